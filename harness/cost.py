@@ -1,0 +1,58 @@
+"""What training costs: FLOP estimates, and the sum of a cell's stages with the teacher's share apart.
+
+A forward pass is 2 N FLOPs per token and a training step 6 N (Kaplan et al. 2020, arXiv 2001.08361,
+section 2.1), with N all parameters and tokens those the model reads, not only those that are scored.
+Attention's quadratic part is left out; it is small at the lengths used here.
+
+    train_flops(parameters=360_000, tokens=1_000_000)  # 2.16e12
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+TEACHER_ROLES = ("teacher", "labels", "synthetic")
+
+
+def train_flops(parameters: int, tokens: float) -> float:
+    """FLOPs of forward and backward over `tokens` read by a model of `parameters`."""
+    return 6.0 * parameters * tokens
+
+
+def forward_flops(parameters: int, tokens: float) -> float:
+    """FLOPs of forward passes over `tokens` read by a model of `parameters`."""
+    return 2.0 * parameters * tokens
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What something cost: tokens read or written by a model, FLOPs (estimate), wall seconds."""
+
+    tokens: float = 0.0
+    flops: float = 0.0
+    seconds: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.tokens + other.tokens, self.flops + other.flops, self.seconds + other.seconds)
+
+
+def stage_cost(facts: Mapping[str, Any]) -> Cost:
+    """The whole cost of one finished stage, from the facts in its manifest."""
+    cost = facts.get("cost", {})
+    tokens = sum(float(cost.get(name, 0)) for name in ("trained_tokens", "generated_tokens", "teacher_tokens"))
+    return Cost(tokens, float(cost.get("flops", 0.0)), float(facts.get("seconds", 0.0)))
+
+
+def cell_cost(train: Iterable[Mapping[str, Any]], teaching: Iterable[Mapping[str, Any]],
+              teacher_training: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Costs of a cell in three figures (facts of its stages go in, by purpose).
+
+    train: the cell's own train stages. teacher: labels and synthetic rows, charged whole to the cell
+    (a live teacher's forward passes are inside train). with_teacher_training: both, and what it took to
+    make the teacher. total: train + teacher, the marginal cost.
+    """
+    own = sum((stage_cost(facts) for facts in train), Cost())
+    lessons = sum((stage_cost(facts) for facts in teaching), Cost())
+    making = sum((stage_cost(facts) for facts in teacher_training), Cost())
+    return {"train": asdict(own), "teacher": asdict(lessons), "total": asdict(own + lessons),
+            "with_teacher_training": asdict(own + lessons + making)}

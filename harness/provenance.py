@@ -1,0 +1,45 @@
+"""Provenance: which code, versions and hardware made an artifact. Never the environment's variables."""
+
+import functools
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "transformers", "trl", "datasets", "tokenizers", "hydra-core", "numpy", "pandas")
+
+
+@functools.cache
+def provenance() -> dict[str, Any]:
+    """Git commit of this checkout (and whether it was changed), package versions, and the hardware."""
+    root = Path(__file__).resolve().parent.parent
+    commit = _git(root, "rev-parse", "HEAD")
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {"commit": commit, "changed": bool(_git(root, "status", "--porcelain", "--untracked-files=no")) if commit
+            else None, "python": platform.python_version(), "versions": versions,
+            "hardware": {"machine": platform.machine(), "cpu": _cpu_name(), "cores": os.cpu_count()}}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        answer = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor()

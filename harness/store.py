@@ -1,0 +1,219 @@
+"""The store: immutable artifacts, attempts and claims in one folder that many processes may share.
+
+    objects/ab/<key>/      a finished artifact; its manifest.json is the only meaning of done
+    tmp/                   artifacts being written; renamed into objects/ when complete
+    attempts/<key>/<n>.json  every try at a stage: who, where, how far, how it ended
+    claims/<key>           an advisory note that an attempt is under way
+    grids/<name>/          a grid's plan, records and results
+
+Publishing is one rename of a folder whose manifest was written last, so a killed process leaves nothing
+half done and the loser of a race discards. Claims only save work; they are never needed for truth.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from harness.config import refuse
+
+STALE_SECONDS = 600  # a claim of another machine without a heartbeat for this long may be taken over
+
+
+@dataclass(frozen=True)
+class Store:
+    """One store folder; every path in it is made here."""
+
+    root: Path
+
+    @classmethod
+    def open(cls, root: str | Path) -> "Store":
+        """The store at `root`, created if absent; refused in one sentence when it cannot be written."""
+        store = cls(Path(root).expanduser().absolute())
+        try:
+            for name in ("objects", "tmp", "attempts", "claims", "grids"):
+                (store.root / name).mkdir(parents=True, exist_ok=True)
+            probe = store.root / "tmp" / f"probe-{uuid.uuid4().hex}"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise refuse("store", str(store.root), f"the folder cannot be written ({error.strerror})",
+                         "choose another with store=<folder>") from error
+        return store
+
+    def folder(self, key: str) -> Path:
+        """Where the artifact of `key` is, or will be."""
+        digest = key.rsplit("-", 1)[-1]
+        return self.root / "objects" / digest[:2] / key
+
+    def grid_folder(self, grid: str) -> Path:
+        """The folder of a grid's plan, records and results."""
+        return self.root / "grids" / grid
+
+    def done(self, key: str) -> bool:
+        """Whether the artifact is published."""
+        return (self.folder(key) / "manifest.json").is_file()
+
+    def manifest(self, key: str) -> dict[str, Any]:
+        """The manifest of a published artifact."""
+        return json.loads((self.folder(key) / "manifest.json").read_text())
+
+    @contextmanager
+    def scratch(self, key: str) -> Iterator[Path]:
+        """A fresh folder under tmp/, removed afterwards unless it was published."""
+        folder = self.root / "tmp" / f"{key}.{uuid.uuid4().hex}"
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def publish(self, key: str, written: Path, manifest: Mapping[str, Any]) -> Path:
+        """Make `written` the artifact of `key`; when somebody was first, theirs stays and ours is dropped."""
+        files = {str(path.relative_to(written)): {"size": path.stat().st_size, "sha256": _sha256(path)}
+                 for path in sorted(written.rglob("*")) if path.is_file()}
+        write_json(written / "manifest.json", {**manifest, "files": files})
+        _fsync_tree(written)
+        target = self.folder(key)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.rename(written, target)
+        except OSError:
+            if not self.done(key):
+                raise
+        _fsync(target.parent)
+        return target
+
+    def keys(self) -> list[str]:
+        """Keys of all published artifacts."""
+        return sorted(path.parent.name for path in (self.root / "objects").glob("*/*/manifest.json"))
+
+    def claim(self, key: str) -> "Claim | None":
+        """Take the claim on `key`, or None while a live attempt holds it."""
+        path = self.root / "claims" / key
+        process = psutil.Process()
+        note = {"host": socket.gethostname(), "pid": process.pid, "process_started": process.create_time(),
+                "nonce": uuid.uuid4().hex, "started": time.time()}
+        for _ in range(2):
+            try:
+                with open(path, "x") as file:
+                    json.dump(note, file)
+                return Claim(path, note["nonce"])
+            except FileExistsError:
+                if self.claimed(key):
+                    return None
+                _take_away(path)
+        return None
+
+    def claimed(self, key: str) -> bool:
+        """Whether a live attempt holds the claim on `key`; never changes anything."""
+        path = self.root / "claims" / key
+        try:
+            note = json.loads(path.read_text())
+            age = time.time() - path.stat().st_mtime
+        except FileNotFoundError:
+            return False
+        except ValueError:  # being written this moment, or cut off by a crash
+            return age_of(path) < STALE_SECONDS
+        if note["host"] != socket.gethostname():
+            return age < STALE_SECONDS
+        try:
+            return abs(psutil.Process(note["pid"]).create_time() - note["process_started"]) < 1.0
+        except psutil.NoSuchProcess:
+            return False
+
+    def attempts(self, key: str) -> list[dict[str, Any]]:
+        """Every attempt at `key`, oldest first."""
+        paths = sorted((self.root / "attempts" / key).glob("*.json"), key=lambda path: int(path.stem))
+        return [json.loads(path.read_text()) for path in paths]
+
+    def new_attempt(self, key: str) -> Path:
+        """Reserve the next attempt file of `key`."""
+        folder = self.root / "attempts" / key
+        folder.mkdir(parents=True, exist_ok=True)
+        number = 1 + max((int(path.stem) for path in folder.glob("*.json")), default=0)
+        while True:
+            try:
+                with open(folder / f"{number}.json", "x") as file:
+                    file.write("{}")
+                return folder / f"{number}.json"
+            except FileExistsError:
+                number += 1
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A held claim; `beat` keeps it alive, `release` gives it back if it is still ours."""
+
+    path: Path
+    nonce: str
+
+    def beat(self) -> None:
+        """Show other machines that the attempt is alive."""
+        if self.path.exists():
+            os.utime(self.path)
+
+    def release(self) -> None:
+        """Give the claim back; a claim that was taken over meanwhile is left alone."""
+        try:
+            if json.loads(self.path.read_text())["nonce"] == self.nonce:
+                self.path.unlink()
+        except (FileNotFoundError, ValueError):
+            pass
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that readers see the old file or the new one, never a part."""
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with open(unfinished, "w") as file:
+        json.dump(value, file, indent=1, sort_keys=True, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+
+
+def age_of(path: Path) -> float:
+    """Seconds since the file was last touched; infinite when it is gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
+
+
+def _take_away(path: Path) -> None:
+    """Remove a stale claim; of several takers one renames it, the others find it gone."""
+    grave = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        os.rename(path, grave)
+        grave.unlink()
+    except FileNotFoundError:
+        pass
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fsync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _fsync(path)
+    _fsync(folder)
