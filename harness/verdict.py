@@ -1,0 +1,208 @@
+"""Verdict: what a grid says, in one sentence, and how sure it is, in another.
+
+Reads a summary (`table.summary`) and crossovers (`gains.crossovers`). "Beats" and "loses to" need a p value
+under .05 after Holm over all comparisons of the figure; anything else "cannot be told from SFT", which is
+not the same as equal: equality needs the equivalence test inside a crossover's bracket.
+
+    verdict(summary(records), crossovers(records, metric))
+    # "For small on mini at 300 steps x 32 rows, kd (weak) beats SFT at 1 % of the data by +0.056 [...]; ..."
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from harness.arms import Arm, Metric
+from harness.crossover import Crossover
+from harness.table import headline, percent, select
+
+SHOWN = 3  # lines told in words; the rest are in the table
+LINE = ["student", "corpus", "budget", "variant", "method", "teacher"]
+
+
+def verdict(
+    frame: pd.DataFrame, crossovers: Mapping[Arm, Crossover] | None = None, metric: Metric | None = None
+) -> str:
+    """The finding and its certainty, in plain words, of one metric (default: `table.headline`)."""
+    if frame.empty:
+        return "No verdict: the grid has no cells."
+    metric = metric or headline(frame)
+    rows = select(frame, metric)
+    students = rows[rows["role"] == "student"]
+    scored = students[students["score"].notna()]
+    lost = _lost(frame, metric)
+    if metric is None or scored.empty:
+        return f"No verdict: no cell has a score. {lost}".strip()
+    others = scored[scored["method"] != "sft"]
+    paired = others[others["gain"].notna()]
+    best = scored.sort_values("score", ascending=not metric.higher_is_better).iloc[0]
+    where = f"{_who(best)} at {percent(best['data_frac'])}"
+    top = f"the best {metric.eval} {metric.metric} is {best['score']:.3f} ({where})"
+    if others.empty:
+        return f"No verdict on distillation: only SFT has a score; {top}. {lost}".strip()
+    if paired.empty:
+        why = (
+            "no SFT cell has a score"
+            if (scored["method"] != "sft").all()
+            else "no SFT cell shares their settings and seed"
+        )
+        return f"No verdict on distillation against SFT: {why}, so there is no gain; {top}. {lost}".strip()
+    sign = 1 if metric.higher_is_better else -1
+    lines = [
+        (key, part.sort_values("data_frac")) for key, part in paired.groupby(LINE, dropna=False, sort=False)
+    ]
+    lines.sort(key=lambda line: -_strength(line[1], sign))
+    told = [_line(part, sign, _find(crossovers or {}, part), paired) for _, part in lines[:SHOWN]]
+    more = f"; {len(lines) - SHOWN} more {'line is' if len(lines) == SHOWN + 1 else 'lines are'} in the table"
+    text = "; ".join(told) + (more if len(lines) > SHOWN else "")
+    place = " ".join(
+        f"{word} {names[0]}" if len(names) == 1 else f"{word} {len(names)} {plural}"
+        for word, column, plural in (
+            ("For", "student", "students"),
+            ("on", "corpus", "corpora"),
+            ("at", "budget", "budgets"),
+        )
+        if (names := [n for n in paired[column].unique() if n])
+    )
+    direction = "" if metric.higher_is_better else ", lower is better"
+    return f"{place} ({metric.eval} {metric.metric}{direction}), {text}. {_certainty(paired)} {lost}".strip()
+
+
+def _line(part: pd.DataFrame, sign: int, crossing: Crossover | None, paired: pd.DataFrame) -> str:
+    """What one method and teacher do over the fractions, e.g. `kd (weak) beats SFT at 1 % by ...`."""
+    first = part.iloc[0]
+    extra = [str(first[name]) for name in ("student", "corpus", "budget") if paired[name].nunique() > 1]
+    extra += [first["variant"]] if first["variant"] else []
+    ahead, behind = "is ahead, though not after Holm,", "is behind, though not after Holm,"
+    groups: dict[str, list[Any]] = {
+        "beats SFT": [],
+        "loses to SFT": [],
+        ahead: [],
+        behind: [],
+        "cannot be told from SFT": [],
+    }
+    for row in part.to_dict("records"):
+        better = sign * row["gain"] > 0
+        if row["gain_p_holm"] < 0.05:
+            verb = "beats SFT" if better else "loses to SFT"
+        elif row["gain_p"] < 0.05:
+            verb = ahead if better else behind
+        else:
+            verb = "cannot be told from SFT"
+        groups[verb].append(row)
+    clauses = [f"{verb} at {_listed(members)}" for verb, members in groups.items() if members]
+    return " ".join([_who(first, *extra), _joined(clauses)]) + (
+        f" ({_crossing(crossing)})" if crossing else ""
+    )
+
+
+def _listed(members: list[dict[str, Any]]) -> str:
+    """Fractions with gains and intervals; of three or more only the ends get theirs."""
+    texts = []
+    for number, row in enumerate(members):
+        low, high = row["gain_low"], row["gain_high"]
+        interval = "no interval" if pd.isna(low) else f"{low:+.3f} to {high:+.3f}"
+        detail = (
+            f" ({row['gain']:+.3f} [{interval}])"
+            if len(members) < 3 or number in (0, len(members) - 1)
+            else ""
+        )
+        texts.append(f"{percent(row['data_frac'])}{detail}")
+    return _joined(texts)
+
+
+def _crossing(found: Crossover) -> str:
+    """The crossover in words that claim no more than its set and bracket."""
+    level = "zero" if found.delta == 0 else f"{found.delta:+g}"
+    bracket = found.bracket
+    pieces = " and ".join(f"{percent(low)} to {percent(high)}" for low, high in found.pieces)
+    if found.status == "crosses":
+        return f"the gain crosses {level} somewhere in {pieces} of the data"
+    if found.status == "never":
+        return f"the gain stays {'above' if found.sign > 0 else 'below'} {level} over all fractions run"
+    if found.status == "several":
+        return f"the gain may be {level} in {pieces}"
+    if found.status == "unbounded":
+        where = f"anywhere in {pieces}, or beyond the fractions run"
+        return f"no crossover is established: the gain may be {level} {where}"
+    above = percent(bracket.last_above)
+    if above and bracket.first_below is not None:
+        return f"the gain crosses {level} between {above} and {percent(bracket.first_below)}"
+    if bracket.first_equivalent is not None:
+        return f"from {percent(bracket.first_equivalent)} on it is within {found.margin:g} of {level}"
+    if above:
+        return f"the gain is above {level} at {above}; too few fractions to say where it ends"
+    return "no crossover is bracketed, and there are too few fractions for a curve"
+
+
+def _find(crossovers: Mapping[Arm, Crossover], part: pd.DataFrame) -> Crossover | None:
+    """The crossover of one line; over draws where there are several."""
+    first = part.iloc[0]
+    names = [None if pd.isna(first[name]) else first[name] for name in LINE]
+    found = [c for arm, c in crossovers.items() if [getattr(arm, name) for name in LINE] == names]
+    return found[0] if len(found) == 1 else None
+
+
+def _strength(part: pd.DataFrame, sign: int) -> float:
+    """The order in which lines are told: the largest clear gain, then the largest gain."""
+    clear = part[part["gain_p_holm"] < 0.05]
+    return float(
+        (sign * clear["gain"]).max() + 1e6
+        if len(clear) and (sign * clear["gain"]).max() > 0
+        else (sign * part["gain"]).max()
+    )
+
+
+def _certainty(paired: pd.DataFrame) -> str:
+    """How many seeds, what the intervals hold, how many comparisons, how many draws."""
+    low, high = int(paired["paired_seeds"].min()), int(paired["paired_seeds"].max())
+    seeds = f"{low} seed{'s' if low > 1 else ''}" if low == high else f"{low} to {high} seeds"
+    kinds = [kind for kind in paired["gain_covers"].dropna().unique() if kind]
+    words = {
+        "seeds and items": "seeds and test items",
+        "items only": "test items only",
+        "seeds only": "seeds, not test items",
+    }
+    holds = ", ".join("nothing" if kind == "nothing" else words.get(kind, kind) for kind in kinds)
+    seeds += " in each draw" if (paired["draws"] > 1).any() else ""
+    family = f"{len(paired)} comparison{'s' if len(paired) > 1 else ''}"
+    text = f"How sure: {seeds}, 95 % intervals over {holds}, Holm over {family}"
+    if low < 2:
+        text += "; one seed says nothing about seed variance" + (
+            "" if high < 2 else ", where there is only one"
+        )
+    if (paired["draws"] == 1).any():
+        text += "; for one draw of world and teacher"
+    methods = paired.groupby(LINE, dropna=False).ngroups
+    if methods > 1:
+        text += "; the best of several is to be confirmed on fresh seeds"
+    return text + "."
+
+
+def _lost(frame: pd.DataFrame, metric: Metric | None) -> str:
+    """Cells without a score, with the first reason."""
+    wanted = (
+        frame["eval"] == ""
+        if metric is None
+        else (frame[["eval", "metric", "source"]] == list(metric)).all(axis=1)
+    )
+    rows = frame[wanted & (frame["draws"] == 1) & (frame["role"] == "student")]
+    counts = {status: int(rows[status].sum()) for status in ("failed", "missing", "running")}
+    total = sum(counts.values()) + int(rows["done"].sum())
+    parts = [f"{count} {status}" for status, count in counts.items() if count]
+    reasons = rows.loc[rows["failed"] > 0, "reason"].dropna().unique()
+    why = f" ({reasons[0]})" if len(reasons) else ""
+    unscored = int(rows["done"].sum() - rows["scored_cells"].sum())
+    parts += [f"{unscored} finished without this score"] if unscored and metric is not None else []
+    return f"Of {total} cells, {_joined(parts)}{why}." if parts else ""
+
+
+def _who(row: Any, *more: str) -> str:
+    """A method and its teacher, e.g. `kd (weak)`."""
+    notes = [*([] if pd.isna(row["teacher"]) else [str(row["teacher"])]), *more]
+    return f"{row['method']} ({', '.join(notes)})" if notes else str(row["method"])
+
+
+def _joined(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

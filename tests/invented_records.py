@@ -1,0 +1,98 @@
+"""Invented records with item scores: a small grid whose gains are set by hand, for tests of the reading side.
+
+records, load_items = grid(gains={"kd": {0.01: 0.1, 1.0: 0.0}}, seeds=3)
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+SFT = {0.01: 0.2, 0.03: 0.3, 0.1: 0.45, 0.3: 0.55, 1.0: 0.6}
+
+
+def cell(
+    method: str, data_frac: float | None, seed: int, scores: list[float] | None = None, **changes: Any
+) -> dict[str, Any]:
+    """One record; `scores` are the item scores, whose mean is the cell's score."""
+    role = changes.get("role", "student")
+    name = f"{role}-{method}-{data_frac}-{seed}-" + "-".join(
+        f"{k}={v}" for k, v in sorted(changes.items()) if k != "settings"
+    )
+    record: dict[str, Any] = {
+        "cell": name, "grid": "g", "status": "done", "reason": None, "failure_class": None, "role": role,
+        "method": method, "data_frac": data_frac, "student": "small",
+        "teacher": None if method in ("sft", "base") else "weak",
+        "corpus": "mini", "budget": "300 steps x 32 rows", "seed": seed,
+        "data_seed": seed, "train_seed": seed,
+        "world_seed": 0, "teacher_seed": 0, "settings": {},
+        "cost": {"train": {"tokens": 1e5, "flops": 2e11, "seconds": 8.0},
+                 "teacher": {"tokens": 1e4, "flops": 1e10, "seconds": 2.0},
+                 "total": {"tokens": 1.1e5, "flops": 2.1e11, "seconds": 10.0}},
+        "scores": [], "items": None, "warnings": [],
+    }  # fmt: skip
+    if scores is not None:
+        error = float(np.std(scores, ddof=1) / np.sqrt(len(scores))) if len(scores) > 1 else 0.0
+        record["scores"] = [
+            {"eval": "verified", "metric": "accuracy", "source": "all", "score": float(np.mean(scores)),
+             "standard_error": error, "items": len(scores)}
+        ]  # fmt: skip
+        record["items"] = name
+    return record | changes
+
+
+def items(scores: list[float], sources: tuple[str, ...] = ("add", "sort")) -> pd.DataFrame:
+    """An evaluation's items.parquet, with what the reading side looks at."""
+    return pd.DataFrame({
+        "eval": "verified", "id": [f"i{n}" for n in range(len(scores))],
+        "source": [sources[n % len(sources)] for n in range(len(scores))], "score": scores,
+        "nll": 1.0, "nll_tokens": 2, "nll_truth": 1.0, "nll_truth_tokens": 2,
+    })  # fmt: skip
+
+
+def grid(
+    gains: dict[tuple[str, str] | str, dict[float, float]], seeds: int = 3,
+    size: int = 240, noise: float = 0.01,
+    worlds: tuple[int, ...] = (0,), references: bool = True,
+) -> tuple[list[dict[str, Any]], Any]:  # fmt: skip
+    """Records of SFT and of each method at its fractions, with gains over SFT close to those given."""
+    generator = np.random.default_rng(7)
+    shelf: dict[str, pd.DataFrame] = {}
+    records: list[dict[str, Any]] = []
+
+    def add(
+        method: str, fraction: float | None, seed: int, mean: float, difficulty: np.ndarray, **changes: Any
+    ) -> None:
+        scores = (generator.random(size) * 0.3 + difficulty * 0.7 < mean).astype(float).tolist()
+        record = cell(method, fraction, seed, scores, **changes)
+        shelf[record["items"]] = items(scores, tuple("abcdefghijkl"))
+        records.append(record)
+
+    fractions = sorted({fraction for curve in gains.values() for fraction in curve})
+    for world in worlds:
+        difficulty = generator.permutation(size) / size
+        for seed in range(seeds):
+            for fraction in fractions:
+                sft = SFT[fraction] + generator.normal(0, 0.02)
+                add("sft", fraction, seed, sft, difficulty, world_seed=world)
+                for who, curve in gains.items():
+                    method, teacher = who if isinstance(who, tuple) else (who, "weak")
+                    if fraction in curve:
+                        mean = sft + curve[fraction] + generator.normal(0, noise)
+                        add(method, fraction, seed, mean, difficulty, teacher=teacher, world_seed=world)
+        if references:
+            add("base", None, 0, 0.05, difficulty, role="base", world_seed=world)
+            for teacher, level in {"weak": 0.7, "strong": 0.88}.items():
+                if any(isinstance(who, str) or who[1] == teacher for who in gains):
+                    add(
+                        "teacher",
+                        None,
+                        0,
+                        level,
+                        difficulty,
+                        role="teacher",
+                        teacher=teacher,
+                        student=teacher,
+                        world_seed=world,
+                    )
+    return records, lambda path: shelf[path]

@@ -1,0 +1,71 @@
+"""Plots: axes come back with what was given, labels do not overlap, files repeat to the byte."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from analysis.labels import spread
+from analysis.plots import crossover, crossover_figure, footnote
+from harness.gains import crossovers
+from harness.table import headline, select, summary
+from tests.invented_records import cell, grid
+
+
+def small(seeds=2):
+    records, load_items = grid(
+        {"kd": {0.01: 0.1, 0.1: 0.05, 1.0: 0.0}, ("kd", "strong"): {0.01: 0.2, 0.1: 0.1}}, seeds
+    )
+    frame = summary(records, load_items)
+    return frame, crossovers(records, headline(frame), load_items)
+
+
+def texts(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def test_names_at_the_ends_keep_their_distance_and_their_order():
+    assert spread([10, 11, 40], gap=12, low=0, high=100) == pytest.approx([4.5, 16.5, 40])
+    places = spread([50, 50.1, 50.2, 49, 3], gap=10, low=0, high=60)
+    assert np.diff(sorted(places)).min() >= 10 - 1e-9 and min(places) >= 0 and max(places) <= 60
+    assert np.argsort(places).tolist() == [4, 3, 0, 1, 2]
+
+
+def test_ticks_are_the_fractions_and_lines_references_and_zero_are_named():
+    frame, found = small()
+    left, right = Figure().subplots(1, 2)
+    crossover(select(frame), left, right, found)
+    assert [tick.get_text() for tick in left.get_xticklabels()] == ["1 %", "10 %", "100 %"]
+    assert {"SFT", "kd · weak", "kd · strong"} <= set(texts(left))
+    assert any(text.startswith("weak teacher 0.") for text in texts(left)) and "SFT" in texts(right)
+
+
+def test_drawn_gains_are_those_of_the_summary():
+    frame, _ = small()
+    left, right = Figure().subplots(1, 2)
+    crossover(select(frame), left, right)
+    kd = frame[(frame["method"] == "kd") & (frame["teacher"] == "weak")].sort_values("data_frac")
+    drawn = [line.get_ydata() for line in right.lines]
+    assert any(len(y) == 3 and np.allclose(np.asarray(y, float), kd["gain"].to_numpy(float)) for y in drawn)
+
+
+def test_one_seed_is_dashed_has_no_band_and_is_said():
+    frame, _ = small(seeds=1)
+    left, right = Figure().subplots(1, 2)
+    crossover(select(frame), left, right)
+    assert all(c.get_linestyle()[0][1] is not None for c in right.collections if len(c.get_paths()))
+    assert "excludes seed variance" in footnote(select(frame), None)
+
+
+def test_files_are_the_same_bytes_twice(tmp_path):
+    frame, found = small()
+    first, second = (crossover_figure(frame, tmp_path / name, found) for name in "ab")
+    assert [path.suffix for path in first] == [".png", ".svg"]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_grids_without_a_gain_or_a_score_still_have_a_figure(tmp_path):
+    records, load_items = grid({"kd": {0.1: 0.1}}, seeds=1)
+    only_sft = summary([r for r in records if r["method"] != "kd"], load_items)
+    broken = summary([cell("kd", 0.1, 0, status="failed", reason="x")])
+    for frame in (only_sft, broken, summary([])):
+        assert all(path.stat().st_size > 1000 for path in crossover_figure(frame, tmp_path / "f"))

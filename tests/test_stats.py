@@ -1,0 +1,196 @@
+"""Intervals, equivalence, Holm, draws, crossover: by hand, against scipy and statsmodels, by simulation."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats as reference
+from statsmodels.stats.multitest import multipletests
+
+from harness.config import SettingsError
+from harness.crossover import crossover
+from harness.stats import draws_of, equivalence, holm, seeds_and_items
+
+FRACTIONS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+
+
+def test_without_items_the_interval_is_the_t_interval_over_seeds():
+    gains = [0.02, 0.05, 0.03, 0.07]
+    expected = reference.ttest_1samp(gains, 0)
+    found = seeds_and_items(gains)
+    low, high = expected.confidence_interval()
+    assert (found.low, found.high, found.p) == pytest.approx((low, high, expected.pvalue))
+    assert found.excludes_item_variance and not found.excludes_seed_variance
+
+
+def test_one_seed_gives_the_t_interval_over_items_and_says_so():
+    scores = np.random.default_rng(0).normal(0.1, 1, 50)
+    expected = reference.ttest_1samp(scores, 0)
+    found = seeds_and_items(scores[None])
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval()))
+    assert found.df == 49 and found.excludes_seed_variance
+
+
+def test_two_seeds_and_two_items_by_hand():
+    # seed means 2 and 4: variance 2; item means 2 and 4: variance 2;
+    # scores [[1, 3], [3, 5]] are additive, so rest = 0: variance = 2/2 + 2/2 = 2, df = 2^2 / (1 + 1) = 2
+    found = seeds_and_items([[1, 3], [3, 5]])
+    assert (found.estimate, found.standard_error, found.df) == pytest.approx((3, math.sqrt(2), 2))
+    # [[1, 3], [3, 9]]: mean 4, seed means 2, 6: 8/2 = 4; items the same; rest +-1: (4/1)/(2 * 2) = 1
+    found = seeds_and_items([[1, 3], [3, 9]])
+    assert (found.estimate, found.standard_error**2) == pytest.approx((4, 4 + 4 - 1))
+    assert found.df == pytest.approx(7**2 / (4**2 + 4**2 + 1**2))
+
+
+def test_strata_take_the_difference_between_sources_out_of_the_item_variance():
+    scores = np.array([[0.0, 0.2, 1.0, 1.2]])
+    found = seeds_and_items(scores, strata=["a", "a", "b", "b"])
+    # within each source the variance is 0.02 over 2 items, weighted (1/2)^2: 2 * 0.25 * 0.01 = 0.005
+    assert found.standard_error**2 == pytest.approx(0.005)
+    assert seeds_and_items(scores).standard_error > 3 * found.standard_error
+
+
+def test_a_seed_and_an_item_part_that_vanish_leave_no_width_and_no_p_value():
+    found = seeds_and_items(np.zeros((3, 4)))
+    assert (found.low, found.high) == (0, 0) and math.isnan(found.p)
+
+
+def test_one_score_alone_has_no_interval():
+    found = seeds_and_items([0.3])
+    assert found.estimate == 0.3 and math.isnan(found.low) and math.isnan(found.high)
+
+
+def test_scores_that_are_not_finite_are_refused():
+    with pytest.raises(SettingsError, match="finite"):
+        seeds_and_items([0.1, math.nan])
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize(
+    ("seed_sd", "item_sd", "rest_sd"), [(0.02, 0.3, 0.3), (0.03, 0.3, 0.1), (0.0, 0.4, 0.3)]
+)
+def test_intervals_over_seeds_and_items_cover_as_they_say(seeds, seed_sd, item_sd, rest_sd):
+    generator, items, repetitions = np.random.default_rng(seeds), 60, 1000
+    hits = 0
+    for _ in range(repetitions):
+        scores = generator.normal(0, seed_sd * 2, (seeds, 1)) + generator.normal(0, item_sd, (1, items))
+        found = seeds_and_items(scores + generator.normal(0, rest_sd, (seeds, items)))
+        hits += found.low <= 0 <= found.high
+    assert 0.925 <= hits / repetitions <= 0.985  # 93 % less half a simulation error
+
+
+def test_binary_paired_gains_cover_as_they_say():
+    generator, repetitions, hits = np.random.default_rng(3), 1000, 0
+    for _ in range(repetitions):
+        hard = generator.normal(0, 1, (1, 60))
+        kd, sft = (
+            hard + generator.normal(0, 0.2, (3, 1)) + generator.normal(0, 0.7, (3, 60)) > 0 for _ in range(2)
+        )
+        found = seeds_and_items(kd.astype(float) - sft)
+        hits += found.low <= 0 <= found.high
+    assert 0.925 <= hits / repetitions <= 0.985
+
+
+def test_equivalence_is_two_one_sided_t_tests():
+    gains = [0.004, -0.003, 0.006, 0.001, -0.002]
+    above = reference.ttest_1samp(gains, -0.02, alternative="greater").pvalue
+    below = reference.ttest_1samp(gains, 0.02, alternative="less").pvalue
+    found = equivalence(gains, 0.02)
+    assert found.equivalent and found.p == pytest.approx(max(above, below))
+
+
+def test_a_noisy_gain_near_zero_is_not_called_equivalent():
+    assert not equivalence([0.05, -0.05, 0.03, -0.02], 0.02).equivalent
+
+
+def test_holm_agrees_with_statsmodels_and_leaves_out_what_is_not_known():
+    p = np.array([0.01, 0.04, 0.03, 0.2, 0.005])
+    assert holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+    assert holm([0.01, math.nan, 0.02]) == pytest.approx([0.02, math.nan, 0.02], nan_ok=True)
+
+
+def test_draws_are_the_replicates_and_seeds_of_different_draws_are_not_pooled():
+    gains = {0: [0.10, 0.12, 0.11], 1: [0.01, 0.03, 0.02]}
+    found = draws_of(gains)
+    expected = reference.ttest_1samp([0.11, 0.02], 0).confidence_interval()
+    assert (found.across.low, found.across.high) == pytest.approx(tuple(expected))
+    assert found.scope == "for these draws only" and set(found.per_draw) == {0, 1}
+    assert draws_of({n: [0.1, 0.2] for n in range(5)}).scope == "over draws"
+    assert draws_of({7: [0.1, 0.2]}).scope == "for this draw only"
+
+
+def test_a_gain_that_falls_through_zero_crosses_where_it_was_put():
+    x = np.log10(FRACTIONS)
+    gains = (
+        -0.05 * (x + 1)[None] + np.array([0.004, 0, -0.004])[:, None]
+    )  # zero at 10 %, seeds 0.08 decades apart
+    found = crossover(FRACTIONS, gains)
+    assert found.status == "crosses"
+    # the fitted gain at x is -.05 (x + 1) with sd .004, so the half width in x is
+    half = reference.t.ppf(0.975, 2) * 0.004 / math.sqrt(3) / 0.05
+    assert np.log10(found.pieces[0]) == pytest.approx([-1 - half, -1 + half], abs=0.005)
+    assert np.log10(found.roots[0]) == pytest.approx(-1, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("shape", "status", "sign"),
+    [
+        (lambda x: 0.05 + 0 * x, "never", 1),
+        (lambda x: -0.05 + 0 * x, "never", -1),
+        (lambda x: -0.02 * x, "unbounded", 0),
+        (lambda x: 0.04 - 0.06 * (x + 1.25) ** 2, "several", 0),
+    ],
+)  # fmt: skip
+def test_a_set_may_be_empty_unbounded_or_in_several_pieces(shape, status, sign):
+    gains = shape(np.log10(FRACTIONS))[None] + np.array([0.002, 0, -0.002])[:, None]
+    found = crossover(FRACTIONS, gains)
+    assert (found.status, found.sign) == (status, sign)
+    assert (len(found.pieces) > 1) == (status == "several")
+
+
+def test_a_crossover_with_a_declared_delta_is_that_of_the_gain_less_delta():
+    gains = -0.05 * (np.log10(FRACTIONS) + 1)[None] + np.array([0.004, 0, -0.004])[:, None]
+    shifted = crossover(FRACTIONS, gains + 0.1, delta=0.1)
+    assert shifted.pieces[0] == pytest.approx(crossover(FRACTIONS, gains).pieces[0])
+
+
+def test_few_fractions_give_the_bracket_and_no_curve():
+    gains = np.array([0.1, 0.05, 0.0, -0.05])[None] + np.array([0.001, 0, -0.001])[:, None]
+    found = crossover([0.01, 0.1, 0.3, 1.0], gains)
+    assert (found.status, found.pieces) == ("too few fractions", ())
+    assert (found.bracket.last_above, found.bracket.first_equivalent, found.bracket.first_below) == (
+        0.1,
+        0.3,
+        1.0,
+    )
+
+
+def test_one_seed_without_items_excludes_nothing():
+    found = crossover(FRACTIONS, np.linspace(0.1, -0.1, 6)[None])
+    assert found.status == "unbounded" and found.pieces[0] == pytest.approx((0.003, 1.0))
+    assert found.excludes_seed_variance
+
+
+@pytest.mark.parametrize("curvature", [0.0, 0.03])
+def test_the_crossover_set_covers_with_seed_intercepts_shared_items_and_curvature(curvature, monkeypatch):
+    monkeypatch.setattr("harness.crossover.GRID", 101)
+    generator, x, true = np.random.default_rng(11), np.log10(FRACTIONS), -0.9
+    curve = -0.06 * (x - true) + curvature * (x - true) * (x + 1.5)
+    hits, repetitions = 0, 400
+    for _ in range(repetitions):
+        gains = (
+            curve[None, :, None]
+            + generator.normal(0, 0.02, (3, 1, 1))
+            + generator.normal(0, 0.015, (3, 6, 1))
+        )
+        gains = gains + generator.normal(0, 0.15, (1, 6, 40)) + generator.normal(0, 0.1, (1, 1, 40))
+        found = crossover(FRACTIONS, gains + generator.normal(0, 0.2, (3, 6, 40)))
+        hits += any(np.log10(low) - 0.03 <= true <= np.log10(high) + 0.03 for low, high in found.pieces)
+    assert 0.925 <= hits / repetitions <= 0.99
+
+
+def test_fractions_must_be_distinct_and_gains_must_fit_them():
+    with pytest.raises(SettingsError, match="distinct"):
+        crossover([0.1, 0.1], [[0.0, 0.0]])
+    with pytest.raises(SettingsError, match="2 fractions"):
+        crossover([0.1, 0.2], [[0.0, 0.0, 0.0]])
