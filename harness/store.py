@@ -128,7 +128,9 @@ class Store:
         if note["host"] != socket.gethostname():
             return age < STALE_SECONDS
         try:
-            return abs(psutil.Process(note["pid"]).create_time() - note["process_started"]) < 1.0
+            holder = psutil.Process(note["pid"])
+            same = abs(holder.create_time() - note["process_started"]) < 1.0  # else the number was given to another
+            return same and holder.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
 

@@ -1,0 +1,138 @@
+"""The harness from Python: the same cells, plans, runs and tables as the command line, no Hydra in sight.
+
+    import harness.api as harness
+    cells = harness.grid(data_frac=[0.01, 0.1, 1.0], method=["sft", "kd"], seed=[0, 1, 2])
+    print(harness.plan(cells).name)
+    finished = harness.run(cells, store="outputs")
+    harness.results(finished.grid)          # a tidy DataFrame
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from harness.compose import Composed, compose
+from harness.config import Cell, Settings
+from harness.execute import execute
+from harness.plan import Plan
+from harness.preflight import preflight
+from harness.record import freeze, records
+from harness.store import Store, write_json
+from harness.view import view_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def grid(**settings: Any) -> tuple[Cell, ...]:
+    """Cells of the product of `settings`; a list or tuple sweeps, dots in names are written `__`.
+
+    `grid(method=["sft", "kd"], budget__amount=100)`; raises SettingsError as the command line would.
+    """
+    fixed = [f"{_dotted(name)}={value}" for name, value in settings.items() if not isinstance(value, list | tuple)]
+    swept = {_dotted(name): list(value) for name, value in settings.items() if isinstance(value, list | tuple)}
+    return compose(fixed, sweep={"product": swept}).cells
+
+
+def plan(cells: Iterable[Cell]) -> Plan:
+    """The stages of the cells, without repeats; nothing is run."""
+    return Plan.of(cells)
+
+
+def run(cells: Sequence[Cell], store: str = "outputs", **settings: Any) -> "Finished":
+    """Make what the store lacks of the cells; `settings` as in harness.config.Settings (`retry=True`, ...)."""
+    own = Settings(method=None, corpus=None, store=store, **settings)
+    return run_grid(Composed(tuple(cells), own))
+
+
+def results(name: str, store: str = "outputs") -> "pd.DataFrame":
+    """One row per cell x evaluation x metric x source of a grid, with identity, cost and status."""
+    from harness.grid import frozen_plan
+    from harness.table import tidy
+
+    opened = Store(Path(store).absolute())
+    return tidy(records(opened, frozen_plan(opened, name)))
+
+
+def run_grid(composed: Composed, stream: TextIO | None = None) -> "Finished":
+    """Plan, check, execute and collect; the way of every door.
+
+    What can be refused is refused before anything is computed. Ctrl-C leaves what is finished in the
+    store and passes on as KeyboardInterrupt.
+    """
+    settings = composed.settings
+    store = Store.open(settings.store)
+    planned = Plan.of(composed.cells)
+    preflight(planned)
+    name = settings.grid or settings.experiments or planned.name
+    frozen = freeze(planned, name)
+    folder = store.grid_folder(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "plan.json", frozen)
+    with view_of(planned, stream or sys.stderr) as view:
+        execute(planned, store, settings, view)
+    return Finished.collect(store, frozen)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What came of a grid: its records, summary table, verdict, and the files that hold them."""
+
+    grid: str
+    folder: Path
+    records: list[dict[str, Any]]
+    summary: "pd.DataFrame"
+    verdict: str
+
+    @classmethod
+    def collect(cls, store: Store, frozen: Mapping[str, Any]) -> "Finished":
+        """Read records from the store; write table, figure and verdict into the grid's folder."""
+        from analysis.plots import crossover_figure
+        from harness.gains import crossovers
+        from harness.table import headline, summary, write
+        from harness.verdict import verdict
+
+        found = records(store, frozen)
+        frame = summary(found)
+        metric = headline(frame)
+        crossed = crossovers(found, metric) if metric else {}
+        text = verdict(frame, crossed, metric)
+        folder = store.grid_folder(frozen["grid"])
+        write(folder, found, frame)
+        crossover_figure(frame, folder / "crossover", crossed)
+        (folder / "verdict.txt").write_text(text + "\n")
+        (folder / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in found))
+        return cls(frozen["grid"], folder, found, frame, text)
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        """Records of student cells that have no score."""
+        return [record for record in self.records if record["status"] != "done" and record["role"] == "student"]
+
+    def show(self) -> None:
+        """Print the table, the failures, the verdict and where the files are."""
+        from rich.console import Console
+
+        from harness.table import render
+
+        console = Console(width=None if sys.stdout.isatty() else 160)
+        console.print(render(self.summary))
+        warnings = dict.fromkeys(warning for record in self.records for warning in record["warnings"])
+        for warning in warnings:
+            console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+        for record in self.failed:
+            console.print(f"{record['status']}: {record['method']} {record['data_frac']:g} seed {record['seed']}: "
+                          f"{record['reason']}", style="red", highlight=False, markup=False)
+        if self.failed:
+            console.print("retry=true runs failed cells again; the others are kept.")
+        console.print(self.verdict, style="bold", highlight=False, markup=False)
+        console.print(f"{self.folder}: results.parquet, results.csv, summary.csv, crossover.png, crossover.svg, "
+                      "records.jsonl", soft_wrap=True, highlight=False, markup=False)
+
+
+def _dotted(name: str) -> str:
+    return name.replace("__", ".")
+

@@ -1,0 +1,146 @@
+"""One attempt at a stage: claim it, make it, publish it, and leave the truth about how it ended.
+
+This is the whole of what a worker does, wherever it runs; the pool and the inline launcher only decide
+where. Failures get a class, so that a failed cell can be understood, and retried, by its cause.
+"""
+
+import importlib
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import track
+from harness.config import Machine, SettingsError
+from harness.provenance import provenance
+from harness.store import Claim, Store, write_json
+
+HEARTBEAT_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended: `done`, `failed` (with class and one line), or `busy` (claimed by another)."""
+
+    key: str
+    status: str
+    failure_class: str | None = None
+    reason: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def attempt(store: Store, spec: Mapping[str, Any], maker: str, machine: Machine,
+            listener: Callable[[track.Progress], None] = lambda progress: None) -> Outcome:
+    """Make one stage unless it is done or claimed elsewhere; never raises for a stage's own failure.
+
+    `spec` is `Stage.spec()`, `maker` is "module:function". Inputs must be published.
+    """
+    key = spec["key"]
+    if store.done(key):
+        return Outcome(key, "done", facts=store.manifest(key)["facts"])
+    claim = store.claim(key)
+    if claim is None:
+        return Outcome(key, "busy")
+    try:
+        if store.done(key):  # published between the first look and the claim
+            return Outcome(key, "done", facts=store.manifest(key)["facts"])
+        with Diary(store, spec, claim) as diary:
+            facts = _make(store, spec, maker, machine, diary, listener)
+        return Outcome(key, "done", facts=facts)
+    except Exception as error:
+        return Outcome(key, "failed", failure_class(error), one_line(error))
+    finally:
+        claim.release()
+
+
+def _make(store: Store, spec: Mapping[str, Any], maker: str, machine: Machine, diary: "Diary",
+          listener: Callable[[track.Progress], None]) -> dict[str, Any]:
+    module, function = maker.split(":")
+    make = getattr(importlib.import_module(module), function)
+    inputs = {role: store.folder(key) for role, key in spec["inputs"].items()}
+    missing = [key for key in spec["inputs"].values() if not store.done(key)]
+    if missing:
+        raise FileNotFoundError(f"{spec['address']} needs {', '.join(missing)}, not in the store {store.root}")
+
+    def heard(progress: track.Progress) -> None:
+        diary.note(progress)
+        listener(progress)
+
+    started = time.time()
+    with store.scratch(spec["key"]) as out:
+        with track.listen(heard):
+            facts = make({**spec["settings"], "where": spec["where"]}, inputs, out, machine)
+        facts = {**facts, "seconds": time.time() - started}
+        store.publish(spec["key"], out, {**spec, "facts": facts, "provenance": provenance(), "published": time.time()})
+    return facts
+
+
+class Diary:
+    """The attempt's file: written at the start, on heartbeats, and with how it ended."""
+
+    def __init__(self, store: Store, spec: Mapping[str, Any], claim: Claim) -> None:
+        self.path: Path = store.new_attempt(spec["key"])
+        self.claim = claim
+        self.page: dict[str, Any] = {"address": spec["address"], "started": time.time(), "outcome": "running",
+                                     **{name: None for name in ("step", "total", "loss", "ended", "failure_class",
+                                                                "reason", "traceback")}}
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def note(self, progress: track.Progress) -> None:
+        """Remember how far the stage is; written at the next heartbeat."""
+        self.page |= {"step": progress.step, "total": progress.total, "loss": progress.loss}
+
+    def __enter__(self) -> "Diary":
+        self._write()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.page |= {"outcome": "done", "ended": time.time()}
+        if error is not None:
+            stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+            self.page |= {"outcome": "interrupted" if stopped else "failed", "failure_class": failure_class(error),
+                          "reason": one_line(error), "traceback": "".join(traceback.format_exception(error))}
+        self._write()
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            self.claim.beat()
+            self._write()
+
+    def _write(self) -> None:
+        loss = self.page["loss"]
+        finite = loss is not None and abs(loss) < float("inf")
+        with self._lock:
+            write_json(self.path, {**self.page, "heartbeat": time.time(), "loss": loss if finite else None})
+
+
+def failure_class(error: BaseException) -> str:
+    """The cause by which a failure is shown and retried."""
+    name = type(error).__name__
+    if isinstance(error, SettingsError):
+        return "settings"
+    if isinstance(error, ImportError):
+        return "import"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate" in str(error):
+        return "oom_host"
+    if name == "OutOfMemoryError":
+        return "oom_cuda"
+    if name == "DivergedError":
+        return "diverged"
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "cancelled"
+    return "application"
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of what went wrong, with its type unless it is a sentence of ours."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return first if isinstance(error, SettingsError) else f"{type(error).__name__}: {first}"

@@ -1,0 +1,243 @@
+"""Compose: from words on a command line, or values in a notebook, to cells.
+
+Presets come from `conf/`, experiments from `experiments/`, methods and corpora from their dataclasses.
+Hydra composes once per choice of config groups; swept values are then set on copies, so a thousand
+cells are composed in a second or two. All input errors leave here as `SettingsError`.
+
+    composed = compose(["data_frac=0.01,0.1", "method=sft,kd"]); composed.cells, composed.settings
+"""
+
+import functools
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from harness.config import Cell, Settings, SettingsError, refuse
+from harness.corpora import corpus_names, load_corpus
+from harness.methods import load_method, method_names
+
+CONFIG = "config"
+CELL_FIELDS = tuple(field.name for field in fields(Cell))
+FRACTION_HINT = "a fraction is a number above 0 and at most 1; try data_frac=0.01"
+
+
+@dataclass(frozen=True)
+class Composed:
+    """The cells that were asked for, and the settings of the run itself."""
+
+    cells: tuple[Cell, ...]
+    settings: Settings
+
+
+def presets_folder() -> Path:
+    """The folder with `conf/` and `experiments/`: the checkout's, or the installed package's copy."""
+    here = Path(__file__).resolve().parent
+    for folder in (here.parent, here / "_presets"):
+        if (folder / "conf" / f"{CONFIG}.yaml").is_file():
+            return folder
+    raise SettingsError("the presets (conf/config.yaml) are missing; install the project with `pip install -e .`")
+
+
+def register() -> None:
+    """Tell Hydra the schema, and the methods and corpora that exist; safe to call again."""
+    store = ConfigStore.instance()
+    store.store(name="settings", node=Settings)
+    for name in method_names():
+        store.store(group="method", name=name, node=load_method(name))
+    for name in corpus_names():
+        store.store(group="corpus", name=name, node=load_corpus(name))
+
+
+@contextmanager
+def hydra_ready() -> Iterator[None]:
+    """Hydra initialised on our presets; inside a Hydra program, that program's own initialisation."""
+    register()
+    if GlobalHydra.instance().is_initialized():
+        yield
+        return
+    with initialize_config_dir(str(presets_folder() / "conf"), version_base="1.3"):
+        yield
+
+
+def compose(arguments: Sequence[str], sweep: Mapping[str, Any] | None = None) -> Composed:
+    """All cells of the overrides `arguments` (commas and ranges sweep) and of a sweep from a file.
+
+    Raises SettingsError for unknown names and keys, and values a setting cannot take.
+    """
+    with hydra_ready(), plain_errors():
+        overrides = OverridesParser.create().parse_overrides(list(arguments))
+        fixed = [override for override in overrides if not override.is_sweep_override()]
+        swept = [override for override in overrides if override.is_sweep_override()]
+        first = _settings(hydra_compose(CONFIG, [_text(override) for override in fixed]
+                                        + [f"{override.key_or_group}={_first(override)}" for override in swept
+                                           if _is_group(override.key_or_group)]))
+        points = _points(swept, {**first.sweep, **(sweep or {})})
+        composer = _Composer([_text(override) for override in fixed])
+        cells = tuple(composer.cell(point) for point in points)
+    if not cells:
+        raise SettingsError("the grid is empty: `exclude` removed every cell; loosen it")
+    return Composed(cells, first)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn Hydra's and OmegaConf's errors into one sentence that names the field and what is allowed."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise _sentence(error) from error
+
+
+def _sentence(error: BaseException) -> SettingsError:
+    """The refusal behind an error of Hydra or OmegaConf, its causes looked through."""
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    for cause in causes:
+        if isinstance(cause, SettingsError):
+            return cause
+        if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
+            group, _, name = cause.missing_cfg_file.rpartition("/")
+            return refuse(group or "config", name, f"allowed are {', '.join(sorted(cause.options or [])) or 'none'}")
+    for cause in causes:
+        if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+            return _refused_key(cause)
+    return SettingsError(" ".join(line.strip() for line in str(error).splitlines() if line.strip()))
+
+
+def _refused_key(error: OmegaConfBaseException) -> SettingsError:
+    """An unknown key with its siblings, or a value the field's type cannot take."""
+    if isinstance(error, AttributeError | KeyError) and is_dataclass(error.object_type):
+        known = ", ".join(field.name for field in fields(error.object_type))
+        owner = error.object_type.__name__.lower()
+        return SettingsError(f"{error.full_key} is not a setting; {owner} has {known or 'none'}.")
+    if error.full_key == "data_frac":
+        return refuse("data_frac", error.value, FRACTION_HINT)
+    return SettingsError(f"{error.full_key}={error.value!r} cannot be run: {str(error).splitlines()[0]}.")
+
+
+class _Composer:
+    """Composes cells: Hydra once per choice of groups and nested values, plain copies for the rest."""
+
+    def __init__(self, fixed: list[str]) -> None:
+        self.fixed = fixed
+        self.configs: dict[str, DictConfig] = {}
+        self.cells: dict[str, dict[str, Any]] = {}
+        self.typed: dict[str, Any] = {}
+
+    def cell(self, point: Mapping[str, Any]) -> Cell:
+        groups = {key: value for key, value in point.items() if _is_group(key)}
+        nested = {key: value for key, value in point.items() if key not in groups and key not in CELL_FIELDS}
+        values = {key: self.value(key, value) for key, value in point.items() if key not in groups and key not in nested}
+        return Cell(**{**self.fields(groups, nested), **values})
+
+    def fields(self, groups: Mapping[str, Any], nested: Mapping[str, Any]) -> dict[str, Any]:
+        """The cell's fields for one choice of groups and one set of nested values."""
+        name = repr((groups, nested))
+        if name not in self.cells:
+            config = self.config(groups)
+            for key, value in nested.items():
+                OmegaConf.update(config, key, value, force_add=False)
+            settings = _settings(config)
+            self.cells[name] = {field: getattr(settings, field) for field in CELL_FIELDS}
+        return self.cells[name]
+
+    def config(self, groups: Mapping[str, Any]) -> DictConfig:
+        """A composed config of one choice of groups, to be changed freely."""
+        name = repr(groups)
+        if name not in self.configs:
+            overrides = self.fixed + [f"{key}={value}" for key, value in groups.items()]
+            self.configs[name] = hydra_compose(CONFIG, overrides)
+        return self.configs[name].copy()
+
+    def value(self, key: str, value: Any) -> Any:
+        """The value as the schema types it (`1` is the fraction 1.0)."""
+        name = repr((key, value))
+        if name not in self.typed:
+            config = self.config({})
+            OmegaConf.update(config, key, value, force_add=False)
+            self.typed[name] = config[key]
+        return self.typed[name]
+
+
+def _settings(config: DictConfig) -> Settings:
+    if OmegaConf.is_missing(config, "method"):
+        raise refuse("method", None, f"allowed are {', '.join(method_names())}")
+    settings = OmegaConf.to_object(config)
+    assert isinstance(settings, Settings)
+    return settings
+
+
+def _points(swept: Sequence[Override], sweep: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every point of the grid: command line sweeps over the file's product and zips, then exclude, include.
+
+    A key swept on the command line takes the place of the same key in the file.
+    """
+    unknown = set(sweep) - {"product", "zip", "include", "exclude"}
+    if unknown:
+        raise refuse("sweep", sorted(unknown)[0], "allowed are product, zip, include, exclude")
+    given = {override.key_or_group: _values(override) for override in swept}
+    product = {**{key: _listed(values) for key, values in (sweep.get("product") or {}).items()}, **given}
+    points: list[dict[str, Any]] = [dict(zip(product, values, strict=True)) for values in itertools.product(*product.values())]
+    for zipped in sweep.get("zip") or []:
+        columns = {key: _listed(values) for key, values in zipped.items() if key not in given}
+        if len({len(values) for values in columns.values()}) > 1:
+            raise refuse("sweep.zip", list(zipped), "zipped settings need equally many values")
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        points = [{**point, **row} for point in points for row in rows] if rows else points
+    points = [point for point in points if not any(_matches(point, pattern) for pattern in sweep.get("exclude") or [])]
+    return points + [dict(point) for point in sweep.get("include") or []]
+
+
+def _matches(point: Mapping[str, Any], pattern: Mapping[str, Any]) -> bool:
+    return all(key in point and str(point[key]) in map(str, _listed(wanted)) for key, wanted in pattern.items())
+
+
+def _listed(values: Any) -> list[Any]:
+    return list(values) if isinstance(values, list | tuple) else [values]
+
+
+def _values(override: Override) -> list[Any]:
+    """The values of a swept override as plain objects."""
+    if override.is_discrete_sweep():
+        return [_plain(value) for value in override.sweep_iterator()]
+    raise refuse(override.key_or_group, override.input_line, "only lists, ranges and globs can be swept here")
+
+
+def _plain(value: Any) -> Any:
+    """The object behind one element of a sweep; quoting and casts resolved."""
+    if isinstance(value, str):
+        parsed = OverridesParser.create().parse_override(f"x={value}").value()
+        return parsed
+    return value
+
+
+def _first(override: Override) -> Any:
+    return _values(override)[0]
+
+
+def _text(override: Override) -> str:
+    return override.input_line or ""
+
+
+def _is_group(key: str) -> bool:
+    return key.partition("@")[0] in _groups()
+
+
+@functools.cache
+def _groups() -> frozenset[str]:
+    """Config groups: what has options to choose from; presets do not change while a program runs."""
+    return frozenset(GlobalHydra.instance().config_loader().list_groups(""))

@@ -1,0 +1,149 @@
+"""Estimate: what a plan would cost, from settings alone, before data is tokenised or a model is loaded.
+
+Tokens come from the budget and the corpus's stated size, FLOPs from 6 N per trained and 2 N per read
+token (harness/cost.py), seconds from the speed of finished stages of the same kind in the store, else
+from a cautious figure for one CPU thread. Estimates order the work and are printed by `grid plan`.
+"""
+
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from harness.corpora import corpus_from
+from harness.cost import forward_flops, train_flops
+from harness.model_files import parameters_of
+from harness.plan import Plan, Stage
+from harness.store import Store
+
+DEFAULT_FLOPS_PER_SECOND = 2e10
+OVERHEAD_SECONDS = 2.0
+UNKNOWN_ROWS, UNKNOWN_RESPONSE_TOKENS, UNKNOWN_ROW_TOKENS = 1000, 200.0, 400.0
+STUDENT_TEXT_FACTOR = 2.0  # generating costs about as much again as training on what was generated
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a stage is expected to cost: tokens read or written, FLOPs, bytes kept in the store."""
+
+    tokens: float = 0.0
+    flops: float = 0.0
+    bytes: float = 0.0
+
+    def __add__(self, other: "Estimate") -> "Estimate":
+        return Estimate(self.tokens + other.tokens, self.flops + other.flops, self.bytes + other.bytes)
+
+
+def estimate(stage: Stage) -> Estimate:
+    """The expected cost of one stage."""
+    if stage.kind == "mixture":
+        rows, _, row_tokens = _mixture_size(stage)
+        return Estimate(bytes=rows * row_tokens * 4)
+    if stage.kind == "subset":
+        rows, _, row_tokens = _rows(stage)
+        return Estimate(bytes=rows * row_tokens * 4)
+    if stage.kind == "base":
+        return _base(stage)
+    if stage.kind == "train":
+        return _train(stage)
+    if stage.kind in ("labels", "synthesize"):
+        rows, response, row_tokens = _rows(stage.inputs["subset"])
+        asked = stage.settings.get("synthetic_rows") or min(rows, _visited(stage, rows))
+        tokens = asked * (row_tokens + response)
+        return Estimate(tokens, forward_flops(_parameters(stage.inputs["teacher"]), tokens), asked * row_tokens * 4)
+    rows, response, row_tokens = _mixture_size(stage.inputs["mixture"])
+    scored = stage.settings["limit"] or max(1.0, rows * 0.1)
+    tokens = scored * (2 * row_tokens + response)
+    return Estimate(tokens, forward_flops(_parameters(stage.inputs["model"]), tokens), scored * 500)
+
+
+@cache
+def stage_seconds(stage: Stage, flops_per_second: float = DEFAULT_FLOPS_PER_SECOND) -> float:
+    """Expected wall seconds of one stage at a given speed."""
+    return OVERHEAD_SECONDS + estimate(stage).flops / flops_per_second
+
+
+def measured_speed(store: Store, stages: Iterable[Stage]) -> Mapping[str, float]:
+    """FLOPs per second of finished stages, the median per kind; kinds with none are absent."""
+    speeds: dict[str, list[float]] = {}
+    for stage in stages:
+        if store.done(stage.key):
+            facts = store.manifest(stage.key)["facts"]
+            if facts.get("seconds") and facts.get("cost", {}).get("flops"):
+                speeds.setdefault(stage.kind, []).append(facts["cost"]["flops"] / facts["seconds"])
+    return {kind: statistics.median(found) for kind, found in speeds.items()}
+
+
+def plan_rows(plan: Plan, store: Store) -> list[dict[str, Any]]:
+    """One row per kind of stage: how many, how many are done, and what the rest is expected to cost."""
+    speeds = measured_speed(store, plan.stages)
+    rows: dict[str, dict[str, Any]] = {}
+    for stage in plan.stages:
+        row = rows.setdefault(stage.kind, {"kind": stage.kind, "stages": 0, "done": 0, "tokens": 0.0, "flops": 0.0,
+                                           "seconds": 0.0, "bytes": 0.0})
+        row["stages"] += 1
+        if store.done(stage.key):
+            row["done"] += 1
+            continue
+        expected = estimate(stage)
+        row["tokens"] += expected.tokens
+        row["flops"] += expected.flops
+        row["bytes"] += expected.bytes
+        row["seconds"] += stage_seconds(stage, speeds.get(stage.kind, DEFAULT_FLOPS_PER_SECOND))
+    return list(rows.values())
+
+
+def _mixture_size(stage: Stage) -> tuple[float, float, float]:
+    """Rows, response tokens per row and tokens per row of a mixture, as its corpus states them."""
+    size = corpus_from(stage.where["corpus"]).size()
+    if size is None:
+        return UNKNOWN_ROWS, UNKNOWN_RESPONSE_TOKENS, UNKNOWN_ROW_TOKENS
+    return size.rows, size.response_tokens, size.row_tokens
+
+
+def _rows(subset: Stage) -> tuple[float, float, float]:
+    rows, response, row_tokens = _mixture_size(subset.inputs["mixture"])
+    return max(1.0, rows * subset.settings["data_frac"]), response, min(row_tokens, subset.settings["max_length"])
+
+
+def _steps(budget: Mapping[str, Any], rows: float, response_tokens: float) -> float:
+    if budget["kind"] == "steps":
+        return budget["amount"]
+    if budget["kind"] == "epochs":
+        return budget["amount"] * rows / budget["batch_size"]
+    return budget["amount"] / (response_tokens * budget["batch_size"])
+
+
+def _visited(labels: Stage, rows: float) -> float:
+    budget, (start, end) = labels.settings["budget"], labels.settings["span"]
+    return _steps(budget, rows, _rows(labels.inputs["subset"])[1]) * budget["batch_size"] * (end - start)
+
+
+def _base(stage: Stage) -> Estimate:
+    parameters = _parameters(stage)
+    pretraining = stage.settings.get("pretraining")
+    if not pretraining:
+        return Estimate(bytes=0 if stage.settings["init"] == "pretrained" else 4.0 * parameters)
+    tokens = pretraining["steps"] * pretraining["batch_size"] * 14.0  # a raw question and answer of the mini world
+    return Estimate(tokens, train_flops(parameters, tokens), 4.0 * parameters)
+
+
+def _train(stage: Stage) -> Estimate:
+    rows, response, row_tokens = _rows(stage.inputs["subset"])
+    recipe, budget = stage.settings["stage"], stage.settings["budget"]
+    steps = _steps(budget, rows, response) * (recipe["span"][1] - recipe["span"][0])
+    tokens = steps * budget["batch_size"] * row_tokens
+    parameters = _parameters(stage)
+    flops = train_flops(parameters, tokens)
+    flops += recipe["student_share"] * STUDENT_TEXT_FACTOR * forward_flops(parameters, tokens)
+    if "teacher" in stage.inputs:
+        flops += forward_flops(_parameters(stage.inputs["teacher"]), tokens)
+    return Estimate(tokens, flops, 4.0 * parameters)
+
+
+def _parameters(stage: Stage) -> int:
+    """Parameters of the model a stage makes or uses."""
+    while stage.kind != "base":
+        stage = stage.inputs["start" if stage.kind == "train" else "model"]
+    return parameters_of(stage.where["model"])

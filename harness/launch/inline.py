@@ -1,0 +1,33 @@
+"""The inline launcher: attempts run in this process, one at a time. For tests, notebooks and debugging."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from harness.attempt import Outcome, attempt
+from harness.config import Machine
+from harness.store import Store
+from harness.track import Progress
+
+
+class Inline:
+    """Runs each submitted stage when its events are asked for."""
+
+    slots = 1
+
+    def __init__(self, store: Store, machine: Machine, listener: Callable[[str, Progress], None]) -> None:
+        self.store, self.machine, self.listener = store, machine, listener
+        self.waiting: deque[tuple[Mapping[str, Any], str]] = deque()
+
+    def submit(self, spec: Mapping[str, Any], maker: str) -> None:
+        """Queue one stage."""
+        self.waiting.append((spec, maker))
+
+    def events(self, timeout: float) -> Iterator[Outcome]:
+        """Run what is queued and yield how it ended."""
+        while self.waiting:
+            spec, maker = self.waiting.popleft()
+            yield attempt(self.store, spec, maker, self.machine, lambda progress, key=spec["key"]: self.listener(key, progress))
+
+    def close(self) -> None:
+        """Nothing to stop."""

@@ -1,0 +1,46 @@
+"""Preflight: everything that can be refused before compute is refused here, in one sentence each.
+
+Folders, hub ids, templates, corpora and pairs of tokenizers are checked from files alone; nothing is
+downloaded and neither torch nor transformers is imported.
+"""
+
+from harness.config import refuse
+from harness.evals import eval_names
+from harness.methods import method_name
+from harness.model_files import check_model, tokenizer_fingerprint
+from harness.plan import CellPlan, Plan
+
+
+def preflight(plan: Plan) -> None:
+    """Check every distinct part of the plan's cells; raises SettingsError."""
+    checked: set[str] = set()
+    for cell_plan in plan.cells:
+        cell = cell_plan.cell
+        _once(checked, repr(cell.student), lambda cell=cell: check_model(cell.student))
+        _once(checked, repr(cell.corpus), cell.corpus.check)
+        _once(checked, repr(cell.evals), lambda cell=cell: _check_evals(cell.evals.names))
+        if cell_plan.teacher is not None:
+            _once(checked, repr(cell.teacher), lambda cell=cell: check_model(cell.teacher))
+            _once(checked, repr((cell.student, cell.teacher, method_name(cell.method))),
+                  lambda cell_plan=cell_plan: _check_pair(cell_plan))
+
+
+def _once(checked: set[str], what: str, check) -> None:  # type: ignore[no-untyped-def]
+    if what not in checked:
+        checked.add(what)
+        check()
+
+
+def _check_evals(names: list[str]) -> None:
+    unknown = [name for name in names if name not in eval_names()]
+    if unknown or not names:
+        raise refuse("evals.names", unknown[0] if unknown else names, f"allowed are {', '.join(eval_names())}")
+
+
+def _check_pair(cell_plan: CellPlan) -> None:
+    """Student and teacher must share a tokenizer wherever the teacher's probabilities or token ids are used."""
+    student, teacher = cell_plan.cell.student, cell_plan.cell.teacher
+    mine, theirs = tokenizer_fingerprint(student), tokenizer_fingerprint(teacher)
+    if mine is not None and theirs is not None and mine != theirs:
+        raise refuse("teacher", teacher.name, f"its tokenizer ({theirs[:12]}) is not that of student={student.name} "
+                     f"({mine[:12]}), so their token ids mean different things", "choose a teacher of the same family")

@@ -1,0 +1,47 @@
+"""Status: what the store says about a stage or a cell. Reads only; looking never changes anything.
+
+Truth in order: a published artifact, then a live claim, then how the last attempt ended.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from harness.store import Store
+
+
+@dataclass(frozen=True)
+class StageState:
+    """`done`, `running`, `waiting`, `failed`, `interrupted`, `missing` or `blocked`, and why."""
+
+    status: str
+    failure_class: str | None = None
+    reason: str | None = None
+
+
+def stage_state(store: Store, key: str) -> StageState:
+    """The state of one stage, from the store alone."""
+    if store.done(key):
+        return StageState("done")
+    attempts = store.attempts(key)
+    if store.claimed(key):
+        return StageState("running")
+    if not attempts:
+        return StageState("missing")
+    last = attempts[-1]
+    if last.get("outcome") == "failed":
+        return StageState("failed", last["failure_class"], last["reason"])
+    return StageState("interrupted", "killed", "the attempt ended without a word; the next run starts it again")
+
+
+def cell_state(store: Store, addresses: Mapping[str, str], evaluate: str) -> StageState:
+    """The state of a cell: done when its `evaluate` key is, or what its stages (key -> address) say why not."""
+    if store.done(evaluate):
+        return StageState("done")
+    found = {key: stage_state(store, key) for key in addresses}
+    for wanted in ("failed", "running", "interrupted"):
+        for key, state in found.items():
+            if state.status == wanted:
+                reason = f"{addresses[key]}: {state.reason}" if state.reason else f"{addresses[key]} is {wanted}"
+                return StageState(wanted, state.failure_class, reason)
+    left = sum(state.status != "done" for state in found.values())
+    return StageState("missing", reason=f"{left} of {len(found)} stages not made yet")

@@ -1,0 +1,154 @@
+"""View: what a person sees while a grid runs; a live panel on a terminal, plain lines elsewhere.
+
+    with view_of(plan, stream=sys.stderr) as view:
+        execute(plan, store, settings, view)
+"""
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, TextIO
+
+from harness.plan import Plan, Stage
+from harness.status import StageState
+from harness.track import Progress
+
+PLAIN_SECONDS_BETWEEN_LINES = 15.0
+FINAL = ("done", "failed", "blocked")
+
+
+class PlainView:
+    """One line when a stage starts, ends or fails, and one every 15 seconds of a long stage."""
+
+    def __init__(self, plan: Plan, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.total = 0
+        self.finished = 0
+        self.states: dict[str, str] = {}
+        self.started: dict[str, float] = {}
+        self.progress: dict[str, Progress] = {}
+        self.lines: dict[str, float] = {}
+        self.failures: list[str] = []
+        self.begun = time.monotonic()
+
+    def __enter__(self) -> "PlainView":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        return None
+
+    def changed(self, stage: Stage, state: StageState) -> None:
+        """Count the stage, and say what a reader must know."""
+        before = self.states.get(stage.key)
+        self.states[stage.key] = state.status
+        self.total = len(self.states)
+        self.finished = sum(status in FINAL for status in self.states.values())
+        if state.status == "running":
+            self.started[stage.key] = self.lines[stage.key] = time.monotonic()
+        if state.status == "failed":
+            self.failures.append(f"{stage.address} failed ({state.failure_class}): {state.reason}")
+        if before is not None:
+            self.say(stage, state)
+
+    def say(self, stage: Stage, state: StageState) -> None:
+        """Print one line about a stage that starts or ends."""
+        if state.status == "running":
+            self.line(f"start   {short(stage)}")
+        elif state.status == "done":
+            seconds = time.monotonic() - self.started.get(stage.key, self.begun)
+            self.line(f"done    {short(stage)}  {seconds:.1f} s{self._loss(stage.key)}")
+        elif state.status == "failed":
+            self.line(f"FAILED  {self.failures[-1]}")
+
+    def progressed(self, stage: Stage, progress: Progress) -> None:
+        """Remember how far the stage is; a long one gets a line now and then."""
+        self.progress[stage.key] = progress
+        now = time.monotonic()
+        if now - self.lines.get(stage.key, now) >= PLAIN_SECONDS_BETWEEN_LINES:
+            self.lines[stage.key] = now
+            self.line(f"        {short(stage)}  {describe(progress, now - self.started[stage.key])}")
+
+    def tick(self) -> None:
+        """Nothing to redraw."""
+
+    def line(self, text: str) -> None:
+        """Print one line with the count of finished stages."""
+        print(f"[{self.finished:>3}/{self.total}] {text}", file=self.stream, flush=True)
+
+    def _loss(self, key: str) -> str:
+        loss = self.progress[key].loss if key in self.progress else None
+        return "" if loss is None else f"  loss {loss:.3f}"
+
+
+class LiveView(PlainView):
+    """The same as a panel that redraws: running stages with step, loss and time left, then failures."""
+
+    def __enter__(self) -> "LiveView":
+        from rich.console import Console
+        from rich.live import Live
+
+        self.live = Live(console=Console(file=self.stream), refresh_per_second=4, get_renderable=self.panel)
+        self.live.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.live.__exit__(kind, error, trace)
+
+    def say(self, stage: Stage, state: StageState) -> None:
+        """The panel shows states; nothing is printed beneath it."""
+
+    def line(self, text: str) -> None:
+        """The panel shows progress; nothing is printed beneath it."""
+
+    def panel(self) -> Any:
+        """The panel as of now."""
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        now = time.monotonic()
+        running = [key for key, status in self.states.items() if status == "running"]
+        table = Table.grid(padding=(0, 2))
+        for key in running:
+            progress = self.progress.get(key)
+            bar = ProgressBar(total=progress.total if progress else None, completed=progress.step if progress else 0,
+                              width=24, pulse=progress is None)
+            table.add_row(self.names[key], bar, describe(progress, now - self.started[key]) if progress else "")
+        minutes, seconds = divmod(int(now - self.begun), 60)
+        head = Text(f"{self.finished} of {self.total} stages, {len(running)} running, {minutes}:{seconds:02d}", "bold")
+        failures = [Text(failure, "red") for failure in self.failures[-5:]]
+        return Group(head, table, *failures)
+
+    def changed(self, stage: Stage, state: StageState) -> None:
+        """Keep the name for the panel, then count as usual."""
+        self.names[stage.key] = short(stage)
+        super().changed(stage, state)
+
+    def __init__(self, plan: Plan, stream: TextIO | None = None) -> None:
+        super().__init__(plan, stream)
+        self.names: dict[str, str] = {}
+
+
+def view_of(plan: Plan, stream: TextIO | None = None) -> PlainView:
+    """The view that suits the stream: live on a terminal, plain lines otherwise."""
+    stream = stream or sys.stderr
+    return LiveView(plan, stream) if stream.isatty() else PlainView(plan, stream)
+
+
+def short(stage: Stage) -> str:
+    """Kind and name with enough of the fingerprint to find it."""
+    return f"{stage.kind}-{stage.name}-{stage.fingerprint[:8]}"
+
+
+def describe(progress: Progress, seconds: float) -> str:
+    """Step, loss and time left, e.g. `120/300  loss 0.412  8 s left`."""
+    parts = [f"{progress.step}/{progress.total}"]
+    if progress.loss is not None:
+        parts.append(f"loss {progress.loss:.3f}")
+    if progress.step and progress.step < progress.total:
+        left = seconds * (progress.total - progress.step) / progress.step
+        parts.append(f"{left:.0f} s left" if left < 90 else f"{left / 60:.0f} min left")
+    if progress.note:
+        parts.append(progress.note)
+    return "  ".join(parts)

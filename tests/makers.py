@@ -1,0 +1,26 @@
+"""Makers that cost nothing, for tests of planning and execution: they write what they were given."""
+
+import json
+import os
+import signal
+import time
+
+from harness import track
+from harness.config import SettingsError
+
+
+def make(settings, inputs, out, machine):
+    """Writes its settings; `settings["do"]` makes it fail, die, wait or report first."""
+    do = settings.get("do")
+    if do == "raise":
+        raise RuntimeError("the weights caught fire\nsecond line")
+    if do == "refuse":
+        raise SettingsError("corpus.path='x' cannot be run: there is no such file.")
+    if do == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if do == "wait":
+        for step in range(600):
+            track.report(step, 600, loss=1.0)
+            time.sleep(0.1)
+    (out / "made.json").write_text(json.dumps({"settings": settings.get("number"), "inputs": sorted(inputs)}))
+    return {"cost": {"trained_tokens": 1, "flops": 1.0}}

@@ -1,0 +1,147 @@
+"""The conventions that matter, as tests: arrows of import, light imports, file length, README that works."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted(path for folder in ("harness", "analysis", "hydra_plugins") for path in (ROOT / folder).rglob("*.py"))
+
+# Doors may import everything beneath them; each layer only itself and what is below. One noun, one place.
+LAYERS = [
+    {"run", "grid", "api"},  # doors
+    {"compose", "preflight", "execute", "record", "view", "launch", "attempt", "estimate"},  # conduct
+    {"status", "plan"},
+    {"stages"},
+    {"table", "verdict", "gains", "arms", "crossover", "stats"},  # reading
+    {"evals"},
+    {"trainers", "fit_report", "arguments"},  # field
+    {"generate", "signals", "divergences", "sequences", "chat", "models"},
+    {"model_files", "corpora", "methods", "world"},
+    {"config", "identity", "store", "cost", "track", "provenance"},  # ground
+]
+LIGHT = ["config", "identity", "plan", "store", "status", "record", "table", "stats", "verdict", "cost", "compose",
+         "estimate", "preflight", "execute", "grid", "api"]  # fmt: skip
+
+
+def layer_of(module: str) -> int:
+    noun = module.split(".")[1]
+    return next(index for index, layer in enumerate(LAYERS) if noun in layer)
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def modules():
+    for path in sorted((ROOT / "harness").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if len(parts) > 1 and parts[-1] != "__init__" or len(parts) > 2:
+            yield ".".join(part for part in parts if part != "__init__"), path
+
+
+@pytest.mark.parametrize(("module", "path"), list(modules()), ids=lambda value: value if isinstance(value, str) else "")
+def test_imports_point_down(module, path):
+    mine = layer_of(module)
+    for imported in imports_of(path):
+        parts = imported.split(".")
+        if parts[0] == "harness" and len(parts) > 1 and (ROOT / "harness" / parts[1]).exists() | (
+                ROOT / "harness" / f"{parts[1]}.py").exists():
+            assert layer_of(imported) >= mine, f"{module} imports {imported}, which lies above it"
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_planning_and_reading_import_no_heavy_library(name):
+    code = f"import sys, harness.{name}; print([m for m in ('torch', 'transformers', 'datasets', 'trl') if m in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
+    assert answer.stdout.strip() == "[]", answer.stderr + answer.stdout
+
+
+def test_methods_and_corpora_are_listed_and_loaded_without_heavy_libraries():
+    code = """
+import sys
+from harness.methods import load_method, method_names
+from harness.corpora import corpus_names, load_corpus
+for name in method_names(): load_method(name)
+for name in corpus_names(): load_corpus(name)
+print([m for m in ("torch", "transformers", "datasets", "trl") if m in sys.modules])
+"""
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
+    assert answer.stdout.strip() == "[]", answer.stderr
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_is_short_and_says_what_lives_in_it(path):
+    text = path.read_text()
+    assert text.count("\n") <= 300, "which two nouns live in it?"
+    assert not text.strip() or ast.get_docstring(ast.parse(text)), "no docstring at the top"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_there_are_no_pickles_and_no_remote_code(path):
+    text = path.read_text()
+    assert not re.search(r"\bimport (pickle|joblib|dill)\b|torch\.save\(|trust_remote_code\s*=\s*True", text)
+
+
+def test_every_setting_is_explained_in_a_sentence_under_its_field():
+    unexplained = []
+    for path in SOURCES:
+        if path.parent.name not in ("methods", "corpora") and path.name != "config.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ClassDef) or not any("dataclass" in ast.dump(d) for d in node.decorator_list):
+                continue
+            if any("frozen" in ast.dump(d) for d in node.decorator_list):
+                continue
+            for field, after in zip(node.body, [*node.body[1:], None], strict=True):
+                explained = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                if isinstance(field, ast.AnnAssign) and not explained:
+                    unexplained.append(f"{path.name}: {node.name}.{field.target.id}")
+    assert not unexplained
+
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_links_of_the_readme_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", README)
+    assert links
+    missing = [link for link in links if not link.startswith("http") and not (ROOT / link).exists()]
+    assert not missing
+
+
+def test_the_make_targets_the_readme_names_exist():
+    targets = re.findall(r"^([a-z0-9]+):", (ROOT / "Makefile").read_text(), re.M)
+    named = re.findall(r"`make ([a-z0-9]+)`|^make ([a-z0-9]+)", README, re.M)
+    assert named and {a or b for a, b in named} <= set(targets)
+
+
+def test_every_grid_the_readme_shows_can_be_planned():
+    from harness.compose import compose
+    from harness.plan import Plan
+
+    commands = re.findall(r"python -m harness\.run (?:-m )?([^\n`#]+)", README)
+    assert len(commands) >= 3
+    for command in commands:
+        words = [word for word in command.split() if not word.startswith("--")]
+        if not any("<" in word or "path/to" in word for word in words):
+            assert Plan.of(compose(words).cells).stages
+
+
+def test_every_file_the_readme_tree_names_exists():
+    tree = re.search(r"```text\n(.*?)```", README, re.S).group(1)
+    for line in tree.splitlines():
+        name = line.split()[0] if line.split() else ""
+        if name.endswith((".py", "/", ".yaml", ".toml", ".txt", "Makefile")):
+            assert any((ROOT / base / name).exists() for base in ("", "harness")), name

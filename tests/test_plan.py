@@ -1,0 +1,101 @@
+"""Plans: shared stages once, a teacher only where it is used, addresses that mean what they say."""
+
+import pytest
+
+from harness.compose import compose
+from harness.config import SettingsError
+from harness.plan import Plan, plan_cell
+
+
+def cells(*arguments):
+    return compose(list(arguments)).cells
+
+
+def kinds(plan):
+    counts = {}
+    for stage in plan.stages:
+        counts[stage.kind] = counts.get(stage.kind, 0) + 1
+    return counts
+
+
+def test_the_main_grid_makes_each_shared_stage_once():
+    plan = Plan.of(cells("data_frac=0.01,0.1,1.0", "method=sft,kd"))
+    # train: 3 sft, 3 warm-ups, 3 distillations, 1 teacher; evaluate: 6 cells, base, teacher
+    # subset: 3 fractions for the student, the whole mixture for the teacher
+    assert kinds(plan) == {"mixture": 1, "base": 2, "subset": 4, "train": 10, "evaluate": 8}
+
+
+def test_inputs_come_before_the_stages_that_use_them():
+    plan = Plan.of(cells("method=two_stage,kd,seq_kd", "teacher=weak,strong"))
+    place = {stage.key: index for index, stage in enumerate(plan.stages)}
+    assert all(place[upstream.key] < place[stage.key] for stage in plan.stages for upstream in stage.inputs.values())
+
+
+def test_sft_cells_collapse_over_the_teacher_axis():
+    assert len(Plan.of(cells("method=sft", "teacher=weak,strong,none")).cells) == 1
+    assert len(Plan.of(cells("method=kd", "teacher=weak,strong")).cells) == 2
+
+
+def test_kd_without_a_teacher_is_refused():
+    with pytest.raises(SettingsError, match="method=kd needs a teacher"):
+        Plan.of(cells("method=kd", "teacher=none"))
+
+
+def test_aliases_share_their_address():
+    alias, = cells("method=kd", "method.warmup=0", "method.student_share=0", "method.divergence=forward_kl")
+    plain, = cells("method=logit_kd")
+    assert plan_cell(alias).fingerprint == plan_cell(plain).fingerprint
+
+
+def test_kd_and_its_control_share_the_warm_up():
+    kd, restart = (plan_cell(cell) for cell in cells("method=kd,sft_restart"))
+    assert kd.train[0].key == restart.train[0].key
+    assert kd.train[1].key != restart.train[1].key
+
+
+@pytest.mark.parametrize("override", ["store=/elsewhere", "launch.workers=7", "machine.device=cpu", "machine.threads=3",
+                                      "machine.micro_batch_size=4", "machine.wandb=offline", "student.name=other",
+                                      "grid=mine", "student.license=MIT"])
+def test_what_cannot_change_a_number_keeps_the_address(override):
+    before, = cells("method=kd")
+    after, = cells("method=kd", override)
+    assert plan_cell(before).fingerprint == plan_cell(after).fingerprint
+
+
+@pytest.mark.parametrize("override", ["seed=1", "data_seed=1", "train_seed=1", "world_seed=1", "teacher_seed=1", "data_frac=0.5",
+                                      "budget.amount=301", "budget.learning_rate=2e-3", "budget.batch_size=16",
+                                      "method.student_share=0.4", "method.warmup=0.1", "corpus.noise=clean",
+                                      "corpus.max_length=32", "corpus.max_new_tokens=8", "teacher=strong", "student.size=tiny",
+                                      "student.init=random", "student.knows=all", "evals.limit=10", "evals.names=[heldout]",
+                                      "teacher.data_frac=match", "teacher.data_frac=0.5"])
+def test_what_can_change_a_number_changes_the_address(override):
+    before, = cells("method=kd", "data_frac=0.1")
+    after, = cells("method=kd", "data_frac=0.1", override)
+    assert plan_cell(before).fingerprint != plan_cell(after).fingerprint
+
+
+def test_the_teacher_axis_has_no_part_in_the_rows_a_cell_trains_on():
+    weak, strong = (plan_cell(cell) for cell in cells("method=kd", "teacher=weak,strong"))
+    assert weak.train[1].inputs["subset"].key == strong.train[1].inputs["subset"].key
+
+
+def test_a_matched_teacher_is_trained_on_the_cells_own_rows():
+    cell, = cells("method=kd", "data_frac=0.1", "teacher.data_frac=match", "seed=5")
+    rows = plan_cell(cell).teacher.inputs["subset"].settings
+    assert (rows["data_frac"], rows["data_seed"]) == (0.1, 5)
+
+
+def test_a_thousand_cells_have_no_more_shared_stages_than_their_axes_need():
+    plan = Plan.of(cells("data_frac=" + ",".join(f"{n / 100}" for n in range(1, 101)), "method=sft,kd", "seed=range(5)"))
+    assert len(plan.cells) == 1000
+    assert kinds(plan)["base"] == 2 and kinds(plan)["mixture"] == 1
+    assert sum(stage.name == "teacher_weak" for stage in plan.stages) == 2  # trained once, evaluated once
+
+
+GOLDEN = {}
+
+
+@pytest.mark.parametrize("arguments", list(GOLDEN))
+def test_an_upgrade_does_not_rename_history(arguments):
+    cell, = cells(*arguments.split())
+    assert plan_cell(cell).fingerprint == GOLDEN[arguments]
