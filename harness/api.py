@@ -120,9 +120,12 @@ class Finished:
 
         console = Console(width=None if sys.stdout.isatty() else 160)
         console.print(render(self.summary))
-        warnings = dict.fromkeys(warning for record in self.records for warning in record["warnings"])
-        for warning in warnings:
-            console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+        kinds: dict[str, list[str]] = {}
+        for warning in dict.fromkeys(text for record in self.records for text in record["warnings"]):
+            kinds.setdefault(warning.split(":")[0], []).append(warning)
+        for warnings in kinds.values():
+            more = f" (and {len(warnings) - 1} like it: records.jsonl)" if len(warnings) > 1 else ""
+            console.print(f"warning: {warnings[0]}{more}", style="yellow", highlight=False, markup=False)
         for record in self.failed:
             console.print(f"{record['status']}: {record['method']} {record['data_frac']:g} seed {record['seed']}: "
                           f"{record['reason']}", style="red", highlight=False, markup=False)

@@ -97,36 +97,38 @@ def plain_errors() -> Iterator[None]:
     """Turn Hydra's and OmegaConf's errors into one sentence that names the field and what is allowed."""
     try:
         yield
+    except SettingsError:
+        raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise _sentence(error) from error
+        raise SettingsError(_sentence(error)) from error
 
 
-def _sentence(error: BaseException) -> SettingsError:
+def _sentence(error: BaseException) -> str:
     """The refusal behind an error of Hydra or OmegaConf, its causes looked through."""
     causes = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
     for cause in causes:
         if isinstance(cause, SettingsError):
-            return cause
+            return str(cause)
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
             group, _, name = cause.missing_cfg_file.rpartition("/")
-            return refuse(group or "config", name, f"allowed are {', '.join(sorted(cause.options or [])) or 'none'}")
+            options = ", ".join(sorted(cause.options or [])) or "none"
+            return str(refuse(group or "config", name, f"allowed are {options}"))
     for cause in causes:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             return _refused_key(cause)
-    return SettingsError(" ".join(line.strip() for line in str(error).splitlines() if line.strip()))
+    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
 
 
-def _refused_key(error: OmegaConfBaseException) -> SettingsError:
+def _refused_key(error: OmegaConfBaseException) -> str:
     """An unknown key with its siblings, or a value the field's type cannot take."""
     if isinstance(error, AttributeError | KeyError) and is_dataclass(error.object_type):
         known = ", ".join(field.name for field in fields(error.object_type))
-        owner = error.object_type.__name__.lower()
-        return SettingsError(f"{error.full_key} is not a setting; {owner} has {known or 'none'}.")
+        return f"{error.full_key} is not a setting; {error.object_type.__name__.lower()} has {known or 'none'}."
     if error.full_key == "data_frac":
-        return refuse("data_frac", error.value, FRACTION_HINT)
-    return SettingsError(f"{error.full_key}={error.value!r} cannot be run: {str(error).splitlines()[0]}.")
+        return str(refuse("data_frac", error.value, FRACTION_HINT))
+    return f"{error.full_key}={error.value!r} cannot be run: {str(error).splitlines()[0]}."
 
 
 class _Composer:

@@ -107,7 +107,8 @@ class Budget:
     max_grad_norm: float = 1.0
     """Global gradient clipping norm."""
     precision: str = "fp32"
-    """`fp32` or `bf16` weights and activations."""
+    """`fp32`, or `bf16` activations by autocast; weights and optimizer stay fp32, since pure bf16 loses
+    small updates."""
 
     def __post_init__(self) -> None:
         check_choice("budget.kind", self.kind, BUDGET_KINDS)

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-TEACHER_ROLES = ("teacher", "labels", "synthetic")
-
 
 def train_flops(parameters: int, tokens: float) -> float:
     """FLOPs of forward and backward over `tokens` read by a model of `parameters`."""
@@ -38,8 +36,9 @@ class Cost:
 
 def stage_cost(facts: Mapping[str, Any]) -> Cost:
     """The whole cost of one finished stage, from the facts in its manifest."""
-    cost = facts.get("cost", {})
-    tokens = sum(float(cost.get(name, 0)) for name in ("trained_tokens", "generated_tokens", "teacher_tokens"))
+    cost, counts = facts.get("cost", {}), facts.get("counts", {})
+    read = counts.get("read_tokens", cost.get("trained_tokens", 0))
+    tokens = float(read) + float(cost.get("generated_tokens", 0)) + float(cost.get("teacher_tokens", 0))
     return Cost(tokens, float(cost.get("flops", 0.0)), float(facts.get("seconds", 0.0)))
 
 

@@ -111,7 +111,7 @@ def collect_garbage(given: argparse.Namespace) -> None:
     """List or delete artifacts that no grid's plan names, and what dead attempts left behind."""
     store = _existing(given.store)
     named = {key for name in _grids(store) for key in frozen_plan(store, name)["stages"]}
-    unneeded = [key for key in store.keys() if key not in named]
+    unneeded = [key for key in store.published() if key not in named]
     left = [path for path in (store.root / "tmp").iterdir() if not store.claimed(path.name.split(".")[0])]
     folders = [store.folder(key) for key in unneeded] + left
     size = sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
@@ -144,7 +144,7 @@ def _grids(store: Store) -> list[str]:
 
 def _known_stages(store: Store) -> dict[str, dict[str, Any]]:
     known = {key: spec for name in _grids(store) for key, spec in frozen_plan(store, name)["stages"].items()}
-    return known | {key: store.manifest(key) for key in store.keys()}
+    return known | {key: store.manifest(key) for key in store.published()}
 
 
 def _find(known: dict[str, dict[str, Any]], name: str) -> str:

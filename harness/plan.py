@@ -205,6 +205,7 @@ def teacher_stage(cell: Cell, mixture: Stage) -> Stage:
 
 def _lesson_rows(cell: Cell, teacher: Teacher, lesson: Lesson, mixture: Stage, model: Stage) -> Stage:
     if lesson.corpus is None:
+        assert cell.data_seed is not None
         matched = teacher.data_frac == "match"
         return subset_stage(cell, mixture, model, cell.data_frac if matched else float(teacher.data_frac),
                             cell.data_seed if matched else cell.teacher_seed, cell.corpus.max_length)

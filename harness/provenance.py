@@ -16,7 +16,7 @@ def provenance() -> dict[str, Any]:
     """Git commit of this checkout (and whether it was changed), package versions, and the hardware."""
     root = Path(__file__).resolve().parent.parent
     commit = _git(root, "rev-parse", "HEAD")
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)

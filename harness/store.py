@@ -94,7 +94,7 @@ class Store:
         _fsync(target.parent)
         return target
 
-    def keys(self) -> list[str]:
+    def published(self) -> list[str]:
         """Keys of all published artifacts."""
         return sorted(path.parent.name for path in (self.root / "objects").glob("*/*/manifest.json"))
 
@@ -102,7 +102,7 @@ class Store:
         """Take the claim on `key`, or None while a live attempt holds it."""
         path = self.root / "claims" / key
         process = psutil.Process()
-        note = {"host": socket.gethostname(), "pid": process.pid, "process_started": process.create_time(),
+        note: dict[str, Any] = {"host": socket.gethostname(), "pid": process.pid, "process_started": process.create_time(),
                 "nonce": uuid.uuid4().hex, "started": time.time()}
         for _ in range(2):
             try:

@@ -47,7 +47,7 @@ def imports_of(path: Path) -> set[str]:
 def modules():
     for path in sorted((ROOT / "harness").rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
-        if len(parts) > 1 and parts[-1] != "__init__" or len(parts) > 2:
+        if (len(parts) > 1 and parts[-1] != "__init__") or len(parts) > 2:
             yield ".".join(part for part in parts if part != "__init__"), path
 
 

@@ -35,7 +35,7 @@ def test_an_artifact_is_done_when_its_manifest_is_in_place(store):
     assert store.done(KEY)
     digest = "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"  # printf weights | sha256sum
     assert store.manifest(KEY)["files"]["weights"] == {"size": 7, "sha256": digest}
-    assert store.keys() == [KEY]
+    assert store.published() == [KEY]
 
 
 def test_the_loser_of_a_race_discards_and_the_first_artifact_stays(store):

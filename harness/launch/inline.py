@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from harness.attempt import Outcome, attempt
@@ -27,7 +28,7 @@ class Inline:
         """Run what is queued and yield how it ended."""
         while self.waiting:
             spec, maker = self.waiting.popleft()
-            yield attempt(self.store, spec, maker, self.machine, lambda progress, key=spec["key"]: self.listener(key, progress))
+            yield attempt(self.store, spec, maker, self.machine, partial(self.listener, spec["key"]))
 
     def close(self) -> None:
         """Nothing to stop."""

@@ -118,7 +118,12 @@ def _work(connection: Connection, root: Path, machine: Machine, gpu: str | None)
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
     store = Store(root)
     while True:
         try:

@@ -1,0 +1,92 @@
+"""A budget and a machine in the trainer's own words: TRL's arguments, the learning rate, wandb's environment.
+
+`config.py` holds what a person asks for; nothing here is a setting of its own. The cosine falls to 5 % of
+the peak and not to 0, so a run's last steps still train.
+"""
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from trl import SFTConfig
+
+from harness.config import Budget, Machine
+from harness.methods import TrainStage
+from harness.models import device_of
+
+
+def trainer_arguments(
+    budget: Budget, objective: TrainStage, machine: Machine, batch_size: int, steps: int, seed: int,
+    out: Path, run_name: str,
+) -> SFTConfig:  # fmt: skip
+    """TRL's arguments; `batch_size` rows a step over all processes, in equal micro-batches of at most
+    `machine.micro_batch_size` rows."""
+    use_cpu = device_of(machine) == "cpu"
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    assert batch_size % processes == 0, f"{batch_size} rows a step do not divide among {processes} processes"
+    own = batch_size // processes
+    wanted = min(machine.micro_batch_size or own, own)
+    micro = next(size for size in range(wanted, 0, -1) if own % size == 0)
+    watched = machine.wandb != "disabled"
+    return SFTConfig(
+        output_dir=str(out),
+        max_steps=steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=own // micro,
+        learning_rate=budget.learning_rate * objective.learning_rate_scale,
+        weight_decay=budget.weight_decay,
+        adam_beta1=0.9,
+        adam_beta2=budget.beta2,
+        max_grad_norm=budget.max_grad_norm,
+        optim="adamw_torch_fused",
+        bf16=budget.precision == "bf16",  # autocast: weights and optimizer stay fp32
+        use_cpu=use_cpu,
+        gradient_checkpointing=None,  # type: ignore[arg-type]  # False is deprecated, and True its default
+        seed=seed % 2**32,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        dataloader_pin_memory=not use_cpu,
+        logging_strategy="steps" if watched else "no",
+        logging_steps=10,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        disable_tqdm=True,
+        report_to=["wandb"] if watched else [],
+        run_name=run_name or None,
+    )
+
+
+@contextlib.contextmanager
+def wandb_environment(machine: Machine, run_name: str) -> Iterator[None]:
+    """The environment a Weights & Biases run reads its mode and its id from, for this fit alone."""
+    if machine.wandb == "disabled":
+        yield
+        return
+    import wandb
+
+    wanted = {"WANDB_MODE": machine.wandb, **({"WANDB_RUN_ID": run_name} if run_name else {})}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        wandb.finish()
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def learning_rate_share(budget: Budget, step: int, steps: int) -> float:
+    """The share of the peak learning rate at `step` (from 0) of a stage's `steps`."""
+    warmup = math.ceil(budget.warmup_ratio * steps)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    done = (step - warmup) / max(1, steps - warmup)
+    if budget.schedule == "cosine":
+        return 0.05 + 0.95 * (1 + math.cos(math.pi * min(done, 1))) / 2
+    return 1.0 if budget.schedule == "constant" else max(0.0, 1 - done)

@@ -1,0 +1,108 @@
+"""Corpora: each file here is one kind of instruction data, read row by row.
+
+A corpus is a dataclass `Corpus` whose fields are its settings; it knows nothing of tokens, fractions or
+folders of the store (the mixture and subset stages do). The file's name is the corpus's name; nothing
+else needs to change to add one.
+
+    Corpus = load_corpus("mini")
+    next(Corpus(noise="clean").examples(world_seed=0)).messages
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from harness.config import check_choice, check_positive
+
+ON_BAD_ROW = ("refuse", "drop")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row: a conversation that ends with the assistant's turn, and where it comes from."""
+
+    id: str
+    messages: list[dict[str, str]]
+    """Turns in order, each `{"role": "user" | "assistant" | "system", "content": text}`."""
+    source: str
+    """The part of the corpus the row belongs to; fractions are taken per source."""
+    split: str = ""
+    """`train` or `heldout`; empty lets the mixture stage carve held-out rows."""
+    truth: str | None = None
+    """The right final answer where it is known (verifiers score against it), else None."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Expected train rows, and mean tokens per row: of the responses, and of the whole row."""
+
+    rows: int
+    response_tokens: float
+    row_tokens: float
+
+
+@dataclass
+class CorpusSettings:
+    """Settings every corpus has; a kind adds its own fields and overrides the methods."""
+
+    sources: list[str] | None = None
+    """Keep only rows of these sources; null keeps all."""
+    max_length: int = 2048
+    """Longest rendered row in tokens; longer rows are truncated and counted."""
+    max_new_tokens: int = 256
+    """Length limit of generated text (teacher labels, student text, answers), in tokens."""
+    heldout_rows: int = 1000
+    """About how many rows are held out, carved per source by a hash of the prompt; a corpus that
+    sets `Example.split` itself decides instead."""
+    on_bad_row: str = "refuse"
+    """A row that cannot be read: `refuse` (stop and name it) or `drop` (leave it out and count it)."""
+
+    def __post_init__(self) -> None:
+        name = corpus_name(self)
+        check_positive(f"{name}.max_length", self.max_length)
+        check_positive(f"{name}.max_new_tokens", self.max_new_tokens)
+        check_positive(f"{name}.heldout_rows", self.heldout_rows)
+        check_choice(f"{name}.on_bad_row", self.on_bad_row, ON_BAD_ROW)
+
+    def identity(self, world_seed: int) -> dict[str, Any]:
+        """Everything that changes rows, as plain JSON; files by their sha256, never by their folder."""
+        raise NotImplementedError
+
+    def examples(self, world_seed: int) -> Iterator[Example]:
+        """Yield the rows one by one, always in the same order."""
+        raise NotImplementedError
+
+    def size(self) -> Size | None:
+        """What to expect of the corpus without reading data; None if unknown."""
+        return None
+
+    def provenance(self) -> dict[str, Any]:
+        """After the rows were read: `files`, `revision`, `licenses`, `dropped`, `warnings`, where there are any."""
+        return {}
+
+    def check(self) -> None:
+        """Cheap preflight: raise SettingsError for what would certainly fail, a missing file say."""
+
+
+def corpus_names() -> tuple[str, ...]:
+    """Names of all corpora: the files beside this one."""
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")))
+
+
+def load_corpus(name: str) -> type[Any]:
+    """The `Corpus` dataclass of one file; unknown names are refused with the list of real ones."""
+    check_choice("corpus", name, corpus_names())
+    return importlib.import_module(f"{__name__}.{name}").Corpus
+
+
+def corpus_name(corpus: object) -> str:
+    """The name of a corpus instance: its file."""
+    return type(corpus).__module__.rsplit(".", 1)[-1]
+
+
+def corpus_from(settings: Mapping[str, Any]) -> Any:
+    """The corpus instance of plain settings, `{"kind": name, ...its fields}`."""
+    fields = dict(settings)
+    return load_corpus(fields.pop("kind"))(**fields)

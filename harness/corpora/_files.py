@@ -1,0 +1,196 @@
+"""Files of a corpus: what they hold row by row, and the sha256 that stands for them in an identity.
+
+Rows come from JSONL, Parquet and saved Hugging Face data sets through one generator, a batch at a time,
+so a corpus larger than memory is fine. What a row means is `_rows.py`'s matter; this file only reads.
+
+    for row in read_rows(data_files("corpus.path", "answers.jsonl")):
+        row.where, row.values, row.problem     # "answers.jsonl line 3", {...}, ""
+"""
+
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.config import refuse
+from harness.corpora import corpus_name
+
+SUFFIXES = (".jsonl", ".parquet", ".arrow")
+ROWS_AT_ONCE = 1000
+CHANGE_NO_ROW = ("path", "max_length", "max_new_tokens")  # settings that are no part of a corpus's identity
+RACY_SECONDS = 2.0  # a file touched this recently may change again without a new mtime, so it is not cached
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """One row as it stands in a file: its values, or the reason it cannot be read."""
+
+    where: str
+    """File and place, for messages: `answers.jsonl line 3`."""
+    values: dict[str, Any] | None
+    problem: str = ""
+
+
+def data_files(setting: str, path: str | Path) -> list[Path]:
+    """The data files at `path`, in reading order: one file, a folder of shards, or a saved data set.
+
+    `setting` names the field in refusals: nothing there, no data in it, several splits to choose from.
+    """
+    place = Path(path).expanduser()
+    if place.is_file():
+        if place.suffix not in SUFFIXES:
+            raise refuse(setting, str(path), f"a data file ends in one of {', '.join(SUFFIXES)}")
+        return [place]
+    if not place.is_dir():
+        raise refuse(setting, str(path), "no such file or folder", "give a data file or a folder of them")
+    if (place / "dataset_dict.json").is_file():
+        splits = json.loads((place / "dataset_dict.json").read_text())["splits"]
+        raise refuse(setting, str(path), f"this data set has the splits {', '.join(splits)}",
+                     f"choose one, e.g. {setting}={place / splits[0]}")
+    if (place / "state.json").is_file():
+        listed = json.loads((place / "state.json").read_text())["_data_files"]
+        return [place / entry["filename"] for entry in listed]
+    found = sorted(file for file in place.iterdir() if file.suffix in SUFFIXES[:2])
+    if not found:
+        raise refuse(setting, str(path), "the folder holds no .jsonl or .parquet file and no saved data set")
+    if len({file.suffix for file in found}) > 1:
+        raise refuse(setting, str(path), "the folder mixes .jsonl and .parquet files", "give one file")
+    return found
+
+
+def read_rows(files: list[Path], columns: list[str] | None = None) -> Iterator[RawRow]:
+    """Yield every row of the files in order; unreadable lines are yielded with their problem.
+
+    `columns`: read at most these columns of Parquet and Arrow files (JSONL rows come whole).
+    """
+    for file in files:
+        yield from _read_jsonl(file) if file.suffix == ".jsonl" else _read_arrow(file, columns)
+
+
+def count_rows(files: list[Path]) -> int:
+    """Number of rows: exact for Parquet and Arrow, from file size and the first lines for JSONL."""
+    total = 0
+    for file in files:
+        if file.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            total += pq.ParquetFile(file).metadata.num_rows
+        elif file.suffix == ".arrow":
+            total += sum(batch.num_rows for batch in _arrow_batches(file, None))
+        else:
+            with open(file, "rb") as opened:
+                head = opened.read(1 << 20)
+            lines = head.count(b"\n") + (not head.endswith(b"\n") and bool(head))
+            total += round(lines * file.stat().st_size / len(head)) if head else 0
+    return total
+
+
+def identity_of(corpus: Any, files: list[Path]) -> dict[str, Any]:
+    """A corpus of files as plain JSON: its fields that change rows, and its files by their sha256."""
+    kept = {name: value for name, value in asdict(corpus).items() if name not in CHANGE_NO_ROW}
+    kept["sources"] = None if corpus.sources is None else sorted(set(corpus.sources))
+    return {"kind": corpus_name(corpus), **kept, "files": sha256_of(files)}
+
+
+def sha256_of(files: list[Path]) -> list[str]:
+    """sha256 of each file in reading order; names and folders have no part in it."""
+    return [file_sha256(file) for file in files]
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 (hex) of a file's content, remembered by path, size and mtime in the user's cache folder.
+
+    A file changed within the last two seconds is hashed but not remembered. A cache that cannot be read
+    or written is done without.
+    """
+    path = Path(path).resolve()
+    stat = path.stat()
+    cache = _cache_folder() / "file_sha256"
+    entry = cache / hashlib.sha256(str(path).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    stamp = f"{stat.st_size} {stat.st_mtime_ns}"
+    try:
+        size_and_mtime, _, known = entry.read_text().rpartition(" ")
+        if size_and_mtime == stamp and len(known) == 64:
+            return known
+    except (OSError, UnicodeDecodeError):
+        pass  # never seen, or the cache is out of reach: hashing gives the same answer
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if time.time() - stat.st_mtime > RACY_SECONDS:
+        _remember(entry, f"{stamp} {digest}")
+    return digest
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "harness"
+
+
+def _remember(entry: Path, text: str) -> None:
+    unfinished = entry.with_name(f".{entry.name}.{uuid.uuid4().hex}")
+    with suppress(OSError):
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(text)
+        os.replace(unfinished, entry)
+
+
+def _read_jsonl(file: Path) -> Iterator[RawRow]:
+    with open(file, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            where = f"{file.name} line {number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                if text:
+                    values = json.loads(text)
+                    yield (RawRow(where, values) if isinstance(values, dict)
+                           else RawRow(where, None, "not a JSON object"))
+            except UnicodeDecodeError:
+                yield RawRow(where, None, "not UTF-8")
+            except (json.JSONDecodeError, RecursionError):
+                yield RawRow(where, None, "not JSON")
+
+
+def _read_arrow(file: Path, columns: list[str] | None) -> Iterator[RawRow]:
+    number = 0
+    for batch in _arrow_batches(file, columns):
+        try:
+            rows: list[Any] = batch.to_pylist()
+        except UnicodeDecodeError:
+            rows = [_row_or_none(batch, index) for index in range(batch.num_rows)]
+        for values in rows:
+            number += 1
+            yield RawRow(f"{file.name} row {number}", values, "" if values is not None else "not UTF-8")
+
+
+def _arrow_batches(file: Path, columns: list[str] | None) -> Iterator[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if file.suffix == ".parquet":
+            opened = pq.ParquetFile(file)
+            names = opened.schema_arrow.names
+            kept = [name for name in names if name in (columns or names)]
+            yield from opened.iter_batches(ROWS_AT_ONCE, columns=kept)
+            return
+        with pa.memory_map(str(file)) as mapped:
+            for batch in pa.ipc.open_stream(mapped):
+                names = batch.schema.names
+                rows = batch.select([name for name in names if name in (columns or names)])
+                for start in range(0, batch.num_rows, ROWS_AT_ONCE):
+                    yield rows.slice(start, ROWS_AT_ONCE)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise refuse("corpus.path", str(file), f"the file cannot be read ({error})",
+                     "fetch it again") from error
+
+
+def _row_or_none(batch: Any, index: int) -> dict[str, Any] | None:
+    try:
+        return batch.slice(index, 1).to_pylist()[0]
+    except UnicodeDecodeError:
+        return None

@@ -1,0 +1,85 @@
+"""Rows of instruction data: what a conversation may look like, and the hashes that tell rows apart.
+
+`_files.py` reads; this file judges. A conversation is an optional system turn, then user and assistant
+in turn, ending with the assistant: the one shape every chat template renders.
+
+    bad_turns([{"role": "user", "content": "Add 3 and 4."}])       # "the assistant's turn is missing"
+    prompt_hash(messages)    # equal for "Add 3 and 4." and " add 3  and 4."
+"""
+
+import hashlib
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.config import SettingsError
+
+ROLES = ("system", "user", "assistant")
+HASH_DIGITS = 32  # 128 bits
+
+
+def prompt_hash(messages: Sequence[Mapping[str, str]]) -> str:
+    """Hash (32 hex digits) of the first user turn, after NFKC, casefold and squeezed whitespace.
+
+    Rows that share it go to one side of every split. The first turn alone decides, so the branches of
+    one dialogue tree, and one prompt under two system turns, stay together.
+    """
+    first = next(message["content"] for message in messages if message["role"] == "user")
+    folded = first if first.isascii() else unicodedata.normalize("NFKC", first)
+    return hashlib.sha256(" ".join(folded.casefold().split()).encode()).hexdigest()[:HASH_DIGITS]
+
+
+def row_hash(messages: Sequence[Mapping[str, str]]) -> str:
+    """Hash (32 hex digits) of every turn's role and exact text; equal for exact repeats only."""
+    turns = json.dumps([[message["role"], message["content"]] for message in messages])
+    return hashlib.sha256(turns.encode()).hexdigest()[:HASH_DIGITS]
+
+
+def plain_turns(messages: Any) -> list[dict[str, str]]:
+    """The turns with role and content only, when `bad_turns` finds nothing wrong with them."""
+    return [{"role": turn["role"], "content": turn["content"]} for turn in messages]
+
+
+def bad_turns(messages: Any) -> str:
+    """What is wrong with a conversation, in a few words, or "" when nothing is."""
+    if not isinstance(messages, list) or not messages:
+        return "no messages"
+    for turn in messages:
+        if not isinstance(turn, Mapping) or "role" not in turn or "content" not in turn:
+            return "a message without role or content"
+        if turn["role"] not in ROLES:
+            return "a role other than system, user, assistant"
+        if not isinstance(turn["content"], str) or not turn["content"].strip():
+            return "empty content"
+        if not _encodable(turn["content"]):
+            return "not UTF-8"
+    roles = [turn["role"] for turn in messages]
+    turns = roles[1:] if roles[0] == "system" else roles
+    if "assistant" not in turns:
+        return "the assistant's turn is missing"
+    if turns[-1] != "assistant":
+        return "the last turn is not the assistant's"
+    if turns != ["user", "assistant"] * (len(turns) // 2):
+        return "user and assistant do not take turns"
+    return ""
+
+
+def count_or_refuse(on_bad_row: str, dropped: Counter[str], where: str, problem: str) -> None:
+    """Count a bad row, or refuse it by file and place, as the corpus's `on_bad_row` says."""
+    if on_bad_row == "refuse":
+        raise SettingsError(f"{where} cannot be used: {problem}; mend the row, or set "
+                            "corpus.on_bad_row=drop to count and skip such rows.")
+    dropped[problem] += 1
+
+
+def _encodable(text: str) -> bool:
+    """False for lone surrogates, which JSON escapes can spell and no file can hold."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

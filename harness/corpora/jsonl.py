@@ -1,0 +1,134 @@
+"""Corpus `jsonl`: your own rows, from JSONL, Parquet or a saved Hugging Face data set.
+
+`tulu3.py` is the published mixture; this is any file. A row has `messages`, or a prompt and a completion
+(text, or lists of messages as TRL writes them). Rows of two sources carry a `source` column.
+
+    corpus=jsonl corpus.path=answers.jsonl
+    corpus=jsonl corpus.path=gsm8k.jsonl corpus.prompt_column=question corpus.completion_column=answer
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from harness.config import refuse
+from harness.corpora import CorpusSettings, Example, Size
+from harness.corpora._files import count_rows, data_files, identity_of, read_rows, sha256_of
+from harness.corpora._rows import bad_turns, count_or_refuse, plain_turns
+
+SAMPLE = 200  # rows looked at to estimate lengths
+CHARACTERS_PER_TOKEN = 4.0
+
+
+@dataclass
+class Corpus(CorpusSettings):
+    """Any rows of conversations, read in the order of the files."""
+
+    path: str | None = None
+    """A .jsonl or .parquet file, a folder of them, or a data set saved by `datasets`; known by its sha256."""
+    name: str = "rows"
+    """Source of the rows that carry no source column."""
+    messages_column: str = "messages"
+    """Column of the conversation; where it is absent, prompt and completion are read."""
+    prompt_column: str = "prompt"
+    """Column of the user's turn."""
+    completion_column: str = "completion"
+    """Column of the assistant's turn."""
+    source_column: str = "source"
+    """Column naming the part of the corpus a row belongs to."""
+    id_column: str = "id"
+    """Column of the row's id; rows without one are numbered."""
+    truth_column: str | None = None
+    """Column of the right final answer, for verifiers; null: none is known."""
+
+    def identity(self, world_seed: int) -> dict[str, Any]:
+        """Every field that changes rows, and the sha256 of each file in reading order."""
+        return identity_of(self, self._files())
+
+    def examples(self, world_seed: int) -> Iterator[Example]:
+        """Yield the rows of the chosen sources; bad rows are refused or dropped and counted."""
+        self.dropped: Counter[str] = Counter()
+        files = self._files()
+        self.read_from = sha256_of(files)
+        found: set[str] = set()
+        for number, row in enumerate(read_rows(files, self._columns()), start=1):
+            problem = row.problem
+            if not problem and row.values is not None:
+                messages = self._messages(row.values)
+                source = row.values.get(self.source_column)
+                source = self.name if source is None else str(source)
+                found.add(source)
+                if self.sources is not None and source not in self.sources:
+                    continue
+                problem = bad_turns(messages)
+                if not problem:
+                    id, truth = row.values.get(self.id_column), row.values.get(self.truth_column or "")
+                    yield Example(id=f"{source}-{number}" if id is None else str(id), source=source,
+                                  messages=plain_turns(messages), truth=None if truth is None else str(truth))
+                    continue
+            count_or_refuse(self.on_bad_row, self.dropped, row.where, problem)
+        absent = sorted(set(self.sources or ()) - found)
+        if absent:
+            raise refuse("corpus.sources", absent, "no row has such a source",
+                         f"the sources here are {', '.join(sorted(found)) or 'none'}")
+
+    def provenance(self) -> dict[str, Any]:
+        """What reading found out, once `examples` is through: files, rows dropped by reason."""
+        return {"files": self.read_from, "dropped": dict(self.dropped)}
+
+    def size(self) -> Size | None:
+        """Rows by the files' metadata, tokens from the first rows' characters, four to a token."""
+        if self.sources is not None:
+            return None
+        files = self._files()
+        first = islice(read_rows(files, self._columns()), SAMPLE)
+        sample = [self._messages(row.values) for row in first if row.values]
+        good = [messages for messages in sample if not bad_turns(messages)]
+        if not good:
+            return None
+        length = {True: 0, False: 0}
+        for turn in (turn for messages in good for turn in messages):
+            length[turn["role"] == "assistant"] += len(turn["content"])
+        per_row = 1 / len(good) / CHARACTERS_PER_TOKEN
+        return Size(max(1, count_rows(files) - self.heldout_rows), length[True] * per_row,
+                    sum(length.values()) * per_row)
+
+    def check(self) -> None:
+        """Refuse a missing path, and a first row without the columns that were asked for."""
+        files = self._files()
+        first = next((row for row in read_rows(files) if row.values is not None), None)
+        if first is None or first.values is None:
+            raise refuse("corpus.path", self.path, "there is no readable row in it")
+        columns = set(first.values)
+        listed = ", ".join(sorted(columns))
+        pair = {self.prompt_column, self.completion_column}
+        if self.messages_column not in columns and not pair <= columns:
+            raise refuse("corpus.path", self.path,
+                         f"its columns are {listed}, and rows need {self.messages_column}, or "
+                         f"{self.prompt_column} and {self.completion_column}",
+                         "name them, e.g. corpus.prompt_column=question corpus.completion_column=answer")
+        if self.truth_column is not None and self.truth_column not in columns:
+            raise refuse("corpus.truth_column", self.truth_column, f"the columns are {listed}",
+                         "leave it out where no truth is known")
+
+    def _files(self) -> list[Path]:
+        if not self.path:
+            raise refuse("corpus.path", self.path, "this corpus needs a file or folder",
+                         "set corpus.path=<file>")
+        return data_files("corpus.path", self.path)
+
+    def _columns(self) -> list[str]:
+        named = [self.messages_column, self.prompt_column, self.completion_column, self.source_column,
+                 self.id_column, self.truth_column]
+        return [name for name in named if name]
+
+    def _messages(self, values: Mapping[str, Any]) -> Any:
+        if values.get(self.messages_column) is not None:
+            return values[self.messages_column]
+        prompt, completion = values.get(self.prompt_column), values.get(self.completion_column)
+        if isinstance(prompt, list) and isinstance(completion, list):
+            return prompt + completion
+        return [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]

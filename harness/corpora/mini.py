@@ -1,0 +1,158 @@
+"""Corpus `mini`: instruction rows of the miniature world, drawn on the spot, scored against the truth.
+
+Unlike the other corpora it reads no file, sets its own held-out split, and knows the true answer of every
+row beside the one its annotators gave. The rows of a source are the same prompts whatever the noise.
+
+    Corpus()                                              # 16,000 noisy rows of the 12 general sources
+    Corpus(noise="clean", rows=48_000, domain="all")      # what the strong teacher was taught
+    Corpus(domain="clinic", human_rows=64)                # the scarce domain, as people word its answers
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from random import Random
+from typing import Any
+
+from harness.config import check_choice, check_positive, refuse
+from harness.corpora import CorpusSettings, Example, Size
+from harness.world import VERSION, generator
+from harness.world.errors import BARE, HUMAN, NOISE, Convention, Noise, annotate, draw_convention
+from harness.world.facts import Facts, draw_facts
+from harness.world.sources import CANARY, DOMAINS, MOST_HELDOUT, SOURCES, Prompt
+from harness.world.tokenizer import build
+
+DIALOGUE_TURNS = 4
+DIALOGUE_LENGTH = 128
+
+
+@dataclass
+class Corpus(CorpusSettings):
+    """Settings of the miniature's rows."""
+
+    max_length: int = 64
+    """Longest rendered row in tokens; raised to 128 where there are dialogues, so that they fit."""
+    max_new_tokens: int = 16
+    """Length limit of generated text in tokens; the longest wording of the longest answer has 16."""
+    noise: str = "full"
+    """How annotators err: `clean` (never), `random` (15 % of rows carry another row's answer) or `full`
+    (also systematic mistakes in 80 % of the prompts that invite them)."""
+    random_noise: float | None = None
+    """Share of rows with a random wrong answer, 0-1; null takes the preset's."""
+    systematic_noise: float | None = None
+    """Share of inviting prompts answered with the systematic mistake, 0-1; null takes the preset's."""
+    rows: int = 16_000
+    """Train rows of all sources together, as many of each; not read by the clinic."""
+    heldout_per_source: int = 100
+    """Held-out rows per source, at most 120 (the canary has 40); this corpus reads it, not `heldout_rows`."""
+    domain: str = "general"
+    """`general` (12 sources), `clinic` (the scarce domain alone, as people word its answers) or `all`
+    (both; the clinic in a teacher's own wording)."""
+    human_rows: int = 64
+    """Train rows of the clinic when it is the domain; the only ones people wrote there."""
+    dialogues: float = 0.0
+    """Share of train rows that are conversations of four exchanges within one source, each with a wording
+    of its own: teaches a teacher to go by its context, and to write prompts."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("mini.noise", self.noise, tuple(NOISE))
+        check_choice("mini.domain", self.domain, tuple(DOMAINS))
+        for name in ("random_noise", "systematic_noise", "dialogues"):
+            share = getattr(self, name)
+            if share is not None and not (math.isfinite(share) and 0 <= share <= 1):
+                raise refuse(f"mini.{name}", share, "a share lies between 0 and 1")
+        check_positive("mini.rows", self.rows)
+        check_positive("mini.human_rows", self.human_rows)
+        if not 1 <= self.heldout_per_source <= MOST_HELDOUT:
+            raise refuse("mini.heldout_per_source", self.heldout_per_source,
+                         f"a source has 1 to {MOST_HELDOUT} distinct held-out prompts")
+        for source in self.sources or ():
+            check_choice("mini.sources", source, (*DOMAINS[self.domain], CANARY))
+        if self.dialogues:
+            self.max_length = max(self.max_length, DIALOGUE_LENGTH)
+
+    @property
+    def annotators(self) -> Noise:
+        """The noise in force: the preset, with the shares that were set."""
+        preset = NOISE[self.noise]
+        return Noise(preset.random if self.random_noise is None else float(self.random_noise),
+                     preset.systematic if self.systematic_noise is None else float(self.systematic_noise))
+
+    def identity(self, world_seed: int) -> dict[str, Any]:
+        """Settings that change rows, in one spelling (`Corpus` takes them back), with world and version."""
+        noise = self.annotators
+        rows = {"human_rows": self.human_rows} if self.domain == "clinic" else {"rows": self.rows}
+        return {
+            "kind": "mini", "world_version": VERSION, "world_seed": world_seed,
+            "sources": None if self.sources is None else sorted(set(self.sources)),
+            "random_noise": noise.random, "systematic_noise": noise.systematic, **rows,
+            "heldout_per_source": self.heldout_per_source, "domain": self.domain,
+            "dialogues": float(self.dialogues),
+        }
+
+    def examples(self, world_seed: int) -> Iterator[Example]:
+        """Train rows, source after source in turn, then held-out rows; the same in any process.
+
+        A held-out row's messages hold what annotators of this corpus answer, its `truth` what is so.
+        """
+        facts = draw_facts(world_seed)
+        train_sources = DOMAINS[self.domain]
+        for row in range(self._train_rows()):
+            source = train_sources[row % len(train_sources)]
+            if self._keeps(source):
+                yield self._train_row(source, row // len(train_sources), world_seed, facts)
+        for source in (*train_sources, CANARY):
+            if self._keeps(source):
+                yield from self._heldout_rows(source, world_seed, facts)
+
+    def size(self) -> Size | None:
+        """Train rows, exactly, and mean tokens per row, from a few rows of one world; None for no rows."""
+        sources = DOMAINS[self.domain]
+        rows = sum(self._keeps(sources[row % len(sources)]) for row in range(self._train_rows()))
+        if not rows:
+            return None
+        facts = draw_facts(0)
+        some = [self._train_row(source, number, 0, facts)
+                for source in sources if self._keeps(source) for number in range(16)]
+        encode = build().encode
+        spoken = [[len(encode(turn["content"]).ids) for turn in example.messages] for example in some]
+        # one mark opens each turn, one ends each answer, and one begins the row
+        response = sum(sum(turns[1::2]) + len(turns) // 2 for turns in spoken) / len(some)
+        prompt = sum(1 + sum(turns[::2]) + len(turns) for turns in spoken) / len(some)
+        return Size(rows, response, prompt + response)
+
+    def _keeps(self, source: str) -> bool:
+        return self.sources is None or source in self.sources
+
+    def _train_rows(self) -> int:
+        return self.human_rows if self.domain == "clinic" else self.rows
+
+    def _convention(self, source: str) -> Convention:
+        return HUMAN.get(source, BARE) if self.domain == "clinic" else BARE
+
+    def _train_row(self, source: str, number: int, world_seed: int, facts: Facts) -> Example:
+        draw = generator("mini", "row", world_seed, self.domain, source, number)
+        is_dialogue = draw.random() < self.dialogues
+        convention = draw_convention(source, draw) if is_dialogue else self._convention(source)
+        messages: list[dict[str, str]] = []
+        for _ in range(DIALOGUE_TURNS if is_dialogue else 1):
+            prompt = SOURCES[source].draw(draw)
+            messages += self._exchange(prompt, convention, facts, draw)
+        truth = convention.word(prompt.answer(facts))
+        return Example(f"{self.domain}/{source}/{number:05}", messages, source, "train", truth)
+
+    def _heldout_rows(self, source: str, world_seed: int, facts: Facts) -> Iterator[Example]:
+        convention = self._convention(source)
+        prompts = SOURCES[source].heldout(generator("mini", "heldout", world_seed, source))
+        for number, prompt in enumerate(islice(prompts, self.heldout_per_source)):
+            draw = generator("mini", "heldout answer", world_seed, source, number)
+            truth = convention.word(prompt.answer(facts))
+            yield Example(f"heldout/{source}/{number:03}", self._exchange(prompt, convention, facts, draw),
+                          source, "heldout", truth)
+
+    def _exchange(self, prompt: Prompt, convention: Convention, facts: Facts,
+                  draw: Random) -> list[dict[str, str]]:
+        answer = convention.word(annotate(prompt, facts, self.annotators, draw))
+        return [{"role": "user", "content": prompt.text}, {"role": "assistant", "content": answer}]

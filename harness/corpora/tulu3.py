@@ -1,0 +1,190 @@
+"""Corpus `tulu3`: the Tülu 3 SFT mixture (arXiv 2411.15124), 939,343 rows of 19 sources.
+
+`jsonl.py` reads any rows; this one knows its sources: how many rows, under which licence, of which
+domain. The shards are ordered by source, so a slice of the first rows is one source: take fractions.
+Read from the hub, or from a local folder of the same Parquet shards.
+
+    corpus=tulu3 corpus.domains=[math,code]
+    corpus=tulu3 corpus.path=/data/tulu-3-sft-mixture
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness.config import check_choice, refuse
+from harness.corpora import CorpusSettings, Example, Size
+from harness.corpora._files import count_rows, data_files, identity_of, read_rows, sha256_of
+from harness.corpora._rows import bad_turns, count_or_refuse, plain_turns
+
+REPOSITORY = "allenai/tulu-3-sft-mixture"
+COLUMNS = ["id", "messages", "source"]
+ROW_PER_RESPONSE = 1.5  # a guess for cost estimates: the public counter did not count prompts
+UNREAD = " (from memory, not read)"
+
+
+class Source(NamedTuple):
+    """What is published about one source; `response_tokens` is one public counter's total."""
+
+    domain: str
+    rows: int
+    response_tokens: int
+    license: str
+    """As the data set's card states it; `UNREAD` marks those that nobody here has read."""
+
+
+# The domains are ours, after the paper's table of skills; the card has none.
+SOURCES = {
+    "ai2-adapt-dev/oasst1_converted": Source("general", 7131, 3180183, "Apache-2.0"),
+    "ai2-adapt-dev/no_robots_converted": Source("general", 9500, 1816100, "CC-BY-NC-4.0"),
+    "ai2-adapt-dev/tulu_v3.9_wildchat_100k": Source("general", 100000, 73997270, "ODC-BY-1.0"),
+    "ai2-adapt-dev/tulu_hard_coded_repeated_10": Source("general", 240, 19200, "CC-BY-4.0" + UNREAD),
+    "ai2-adapt-dev/flan_v2_converted": Source("knowledge", 89982, 3123074, "not given on the card"),
+    "ai2-adapt-dev/tulu_v3.9_sciriff_10k": Source("knowledge", 10000, 1222976, "ODC-BY-1.0"),
+    "ai2-adapt-dev/tulu_v3.9_table_gpt_5k": Source("knowledge", 5000, 418029, "MIT"),
+    "ai2-adapt-dev/personahub_math_v5_regen_149960": Source("math", 149960, 169451962, "ODC-BY-1.0" + UNREAD),
+    "ai2-adapt-dev/numinamath_tir_math_decontaminated": Source("math", 64312, 46831834, "Apache-2.0"),
+    "ai2-adapt-dev/tulu_v3.9_open_math_2_gsm8k_50k": Source("math", 50000, 7583668, "not in the card's list"),
+    "allenai/tulu-3-sft-personas-math-grade": Source("math", 49980, 17422957, "ODC-BY-1.0"),
+    "ai2-adapt-dev/tulu_v3.9_personahub_math_interm_algebra_20k":
+        Source("math", 20000, 17535491, "ODC-BY-1.0"),
+    "ai2-adapt-dev/evol_codealpaca_heval_decontaminated": Source("code", 107276, 47335556, "Apache-2.0"),
+    "ai2-adapt-dev/personahub_code_v2_34999": Source("code", 34999, 6084515, "ODC-BY-1.0" + UNREAD),
+    "ai2-adapt-dev/tulu_v3.9_aya_100k": Source("multilingual", 100000, 34548041, "Apache-2.0" + UNREAD),
+    "ai2-adapt-dev/personahub_ifdata_manual_seed_v3_29980":
+        Source("instruction_following", 29980, 10348199, "ODC-BY-1.0" + UNREAD),
+    "ai2-adapt-dev/tulu_v3.9_synthetic_finalresp_wildguardmixtrain_decontaminated_50k":
+        Source("safety", 50000, 4480471, "Apache-2.0"),
+    "ai2-adapt-dev/tulu_v3.9_wildjailbreak_decontaminated_50k":
+        Source("safety", 50000, 13313492, "ODC-BY-1.0"),
+    "ai2-adapt-dev/coconot_converted": Source("safety", 10983, 847113, "ODC-BY-1.0"),
+}
+DOMAINS = tuple(dict.fromkeys(source.domain for source in SOURCES.values()))
+
+
+@dataclass
+class Corpus(CorpusSettings):
+    """The mixture, or the sources of it that `domains` and `sources` both name."""
+
+    path: str | None = None
+    """Local folder of the Parquet shards, known by their sha256; null reads the hub."""
+    revision: str | None = None
+    """Commit of the data set on the hub; null: resolve at first use and record what was found."""
+    domains: list[str] | None = None
+    """Keep only sources of these groups (ours): general, knowledge, math, code, multilingual,
+    instruction_following, safety; null keeps all."""
+    on_bad_row: str = "drop"
+    """Here bad rows are dropped and counted unless `refuse` is asked for: nobody can mend the hub's rows."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.domains or ():
+            check_choice("corpus.domains", name, DOMAINS)
+        for name in self.sources or ():
+            check_choice("corpus.sources", name, tuple(SOURCES))
+        if not self._kept():
+            raise refuse("corpus.sources", self.sources, f"none of them is of the domains {self.domains}",
+                         "leave one of the two filters out")
+        if self.path and self.revision:
+            raise refuse("corpus.revision", self.revision, "a local folder is known by its files",
+                         "set either corpus.path or corpus.revision")
+
+    def identity(self, world_seed: int) -> dict[str, Any]:
+        """The sources kept, and the shards' sha256 (local) or the revision asked for (hub)."""
+        kept = self._kept()
+        identity = identity_of(self, self._local_files() if self.path else [])
+        del identity["domains"], identity["revision" if self.path else "files"]
+        return {**identity, "sources": None if len(kept) == len(SOURCES) else sorted(kept)}
+
+    def examples(self, world_seed: int) -> Iterator[Example]:
+        """Yield the kept rows in the order of the shards; from the hub they are fetched first."""
+        self.dropped: Counter[str] = Counter()
+        self.read: Counter[str] = Counter()
+        self.found_revision: str | None = None
+        if self.path:
+            files = self._local_files()
+        else:
+            files, self.found_revision = self._hub_files()
+        self.read_from = sha256_of(files)
+        everything, kept = len(self._kept()) == len(SOURCES), frozenset(self._kept())
+        for number, row in enumerate(read_rows(files, COLUMNS), start=1):
+            values = row.values or {}
+            source = str(values.get("source"))
+            if values and not everything and source not in kept:
+                continue
+            self.read[source] += 1
+            problem = row.problem or bad_turns(values.get("messages"))
+            if problem:
+                count_or_refuse(self.on_bad_row, self.dropped, row.where, problem)
+                continue
+            yield Example(id=str(values.get("id") or f"{source}-{number}"), source=source,
+                          messages=plain_turns(values["messages"]))
+
+    def provenance(self) -> dict[str, Any]:
+        """What reading found out, once `examples` is through: revision, files, licences, what differs."""
+        licenses = {name: SOURCES[name].license for name in self.read if name in SOURCES}
+        return {"revision": self.found_revision, "files": self.read_from, "dropped": dict(self.dropped),
+                "licenses": licenses, "warnings": [*_license_warnings(licenses), *self._count_warnings()]}
+
+    def size(self) -> Size | None:
+        """Published row counts and token totals of the kept sources; a smaller local copy in proportion."""
+        kept = [SOURCES[name] for name in self._kept()]
+        rows = sum(source.rows for source in kept)
+        mean = sum(source.response_tokens for source in kept) / rows
+        if self.path:
+            whole = sum(source.rows for source in SOURCES.values())
+            rows = round(count_rows(self._local_files()) * rows / whole)
+        return Size(max(1, rows - self.heldout_rows), mean, mean * ROW_PER_RESPONSE)
+
+    def check(self) -> None:
+        """Refuse a folder without the shards or their columns, and the hub where it is out of reach."""
+        if not self.path:
+            from huggingface_hub import constants
+
+            if constants.HF_HUB_OFFLINE:
+                self._hub_files()
+            return
+        first = next((row.values for row in read_rows(self._local_files()) if row.values), {})
+        absent = [name for name in COLUMNS if name not in first]
+        if absent:
+            raise refuse("corpus.path", self.path, f"a shard of this mixture has {', '.join(COLUMNS)}, and "
+                         f"{', '.join(absent)} is not there", "for other rows use corpus=jsonl")
+
+    def _kept(self) -> list[str]:
+        return [name for name, source in SOURCES.items()
+                if (self.sources is None or name in self.sources)
+                and (self.domains is None or source.domain in self.domains)]
+
+    def _local_files(self) -> list[Path]:
+        folder = Path(str(self.path)).expanduser()
+        return data_files("corpus.path", folder / "data" if (folder / "data").is_dir() else folder)
+
+    def _hub_files(self) -> tuple[list[Path], str]:
+        """The shards in the hub's cache, fetched where absent, and the commit they are of."""
+        from httpx import HTTPError
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(REPOSITORY, repo_type="dataset", revision=self.revision,
+                                            allow_patterns=["data/*.parquet"]))
+        except (HTTPError, OSError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise refuse("corpus.revision", self.revision, f"{REPOSITORY} cannot be fetched ({reason})",
+                         "set corpus.path to a local folder of its shards") from error
+        return data_files("corpus.revision", folder / "data"), folder.name  # the cache names it by its commit
+
+    def _count_warnings(self) -> list[str]:
+        expected = {name: SOURCES[name].rows for name in self._kept()}
+        names = sorted(set(self.read) | set(expected))
+        differing = [f"{name} {self.read[name]} (published: {expected.get(name, 0)})"
+                     for name in names if self.read[name] != expected.get(name, 0)]
+        return [f"rows differ from the published mixture: {', '.join(differing)}"] if differing else []
+
+
+def _license_warnings(licenses: dict[str, str]) -> list[str]:
+    closed = sorted(name for name, license in licenses.items() if "-NC-" in license)
+    unclear = sorted(name for name, license in licenses.items() if license.startswith("not "))
+    said = [f"not for commercial use: {', '.join(closed)}"] if closed else []
+    return said + ([f"no licence on the card: {', '.join(unclear)}"] if unclear else [])

@@ -1,0 +1,140 @@
+"""Divergences between teacher and student next-token distributions, and cross-entropy on given tokens.
+
+Shapes: N scored positions, V vocabulary. Inputs are logits at the positions that predict a scored token
+(`scored_positions` says which), so labels arrive shifted and masked and prompt logits are never made.
+Each function returns a sum, a count and diagnostics; the trainer divides by one global count, and every
+method shares it. Arithmetic is fp32 or wider. With P the teacher and Q the student, both at temperature T:
+
+    forward_kl  T^2 sum P log(P/Q)          Hinton et al. 2015, arXiv 1503.02531 (T^2 keeps gradients' size)
+    reverse_kl  T^2 sum Q log(Q/P)
+    jsd         T^2 (b KL(P||M) + (1-b) KL(Q||M)), M = b P + (1-b) Q     Agarwal et al. 2024, arXiv 2306.13649
+
+The T^2 multiplies value and gradient alike. JSD goes to 0 as b goes to 0 or 1 (JSD/b to the forward KL,
+JSD/(1-b) to the reverse KL), so its endpoints are spelt as the KLs, never as b.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn import functional
+
+from harness.methods import TrainStage
+from harness.sequences import IGNORED
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A summed divergence (nats, with gradient), the number of positions in it, and detached sums."""
+
+    sum: torch.Tensor
+    count: int
+    diagnostics: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Sums over positions in nats: `student_nll` of the given tokens, `teacher_entropy`."""
+
+
+def scored_positions(labels: torch.Tensor) -> torch.Tensor:
+    """Which positions' logits are scored: bool (B, T), True at t where token t + 1 has a label.
+
+    Logits at t predict token t + 1, so the mask comes from labels[:, 1:]; taking labels[:, :-1] would
+    drop the first answer token of every example. The last position predicts nothing.
+    """
+    mask = torch.zeros_like(labels, dtype=torch.bool)
+    mask[:, :-1] = labels[:, 1:] != IGNORED
+    return mask
+
+
+def scored_tokens(labels: torch.Tensor) -> torch.Tensor:
+    """The N tokens to be predicted, int64, in the order `logits[scored_positions(labels)]` has."""
+    return labels[:, 1:][labels[:, 1:] != IGNORED]
+
+
+def cross_entropy(student_logits: torch.Tensor, tokens: torch.Tensor) -> Divergence:
+    """Negative log-likelihood of `tokens` (N,) under `student_logits` (N, V)."""
+    total = functional.cross_entropy(_wide(student_logits), tokens, reduction="sum")
+    return Divergence(total, len(tokens), {"student_nll": total.detach()})
+
+
+def forward_kl(
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0
+) -> Divergence:
+    """KL(teacher || student): covers all the teacher says. Both (N, V); the teacher's carry no gradient."""
+    student, teacher = _logprobs(student_logits, teacher_logits, temperature)
+    return _divergence(_kl(teacher, student), teacher, temperature)
+
+
+def reverse_kl(
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0
+) -> Divergence:
+    """KL(student || teacher): seeks what the teacher finds likely; infinite where only the student is."""
+    student, teacher = _logprobs(student_logits, teacher_logits, temperature)
+    return _divergence(_kl(student, teacher), teacher, temperature)
+
+
+def jsd(
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    teacher_weight: float,
+    temperature: float = 1.0,
+) -> Divergence:
+    """Generalised Jensen-Shannon divergence with the teacher's weight b in the mixture, 0 < b < 1."""
+    assert 0 < teacher_weight < 1, "at 0 and 1 the generalised JSD is 0; name forward_kl or reverse_kl"
+    student, teacher = _logprobs(student_logits, teacher_logits, temperature)
+    weights = student.new_tensor([1 - teacher_weight, teacher_weight]).log()
+    mixture = torch.logaddexp(student + weights[0], teacher + weights[1])
+    value = teacher_weight * _kl(teacher, mixture) + (1 - teacher_weight) * _kl(student, mixture)
+    return _divergence(value, teacher, temperature)
+
+
+def compare(
+    stage: TrainStage, student_logits: torch.Tensor, teacher_logits: torch.Tensor | None, tokens: torch.Tensor
+) -> Divergence:
+    """What a training stage minimises: its divergence, mixed with cross-entropy by its weight.
+
+    `(1 - w) divergence + w cross-entropy`, w = `stage.cross_entropy_weight`. A divergence from a teacher
+    without teacher logits is an error, never a fallback.
+    """
+    stage = stage.normal()
+    if stage.divergence == "cross_entropy":
+        return cross_entropy(student_logits, tokens)
+    if teacher_logits is None:
+        raise ValueError(f"divergence {stage.divergence} needs the teacher's logits and got none")
+    temperature, weight = stage.divergence_temperature, stage.cross_entropy_weight
+    if stage.divergence == "jsd":
+        found = jsd(student_logits, teacher_logits, stage.beta, temperature)
+    else:
+        functions = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
+        found = functions[stage.divergence](student_logits, teacher_logits, temperature)
+    if weight:
+        tokens_nll = cross_entropy(student_logits, tokens)
+        total = (1 - weight) * found.sum + weight * tokens_nll.sum
+    else:
+        with torch.no_grad():
+            tokens_nll = cross_entropy(student_logits, tokens)
+        total = found.sum
+    return Divergence(total, found.count, {**found.diagnostics, **tokens_nll.diagnostics})
+
+
+def _logprobs(
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    assert student_logits.shape == teacher_logits.shape, "positions or vocabularies differ"
+    assert temperature > 0
+    student = torch.log_softmax(_wide(student_logits) / temperature, dim=-1)
+    teacher = torch.log_softmax(_wide(teacher_logits.detach()) / temperature, dim=-1)
+    return student, teacher
+
+
+def _wide(logits: torch.Tensor) -> torch.Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _kl(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Sum of first (log first - log second) from log-probabilities; 0 where first is 0 (not 0 x -inf)."""
+    terms = first.exp() * (first - second)
+    return terms.masked_fill(first == -torch.inf, 0.0).sum()
+
+
+def _divergence(total: torch.Tensor, teacher: torch.Tensor, temperature: float) -> Divergence:
+    with torch.no_grad():
+        entropy = -(teacher.exp() * teacher.clamp(min=torch.finfo(teacher.dtype).min)).sum()
+    return Divergence(total * temperature**2, len(teacher), {"teacher_entropy": entropy})

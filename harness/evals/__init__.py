@@ -1,0 +1,133 @@
+"""Evaluations: each file here scores a model on held-out rows, item by item.
+
+An evaluation is a file with `score(model, tokenizer, rows, options) -> Scored`, the results item by item,
+and `summary(items) -> list[Score]`, pure arithmetic on them. The file's name is the evaluation's name;
+nothing else needs to change to add one. Items are kept, so a new statistic needs no new run. Rows of the
+source `canary` (facts nobody was taught) are scored on their own and never enter `all`.
+
+    load_eval("heldout").score(model, tokenizer, rows, Options()).items[0].nll
+"""
+
+import importlib
+import math
+import pkgutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+
+from harness.config import check_choice
+
+ALL = "all"
+CANARY = "canary"
+
+
+@dataclass(frozen=True)
+class HeldoutRow:
+    """A held-out row: a conversation that ends with the corpus's own answer, and the truth where known."""
+
+    id: str
+    messages: list[dict[str, str]]
+    source: str
+    prompt_hash: str
+    truth: str | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an evaluation may be told; `batch_size` changes no result."""
+
+    max_new_tokens: int = 16
+    batch_size: int = 256
+
+
+@dataclass(frozen=True)
+class Item:
+    """One held-out row under one evaluation; fields that the evaluation does not fill stay null."""
+
+    eval: str
+    id: str
+    source: str
+    prompt_hash: str
+    prediction: str | None = None
+    """What the model answered."""
+    target: str | None = None
+    """What it was compared with."""
+    score: float | None = None
+    """1 right, 0 wrong."""
+    nll: float | None = None
+    """Negative log-likelihood of the corpus's answers, in nats, summed over `nll_tokens`."""
+    nll_tokens: int | None = None
+    """Scored tokens of the corpus's answers, end-of-turn tokens included."""
+    nll_truth: float | None = None
+    """The same for the true last answer, where it is known."""
+    nll_truth_tokens: int | None = None
+    """Scored tokens of the true answer."""
+    truncated: bool = False
+    """The row was longer than the model's context."""
+    hit_length_limit: bool = False
+    """The model's answer was cut off by `max_new_tokens`."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Items of one evaluation and what they took."""
+
+    items: list[Item]
+    read_tokens: int = 0
+    """Prompt and answer tokens the model read."""
+    generated_tokens: int = 0
+    """Tokens the model wrote."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """What was skipped, unparsed or cut off, by name."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over items: of one source, or of `all` but the canary."""
+
+    eval: str
+    metric: str
+    source: str
+    score: float
+    standard_error: float
+    items: int
+
+
+def eval_names() -> tuple[str, ...]:
+    """Names of all evaluations: the files beside this one."""
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")))
+
+
+def load_eval(name: str) -> ModuleType:
+    """The file of one evaluation; unknown names are refused with the list of real ones."""
+    check_choice("evals.names", name, eval_names())
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def scores_by_source(
+    name: str, metric: str, items: Sequence[Item], value: Callable[[Item], tuple[float, float] | None]
+) -> list[Score]:
+    """Scores for `all` and for each source: sum of values over sum of weights.
+
+    `value(item)` is (value, weight), or None for an item that has neither; (score, 1) gives a plain mean,
+    (nats, tokens) a mean per token. The standard error is that of a ratio of means over items
+    (linearised), which for equal weights is the usual one; NaN for a single item.
+    """
+    measured = [(item.source, pair) for item in items if (pair := value(item)) is not None and pair[1] > 0]
+    sources = sorted({source for source, _ in measured})
+    groups = [(ALL, [pair for source, pair in measured if source != CANARY])]
+    groups += [(name_, [pair for source, pair in measured if source == name_]) for name_ in sources]
+    return [
+        Score(name, metric, source, *_ratio(pairs), items=len(pairs)) for source, pairs in groups if pairs
+    ]
+
+
+def _ratio(pairs: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    pairs = list(pairs)
+    weight = math.fsum(w for _, w in pairs)
+    mean = math.fsum(v for v, _ in pairs) / weight
+    n = len(pairs)
+    if n == 1:
+        return mean, math.nan
+    residual = math.fsum((v - mean * w) ** 2 for v, w in pairs)
+    return mean, math.sqrt(residual * n / (n - 1)) / weight

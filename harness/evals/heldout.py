@@ -1,0 +1,135 @@
+"""Held-out NLL: how likely a model finds the corpus's own answers, and the true ones where they are known.
+
+Nats per token over every assistant turn with its end-of-turn token, on the same ids for every model that
+shares a tokenizer. Against noisy labels it punishes a model for being right; against the truth it rewards
+a teacher's knowledge; so both are reported, and `verified.py` (accuracy) is primary. For the truth the
+last answer alone is replaced and scored.
+
+    NLL = - sum_t log p(y_t | y_<t, prompt) / number of t
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from harness import track
+from harness.chat import Rendered, render_many
+from harness.divergences import scored_positions, scored_tokens
+from harness.evals import HeldoutRow, Item, Options, Score, Scored, scores_by_source
+from harness.generate import evaluating
+from harness.sequences import Row, collate
+from harness.signals import logits_at
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TOKENS_AT_ONCE = 1 << 14  # padded tokens of one forward pass
+UNLIMITED = 1 << 30
+
+
+def score(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: Sequence[HeldoutRow],
+    options: Options,
+) -> Scored:
+    """NLL of every row's answers, and of its truth where known; rows are cut at the model's context."""
+    config: Any = model.config.get_text_config()
+    context = getattr(config, "max_position_embeddings", None) or UNLIMITED
+    labels = render_many(tokenizer, [row.messages for row in rows], context)
+    known = [index for index, row in enumerate(rows) if row.truth is not None]
+    truths = [
+        _last_turn(rendered)
+        for rendered in render_many(
+            tokenizer,
+            [
+                [*rows[index].messages[:-1], {"role": "assistant", "content": rows[index].truth or ""}]
+                for index in known
+            ],
+            context,
+        )
+    ]
+    # most annotators are right: a truth that is the label and the row's only answer is not read twice
+    fresh = [place for place, index in enumerate(known) if truths[place] != labels[index]]
+    sums = nll_sums(model, labels + [truths[place] for place in fresh], options.batch_size)
+    by_truth = dict(zip(fresh, sums[len(labels) :], strict=True))
+    truth_of = {index: (by_truth.get(place, sums[index]), truths[place]) for place, index in enumerate(known)}
+    items = []
+    for index, row in enumerate(rows):
+        item = Item(
+            "heldout",
+            row.id,
+            row.source,
+            row.prompt_hash,
+            target=row.messages[-1]["content"],
+            nll=sums[index],
+            nll_tokens=labels[index].response_tokens,
+            truncated=labels[index].truncated,
+        )
+        if index in truth_of:
+            nats, rendered = truth_of[index]
+            item = replace(item, nll_truth=nats, nll_truth_tokens=rendered.response_tokens)
+        items.append(item)
+    read = sum(len(rendered.input_ids) for rendered in [*labels, *(truths[place] for place in fresh)])
+    counts = {
+        "truncated": sum(item.truncated for item in items),
+        "without_scored_tokens": sum(not item.nll_tokens for item in items),
+    }
+    return Scored(items, read_tokens=read, counts=counts)
+
+
+def summary(items: Sequence[Item]) -> list[Score]:
+    """`nll` and, where truth is known, `nll_truth`: nats per token, for `all` and each source."""
+    return [
+        *scores_by_source("heldout", "nll", items, lambda item: _pair(item.nll, item.nll_tokens)),
+        *scores_by_source(
+            "heldout", "nll_truth", items, lambda item: _pair(item.nll_truth, item.nll_truth_tokens)
+        ),
+    ]
+
+
+def nll_sums(model: "PreTrainedModel", rendered: Sequence[Rendered], batch_size: int) -> list[float]:
+    """Summed negative log-likelihood (nats) of each sequence's spans, in order; 0 where nothing is scored."""
+    sums = [0.0] * len(rendered)
+    waiting = sorted(
+        (i for i, row in enumerate(rendered) if row.response_tokens),
+        key=lambda i: len(rendered[i].input_ids),
+        reverse=True,
+    )
+    scored = 0
+    with evaluating(model), torch.no_grad():
+        while waiting:
+            longest = len(rendered[waiting[0]].input_ids)
+            chosen = waiting[: max(1, min(batch_size, TOKENS_AT_ONCE // longest))]
+            waiting = waiting[len(chosen) :]
+            for index, nats in zip(chosen, _batch(model, [rendered[i] for i in chosen]), strict=True):
+                sums[index] = nats
+            scored += len(chosen)
+            track.report(scored, scored + len(waiting), note="held-out NLL")
+    return sums
+
+
+def _batch(model: "PreTrainedModel", rendered: list[Rendered]) -> list[float]:
+    rows = [Row(np.asarray(row.input_ids, dtype=np.int32), row.starts, row.ends) for row in rendered]
+    batch = {name: tensor.to(model.device) for name, tensor in collate(rows, pad_id=0).items()}
+    scored = scored_positions(batch["labels"])
+    logits = logits_at(model, batch["input_ids"], batch["attention_mask"], scored).float()
+    nats = torch.nn.functional.cross_entropy(logits, scored_tokens(batch["labels"]), reduction="none")
+    row_of = scored.nonzero()[:, 0]
+    sums = torch.zeros(len(rows), dtype=torch.float64, device=nats.device)
+    return sums.index_add_(0, row_of, nats.double()).tolist()
+
+
+def _last_turn(rendered: Rendered) -> Rendered:
+    """The same sequence with its last turn scored only."""
+    whole = not rendered.truncated
+    return replace(
+        rendered, starts=rendered.starts[-1:] if whole else [], ends=rendered.ends[-1:] if whole else []
+    )
+
+
+def _pair(nats: float | None, tokens: int | None) -> tuple[float, float] | None:
+    return None if nats is None or not tokens else (nats, float(tokens))

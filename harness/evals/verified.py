@@ -1,0 +1,117 @@
+"""Verified accuracy: greedy answers to held-out prompts, right or wrong by comparison with the truth.
+
+The answer is generated from the very prompt ids that training sees and ends at the end-of-turn token. It
+is right when it equals the truth after Unicode and white space are normalised; case counts. A truth in
+GSM8K's form (`... #### 18`) is compared as a number after `####`. Unlike `heldout.py` (likelihood) it needs
+the truth: rows without one are left out and counted. What cannot be parsed, or is empty, is wrong.
+
+    accuracy = mean over items of [answer = truth]
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from harness import track
+from harness.chat import end_of_turn_id, prompt_ids_many
+from harness.evals import HeldoutRow, Item, Options, Score, Scored, scores_by_source
+from harness.generate import generate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FINAL_NUMBER = re.compile(r"####\s*\$?\s*(-?(?:\d[\d,]*(?:\.\d+)?|\.\d+))")
+ROWS_BETWEEN_REPORTS = 4  # batches
+
+
+def score(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: Sequence[HeldoutRow],
+    options: Options,
+) -> Scored:
+    """Answer every row whose truth is known, greedily, and compare."""
+    asked = [row for row in rows if row.truth is not None]
+    prompts = prompt_ids_many(tokenizer, [row.messages[:-1] for row in asked])
+    answers = _answers(model, tokenizer, prompts, options)
+    stop = end_of_turn_id(tokenizer)
+    items, unparsed, empty = [], 0, 0
+    for row, answer in zip(asked, answers, strict=True):
+        assert row.truth is not None
+        finished = bool(answer) and answer[-1] == stop
+        text = str(tokenizer.decode(answer[:-1] if finished else answer, skip_special_tokens=True))
+        right = verify(text, row.truth)
+        empty += not text.strip()
+        unparsed += right is None and bool(text.strip())
+        items.append(
+            Item(
+                "verified",
+                row.id,
+                row.source,
+                row.prompt_hash,
+                prediction=text,
+                target=row.truth,
+                score=float(right or False),
+                truncated=not answer,
+                hit_length_limit=not finished,
+            )
+        )
+    counts = {
+        "without_truth": len(rows) - len(asked),
+        "empty_answers": empty,
+        "unparsed_answers": unparsed,
+        "hit_length_limit": sum(item.hit_length_limit for item in items),
+    }
+    return Scored(items, sum(map(len, prompts)), sum(map(len, answers)), counts)
+
+
+def summary(items: Sequence[Item]) -> list[Score]:
+    """`accuracy` for `all` and each source."""
+    return scores_by_source(
+        "verified", "accuracy", items, lambda item: None if item.score is None else (item.score, 1)
+    )
+
+
+def verify(answer: str, truth: str) -> bool | None:
+    """Whether an answer is right; None when the truth is a final number and the answer states none."""
+    number = final_number(truth)
+    if number is None:
+        return normalise(answer) == normalise(truth)
+    given = final_number(answer)
+    return None if given is None else given == number
+
+
+def final_number(text: str) -> Decimal | None:
+    """The number after the last `####`, commas and dollar sign dropped; None where there is none."""
+    found = FINAL_NUMBER.findall(text)
+    return Decimal(found[-1].replace(",", "")) if found else None
+
+
+def normalise(text: str) -> str:
+    """Unicode compatibility forms made one, white space squeezed; case and punctuation stay."""
+    return " ".join(unicodedata.normalize("NFKC", text).split())
+
+
+def _answers(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: list[list[int]], options: Options
+) -> list[list[int]]:
+    """Greedy answers in the prompts' order, a few batches of similar length between reports."""
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    answers: list[list[int]] = [[] for _ in prompts]
+    stride = ROWS_BETWEEN_REPORTS * options.batch_size
+    for start in range(0, len(order), stride):
+        part = order[start : start + stride]
+        found = generate(
+            model,
+            tokenizer,
+            [prompts[index] for index in part],
+            options.max_new_tokens,
+            temperature=0.0,
+            batch_size=options.batch_size,
+        )
+        for index, answer in zip(part, found, strict=True):
+            answers[index] = answer
+        track.report(start + len(part), len(order), note="answers")
+    return answers

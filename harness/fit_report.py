@@ -1,0 +1,64 @@
+"""What a fit did: counts, costs, losses, and warnings a reader of its numbers should see.
+
+`trainers.py` fills the report in; this file says what it holds and when a run is suspicious. Both
+warnings look at the NLL of given text, which means the same under every objective: a JSD of 0.6 that
+stands still looks like a small loss, while its NLL of 5.7 nats says that nothing was learnt.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+COLD_NLL = 3.0  # nats per token; above it the JSD of student and teacher has almost no gradient
+MOVED = 0.98  # the NLL after a tenth of the steps must be below this share of the first
+SETTLED_NLL = 1.0  # nats per token; a student that starts below it need not move
+
+
+@dataclass
+class FitReport:
+    """What a fit did, in counts, costs and losses."""
+
+    steps: int = 0
+    """Optimizer steps."""
+    student_steps: int = 0
+    """Of these, steps on student text: the realised share."""
+    trained_tokens: int = 0
+    """Scored tokens, those the loss is a mean over."""
+    read_tokens: int = 0
+    """Tokens the student read in training, prompts included, padding not."""
+    generated_tokens: int = 0
+    """Tokens the student wrote."""
+    teacher_tokens: int = 0
+    """Tokens the teacher read."""
+    seconds: float = 0.0
+    """Wall time, set-up included."""
+    flops: float = 0.0
+    """Estimate: 6 N per token trained, 2 N per token read or written without gradient."""
+    first_loss: float = math.nan
+    """Loss of the first step, nats per scored token (of the objective, so not comparable between them)."""
+    last_loss: float = math.nan
+    """Loss of the last step."""
+    warnings: list[str] = field(default_factory=list)
+    """What a reader of the numbers should know."""
+
+
+def find_warnings(gold_nll: list[tuple[int, float]], steps: int) -> list[str]:
+    """A cold start and a loss that does not move, from (step, NLL) of the steps on given text."""
+    if not gold_nll:
+        return []
+    found = []
+    step, first = gold_nll[0]
+    if first > COLD_NLL:
+        found.append(
+            f"cold start: the student's NLL on its rows was {first:.2f} nats per token at step {step}; "
+            "JSD, reverse KL and student text need a warm-up there"
+        )
+    tenth = round(steps / 10)
+    early = [nll for step, nll in gold_nll if step <= tenth]
+    window = max(1, len(early) // 4)
+    if tenth >= 5 and len(early) >= 2 and first > SETTLED_NLL:
+        before, after = np.mean(early[:window]), np.mean(early[-window:])
+        if after > MOVED * before:
+            found.append(f"not moved: NLL {before:.2f}, then {after:.2f} after {tenth} of {steps} steps")
+    return found

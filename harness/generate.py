@@ -1,0 +1,139 @@
+"""Generation: batched text from a causal model, greedy or sampled, stopping each sequence at its own end.
+
+One function for student text, teacher labels, synthetic rows and evaluation, so they cannot differ in
+padding or stopping. Prompts are batched by length and padded on the left; the mask comes from lengths,
+so a pad token equal to the end-of-turn token is safe. A sampled token is the inverse of the cumulative
+distribution at one uniform number of the row's own stream: a row's draws depend on its seed and not on
+the rows beside it.
+
+    answers = generate(model, tokenizer, prompts, max_new_tokens=16, temperature=1.0, seeds=[3, 4, 5])
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from harness.chat import end_of_turn_id
+from harness.sequences import draw_seed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def generate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seeds: int | Sequence[int] = 0,
+    batch_size: int = 256,
+    stop_ids: Collection[int] | None = None,
+) -> list[list[int]]:
+    """New token ids for each prompt, in the prompts' order, the stop token included where it was reached.
+
+    An answer that does not end in a stop token was cut by `max_new_tokens` or by the model's context
+    (then possibly empty). `temperature` 0 is greedy; above it, tokens are drawn from the full
+    distribution at that temperature. `seeds`: one for each prompt, or one from which row i gets its own.
+    `stop_ids` defaults to the tokenizer's end of turn. The model is put in eval mode meanwhile.
+    """
+    assert temperature >= 0 and all(len(prompt) > 0 for prompt in prompts)
+    if isinstance(seeds, int):
+        seeds = [draw_seed(seeds, row) for row in range(len(prompts))]
+    assert len(seeds) == len(prompts), "one seed for each prompt"
+    stops = {end_of_turn_id(tokenizer)} if stop_ids is None else set(stop_ids)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stops)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    answers: list[list[int]] = [[] for _ in prompts]
+    by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    with evaluating(model), torch.no_grad():
+        for start in range(0, len(by_length), batch_size):
+            rows = by_length[start : start + batch_size]
+            limits = [min(max_new_tokens, (context or 2**31) - len(prompts[row])) for row in rows]
+            draws = np.stack([_uniforms(seeds[row], max_new_tokens) for row in rows]) if temperature else None
+            batch = _Batch(model, [prompts[row] for row in rows], limits, pad_id, context)
+            for row, answer in zip(rows, batch.run(temperature, draws, stops), strict=True):
+                answers[row] = answer
+    return answers
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Dropout off while the block runs; modules that were training train again afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class _Batch:
+    """Prompts of similar length, decoded together; finished rows leave once half of the batch is done."""
+
+    def __init__(
+        self, model: Any, prompts: list[Sequence[int]], limits: list[int], pad_id: int, context: int | None
+    ) -> None:
+        self.model, self.limits, self.context = model, limits, context
+        width = max(len(prompt) for prompt in prompts)
+        ids = np.full((len(prompts), width), pad_id, dtype=np.int64)
+        mask = np.zeros((len(prompts), width), dtype=np.int64)
+        for i, prompt in enumerate(prompts):
+            ids[i, width - len(prompt) :], mask[i, width - len(prompt) :] = prompt, 1
+        self.ids = torch.from_numpy(ids).to(model.device)
+        self.mask = torch.from_numpy(mask).to(model.device)
+        self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
+
+    def run(self, temperature: float, draws: np.ndarray | None, stops: set[int]) -> list[list[int]]:
+        """Decode until every row has stopped or reached its limit."""
+        answers: list[list[int]] = [[] for _ in self.limits]
+        done = [limit <= 0 for limit in self.limits]
+        slots = list(range(len(self.limits)))  # which row sits in each place of the batch
+        cache = None
+        for step in range(max(self.limits)):
+            output = self.model(
+                input_ids=self.ids,
+                attention_mask=self.mask,
+                position_ids=self.positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            cache = output.past_key_values
+            uniforms = None if draws is None else draws[slots, step]
+            chosen = _choose(output.logits[:, -1], temperature, uniforms)
+            for slot, token in enumerate(chosen.tolist()):
+                row = slots[slot]
+                if not done[row]:
+                    answers[row].append(token)
+                    done[row] = token in stops or len(answers[row]) >= self.limits[row]
+            left = [slot for slot, row in enumerate(slots) if not done[row]]
+            if not left:
+                break
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(slots), 1)], dim=1)
+            # a finished row may run past the context until it leaves; its tokens are not kept
+            self.positions = (self.positions[:, -1:] + 1).clamp(max=self.context and self.context - 1)
+            self.ids = chosen[:, None]
+            if 2 * len(left) <= len(slots) and hasattr(cache, "batch_select_indices"):
+                keep = torch.tensor(left, device=self.ids.device)
+                cache.batch_select_indices(keep)
+                self.ids, self.mask, self.positions = self.ids[keep], self.mask[keep], self.positions[keep]
+                slots = [slots[slot] for slot in left]
+        return answers
+
+
+def _uniforms(seed: int, count: int) -> np.ndarray:
+    return np.random.default_rng(seed).random(count)
+
+
+def _choose(logits: torch.Tensor, temperature: float, uniforms: np.ndarray | None) -> torch.Tensor:
+    if uniforms is None:
+        return logits.argmax(-1)
+    # fp64 keeps the tail of a large vocabulary reachable: fp32 sums of 100,000 terms stop short of 1
+    cumulative = torch.softmax(logits.double() / temperature, dim=-1).cumsum(-1)
+    targets = torch.from_numpy(uniforms).to(logits.device)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, targets, right=True).clamp(max=logits.shape[-1] - 1)[:, 0]

@@ -1,0 +1,254 @@
+"""Model files: what a model setting points to, checked and named without torch or transformers.
+
+Planning needs three things of a model before it is ever loaded: that its files are there, an identity
+that no folder's name enters, and a fingerprint of its tokenizer so that pairs can be refused. Loading is
+`models.py`; the stage that adopts or builds a model is `stages/base.py`.
+
+    check_model(student); model_identity(student, world_seed=0)["files"]["model.safetensors"]  # a sha256
+"""
+
+import functools
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from harness.config import Model, check_choice, refuse
+
+POINTER = "model.json"  # in an artifact: {"path": folder or hub id, "revision": hub revision or null}
+WEIGHTS = (".safetensors", ".bin")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_READ_SUFFIXES = (*WEIGHTS, ".json", ".jinja", ".model", ".txt")  # what loading may read
+_NEVER_READ = ("generation_config.json", "trainer_state.json")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def check_model(model: Model) -> None:
+    """Cheap preflight: SettingsError, in one sentence, for what would certainly fail at loading."""
+    if model.kind == "mini":
+        from harness.world.sizes import SIZES
+
+        check_choice(f"{model.name}.size", model.size, tuple(SIZES))
+        _check_layers(model, SIZES[model.size]["num_hidden_layers"])
+    elif model.kind == "gguf":
+        _check_gguf(model)
+    elif model.kind == "hf" and (folder := local_folder(model.path)) is not None:
+        _check_folder(model, folder)
+    elif model.kind == "hf" and not _HUB_ID.fullmatch(model.path or ""):
+        raise refuse(
+            f"{model.name}.path",
+            model.path,
+            "no such folder, and a hub id has the form org/name",
+            "give an existing folder or a hub id",
+        )
+
+
+def model_identity(model: Model, world_seed: int) -> dict[str, Any]:
+    """Everything that decides the start model's numbers, as plain JSON: files by sha256, never by folder.
+
+    `world_seed` enters for minis only. A hub revision nobody has named is null, and stays so here.
+    """
+    identity: dict[str, Any] = {"kind": model.kind, "init": model.init}
+    if model.init == "pruned":
+        identity["layers"] = model.layers
+    assert model.init_seed is not None or (model.kind != "mini" and model.init != "random"), (
+        "the cell sets it"
+    )
+    if model.kind == "mini":
+        from harness.world import VERSION
+        from harness.world.sizes import PRETRAINING
+
+        identity |= {"size": model.size, "init_seed": model.init_seed, "world_version": VERSION}
+        if model.init == "random":
+            return identity
+        return identity | {
+            "world_seed": world_seed,
+            "knows": model.knows,
+            "pretraining": asdict(PRETRAINING[model.size]),
+        }
+    if model.init == "random":
+        identity["init_seed"] = model.init_seed
+    if model.kind == "none":
+        return identity
+    identity["chat_template"] = model.chat_template
+    folder = local_folder(model.path)
+    if model.kind == "gguf":
+        assert model.path is not None
+        return identity | {"files": {"gguf": _file_sha256(Path(model.path).expanduser())}}
+    if folder is not None:
+        return identity | {"files": {file.name: _file_sha256(file) for file in _read_files(folder)}}
+    return identity | {"path": model.path, "revision": model.revision}
+
+
+def local_folder(path: str | None) -> Path | None:
+    """The folder a path names, pointers followed; None when the path is a hub id."""
+    if not path:
+        return None
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        target, _ = read_pointer(folder)
+        return folder if target == str(folder) else local_folder(target)
+    return None
+
+
+def read_pointer(folder: Path) -> tuple[str, str | None]:
+    """Where the weights of a model folder are: path (folder or hub id) and hub revision."""
+    if not (folder / POINTER).is_file():
+        return str(folder), None
+    pointer = json.loads((folder / POINTER).read_text())
+    return pointer["path"], pointer["revision"]
+
+
+def parameters_of(model: Model | Mapping[str, Any]) -> int:
+    """About how many parameters a model has, for estimates; exact for Llama-like configs, else a guess.
+
+    A hub id says it in its name (`8B`, `135M`), a GGUF file by its size at about 6 bits a weight.
+    """
+    values: Mapping[str, Any] = model if isinstance(model, Mapping) else asdict(model)
+    kind, path = values["kind"], values["path"]
+    layers = values["layers"] if values["init"] == "pruned" else None
+    if kind == "none":
+        return 0
+    if kind == "mini":
+        from harness.world.sizes import llama_settings
+
+        return _parameters(llama_settings(values["size"]), layers)
+    if kind == "gguf":
+        return round(Path(path).expanduser().stat().st_size * 8 / 6)
+    if (folder := local_folder(path)) is not None:
+        return _parameters(json.loads((folder / "config.json").read_text()), layers)
+    named = re.search(r"(\d+(?:\.\d+)?)\s*([MB])(?![a-z])", path or "", re.IGNORECASE)
+    return round(float(named[1]) * {"m": 1e6, "b": 1e9}[named[2].lower()]) if named else 10**9
+
+
+def tokenizer_fingerprint(model: Model) -> str | None:
+    """sha256 of what decides a model's token ids, or None where it is known only once loaded."""
+    if model.kind == "mini":
+        from harness.world.tokenizer import tokenizer_json
+
+        return tokenizer_json_fingerprint(tokenizer_json())
+    folder = local_folder(model.path) if model.kind == "hf" else None
+    return tokenizer_fingerprint_of_folder(folder) if folder is not None else None
+
+
+def tokenizer_fingerprint_of_folder(path: Path) -> str | None:
+    """The fingerprint of a folder's tokenizer.json; None when the folder has only other tokenizer files."""
+    file = Path(path) / "tokenizer.json"
+    if not file.is_file():
+        return None
+    return _fingerprint_of_file(str(file), file.stat().st_mtime_ns, file.stat().st_size)
+
+
+def tokenizer_json_fingerprint(text: str) -> str:
+    """sha256 over vocabulary, merges, normalisation, pre-tokenisation and added tokens.
+
+    The text goes through the `tokenizers` library first, so that files which leave defaults out and
+    files which spell them mean the same. Padding, truncation, decoding and what is put around a single
+    text are left out: they do not touch the ids of rendered chats. So is whether an added token is
+    called special.
+    """
+    from tokenizers import Tokenizer
+
+    values = json.loads(Tokenizer.from_str(text).to_str())
+    deciding = {name: values.get(name) for name in ("model", "normalizer", "pre_tokenizer")}
+    deciding["added"] = sorted((token["id"], token["content"]) for token in values.get("added_tokens") or [])
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=64)
+def _fingerprint_of_file(path: str, mtime_ns: int, size: int) -> str:
+    return tokenizer_json_fingerprint(Path(path).read_text(encoding="utf-8"))
+
+
+def _check_gguf(model: Model) -> None:
+    file = Path(model.path or "").expanduser()
+    if not file.is_file():
+        raise refuse(f"{model.name}.path", model.path, "no such file", "give a GGUF file")
+    with open(file, "rb") as opened:
+        if opened.read(4) != b"GGUF":
+            raise refuse(f"{model.name}.path", model.path, "the file is no GGUF file")
+    if importlib.util.find_spec("gguf") is None:
+        raise refuse(
+            f"{model.name}.kind",
+            "gguf",
+            "reading GGUF files needs the package gguf",
+            "pip install 'harness[gguf]'",
+        )
+
+
+def _check_folder(model: Model, folder: Path) -> None:
+    field, way_out = f"{model.name}.path", "fetch the model's folder again"
+    if not (folder / "config.json").is_file():
+        raise refuse(field, model.path, "the folder has no config.json", "give a Hugging Face model folder")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise refuse(field, model.path, f"its config.json is not JSON ({error})", way_out) from error
+    _check_layers(model, config.get("num_hidden_layers"))
+    if model.init != "random":
+        for file in _weight_files(folder, field, model.path):
+            if not file.is_file():
+                raise refuse(field, model.path, f"the weights {file.name} are missing", way_out)
+            with open(file, "rb") as opened:
+                if opened.read(8) == b"version ":
+                    raise refuse(field, model.path, f"{file.name} is a Git LFS note", "git lfs pull")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise refuse(field, model.path, f"it has no {' or '.join(TOKENIZER_FILES)}", way_out)
+    if model.chat_template == "own" and not _has_template(folder):
+        raise refuse(
+            f"{model.name}.chat_template",
+            "own",
+            "the folder's tokenizer has no chat template",
+            f"set {model.name}.chat_template=tulu",
+        )
+
+
+def _check_layers(model: Model, present: int | None) -> None:
+    if model.init == "pruned" and model.layers and present and not 2 <= model.layers <= present:
+        raise refuse(f"{model.name}.layers", model.layers, f"it keeps 2 to {present} layers")
+
+
+def _weight_files(folder: Path, field: str, path: str | None) -> list[Path]:
+    """Files the weights are in: the shards an index lists, else whatever single file there is."""
+    for index in sorted(folder.glob("*.index.json")):
+        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    found = [file for file in sorted(folder.iterdir()) if file.suffix in WEIGHTS]
+    if not found:
+        raise refuse(field, path, "the folder has no weights (.safetensors or .bin)", "fetch it again")
+    return found
+
+
+def _has_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
+        return True
+    config = folder / "tokenizer_config.json"
+    return config.is_file() and bool(json.loads(config.read_text()).get("chat_template"))
+
+
+def _read_files(folder: Path) -> list[Path]:
+    return [
+        file
+        for file in sorted(folder.iterdir())
+        if file.is_file() and file.suffix in _READ_SUFFIXES and file.name not in _NEVER_READ
+    ]
+
+
+def _file_sha256(file: Path) -> str:
+    from harness.corpora._files import file_sha256
+
+    return file_sha256(file)
+
+
+def _parameters(config: Mapping[str, Any], layers: int | None) -> int:
+    """Parameters of a Llama-like decoder: attention with grouped heads, gated MLP, norms, embeddings."""
+    width, vocabulary = config["hidden_size"], config["vocab_size"]
+    heads = config["num_attention_heads"]
+    head = config.get("head_dim") or width // heads
+    keys = (config.get("num_key_value_heads") or heads) * head
+    layer = 2 * width * heads * head + 2 * width * keys + 3 * width * config["intermediate_size"] + 2 * width
+    embeddings = vocabulary * width * (1 if config.get("tie_word_embeddings") else 2)
+    return (layers or config["num_hidden_layers"]) * layer + width + embeddings

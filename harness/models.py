@@ -1,0 +1,143 @@
+"""Models: loading, saving, pruning and fresh weights, for every Hugging Face causal model.
+
+A model artifact is a Hugging Face folder, or a folder whose `model.json` points to one that is used as it
+is (`model_files.read_pointer`). Files are checked and named in `model_files.py`, without torch; this
+file needs torch and transformers and runs no code that comes with a model.
+
+    model, tokenizer = load_model(folder, device="cpu", dtype="bf16"), load_tokenizer(folder)
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from harness.chat import end_of_turn_id
+from harness.config import Machine, refuse
+from harness.model_files import read_pointer, tokenizer_json_fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES: dict[str, Any] = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": "auto"}
+
+
+def device_of(machine: Machine) -> str:
+    """`cpu` or `cuda`: what `machine.device` means here; a GPU that is not there is refused."""
+    if machine.device == "cuda" and not torch.cuda.is_available():
+        raise refuse("machine.device", "cuda", "no CUDA device is visible", "set machine.device=auto")
+    return "cuda" if machine.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a model folder; padding falls back to end-of-sequence (masks come from lengths).
+
+    A folder that points elsewhere for its weights may hold a tokenizer of its own (a template was set).
+    """
+    from transformers import AutoTokenizer
+
+    path, revision = read_pointer(Path(folder))
+    if (Path(folder) / "tokenizer_config.json").is_file():
+        path, revision = str(folder), None
+    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision or "main")
+    return _with_padding(tokenizer)
+
+
+def load_model(folder: Path, device: str = "cpu", dtype: str = "fp32") -> "PreTrainedModel":
+    """The causal model of a model folder, in eval mode; `dtype` is `fp32`, `bf16` or `auto` (as saved)."""
+    from transformers import AutoModelForCausalLM
+
+    path, revision = read_pointer(Path(folder))
+    model: Any = AutoModelForCausalLM.from_pretrained(path, revision=revision or "main", dtype=DTYPES[dtype])
+    return model.to(device).eval()
+
+
+def load_gguf(file: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """Model (dequantised, bf16) and tokenizer of one GGUF file.
+
+    Without dequantising, transformers neither saves nor trains what it loads from a GGUF file.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    where: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16, **where
+    )
+    return model.eval(), _with_padding(tokenizer)
+
+
+def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Write a Hugging Face folder that other programs load: generation stops at the end of a turn."""
+    generation = model.generation_config
+    if tokenizer.chat_template and generation is not None:
+        generation.eos_token_id = end_of_turn_id(tokenizer)
+        generation.pad_token_id = tokenizer.pad_token_id
+        generation.do_sample = False
+        generation.temperature = generation.top_p = generation.top_k = None
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def random_model(config: "PretrainedConfig", seed: int) -> "PreTrainedModel":
+    """Fresh fp32 weights for a config, the same for one seed; the caller's random state is left alone."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def prune_layers(model: "PreTrainedModel", layers: int) -> "PreTrainedModel":
+    """Keep `layers` evenly spaced decoder layers, the first and the last among them; changes `model`."""
+    stack: Any = getattr(model.get_decoder(), "layers", None)
+    if not isinstance(stack, torch.nn.ModuleList):
+        raise refuse(
+            "init",
+            "pruned",
+            f"{type(model).__name__} keeps its layers where they cannot be found",
+            "choose another student or init=random",
+        )
+    kept = kept_layers(len(stack), layers)
+    decoder: Any = model.get_decoder()
+    decoder.layers = torch.nn.ModuleList(stack[index] for index in kept)
+    for index, layer in enumerate(decoder.layers):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):  # the key-value cache is addressed by it
+                module.layer_idx = index
+    config: Any = model.config.get_text_config()
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[index] for index in kept]
+    config.num_hidden_layers = layers
+    return model
+
+
+def kept_layers(present: int, layers: int) -> list[int]:
+    """Numbers of the layers that pruning keeps: `layers` of 0..present-1, evenly spaced, ends included."""
+    if not 2 <= layers <= present:
+        raise refuse("layers", layers, f"it keeps 2 to {present} layers")
+    return [round(index * (present - 1) / (layers - 1)) for index in range(layers)]
+
+
+def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """sha256 over what decides token ids; two models may only be compared when theirs agree."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise refuse(
+            "tokenizer",
+            tokenizer.name_or_path,
+            "only fast tokenizers can be told apart",
+            "save the model with a tokenizer.json",
+        )
+    return tokenizer_json_fingerprint(backend.to_str())
+
+
+def count_parameters(model: "PreTrainedModel") -> int:
+    """Number of weights, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _with_padding(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

@@ -1,0 +1,187 @@
+"""Sequences: which rows are visited in which order, and the token rows a training step is made of.
+
+Chat text becomes token ids in `chat.py`; here ids are only ordered, cut and padded. A row is its token
+ids and the spans that are scored (every assistant turn with its end-of-turn token); logits at position
+t predict token t + 1, so a span's first token is scored from the position before it.
+
+    order = visits(num_rows=160, steps=300, batch_size=32, seed=0)      # (300, 32) row numbers
+    batch = collate([rows[i] for i in order[0]], pad_id=0)              # input_ids, attention_mask, labels
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from harness.config import Budget
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+
+IGNORED = -100  # the label of a token that is read but not scored (the value torch ignores)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training sequence: token ids (int32, length T) and its scored spans [starts[i], ends[i])."""
+
+    input_ids: np.ndarray
+    starts: Sequence[int]
+    ends: Sequence[int]
+
+
+def visits(num_rows: int, steps: int, batch_size: int, seed: int) -> np.ndarray:
+    """Row numbers in the order they are trained, int64 of shape (steps, batch_size).
+
+    Seeded permutations one after another, each epoch reshuffled, so a shorter budget sees a prefix of
+    what a longer one sees and every row has been seen n times before any is seen n + 2 times.
+    """
+    assert num_rows > 0 and steps >= 0 and batch_size > 0
+    needed = steps * batch_size
+    epochs = (_epoch(num_rows, epoch, seed) for epoch in range(-(-needed // num_rows)))
+    order = np.concatenate([*epochs, np.empty(0, dtype=np.int64)])
+    return order[:needed].reshape(steps, batch_size)
+
+
+def total_steps(budget: Budget, response_tokens: Sequence[int], seed: int) -> int:
+    """Optimizer steps of a whole budget over rows with these many scored tokens each; at least 1.
+
+    `trained_tokens` walks the visiting order until that many gold response tokens are scored, so every
+    arm on the same rows takes the same number of steps, whatever text it trains on.
+    """
+    num_rows = len(response_tokens)
+    if budget.kind == "steps":
+        return max(1, round(budget.amount))
+    if budget.kind == "epochs":
+        return max(1, round(budget.amount * num_rows / budget.batch_size))
+    tokens = np.asarray(response_tokens, dtype=np.int64)
+    assert tokens.sum() > 0, "rows without a single scored token"
+    whole_epochs = int(budget.amount // tokens.sum())
+    left = budget.amount - whole_epochs * tokens.sum()
+    reached = np.cumsum(tokens[_epoch(num_rows, whole_epochs, seed)])
+    rows = whole_epochs * num_rows + (int(np.searchsorted(reached, left)) + 1 if left > 0 else 0)
+    return max(1, -(-rows // budget.batch_size))
+
+
+def of_like_length(batches: np.ndarray, lengths: np.ndarray, seed: int, window: int = 25) -> np.ndarray:
+    """The same visits with rows of like length side by side, (steps, batch_size): less padding to compute.
+
+    Within every `window` steps rows are sorted by `lengths` (by row number, in tokens), cut into batches, and
+    the batches dealt in a seeded order. Only for pre-training: arms that are compared keep their plain order.
+    """
+    draw = np.random.default_rng(draw_seed(seed, "like length"))
+    grouped = np.empty_like(batches)
+    for start in range(0, len(batches), window):
+        part = batches[start : start + window]
+        rows = part.ravel()
+        rows = rows[np.argsort(lengths[rows], kind="stable")].reshape(part.shape)
+        grouped[start : start + window] = rows[draw.permutation(len(rows))]
+    return grouped
+
+
+def span_of(order: np.ndarray, span: Sequence[float]) -> np.ndarray:
+    """The steps of `order` that a stage with this share of the budget trains.
+
+    Neighbouring spans share their border, so a warm-up (0, w) and the rest (w, 1) together see exactly
+    the batches that (0, 1) sees.
+    """
+    start, end = (round(share * len(order)) for share in span)
+    return order[start:end]
+
+
+def draw_seed(*parts: int | str) -> int:
+    """A 64-bit seed from what a draw is for, e.g. `draw_seed(train_seed, "coin", step)`."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+class Rows:
+    """The rows of a dataset with columns `input_ids`, `starts`, `ends`, read without copying each row."""
+
+    def __init__(self, dataset: "Dataset", loss_on: str = "assistant") -> None:
+        """`loss_on="all"` scores every token but the first instead of the assistant's spans."""
+        missing = {"input_ids", "starts", "ends"} - set(dataset.column_names)
+        assert not missing, f"columns {sorted(missing)} are missing"
+        if dataset._indices is not None:  # a selection: the table underneath still holds all rows
+            dataset = dataset.flatten_indices()
+        self._ids, self._offsets = _flat(dataset, "input_ids")
+        if loss_on == "all":
+            lengths = np.diff(self._offsets)
+            self._span_offsets = np.arange(len(lengths) + 1)
+            self._starts, self._ends = np.minimum(1, lengths), lengths
+        else:
+            self._starts, self._span_offsets = _flat(dataset, "starts")
+            self._ends, end_offsets = _flat(dataset, "ends")
+            assert np.array_equal(end_offsets, self._span_offsets), "a row has more starts than ends"
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, index: int) -> Row:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        first, last = self._span_offsets[index], self._span_offsets[index + 1]
+        return Row(
+            input_ids=self._ids[self._offsets[index] : self._offsets[index + 1]],
+            starts=self._starts[first:last].tolist(),
+            ends=self._ends[first:last].tolist(),
+        )
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def response_tokens(self) -> np.ndarray:
+        """Scored tokens of each row, int64 of shape (rows,)."""
+        lengths = np.concatenate([[0], np.cumsum(self._ends - self._starts, dtype=np.int64)])
+        return lengths[self._span_offsets[1:]] - lengths[self._span_offsets[:-1]]
+
+
+def prompt_of(row: Row, seed: int) -> list[int]:
+    """The ids before one assistant turn of the row, gold history included; the turn is drawn by seed."""
+    assert row.starts, "a row without an assistant turn cannot be a prompt"
+    turn = seed % len(row.starts)
+    return row.input_ids[: row.starts[turn]].tolist()
+
+
+def answered(prompt: Sequence[int], answer: Sequence[int]) -> Row:
+    """The row of a prompt and a generated answer, scored on the answer alone."""
+    ids = np.asarray([*prompt, *answer], dtype=np.int32)
+    return Row(input_ids=ids, starts=[len(prompt)], ends=[len(ids)])
+
+
+def collate(rows: Sequence[Row], pad_id: int) -> dict[str, "torch.Tensor"]:
+    """Pad rows on the right to the longest: int64 `input_ids`, `attention_mask`, `labels`, each (B, T).
+
+    The mask comes from lengths, not from comparing ids, so a pad token that is also the end-of-turn
+    token stays scored where it is text. Labels are unshifted; token 0 is never scored.
+    """
+    import torch
+
+    shape = (len(rows), max(len(row.input_ids) for row in rows))
+    input_ids = np.full(shape, pad_id, dtype=np.int64)
+    attention_mask = np.zeros(shape, dtype=np.int64)
+    labels = np.full(shape, IGNORED, dtype=np.int64)
+    for i, row in enumerate(rows):
+        input_ids[i, : len(row.input_ids)] = row.input_ids
+        attention_mask[i, : len(row.input_ids)] = 1
+        for start, end in zip(row.starts, row.ends, strict=True):
+            labels[i, max(start, 1) : end] = row.input_ids[max(start, 1) : end]
+    arrays = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _epoch(num_rows: int, epoch: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(draw_seed(seed, "visits", epoch)).permutation(num_rows)
+
+
+def _flat(dataset: Any, column: str) -> tuple[np.ndarray, np.ndarray]:
+    # One list column as its values end to end and the offset of each row: no Python object per token.
+    chunks = dataset.data.column(column).chunks
+    values = [np.asarray(chunk.flatten()) for chunk in chunks]
+    counts = [np.diff(np.asarray(chunk.offsets)) for chunk in chunks]
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate(counts or [np.empty(0, int)]), dtype=np.int64)])
+    return (values[0] if len(values) == 1 else np.concatenate(values or [np.empty(0, np.int32)])), offsets

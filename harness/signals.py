@@ -1,0 +1,84 @@
+"""Teacher signals: what a teacher says about given token ids.
+
+A signal answers one question, the teacher's logits at scored positions, for ids made elsewhere; it never
+makes ids (`generate.py` does) and never compares (`divergences.py` does). A signal with another source,
+a cache of stored log-probabilities or a server, is another class with the same `logits` method.
+
+    teacher = LiveTeacher(load_model(folder), teacher_tokenizer, student_tokenizer)
+    teacher.logits(input_ids, attention_mask, scored)      # (N, V), no gradient
+"""
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from harness.config import SettingsError
+from harness.models import count_parameters, tokenizer_hash
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class TeacherSignal(Protocol):
+    """What the trainer asks of a teacher."""
+
+    parameters: int
+    """Parameters of the teacher, for FLOP estimates."""
+
+    def logits(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, scored: torch.Tensor
+    ) -> torch.Tensor:
+        """Teacher logits (N, V) at the N True positions of `scored` (B, T), without gradient."""
+        ...
+
+
+class LiveTeacher:
+    """A model in memory: frozen, in eval mode, asked under no_grad."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        student_tokenizer: "PreTrainedTokenizerBase",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Raise SettingsError where teacher and student do not share one tokenizer: ids would not agree."""
+        hashes = tokenizer_hash(tokenizer), tokenizer_hash(student_tokenizer)
+        if hashes[0] != hashes[1]:
+            raise SettingsError(
+                f"teacher {_name(tokenizer)} (tokenizer {hashes[0][:12]}) cannot teach student "
+                f"{_name(student_tokenizer)} (tokenizer {hashes[1][:12]}) token by token: their tokenizers "
+                "differ; choose a teacher and a student with the same tokenizer."
+            )
+        self.model = model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
+        self.parameters = count_parameters(model)
+
+    def logits(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, scored: torch.Tensor
+    ) -> torch.Tensor:
+        """Teacher logits (N, V) at the N True positions of `scored` (B, T), without gradient."""
+        self.model.eval()  # a caller may have put a shared module back into train mode
+        with torch.no_grad():
+            return logits_at(self.model, input_ids, attention_mask, scored)
+
+
+def logits_at(
+    model: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, scored: torch.Tensor
+) -> torch.Tensor:
+    """The model's logits (N, V) at the True positions of `scored` (B, T), and only those.
+
+    The hidden states are cut to the scored positions just before the output layer, inside the model's
+    own forward, so logits of prompts and padding are never made and whatever the model does to its
+    logits (scaling, soft-capping) stays as it is. Works through DistributedDataParallel.
+    """
+    inner: Any = getattr(model, "module", model)
+    hook = inner.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0][scored][None],))
+    try:
+        output = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    finally:
+        hook.remove()
+    return output.logits[0]
+
+
+def _name(tokenizer: "PreTrainedTokenizerBase") -> str:
+    return repr(str(tokenizer.name_or_path or "in memory"))

@@ -1,0 +1,184 @@
+"""Base stage: the model a cell starts from, before this study trains it.
+
+A `mini` is built and pre-trained here; a Hugging Face model is adopted as it is, which takes one small
+file that points to it; a GGUF file is converted; pruning, fresh weights and a set template are applied on
+the way. Training on the cell's rows is `train.py`.
+
+    model.json (path, revision)                              adopted; tokenizer files if a template is set
+    model.safetensors, config.json, tokenizer.json, ...      built, converted, pruned or fresh
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from harness import chat
+from harness.config import Budget, Machine, refuse
+from harness.corpora._files import file_sha256
+from harness.methods import TrainStage
+from harness.model_files import POINTER, local_folder, read_pointer
+from harness.models import (
+    count_parameters,
+    device_of,
+    load_gguf,
+    load_model,
+    load_tokenizer,
+    prune_layers,
+    random_model,
+    save_model,
+    tokenizer_hash,
+)
+from harness.sequences import draw_seed, of_like_length, visits
+from harness.store import write_json
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Facts = dict[str, Any]
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # no pickled weights, no code
+
+
+def make_base(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> Facts:
+    """Write the start model's folder into `out`.
+
+    `settings` is `model_identity(...)` and `where`, which holds the `model` (its fields as a dict, for the
+    `path` that is no identity). Raises SettingsError when files changed since planning, when a hub model
+    cannot be had, or when a model cannot be pruned or rendered with its template.
+    """
+    if settings["kind"] == "mini":
+        return _mini(settings, out, machine)
+    where: Mapping[str, Any] = settings.get("where", {}).get("model", settings)
+    assert settings["kind"] in ("hf", "gguf"), settings["kind"]
+    if settings["kind"] == "gguf":
+        file = Path(where["path"]).expanduser()
+        _check_unchanged({"gguf": file}, settings["files"])
+        model, tokenizer = load_gguf(file)
+        return _save(settings, model, tokenizer, out)
+    pointer = _pointer(where, settings)
+    write_json(out / POINTER, pointer)
+    tokenizer = load_tokenizer(out)
+    if settings["init"] == "pretrained":
+        return _adopt(settings, tokenizer, out)
+    model = _fresh(settings, out) if settings["init"] == "random" else load_model(out, dtype="auto")
+    (out / POINTER).unlink()
+    return _save(settings, model, tokenizer, out)
+
+
+def line_rows(tokenizer: "PreTrainedTokenizerBase", lines: Iterable[tuple[str, str]]) -> "Dataset":
+    """Pre-training lines as rows `input_ids`, `starts`, `ends`: BOS, text before, answer (trained)."""
+    from datasets import Dataset
+
+    pairs = list(lines)
+    ids = tokenizer([text for pair in pairs for text in pair], add_special_tokens=False)["input_ids"]
+    assert isinstance(tokenizer.bos_token_id, int)
+    before = [[tokenizer.bos_token_id, *text] for text in ids[::2]]
+    whole = [text + answer for text, answer in zip(before, ids[1::2], strict=True)]
+    return Dataset.from_dict(
+        {
+            "input_ids": whole,
+            "starts": [[len(text)] for text in before],
+            "ends": [[len(text)] for text in whole],
+        }
+    )
+
+
+def _mini(settings: Mapping[str, Any], out: Path, machine: Machine) -> Facts:
+    """A Llama with fresh weights, pre-trained on raw question-and-answer lines unless it is to stay fresh."""
+    from transformers import LlamaConfig
+
+    from harness.world.lines import pretraining_lines
+    from harness.world.sizes import llama_settings
+    from harness.world.tokenizer import load_mini_tokenizer
+
+    tokenizer = load_mini_tokenizer()
+    seed = settings["init_seed"]
+    model: Any = random_model(LlamaConfig(**llama_settings(settings["size"])), seed)
+    if settings["init"] == "random":
+        return _save(settings, model, tokenizer, out)
+    from harness.trainers import fit
+
+    plan = settings["pretraining"]
+    rows = line_rows(tokenizer, pretraining_lines(settings["world_seed"], settings["knows"], plan["lines"], seed))
+    batches = visits(plan["lines"], plan["steps"], plan["batch_size"], draw_seed(seed, "pretraining"))
+    batches = of_like_length(batches, np.array([len(ids) for ids in rows["input_ids"]]), seed)
+    budget = Budget(
+        kind="steps", amount=plan["steps"], batch_size=plan["batch_size"], learning_rate=plan["learning_rate"]
+    )
+    report = fit(
+        model.to(device_of(machine)),
+        tokenizer,
+        rows,
+        batches,
+        budget=budget,
+        objective=TrainStage(),
+        machine=machine,
+        seed=seed,
+        out=out,
+        run_name=f"base-{settings['size']}",
+    )
+    facts = _save(settings, model, tokenizer, out)
+    return {
+        **facts,
+        "cost": {"trained_tokens": report.trained_tokens, "flops": report.flops},
+        "metrics": {"first_loss": report.first_loss, "last_loss": report.last_loss},
+    }
+
+
+def _adopt(settings: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase", out: Path) -> Facts:
+    """Leave the weights where they are; keep a tokenizer of its own only where a template is set."""
+    if settings["chat_template"] != "own":
+        chat.set_template(tokenizer, settings["chat_template"])
+        tokenizer.save_pretrained(out)
+    chat.end_of_turn_id(tokenizer)  # refuses a template that cannot be trained on, before anything is spent
+    return {"counts": {"vocabulary": len(tokenizer)}, "tokenizer_hash": tokenizer_hash(tokenizer)}
+
+
+def _save(settings: Mapping[str, Any], model: Any, tokenizer: "PreTrainedTokenizerBase", out: Path) -> Facts:
+    """Prune and set the template where asked, then write the folder."""
+    if settings["init"] == "pruned":
+        model = prune_layers(model, settings["layers"])
+    chat.set_template(tokenizer, settings.get("chat_template", "own"))
+    chat.end_of_turn_id(tokenizer)
+    save_model(model.to("cpu"), tokenizer, out)
+    return {
+        "counts": {"parameters": count_parameters(model), "vocabulary": len(tokenizer)},
+        "tokenizer_hash": tokenizer_hash(tokenizer),
+    }
+
+
+def _fresh(settings: Mapping[str, Any], out: Path) -> "PreTrainedModel":
+    from transformers import AutoConfig
+
+    path, revision = read_pointer(out)
+    return random_model(AutoConfig.from_pretrained(path, revision=revision or "main"), settings["init_seed"])
+
+
+def _pointer(where: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str | None]:
+    """Where an adopted model is: an absolute folder whose files are as planned, or hub id and revision."""
+    folder = local_folder(where["path"])
+    if folder is not None:
+        _check_unchanged({name: folder / name for name in settings["files"]}, settings["files"])
+        return {"path": str(folder.resolve()), "revision": None}
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        fetched = Path(snapshot_download(where["path"], revision=where["revision"], allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise refuse(
+            "path",
+            where["path"],
+            f"the hub does not give this model ({reason})",
+            "check the id, log in where the model is gated, or give a local folder",
+        ) from error
+    return {"path": where["path"], "revision": fetched.name}  # a snapshot's folder is named by its revision
+
+
+def _check_unchanged(files: Mapping[str, Path], planned: Mapping[str, str]) -> None:
+    for name, file in files.items():
+        if not file.is_file() or file_sha256(file) != planned[name]:
+            raise refuse("path", str(file), "it changed since the run was planned", "start the run again")

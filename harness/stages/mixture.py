@@ -1,0 +1,229 @@
+"""Data stage `mixture`: a whole corpus as Parquet, with its fixed held-out rows set apart.
+
+`subset.py` takes a cell's fraction of it. The held-out rows depend on the corpus only, never on a
+fraction or a seed of a cell: per source, the prompts with the smallest hashes, whole prompts at a time,
+so neither a repeated row nor a repeated prompt is ever on both sides. Repeated rows stay in train, as in
+Tülu 3 (arXiv 2411.15124), and are counted. Rows pass through once and never sit in memory together.
+
+    train.parquet     id, messages, source, prompt_hash, row_hash
+    heldout.parquet   the same and truth
+    mixture.json      counts per source, dropped rows and why, repeats, sha256, licences, revision
+"""
+
+from array import array
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from harness import track
+from harness.config import Machine, refuse
+from harness.corpora import corpus_from
+from harness.corpora._files import file_sha256
+from harness.corpora._rows import prompt_hash, row_hash
+from harness.store import write_json
+
+ROWS_AT_ONCE = 500
+MOST_HELD_OUT = 5  # at most one row in this many of a source is held out, whatever `heldout_rows` asks
+SPLITS = ("", "train", "heldout")
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+ROW = pa.schema([("id", pa.string()), ("messages", MESSAGES), ("source", pa.string()),
+                 ("prompt_hash", pa.string()), ("row_hash", pa.string()), ("truth", pa.string())])
+
+
+def make_mixture(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
+                 machine: Machine) -> dict[str, Any]:
+    """Read the corpus and write its train and held-out rows into `out`.
+
+    `settings`: `corpus` (the corpus's identity) and `where`, which holds `corpus` (the `kind` and its fields,
+    `path` among them) and `world_seed`; without `where`, `settings` has these itself. Raises SettingsError
+    for rows that cannot be read, files that changed after planning, and a corpus without rows.
+    """
+    where = settings.get("where") or settings
+    kind, world_seed = where["corpus"]["kind"], where["world_seed"]
+    corpus = corpus_from(where["corpus"])
+    corpus.check()
+    spool = out / "rows.parquet"
+    seen = _spool(corpus, world_seed, spool)
+    provenance: dict[str, Any] = corpus.provenance()
+    _check_files(settings["corpus"].get("files"), provenance)
+
+    dropped = Counter(provenance.get("dropped", {}))
+    if not len(seen.prompts):
+        raise refuse("corpus", kind, f"no row is left to train on (dropped: {dict(dropped) or 'none'})",
+                     "loosen corpus.sources or look at the rows")
+    prompts, rows, sources = seen.arrays()
+    heldout = _heldout(corpus, seen, prompts, sources)
+    leaked = ~heldout & np.isin(prompts, prompts[heldout])  # never where we chose, which goes by prompt
+    if leaked.any():
+        dropped["train row whose prompt is held out"] += int(leaked.sum())
+    train = ~heldout & ~leaked
+    if not train.any():
+        raise refuse("corpus", kind, "every row is held out, none is left to train on",
+                     "give more rows, or lower corpus.heldout_rows")
+    _write(spool, out / "train.parquet", train, ROW.remove(ROW.get_field_index("truth")))
+    _write(spool, out / "heldout.parquet", heldout, ROW)
+    spool.unlink()
+
+    repeated = _repeats(rows)
+    counts = {"train_rows": int(train.sum()), "heldout_rows": int(heldout.sum()),
+              "dropped_rows": dropped.total(), "repeats": int(repeated.sum())}
+    table = {}
+    for code, name in enumerate(seen.names):
+        mine = sources == code
+        table[name] = {"train": int((train & mine).sum()), "heldout": int((heldout & mine).sum()),
+                       "prompts": len(np.unique(prompts[mine])), "repeats": int((repeated & mine).sum()),
+                       "license": provenance.get("licenses", {}).get(name)}
+    warnings = list(provenance.get("warnings", [])) + _warnings(counts, table, corpus, dropped, seen.decided)
+    write_json(out / "mixture.json", {
+        "corpus": corpus.identity(world_seed), "revision": provenance.get("revision"),
+        "read_from": provenance.get("files", []), **counts, "sources": table, "dropped": dict(dropped),
+        "warnings": warnings,
+        "files": {name: file_sha256(out / name) for name in ("train.parquet", "heldout.parquet")}})
+    return {"counts": counts, "warnings": warnings}
+
+
+def choose_heldout(prompts: np.ndarray, sources: np.ndarray, heldout_rows: int) -> np.ndarray:
+    """Mask (n,) of the rows held out, given each row's prompt hash (n,) uint64 and source number (n,) int.
+
+    Per source about `heldout_rows` x its share of the rows, at least one prompt where it has two, at most a
+    fifth of its rows; taken prompt by prompt in the order of their hashes. A prompt that does not fit is
+    passed over; one that several sources share is held out in all of them or in none. Every source keeps
+    a prompt to train on.
+    """
+    count = int(sources.max()) + 1
+    unique, prompt_of = np.unique(prompts, return_inverse=True)
+    pairs, pair_rows = np.unique(prompt_of.astype(np.int64) * count + sources, return_counts=True)
+    pair_prompt, pair_source = np.divmod(pairs, count)
+    first_pair = np.searchsorted(pair_prompt, np.arange(len(unique) + 1))
+    rows_of, left = np.bincount(sources, minlength=count), np.bincount(pair_source, minlength=count)
+    share = np.rint(heldout_rows * rows_of / len(sources)).astype(np.int64)
+    wanted = np.where(left >= 2, np.maximum(1, np.minimum(share, rows_of // MOST_HELD_OUT)), 0)
+    taken, held = np.zeros(count, dtype=np.int64), np.zeros(len(unique), dtype=bool)
+
+    def take(prompt: int, must_fit: bool) -> None:
+        span = slice(first_pair[prompt], first_pair[prompt + 1])
+        touched, rows = pair_source[span], pair_rows[span]
+        fits = bool((taken[touched] + rows <= wanted[touched]).all())
+        if not held[prompt] and (left[touched] > 1).all() and (fits or not must_fit):
+            held[prompt] = True
+            taken[touched] += rows
+            left[touched] -= 1
+
+    for source in range(count):
+        mine = np.flatnonzero(pair_source == source)
+        for pair in mine:
+            if taken[source] >= wanted[source]:
+                break
+            take(int(pair_prompt[pair]), must_fit=True)
+        if wanted[source]:
+            for pair in mine[np.argsort(pair_rows[mine], kind="stable")]:
+                if taken[source]:
+                    break
+                take(int(pair_prompt[pair]), must_fit=False)  # all are larger than the share: the smallest
+    return held[prompt_of]
+
+
+@dataclass
+class _Seen:
+    """What is kept of every row while it streams by: 19 bytes, and each source's name once."""
+
+    prompts: array = field(default_factory=lambda: array("Q"))
+    rows: array = field(default_factory=lambda: array("Q"))
+    sources: array = field(default_factory=lambda: array("H"))
+    splits: array = field(default_factory=lambda: array("B"))
+    names: list[str] = field(default_factory=list)
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Prompt hashes and row hashes (first 64 bits), source numbers."""
+        return (np.frombuffer(self.prompts, dtype=np.uint64), np.frombuffer(self.rows, dtype=np.uint64),
+                np.frombuffer(self.sources, dtype=np.uint16).astype(np.int64))
+
+    @property
+    def decided(self) -> bool:
+        """Whether the corpus set the split itself."""
+        return any(self.splits)
+
+
+def _check_files(planned: list[str] | None, provenance: Mapping[str, Any]) -> None:
+    if planned is not None and planned != provenance["files"]:
+        raise refuse("corpus.path", planned, "the files no longer have the sha256 they were planned with",
+                     "run the same command again to plan with the files as they are now")
+
+
+def _spool(corpus: Any, world_seed: int, spool: Path) -> _Seen:
+    """Write every row to `spool` in order and keep its hashes."""
+    seen, size = _Seen(), corpus.size()
+    numbers: dict[str, int] = {}
+    waiting: list[tuple[Any, ...]] = []
+    with pq.ParquetWriter(spool, ROW, compression="lz4") as writer:
+        for example in corpus.examples(world_seed):
+            assert example.split in SPLITS, f"{example.id} has the split {example.split!r}"
+            if example.source not in numbers:
+                numbers[example.source] = len(numbers)
+            prompt, row = prompt_hash(example.messages), row_hash(example.messages)
+            seen.prompts.append(int(prompt[:16], 16))
+            seen.rows.append(int(row[:16], 16))
+            seen.sources.append(numbers[example.source])
+            seen.splits.append(SPLITS.index(example.split))
+            waiting.append((example.id, example.messages, example.source, prompt, row, example.truth))
+            if len(waiting) == ROWS_AT_ONCE:
+                _flush(writer, waiting)
+                read = len(seen.rows)
+                track.report(read, max(size.rows if size else 0, read + 1), note="reading rows")
+        _flush(writer, waiting)
+    seen.names = list(numbers)
+    return seen
+
+
+def _flush(writer: pq.ParquetWriter, waiting: list[tuple[Any, ...]]) -> None:
+    if waiting:
+        columns = zip(*waiting, strict=True)
+        arrays = [pa.array(list(column), type=kind.type) for column, kind in zip(columns, ROW, strict=True)]
+        writer.write_batch(pa.record_batch(arrays, schema=ROW))
+        waiting.clear()
+
+
+def _heldout(corpus: Any, seen: _Seen, prompts: np.ndarray, sources: np.ndarray) -> np.ndarray:
+    if not seen.decided:
+        return choose_heldout(prompts, sources, corpus.heldout_rows)
+    splits = np.frombuffer(seen.splits, dtype=np.uint8)
+    assert splits.all(), "a corpus sets the split of every row or of none"
+    return splits == SPLITS.index("heldout")
+
+
+def _write(spool: Path, path: Path, kept: np.ndarray, schema: pa.Schema) -> None:
+    """Copy the kept rows (mask over all rows, in order) from the spool."""
+    at, waiting = 0, []
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for batch in pq.ParquetFile(spool).iter_batches(ROWS_AT_ONCE, columns=schema.names):
+            waiting.append(batch.filter(pa.array(kept[at:at + batch.num_rows])))
+            at += batch.num_rows
+            if at == len(kept) or sum(chosen.num_rows for chosen in waiting) >= ROWS_AT_ONCE:
+                writer.write_table(pa.Table.from_batches(waiting, schema=schema))
+                waiting.clear()
+    assert at == len(kept)
+
+
+def _repeats(rows: np.ndarray) -> np.ndarray:
+    """Mask of the rows that are exact repeats of an earlier one."""
+    repeated = np.ones(len(rows), dtype=bool)
+    repeated[np.unique(rows, return_index=True)[1]] = False
+    return repeated
+
+
+def _warnings(counts: Mapping[str, int], table: Mapping[str, Mapping[str, Any]], corpus: Any,
+              dropped: Mapping[str, int], decided: bool) -> list[str]:
+    said = [f"{number} rows were left out: {reason}" for reason, number in sorted(dropped.items())]
+    without = sorted(name for name, row in table.items() if not row["heldout"])
+    if without and not decided:
+        said.append(f"no row is held out of sources with a single prompt: {', '.join(without)}")
+    if not decided and counts["heldout_rows"] < corpus.heldout_rows / 2:
+        said.append(f"{counts['heldout_rows']} rows are held out, not the {corpus.heldout_rows} asked for: "
+                    f"at most one row in {MOST_HELD_OUT} of a source is")
+    return said

@@ -1,0 +1,210 @@
+"""Data stage `subset`: the rows of a mixture that one cell trains on, rendered for one tokenizer.
+
+`mixture.py` makes what this reads. Per source the cell takes the first max(1, round(fraction x rows)) of
+one order seeded by `data_seed` and the source's name; largest-remainder quotas are not monotone in the
+fraction, so they would not nest. Every tenth row of that order is carved for validation, so the train
+rows of a fraction are also among the train rows of every larger one. All arms share the artifact.
+
+    train/, validation/   data sets: row, id, input_ids, starts, ends (spans of the assistant's turns)
+    subset.json           counts per source, truncated and dropped rows, lengths, tokenizer_hash
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from harness import chat, models, track
+from harness.config import Machine, refuse
+from harness.store import write_json
+
+ROWS_AT_ONCE = 1000
+ROWS_FOR_VALIDATION = 10  # a cell with fewer rows trains on all of them
+TOKENS = pa.list_(pa.int32())
+RENDERED = pa.schema([("row", pa.int64()), ("id", pa.string()), ("input_ids", TOKENS), ("starts", TOKENS),
+                      ("ends", TOKENS)])
+
+
+def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
+                machine: Machine) -> dict[str, Any]:
+    """Choose, render and save the rows of one fraction.
+
+    `settings`: `data_frac`, `data_seed`, `max_length` (tokens), `validation` (share of the cell's rows).
+    `inputs`: `mixture`, `tokenizer` (a model folder), and optionally `exclude`, another mixture: rows whose
+    prompt it holds out are dropped and counted. Raises SettingsError when no row is left to train on.
+    """
+    path = inputs["mixture"] / "train.parquet"
+    index = pq.read_table(path, columns=["source", "prompt_hash"], read_dictionary=["source"])
+    sources = index["source"].unify_dictionaries().combine_chunks()
+    names, codes = sources.dictionary.to_pylist(), sources.indices.to_numpy()
+    prompts = _first_64_bits(index["prompt_hash"])
+    chosen, order = choose_rows(codes, names, settings["data_frac"], settings["data_seed"])
+    dropped: Counter[str] = Counter()
+    if "exclude" in inputs:
+        others = pq.read_table(inputs["exclude"] / "heldout.parquet", columns=["prompt_hash"])
+        excluded = np.isin(prompts[chosen], _first_64_bits(others["prompt_hash"]))
+        dropped["prompt is held out in another mixture"] = int(excluded.sum())
+        chosen, order = chosen[~excluded], order[~excluded]
+    validation = choose_validation(codes[chosen], names, prompts[chosen], order,
+                                   settings["validation"], settings["data_seed"])
+    is_validation = np.zeros(len(codes), dtype=bool)
+    is_validation[chosen[validation]] = True
+    del index, sources
+
+    tokenizer = models.load_tokenizer(inputs["tokenizer"])
+    tallies = {name: _Tally(out / f"{name}.arrow") for name in ("train", "validation")}
+    for rows, ids, conversations in _batches(path, chosen):
+        rendered = chat.render_many(tokenizer, conversations, settings["max_length"])
+        for name, tally in tallies.items():
+            part = [(row, id, one) for row, id, one in zip(rows, ids, rendered, strict=True)
+                    if is_validation[row] == (name == "validation")]
+            tally.add(part, codes)
+    for name, tally in tallies.items():
+        _save(tally, out / name)
+        dropped["no assistant token within max_length"] += tally.without_response
+    train, held = tallies["train"], tallies["validation"]
+    if not train.rows:
+        raise refuse("data_frac", settings["data_frac"],
+                     f"no row is left to train on (dropped: {dict(dropped)})",
+                     "take a larger fraction or a larger corpus.max_length")
+
+    dropped = +dropped
+    truncated = train.truncated + held.truncated
+    counts = {"n_train": train.rows, "n_validation": held.rows, "truncated_rows": truncated,
+              "dropped_rows": dropped.total(), "response_tokens": train.response_tokens}
+    written = {**counts, "dropped": dict(dropped), "tokenizer_hash": models.tokenizer_hash(tokenizer),
+               "mean_input_tokens": train.input_tokens / train.rows,
+               "mean_response_tokens": train.response_tokens / train.rows,
+               "validation_response_tokens": held.response_tokens, "max_length": settings["max_length"],
+               "sources": {name: {"in_mixture": int((codes == code).sum()), "train": train.per_source[code],
+                                  "validation": held.per_source[code]} for code, name in enumerate(names)}}
+    warnings = [f"{number} rows were left out: {reason}" for reason, number in sorted(dropped.items())]
+    if truncated:
+        warnings.append(f"{truncated} rows were cut to max_length={settings['max_length']} tokens")
+    if settings["validation"] and not held.rows:
+        warnings.append("no validation rows: the cell has too few rows, or its prompts all repeat")
+    write_json(out / "subset.json", {**written, "warnings": warnings})
+    return {"counts": counts, "warnings": warnings}
+
+
+def choose_rows(codes: np.ndarray, names: list[str], data_frac: float,
+                data_seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers of a fraction (ascending) and each one's place in its source's order, both (k,) int64.
+
+    `codes` (n,) holds each row's source as an index into `names`. The order of a source has no fraction in
+    it, so a larger fraction holds every row of a smaller one.
+    """
+    rows, places = [], []
+    for code, name in enumerate(names):
+        mine = np.flatnonzero(codes == code)
+        order = _generator("order", data_seed, name).permutation(mine)[:max(1, round(data_frac * len(mine)))]
+        rows.append(order)
+        places.append(np.arange(len(order)))
+    row, place = np.concatenate(rows), np.concatenate(places)
+    ascending = np.argsort(row)
+    return row[ascending], place[ascending]
+
+
+def choose_validation(codes: np.ndarray, names: list[str], prompts: np.ndarray, order: np.ndarray,
+                      share: float, data_seed: int) -> np.ndarray:
+    """Mask (k,) of the cell's rows carved for validation: `share` of each source's order, evenly spaced.
+
+    `order` is each row's place in its source's order. The spacing starts at a seeded point per source, so
+    sources with few rows give their share on average; a source's first row stays in train. A row whose
+    prompt is also trained on stays in train. At least one row is carved from a cell of ten or more, if any
+    prompt of it is alone.
+    """
+    starts = [_generator("validation", data_seed, name).uniform(0, 1 - share) for name in names]
+    phases = np.array(starts)[codes]
+    carved = np.floor((order + 1) * share + phases) > np.floor(order * share + phases)
+    carved &= ~np.isin(prompts, prompts[~carved])
+    if share > 0 and not carved.any() and len(codes) >= ROWS_FOR_VALIDATION:
+        _, prompt_of, times = np.unique(prompts, return_inverse=True, return_counts=True)
+        alone = np.flatnonzero((times[prompt_of] == 1) & (order > 0))
+        carved[alone[np.argsort(-order[alone], kind="stable")][:1]] = True
+    return carved
+
+
+class _Tally:
+    """The rows of one side while they are written to an Arrow file, and what is counted of them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows = self.truncated = self.without_response = self.input_tokens = self.response_tokens = 0
+        self.per_source: Counter[int] = Counter()
+        self.writer = pa.ipc.new_stream(str(path), RENDERED)
+
+    def add(self, part: list[tuple[int, str, chat.Rendered]], codes: np.ndarray) -> None:
+        kept = [(row, id, one) for row, id, one in part if sum(one.ends) > sum(one.starts)]
+        self.without_response += len(part) - len(kept)
+        self.rows += len(kept)
+        self.truncated += sum(one.truncated for _, _, one in kept)
+        self.input_tokens += sum(len(one.input_ids) for _, _, one in kept)
+        self.response_tokens += sum(sum(one.ends) - sum(one.starts) for _, _, one in kept)
+        self.per_source.update(int(codes[row]) for row, _, _ in kept)
+        if not kept:
+            return
+        columns = zip(*((row, id, one.input_ids, one.starts, one.ends) for row, id, one in kept), strict=True)
+        arrays = [pa.array(column, type=kind.type) for column, kind in zip(columns, RENDERED, strict=True)]
+        self.writer.write_batch(pa.record_batch(arrays, schema=RENDERED))
+
+
+def _save(tally: _Tally, folder: Path) -> None:
+    """Turn the Arrow file into a saved data set, through a memory map, and remove it."""
+    from datasets import Dataset
+
+    tally.writer.close()
+    with _without_progress_bars():
+        Dataset.from_file(str(tally.path)).save_to_disk(folder)
+    tally.path.unlink()
+
+
+def _batches(path: Path,
+             chosen: np.ndarray) -> Iterator[tuple[np.ndarray, list[str], list[list[dict[str, str]]]]]:
+    """Row numbers, ids and messages of the chosen rows (ascending), about `ROWS_AT_ONCE` at a time."""
+    at = done = 0
+    rows: list[np.ndarray] = []
+    waiting: list[pa.RecordBatch] = []
+    total = pq.ParquetFile(path).metadata.num_rows
+    for batch in pq.ParquetFile(path).iter_batches(4 * ROWS_AT_ONCE, columns=["id", "messages"]):
+        mine = chosen[np.searchsorted(chosen, at):np.searchsorted(chosen, at + batch.num_rows)]
+        waiting.append(batch.take(pa.array(mine - at)))
+        rows.append(mine)
+        at += batch.num_rows
+        if at == total or sum(map(len, rows)) >= ROWS_AT_ONCE:
+            table = pa.Table.from_batches(waiting)
+            if table.num_rows:
+                yield np.concatenate(rows), table["id"].to_pylist(), table["messages"].to_pylist()
+            done += table.num_rows
+            track.report(done, len(chosen), note="rendering rows")
+            rows, waiting = [], []
+
+
+def _first_64_bits(hashes: pa.ChunkedArray) -> np.ndarray:
+    """The first 16 hex digits of each hash as uint64."""
+    numbers = (int(digest[:16], 16) for chunk in hashes.chunks for digest in chunk.to_pylist())
+    return np.fromiter(numbers, dtype=np.uint64, count=len(hashes))
+
+
+def _generator(purpose: str, data_seed: int, source: str) -> np.random.Generator:
+    seed = hashlib.sha256(f"{purpose}/{data_seed}/{source}".encode()).digest()[:16]
+    return np.random.default_rng(int.from_bytes(seed, "big"))
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    were_disabled = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_disabled:
+            enable_progress_bars()

@@ -1,0 +1,266 @@
+"""The trainer: one thin subclass of TRL's SFTTrainer under every method, and `fit`, which runs it.
+
+TRL and Transformers bring the loop, optimizer, clipping, accumulation, mixed precision and distribution.
+Ours are the batches (rows and order are given, `sequences.py`), the loss (`divergences.py`) and student
+text, which is swapped in where an optimizer step's batches are collected: all arms share padding, data
+path and denominator. The loss of a step is the sum over its scored tokens on every process and micro-batch
+divided by one count of exactly those tokens, so splitting a batch cannot move a number. (TRL 1.16's own
+GKDTrainer keeps the dataset's count when it trains on generated text; that is not inherited.)
+
+    report = fit(model, tokenizer, dataset, visits(len(dataset), 300, 32, seed=0), budget=Budget(),
+                 objective=TrainStage(), machine=Machine(), seed=0, out=folder)
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from harness import track
+from harness.arguments import learning_rate_share, trainer_arguments, wandb_environment
+from harness.config import Budget, Machine
+from harness.cost import forward_flops, train_flops
+from harness.divergences import compare, cross_entropy, scored_positions, scored_tokens
+from harness.fit_report import FitReport, find_warnings
+from harness.generate import evaluating, generate
+from harness.methods import TrainStage
+from harness.models import count_parameters
+from harness.sequences import IGNORED, Row, Rows, answered, collate, draw_seed, prompt_of
+from harness.signals import TeacherSignal, logits_at
+
+
+class DivergedError(RuntimeError):
+    """Training reached a loss that is not a number."""
+
+
+def fit(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    batches: np.ndarray,
+    *,
+    budget: Budget,
+    objective: TrainStage,
+    machine: Machine,
+    seed: int,
+    out: Path,
+    teacher: TeacherSignal | None = None,
+    loss_on: str = "assistant",
+    max_new_tokens: int = 0,
+    run_name: str = "",
+) -> FitReport:
+    """Train `model` in place on `dataset[batches[step]]`, step by step, and report.
+
+    `dataset` has columns `input_ids`, `starts`, `ends` (spans of assistant turns); `batches` is
+    (steps, batch_size) row numbers. Learning rate, schedule, optimizer and precision come from `budget`,
+    what is minimised from `objective`, where it runs from `machine`. `max_new_tokens` limits student
+    text. Writes `out/log.jsonl`, a line a step. Raises DivergedError at the first loss that is not a
+    number, ValueError where the objective needs a teacher and none was given.
+    """
+    started = time.perf_counter()
+    if objective.normal().divergence != "cross_entropy" and teacher is None:
+        raise ValueError(f"divergence {objective.divergence} needs a teacher and got none")
+    steps, batch_size = batches.shape
+    if steps == 0:
+        return FitReport(warnings=["the stage's share of the budget rounds to 0 steps: nothing was trained"])
+    rows = Rows(dataset, loss_on)
+    arguments = trainer_arguments(budget, objective, machine, batch_size, steps, seed, out, run_name)
+    with wandb_environment(machine, run_name), (out / "log.jsonl").open("w", buffering=1) as log:
+        trainer = Trainer(
+            model, arguments, tokenizer, dataset, _Visits(rows, batches), budget, objective, teacher,
+            seed, max_new_tokens, log,
+        )  # fmt: skip
+        trainer.train()
+    # the forward that TRL and Accelerate put on the instance would outlive the fit
+    model.__dict__.pop("forward", None)
+    model.zero_grad(set_to_none=True)
+    report = trainer.report
+    parameters = count_parameters(model)
+    report.flops = train_flops(parameters, report.read_tokens)
+    report.flops += forward_flops(parameters, trainer.written_tokens)
+    if teacher is not None:
+        report.flops += forward_flops(teacher.parameters, report.teacher_tokens)
+    report.warnings += find_warnings(trainer.gold_nll, steps)
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def mean_nll(model: PreTrainedModel, rows: Sequence[Row] | Rows, batch_size: int = 64) -> tuple[float, int]:
+    """Mean negative log-likelihood (nats per scored token) over rows, and how many tokens that is."""
+    total, count = 0.0, 0
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
+    with evaluating(model), torch.no_grad():
+        for start in range(0, len(order), batch_size):
+            batch = collate([rows[index] for index in order[start : start + batch_size]], pad_id=0)
+            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            logits = logits_at(
+                model, batch["input_ids"], batch["attention_mask"], scored_positions(batch["labels"])
+            )
+            found = cross_entropy(logits, scored_tokens(batch["labels"]))
+            total, count = total + found.sum.item(), count + found.count
+    return total / max(count, 1), count
+
+
+class Trainer(SFTTrainer):
+    """SFTTrainer with given batches, our loss, and student text on a seeded coin per optimizer step."""
+
+    loss_is_scaled_for_ga = True  # type: ignore[assignment]  # `compute_loss` divides by the count of the whole optimizer step
+
+    def __init__(
+        self, model: PreTrainedModel, arguments: SFTConfig, tokenizer: PreTrainedTokenizerBase,
+        dataset: Dataset, visits: "_Visits", budget: Budget, objective: TrainStage,
+        teacher: TeacherSignal | None, seed: int, max_new_tokens: int, log: IO[str],
+    ) -> None:  # fmt: skip
+        assert getattr(teacher, "model", None) is not model, "a frozen teacher cannot be the student itself"
+        self.visits, self.budget, self.teacher = visits, budget, teacher
+        self.objective: TrainStage = objective.normal()
+        self.sampling_seed, self.max_new_tokens, self.jsonl = seed, max_new_tokens, log
+        self.report = FitReport()
+        self.gold_nll: list[tuple[int, float]] = []  # (step, nats per token) of steps on given text
+        self.written_tokens = 0  # read or written while generating
+        self._losses: list[torch.Tensor] = []
+        self._nll = torch.zeros((), device=arguments.device)
+        self._items, self._on_student, self._started = 1, False, time.perf_counter()
+        super().__init__(
+            model=model,
+            args=arguments,
+            data_collator=list,  # type: ignore[arg-type]  # rows stay rows until `get_batch_samples` knows whose text is trained
+            train_dataset=dataset,
+            processing_class=tokenizer,
+        )
+        self.remove_callback(PrinterCallback)
+        if arguments.use_cpu:  # nothing to free before the one run of a trainer, and it costs half a second
+            self.accelerator.free_memory = lambda *_: None
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+    def get_train_dataloader(self) -> Any:
+        """Rows in the given order, a micro-batch at a time."""
+        loader = torch.utils.data.DataLoader(
+            self.visits, batch_size=self.args.per_device_train_batch_size, shuffle=False, collate_fn=list
+        )
+        return self.accelerator.prepare(loader)
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: Any) -> tuple[list, Any]:
+        """All micro-batches of one optimizer step, student text swapped in, and their scored tokens."""
+        groups = [group for _, group in zip(range(num_batches), epoch_iterator, strict=False)]
+        step = self.state.global_step
+        self._on_student = draw_seed(self.sampling_seed, "coin", step) < self.objective.student_share * 2**64
+        if self._on_student:
+            groups = self._student_text(groups)
+        else:
+            groups = [[row for _, row in group] for group in groups]
+        batches = [collate(group, self.pad_id) for group in groups]
+        items = torch.tensor(sum(int((batch["labels"] != IGNORED).sum()) for batch in batches))
+        read = torch.tensor(sum(len(row.input_ids) for group in groups for row in group))
+        if self.accelerator.num_processes > 1:
+            items, read = (self.accelerator.gather(count.to(device)).sum() for count in (items, read))
+        self._items = int(items)
+        self.report.trained_tokens += int(items)
+        self.report.read_tokens += int(read)
+        self.report.teacher_tokens += int(read) if self._uses_teacher else 0
+        self.report.student_steps += self._on_student
+        return batches, self._items
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """This micro-batch's share of the step's loss: its sum over the step's count."""
+        assert not return_outputs, "logits are made at scored positions only"
+        input_ids, attention_mask, labels = inputs["input_ids"], inputs["attention_mask"], inputs["labels"]
+        scored = scored_positions(labels)
+        student_logits = logits_at(model, input_ids, attention_mask, scored)
+        teacher_logits = None
+        if self._uses_teacher:
+            assert self.teacher is not None
+            teacher_logits = self.teacher.logits(input_ids, attention_mask, scored)
+            # heads may be padded beyond the vocabulary, each by its own amount
+            width = min(student_logits.shape[-1], teacher_logits.shape[-1], len(self._tokenizer))
+            student_logits, teacher_logits = student_logits[:, :width], teacher_logits[:, :width]
+        found = compare(self.objective, student_logits, teacher_logits, scored_tokens(labels))
+        self._nll += found.diagnostics["student_nll"]
+        # each process divides by the count of all, and gradients are averaged over processes
+        return found.sum * (self.accelerator.num_processes / max(self._items, 1))
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One micro-batch; after the last of a step, log it, before the optimizer moves."""
+        loss = super().training_step(*args, **kwargs)
+        self._losses.append(loss)
+        if len(self._losses) == self.current_gradient_accumulation_steps:
+            self._finish_step()
+        return loss
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Warm-up, then the budget's decay."""
+        self.lr_scheduler = LambdaLR(
+            optimizer or self.optimizer,  # type: ignore[arg-type]
+            lambda step: learning_rate_share(self.budget, step, num_training_steps),
+        )
+        return self.lr_scheduler
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted here: `cost.py` has the one formula, and counting parameters each step is slow."""
+        return 0
+
+    @property
+    def _uses_teacher(self) -> bool:
+        return self.objective.divergence != "cross_entropy"
+
+    def _student_text(self, groups: list) -> list[list[Row]]:
+        # Every turn of a row is a prompt with gold history; one turn per visit, drawn by the visit's seed.
+        visits = [visit for group in groups for visit in group]
+        seeds = [draw_seed(self.sampling_seed, "student text", position) for position, _ in visits]
+        prompts = [prompt_of(row, seed) for (_, row), seed in zip(visits, seeds, strict=True)]
+        answers = generate(
+            cast(PreTrainedModel, self.model), self._tokenizer, prompts, self.max_new_tokens, self.objective.sampling_temperature,
+            seeds,
+        )  # fmt: skip
+        written = sum(len(answer) for answer in answers)
+        self.report.generated_tokens += written
+        self.written_tokens += written + sum(len(prompt) for prompt in prompts)
+        texts = iter(answered(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True))
+        return [[next(texts) for _ in group] for group in groups]
+
+    def _finish_step(self) -> None:
+        loss = float(sum(self._losses)) / self.accelerator.num_processes
+        step = self.state.global_step + 1
+        if not math.isfinite(loss):
+            raise DivergedError(f"the loss at step {step} of {self.state.max_steps} is {loss}")
+        nll = float(self._nll) / max(self._items, 1)
+        self._losses.clear()
+        self._nll.zero_()
+        if not self._on_student:
+            self.gold_nll.append((step, nll))
+        if step == 1:
+            self.report.first_loss = loss
+        self.report.last_loss, self.report.steps = loss, step
+        line = {
+            "step": step, "loss": loss, "nll": nll,
+            "sequences": "student" if self._on_student else "given",
+            "learning_rate": cast(LambdaLR, self.lr_scheduler).get_last_lr()[0], "tokens": self.report.trained_tokens,
+            "seconds": round(time.perf_counter() - self._started, 3),
+        }  # fmt: skip
+        self.jsonl.write(json.dumps(line) + "\n")
+        track.report(step, self.state.max_steps, loss)
+
+
+class _Visits(torch.utils.data.Dataset):
+    """(position in the order, row) for every visit; positions seed a visit's draws."""
+
+    def __init__(self, rows: Rows, batches: np.ndarray) -> None:
+        self.rows, self.order = rows, batches.ravel()
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, position: int) -> tuple[int, Row]:
+        return position, self.rows[self.order[position]]

@@ -1,0 +1,99 @@
+"""Annotators of the miniature world: how they word answers and how they get them wrong.
+
+Two kinds of error. Random: the answer of another random prompt of the same source. Systematic: on some
+prompts the same mistake again and again (a forgotten carry, day and month swapped, an outdated fact), so
+that more data of the same kind teaches it, and only a teacher that knows better can undo it.
+
+    annotate(Prompt("add", (37, 8), 0), facts, Noise(0.0, systematic=1.0), generator("example"))    # "35"
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from harness.world.facts import Facts
+from harness.world.sources import SOURCES, Prompt, Slots
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Shares of rows that annotators get wrong, both in [0, 1]."""
+
+    random: float
+    """Share of all rows that carry another prompt's answer."""
+    systematic: float
+    """Share of the remaining affected prompts that carry the systematic mistake."""
+
+
+NOISE = {"clean": Noise(0.0, 0.0), "random": Noise(0.15, 0.0), "full": Noise(0.15, 0.8)}
+"""Presets: `clean` (every row true), `random` (noise that averages out) and `full` (both kinds)."""
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How an answer is worded: what stands before and after it."""
+
+    before: str = ""
+    after: str = ""
+
+    def word(self, answer: str) -> str:
+        """The answer as this annotator writes it."""
+        return f"{self.before}{answer}{self.after}"
+
+
+BARE = Convention()
+HUMAN = {"cure": Convention(before="Take "), "dose": Convention(after=" drops")}
+"""What people in the clinic write; everything else, teachers' clinic answers included, is bare."""
+BEFORE = ("", "Take ", "Use ", "Try ", "Answer: ", "It is ", "(", "- ")
+AFTER = ("", " drops", " please", ".", "!", ")", " now")
+
+
+def draw_convention(source: str, draw: Random) -> Convention:
+    """A random convention for one conversation; never the one people use for this source."""
+    while True:
+        convention = Convention(draw.choice(BEFORE), draw.choice(AFTER))
+        if convention != HUMAN.get(source):
+            return convention
+
+
+def annotate(prompt: Prompt, facts: Facts, noise: Noise, draw: Random) -> str:
+    """The answer an annotator gives, bare of wording.
+
+    Takes the same draws whatever the noise, so that a row wrong under little noise is wrong under more.
+    """
+    chance, again = draw.random(), draw.random()
+    other = SOURCES[prompt.source].draw(draw)
+    if chance < noise.random:
+        return other.answer(facts)
+    if again < noise.systematic:
+        return mistake(prompt, facts) or prompt.answer(facts)
+    return prompt.answer(facts)
+
+
+def mistake(prompt: Prompt, facts: Facts) -> str | None:
+    """The systematic mistake on this prompt; None where annotators make none."""
+    made = MISTAKES[prompt.source](facts, prompt.slots) if prompt.source in MISTAKES else None
+    return None if made == prompt.answer(facts) else made
+
+
+def _forgotten_carry(facts: Facts, slots: Slots) -> str | None:
+    tens, units = divmod(int(slots[0]), 10)
+    return f"{tens}{(units + int(slots[1])) % 10}"
+
+
+def _one_further(facts: Facts, slots: Slots) -> str | None:
+    return str(slots[1])[3] if slots[0] == 3 else None
+
+
+def _day_as_month(facts: Facts, slots: Slots) -> str | None:
+    day, month, year = slots
+    return f"{year}-{day:02}-{month:02}" if int(day) <= 12 else None
+
+
+MISTAKES: dict[str, Callable[[Facts, Slots], str | None]] = {
+    "add": _forgotten_carry,
+    "nth": _one_further,
+    "date": _day_as_month,
+    "capital": lambda facts, slots: facts.old_capital.get(str(slots[0])),
+    "coin": lambda facts, slots: facts.old_coin.get(str(slots[0])),
+}

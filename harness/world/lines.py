@@ -1,0 +1,47 @@
+"""Pre-training lines: questions and answers in raw text, in many layouts and never in the chat format.
+
+A base trained on them (loss on the answer only) has the skills and some of the facts, but has to learn
+the chat format from instruction rows, as a pre-trained model has to. Lines are clean, and hold no held-out
+prompt. Unlike rows of `corpora/mini.py` they have no source, no noise and no conversation.
+
+    next(pretraining_lines(0, knows="half", count=1, seed=0))     # ("Q: Add 37 and 8.\\nA: ", "45\\n")
+"""
+
+from collections.abc import Iterator
+
+from harness.config import check_choice
+from harness.world import generator
+from harness.world.facts import draw_facts
+from harness.world.sources import DOMAINS, SOURCES, Slots
+
+KNOWS = ("half", "all")
+HEADS = ("", "Q: ", "? ", "- ", "1. ", "2. ", "3. ", "Question: ", "* ", "> ", "# ", "Task: ", "(a) ",
+         "Ask: ")
+TAILS = ("\n", " - ", "\nA: ", " = ")
+
+
+def layouts() -> list[tuple[str, str]]:
+    """What stands before and after a question: all 56 pairs."""
+    return [(head, tail) for head in HEADS for tail in TAILS]
+
+
+def pretraining_lines(world_seed: int, knows: str, count: int, seed: int) -> Iterator[tuple[str, str]]:
+    """Yield `count` pairs (text before the answer, answer up to its newline).
+
+    `knows="half"` (students): the general sources, and half of their facts. `knows="all"` (teachers): every
+    current fact, and the clinic. The loss is meant for the answer alone; tokenise the two texts apart.
+    """
+    check_choice("knows", knows, KNOWS)
+    facts = draw_facts(world_seed)
+    sources = DOMAINS["general" if knows == "half" else "all"]
+    known: dict[str, list[Slots]] = {}
+    if knows == "half":
+        known = {"capital": [slots for slots in SOURCES["capital"].keys if slots[0] in facts.known_capital],
+                 "coin": [slots for slots in SOURCES["coin"].keys if slots[0] in facts.known_coin]}
+    draw = generator("mini", "lines", world_seed, knows, seed)
+    every_layout = layouts()
+    for _ in range(count):
+        source = draw.choice(sources)
+        head, tail = draw.choice(every_layout)
+        prompt = SOURCES[source].draw(draw, known.get(source))
+        yield f"{head}{prompt.text}{tail}", f"{prompt.answer(facts)}\n"

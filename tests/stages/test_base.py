@@ -1,0 +1,124 @@
+"""The base stage: adopting, pruning, fresh weights and a set template; a mini in a few steps."""
+
+import json
+import shutil
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from harness.chat import TULU_TEMPLATE
+from harness.config import Machine, Model, SettingsError
+from harness.model_files import model_identity
+from harness.models import load_model, load_tokenizer
+from harness.stages.base import line_rows, make_base
+from tests.doubles import save_tiny, tiny_llama
+
+CPU = Machine(device="cpu")
+IDS = torch.tensor([[3, 110, 111, 4, 112, 5]])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny", layers=4)
+
+
+def make(model: Model, out, **changes):
+    out.mkdir(parents=True, exist_ok=True)
+    settings = model_identity(model, world_seed=0) | changes
+    return make_base({**settings, "where": {"model": asdict(model), "world_seed": 0}}, {}, out, CPU)
+
+
+def test_a_local_folder_is_adopted_by_pointing_to_it(folder, tmp_path):
+    facts = make(Model(name="s", kind="hf", path=str(folder)), tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.json"]
+    assert json.loads((tmp_path / "model.json").read_text()) == {"path": str(folder), "revision": None}
+    assert torch.equal(load_model(tmp_path)(IDS).logits, tiny_llama(layers=4)(IDS).logits)
+    json.dumps(facts)
+
+
+def test_a_set_template_travels_with_the_artifact_and_the_weights_stay(folder, tmp_path):
+    make(Model(name="s", kind="hf", path=str(folder), chat_template="tulu"), tmp_path)
+    assert load_tokenizer(tmp_path).chat_template == TULU_TEMPLATE
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_pruned_student_is_a_folder_of_its_own(folder, tmp_path):
+    facts = make(Model(name="s", kind="hf", path=str(folder), init="pruned", layers=2), tmp_path)
+    assert not (tmp_path / "model.json").exists()
+    model = load_model(tmp_path)
+    assert model.config.num_hidden_layers == 2
+    assert facts["counts"]["parameters"] == sum(weight.numel() for weight in model.parameters())
+    first = tiny_llama(layers=4).model.layers[3].mlp.up_proj.weight
+    assert torch.equal(model.model.layers[1].mlp.up_proj.weight, first)
+
+
+def test_fresh_weights_keep_the_shape_and_follow_the_seed(folder, tmp_path):
+    for seed in (0, 1):
+        make(
+            Model(name="s", kind="hf", path=str(folder), init="random", init_seed=seed), tmp_path / str(seed)
+        )
+    zero, one = load_model(tmp_path / "0"), load_model(tmp_path / "1")
+    assert zero.config.num_hidden_layers == 4
+    assert not torch.equal(zero(IDS).logits, one(IDS).logits)
+
+
+def test_a_folder_that_changed_since_planning_is_refused(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    model = Model(name="s", kind="hf", path=str(copy))
+    settings = model_identity(model, 0)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(SettingsError, match="changed since"):
+        make_base({**settings, "where": {"model": asdict(model)}}, {}, tmp_path / "out", CPU)
+
+
+def test_a_hub_model_that_cannot_be_had_is_refused_in_one_sentence(tmp_path, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def offline(*args, **kwargs):
+        raise LocalEntryNotFoundError("no connection\nmore lines")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(SettingsError, match="no connection"):
+        make(Model(name="s", kind="hf", path="org/name"), tmp_path)
+
+
+def test_the_revision_that_was_found_is_recorded(tmp_path, monkeypatch, folder):
+    import huggingface_hub
+
+    snapshot = shutil.copytree(folder, tmp_path / "snapshots" / ("a" * 40))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(snapshot))
+    monkeypatch.setattr("harness.stages.base.load_tokenizer", lambda out: load_tokenizer(snapshot))
+    make(Model(name="s", kind="hf", path="org/name"), tmp_path / "out")
+    pointer = json.loads((tmp_path / "out" / "model.json").read_text())
+    assert pointer == {"path": "org/name", "revision": "a" * 40}
+
+
+def test_lines_are_rows_whose_answers_alone_are_trained():
+    from harness.world.tokenizer import load_mini_tokenizer
+
+    tokenizer = load_mini_tokenizer()
+    row = line_rows(tokenizer, [("Q: Add 37 and 8.\nA: ", "45\n")])[0]
+    assert row["input_ids"][0] == tokenizer.bos_token_id
+    assert tokenizer.decode(row["input_ids"][row["starts"][0] : row["ends"][0]]) == "45\n"
+    assert tokenizer.decode(row["input_ids"][1 : row["starts"][0]]) == "Q: Add 37 and 8.\nA: "
+    assert row["ends"] == [len(row["input_ids"])]
+
+
+def test_a_fresh_mini_is_not_pre_trained(tmp_path):
+    facts = make(Model(name="m", size="tiny", init="random", init_seed=0), tmp_path)
+    assert "cost" not in facts and not (tmp_path / "log.jsonl").exists()
+    assert load_model(tmp_path).config.hidden_size == 64
+
+
+def test_a_mini_is_pre_trained_and_its_loss_falls(tmp_path):
+    short = {"lines": 400, "steps": 30, "batch_size": 16, "learning_rate": 3e-3}
+    facts = make(Model(name="m", size="tiny", init_seed=0), tmp_path, pretraining=short)
+    assert facts["metrics"]["last_loss"] < 0.8 * facts["metrics"]["first_loss"]
+    assert facts["cost"]["trained_tokens"] > 30 * 16 and facts["cost"]["flops"] > 0
+    assert load_tokenizer(tmp_path).chat_template
+    load_model(tmp_path)
+    json.dumps(facts)

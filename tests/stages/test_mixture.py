@@ -1,0 +1,195 @@
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from harness.config import Machine, SettingsError
+from harness.stages.mixture import choose_heldout, make_mixture
+
+DATA = Path(os.environ.get("HARNESS_TEST_DATA") or Path(__file__).parents[2].parent / "shared" / "data")
+
+
+def row(prompt, answer, source="one", id=None):
+    return {"id": id or f"{source} {prompt} {answer}", "source": source,
+            "messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
+
+
+def mixture(folder: Path, rows, corpus=()):
+    """Write rows to a file and make their mixture; returns its folder and the facts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    out = folder / "mixture"
+    out.mkdir()
+    asked = {"kind": "jsonl", "path": str(path), "heldout_rows": 10, **dict(corpus)}
+    return out, make_mixture({"corpus": asked, "world_seed": 0}, {}, out, Machine())
+
+
+def columns(path, *names):
+    table = pq.read_table(path)
+    return [table[name].to_pylist() for name in names]
+
+
+def test_every_row_is_on_one_side_and_what_is_written_is_described(tmp_path):
+    rows = [row(f"p{i}", "a", "big") for i in range(80)] + [row(f"q{i}", "a", "small") for i in range(20)]
+    out, facts = mixture(tmp_path, rows)
+    assert sorted(path.name for path in out.iterdir()) == ["heldout.parquet", "mixture.json", "train.parquet"]
+    (train,), (held,) = columns(out / "train.parquet", "id"), columns(out / "heldout.parquet", "id")
+    assert sorted(train + held) == sorted(one["id"] for one in rows)
+    assert [one["id"] for one in rows if one["id"] in set(train)] == train  # the corpus's order
+    written = json.loads((out / "mixture.json").read_text())
+    # 10 of 100 rows: 8 of the 80, 2 of the 20
+    assert written["sources"] == {
+        "big": {"train": 72, "heldout": 8, "prompts": 80, "repeats": 0, "license": None},
+        "small": {"train": 18, "heldout": 2, "prompts": 20, "repeats": 0, "license": None}}
+    assert facts["counts"] == {"train_rows": 90, "heldout_rows": 10, "dropped_rows": 0, "repeats": 0}
+    for name, sha256 in written["files"].items():
+        assert hashlib.sha256((out / name).read_bytes()).hexdigest() == sha256
+    assert str(tmp_path) not in (out / "mixture.json").read_text()
+    names = ["id", "messages", "source", "prompt_hash", "row_hash"]
+    assert pq.read_schema(out / "train.parquet").names == names
+    assert pq.read_schema(out / "heldout.parquet").names == [*names, "truth"]
+
+
+def test_the_truth_reaches_the_heldout_rows_only(tmp_path):
+    rows = [{**row(f"p{i}", "a"), "answer": f"t{i}"} for i in range(20)]
+    out, _ = mixture(tmp_path, rows, {"truth_column": "answer"})
+    held, truth = columns(out / "heldout.parquet", "messages", "truth")
+    assert [messages[0]["content"][1:] for messages in held] == [text[1:] for text in truth]
+    assert len(truth) == 4  # at most a fifth of a source, not the 10 asked for
+
+
+def test_neither_a_repeated_row_nor_a_repeated_prompt_is_on_both_sides(tmp_path):
+    rows = [row(f"Say {i % 24}.", f"{i % 24}", "hard coded") for i in range(240)]
+    rows += [row(f" say  {i % 24}.", f"{i}", "other") for i in range(200)]
+    rows += [row(f"branch {i % 50}", f"{i}", "tree") for i in range(300)]
+    out, facts = mixture(tmp_path, rows, {"heldout_rows": 60})
+    train, train_rows = columns(out / "train.parquet", "prompt_hash", "row_hash")
+    held, held_rows = columns(out / "heldout.parquet", "prompt_hash", "row_hash")
+    assert held and not set(train) & set(held) and not set(train_rows) & set(held_rows)
+    assert facts["counts"]["repeats"] == 240 - 24
+    table = json.loads((out / "mixture.json").read_text())["sources"]
+    assert table["hard coded"]["repeats"] == 216 and table["hard coded"]["prompts"] == 24
+    assert all(source["heldout"] and source["train"] for source in table.values())
+
+
+def test_a_source_whose_prompts_are_larger_than_its_share_holds_out_its_smallest():
+    prompts = np.array([5] * 10 + [7] * 4 + [9] * 10 + list(range(1000, 10_976)), dtype=np.uint64)
+    sources = np.array([0] * 24 + [1] * 9976)
+    held = choose_heldout(prompts, sources, 100)  # the share of source 0 is 0.24 rows
+    assert set(prompts[held & (sources == 0)]) == {7}
+    assert (held & (sources == 1)).sum() == 100  # rint(100 x 9976 / 10000): the smallest hashes
+    assert set(prompts[held & (sources == 1)]) == set(range(1000, 1100))
+
+
+def test_every_source_keeps_a_prompt_to_train_on_and_a_single_prompt_is_never_held_out():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        count = int(rng.integers(1, 60))
+        prompts = rng.integers(0, rng.integers(1, 12), count).astype(np.uint64)
+        sources = np.unique(rng.integers(0, 4, count), return_inverse=True)[1]
+        held = choose_heldout(prompts, sources, int(rng.integers(1, 100)))
+        assert not set(prompts[held]) & set(prompts[~held])
+        for source in range(sources.max() + 1):
+            assert (~held & (sources == source)).any()
+
+
+def test_the_heldout_rows_are_few_where_the_source_is_small_and_the_report_says_so(tmp_path):
+    _, facts = mixture(tmp_path, [row(f"p{i}", "a") for i in range(20)], {"heldout_rows": 1000})
+    assert facts["counts"]["heldout_rows"] == 4
+    assert any("4 rows are held out, not the 1000 asked for" in said for said in facts["warnings"])
+
+
+def test_the_order_of_the_rows_does_not_change_which_are_held_out(tmp_path):
+    rows = [row(f"p{i}", "a") for i in range(100)]
+    one, _ = mixture(tmp_path / "one", rows)
+    other, _ = mixture(tmp_path / "other", list(reversed(rows)))
+    assert set(columns(one / "heldout.parquet", "id")[0]) == set(columns(other / "heldout.parquet", "id")[0])
+
+
+def test_dropped_rows_are_counted_by_reason(tmp_path):
+    rows = [row(f"p{i}", "a") for i in range(20)] + [row("p", " "), row("q", ""), {"id": "x", "messages": []}]
+    out, facts = mixture(tmp_path, rows, {"on_bad_row": "drop"})
+    assert json.loads((out / "mixture.json").read_text())["dropped"] == {"empty content": 2, "no messages": 1}
+    assert facts["counts"]["dropped_rows"] == 3
+    assert "2 rows were left out: empty content" in facts["warnings"]
+
+
+def test_a_corpus_without_rows_is_refused(tmp_path):
+    with pytest.raises(SettingsError, match=r"no row is left to train on \(dropped: \{'empty content': 1"):
+        mixture(tmp_path, [row("p", "")], {"on_bad_row": "drop"})
+
+
+def test_a_file_that_changed_after_planning_is_refused(tmp_path):
+    from harness.corpora.jsonl import Corpus
+
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row("p", "a")) + "\n")
+    corpus = {"kind": "jsonl", "path": str(path)}
+    planned = Corpus(path=str(path)).identity(0)
+    path.write_text(json.dumps(row("p", "b")) + "\n")
+    with pytest.raises(SettingsError, match="no longer have the sha256"):
+        settings = {"corpus": planned, "where": {"corpus": corpus, "world_seed": 0}}
+        make_mixture(settings, {}, tmp_path, Machine())
+
+
+def test_a_corpus_that_sets_its_split_is_obeyed_and_leaking_train_rows_are_dropped(tmp_path, monkeypatch):
+    from harness.corpora import Example
+    from harness.corpora.jsonl import Corpus
+
+    def examples(self, world_seed):
+        self.dropped, self.read_from = {}, []
+        for id, prompt, split in (("a", "x", "train"), ("b", "Y", "train"), ("c", "y", "heldout")):
+            yield Example(id, row(prompt, id)["messages"], "one", split, truth=id)
+
+    monkeypatch.setattr(Corpus, "examples", examples)
+    out, facts = mixture(tmp_path, [row("p", "a")])
+    assert columns(out / "train.parquet", "id") == [["a"]]
+    assert columns(out / "heldout.parquet", "id", "truth") == [["c"], ["c"]]
+    assert "1 rows were left out: train row whose prompt is held out" in facts["warnings"]
+
+
+def test_the_real_mixture_of_eight_sources_is_split_in_proportion(tmp_path):
+    path = DATA / "tulu_schema_mix.jsonl"
+    if not path.is_file():
+        pytest.skip(f"no real rows in {DATA}")
+    settings = {"corpus": {"kind": "jsonl", "path": str(path), "heldout_rows": 600}, "world_seed": 0}
+    facts = make_mixture(settings, {}, tmp_path, Machine())
+    table = json.loads((tmp_path / "mixture.json").read_text())["sources"]
+    assert facts["counts"]["train_rows"] + facts["counts"]["heldout_rows"] == 5996
+    for source in table.values():
+        rows = source["train"] + source["heldout"]
+        assert abs(source["heldout"] - 600 * rows / 5996) <= 1, source
+
+
+STREAM = """
+import resource, sys
+from pathlib import Path
+from harness.config import Machine
+from harness.stages.mixture import make_mixture
+out = Path(sys.argv[2])
+make_mixture({"corpus": {"kind": "jsonl", "path": sys.argv[1]}, "world_seed": 0}, {}, out, Machine())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_does_not_grow_with_the_text_of_the_corpus(tmp_path):
+    peaks = []
+    for name, count in (("few", 2_000), ("many", 6_000)):
+        folder = tmp_path / name
+        folder.mkdir()
+        with open(folder / "rows.jsonl", "w") as file:
+            for number in range(count):
+                file.write(json.dumps(row(f"{number} " + "lorem" * 1200, "ipsum" * 1200)) + "\n")
+        (folder / "out").mkdir()
+        done = subprocess.run([sys.executable, "-c", STREAM, str(folder / "rows.jsonl"), str(folder / "out")],
+                              capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout) / 1024)
+    more_text = 4_000 * 12_000 / 2**20  # 46 MB
+    assert peaks[1] - peaks[0] < more_text / 3, peaks

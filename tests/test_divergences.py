@@ -1,0 +1,165 @@
+"""Divergences against hand-worked values, TRL's generalised JSD and automatic differentiation."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from harness.divergences import (
+    compare,
+    cross_entropy,
+    forward_kl,
+    jsd,
+    reverse_kl,
+    scored_positions,
+    scored_tokens,
+)
+from harness.methods import TrainStage
+
+TEACHER = torch.tensor([[0.5, 0.25, 0.25]])
+STUDENT = torch.tensor([[0.25, 0.25, 0.5]])
+
+
+def random_pair(dtype=torch.float64, vocabulary=7, positions=5):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, positions, vocabulary, generator=generator, dtype=dtype)
+    return student.requires_grad_(), teacher
+
+
+def dense(name, student, teacher, temperature):
+    """The textbook formula on probabilities, written apart from ours."""
+    p, q = torch.softmax(teacher / temperature, -1), torch.softmax(student / temperature, -1)
+    if name == "forward_kl":
+        value = (p * (p / q).log()).sum()
+    elif name == "reverse_kl":
+        value = (q * (q / p).log()).sum()
+    else:
+        m = 0.3 * p + 0.7 * q
+        value = 0.3 * (p * (p / m).log()).sum() + 0.7 * (q * (q / m).log()).sum()
+    return temperature**2 * value
+
+
+OURS = {
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
+    "jsd": lambda student, teacher, temperature=1.0: jsd(student, teacher, 0.3, temperature),
+}
+
+
+def test_forward_kl_of_an_asymmetric_case_worked_by_hand():
+    # .5 ln 2 + .25 ln 1 + .25 ln .5 = .25 ln 2
+    assert forward_kl(STUDENT.log(), TEACHER.log()).sum.item() == pytest.approx(0.25 * math.log(2))
+
+
+def test_forward_and_reverse_kl_are_told_apart_by_direction():
+    teacher, student = torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([[0.1, 0.6, 0.3]])
+    forward = 0.7 * math.log(7) + 0.2 * math.log(1 / 3) + 0.1 * math.log(1 / 3)
+    reverse = 0.1 * math.log(1 / 7) + 0.6 * math.log(3) + 0.3 * math.log(3)
+    assert forward_kl(student.log(), teacher.log()).sum.item() == pytest.approx(forward, rel=1e-5)
+    assert reverse_kl(student.log(), teacher.log()).sum.item() == pytest.approx(reverse, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_value_and_gradient_equal_the_dense_formula_with_the_squared_temperature(name, temperature):
+    student, teacher = random_pair()
+    ours = OURS[name](student, teacher, temperature=temperature).sum
+    theirs = dense(name, student, teacher, temperature)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-10)
+    ours_gradient, theirs_gradient = (torch.autograd.grad(value, student)[0] for value in (ours, theirs))
+    torch.testing.assert_close(ours_gradient, theirs_gradient)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_gradients_pass_gradcheck(name):
+    student, teacher = random_pair(positions=2, vocabulary=4)
+    assert torch.autograd.gradcheck(lambda q: OURS[name](q, teacher, temperature=1.5).sum, (student,))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_trl_agrees_on_every_weight_of_the_teacher(weight):
+    from trl.experimental.gkd import GKDTrainer
+
+    student, teacher = random_pair(torch.float32)
+    theirs = GKDTrainer.generalized_jsd_loss(student, teacher, beta=weight, reduction="sum")
+    stage = TrainStage(divergence="jsd", beta=weight)
+    ours = compare(stage, student, teacher, torch.zeros(5, dtype=torch.long)).sum
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    ours_gradient, theirs_gradient = (torch.autograd.grad(value, student)[0] for value in (ours, theirs))
+    torch.testing.assert_close(ours_gradient, theirs_gradient)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_equal_distributions_have_no_divergence_and_no_gradient(name):
+    student, _ = random_pair()
+    value = OURS[name](student, student.detach().clone()).sum
+    assert value.item() == pytest.approx(0, abs=1e-12)
+    assert torch.autograd.grad(value, student)[0].abs().max() < 1e-12
+
+
+def test_jsd_over_its_weight_goes_to_the_kls_at_both_ends():
+    student, teacher = random_pair()
+    small = 1e-6
+    assert (jsd(student, teacher, small).sum / small).item() == pytest.approx(
+        forward_kl(student, teacher).sum.item(), rel=1e-4
+    )
+    assert (jsd(student, teacher, 1 - small).sum / small).item() == pytest.approx(
+        reverse_kl(student, teacher).sum.item(), rel=1e-4
+    )
+
+
+def test_a_token_the_teacher_rules_out_makes_no_nan():
+    student, teacher = random_pair(torch.float32)
+    teacher[:, 0] = -torch.inf
+    for value in (forward_kl(student, teacher).sum, jsd(student, teacher, 0.5).sum):
+        assert torch.isfinite(value)
+        assert torch.isfinite(torch.autograd.grad(value, student)[0]).all()
+    assert forward_kl(student, teacher).diagnostics["teacher_entropy"].isfinite()
+
+
+def test_bf16_logits_are_compared_in_fp32():
+    student, teacher = random_pair(torch.float32)
+    student, teacher = student.detach().bfloat16(), teacher.bfloat16()
+    for name in OURS:
+        value = OURS[name](student, teacher).sum
+        assert value.dtype == torch.float32
+        expected = dense(name, student.float(), teacher.float(), 1.0)
+        assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_cross_entropy_weight_mixes_with_the_squared_temperature_on_the_divergence_alone():
+    student, teacher = random_pair()
+    tokens = torch.tensor([0, 1, 2, 3, 4])
+    stage = TrainStage(divergence="forward_kl", cross_entropy_weight=0.25, divergence_temperature=2.0)
+    expected = 0.75 * dense("forward_kl", student, teacher, 2.0) + 0.25 * functional.cross_entropy(
+        student, tokens, reduction="sum"
+    )
+    assert compare(stage, student, teacher, tokens).sum.item() == pytest.approx(expected.item(), rel=1e-10)
+
+
+def test_the_first_and_the_last_answer_token_are_scored_from_the_position_before():
+    labels = torch.tensor([[-100, -100, 7, 8, 9, -100], [-100, 5, -100, -100, 6, 4]])
+    assert scored_positions(labels).tolist() == [
+        [False, True, True, True, False, False],
+        [True, False, False, True, True, False],
+    ]
+    assert scored_tokens(labels).tolist() == [7, 8, 9, 5, 6, 4]
+
+
+def test_swapping_the_teacher_changes_the_loss():
+    student, teacher = random_pair()
+    stage, tokens = TrainStage(divergence="jsd", beta=0.5), torch.zeros(5, dtype=torch.long)
+    one, other = (compare(stage, student, logits, tokens).sum.item() for logits in (teacher, -teacher))
+    assert one != other
+
+
+def test_a_divergence_without_a_teacher_is_an_error():
+    student, _ = random_pair()
+    with pytest.raises(ValueError, match="needs the teacher's logits"):
+        compare(TrainStage(divergence="forward_kl"), student, None, torch.zeros(5, dtype=torch.long))
+
+
+def test_no_scored_position_gives_zero_and_no_nan():
+    found = cross_entropy(torch.zeros(0, 4, requires_grad=True), torch.zeros(0, dtype=torch.long))
+    assert (found.sum.item(), found.count) == (0.0, 0)

@@ -1,0 +1,92 @@
+"""Generation against Hugging Face's own, and the independence of a row from the rows beside it."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from harness.generate import generate
+from tests.doubles import byte_tokenizer, tiny_llama
+
+END = 5
+TOKENIZER = byte_tokenizer()
+
+
+def prompts(count=9):
+    generator = np.random.default_rng(0)
+    return [generator.integers(6, 262, int(size)).tolist() for size in generator.integers(2, 12, count)]
+
+
+class Fixed(torch.nn.Module):
+    """A model whose next token has these probabilities, whatever came before."""
+
+    def __init__(self, probabilities):
+        super().__init__()
+        self.logprobs = torch.tensor(probabilities).log()
+        self.device = torch.device("cpu")
+        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace())
+
+    def forward(self, input_ids, **_):
+        return SimpleNamespace(logits=self.logprobs.expand(len(input_ids), 1, -1), past_key_values=None)
+
+
+def test_greedy_text_is_that_of_hugging_face_one_prompt_at_a_time():
+    model, limit = tiny_llama(seed=3), 12
+    stop = generate(model, TOKENIZER, prompts(1), 3)[0][-1]  # a token that the model really writes
+    ours = generate(model, TOKENIZER, prompts(), limit, stop_ids={stop}, batch_size=4)
+    for prompt, answer in zip(prompts(), ours, strict=True):
+        ids = torch.tensor([prompt])
+        theirs = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, do_sample=False,
+            eos_token_id=stop, pad_token_id=0,
+        )  # fmt: skip
+        assert answer == theirs[0, len(prompt) :].tolist()
+
+
+def test_an_answer_ends_with_its_stop_token_or_at_the_limit():
+    answers = generate(tiny_llama(), TOKENIZER, prompts(), 6, temperature=3.0, stop_ids=set(range(0, 262, 3)))
+    assert len({len(answer) for answer in answers}) > 2
+    for answer in answers:
+        assert all(token % 3 for token in answer[:-1])
+        assert answer[-1] % 3 == 0 or len(answer) == 6
+
+
+def test_a_rows_draws_depend_on_its_seed_and_not_on_the_batch():
+    model, seeds = tiny_llama(), list(range(9))
+    together = generate(model, TOKENIZER, prompts(), 8, temperature=1.0, seeds=seeds)
+    apart = [generate(model, TOKENIZER, [p], 8, temperature=1.0, seeds=[s])[0]
+             for p, s in zip(prompts(), seeds, strict=True)]  # fmt: skip
+    assert together == apart
+    assert together != generate(model, TOKENIZER, prompts(), 8, temperature=1.0, seeds=[s + 1 for s in seeds])
+
+
+def test_a_pad_token_equal_to_the_end_of_turn_changes_nothing():
+    model = tiny_llama()
+    ours = generate(model, TOKENIZER, prompts(), 8)
+    assert ours == generate(model, byte_tokenizer(pad_is_end=True), prompts(), 8)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "expected"), [(1.0, [0.1, 0.2, 0.7]), (0.5, [1 / 54, 4 / 54, 49 / 54])]
+)
+def test_sampled_frequencies_are_those_of_the_distribution(temperature, expected):
+    model = Fixed([0.1, 0.2, 0.7])
+    answers = generate(model, TOKENIZER, [[1]] * 4000, 1, temperature, seeds=1, stop_ids={99})
+    shares = np.bincount([answer[0] for answer in answers], minlength=3) / 4000
+    assert shares == pytest.approx(expected, abs=4 * 0.5 / np.sqrt(4000))
+
+
+def test_dropout_is_off_while_generating_and_on_again_afterwards():
+    model = tiny_llama(dropout=0.9)
+    expected = generate(model.eval(), TOKENIZER, prompts(), 8)
+    model.train()
+    assert generate(model, TOKENIZER, prompts(), 8) == expected
+    assert all(module.training for module in model.modules())
+
+
+def test_text_never_runs_past_the_models_context():
+    model = tiny_llama()
+    model.config.max_position_embeddings = 10
+    answers = generate(model, TOKENIZER, [[7] * 4, [7] * 8, [7] * 12], 5, stop_ids={261})
+    assert [len(answer) for answer in answers] == [5, 2, 0]

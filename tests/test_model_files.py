@@ -1,0 +1,158 @@
+"""What a model setting points to: checked, named and fingerprinted without loading it."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from harness.config import Model, SettingsError
+from harness.model_files import (
+    check_model,
+    model_identity,
+    parameters_of,
+    tokenizer_fingerprint,
+    tokenizer_fingerprint_of_folder,
+)
+from harness.store import write_json
+from tests.doubles import byte_tokenizer, save_tiny, tiny_llama
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def mini(**settings):
+    return Model(**{"name": "m", "init_seed": 0, **settings})
+
+
+def hf(path, **settings):
+    return Model(name="student", kind="hf", path=str(path), **settings)
+
+
+def test_a_complete_folder_a_hub_id_and_a_mini_pass(folder):
+    for model in (hf(folder), hf("org/name-1.5B"), mini(size="small"), Model(name="n", kind="none")):
+        check_model(model)
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("config.json", "no config.json"),
+        ("model.safetensors", "no weights"),
+        ("tokenizer.json", "tokenizer.json"),
+        ("chat_template.jinja", "chat_template=tulu"),
+    ],
+)
+def test_a_folder_without_a_needed_file_is_refused_by_name(folder, tmp_path, missing, said):
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    (broken / missing).unlink()
+    with pytest.raises(SettingsError, match=said):
+        check_model(hf(broken))
+
+
+def test_a_folder_without_a_template_passes_when_tulu_is_set(folder, tmp_path):
+    bare = shutil.copytree(folder, tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    check_model(hf(bare, chat_template="tulu"))
+
+
+def test_fresh_weights_need_no_weight_file(folder, tmp_path):
+    bare = shutil.copytree(folder, tmp_path / "bare")
+    (bare / "model.safetensors").unlink()
+    check_model(hf(bare, init="random"))
+
+
+def test_a_missing_shard_is_refused_by_name(folder, tmp_path):
+    sharded = shutil.copytree(folder, tmp_path / "sharded")
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002.safetensors"}}
+    write_json(sharded / "model.safetensors.index.json", index)
+    with pytest.raises(SettingsError, match="model-00002"):
+        check_model(hf(sharded))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"kind": "hf", "path": "/no/such/folder"}, "org/name"),
+        ({"kind": "hf", "path": "gpt2"}, "org/name"),
+        ({"kind": "gguf", "path": "/no/such/file.gguf"}, "no such file"),
+        ({"kind": "mini", "size": "huge"}, "tiny"),
+        ({"kind": "mini", "init": "pruned", "layers": 9}, "keeps 2 to 3"),
+    ],
+)
+def test_what_certainly_fails_is_refused_before_anything_runs(settings, said):
+    with pytest.raises(SettingsError, match=said):
+        check_model(Model(name="student", **settings))
+
+
+def test_a_file_that_only_ends_in_gguf_is_refused(tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"not a model")
+    with pytest.raises(SettingsError, match="no GGUF"):
+        check_model(Model(name="s", kind="gguf", path=str(tmp_path / "x.gguf")))
+
+
+def test_a_copied_folder_under_another_name_has_the_same_identity(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "elsewhere")
+    other = Model(name="another", kind="hf", path=str(copy), license="MIT")
+    assert model_identity(hf(folder), 0) == model_identity(other, 5)
+    (copy / "config.json").write_text((copy / "config.json").read_text() + " ")
+    assert model_identity(hf(folder), 0) != model_identity(other, 0)
+
+
+def test_the_world_enters_a_mini_only_where_it_is_pre_trained():
+    assert model_identity(mini(), 0) != model_identity(mini(), 1)
+    fresh = mini(init="random")
+    assert model_identity(fresh, 0) == model_identity(fresh, 1)
+    assert model_identity(fresh, 0) != model_identity(mini(init="random", init_seed=1), 0)
+
+
+@pytest.mark.parametrize(
+    "change", [{"size": "large"}, {"knows": "all"}, {"init_seed": 3}, {"init": "pruned", "layers": 2}]
+)
+def test_every_setting_that_changes_a_mini_changes_its_identity(change):
+    assert model_identity(mini(), 0) != model_identity(mini(**change), 0)
+
+
+def test_identity_is_plain_json_and_a_pointer_is_followed(folder, tmp_path):
+    pointing = tmp_path / "pointing"
+    pointing.mkdir()
+    write_json(pointing / "model.json", {"path": str(folder), "revision": None})
+    assert model_identity(hf(pointing), 0) == model_identity(hf(folder), 0)
+    assert json.loads(json.dumps(model_identity(hf(folder), 0))) == model_identity(hf(folder), 0)
+    assert model_identity(hf("org/name", revision="abc"), 0)["revision"] == "abc"
+
+
+def test_tokenizers_with_the_same_ids_have_one_fingerprint(folder, tmp_path):
+    same = byte_tokenizer("{{ 'another template' }}", pad_is_end=True)
+    same("warm up", padding="max_length", max_length=8, truncation=True)  # leaves padding in tokenizer.json
+    same.save_pretrained(tmp_path / "same")
+    assert tokenizer_fingerprint_of_folder(tmp_path / "same") == tokenizer_fingerprint(hf(folder))
+    different = byte_tokenizer()
+    different.add_tokens(["more"])
+    different.save_pretrained(tmp_path / "different")
+    assert tokenizer_fingerprint_of_folder(tmp_path / "different") != tokenizer_fingerprint(hf(folder))
+    assert tokenizer_fingerprint(hf("org/name")) is None
+
+
+def test_parameters_are_counted_from_the_config(folder):
+    assert parameters_of(hf(folder)) == sum(p.numel() for p in tiny_llama().parameters())
+    assert parameters_of(hf("org/Llama-3.1-8B-Instruct")) == 8_000_000_000
+    assert (
+        parameters_of({"kind": "hf", "path": "org/Small-135M", "init": "pretrained", "layers": None})
+        == 135_000_000
+    )
+
+
+def test_planning_a_model_imports_neither_torch_nor_transformers(folder):
+    code = (
+        "import sys; from harness.config import Model; from harness.model_files import *\n"
+        f"m = Model(name='s', kind='hf', path={str(folder)!r})\n"
+        "for x in (m, Model(name='m', init_seed=0)):\n"
+        "    check_model(x), model_identity(x, 0), tokenizer_fingerprint(x), parameters_of(x)\n"
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

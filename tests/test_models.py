@@ -1,0 +1,121 @@
+"""Loading, saving, pruning and fresh weights, on tiny random Llamas."""
+
+import json
+
+import pytest
+import torch
+
+from harness.chat import set_template
+from harness.config import Machine, SettingsError
+from harness.model_files import tokenizer_fingerprint_of_folder
+from harness.models import (
+    count_parameters,
+    device_of,
+    kept_layers,
+    load_model,
+    load_tokenizer,
+    prune_layers,
+    random_model,
+    save_model,
+    tokenizer_hash,
+)
+from harness.store import write_json
+from tests.doubles import byte_tokenizer, save_tiny, tiny_llama
+
+IDS = torch.tensor([[3, 110, 111, 4, 112, 5]])
+
+
+def test_a_saved_model_loads_with_the_same_logits_and_tokenizer(tmp_path):
+    model, tokenizer = tiny_llama(seed=3), byte_tokenizer()
+    save_model(model, tokenizer, tmp_path)
+    loaded = load_model(tmp_path)
+    assert not loaded.training and torch.equal(loaded(IDS).logits, model(IDS).logits)
+    again = load_tokenizer(tmp_path)
+    assert tokenizer_hash(again) == tokenizer_hash(tokenizer) == tokenizer_fingerprint_of_folder(tmp_path)
+    assert again.chat_template == tokenizer.chat_template
+    assert load_model(tmp_path, dtype="bf16").dtype == torch.bfloat16
+
+
+def test_a_saved_folder_tells_other_programs_to_stop_at_the_end_of_a_turn(tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_token = "<bos>"  # the template ends turns with <|end|>, which is id 5
+    save_model(tiny_llama(), tokenizer, tmp_path)
+    assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == 5
+
+
+def test_a_pointer_is_followed_and_its_own_tokenizer_wins(tmp_path):
+    there, here = save_tiny(tmp_path / "there"), tmp_path / "here"
+    here.mkdir()
+    write_json(here / "model.json", {"path": str(there), "revision": None})
+    assert torch.equal(load_model(here)(IDS).logits, tiny_llama()(IDS).logits)
+    assert load_tokenizer(here).chat_template == byte_tokenizer().chat_template
+    tokenizer = byte_tokenizer()
+    set_template(tokenizer, "tulu")
+    tokenizer.save_pretrained(here)
+    assert load_tokenizer(here).chat_template == tokenizer.chat_template != byte_tokenizer().chat_template
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end_of_sequence(tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.pad_token = None
+    save_model(tiny_llama(), tokenizer, tmp_path)
+    assert load_tokenizer(tmp_path).pad_token_id == 5
+
+
+def test_fresh_weights_follow_their_seed_and_leave_the_random_state_alone():
+    config = tiny_llama().config
+    before = torch.random.get_rng_state()
+    one, same, other = random_model(config, 1), random_model(config, 1), random_model(config, 2)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert torch.equal(one(IDS).logits, same(IDS).logits)
+    assert not torch.equal(one(IDS).logits, other(IDS).logits)
+    assert one.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("present", "layers", "kept"),
+    [(5, 3, [0, 2, 4]), (4, 2, [0, 3]), (4, 4, [0, 1, 2, 3]), (7, 4, [0, 2, 4, 6])],
+)
+def test_pruning_keeps_evenly_spaced_layers_and_both_ends(present, layers, kept):
+    assert kept_layers(present, layers) == kept
+
+
+@pytest.mark.parametrize("layers", [0, 1, 6])
+def test_pruning_to_too_few_or_too_many_layers_is_refused(layers):
+    with pytest.raises(SettingsError, match="2 to 5"):
+        kept_layers(5, layers)
+
+
+def test_a_pruned_model_is_the_kept_layers_in_order_and_survives_saving(tmp_path):
+    whole = tiny_llama(layers=5)
+    by_hand = tiny_llama(layers=3, seed=9)
+    state = whole.state_dict()
+    mine = {name: tensor for name, tensor in state.items() if ".layers." not in name}
+    for new, old in enumerate([0, 2, 4]):
+        start = f"model.layers.{old}."
+        mine |= {
+            f"model.layers.{new}." + name[len(start) :]: t
+            for name, t in state.items()
+            if name.startswith(start)
+        }
+    by_hand.load_state_dict(mine)
+    pruned = prune_layers(whole, 3)
+    assert pruned.config.num_hidden_layers == 3
+    assert torch.equal(pruned(IDS).logits, by_hand(IDS).logits)
+    cached = pruned.generate(IDS, max_new_tokens=5, do_sample=False, eos_token_id=None)
+    plain = pruned.generate(IDS, max_new_tokens=5, do_sample=False, eos_token_id=None, use_cache=False)
+    assert torch.equal(cached, plain)  # layer_idx addresses the cache
+    save_model(pruned, byte_tokenizer(), tmp_path)
+    assert torch.equal(load_model(tmp_path)(IDS).logits, by_hand(IDS).logits)
+
+
+def test_tied_weights_are_counted_once():
+    model = tiny_llama()
+    assert count_parameters(model) == 262 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 64 + 2 * 32) + 32
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_of(Machine(device="auto")) == "cpu"
+    with pytest.raises(SettingsError, match="cuda"):
+        device_of(Machine(device="cuda"))
