@@ -32,11 +32,7 @@ def subtitle(rows: pd.DataFrame) -> str:
     first = students.iloc[0]
     teachers = sorted(students["teacher"].dropna().unique())
     seeds = sorted(students.loc[students["seeds"] > 0, "seeds"].unique())
-    count = (
-        f"{seeds[0]} seed{'s' if seeds[-1] > 1 else ''}"
-        if len(seeds) == 1
-        else f"{seeds[0]} to {seeds[-1]} seeds"
-    )
+    count = f"{seeds[0]} seed{'s' if seeds[-1] > 1 else ''}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     draws = int(students["draws"].max())
     named = f"teacher{'s' if len(teachers) > 1 else ''} {', '.join(teachers)}" if teachers else ""
     drawn = f"{draws} draws of world or teacher" if draws > 1 else ""
@@ -59,12 +55,24 @@ def name_ends(ax: "Axes", ends: Sequence[tuple[Any, ...]], gap: float = 11.5) ->
     right = ax.get_xlim()[1]
     for place, (x, y, name, colour) in zip(spread(wanted, gap, bottom, top), ends, strict=True):
         ax.annotate(
-            name, (right if x is None else x, y), xytext=(1.03, (place - bottom) / (top - bottom)),
+            name,
+            (right if x is None else x, y),
+            xytext=(1.03, (place - bottom) / (top - bottom)),
             textcoords="axes fraction",
-            fontsize=8.5, color=colour, va="center", annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6, "shrinkA": 1,
-                        "shrinkB": 4,                        "relpos": (0, 0.5)},
-        )  # fmt: skip
+            fontsize=8.5,
+            color=colour,
+            va="center",
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.6,
+                "alpha": 0.6,
+                "shrinkA": 1,
+                "shrinkB": 4,
+                "relpos": (0, 0.5),
+            },
+        )
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -88,17 +96,19 @@ def name_references(ax: "Axes", rows: pd.DataFrame) -> None:
     """Scores of the base model and the teachers as labelled rules."""
     several = (rows["role"] == "teacher").sum() > 1
     heights = _points(ax, rows["score"].tolist())
-    for row, height, place in zip(
-        rows.to_dict("records"), heights, spread(heights, 9.5, -1e9, 1e9), strict=True
-    ):
-        name = (
-            "base model" if row["role"] == "base" else f"{row['teacher']} teacher" if several else "teacher"
-        )
+    for row, height, place in zip(rows.to_dict("records"), heights, spread(heights, 9.5, -1e9, 1e9), strict=True):
+        name = "base model" if row["role"] == "base" else f"{row['teacher']} teacher" if several else "teacher"
         ax.axhline(row["score"], color=GREY, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
         ax.annotate(
-            f"{name} {row['score']:.2f}", (0, row["score"]), xycoords=("axes fraction", "data"),
-            xytext=(4, 2 + place - height), textcoords="offset points", fontsize=7.5, color=GREY, va="bottom",
-        )  # fmt: skip
+            f"{name} {row['score']:.2f}",
+            (0, row["score"]),
+            xycoords=("axes fraction", "data"),
+            xytext=(4, 2 + place - height),
+            textcoords="offset points",
+            fontsize=7.5,
+            color=GREY,
+            va="bottom",
+        )
 
 
 def _points(ax: "Axes", heights: Sequence[float]) -> list[float]:

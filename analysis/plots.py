@@ -25,9 +25,16 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, told apart under the common kinds of colour blindness
 COLOURS = {
-    "sft": "#404040", "kd": "#0072B2", "on_policy": "#D55E00", "logit_kd": "#009E73", "seq_kd": "#CC79A7",
-    "two_stage": "#E69F00", "skd": "#56B4E9", "distillm": "#8C510A", "self_kd": "#6A51A3",
-}  # fmt: skip
+    "sft": "#404040",
+    "kd": "#0072B2",
+    "on_policy": "#D55E00",
+    "logit_kd": "#009E73",
+    "seq_kd": "#CC79A7",
+    "two_stage": "#E69F00",
+    "skd": "#56B4E9",
+    "distillm": "#8C510A",
+    "self_kd": "#6A51A3",
+}
 SPARE = ("#332288", "#44AA99", "#AA4499", "#999933", "#882255", "#117733", "#88CCEE", "#DDCC77")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 PANEL = ["student", "corpus", "budget", "variant"]
@@ -55,11 +62,7 @@ def crossover_figure(
     students = rows[(rows["role"] == "student") & rows["score"].notna()] if len(rows) else rows
     panels = list(students.groupby(PANEL, dropna=False).groups) if len(students) else []
     # names stand right of each panel, about 0.072 inch a letter
-    aside = (
-        0.35 + 0.072 * max((len(name) for name in _names(_lines(students)).values()), default=0)
-        if panels
-        else 0
-    )
+    aside = 0.35 + 0.072 * max((len(name) for name in _names(_lines(students)).values()), default=0) if panels else 0
     width, height = max(size[0], 2 * (0.75 + 2.0 + aside)), size[1]
     figure = Figure(figsize=(width, height * max(1, len(panels))), facecolor="white")
     FigureCanvasAgg(figure)
@@ -145,9 +148,7 @@ def gain_curves(frame: pd.DataFrame, ax: "Axes", crossovers: Mapping[Arm, Crosso
     return ax
 
 
-def _draw(
-    ax: "Axes", lines: Mapping[Any, pd.DataFrame], column: str, band: bool = False
-) -> list[tuple[Any, ...]]:
+def _draw(ax: "Axes", lines: Mapping[Any, pd.DataFrame], column: str, band: bool = False) -> list[tuple[Any, ...]]:
     """Draw the lines; returns (x, y, name, colour) of their right ends."""
     styles, names, ends = _styles(lines), _names(lines), []
     for number, (who, part) in enumerate(lines.items()):
@@ -195,9 +196,11 @@ def _styles(lines: Mapping[tuple[str, str], Any]) -> dict[tuple[str, str], dict[
         place = teachers.index(teacher) if teacher else 0
         face = "white" if place % 2 else colours[method]
         styles[method, teacher] = {
-            "color": colours[method], "marker": MARKERS[place % len(MARKERS)],
-            "markerfacecolor": face, "markeredgewidth": 1.4,
-        }  # fmt: skip
+            "color": colours[method],
+            "marker": MARKERS[place % len(MARKERS)],
+            "markerfacecolor": face,
+            "markeredgewidth": 1.4,
+        }
     return styles
 
 
@@ -205,11 +208,7 @@ def _names(lines: Mapping[tuple[str, str], Any]) -> dict[tuple[str, str], str]:
     """What a line is called; the teacher only where there are several."""
     several = len({teacher for _, teacher in lines if teacher}) > 1
     return {
-        (method, teacher): "SFT"
-        if method == "sft"
-        else f"{method} · {teacher}"
-        if several and teacher
-        else method
+        (method, teacher): "SFT" if method == "sft" else f"{method} · {teacher}" if several and teacher else method
         for method, teacher in lines
     }
 
@@ -252,9 +251,7 @@ def _found(crossovers: Mapping[Arm, Crossover] | None, part: pd.DataFrame) -> li
     """The crossover of one line, if it is the only one of its names."""
     first = part.iloc[0]
     names = {n: None if pd.isna(first[n]) else first[n] for n in [*PANEL, "method", "teacher"]}
-    found = [
-        c for arm, c in (crossovers or {}).items() if all(getattr(arm, n) == v for n, v in names.items())
-    ]
+    found = [c for arm, c in (crossovers or {}).items() if all(getattr(arm, n) == v for n, v in names.items())]
     return found if len(found) == 1 else []
 
 

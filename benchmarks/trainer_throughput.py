@@ -65,14 +65,20 @@ def main() -> None:
                 seconds[name].append(per_step)
                 setup[name].append(whole - per_step * options.steps)
     found = {
-        "parameters": count_parameters(model), "batch_size": options.batch_size, "length": options.length,
-        "steps": options.steps, "rounds": options.rounds, "threads": options.threads,
+        "parameters": count_parameters(model),
+        "batch_size": options.batch_size,
+        "length": options.length,
+        "steps": options.steps,
+        "rounds": options.rounds,
+        "threads": options.threads,
         "machine": f"{platform.machine()}, torch {torch.__version__}",
         "ms_per_step": {name: round(1000 * statistics.median(times), 2) for name, times in seconds.items()},
         "setup_seconds": {name: round(statistics.median(times), 3) for name, times in setup.items()},
-        "speed_against_plain": {name: round(statistics.median(seconds["plain"]) / statistics.median(times), 3)
-                                for name, times in seconds.items()},
-    }  # fmt: skip
+        "speed_against_plain": {
+            name: round(statistics.median(seconds["plain"]) / statistics.median(times), 3)
+            for name, times in seconds.items()
+        },
+    }
     print(json.dumps(found, indent=1))
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n")
@@ -98,13 +104,20 @@ def _plain(model: Any, dataset: Dataset, batches: np.ndarray, budget: Budget) ->
     return whole, whole / len(batches)
 
 
-def _ours(
-    model: Any, tokenizer: Any, dataset: Dataset, batches: np.ndarray, budget: Budget
-) -> tuple[float, float]:
+def _ours(model: Any, tokenizer: Any, dataset: Dataset, batches: np.ndarray, budget: Budget) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        fit(model, tokenizer, dataset, batches, budget=budget, objective=TrainStage(),
-            machine=Machine(device="cpu"), seed=0, out=Path(folder))  # fmt: skip
+        fit(
+            model,
+            tokenizer,
+            dataset,
+            batches,
+            budget=budget,
+            objective=TrainStage(),
+            machine=Machine(device="cpu"),
+            seed=0,
+            out=Path(folder),
+        )
         whole = time.perf_counter() - started
         lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
     # a line is written before its step's optimizer moves: the distance of two lines is one whole step
@@ -120,10 +133,17 @@ def _trl(model: Any, tokenizer: Any, dataset: Dataset, budget: Budget) -> tuple[
     prepared = dataset.map(labelled).select_columns(["input_ids", "labels"])
     with tempfile.TemporaryDirectory() as folder:
         arguments = SFTConfig(
-            output_dir=folder, max_steps=int(budget.amount), per_device_train_batch_size=budget.batch_size,
-            learning_rate=budget.learning_rate, use_cpu=True, bf16=False, gradient_checkpointing=None,
-            report_to=[], save_strategy="no", disable_tqdm=True,
-        )  # fmt: skip
+            output_dir=folder,
+            max_steps=int(budget.amount),
+            per_device_train_batch_size=budget.batch_size,
+            learning_rate=budget.learning_rate,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=None,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+        )
         started = time.perf_counter()
         trainer = SFTTrainer(model, arguments, train_dataset=prepared, processing_class=tokenizer)
         trainer.remove_callback(PrinterCallback)
@@ -148,8 +168,9 @@ def _rows(count: int, length: int, vocabulary: int) -> Dataset:
     lengths = generator.integers(length // 2, length + length // 2, count)
     starts = (lengths * 2) // 3
     ids = [generator.integers(6, vocabulary, size).tolist() for size in lengths]
-    return Dataset.from_dict({"input_ids": ids, "starts": [[int(s)] for s in starts],
-                              "ends": [[int(n)] for n in lengths]})  # fmt: skip
+    return Dataset.from_dict(
+        {"input_ids": ids, "starts": [[int(s)] for s in starts], "ends": [[int(n)] for n in lengths]}
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """The harness from Python: the same cells, plans, runs and tables as the command line, no Hydra in sight.
 
-    import harness.api as harness
-    cells = harness.grid(data_frac=[0.01, 0.1, 1.0], method=["sft", "kd"], seed=[0, 1, 2])
-    print(harness.plan(cells).name)
-    finished = harness.run(cells, store="outputs")
-    harness.results(finished.grid)          # a tidy DataFrame
+import harness.api as harness
+cells = harness.grid(data_frac=[0.01, 0.1, 1.0], method=["sft", "kd"], seed=[0, 1, 2])
+print(harness.plan(cells).name)
+finished = harness.run(cells, store="outputs")
+harness.results(finished.grid)          # a tidy DataFrame
 """
 
 import json
@@ -127,15 +127,23 @@ class Finished:
             more = f" (and {len(warnings) - 1} like it: records.jsonl)" if len(warnings) > 1 else ""
             console.print(f"warning: {warnings[0]}{more}", style="yellow", highlight=False, markup=False)
         for record in self.failed:
-            console.print(f"{record['status']}: {record['method']} {record['data_frac']:g} seed {record['seed']}: "
-                          f"{record['reason']}", style="red", highlight=False, markup=False)
+            console.print(
+                f"{record['status']}: {record['method']} {record['data_frac']:g} seed {record['seed']}: "
+                f"{record['reason']}",
+                style="red",
+                highlight=False,
+                markup=False,
+            )
         if self.failed:
             console.print("retry=true runs failed cells again; the others are kept.")
         console.print(self.verdict, style="bold", highlight=False, markup=False)
-        console.print(f"{self.folder}: results.parquet, results.csv, summary.csv, crossover.png, crossover.svg, "
-                      "records.jsonl", soft_wrap=True, highlight=False, markup=False)
+        console.print(
+            f"{self.folder}: results.parquet, results.csv, summary.csv, crossover.png, crossover.svg, records.jsonl",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
 
 
 def _dotted(name: str) -> str:
     return name.replace("__", ".")
-

@@ -18,9 +18,15 @@ from harness.models import device_of
 
 
 def trainer_arguments(
-    budget: Budget, objective: TrainStage, machine: Machine, batch_size: int, steps: int, seed: int,
-    out: Path, run_name: str,
-) -> SFTConfig:  # fmt: skip
+    budget: Budget,
+    objective: TrainStage,
+    machine: Machine,
+    batch_size: int,
+    steps: int,
+    seed: int,
+    out: Path,
+    run_name: str,
+) -> SFTConfig:
     """TRL's arguments; `batch_size` rows a step over all processes, in equal micro-batches of at most
     `machine.micro_batch_size` rows."""
     use_cpu = device_of(machine) == "cpu"

@@ -16,9 +16,23 @@ from harness.evals import ALL
 
 Record = Mapping[str, Any]
 NOT_SETTINGS = (
-    "method", "seed", "data_seed", "train_seed", "world_seed", "teacher_seed", "data_frac", "student.name",
-    "teacher.name", "grid", "store", "launch", "machine", "retry", "sweep", "experiments",
-)  # fmt: skip
+    "method",
+    "seed",
+    "data_seed",
+    "train_seed",
+    "world_seed",
+    "teacher_seed",
+    "data_frac",
+    "student.name",
+    "teacher.name",
+    "grid",
+    "store",
+    "launch",
+    "machine",
+    "retry",
+    "sweep",
+    "experiments",
+)
 
 
 class Arm(NamedTuple):
@@ -82,9 +96,7 @@ def seeds_of(record: Record) -> tuple[int, int]:
 
 def metrics_of(records: Iterable[Record]) -> list[Metric]:
     """Every evaluation, metric and source that was scored, in the order of first sight."""
-    return list(
-        {Metric(s["eval"], s["metric"], s["source"]): None for r in records for s in r.get("scores") or ()}
-    )
+    return list({Metric(s["eval"], s["metric"], s["source"]): None for r in records for s in r.get("scores") or ()})
 
 
 def score_of(record: Record, metric: Metric) -> float | None:
@@ -100,19 +112,23 @@ def score_of(record: Record, metric: Metric) -> float | None:
 def _arm(record: Record, hidden: set[str]) -> Arm:
     """The arm of one record, with the settings that no name shows."""
     flat = _flat(record.get("settings") or {}) if hidden else {}
-    shown = {
-        key: f"{key}={flat[key]}" for key in sorted(hidden) if key in flat and record["role"] == "student"
-    }
+    shown = {key: f"{key}={flat[key]}" for key in sorted(hidden) if key in flat and record["role"] == "student"}
     teacher = record.get("teacher")
     of_teacher = [text.removeprefix("teacher.") for key, text in shown.items() if key.startswith("teacher.")]
     if teacher and of_teacher and record["role"] == "student":
         teacher = f"{teacher}[{', '.join(of_teacher)}]"
     return Arm(
-        record["role"], record.get("method") or record["role"], teacher,
-        record.get("student") or "", record.get("corpus") or "", record.get("budget") or "",
+        record["role"],
+        record.get("method") or record["role"],
+        teacher,
+        record.get("student") or "",
+        record.get("corpus") or "",
+        record.get("budget") or "",
         ", ".join(text for key, text in shown.items() if not key.startswith("teacher.")),
-        record.get("data_frac"), record.get("world_seed"), record.get("teacher_seed") if teacher else None,
-    )  # fmt: skip
+        record.get("data_frac"),
+        record.get("world_seed"),
+        record.get("teacher_seed") if teacher else None,
+    )
 
 
 def _hidden_settings(records: list[Record]) -> set[str]:
@@ -124,12 +140,8 @@ def _hidden_settings(records: list[Record]) -> set[str]:
     hidden = set()
     for group in groups.values():
         flats = [_flat(record.get("settings") or {}) for record in group if len(group) > 1]
-        hidden |= {
-            key for flat in flats for key in flat if any(other.get(key) != flat[key] for other in flats)
-        }
-    return {
-        key for key in hidden if not any(key == name or key.startswith(f"{name}.") for name in NOT_SETTINGS)
-    }
+        hidden |= {key for flat in flats for key in flat if any(other.get(key) != flat[key] for other in flats)}
+    return {key for key in hidden if not any(key == name or key.startswith(f"{name}.") for name in NOT_SETTINGS)}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

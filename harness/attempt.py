@@ -32,8 +32,13 @@ class Outcome:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def attempt(store: Store, spec: Mapping[str, Any], maker: str, machine: Machine,
-            listener: Callable[[track.Progress], None] = lambda progress: None) -> Outcome:
+def attempt(
+    store: Store,
+    spec: Mapping[str, Any],
+    maker: str,
+    machine: Machine,
+    listener: Callable[[track.Progress], None] = lambda progress: None,
+) -> Outcome:
     """Make one stage unless it is done or claimed elsewhere; never raises for a stage's own failure.
 
     `spec` is `Stage.spec()`, `maker` is "module:function". Inputs must be published.
@@ -56,8 +61,14 @@ def attempt(store: Store, spec: Mapping[str, Any], maker: str, machine: Machine,
         claim.release()
 
 
-def _make(store: Store, spec: Mapping[str, Any], maker: str, machine: Machine, diary: "Diary",
-          listener: Callable[[track.Progress], None]) -> dict[str, Any]:
+def _make(
+    store: Store,
+    spec: Mapping[str, Any],
+    maker: str,
+    machine: Machine,
+    diary: "Diary",
+    listener: Callable[[track.Progress], None],
+) -> dict[str, Any]:
     module, function = maker.split(":")
     make = getattr(importlib.import_module(module), function)
     inputs = {role: store.folder(key) for role, key in spec["inputs"].items()}
@@ -84,9 +95,12 @@ class Diary:
     def __init__(self, store: Store, spec: Mapping[str, Any], claim: Claim) -> None:
         self.path: Path = store.new_attempt(spec["key"])
         self.claim = claim
-        self.page: dict[str, Any] = {"address": spec["address"], "started": time.time(), "outcome": "running",
-                                     **{name: None for name in ("step", "total", "loss", "ended", "failure_class",
-                                                                "reason", "traceback")}}
+        self.page: dict[str, Any] = {
+            "address": spec["address"],
+            "started": time.time(),
+            "outcome": "running",
+            **{name: None for name in ("step", "total", "loss", "ended", "failure_class", "reason", "traceback")},
+        }
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -106,8 +120,12 @@ class Diary:
         self.page |= {"outcome": "done", "ended": time.time()}
         if error is not None:
             stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-            self.page |= {"outcome": "interrupted" if stopped else "failed", "failure_class": failure_class(error),
-                          "reason": one_line(error), "traceback": "".join(traceback.format_exception(error))}
+            self.page |= {
+                "outcome": "interrupted" if stopped else "failed",
+                "failure_class": failure_class(error),
+                "reason": one_line(error),
+                "traceback": "".join(traceback.format_exception(error)),
+            }
         self._write()
 
     def _beat(self) -> None:

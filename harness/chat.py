@@ -77,18 +77,14 @@ def prompt_ids(tokenizer: "PreTrainedTokenizerBase", messages: list[Message]) ->
     return prompt_ids_many(tokenizer, [messages])[0]
 
 
-def prompt_ids_many(
-    tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[list[Message]]
-) -> list[list[int]]:
+def prompt_ids_many(tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[list[Message]]) -> list[list[int]]:
     """Ids to generate the next answer from, equal to `input_ids[:starts[-1]]` of the whole conversation."""
     end_of_turn = _end_of_turn(tokenizer)
     prompts = _texts(tokenizer, conversations, generation_prompt=True)
     pieces = _cut(tokenizer, conversations, end_of_turn)
     for parts, prompt in zip(pieces, prompts, strict=True):
         parts.append(_rest(prompt, "".join(parts)))
-    return [
-        [token for part in parts for token in part] for parts in _tokenise(tokenizer, pieces, end_of_turn)
-    ]
+    return [[token for part in parts for token in part] for parts in _tokenise(tokenizer, pieces, end_of_turn)]
 
 
 def end_of_turn_id(tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -115,10 +111,7 @@ def _cut(
     tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[list[Message]], end_of_turn: str
 ) -> list[list[str]]:
     """Texts of each conversation up to its last answer: context, answer, context, answer, ..."""
-    turns = [
-        [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        for messages in conversations
-    ]
+    turns = [[i for i, message in enumerate(messages) if message["role"] == "assistant"] for messages in conversations]
     prompts = iter(
         _texts(
             tokenizer,
@@ -161,8 +154,7 @@ def _rest(text: str, beginning: str) -> str:
         raise refuse(
             "chat_template",
             "own",
-            "this tokenizer's template rewrites earlier turns, "
-            "so a prompt would differ from what was trained",
+            "this tokenizer's template rewrites earlier turns, so a prompt would differ from what was trained",
             WAY_OUT,
         )
     return text[len(beginning) :]
@@ -196,8 +188,7 @@ def _end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> str:
         raise refuse(
             "chat_template",
             "own",
-            "this tokenizer's template ends an answer with no end-of-turn "
-            "token, so a model would never learn to stop",
+            "this tokenizer's template ends an answer with no end-of-turn token, so a model would never learn to stop",
             WAY_OUT,
         )
     return found
@@ -217,9 +208,7 @@ def _tokenise(
             [(guard if index else "") + part for parts in conversations for index, part in enumerate(parts)],
         )
     )
-    return [
-        [next(ids)[1 if guard and index else 0 :] for index in range(len(parts))] for parts in conversations
-    ]
+    return [[next(ids)[1 if guard and index else 0 :] for index in range(len(parts))] for parts in conversations]
 
 
 def _ids(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[list[int]]:

@@ -81,9 +81,17 @@ def compose(arguments: Sequence[str], sweep: Mapping[str, Any] | None = None) ->
         overrides = OverridesParser.create().parse_overrides(list(arguments))
         fixed = [override for override in overrides if not override.is_sweep_override()]
         swept = [override for override in overrides if override.is_sweep_override()]
-        first = _settings(hydra_compose(CONFIG, [_text(override) for override in fixed]
-                                        + [f"{override.key_or_group}={_first(override)}" for override in swept
-                                           if _is_group(override.key_or_group)]))
+        first = _settings(
+            hydra_compose(
+                CONFIG,
+                [_text(override) for override in fixed]
+                + [
+                    f"{override.key_or_group}={_first(override)}"
+                    for override in swept
+                    if _is_group(override.key_or_group)
+                ],
+            )
+        )
         points = _points(swept, {**first.sweep, **(sweep or {})})
         composer = _Composer([_text(override) for override in fixed])
         cells = tuple(composer.cell(point) for point in points)
@@ -143,7 +151,9 @@ class _Composer:
     def cell(self, point: Mapping[str, Any]) -> Cell:
         groups = {key: value for key, value in point.items() if _is_group(key)}
         nested = {key: value for key, value in point.items() if key not in groups and key not in CELL_FIELDS}
-        values = {key: self.value(key, value) for key, value in point.items() if key not in groups and key not in nested}
+        values = {
+            key: self.value(key, value) for key, value in point.items() if key not in groups and key not in nested
+        }
         return Cell(**{**self.fields(groups, nested), **values})
 
     def fields(self, groups: Mapping[str, Any], nested: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,7 +203,9 @@ def _points(swept: Sequence[Override], sweep: Mapping[str, Any]) -> list[dict[st
         raise refuse("sweep", sorted(unknown)[0], "allowed are product, zip, include, exclude")
     given = {override.key_or_group: _values(override) for override in swept}
     product = {**{key: _listed(values) for key, values in (sweep.get("product") or {}).items()}, **given}
-    points: list[dict[str, Any]] = [dict(zip(product, values, strict=True)) for values in itertools.product(*product.values())]
+    points: list[dict[str, Any]] = [
+        dict(zip(product, values, strict=True)) for values in itertools.product(*product.values())
+    ]
     for zipped in sweep.get("zip") or []:
         columns = {key: _listed(values) for key, values in zipped.items() if key not in given}
         if len({len(values) for values in columns.values()}) > 1:

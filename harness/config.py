@@ -79,7 +79,9 @@ class Model:
         check_choice(f"{self.name}.init", self.init, INITS)
         check_choice(f"{self.name}.chat_template", self.chat_template, ("own", "tulu"))
         if self.kind in ("hf", "gguf") and not self.path:
-            raise refuse(f"{self.name}.path", self.path, f"kind={self.kind} needs a path", "give a folder, file or hub id")
+            raise refuse(
+                f"{self.name}.path", self.path, f"kind={self.kind} needs a path", "give a folder, file or hub id"
+            )
         if self.init == "pruned" and not self.layers:
             raise refuse(f"{self.name}.layers", self.layers, "init=pruned needs the number of layers to keep")
 
@@ -242,9 +244,13 @@ class Cell:
             student = replace(student, init_seed=self.world_seed)
         if teacher.init_seed is None:
             teacher = replace(teacher, init_seed=self.teacher_seed)
-        return replace(self, student=student, teacher=teacher,
-                       data_seed=self.seed if self.data_seed is None else self.data_seed,
-                       train_seed=self.seed if self.train_seed is None else self.train_seed)
+        return replace(
+            self,
+            student=student,
+            teacher=teacher,
+            data_seed=self.seed if self.data_seed is None else self.data_seed,
+            train_seed=self.seed if self.train_seed is None else self.train_seed,
+        )
 
 
 @dataclass

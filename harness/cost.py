@@ -42,8 +42,11 @@ def stage_cost(facts: Mapping[str, Any]) -> Cost:
     return Cost(tokens, float(cost.get("flops", 0.0)), float(facts.get("seconds", 0.0)))
 
 
-def cell_cost(train: Iterable[Mapping[str, Any]], teaching: Iterable[Mapping[str, Any]],
-              teacher_training: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+def cell_cost(
+    train: Iterable[Mapping[str, Any]],
+    teaching: Iterable[Mapping[str, Any]],
+    teacher_training: Iterable[Mapping[str, Any]],
+) -> dict[str, dict[str, float]]:
     """Costs of a cell in three figures (facts of its stages go in, by purpose).
 
     train: the cell's own train stages. teacher: labels and synthetic rows, charged whole to the cell
@@ -53,5 +56,9 @@ def cell_cost(train: Iterable[Mapping[str, Any]], teaching: Iterable[Mapping[str
     own = sum((stage_cost(facts) for facts in train), Cost())
     lessons = sum((stage_cost(facts) for facts in teaching), Cost())
     making = sum((stage_cost(facts) for facts in teacher_training), Cost())
-    return {"train": asdict(own), "teacher": asdict(lessons), "total": asdict(own + lessons),
-            "with_teacher_training": asdict(own + lessons + making)}
+    return {
+        "train": asdict(own),
+        "teacher": asdict(lessons),
+        "total": asdict(own + lessons),
+        "with_teacher_training": asdict(own + lessons + making),
+    }

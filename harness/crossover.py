@@ -79,9 +79,7 @@ def crossover(
     values = values[:, :, None] if values.ndim == 2 else values
     where = np.asarray(fractions, dtype=float)
     if where.ndim != 1 or len(set(where)) != len(where) or not ((where > 0) & (where <= 1)).all():
-        raise refuse(
-            "fractions", list(fractions), "a crossover needs distinct fractions above 0 and at most 1"
-        )
+        raise refuse("fractions", list(fractions), "a crossover needs distinct fractions above 0 and at most 1")
     if values.ndim != 3 or values.shape[1] != len(where):
         raise refuse("gains", values.shape, f"a crossover needs (seeds, {len(where)} fractions[, items])")
     if not margin > 0:
@@ -150,9 +148,7 @@ def _bracket(where: Array, measured: Curve, delta: float, margin: float, level: 
     intervals = measured.intervals(np.eye(len(where)), 1 - (1 - level) / len(where))
     above = [i for i, interval in enumerate(intervals) if interval.low > delta]
     after = range(above[-1] + 1 if above else 0, len(where))
-    equivalent = [
-        i for i in after if delta - margin < intervals[i].low and intervals[i].high < delta + margin
-    ]
+    equivalent = [i for i in after if delta - margin < intervals[i].low and intervals[i].high < delta + margin]
     below = [i for i in after if intervals[i].high < delta]
     return Bracket(
         *(

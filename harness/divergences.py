@@ -54,17 +54,13 @@ def cross_entropy(student_logits: torch.Tensor, tokens: torch.Tensor) -> Diverge
     return Divergence(total, len(tokens), {"student_nll": total.detach()})
 
 
-def forward_kl(
-    student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0
-) -> Divergence:
+def forward_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0) -> Divergence:
     """KL(teacher || student): covers all the teacher says. Both (N, V); the teacher's carry no gradient."""
     student, teacher = _logprobs(student_logits, teacher_logits, temperature)
     return _divergence(_kl(teacher, student), teacher, temperature)
 
 
-def reverse_kl(
-    student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0
-) -> Divergence:
+def reverse_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0) -> Divergence:
     """KL(student || teacher): seeks what the teacher finds likely; infinite where only the student is."""
     student, teacher = _logprobs(student_logits, teacher_logits, temperature)
     return _divergence(_kl(student, teacher), teacher, temperature)

@@ -14,7 +14,8 @@ from typing import Any
 from harness.corpora import corpus_from
 from harness.cost import forward_flops, train_flops
 from harness.model_files import parameters_of
-from harness.plan import Plan, Stage
+from harness.plan import Plan
+from harness.stage import Stage
 from harness.store import Store
 
 DEFAULT_FLOPS_PER_SECOND = 2e10
@@ -80,8 +81,10 @@ def plan_rows(plan: Plan, store: Store) -> list[dict[str, Any]]:
     speeds = measured_speed(store, plan.stages)
     rows: dict[str, dict[str, Any]] = {}
     for stage in plan.stages:
-        row = rows.setdefault(stage.kind, {"kind": stage.kind, "stages": 0, "done": 0, "tokens": 0.0, "flops": 0.0,
-                                           "seconds": 0.0, "bytes": 0.0})
+        row = rows.setdefault(
+            stage.kind,
+            {"kind": stage.kind, "stages": 0, "done": 0, "tokens": 0.0, "flops": 0.0, "seconds": 0.0, "bytes": 0.0},
+        )
         row["stages"] += 1
         if store.done(stage.key):
             row["done"] += 1

@@ -16,7 +16,8 @@ from harness.config import Machine, Settings, SettingsError
 from harness.estimate import stage_seconds
 from harness.launch.inline import Inline
 from harness.launch.local import Pool
-from harness.plan import MAKERS, Plan, Stage
+from harness.plan import Plan
+from harness.stage import MAKERS, Stage
 from harness.status import StageState, stage_state
 from harness.store import Store
 from harness.track import Progress
@@ -60,21 +61,38 @@ class Run:
         """Waiting stages whose inputs are all done; while data is unread, only stages that read data."""
         now = time.monotonic()
         waiting = [key for key, state in self.states.items() if state.status == "waiting"]
-        unread = [key for key in self.states if self.stages[key].kind == READING
-                  and self.states[key].status in ("waiting", "running")]
-        return [key for key in waiting if self.retry_at.get(key, 0) <= now
-                and (not unread or self.stages[key].kind == READING)
-                and all(self.states[i.key].status == "done" for i in self.stages[key].inputs.values()
-                        if i.key in self.states)]
+        unread = [
+            key
+            for key in self.states
+            if self.stages[key].kind == READING and self.states[key].status in ("waiting", "running")
+        ]
+        return [
+            key
+            for key in waiting
+            if self.retry_at.get(key, 0) <= now
+            and (not unread or self.stages[key].kind == READING)
+            and all(
+                self.states[i.key].status == "done" for i in self.stages[key].inputs.values() if i.key in self.states
+            )
+        ]
 
     def block(self, key: str) -> None:
         """Mark everything that needs the failed stage `key`."""
         for other, stage in self.stages.items():
-            if self.states.get(other) and self.states[other].status == "waiting" and any(
-                    ancestor.key == key for ancestor in stage.ancestry()):
+            if (
+                self.states.get(other)
+                and self.states[other].status == "waiting"
+                and any(ancestor.key == key for ancestor in stage.ancestry())
+            ):
                 failed = self.states[key]
-                self.set(other, StageState("blocked", failed.failure_class,
-                                           f"needs {self.stages[key].address}, which failed: {failed.reason}"))
+                self.set(
+                    other,
+                    StageState(
+                        "blocked",
+                        failed.failure_class,
+                        f"needs {self.stages[key].address}, which failed: {failed.reason}",
+                    ),
+                )
 
     def finish(self, outcome: Outcome) -> None:
         """Take in how an attempt ended; bad data stops the run, since nothing was computed yet."""
@@ -109,7 +127,7 @@ def execute(plan: Plan, store: Store, settings: Settings, view: View) -> dict[st
     busy: set[str] = set()
     try:
         while True:
-            for key in sorted(run.ready(), key=lambda key: -remaining[key])[:max(0, launcher.slots - len(busy))]:
+            for key in sorted(run.ready(), key=lambda key: -remaining[key])[: max(0, launcher.slots - len(busy))]:
                 busy.add(key)
                 run.set(key, StageState("running"))
                 launcher.submit(run.stages[key].spec(), MAKERS[run.stages[key].kind][0])

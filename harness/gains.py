@@ -61,13 +61,10 @@ def scores(cells: Iterable[Record], metric: Metric, load_items: LoadItems) -> Re
     return _stack({seed: (found[seed], None) for seed in sorted(found)})
 
 
-def gain(
-    cells: Iterable[Record], sft: Iterable[Record], metric: Metric, load_items: LoadItems
-) -> Replicates | None:
+def gain(cells: Iterable[Record], sft: Iterable[Record], metric: Metric, load_items: LoadItems) -> Replicates | None:
     """Paired gains on the seeds and items that both arms have; null without a common seed."""
     own, other = (
-        {seeds_of(c): s for c in side if (s := _scored(c, metric, load_items)) is not None}
-        for side in (cells, sft)
+        {seeds_of(c): s for c in side if (s := _scored(c, metric, load_items)) is not None} for side in (cells, sft)
     )
     return _stack({seed: (own[seed], other[seed]) for seed in sorted(own.keys() & other.keys())})
 
@@ -175,9 +172,7 @@ def item_values(items: pd.DataFrame, metric: Metric) -> pd.DataFrame | None:
         count = rows[tokens].astype(float)
         ratio = value.sum() / count.sum()
         value = (value - ratio * count) / count.mean() + ratio
-    return pd.DataFrame({"value": value, "source": rows["source"].astype(str)}).set_index(
-        rows["id"].astype(str)
-    )
+    return pd.DataFrame({"value": value, "source": rows["source"].astype(str)}).set_index(rows["id"].astype(str))
 
 
 def _stack(pairs: Mapping[tuple[int, int], tuple[_Scored, _Scored | None]]) -> Replicates | None:
@@ -187,11 +182,7 @@ def _stack(pairs: Mapping[tuple[int, int], tuple[_Scored, _Scored | None]]) -> R
     seeds = tuple(pairs)
     frames = [side.items for pair in pairs.values() for side in pair if side is not None]
     known = [frame for frame in frames if frame is not None]
-    ids = (
-        reduce(lambda a, b: a.intersection(b, sort=False), (f.index for f in known))
-        if known
-        else pd.Index([])
-    )
+    ids = reduce(lambda a, b: a.intersection(b, sort=False), (f.index for f in known)) if known else pd.Index([])
     if len(known) < len(frames) or len(ids) < 2:
         rows = [own.score - (other.score if other else 0.0) for own, other in pairs.values()]
         return Replicates(seeds, np.array(rows)[:, None], (), None)

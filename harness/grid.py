@@ -1,10 +1,10 @@
 """The verbs on grids: `python -m harness.grid plan|status|explain|results|gc`.
 
-    python -m harness.grid plan data_frac=0.01,1.0 method=sft,kd   what would run, and its cost
-    python -m harness.grid status [grid]                           every cell's state, and why
-    python -m harness.grid explain A B                             the settings in which two stages differ
-    python -m harness.grid results <grid>                          table, figure and verdict again
-    python -m harness.grid gc [--yes]                              artifacts no grid needs
+python -m harness.grid plan data_frac=0.01,1.0 method=sft,kd   what would run, and its cost
+python -m harness.grid status [grid]                           every cell's state, and why
+python -m harness.grid explain A B                             the settings in which two stages differ
+python -m harness.grid results <grid>                          table, figure and verdict again
+python -m harness.grid gc [--yes]                              artifacts no grid needs
 """
 
 import argparse
@@ -23,8 +23,9 @@ from harness.store import Store
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; refusals are one sentence and exit code 2."""
-    parser = argparse.ArgumentParser(prog="python -m harness.grid", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.grid", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--store", default="outputs", help="the store folder (default: outputs)")
     verbs = parser.add_subparsers(dest="verb", required=True)
     plan = verbs.add_parser("plan", help="what would run and what it would cost")
@@ -57,12 +58,19 @@ def show_plan(given: argparse.Namespace) -> None:
     plan = Plan.of(composed.cells)
     store = Store.open(given.store)
     rows = plan_rows(plan, store)
-    print(f"{len(composed.cells)} cells asked for, {len(plan.cells)} different, {len(plan.stages)} stages, "
-          f"{sum(row['done'] for row in rows)} of them in the store")
+    print(
+        f"{len(composed.cells)} cells asked for, {len(plan.cells)} different, {len(plan.stages)} stages, "
+        f"{sum(row['done'] for row in rows)} of them in the store"
+    )
     print(f"{'stage':<12}{'count':>7}{'done':>7}{'tokens':>10}{'FLOPs':>10}{'disk':>9}{'one worker':>12}")
-    for row in [*rows, {name: sum(row[name] for row in rows) for name in rows[0] if name != "kind"} | {"kind": "to make"}]:
-        print(f"{row['kind']:<12}{row['stages']:>7}{row['done']:>7}{row['tokens']:>10.2g}{row['flops']:>10.2g}"
-              f"{row['bytes'] / 2**20:>6.0f} MB{row['seconds'] / 60:>8.1f} min")
+    for row in [
+        *rows,
+        {name: sum(row[name] for row in rows) for name in rows[0] if name != "kind"} | {"kind": "to make"},
+    ]:
+        print(
+            f"{row['kind']:<12}{row['stages']:>7}{row['done']:>7}{row['tokens']:>10.2g}{row['flops']:>10.2g}"
+            f"{row['bytes'] / 2**20:>6.0f} MB{row['seconds'] / 60:>8.1f} min"
+        )
 
 
 def show_status(given: argparse.Namespace) -> None:
@@ -72,15 +80,22 @@ def show_status(given: argparse.Namespace) -> None:
     store = _existing(given.store)
     for name in [given.grid] if given.grid else _grids(store):
         frozen = frozen_plan(store, name)
-        states = [(cell, cell_state(store, {key: frozen["stages"][key]["address"] for key in cell["needs"]},
-                                    cell["evaluate"])) for cell in frozen["cells"]]
+        states = [
+            (
+                cell,
+                cell_state(store, {key: frozen["stages"][key]["address"] for key in cell["needs"]}, cell["evaluate"]),
+            )
+            for cell in frozen["cells"]
+        ]
         done = sum(state.status == "done" for _, state in states)
         print(f"{name}: {done} of {len(states)} cells done")
         for cell, state in states if given.grid else []:
             teacher = f" teacher={cell['teacher']}" if cell["teacher"] else ""
             reason = f"  {state.reason}" if state.reason else ""
-            print(f"  {state.status:<12}{cell['method']} {cell['data_frac']:g} {cell['student']}{teacher} "
-                  f"seed={cell['seed']}{reason}")
+            print(
+                f"  {state.status:<12}{cell['method']} {cell['data_frac']:g} {cell['student']}{teacher} "
+                f"seed={cell['seed']}{reason}"
+            )
 
 
 def show_explain(given: argparse.Namespace) -> None:
@@ -121,7 +136,9 @@ def collect_garbage(given: argparse.Namespace) -> None:
             grave = store.root / "tmp" / f"gone.{folder.name}"
             os.rename(folder, grave)  # gone at once for readers, then removed file by file
             shutil.rmtree(grave) if grave.is_dir() else grave.unlink()
-    print(f"{len(folders)} folders, {size / 2**20:.1f} MB {'deleted' if given.yes else 'could go; add --yes to delete'}")
+    print(
+        f"{len(folders)} folders, {size / 2**20:.1f} MB {'deleted' if given.yes else 'could go; add --yes to delete'}"
+    )
 
 
 def frozen_plan(store: Store, grid: str) -> dict[str, Any]:
@@ -158,12 +175,21 @@ def _find(known: dict[str, dict[str, Any]], name: str) -> str:
 def _whole(known: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
     """A stage's identity with its inputs' identities in place of their keys."""
     spec = known[key]
-    return {"kind": spec["kind"], "version": spec["version"], "settings": spec["settings"],
-            "inputs": {role: _whole(known, upstream) for role, upstream in spec["inputs"].items()}}
+    return {
+        "kind": spec["kind"],
+        "version": spec["version"],
+        "settings": spec["settings"],
+        "inputs": {role: _whole(known, upstream) for role, upstream in spec["inputs"].items()},
+    }
 
 
-VERBS = {"plan": show_plan, "status": show_status, "explain": show_explain, "results": show_results,
-         "gc": collect_garbage}
+VERBS = {
+    "plan": show_plan,
+    "status": show_status,
+    "explain": show_explain,
+    "results": show_results,
+    "gc": collect_garbage,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -54,6 +54,9 @@ def differences(one: Any, other: Any, where: str = "") -> list[tuple[str, Any, A
             found += differences(one.get(key), other.get(key), f"{where}.{key}" if where else key)
         return found
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        return [leaf for index, (a, b) in enumerate(zip(one, other, strict=True))
-                for leaf in differences(a, b, f"{where}[{index}]")]
+        return [
+            leaf
+            for index, (a, b) in enumerate(zip(one, other, strict=True))
+            for leaf in differences(a, b, f"{where}[{index}]")
+        ]
     return [] if one == other else [(where, one, other)]

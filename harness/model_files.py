@@ -55,9 +55,7 @@ def model_identity(model: Model, world_seed: int) -> dict[str, Any]:
     identity: dict[str, Any] = {"kind": model.kind, "init": model.init}
     if model.init == "pruned":
         identity["layers"] = model.layers
-    assert model.init_seed is not None or (model.kind != "mini" and model.init != "random"), (
-        "the cell sets it"
-    )
+    assert model.init_seed is not None or (model.kind != "mini" and model.init != "random"), "the cell sets it"
     if model.kind == "mini":
         from harness.world import VERSION
         from harness.world.sizes import PRETRAINING

@@ -8,66 +8,15 @@ once for the whole grid. Nothing here imports torch or reads data.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from harness.config import Budget, Cell, Lesson, Model, Teacher, refuse
 from harness.corpora import corpus_from, corpus_name
-from harness.identity import SHORT, fingerprint, plain
+from harness.identity import fingerprint
 from harness.methods import TrainStage, method_name
 from harness.model_files import model_identity
-
-# Each kind of stage: the function that makes it and its version. Bump a version when its numbers change.
-MAKERS: dict[str, tuple[str, int]] = {
-    "mixture": ("harness.stages.mixture:make_mixture", 1),
-    "base": ("harness.stages.base:make_base", 1),
-    "subset": ("harness.stages.subset:make_subset", 1),
-    "labels": ("harness.stages.teach:make_labels", 1),
-    "synthesize": ("harness.stages.synthesize:make_synthesize", 1),
-    "train": ("harness.stages.train:make_train", 1),
-    "evaluate": ("harness.stages.evaluate:make_evaluate", 1),
-}
-
-
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """One node of the plan; equal to another stage exactly when their keys are equal."""
-
-    kind: str
-    name: str
-    settings: Mapping[str, Any]
-    inputs: Mapping[str, "Stage"] = field(default_factory=dict)
-    where: Mapping[str, Any] = field(default_factory=dict)
-    """What a maker needs to find its material (folders, hub ids); never identity."""
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """sha256 over kind, version, settings and the inputs' fingerprints; the name has no part in it."""
-        return fingerprint({"kind": self.kind, "version": MAKERS[self.kind][1], "settings": self.settings,
-                            "inputs": {role: stage.fingerprint for role, stage in self.inputs.items()}})
-
-    @property
-    def key(self) -> str:
-        """The stage's place in the store."""
-        return f"{self.kind}-{self.fingerprint[:SHORT]}"
-
-    @property
-    def address(self) -> str:
-        """Kind, readable name and fingerprint."""
-        return f"{self.kind}-{self.name}-{self.fingerprint[:SHORT]}"
-
-    def spec(self) -> dict[str, Any]:
-        """All that a worker needs to make the stage, as plain JSON; inputs by key."""
-        return {"key": self.key, "address": self.address, "kind": self.kind, "name": self.name,
-                "version": MAKERS[self.kind][1], "settings": plain(self.settings), "where": plain(self.where),
-                "inputs": {role: stage.key for role, stage in self.inputs.items()}}
-
-    def ancestry(self) -> Iterator["Stage"]:
-        """Every stage this one needs, inputs before those that use them, then itself; may repeat."""
-        for stage in self.inputs.values():
-            yield from stage.ancestry()
-        yield self
+from harness.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -123,8 +72,12 @@ def plan_cell(cell: Cell) -> CellPlan:
     recipe = tuple(stage.normal() for stage in cell.method.stages())
     needs_teacher = any(stage.uses_teacher for stage in recipe)
     if needs_teacher and cell.teacher.kind == "none":
-        raise refuse("teacher", cell.teacher.name, f"method={method_name(cell.method)} needs a teacher",
-                     "choose one, e.g. teacher=weak, or method=sft")
+        raise refuse(
+            "teacher",
+            cell.teacher.name,
+            f"method={method_name(cell.method)} needs a teacher",
+            "choose one, e.g. teacher=weak, or method=sft",
+        )
     mixture = mixture_stage(cell, cell.corpus)
     base = base_stage(cell, cell.student)
     subset = subset_stage(cell, mixture, base, cell.data_frac, cell.data_seed, cell.corpus.max_length)
@@ -143,8 +96,17 @@ def plan_cell(cell: Cell) -> CellPlan:
             assert teacher is not None
             inputs["teacher"] = teacher
         name = f"{method_name(cell.method)}-{cell.data_frac:g}-s{cell.train_seed}"
-        train.append(train_stage(name, recipe_stage, cell.budget, cell.train_seed, index, inputs,
-                                 max_new_tokens=cell.corpus.max_new_tokens))
+        train.append(
+            train_stage(
+                name,
+                recipe_stage,
+                cell.budget,
+                cell.train_seed,
+                index,
+                inputs,
+                max_new_tokens=cell.corpus.max_new_tokens,
+            )
+        )
     references = {"base": evaluate_stage(cell, base, mixture)}
     if teacher is not None:
         references["teacher"] = evaluate_stage(cell, teacher, mixture)
@@ -153,33 +115,66 @@ def plan_cell(cell: Cell) -> CellPlan:
 
 def mixture_stage(cell: Cell, corpus: Any) -> Stage:
     """The whole corpus as rows, with its held-out split."""
-    identity = {name: value for name, value in corpus.identity(cell.world_seed).items()
-                if name not in ("max_length", "max_new_tokens")}
+    identity = {
+        name: value
+        for name, value in corpus.identity(cell.world_seed).items()
+        if name not in ("max_length", "max_new_tokens")
+    }
     kind = corpus_name(corpus)
-    return Stage("mixture", kind, {"corpus": {"kind": kind, **identity}},
-                 where={"corpus": {"kind": kind, **asdict(corpus)}, "world_seed": cell.world_seed})
+    return Stage(
+        "mixture",
+        kind,
+        {"corpus": {"kind": kind, **identity}},
+        where={"corpus": {"kind": kind, **asdict(corpus)}, "world_seed": cell.world_seed},
+    )
 
 
 def base_stage(cell: Cell, model: Model) -> Stage:
     """A model before this study trains it: built, adopted or pruned."""
-    return Stage("base", model.name, model_identity(model, cell.world_seed),
-                 where={"model": {name: getattr(model, name) for name in Model.__dataclass_fields__},
-                        "world_seed": cell.world_seed})
+    return Stage(
+        "base",
+        model.name,
+        model_identity(model, cell.world_seed),
+        where={
+            "model": {name: getattr(model, name) for name in Model.__dataclass_fields__},
+            "world_seed": cell.world_seed,
+        },
+    )
 
 
-def subset_stage(cell: Cell, mixture: Stage, tokenizer: Stage, data_frac: float, data_seed: int, max_length: int,
-                 exclude: Stage | None = None) -> Stage:
+def subset_stage(
+    cell: Cell,
+    mixture: Stage,
+    tokenizer: Stage,
+    data_frac: float,
+    data_seed: int,
+    max_length: int,
+    exclude: Stage | None = None,
+) -> Stage:
     """The rows a fraction holds, rendered for one tokenizer, with validation carved from them."""
     inputs = {"mixture": mixture, "tokenizer": tokenizer} | ({"exclude": exclude} if exclude else {})
     settings = {"data_frac": data_frac, "data_seed": data_seed, "max_length": max_length, "validation": 0.1}
     return Stage("subset", f"{mixture.name}-{data_frac:g}-s{data_seed}", settings, inputs)
 
 
-def train_stage(name: str, recipe_stage: TrainStage, budget: Budget, seed: int, index: int,
-                inputs: Mapping[str, Stage], max_new_tokens: int, loss_on: str = "assistant") -> Stage:
+def train_stage(
+    name: str,
+    recipe_stage: TrainStage,
+    budget: Budget,
+    seed: int,
+    index: int,
+    inputs: Mapping[str, Stage],
+    max_new_tokens: int,
+    loss_on: str = "assistant",
+) -> Stage:
     """One training stage; a value that this stage does not read stays out of its identity."""
-    settings: dict[str, Any] = {"stage": recipe_stage.identity(), "budget": asdict(budget), "seed": seed,
-                                "index": index, "loss_on": loss_on}
+    settings: dict[str, Any] = {
+        "stage": recipe_stage.identity(),
+        "budget": asdict(budget),
+        "seed": seed,
+        "index": index,
+        "loss_on": loss_on,
+    }
     if recipe_stage.sequences == "student":
         settings["max_new_tokens"] = max_new_tokens
     return Stage("train", name, settings, inputs)
@@ -187,8 +182,11 @@ def train_stage(name: str, recipe_stage: TrainStage, budget: Budget, seed: int, 
 
 def evaluate_stage(cell: Cell, model: Stage, mixture: Stage) -> Stage:
     """Scores of one model on the held-out rows."""
-    settings = {"evals": sorted(cell.evals.names), "limit": cell.evals.limit,
-                "max_new_tokens": cell.corpus.max_new_tokens}
+    settings = {
+        "evals": sorted(cell.evals.names),
+        "limit": cell.evals.limit,
+        "max_new_tokens": cell.corpus.max_new_tokens,
+    }
     return Stage("evaluate", model.name, settings, {"model": model, "mixture": mixture})
 
 
@@ -198,8 +196,16 @@ def teacher_stage(cell: Cell, mixture: Stage) -> Stage:
     model = base_stage(cell, teacher)
     for index, lesson in enumerate(teacher.lessons):
         subset = _lesson_rows(cell, teacher, lesson, mixture, model)
-        model = train_stage(f"teacher_{teacher.name}", TrainStage(), lesson.budget, cell.teacher_seed, index,
-                            {"subset": subset, "start": model}, max_new_tokens=0, loss_on=lesson.loss_on)
+        model = train_stage(
+            f"teacher_{teacher.name}",
+            TrainStage(),
+            lesson.budget,
+            cell.teacher_seed,
+            index,
+            {"subset": subset, "start": model},
+            max_new_tokens=0,
+            loss_on=lesson.loss_on,
+        )
     return model
 
 
@@ -207,23 +213,36 @@ def _lesson_rows(cell: Cell, teacher: Teacher, lesson: Lesson, mixture: Stage, m
     if lesson.corpus is None:
         assert cell.data_seed is not None
         matched = teacher.data_frac == "match"
-        return subset_stage(cell, mixture, model, cell.data_frac if matched else float(teacher.data_frac),
-                            cell.data_seed if matched else cell.teacher_seed, cell.corpus.max_length)
+        return subset_stage(
+            cell,
+            mixture,
+            model,
+            cell.data_frac if matched else float(teacher.data_frac),
+            cell.data_seed if matched else cell.teacher_seed,
+            cell.corpus.max_length,
+        )
     corpus = corpus_from(lesson.corpus)
     own = mixture_stage(cell, corpus)
     disjoint = corpus_name(corpus) == corpus_name(cell.corpus) == "mini"  # one held-out set per world
-    return subset_stage(cell, own, model, 1.0, cell.teacher_seed, corpus.max_length,
-                        exclude=None if disjoint else mixture)
+    return subset_stage(
+        cell, own, model, 1.0, cell.teacher_seed, corpus.max_length, exclude=None if disjoint else mixture
+    )
 
 
 def _teacher_rows(cell: Cell, recipe_stage: TrainStage, mixture: Stage, subset: Stage, teacher: Stage) -> Stage:
     """Rows the teacher writes for a stage: answers to the cell's prompts, or new prompts and answers."""
     inputs = {"subset": subset, "mixture": mixture, "teacher": teacher}
-    settings: dict[str, Any] = {"sampling_temperature": recipe_stage.sampling_temperature,
-                                "max_new_tokens": cell.corpus.max_new_tokens, "max_length": cell.corpus.max_length}
+    settings: dict[str, Any] = {
+        "sampling_temperature": recipe_stage.sampling_temperature,
+        "max_new_tokens": cell.corpus.max_new_tokens,
+        "max_length": cell.corpus.max_length,
+    }
     if recipe_stage.sequences == "synthetic":
-        settings |= {"synthetic_rows": recipe_stage.synthetic_rows, "seed": cell.data_seed,
-                     "examples_in_context": recipe_stage.examples_in_context}
+        settings |= {
+            "synthetic_rows": recipe_stage.synthetic_rows,
+            "seed": cell.data_seed,
+            "examples_in_context": recipe_stage.examples_in_context,
+        }
         return Stage("synthesize", f"{teacher.name}-s{cell.data_seed}", settings, inputs)
     settings |= {"budget": asdict(cell.budget), "span": list(recipe_stage.span), "seed": cell.train_seed}
     return Stage("labels", f"{teacher.name}-{cell.data_frac:g}-s{cell.train_seed}", settings, inputs)

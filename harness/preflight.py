@@ -21,8 +21,11 @@ def preflight(plan: Plan) -> None:
         _once(checked, repr(cell.evals), lambda cell=cell: _check_evals(cell.evals.names))
         if cell_plan.teacher is not None:
             _once(checked, repr(cell.teacher), lambda cell=cell: check_model(cell.teacher))
-            _once(checked, repr((cell.student, cell.teacher, method_name(cell.method))),
-                  lambda cell_plan=cell_plan: _check_pair(cell_plan))
+            _once(
+                checked,
+                repr((cell.student, cell.teacher, method_name(cell.method))),
+                lambda cell_plan=cell_plan: _check_pair(cell_plan),
+            )
 
 
 def _once(checked: set[str], what: str, check) -> None:  # type: ignore[no-untyped-def]
@@ -42,5 +45,10 @@ def _check_pair(cell_plan: CellPlan) -> None:
     student, teacher = cell_plan.cell.student, cell_plan.cell.teacher
     mine, theirs = tokenizer_fingerprint(student), tokenizer_fingerprint(teacher)
     if mine is not None and theirs is not None and mine != theirs:
-        raise refuse("teacher", teacher.name, f"its tokenizer ({theirs[:12]}) is not that of student={student.name} "
-                     f"({mine[:12]}), so their token ids mean different things", "choose a teacher of the same family")
+        raise refuse(
+            "teacher",
+            teacher.name,
+            f"its tokenizer ({theirs[:12]}) is not that of student={student.name} "
+            f"({mine[:12]}), so their token ids mean different things",
+            "choose a teacher of the same family",
+        )

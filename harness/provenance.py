@@ -22,9 +22,13 @@ def provenance() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
-    return {"commit": commit, "changed": bool(_git(root, "status", "--porcelain", "--untracked-files=no")) if commit
-            else None, "python": platform.python_version(), "versions": versions,
-            "hardware": {"machine": platform.machine(), "cpu": _cpu_name(), "cores": os.cpu_count()}}
+    return {
+        "commit": commit,
+        "changed": bool(_git(root, "status", "--porcelain", "--untracked-files=no")) if commit else None,
+        "python": platform.python_version(),
+        "versions": versions,
+        "hardware": {"machine": platform.machine(), "cpu": _cpu_name(), "cores": os.cpu_count()},
+    }
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -25,8 +25,11 @@ SEEDS = ("seed", "data_seed", "train_seed", "world_seed", "teacher_seed")
 def freeze(plan: Plan, grid: str) -> dict[str, Any]:
     """The plan as plain JSON: every stage's spec, every cell with its labels and the keys of its stages."""
     labels = _labels([cell_plan.cell for cell_plan in plan.cells])
-    return {"grid": grid, "stages": {stage.key: stage.spec() for stage in plan.stages},
-            "cells": [_freeze_cell(cell_plan, label) for cell_plan, label in zip(plan.cells, labels, strict=True)]}
+    return {
+        "grid": grid,
+        "stages": {stage.key: stage.spec() for stage in plan.stages},
+        "cells": [_freeze_cell(cell_plan, label) for cell_plan, label in zip(plan.cells, labels, strict=True)],
+    }
 
 
 def records(store: Store, frozen: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -45,34 +48,61 @@ def _freeze_cell(plan: CellPlan, label: Mapping[str, Any]) -> dict[str, Any]:
     cell = plan.cell
     once = dict.fromkeys(stage.key for stage in plan.evaluate.ancestry())
     making = [] if plan.teacher is None else list(dict.fromkeys(stage.key for stage in plan.teacher.ancestry()))
-    frozen = {"fingerprint": plan.fingerprint, "role": "student", **label, "data_frac": cell.data_frac,
-              "teacher": None if plan.teacher is None else cell.teacher.name,
-              **{name: getattr(cell, name) for name in SEEDS},
-              "settings": settings_of(cell) | ({"teacher": None} if plan.teacher is None else {}),
-              "evaluate": plan.evaluate.key, "needs": list(once), "train": [stage.key for stage in plan.train],
-              "teaching": [stage.key for stage in plan.teaching], "making_teacher": making}
+    frozen = {
+        "fingerprint": plan.fingerprint,
+        "role": "student",
+        **label,
+        "data_frac": cell.data_frac,
+        "teacher": None if plan.teacher is None else cell.teacher.name,
+        **{name: getattr(cell, name) for name in SEEDS},
+        "settings": settings_of(cell) | ({"teacher": None} if plan.teacher is None else {}),
+        "evaluate": plan.evaluate.key,
+        "needs": list(once),
+        "train": [stage.key for stage in plan.train],
+        "teaching": [stage.key for stage in plan.teaching],
+        "making_teacher": making,
+    }
     references = {}
     for role, evaluate in plan.references.items():
         needs = list(dict.fromkeys(stage.key for stage in evaluate.ancestry()))
         model = cell.student if role == "base" else cell.teacher
         references[role] = {
-            "fingerprint": evaluate.fingerprint, "evaluate": evaluate.key, "needs": needs, "method": role,
-            "train": [key for key in needs if key.startswith(("train-", "base-"))], "teaching": [],
-            "making_teacher": [], "data_frac": None, "budget": "",
-            "student": cell.student.name if role == "base" else "", "teacher": model.name if role == "teacher" else None}
+            "fingerprint": evaluate.fingerprint,
+            "evaluate": evaluate.key,
+            "needs": needs,
+            "method": role,
+            "train": [key for key in needs if key.startswith(("train-", "base-"))],
+            "teaching": [],
+            "making_teacher": [],
+            "data_frac": None,
+            "budget": "",
+            "student": cell.student.name if role == "base" else "",
+            "teacher": model.name if role == "teacher" else None,
+        }
     return {**frozen, "references": references}
 
 
 def _record(store: Store, frozen: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, Any]:
     addresses = {key: frozen["stages"][key]["address"] for key in cell["needs"]}
     state = cell_state(store, addresses, cell["evaluate"])
-    record = {name: cell[name] for name in ("role", "method", "student", "teacher", "corpus", "budget", "data_frac",
-                                            *SEEDS, "settings")}
-    record |= {"cell": cell["fingerprint"], "grid": frozen["grid"], "status": state.status, "reason": state.reason,
-               "failure_class": state.failure_class, "scores": [], "items": None, "warnings": [],
-               "cost": cell_cost(_facts(store, cell["train"]), _facts(store, cell["teaching"]),
-                                 _facts(store, cell["making_teacher"])),
-               "artifact": str(store.folder(cell["train"][-1])) if cell["train"] else None}
+    record = {
+        name: cell[name]
+        for name in ("role", "method", "student", "teacher", "corpus", "budget", "data_frac", *SEEDS, "settings")
+    }
+    record |= {
+        "cell": cell["fingerprint"],
+        "grid": frozen["grid"],
+        "status": state.status,
+        "reason": state.reason,
+        "failure_class": state.failure_class,
+        "scores": [],
+        "items": None,
+        "warnings": [],
+        "cost": cell_cost(
+            _facts(store, cell["train"]), _facts(store, cell["teaching"]), _facts(store, cell["making_teacher"])
+        ),
+        "artifact": str(store.folder(cell["train"][-1])) if cell["train"] else None,
+    }
     for facts in _facts(store, [*cell["train"], cell["evaluate"]]):
         record["warnings"] += facts.get("warnings", [])
     if state.status == "done":
@@ -97,8 +127,10 @@ def _labels(cells: Iterable[Cell]) -> list[dict[str, str]]:
     methods = _vary([(method_name(cell.method), plain(cell.method)) for cell in cells])
     corpora = _vary([(corpus_name(cell.corpus), plain(cell.corpus)) for cell in cells])
     students = _vary([(cell.student.name, plain(cell.student)) for cell in cells], leave_out=("init_seed",))
-    return [{"method": method, "corpus": corpus, "student": student, "budget": cell.budget.label}
-            for method, corpus, student, cell in zip(methods, corpora, students, cells, strict=True)]
+    return [
+        {"method": method, "corpus": corpus, "student": student, "budget": cell.budget.label}
+        for method, corpus, student, cell in zip(methods, corpora, students, cells, strict=True)
+    ]
 
 
 def _vary(named: list[tuple[str, dict[str, Any]]], leave_out: tuple[str, ...] = ()) -> list[str]:
@@ -108,8 +140,11 @@ def _vary(named: list[tuple[str, dict[str, Any]]], leave_out: tuple[str, ...] = 
             values.setdefault(name, {}).setdefault(field, set()).add(json.dumps(value))
     labels = []
     for name, settings in named:
-        varying = [f"{field}={value}" for field, value in settings.items()
-                   if len(values[name][field]) > 1 and field not in leave_out]
+        varying = [
+            f"{field}={value}"
+            for field, value in settings.items()
+            if len(values[name][field]) > 1 and field not in leave_out
+        ]
         labels.append(f"{name}[{', '.join(varying)}]" if varying else name)
     return labels
 

@@ -25,9 +25,7 @@ class TeacherSignal(Protocol):
     parameters: int
     """Parameters of the teacher, for FLOP estimates."""
 
-    def logits(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, scored: torch.Tensor
-    ) -> torch.Tensor:
+    def logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
         """Teacher logits (N, V) at the N True positions of `scored` (B, T), without gradient."""
         ...
 
@@ -53,9 +51,7 @@ class LiveTeacher:
         self.model = model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
         self.parameters = count_parameters(model)
 
-    def logits(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, scored: torch.Tensor
-    ) -> torch.Tensor:
+    def logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
         """Teacher logits (N, V) at the N True positions of `scored` (B, T), without gradient."""
         self.model.eval()  # a caller may have put a shared module back into train mode
         with torch.no_grad():

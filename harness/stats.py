@@ -95,9 +95,7 @@ class Curve:
                 self.seeds < 2,
                 not self.item_df,
             )
-            for e, h, d, s, q in zip(
-                estimate, np.where(nothing_known, math.nan, half), df, error, p, strict=True
-            )
+            for e, h, d, s, q in zip(estimate, np.where(nothing_known, math.nan, half), df, error, p, strict=True)
         ]
 
     def errors(self, weights: Array) -> tuple[Array, Array, Array]:
@@ -126,9 +124,7 @@ def curve(values: ArrayLike, strata: Sequence[Any] | None = None) -> Curve:
     """
     array = np.asarray(values, dtype=float)
     if array.ndim != 3 or 0 in array.shape or not np.isfinite(array).all():
-        raise refuse(
-            "values", array.shape, "statistics need finite numbers of shape (seeds, fractions, items)"
-        )
+        raise refuse("values", array.shape, "statistics need finite numbers of shape (seeds, fractions, items)")
     seeds, fractions, items = array.shape
     zero = np.zeros((fractions, fractions))
     seed = _covariance(array.mean(2)) / seeds if seeds > 1 else zero
@@ -200,11 +196,7 @@ def draws_of(
         return Draws(per_draw, per_draw[first], "for this draw only")
     means = [np.asarray(values, dtype=float).mean(0) for values in gains.values()]
     orders = [list(strata.get(draw, ())) for draw in gains]
-    if (
-        means[0].ndim
-        and all(m.shape == means[0].shape for m in means)
-        and all(o == orders[0] for o in orders)
-    ):
+    if means[0].ndim and all(m.shape == means[0].shape for m in means) and all(o == orders[0] for o in orders):
         across = seeds_and_items(np.stack(means), strata.get(first), level)
     else:
         across = replace(

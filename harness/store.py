@@ -47,8 +47,12 @@ class Store:
             probe.write_text("")
             probe.unlink()
         except OSError as error:
-            raise refuse("store", str(store.root), f"the folder cannot be written ({error.strerror})",
-                         "choose another with store=<folder>") from error
+            raise refuse(
+                "store",
+                str(store.root),
+                f"the folder cannot be written ({error.strerror})",
+                "choose another with store=<folder>",
+            ) from error
         return store
 
     def folder(self, key: str) -> Path:
@@ -80,8 +84,11 @@ class Store:
 
     def publish(self, key: str, written: Path, manifest: Mapping[str, Any]) -> Path:
         """Make `written` the artifact of `key`; when somebody was first, theirs stays and ours is dropped."""
-        files = {str(path.relative_to(written)): {"size": path.stat().st_size, "sha256": _sha256(path)}
-                 for path in sorted(written.rglob("*")) if path.is_file()}
+        files = {
+            str(path.relative_to(written)): {"size": path.stat().st_size, "sha256": _sha256(path)}
+            for path in sorted(written.rglob("*"))
+            if path.is_file()
+        }
         write_json(written / "manifest.json", {**manifest, "files": files})
         _fsync_tree(written)
         target = self.folder(key)
@@ -102,8 +109,13 @@ class Store:
         """Take the claim on `key`, or None while a live attempt holds it."""
         path = self.root / "claims" / key
         process = psutil.Process()
-        note: dict[str, Any] = {"host": socket.gethostname(), "pid": process.pid, "process_started": process.create_time(),
-                "nonce": uuid.uuid4().hex, "started": time.time()}
+        note: dict[str, Any] = {
+            "host": socket.gethostname(),
+            "pid": process.pid,
+            "process_started": process.create_time(),
+            "nonce": uuid.uuid4().hex,
+            "started": time.time(),
+        }
         for _ in range(2):
             try:
                 with open(path, "x") as file:

@@ -23,17 +23,17 @@ from harness.stats import holm
 if TYPE_CHECKING:
     from rich.table import Table
 
-CELL_COLUMNS = (
-    "grid", "cell", "status", "reason", "failure_class", "role", "method", "data_frac", "student",
-    "teacher", "corpus", "budget", "seed", "data_seed", "train_seed", "world_seed", "teacher_seed",
-)  # fmt: skip
+CELL_COLUMNS = tuple(
+    "grid cell status reason failure_class role method data_frac student teacher corpus budget "
+    "seed data_seed train_seed world_seed teacher_seed".split()
+)
 SCORE_COLUMNS = ("eval", "metric", "source", "score", "standard_error", "items")
 PURPOSES = ("train", "teacher", "total", "with_teacher_training")
 COSTS = tuple(f"{purpose}_{unit}" for purpose in PURPOSES for unit in ("seconds", "flops", "tokens"))
-TEXT_COLUMNS = (
-    "grid", "cell", "status", "reason", "failure_class", "role", "method", "student", "teacher", "corpus",
-    "budget", "variant", "eval", "metric", "source", "warnings", "score_covers", "gain_covers",
-)  # fmt: skip
+TEXT_COLUMNS = tuple(
+    "grid cell status reason failure_class role method student teacher corpus budget variant eval metric source "
+    "warnings score_covers gain_covers".split()
+)
 
 
 def tidy(records: Iterable[Record]) -> pd.DataFrame:
@@ -98,22 +98,16 @@ def summary(
 
 def headline(frame: pd.DataFrame) -> Metric | None:
     """The metric that figures and the verdict speak of: verified answers if there are any, else the first."""
-    found = [
-        Metric(*key) for key in frame[["eval", "metric", "source"]].drop_duplicates().itertuples(index=False)
-    ]
+    found = [Metric(*key) for key in frame[["eval", "metric", "source"]].drop_duplicates().itertuples(index=False)]
     found = [metric for metric in found if metric.eval]
-    return min(
-        found, key=lambda m: (m.source != "all", not m.higher_is_better, m.eval != "verified"), default=None
-    )
+    return min(found, key=lambda m: (m.source != "all", not m.higher_is_better, m.eval != "verified"), default=None)
 
 
 def select(frame: pd.DataFrame, metric: Metric | None = None) -> pd.DataFrame:
     """The headline rows of one metric (default: `headline`), and rows of arms that have no score at all."""
     metric = metric or headline(frame)
     wanted = (
-        (frame["eval"] == "")
-        if metric is None
-        else (frame[["eval", "metric", "source"]] == list(metric)).all(axis=1)
+        (frame["eval"] == "") if metric is None else (frame[["eval", "metric", "source"]] == list(metric)).all(axis=1)
     )
     return frame[wanted & frame["headline"]]
 
@@ -152,18 +146,12 @@ def render(frame: pd.DataFrame, metric: Metric | None = None) -> "Table":
             "role", key=lambda role: role.map({"base": 0, "student": 1, "teacher": 2}), kind="stable"
         )
     students = rows[rows["role"] == "student"] if len(rows) else rows
-    names = [
-        n for n in ("student", "corpus", "budget", "variant") if len(students) and students[n].nunique() > 1
-    ]
-    shared = [
-        str(students[n].iloc[0]) for n in ("student", "corpus", "budget") if len(students) and n not in names
-    ]
+    names = [n for n in ("student", "corpus", "budget", "variant") if len(students) and students[n].nunique() > 1]
+    shared = [str(students[n].iloc[0]) for n in ("student", "corpus", "budget") if len(students) and n not in names]
     covers = [text for text in students["gain_covers"].unique() if text] if len(students) else []
     lower = " (lower is better)" if metric and not metric.higher_is_better else ""
     what = f"{metric.eval} {metric.metric}{lower}" if metric else "no scores"
-    table = Table(
-        title=escape(" · ".join([what, *filter(None, shared)])), box=box.SIMPLE_HEAD, title_justify="left"
-    )
+    table = Table(title=escape(" · ".join([what, *filter(None, shared)])), box=box.SIMPLE_HEAD, title_justify="left")
     if covers:
         table.caption = escape(
             f"Bold: a gain other than zero after Holm. Intervals of gains cover: {'; '.join(covers)}."
@@ -183,13 +171,18 @@ def render(frame: pd.DataFrame, metric: Metric | None = None) -> "Table":
         teaching = row["teacher_seconds"] / row["total_seconds"] if row["total_seconds"] else math.nan
         clear = row["gain_p_holm"] < 0.05
         table.add_row(
-            percent(row["data_frac"]), escape(row["method"]), escape(_text(row["teacher"])),
-            *(escape(_text(row[n])) for n in names), f"{row['seeds']:g}",
-            _interval(row, "score"), Text(_interval(row, "gain", signed=True), style="bold" if clear else ""),
-            _number(row["gain_p_holm"], ".3f"), _number(row["total_seconds"], ".0f"),
+            percent(row["data_frac"]),
+            escape(row["method"]),
+            escape(_text(row["teacher"])),
+            *(escape(_text(row[n])) for n in names),
+            f"{row['seeds']:g}",
+            _interval(row, "score"),
+            Text(_interval(row, "gain", signed=True), style="bold" if clear else ""),
+            _number(row["gain_p_holm"], ".3f"),
+            _number(row["total_seconds"], ".0f"),
             _number(teaching, ".0%"),
             Text(_note(row, covers), style="red" if row["failed"] else ""),
-        )  # fmt: skip
+        )
     return table
 
 
@@ -228,10 +221,7 @@ def _row(
     gains: Mapping[Arm, Replicates | None],
 ) -> dict[str, Any]:
     """One row: names, score and gain with intervals, counts, cost."""
-    counts = {
-        status: sum(c["status"] == status for c in cells)
-        for status in ("done", "failed", "missing", "running")
-    }
+    counts = {status: sum(c["status"] == status for c in cells) for status in ("done", "failed", "missing", "running")}
     reason = next((c.get("reason") for c in cells if c["status"] != "done" and c.get("reason")), None)
     cell_scores = [score for cell in cells if (score := score_of(cell, metric)) is not None]
     row: dict[str, Any] = arm._asdict() | metric._asdict() | {"higher_is_better": metric.higher_is_better}
@@ -253,9 +243,7 @@ def _costs(cells: Iterable[Record]) -> dict[str, float]:
     means = {}
     for column in COSTS:
         purpose, unit = column.rsplit("_", 1)
-        values = [
-            float(cost[purpose][unit]) for cost in costs if (cost.get(purpose) or {}).get(unit) is not None
-        ]
+        values = [float(cost[purpose][unit]) for cost in costs if (cost.get(purpose) or {}).get(unit) is not None]
         means[column] = sum(values) / len(values) if values else math.nan
     return means
 

@@ -76,9 +76,18 @@ def fit(
     arguments = trainer_arguments(budget, objective, machine, batch_size, steps, seed, out, run_name)
     with wandb_environment(machine, run_name), (out / "log.jsonl").open("w", buffering=1) as log:
         trainer = Trainer(
-            model, arguments, tokenizer, dataset, _Visits(rows, batches), budget, objective, teacher,
-            seed, max_new_tokens, log,
-        )  # fmt: skip
+            model,
+            arguments,
+            tokenizer,
+            dataset,
+            _Visits(rows, batches),
+            budget,
+            objective,
+            teacher,
+            seed,
+            max_new_tokens,
+            log,
+        )
         trainer.train()
     # the forward that TRL and Accelerate put on the instance would outlive the fit
     model.__dict__.pop("forward", None)
@@ -102,9 +111,7 @@ def mean_nll(model: PreTrainedModel, rows: Sequence[Row] | Rows, batch_size: int
         for start in range(0, len(order), batch_size):
             batch = collate([rows[index] for index in order[start : start + batch_size]], pad_id=0)
             batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            logits = logits_at(
-                model, batch["input_ids"], batch["attention_mask"], scored_positions(batch["labels"])
-            )
+            logits = logits_at(model, batch["input_ids"], batch["attention_mask"], scored_positions(batch["labels"]))
             found = cross_entropy(logits, scored_tokens(batch["labels"]))
             total, count = total + found.sum.item(), count + found.count
     return total / max(count, 1), count
@@ -116,10 +123,19 @@ class Trainer(SFTTrainer):
     loss_is_scaled_for_ga = True  # type: ignore[assignment]  # `compute_loss` divides by the count of the whole optimizer step
 
     def __init__(
-        self, model: PreTrainedModel, arguments: SFTConfig, tokenizer: PreTrainedTokenizerBase,
-        dataset: Dataset, visits: "_Visits", budget: Budget, objective: TrainStage,
-        teacher: TeacherSignal | None, seed: int, max_new_tokens: int, log: IO[str],
-    ) -> None:  # fmt: skip
+        self,
+        model: PreTrainedModel,
+        arguments: SFTConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        dataset: Dataset,
+        visits: "_Visits",
+        budget: Budget,
+        objective: TrainStage,
+        teacher: TeacherSignal | None,
+        seed: int,
+        max_new_tokens: int,
+        log: IO[str],
+    ) -> None:
         assert getattr(teacher, "model", None) is not model, "a frozen teacher cannot be the student itself"
         self.visits, self.budget, self.teacher = visits, budget, teacher
         self.objective: TrainStage = objective.normal()
@@ -154,10 +170,7 @@ class Trainer(SFTTrainer):
         groups = [group for _, group in zip(range(num_batches), epoch_iterator, strict=False)]
         step = self.state.global_step
         self._on_student = draw_seed(self.sampling_seed, "coin", step) < self.objective.student_share * 2**64
-        if self._on_student:
-            groups = self._student_text(groups)
-        else:
-            groups = [[row for _, row in group] for group in groups]
+        groups = self._student_text(groups) if self._on_student else [[row for _, row in group] for group in groups]
         batches = [collate(group, self.pad_id) for group in groups]
         items = torch.tensor(sum(int((batch["labels"] != IGNORED).sum()) for batch in batches))
         read = torch.tensor(sum(len(row.input_ids) for group in groups for row in group))
@@ -171,9 +184,12 @@ class Trainer(SFTTrainer):
         return batches, self._items
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False,
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
         num_items_in_batch: Any = None,
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> torch.Tensor:
         """This micro-batch's share of the step's loss: its sum over the step's count."""
         assert not return_outputs, "logits are made at scored positions only"
         input_ids, attention_mask, labels = inputs["input_ids"], inputs["attention_mask"], inputs["labels"]
@@ -221,9 +237,13 @@ class Trainer(SFTTrainer):
         seeds = [draw_seed(self.sampling_seed, "student text", position) for position, _ in visits]
         prompts = [prompt_of(row, seed) for (_, row), seed in zip(visits, seeds, strict=True)]
         answers = generate(
-            cast(PreTrainedModel, self.model), self._tokenizer, prompts, self.max_new_tokens, self.objective.sampling_temperature,
+            cast(PreTrainedModel, self.model),
+            self._tokenizer,
+            prompts,
+            self.max_new_tokens,
+            self.objective.sampling_temperature,
             seeds,
-        )  # fmt: skip
+        )
         written = sum(len(answer) for answer in answers)
         self.report.generated_tokens += written
         self.written_tokens += written + sum(len(prompt) for prompt in prompts)
@@ -244,11 +264,14 @@ class Trainer(SFTTrainer):
             self.report.first_loss = loss
         self.report.last_loss, self.report.steps = loss, step
         line = {
-            "step": step, "loss": loss, "nll": nll,
+            "step": step,
+            "loss": loss,
+            "nll": nll,
             "sequences": "student" if self._on_student else "given",
-            "learning_rate": cast(LambdaLR, self.lr_scheduler).get_last_lr()[0], "tokens": self.report.trained_tokens,
+            "learning_rate": cast(LambdaLR, self.lr_scheduler).get_last_lr()[0],
+            "tokens": self.report.trained_tokens,
             "seconds": round(time.perf_counter() - self._started, 3),
-        }  # fmt: skip
+        }
         self.jsonl.write(json.dumps(line) + "\n")
         track.report(step, self.state.max_steps, loss)
 

@@ -49,9 +49,7 @@ def verdict(
         )
         return f"No verdict on distillation against SFT: {why}, so there is no gain; {top}. {lost}".strip()
     sign = 1 if metric.higher_is_better else -1
-    lines = [
-        (key, part.sort_values("data_frac")) for key, part in paired.groupby(LINE, dropna=False, sort=False)
-    ]
+    lines = [(key, part.sort_values("data_frac")) for key, part in paired.groupby(LINE, dropna=False, sort=False)]
     lines.sort(key=lambda line: -_strength(line[1], sign))
     told = [_line(part, sign, _find(crossovers or {}, part), paired) for _, part in lines[:SHOWN]]
     more = f"; {len(lines) - SHOWN} more {'line is' if len(lines) == SHOWN + 1 else 'lines are'} in the table"
@@ -92,9 +90,7 @@ def _line(part: pd.DataFrame, sign: int, crossing: Crossover | None, paired: pd.
             verb = "cannot be told from SFT"
         groups[verb].append(row)
     clauses = [f"{verb} at {_listed(members)}" for verb, members in groups.items() if members]
-    return " ".join([_who(first, *extra), _joined(clauses)]) + (
-        f" ({_crossing(crossing)})" if crossing else ""
-    )
+    return " ".join([_who(first, *extra), _joined(clauses)]) + (f" ({_crossing(crossing)})" if crossing else "")
 
 
 def _listed(members: list[dict[str, Any]]) -> str:
@@ -103,11 +99,7 @@ def _listed(members: list[dict[str, Any]]) -> str:
     for number, row in enumerate(members):
         low, high = row["gain_low"], row["gain_high"]
         interval = "no interval" if pd.isna(low) else f"{low:+.3f} to {high:+.3f}"
-        detail = (
-            f" ({row['gain']:+.3f} [{interval}])"
-            if len(members) < 3 or number in (0, len(members) - 1)
-            else ""
-        )
+        detail = f" ({row['gain']:+.3f} [{interval}])" if len(members) < 3 or number in (0, len(members) - 1) else ""
         texts.append(f"{percent(row['data_frac'])}{detail}")
     return _joined(texts)
 
@@ -169,9 +161,7 @@ def _certainty(paired: pd.DataFrame) -> str:
     family = f"{len(paired)} comparison{'s' if len(paired) > 1 else ''}"
     text = f"How sure: {seeds}, 95 % intervals over {holds}, Holm over {family}"
     if low < 2:
-        text += "; one seed says nothing about seed variance" + (
-            "" if high < 2 else ", where there is only one"
-        )
+        text += "; one seed says nothing about seed variance" + ("" if high < 2 else ", where there is only one")
     if (paired["draws"] == 1).any():
         text += "; for one draw of world and teacher"
     methods = paired.groupby(LINE, dropna=False).ngroups
@@ -183,9 +173,7 @@ def _certainty(paired: pd.DataFrame) -> str:
 def _lost(frame: pd.DataFrame, metric: Metric | None) -> str:
     """Cells without a score, with the first reason."""
     wanted = (
-        frame["eval"] == ""
-        if metric is None
-        else (frame[["eval", "metric", "source"]] == list(metric)).all(axis=1)
+        frame["eval"] == "" if metric is None else (frame[["eval", "metric", "source"]] == list(metric)).all(axis=1)
     )
     rows = frame[wanted & (frame["draws"] == 1) & (frame["role"] == "student")]
     counts = {status: int(rows[status].sum()) for status in ("failed", "missing", "running")}

@@ -1,7 +1,7 @@
 """View: what a person sees while a grid runs; a live panel on a terminal, plain lines elsewhere.
 
-    with view_of(plan, stream=sys.stderr) as view:
-        execute(plan, store, settings, view)
+with view_of(plan, stream=sys.stderr) as view:
+    execute(plan, store, settings, view)
 """
 
 import sys
@@ -9,7 +9,8 @@ import time
 from types import TracebackType
 from typing import Any, TextIO
 
-from harness.plan import Plan, Stage
+from harness.plan import Plan
+from harness.stage import Stage
 from harness.status import StageState
 from harness.track import Progress
 
@@ -34,7 +35,9 @@ class PlainView:
     def __enter__(self) -> "PlainView":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         return None
 
     def changed(self, stage: Stage, state: StageState) -> None:
@@ -91,7 +94,9 @@ class LiveView(PlainView):
         self.live.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.live.__exit__(kind, error, trace)
 
     def say(self, stage: Stage, state: StageState) -> None:
@@ -112,8 +117,12 @@ class LiveView(PlainView):
         table = Table.grid(padding=(0, 2))
         for key in running:
             progress = self.progress.get(key)
-            bar = ProgressBar(total=progress.total if progress else None, completed=progress.step if progress else 0,
-                              width=24, pulse=progress is None)
+            bar = ProgressBar(
+                total=progress.total if progress else None,
+                completed=progress.step if progress else 0,
+                width=24,
+                pulse=progress is None,
+            )
             table.add_row(self.names[key], bar, describe(progress, now - self.started[key]) if progress else "")
         minutes, seconds = divmod(int(now - self.begun), 60)
         head = Text(f"{self.finished} of {self.total} stages, {len(running)} running, {minutes}:{seconds:02d}", "bold")

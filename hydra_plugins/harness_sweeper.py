@@ -38,5 +38,9 @@ class HarnessSearchPath(SearchPathPlugin):
             search_path.append(provider="harness", path=f"file://{presets_folder()}")
 
 
-ConfigStore.instance().store(group="hydra/sweeper", name="harness", provider="harness",
-                             node={"_target_": "hydra_plugins.harness_sweeper.HarnessSweeper"})
+ConfigStore.instance().store(
+    group="hydra/sweeper",
+    name="harness",
+    provider="harness",
+    node={"_target_": "hydra_plugins.harness_sweeper.HarnessSweeper"},
+)

@@ -20,41 +20,73 @@ def cell(
         f"{k}={v}" for k, v in sorted(changes.items()) if k != "settings"
     )
     record: dict[str, Any] = {
-        "cell": name, "grid": "g", "status": "done", "reason": None, "failure_class": None, "role": role,
-        "method": method, "data_frac": data_frac, "student": "small",
+        "cell": name,
+        "grid": "g",
+        "status": "done",
+        "reason": None,
+        "failure_class": None,
+        "role": role,
+        "method": method,
+        "data_frac": data_frac,
+        "student": "small",
         "teacher": None if method in ("sft", "base") else "weak",
-        "corpus": "mini", "budget": "300 steps x 32 rows", "seed": seed,
-        "data_seed": seed, "train_seed": seed,
-        "world_seed": 0, "teacher_seed": 0, "settings": {},
-        "cost": {"train": {"tokens": 1e5, "flops": 2e11, "seconds": 8.0},
-                 "teacher": {"tokens": 1e4, "flops": 1e10, "seconds": 2.0},
-                 "total": {"tokens": 1.1e5, "flops": 2.1e11, "seconds": 10.0}},
-        "scores": [], "items": None, "warnings": [],
-    }  # fmt: skip
+        "corpus": "mini",
+        "budget": "300 steps x 32 rows",
+        "seed": seed,
+        "data_seed": seed,
+        "train_seed": seed,
+        "world_seed": 0,
+        "teacher_seed": 0,
+        "settings": {},
+        "cost": {
+            "train": {"tokens": 1e5, "flops": 2e11, "seconds": 8.0},
+            "teacher": {"tokens": 1e4, "flops": 1e10, "seconds": 2.0},
+            "total": {"tokens": 1.1e5, "flops": 2.1e11, "seconds": 10.0},
+        },
+        "scores": [],
+        "items": None,
+        "warnings": [],
+    }
     if scores is not None:
         error = float(np.std(scores, ddof=1) / np.sqrt(len(scores))) if len(scores) > 1 else 0.0
         record["scores"] = [
-            {"eval": "verified", "metric": "accuracy", "source": "all", "score": float(np.mean(scores)),
-             "standard_error": error, "items": len(scores)}
-        ]  # fmt: skip
+            {
+                "eval": "verified",
+                "metric": "accuracy",
+                "source": "all",
+                "score": float(np.mean(scores)),
+                "standard_error": error,
+                "items": len(scores),
+            }
+        ]
         record["items"] = name
     return record | changes
 
 
 def items(scores: list[float], sources: tuple[str, ...] = ("add", "sort")) -> pd.DataFrame:
     """An evaluation's items.parquet, with what the reading side looks at."""
-    return pd.DataFrame({
-        "eval": "verified", "id": [f"i{n}" for n in range(len(scores))],
-        "source": [sources[n % len(sources)] for n in range(len(scores))], "score": scores,
-        "nll": 1.0, "nll_tokens": 2, "nll_truth": 1.0, "nll_truth_tokens": 2,
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "eval": "verified",
+            "id": [f"i{n}" for n in range(len(scores))],
+            "source": [sources[n % len(sources)] for n in range(len(scores))],
+            "score": scores,
+            "nll": 1.0,
+            "nll_tokens": 2,
+            "nll_truth": 1.0,
+            "nll_truth_tokens": 2,
+        }
+    )
 
 
 def grid(
-    gains: dict[tuple[str, str] | str, dict[float, float]], seeds: int = 3,
-    size: int = 240, noise: float = 0.01,
-    worlds: tuple[int, ...] = (0,), references: bool = True,
-) -> tuple[list[dict[str, Any]], Any]:  # fmt: skip
+    gains: dict[tuple[str, str] | str, dict[float, float]],
+    seeds: int = 3,
+    size: int = 240,
+    noise: float = 0.01,
+    worlds: tuple[int, ...] = (0,),
+    references: bool = True,
+) -> tuple[list[dict[str, Any]], Any]:
     """Records of SFT and of each method at its fractions, with gains over SFT close to those given."""
     generator = np.random.default_rng(7)
     shelf: dict[str, pd.DataFrame] = {}

@@ -85,9 +85,7 @@ def test_merges_across_the_prompt_s_end_cannot_make_prompt_and_training_differ()
 
     vocabulary = {
         token: i
-        for i, token in enumerate(
-            ["<|end|>", "\n", "\n\n", "h", "i", "<", "|", ">", "u", "s", "e", "r", "a", "t", "n"]
-        )
+        for i, token in enumerate(["<|end|>", "\n", "\n\n", "h", "i", "<", "|", ">", "u", "s", "e", "r", "a", "t", "n"])
     }
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.BPE(vocab=vocabulary, merges=[("\n", "\n")])), eos_token="<|end|>"
@@ -107,8 +105,7 @@ def test_a_tokenizer_that_prepends_a_space_does_so_only_at_the_beginning():
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>")
     tokenizer.chat_template = (
-        "{% for m in messages %}{{ m['content'] }}"
-        "{{ '<|end|>' if m['role'] == 'assistant' else '?' }}{% endfor %}"
+        "{% for m in messages %}{{ m['content'] }}{{ '<|end|>' if m['role'] == 'assistant' else '?' }}{% endfor %}"
     )
     assert render(tokenizer, turns("q", "a", "q", "a"), 99).input_ids == [1, 2, 4, 3, 0, 2, 4, 3, 0]
 
@@ -128,18 +125,14 @@ def test_truncation_cuts_spans_and_is_flagged():
 
 
 def test_padding_equal_to_end_of_turn_changes_no_span():
-    assert render(byte_tokenizer(pad_is_end=True), turns("q", "a"), 9) == render(
-        byte_tokenizer(), turns("q", "a"), 9
-    )
+    assert render(byte_tokenizer(pad_is_end=True), turns("q", "a"), 9) == render(byte_tokenizer(), turns("q", "a"), 9)
 
 
 def test_a_beginning_of_sequence_token_is_never_doubled():
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = byte_tokenizer("{{ bos_token }}" + byte_tokenizer().chat_template)
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<bos> $A", special_tokens=[("<bos>", 1)]
-    )
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
     assert tokenizer("x")["input_ids"][0] == 1  # the tokenizer itself would add one more
     for ids in (
         render(tokenizer, turns("q", "a", "r", "b"), 99).input_ids,

@@ -24,18 +24,33 @@ def test_one_fraction_written_two_ways_is_one_value():
 def test_nested_values_and_groups_sweep_together():
     cells = compose(["teacher=weak,strong", "method=kd", "method.student_share=0,1"]).cells
     assert sorted((cell.teacher.name, cell.method.student_share) for cell in cells) == [
-        ("strong", 0.0), ("strong", 1.0), ("weak", 0.0), ("weak", 1.0)]
+        ("strong", 0.0),
+        ("strong", 1.0),
+        ("weak", 0.0),
+        ("weak", 1.0),
+    ]
 
 
 def test_a_sweep_file_multiplies_zips_includes_and_excludes():
-    sweep = {"product": {"method": ["sft", "kd"], "seed": [0, 1]},
-             "zip": [{"data_frac": [0.01, 0.1], "budget.amount": [10, 20]}],
-             "exclude": [{"method": "kd", "seed": 1}],
-             "include": [{"method": "logit_kd", "data_frac": 1.0}]}
+    sweep = {
+        "product": {"method": ["sft", "kd"], "seed": [0, 1]},
+        "zip": [{"data_frac": [0.01, 0.1], "budget.amount": [10, 20]}],
+        "exclude": [{"method": "kd", "seed": 1}],
+        "include": [{"method": "logit_kd", "data_frac": 1.0}],
+    }
     cells = compose([], sweep).cells
-    seen = {(type(cell.method).__module__.rsplit(".")[-1], cell.seed, cell.data_frac, cell.budget.amount) for cell in cells}
-    assert seen == {("sft", 0, 0.01, 10.0), ("sft", 0, 0.1, 20.0), ("sft", 1, 0.01, 10.0), ("sft", 1, 0.1, 20.0),
-                    ("kd", 0, 0.01, 10.0), ("kd", 0, 0.1, 20.0), ("logit_kd", 0, 1.0, 300.0)}
+    seen = {
+        (type(cell.method).__module__.rsplit(".")[-1], cell.seed, cell.data_frac, cell.budget.amount) for cell in cells
+    }
+    assert seen == {
+        ("sft", 0, 0.01, 10.0),
+        ("sft", 0, 0.1, 20.0),
+        ("sft", 1, 0.01, 10.0),
+        ("sft", 1, 0.1, 20.0),
+        ("kd", 0, 0.01, 10.0),
+        ("kd", 0, 0.1, 20.0),
+        ("logit_kd", 0, 1.0, 300.0),
+    }
 
 
 def test_the_command_line_takes_the_place_of_a_sweep_files_values():
@@ -48,25 +63,28 @@ def test_seeds_left_alone_follow_the_seed():
     assert (cell.data_seed, cell.train_seed, cell.student.init_seed, cell.teacher.init_seed) == (3, 9, 1, 2)
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["data_frac=0"], ["data_frac=0.0", "above 0", "try data_frac=0.01"]),
-    (["data_frac=1.5"], ["data_frac=1.5", "at most 1"]),
-    (["data_frac=ten"], ["data_frac='ten'", "number above 0"]),
-    (["data_frac=0.1,ten"], ["data_frac='ten'", "number above 0"]),
-    (["method=magic"], ["method='magic'", *method_names()]),
-    (["teacher=magic"], ["teacher='magic'", "weak", "strong"]),
-    (["corpus=magic"], ["corpus='magic'", "mini", "tulu3", "jsonl"]),
-    (["bugdet.amount=3"], ["bugdet is not a setting", "budget"]),
-    (["budget.amuont=3"], ["budget.amuont is not a setting", "amount"]),
-    (["budget.kind=days"], ["budget.kind='days'", "epochs, steps, trained_tokens"]),
-    (["budget.amount=-1"], ["budget.amount=-1", "above 0"]),
-    (["seed=first"], ["seed='first'"]),
-    (["method=kd", "method.student_share=2"], ["student_share=2", "between 0 and 1"]),
-    (["method=sft", "method.temperature=2"], ["method.temperature is not a setting"]),
-    (["teacher.data_frac=2"], ["teacher.data_frac=2"]),
-    (["student=hf"], ["path"]),
-    (["data_frac=0.1,,"], ["data_frac"]),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["data_frac=0"], ["data_frac=0.0", "above 0", "try data_frac=0.01"]),
+        (["data_frac=1.5"], ["data_frac=1.5", "at most 1"]),
+        (["data_frac=ten"], ["data_frac='ten'", "number above 0"]),
+        (["data_frac=0.1,ten"], ["data_frac='ten'", "number above 0"]),
+        (["method=magic"], ["method='magic'", *method_names()]),
+        (["teacher=magic"], ["teacher='magic'", "weak", "strong"]),
+        (["corpus=magic"], ["corpus='magic'", "mini", "tulu3", "jsonl"]),
+        (["bugdet.amount=3"], ["bugdet is not a setting", "budget"]),
+        (["budget.amuont=3"], ["budget.amuont is not a setting", "amount"]),
+        (["budget.kind=days"], ["budget.kind='days'", "epochs, steps, trained_tokens"]),
+        (["budget.amount=-1"], ["budget.amount=-1", "above 0"]),
+        (["seed=first"], ["seed='first'"]),
+        (["method=kd", "method.student_share=2"], ["student_share=2", "between 0 and 1"]),
+        (["method=sft", "method.temperature=2"], ["method.temperature is not a setting"]),
+        (["teacher.data_frac=2"], ["teacher.data_frac=2"]),
+        (["student=hf"], ["path"]),
+        (["data_frac=0.1,,"], ["data_frac"]),
+    ],
+)
 def test_bad_input_is_one_sentence_that_names_field_value_and_what_is_allowed(arguments, words):
     with pytest.raises(SettingsError) as refusal:
         compose(arguments)
@@ -85,7 +103,11 @@ def presets():
 
 @pytest.mark.parametrize(("group", "name"), presets())
 def test_every_preset_composes(group, name, tmp_path):
-    needs_path = [f"{group}.path={tmp_path}"] if "???" in (presets_folder() / "conf" / group / f"{name}.yaml").read_text() else []
+    needs_path = (
+        [f"{group}.path={tmp_path}"]
+        if "???" in (presets_folder() / "conf" / group / f"{name}.yaml").read_text()
+        else []
+    )
     cells = compose([f"{group}={name}", *needs_path]).cells
     assert len(cells) == 1
 

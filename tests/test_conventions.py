@@ -15,7 +15,7 @@ SOURCES = sorted(path for folder in ("harness", "analysis", "hydra_plugins") for
 LAYERS = [
     {"run", "grid", "api"},  # doors
     {"compose", "preflight", "execute", "record", "view", "launch", "attempt", "estimate"},  # conduct
-    {"status", "plan"},
+    {"status", "plan", "stage"},
     {"stages"},
     {"table", "verdict", "gains", "arms", "crossover", "stats"},  # reading
     {"evals"},
@@ -24,8 +24,24 @@ LAYERS = [
     {"model_files", "corpora", "methods", "world"},
     {"config", "identity", "store", "cost", "track", "provenance"},  # ground
 ]
-LIGHT = ["config", "identity", "plan", "store", "status", "record", "table", "stats", "verdict", "cost", "compose",
-         "estimate", "preflight", "execute", "grid", "api"]  # fmt: skip
+LIGHT = [
+    "config",
+    "identity",
+    "plan",
+    "store",
+    "status",
+    "record",
+    "table",
+    "stats",
+    "verdict",
+    "cost",
+    "compose",
+    "estimate",
+    "preflight",
+    "execute",
+    "grid",
+    "api",
+]
 
 
 def layer_of(module: str) -> int:
@@ -56,14 +72,18 @@ def test_imports_point_down(module, path):
     mine = layer_of(module)
     for imported in imports_of(path):
         parts = imported.split(".")
-        if parts[0] == "harness" and len(parts) > 1 and (ROOT / "harness" / parts[1]).exists() | (
-                ROOT / "harness" / f"{parts[1]}.py").exists():
+        if (
+            parts[0] == "harness"
+            and len(parts) > 1
+            and (ROOT / "harness" / parts[1]).exists() | (ROOT / "harness" / f"{parts[1]}.py").exists()
+        ):
             assert layer_of(imported) >= mine, f"{module} imports {imported}, which lies above it"
 
 
 @pytest.mark.parametrize("name", LIGHT)
 def test_planning_and_reading_import_no_heavy_library(name):
-    code = f"import sys, harness.{name}; print([m for m in ('torch', 'transformers', 'datasets', 'trl') if m in sys.modules])"
+    heavy = ("torch", "transformers", "datasets", "trl")
+    code = f"import sys, harness.{name}; print([m for m in {heavy} if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
     assert answer.stdout.strip() == "[]", answer.stderr + answer.stdout
 

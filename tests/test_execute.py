@@ -11,11 +11,12 @@ import time
 import pytest
 
 import harness.execute
-import harness.plan
+import harness.stage
 from harness.attempt import attempt
 from harness.config import Launch, Machine, Settings, SettingsError
 from harness.execute import execute
-from harness.plan import CellPlan, Plan, Stage
+from harness.plan import CellPlan, Plan
+from harness.stage import Stage
 from harness.status import cell_state, stage_state
 from harness.store import Store
 
@@ -40,8 +41,9 @@ class Watcher:
 
 @pytest.fixture(autouse=True)
 def cheap_makers(monkeypatch):
-    monkeypatch.setattr(harness.plan, "MAKERS", {kind: (MAKER, 1) for kind in ("mixture", "base", "train", "evaluate")})
-    monkeypatch.setattr(harness.execute, "MAKERS", {kind: (MAKER, 1) for kind in ("mixture", "base", "train", "evaluate")})
+    makers = {kind: (MAKER, 1) for kind in ("mixture", "base", "train", "evaluate")}
+    monkeypatch.setattr(harness.stage, "MAKERS", makers)
+    monkeypatch.setattr(harness.execute, "MAKERS", makers)
     monkeypatch.setattr(harness.execute, "stage_seconds", lambda stage: 1.0)
 
 
@@ -153,8 +155,8 @@ RUN = """
 import sys
 import tests.test_execute as t
 from harness.store import Store
-import harness.plan, harness.execute
-for module in (harness.plan, harness.execute):
+import harness.stage, harness.execute
+for module in (harness.stage, harness.execute):
     module.MAKERS = {kind: (t.MAKER, 1) for kind in ("mixture", "base", "train", "evaluate")}
 harness.execute.stage_seconds = lambda stage: 1.0
 if __name__ == "__main__":
@@ -166,8 +168,12 @@ if __name__ == "__main__":
 def test_workers_end_with_their_parent_and_leave_no_claim_behind(store, tmp_path, sent):
     script = tmp_path / "run.py"
     script.write_text(RUN)
-    running = subprocess.Popen([sys.executable, str(script), str(store.root)], start_new_session=True,
-                               stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": os.getcwd()})
+    running = subprocess.Popen(
+        [sys.executable, str(script), str(store.root)],
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
     key = chain(1, do="wait").train[0].key
     _until(lambda: store.claimed(key))
     worker = json.loads((store.root / "claims" / key).read_text())["pid"]

@@ -38,9 +38,13 @@ def test_greedy_text_is_that_of_hugging_face_one_prompt_at_a_time():
     for prompt, answer in zip(prompts(), ours, strict=True):
         ids = torch.tensor([prompt])
         theirs = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, do_sample=False,
-            eos_token_id=stop, pad_token_id=0,
-        )  # fmt: skip
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=limit,
+            do_sample=False,
+            eos_token_id=stop,
+            pad_token_id=0,
+        )
         assert answer == theirs[0, len(prompt) :].tolist()
 
 
@@ -55,8 +59,9 @@ def test_an_answer_ends_with_its_stop_token_or_at_the_limit():
 def test_a_rows_draws_depend_on_its_seed_and_not_on_the_batch():
     model, seeds = tiny_llama(), list(range(9))
     together = generate(model, TOKENIZER, prompts(), 8, temperature=1.0, seeds=seeds)
-    apart = [generate(model, TOKENIZER, [p], 8, temperature=1.0, seeds=[s])[0]
-             for p, s in zip(prompts(), seeds, strict=True)]  # fmt: skip
+    apart = [
+        generate(model, TOKENIZER, [p], 8, temperature=1.0, seeds=[s])[0] for p, s in zip(prompts(), seeds, strict=True)
+    ]
     assert together == apart
     assert together != generate(model, TOKENIZER, prompts(), 8, temperature=1.0, seeds=[s + 1 for s in seeds])
 
@@ -67,9 +72,7 @@ def test_a_pad_token_equal_to_the_end_of_turn_changes_nothing():
     assert ours == generate(model, byte_tokenizer(pad_is_end=True), prompts(), 8)
 
 
-@pytest.mark.parametrize(
-    ("temperature", "expected"), [(1.0, [0.1, 0.2, 0.7]), (0.5, [1 / 54, 4 / 54, 49 / 54])]
-)
+@pytest.mark.parametrize(("temperature", "expected"), [(1.0, [0.1, 0.2, 0.7]), (0.5, [1 / 54, 4 / 54, 49 / 54])])
 def test_sampled_frequencies_are_those_of_the_distribution(temperature, expected):
     model = Fixed([0.1, 0.2, 0.7])
     answers = generate(model, TOKENIZER, [[1]] * 4000, 1, temperature, seeds=1, stop_ids={99})

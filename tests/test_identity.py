@@ -20,13 +20,13 @@ def test_order_of_keys_has_no_part_in_identity():
 
 @pytest.mark.parametrize("value", [Path("x"), {1, 2}, lambda: 0, b"x", {1: "x"}])
 def test_a_value_without_one_text_form_is_refused_and_named(value):
-    with pytest.raises(TypeError, match="settings.leaf"):
+    with pytest.raises(TypeError, match=r"settings\.leaf"):
         fingerprint({"leaf": value})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_that_are_not_finite_are_refused(value):
-    with pytest.raises(ValueError, match="settings.leaf"):
+    with pytest.raises(ValueError, match=r"settings\.leaf"):
         fingerprint({"leaf": value})
 
 

@@ -140,10 +140,7 @@ def test_tokenizers_with_the_same_ids_have_one_fingerprint(folder, tmp_path):
 def test_parameters_are_counted_from_the_config(folder):
     assert parameters_of(hf(folder)) == sum(p.numel() for p in tiny_llama().parameters())
     assert parameters_of(hf("org/Llama-3.1-8B-Instruct")) == 8_000_000_000
-    assert (
-        parameters_of({"kind": "hf", "path": "org/Small-135M", "init": "pretrained", "layers": None})
-        == 135_000_000
-    )
+    assert parameters_of({"kind": "hf", "path": "org/Small-135M", "init": "pretrained", "layers": None}) == 135_000_000
 
 
 def test_planning_a_model_imports_neither_torch_nor_transformers(folder):

@@ -93,11 +93,7 @@ def test_a_pruned_model_is_the_kept_layers_in_order_and_survives_saving(tmp_path
     mine = {name: tensor for name, tensor in state.items() if ".layers." not in name}
     for new, old in enumerate([0, 2, 4]):
         start = f"model.layers.{old}."
-        mine |= {
-            f"model.layers.{new}." + name[len(start) :]: t
-            for name, t in state.items()
-            if name.startswith(start)
-        }
+        mine |= {f"model.layers.{new}." + name[len(start) :]: t for name, t in state.items() if name.startswith(start)}
     by_hand.load_state_dict(mine)
     pruned = prune_layers(whole, 3)
     assert pruned.config.num_hidden_layers == 3

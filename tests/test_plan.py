@@ -42,8 +42,8 @@ def test_kd_without_a_teacher_is_refused():
 
 
 def test_aliases_share_their_address():
-    alias, = cells("method=kd", "method.warmup=0", "method.student_share=0", "method.divergence=forward_kl")
-    plain, = cells("method=logit_kd")
+    (alias,) = cells("method=kd", "method.warmup=0", "method.student_share=0", "method.divergence=forward_kl")
+    (plain,) = cells("method=logit_kd")
     assert plan_cell(alias).fingerprint == plan_cell(plain).fingerprint
 
 
@@ -53,24 +53,56 @@ def test_kd_and_its_control_share_the_warm_up():
     assert kd.train[1].key != restart.train[1].key
 
 
-@pytest.mark.parametrize("override", ["store=/elsewhere", "launch.workers=7", "machine.device=cpu", "machine.threads=3",
-                                      "machine.micro_batch_size=4", "machine.wandb=offline", "student.name=other",
-                                      "grid=mine", "student.license=MIT"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "store=/elsewhere",
+        "launch.workers=7",
+        "machine.device=cpu",
+        "machine.threads=3",
+        "machine.micro_batch_size=4",
+        "machine.wandb=offline",
+        "student.name=other",
+        "grid=mine",
+        "student.license=MIT",
+    ],
+)
 def test_what_cannot_change_a_number_keeps_the_address(override):
-    before, = cells("method=kd")
-    after, = cells("method=kd", override)
+    (before,) = cells("method=kd")
+    (after,) = cells("method=kd", override)
     assert plan_cell(before).fingerprint == plan_cell(after).fingerprint
 
 
-@pytest.mark.parametrize("override", ["seed=1", "data_seed=1", "train_seed=1", "world_seed=1", "teacher_seed=1", "data_frac=0.5",
-                                      "budget.amount=301", "budget.learning_rate=2e-3", "budget.batch_size=16",
-                                      "method.student_share=0.4", "method.warmup=0.1", "corpus.noise=clean",
-                                      "corpus.max_length=32", "corpus.max_new_tokens=8", "teacher=strong", "student.size=tiny",
-                                      "student.init=random", "student.knows=all", "evals.limit=10", "evals.names=[heldout]",
-                                      "teacher.data_frac=match", "teacher.data_frac=0.5"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "data_seed=1",
+        "train_seed=1",
+        "world_seed=1",
+        "teacher_seed=1",
+        "data_frac=0.5",
+        "budget.amount=301",
+        "budget.learning_rate=2e-3",
+        "budget.batch_size=16",
+        "method.student_share=0.4",
+        "method.warmup=0.1",
+        "corpus.noise=clean",
+        "corpus.max_length=32",
+        "corpus.max_new_tokens=8",
+        "teacher=strong",
+        "student.size=tiny",
+        "student.init=random",
+        "student.knows=all",
+        "evals.limit=10",
+        "evals.names=[heldout]",
+        "teacher.data_frac=match",
+        "teacher.data_frac=0.5",
+    ],
+)
 def test_what_can_change_a_number_changes_the_address(override):
-    before, = cells("method=kd", "data_frac=0.1")
-    after, = cells("method=kd", "data_frac=0.1", override)
+    (before,) = cells("method=kd", "data_frac=0.1")
+    (after,) = cells("method=kd", "data_frac=0.1", override)
     assert plan_cell(before).fingerprint != plan_cell(after).fingerprint
 
 
@@ -80,13 +112,15 @@ def test_the_teacher_axis_has_no_part_in_the_rows_a_cell_trains_on():
 
 
 def test_a_matched_teacher_is_trained_on_the_cells_own_rows():
-    cell, = cells("method=kd", "data_frac=0.1", "teacher.data_frac=match", "seed=5")
+    (cell,) = cells("method=kd", "data_frac=0.1", "teacher.data_frac=match", "seed=5")
     rows = plan_cell(cell).teacher.inputs["subset"].settings
     assert (rows["data_frac"], rows["data_seed"]) == (0.1, 5)
 
 
 def test_a_thousand_cells_have_no_more_shared_stages_than_their_axes_need():
-    plan = Plan.of(cells("data_frac=" + ",".join(f"{n / 100}" for n in range(1, 101)), "method=sft,kd", "seed=range(5)"))
+    plan = Plan.of(
+        cells("data_frac=" + ",".join(f"{n / 100}" for n in range(1, 101)), "method=sft,kd", "seed=range(5)")
+    )
     assert len(plan.cells) == 1000
     assert kinds(plan)["base"] == 2 and kinds(plan)["mixture"] == 1
     assert sum(stage.name == "teacher_weak" for stage in plan.stages) == 2  # trained once, evaluated once
@@ -97,5 +131,5 @@ GOLDEN = {}
 
 @pytest.mark.parametrize("arguments", list(GOLDEN))
 def test_an_upgrade_does_not_rename_history(arguments):
-    cell, = cells(*arguments.split())
+    (cell,) = cells(*arguments.split())
     assert plan_cell(cell).fingerprint == GOLDEN[arguments]

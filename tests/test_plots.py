@@ -12,9 +12,7 @@ from tests.invented_records import cell, grid
 
 
 def small(seeds=2):
-    records, load_items = grid(
-        {"kd": {0.01: 0.1, 0.1: 0.05, 1.0: 0.0}, ("kd", "strong"): {0.01: 0.2, 0.1: 0.1}}, seeds
-    )
+    records, load_items = grid({"kd": {0.01: 0.1, 0.1: 0.05, 1.0: 0.0}, ("kd", "strong"): {0.01: 0.2, 0.1: 0.1}}, seeds)
     frame = summary(records, load_items)
     return frame, crossovers(records, headline(frame), load_items)
 

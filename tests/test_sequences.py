@@ -9,11 +9,13 @@ from harness.sequences import Row, Rows, answered, collate, of_like_length, prom
 
 
 def dataset():
-    return Dataset.from_dict({
-        "input_ids": [[1, 2, 3, 4], [5, 6], [7, 8, 9, 10, 11]],
-        "starts": [[2], [1], [1, 4]],
-        "ends": [[4], [2], [2, 5]],
-    })  # fmt: skip
+    return Dataset.from_dict(
+        {
+            "input_ids": [[1, 2, 3, 4], [5, 6], [7, 8, 9, 10, 11]],
+            "starts": [[2], [1], [1, 4]],
+            "ends": [[4], [2], [2, 5]],
+        }
+    )
 
 
 def test_a_shorter_budget_sees_a_prefix_of_a_longer_one():

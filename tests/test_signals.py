@@ -31,10 +31,18 @@ def test_only_scored_positions_reach_the_output_layer():
 def test_a_soft_capped_model_is_asked_through_its_own_forward():
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
-    model = Gemma2ForCausalLM(Gemma2Config(
-        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8, final_logit_softcapping=0.01,
-    )).eval()  # fmt: skip
+    model = Gemma2ForCausalLM(
+        Gemma2Config(
+            vocab_size=64,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            final_logit_softcapping=0.01,
+        )
+    ).eval()
     with torch.no_grad():
         found = logits_at(model, IDS, MASK, SCORED)
         torch.testing.assert_close(found, model(input_ids=IDS, attention_mask=MASK).logits[SCORED])

@@ -66,9 +66,7 @@ def test_scores_that_are_not_finite_are_refused():
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
-@pytest.mark.parametrize(
-    ("seed_sd", "item_sd", "rest_sd"), [(0.02, 0.3, 0.3), (0.03, 0.3, 0.1), (0.0, 0.4, 0.3)]
-)
+@pytest.mark.parametrize(("seed_sd", "item_sd", "rest_sd"), [(0.02, 0.3, 0.3), (0.03, 0.3, 0.1), (0.0, 0.4, 0.3)])
 def test_intervals_over_seeds_and_items_cover_as_they_say(seeds, seed_sd, item_sd, rest_sd):
     generator, items, repetitions = np.random.default_rng(seeds), 60, 1000
     hits = 0
@@ -83,9 +81,7 @@ def test_binary_paired_gains_cover_as_they_say():
     generator, repetitions, hits = np.random.default_rng(3), 1000, 0
     for _ in range(repetitions):
         hard = generator.normal(0, 1, (1, 60))
-        kd, sft = (
-            hard + generator.normal(0, 0.2, (3, 1)) + generator.normal(0, 0.7, (3, 60)) > 0 for _ in range(2)
-        )
+        kd, sft = (hard + generator.normal(0, 0.2, (3, 1)) + generator.normal(0, 0.7, (3, 60)) > 0 for _ in range(2))
         found = seeds_and_items(kd.astype(float) - sft)
         hits += found.low <= 0 <= found.high
     assert 0.925 <= hits / repetitions <= 0.985
@@ -121,9 +117,7 @@ def test_draws_are_the_replicates_and_seeds_of_different_draws_are_not_pooled():
 
 def test_a_gain_that_falls_through_zero_crosses_where_it_was_put():
     x = np.log10(FRACTIONS)
-    gains = (
-        -0.05 * (x + 1)[None] + np.array([0.004, 0, -0.004])[:, None]
-    )  # zero at 10 %, seeds 0.08 decades apart
+    gains = -0.05 * (x + 1)[None] + np.array([0.004, 0, -0.004])[:, None]  # zero at 10 %, seeds 0.08 decades apart
     found = crossover(FRACTIONS, gains)
     assert found.status == "crosses"
     # the fitted gain at x is -.05 (x + 1) with sd .004, so the half width in x is
@@ -140,7 +134,7 @@ def test_a_gain_that_falls_through_zero_crosses_where_it_was_put():
         (lambda x: -0.02 * x, "unbounded", 0),
         (lambda x: 0.04 - 0.06 * (x + 1.25) ** 2, "several", 0),
     ],
-)  # fmt: skip
+)
 def test_a_set_may_be_empty_unbounded_or_in_several_pieces(shape, status, sign):
     gains = shape(np.log10(FRACTIONS))[None] + np.array([0.002, 0, -0.002])[:, None]
     found = crossover(FRACTIONS, gains)
@@ -178,11 +172,7 @@ def test_the_crossover_set_covers_with_seed_intercepts_shared_items_and_curvatur
     curve = -0.06 * (x - true) + curvature * (x - true) * (x + 1.5)
     hits, repetitions = 0, 400
     for _ in range(repetitions):
-        gains = (
-            curve[None, :, None]
-            + generator.normal(0, 0.02, (3, 1, 1))
-            + generator.normal(0, 0.015, (3, 6, 1))
-        )
+        gains = curve[None, :, None] + generator.normal(0, 0.02, (3, 1, 1)) + generator.normal(0, 0.015, (3, 6, 1))
         gains = gains + generator.normal(0, 0.15, (1, 6, 40)) + generator.normal(0, 0.1, (1, 1, 40))
         found = crossover(FRACTIONS, gains + generator.normal(0, 0.2, (3, 6, 40)))
         hits += any(np.log10(low) - 0.03 <= true <= np.log10(high) + 0.03 for low, high in found.pieces)

@@ -145,9 +145,7 @@ def test_files_hold_every_row_and_are_written_again_without_leftovers(tmp_path):
         write(tmp_path, records, frame)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"results.parquet", "results.csv", "summary.parquet", "summary.csv"}
-    assert (
-        len(pd.read_parquet(tmp_path / "results.parquet")) == len(pd.read_csv(tmp_path / "results.csv")) == 5
-    )
+    assert len(pd.read_parquet(tmp_path / "results.parquet")) == len(pd.read_csv(tmp_path / "results.csv")) == 5
 
 
 @pytest.mark.parametrize("records", [[], [cell("sft", 0.1, 0, status="failed", reason="lost node")]])

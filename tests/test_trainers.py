@@ -53,8 +53,16 @@ def train(tmp_path, objective=None, batches=None, machine=CPU, rows=None, **chan
     if objective.divergence != "cross_entropy":
         changes.setdefault("teacher", teacher())
     batches = visits(len(rows), 3, 4, seed=0) if batches is None else batches
-    report = fit(model, TOKENIZER, rows, batches, objective=objective, machine=machine, out=tmp_path,
-                 **({"budget": BUDGET, "seed": 0} | changes))  # fmt: skip
+    report = fit(
+        model,
+        TOKENIZER,
+        rows,
+        batches,
+        objective=objective,
+        machine=machine,
+        out=tmp_path,
+        **({"budget": BUDGET, "seed": 0} | changes),
+    )
     return report, model
 
 
@@ -69,8 +77,10 @@ def by_hand(batches, rows, objective="cross_entropy", steps=3):
     plain = [w for w in model.parameters() if w.ndim == 1]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}],
-        lr=1e-2, betas=(0.9, 0.98), eps=1e-8,
-    )  # fmt: skip
+        lr=1e-2,
+        betas=(0.9, 0.98),
+        eps=1e-8,
+    )
     losses = []
     for numbers in batches[:steps]:
         total, count = 0.0, 0
@@ -237,8 +247,11 @@ def test_a_cold_start_and_a_loss_that_stands_still_are_told_and_nothing_else():
     settled = [(step, 0.4) for step in range(1, 101)]
     found = [find_warnings(curve, 100) for curve in (still, falling, settled, [])]
     assert [[text.split(":")[0] for text in warnings] for warnings in found] == [
-        ["cold start", "not moved"], ["cold start"], [], []
-    ]  # fmt: skip
+        ["cold start", "not moved"],
+        ["cold start"],
+        [],
+        [],
+    ]
 
 
 def test_progress_is_reported_each_step(tmp_path, monkeypatch):

@@ -57,11 +57,7 @@ def test_grids_that_allow_no_comparison_get_no_verdict():
     records, load_items = grid({"kd": {0.01: 0.2}}, seeds=2)
     assert "no SFT cell has a score" in spoken([r for r in records if r["method"] != "sft"], load_items)
     assert "only SFT has a score" in spoken([r for r in records if r["method"] != "kd"], load_items)
-    apart = [
-        r | {"train_seed": 9} if r["method"] == "kd" and r["seed"] == 0 else r
-        for r in records
-        if r["seed"] == 0
-    ]
+    apart = [r | {"train_seed": 9} if r["method"] == "kd" and r["seed"] == 0 else r for r in records if r["seed"] == 0]
     assert "no SFT cell shares their settings and seed" in spoken(apart, load_items)
     broken = [cell("kd", 0.1, 0, status="failed", reason="disk full")]
     assert verdict(summary(broken)) == "No verdict: no cell has a score. Of 1 cells, 1 failed (disk full)."

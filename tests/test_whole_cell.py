@@ -12,8 +12,16 @@ import harness.api as harness
 from harness.config import Launch
 from harness.grid import main as grid
 
-SMALL = {"data_frac": [0.1, 1.0], "corpus__rows": 240, "corpus__heldout_per_source": 4, "student__init": "random",
-         "teacher__init": "random", "teacher__lessons": "[]", "budget__amount": 5, "budget__batch_size": 8}
+SMALL = {
+    "data_frac": [0.1, 1.0],
+    "corpus__rows": 240,
+    "corpus__heldout_per_source": 4,
+    "student__init": "random",
+    "teacher__init": "random",
+    "teacher__lessons": "[]",
+    "budget__amount": 5,
+    "budget__batch_size": 8,
+}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +78,9 @@ def test_the_verbs_answer_from_the_store(finished, capsys):
     assert grid([*store, "status", "small"]) == 0
     assert "small: 10 of 10 cells done" in capsys.readouterr().out
     frozen = json.loads((finished.folder / "plan.json").read_text())
-    sft, kd = (next(cell["train"][-1] for cell in frozen["cells"] if cell["method"] == name) for name in ("sft", "logit_kd"))
+    sft, kd = (
+        next(cell["train"][-1] for cell in frozen["cells"] if cell["method"] == name) for name in ("sft", "logit_kd")
+    )
     assert grid([*store, "explain", sft, kd]) == 0
     assert 'settings.stage.divergence: "cross_entropy" -> "forward_kl"' in capsys.readouterr().out
     assert grid([*store, "results", "small"]) == 0
@@ -89,14 +99,27 @@ def test_a_plan_is_estimated_before_anything_is_made(tmp_path, capsys):
 
 
 def run(*words, cwd):
-    return subprocess.run([sys.executable, "-m", "harness.run", *words], capture_output=True, text=True, cwd=cwd,
-                          env={**os.environ, "COLUMNS": "200"})
+    return subprocess.run(
+        [sys.executable, "-m", "harness.run", *words],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "200"},
+    )
 
 
 def test_a_failing_cell_is_a_row_with_its_reason_and_the_others_finish(tmp_path):
     small = [f"{name.replace('__', '.')}={value}" for name, value in SMALL.items() if name != "data_frac"]
-    answer = run("-m", "data_frac=0.1", "method=sft", "budget.learning_rate=1e-3,1e30", *small, "launch.kind=inline",
-                 "store=s", cwd=tmp_path)
+    answer = run(
+        "-m",
+        "data_frac=0.1",
+        "method=sft",
+        "budget.learning_rate=1e-3,1e30",
+        *small,
+        "launch.kind=inline",
+        "store=s",
+        cwd=tmp_path,
+    )
     assert answer.returncode == 1
     assert "failed: sft 0.1 seed 0" in answer.stdout and "diverged" in answer.stdout.lower()
     table = pd.read_csv(next((tmp_path / "s" / "grids").glob("*/results.csv")))
@@ -104,15 +127,18 @@ def test_a_failing_cell_is_a_row_with_its_reason_and_the_others_finish(tmp_path)
     assert set(students["status"]) == {"done", "failed"}
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    (["data_frac=0"], "data_frac=0.0"),
-    (["-m", "data_frac=0.1,ten", "method=sft,kd"], "data_frac='ten'"),
-    (["method=nonesuch"], "sft_restart"),
-    (["-m", "teacher=nonesuch,weak", "method=kd"], "strong"),
-    (["method=kd", "teacher=none"], "method=kd needs a teacher"),
-    (["corpus=jsonl", "corpus.path=nonesuch.jsonl"], "nonesuch.jsonl"),
-    (["student=hf", "student.path=."], "path"),
-])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["data_frac=0"], "data_frac=0.0"),
+        (["-m", "data_frac=0.1,ten", "method=sft,kd"], "data_frac='ten'"),
+        (["method=nonesuch"], "sft_restart"),
+        (["-m", "teacher=nonesuch,weak", "method=kd"], "strong"),
+        (["method=kd", "teacher=none"], "method=kd needs a teacher"),
+        (["corpus=jsonl", "corpus.path=nonesuch.jsonl"], "nonesuch.jsonl"),
+        (["student=hf", "student.path=."], "path"),
+    ],
+)
 def test_bad_input_ends_with_one_sentence_and_exit_code_2_before_compute(words, said, tmp_path):
     answer = run(*words, cwd=tmp_path)
     assert answer.returncode == 2, answer.stderr

@@ -51,8 +51,12 @@ def data_files(setting: str, path: str | Path) -> list[Path]:
         raise refuse(setting, str(path), "no such file or folder", "give a data file or a folder of them")
     if (place / "dataset_dict.json").is_file():
         splits = json.loads((place / "dataset_dict.json").read_text())["splits"]
-        raise refuse(setting, str(path), f"this data set has the splits {', '.join(splits)}",
-                     f"choose one, e.g. {setting}={place / splits[0]}")
+        raise refuse(
+            setting,
+            str(path),
+            f"this data set has the splits {', '.join(splits)}",
+            f"choose one, e.g. {setting}={place / splits[0]}",
+        )
     if (place / "state.json").is_file():
         listed = json.loads((place / "state.json").read_text())["_data_files"]
         return [place / entry["filename"] for entry in listed]
@@ -147,8 +151,9 @@ def _read_jsonl(file: Path) -> Iterator[RawRow]:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                 if text:
                     values = json.loads(text)
-                    yield (RawRow(where, values) if isinstance(values, dict)
-                           else RawRow(where, None, "not a JSON object"))
+                    yield (
+                        RawRow(where, values) if isinstance(values, dict) else RawRow(where, None, "not a JSON object")
+                    )
             except UnicodeDecodeError:
                 yield RawRow(where, None, "not UTF-8")
             except (json.JSONDecodeError, RecursionError):
@@ -185,8 +190,7 @@ def _arrow_batches(file: Path, columns: list[str] | None) -> Iterator[Any]:
                 for start in range(0, batch.num_rows, ROWS_AT_ONCE):
                     yield rows.slice(start, ROWS_AT_ONCE)
     except (pa.ArrowInvalid, OSError) as error:
-        raise refuse("corpus.path", str(file), f"the file cannot be read ({error})",
-                     "fetch it again") from error
+        raise refuse("corpus.path", str(file), f"the file cannot be read ({error})", "fetch it again") from error
 
 
 def _row_or_none(batch: Any, index: int) -> dict[str, Any] | None:

@@ -69,8 +69,10 @@ def bad_turns(messages: Any) -> str:
 def count_or_refuse(on_bad_row: str, dropped: Counter[str], where: str, problem: str) -> None:
     """Count a bad row, or refuse it by file and place, as the corpus's `on_bad_row` says."""
     if on_bad_row == "refuse":
-        raise SettingsError(f"{where} cannot be used: {problem}; mend the row, or set "
-                            "corpus.on_bad_row=drop to count and skip such rows.")
+        raise SettingsError(
+            f"{where} cannot be used: {problem}; mend the row, or set "
+            "corpus.on_bad_row=drop to count and skip such rows."
+        )
     dropped[problem] += 1
 
 

@@ -66,14 +66,22 @@ class Corpus(CorpusSettings):
                 problem = bad_turns(messages)
                 if not problem:
                     id, truth = row.values.get(self.id_column), row.values.get(self.truth_column or "")
-                    yield Example(id=f"{source}-{number}" if id is None else str(id), source=source,
-                                  messages=plain_turns(messages), truth=None if truth is None else str(truth))
+                    yield Example(
+                        id=f"{source}-{number}" if id is None else str(id),
+                        source=source,
+                        messages=plain_turns(messages),
+                        truth=None if truth is None else str(truth),
+                    )
                     continue
             count_or_refuse(self.on_bad_row, self.dropped, row.where, problem)
         absent = sorted(set(self.sources or ()) - found)
         if absent:
-            raise refuse("corpus.sources", absent, "no row has such a source",
-                         f"the sources here are {', '.join(sorted(found)) or 'none'}")
+            raise refuse(
+                "corpus.sources",
+                absent,
+                "no row has such a source",
+                f"the sources here are {', '.join(sorted(found)) or 'none'}",
+            )
 
     def provenance(self) -> dict[str, Any]:
         """What reading found out, once `examples` is through: files, rows dropped by reason."""
@@ -93,8 +101,9 @@ class Corpus(CorpusSettings):
         for turn in (turn for messages in good for turn in messages):
             length[turn["role"] == "assistant"] += len(turn["content"])
         per_row = 1 / len(good) / CHARACTERS_PER_TOKEN
-        return Size(max(1, count_rows(files) - self.heldout_rows), length[True] * per_row,
-                    sum(length.values()) * per_row)
+        return Size(
+            max(1, count_rows(files) - self.heldout_rows), length[True] * per_row, sum(length.values()) * per_row
+        )
 
     def check(self) -> None:
         """Refuse a missing path, and a first row without the columns that were asked for."""
@@ -106,23 +115,35 @@ class Corpus(CorpusSettings):
         listed = ", ".join(sorted(columns))
         pair = {self.prompt_column, self.completion_column}
         if self.messages_column not in columns and not pair <= columns:
-            raise refuse("corpus.path", self.path,
-                         f"its columns are {listed}, and rows need {self.messages_column}, or "
-                         f"{self.prompt_column} and {self.completion_column}",
-                         "name them, e.g. corpus.prompt_column=question corpus.completion_column=answer")
+            raise refuse(
+                "corpus.path",
+                self.path,
+                f"its columns are {listed}, and rows need {self.messages_column}, or "
+                f"{self.prompt_column} and {self.completion_column}",
+                "name them, e.g. corpus.prompt_column=question corpus.completion_column=answer",
+            )
         if self.truth_column is not None and self.truth_column not in columns:
-            raise refuse("corpus.truth_column", self.truth_column, f"the columns are {listed}",
-                         "leave it out where no truth is known")
+            raise refuse(
+                "corpus.truth_column",
+                self.truth_column,
+                f"the columns are {listed}",
+                "leave it out where no truth is known",
+            )
 
     def _files(self) -> list[Path]:
         if not self.path:
-            raise refuse("corpus.path", self.path, "this corpus needs a file or folder",
-                         "set corpus.path=<file>")
+            raise refuse("corpus.path", self.path, "this corpus needs a file or folder", "set corpus.path=<file>")
         return data_files("corpus.path", self.path)
 
     def _columns(self) -> list[str]:
-        named = [self.messages_column, self.prompt_column, self.completion_column, self.source_column,
-                 self.id_column, self.truth_column]
+        named = [
+            self.messages_column,
+            self.prompt_column,
+            self.completion_column,
+            self.source_column,
+            self.id_column,
+            self.truth_column,
+        ]
         return [name for name in named if name]
 
     def _messages(self, values: Mapping[str, Any]) -> Any:

@@ -66,8 +66,11 @@ class Corpus(CorpusSettings):
         check_positive("mini.rows", self.rows)
         check_positive("mini.human_rows", self.human_rows)
         if not 1 <= self.heldout_per_source <= MOST_HELDOUT:
-            raise refuse("mini.heldout_per_source", self.heldout_per_source,
-                         f"a source has 1 to {MOST_HELDOUT} distinct held-out prompts")
+            raise refuse(
+                "mini.heldout_per_source",
+                self.heldout_per_source,
+                f"a source has 1 to {MOST_HELDOUT} distinct held-out prompts",
+            )
         for source in self.sources or ():
             check_choice("mini.sources", source, (*DOMAINS[self.domain], CANARY))
         if self.dialogues:
@@ -77,18 +80,25 @@ class Corpus(CorpusSettings):
     def annotators(self) -> Noise:
         """The noise in force: the preset, with the shares that were set."""
         preset = NOISE[self.noise]
-        return Noise(preset.random if self.random_noise is None else float(self.random_noise),
-                     preset.systematic if self.systematic_noise is None else float(self.systematic_noise))
+        return Noise(
+            preset.random if self.random_noise is None else float(self.random_noise),
+            preset.systematic if self.systematic_noise is None else float(self.systematic_noise),
+        )
 
     def identity(self, world_seed: int) -> dict[str, Any]:
         """Settings that change rows, in one spelling (`Corpus` takes them back), with world and version."""
         noise = self.annotators
         rows = {"human_rows": self.human_rows} if self.domain == "clinic" else {"rows": self.rows}
         return {
-            "kind": "mini", "world_version": VERSION, "world_seed": world_seed,
+            "kind": "mini",
+            "world_version": VERSION,
+            "world_seed": world_seed,
             "sources": None if self.sources is None else sorted(set(self.sources)),
-            "random_noise": noise.random, "systematic_noise": noise.systematic, **rows,
-            "heldout_per_source": self.heldout_per_source, "domain": self.domain,
+            "random_noise": noise.random,
+            "systematic_noise": noise.systematic,
+            **rows,
+            "heldout_per_source": self.heldout_per_source,
+            "domain": self.domain,
             "dialogues": float(self.dialogues),
         }
 
@@ -114,8 +124,12 @@ class Corpus(CorpusSettings):
         if not rows:
             return None
         facts = draw_facts(0)
-        some = [self._train_row(source, number, 0, facts)
-                for source in sources if self._keeps(source) for number in range(16)]
+        some = [
+            self._train_row(source, number, 0, facts)
+            for source in sources
+            if self._keeps(source)
+            for number in range(16)
+        ]
         encode = build().encode
         spoken = [[len(encode(turn["content"]).ids) for turn in example.messages] for example in some]
         # one mark opens each turn, one ends each answer, and one begins the row
@@ -149,10 +163,14 @@ class Corpus(CorpusSettings):
         for number, prompt in enumerate(islice(prompts, self.heldout_per_source)):
             draw = generator("mini", "heldout answer", world_seed, source, number)
             truth = convention.word(prompt.answer(facts))
-            yield Example(f"heldout/{source}/{number:03}", self._exchange(prompt, convention, facts, draw),
-                          source, "heldout", truth)
+            yield Example(
+                f"heldout/{source}/{number:03}",
+                self._exchange(prompt, convention, facts, draw),
+                source,
+                "heldout",
+                truth,
+            )
 
-    def _exchange(self, prompt: Prompt, convention: Convention, facts: Facts,
-                  draw: Random) -> list[dict[str, str]]:
+    def _exchange(self, prompt: Prompt, convention: Convention, facts: Facts, draw: Random) -> list[dict[str, str]]:
         answer = convention.word(annotate(prompt, facts, self.annotators, draw))
         return [{"role": "user", "content": prompt.text}, {"role": "assistant", "content": answer}]

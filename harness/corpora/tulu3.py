@@ -48,17 +48,17 @@ SOURCES = {
     "ai2-adapt-dev/numinamath_tir_math_decontaminated": Source("math", 64312, 46831834, "Apache-2.0"),
     "ai2-adapt-dev/tulu_v3.9_open_math_2_gsm8k_50k": Source("math", 50000, 7583668, "not in the card's list"),
     "allenai/tulu-3-sft-personas-math-grade": Source("math", 49980, 17422957, "ODC-BY-1.0"),
-    "ai2-adapt-dev/tulu_v3.9_personahub_math_interm_algebra_20k":
-        Source("math", 20000, 17535491, "ODC-BY-1.0"),
+    "ai2-adapt-dev/tulu_v3.9_personahub_math_interm_algebra_20k": Source("math", 20000, 17535491, "ODC-BY-1.0"),
     "ai2-adapt-dev/evol_codealpaca_heval_decontaminated": Source("code", 107276, 47335556, "Apache-2.0"),
     "ai2-adapt-dev/personahub_code_v2_34999": Source("code", 34999, 6084515, "ODC-BY-1.0" + UNREAD),
     "ai2-adapt-dev/tulu_v3.9_aya_100k": Source("multilingual", 100000, 34548041, "Apache-2.0" + UNREAD),
-    "ai2-adapt-dev/personahub_ifdata_manual_seed_v3_29980":
-        Source("instruction_following", 29980, 10348199, "ODC-BY-1.0" + UNREAD),
-    "ai2-adapt-dev/tulu_v3.9_synthetic_finalresp_wildguardmixtrain_decontaminated_50k":
-        Source("safety", 50000, 4480471, "Apache-2.0"),
-    "ai2-adapt-dev/tulu_v3.9_wildjailbreak_decontaminated_50k":
-        Source("safety", 50000, 13313492, "ODC-BY-1.0"),
+    "ai2-adapt-dev/personahub_ifdata_manual_seed_v3_29980": Source(
+        "instruction_following", 29980, 10348199, "ODC-BY-1.0" + UNREAD
+    ),
+    "ai2-adapt-dev/tulu_v3.9_synthetic_finalresp_wildguardmixtrain_decontaminated_50k": Source(
+        "safety", 50000, 4480471, "Apache-2.0"
+    ),
+    "ai2-adapt-dev/tulu_v3.9_wildjailbreak_decontaminated_50k": Source("safety", 50000, 13313492, "ODC-BY-1.0"),
     "ai2-adapt-dev/coconot_converted": Source("safety", 10983, 847113, "ODC-BY-1.0"),
 }
 DOMAINS = tuple(dict.fromkeys(source.domain for source in SOURCES.values()))
@@ -85,11 +85,19 @@ class Corpus(CorpusSettings):
         for name in self.sources or ():
             check_choice("corpus.sources", name, tuple(SOURCES))
         if not self._kept():
-            raise refuse("corpus.sources", self.sources, f"none of them is of the domains {self.domains}",
-                         "leave one of the two filters out")
+            raise refuse(
+                "corpus.sources",
+                self.sources,
+                f"none of them is of the domains {self.domains}",
+                "leave one of the two filters out",
+            )
         if self.path and self.revision:
-            raise refuse("corpus.revision", self.revision, "a local folder is known by its files",
-                         "set either corpus.path or corpus.revision")
+            raise refuse(
+                "corpus.revision",
+                self.revision,
+                "a local folder is known by its files",
+                "set either corpus.path or corpus.revision",
+            )
 
     def identity(self, world_seed: int) -> dict[str, Any]:
         """The sources kept, and the shards' sha256 (local) or the revision asked for (hub)."""
@@ -119,14 +127,22 @@ class Corpus(CorpusSettings):
             if problem:
                 count_or_refuse(self.on_bad_row, self.dropped, row.where, problem)
                 continue
-            yield Example(id=str(values.get("id") or f"{source}-{number}"), source=source,
-                          messages=plain_turns(values["messages"]))
+            yield Example(
+                id=str(values.get("id") or f"{source}-{number}"),
+                source=source,
+                messages=plain_turns(values["messages"]),
+            )
 
     def provenance(self) -> dict[str, Any]:
         """What reading found out, once `examples` is through: revision, files, licences, what differs."""
         licenses = {name: SOURCES[name].license for name in self.read if name in SOURCES}
-        return {"revision": self.found_revision, "files": self.read_from, "dropped": dict(self.dropped),
-                "licenses": licenses, "warnings": [*_license_warnings(licenses), *self._count_warnings()]}
+        return {
+            "revision": self.found_revision,
+            "files": self.read_from,
+            "dropped": dict(self.dropped),
+            "licenses": licenses,
+            "warnings": [*_license_warnings(licenses), *self._count_warnings()],
+        }
 
     def size(self) -> Size | None:
         """Published row counts and token totals of the kept sources; a smaller local copy in proportion."""
@@ -149,13 +165,20 @@ class Corpus(CorpusSettings):
         first = next((row.values for row in read_rows(self._local_files()) if row.values), {})
         absent = [name for name in COLUMNS if name not in first]
         if absent:
-            raise refuse("corpus.path", self.path, f"a shard of this mixture has {', '.join(COLUMNS)}, and "
-                         f"{', '.join(absent)} is not there", "for other rows use corpus=jsonl")
+            raise refuse(
+                "corpus.path",
+                self.path,
+                f"a shard of this mixture has {', '.join(COLUMNS)}, and {', '.join(absent)} is not there",
+                "for other rows use corpus=jsonl",
+            )
 
     def _kept(self) -> list[str]:
-        return [name for name, source in SOURCES.items()
-                if (self.sources is None or name in self.sources)
-                and (self.domains is None or source.domain in self.domains)]
+        return [
+            name
+            for name, source in SOURCES.items()
+            if (self.sources is None or name in self.sources)
+            and (self.domains is None or source.domain in self.domains)
+        ]
 
     def _local_files(self) -> list[Path]:
         folder = Path(str(self.path)).expanduser()
@@ -167,19 +190,29 @@ class Corpus(CorpusSettings):
         from huggingface_hub import snapshot_download
 
         try:
-            folder = Path(snapshot_download(REPOSITORY, repo_type="dataset", revision=self.revision,
-                                            allow_patterns=["data/*.parquet"]))
+            folder = Path(
+                snapshot_download(
+                    REPOSITORY, repo_type="dataset", revision=self.revision, allow_patterns=["data/*.parquet"]
+                )
+            )
         except (HTTPError, OSError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise refuse("corpus.revision", self.revision, f"{REPOSITORY} cannot be fetched ({reason})",
-                         "set corpus.path to a local folder of its shards") from error
+            raise refuse(
+                "corpus.revision",
+                self.revision,
+                f"{REPOSITORY} cannot be fetched ({reason})",
+                "set corpus.path to a local folder of its shards",
+            ) from error
         return data_files("corpus.revision", folder / "data"), folder.name  # the cache names it by its commit
 
     def _count_warnings(self) -> list[str]:
         expected = {name: SOURCES[name].rows for name in self._kept()}
         names = sorted(set(self.read) | set(expected))
-        differing = [f"{name} {self.read[name]} (published: {expected.get(name, 0)})"
-                     for name in names if self.read[name] != expected.get(name, 0)]
+        differing = [
+            f"{name} {self.read[name]} (published: {expected.get(name, 0)})"
+            for name in names
+            if self.read[name] != expected.get(name, 0)
+        ]
         return [f"rows differ from the published mixture: {', '.join(differing)}"] if differing else []
 
 

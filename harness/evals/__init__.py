@@ -117,9 +117,7 @@ def scores_by_source(
     sources = sorted({source for source, _ in measured})
     groups = [(ALL, [pair for source, pair in measured if source != CANARY])]
     groups += [(name_, [pair for source, pair in measured if source == name_]) for name_ in sources]
-    return [
-        Score(name, metric, source, *_ratio(pairs), items=len(pairs)) for source, pairs in groups if pairs
-    ]
+    return [Score(name, metric, source, *_ratio(pairs), items=len(pairs)) for source, pairs in groups if pairs]
 
 
 def _ratio(pairs: Iterable[tuple[float, float]]) -> tuple[float, float]:

@@ -85,9 +85,7 @@ def summary(items: Sequence[Item]) -> list[Score]:
     """`nll` and, where truth is known, `nll_truth`: nats per token, for `all` and each source."""
     return [
         *scores_by_source("heldout", "nll", items, lambda item: _pair(item.nll, item.nll_tokens)),
-        *scores_by_source(
-            "heldout", "nll_truth", items, lambda item: _pair(item.nll_truth, item.nll_truth_tokens)
-        ),
+        *scores_by_source("heldout", "nll_truth", items, lambda item: _pair(item.nll_truth, item.nll_truth_tokens)),
     ]
 
 
@@ -126,9 +124,7 @@ def _batch(model: "PreTrainedModel", rendered: list[Rendered]) -> list[float]:
 def _last_turn(rendered: Rendered) -> Rendered:
     """The same sequence with its last turn scored only."""
     whole = not rendered.truncated
-    return replace(
-        rendered, starts=rendered.starts[-1:] if whole else [], ends=rendered.ends[-1:] if whole else []
-    )
+    return replace(rendered, starts=rendered.starts[-1:] if whole else [], ends=rendered.ends[-1:] if whole else [])
 
 
 def _pair(nats: float | None, tokens: int | None) -> tuple[float, float] | None:

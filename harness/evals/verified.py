@@ -69,9 +69,7 @@ def score(
 
 def summary(items: Sequence[Item]) -> list[Score]:
     """`accuracy` for `all` and each source."""
-    return scores_by_source(
-        "verified", "accuracy", items, lambda item: None if item.score is None else (item.score, 1)
-    )
+    return scores_by_source("verified", "accuracy", items, lambda item: None if item.score is None else (item.score, 1))
 
 
 def verify(answer: str, truth: str) -> bool | None:

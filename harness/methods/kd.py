@@ -45,7 +45,9 @@ class Method:
         check_choice("method.divergence", self.divergence, ("jsd", "forward_kl", "reverse_kl"))
         if not 0 < self.jsd_teacher_weight < 1:
             raise refuse(
-                "method.jsd_teacher_weight", self.jsd_teacher_weight, "it lies above 0 and below 1",
+                "method.jsd_teacher_weight",
+                self.jsd_teacher_weight,
+                "it lies above 0 and below 1",
                 "the JSD is 0 at both ends: choose divergence=forward_kl or divergence=reverse_kl",
             )
         check_positive("method.divergence_temperature", self.divergence_temperature)

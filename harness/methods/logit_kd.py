@@ -24,7 +24,9 @@ class Method:
     def __post_init__(self) -> None:
         if not 0 <= self.cross_entropy_weight < 1:
             raise refuse(
-                "method.cross_entropy_weight", self.cross_entropy_weight, "it is 0 or more and below 1",
+                "method.cross_entropy_weight",
+                self.cross_entropy_weight,
+                "it is 0 or more and below 1",
                 "cross-entropy alone is method=sft",
             )
         check_positive("method.divergence_temperature", self.divergence_temperature)

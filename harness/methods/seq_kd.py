@@ -26,8 +26,4 @@ class Method:
 
     def stages(self) -> tuple[TrainStage, ...]:
         """One stage."""
-        return (
-            TrainStage(
-                sequences="teacher", sampling_temperature=self.teacher_temperature, shuffled=self.shuffled
-            ),
-        )
+        return (TrainStage(sequences="teacher", sampling_temperature=self.teacher_temperature, shuffled=self.shuffled),)

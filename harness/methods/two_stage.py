@@ -38,9 +38,11 @@ class Method:
             check_positive(f"method.{name}", getattr(self, name))
         if not 0 < self.synthetic_share <= 1:
             raise refuse(
-                "method.synthetic_share", self.synthetic_share, "a share lies above 0 and at most at 1",
+                "method.synthetic_share",
+                self.synthetic_share,
+                "a share lies above 0 and at most at 1",
                 "training without synthetic rows is method=sft or method=kd",
-            )  # fmt: skip
+            )
         check_choice("method.second", self.second, ("logit_kd", "kd", "sft"))
         check_choice("method.order", self.order, ("synthetic_first", "human_first"))
 
@@ -70,6 +72,10 @@ class Method:
         if self.second == "logit_kd":
             return TrainStage(divergence="forward_kl", span=span, learning_rate_scale=scale)
         return TrainStage(
-            sequences="student", divergence="jsd", span=span, student_share=0.5, beta=0.5,
+            sequences="student",
+            divergence="jsd",
+            span=span,
+            student_share=0.5,
+            beta=0.5,
             learning_rate_scale=scale,
-        )  # fmt: skip
+        )

@@ -25,9 +25,7 @@ CUT_OFF_SHARE = 0.05  # more answers than this at the length limit are worth a w
 TOO_TIDY_ITEMS = 20  # as many items all right or all wrong are worth one
 
 
-def make_evaluate(
-    settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine
-) -> dict[str, Any]:
+def make_evaluate(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Score the model and write items and scores.
 
     `settings`: `evals` (names), `limit` (rows, or null for all), `max_new_tokens`, and optionally `seed` (of
@@ -65,9 +63,7 @@ def read_heldout(mixture: Path) -> list[HeldoutRow]:
     import pyarrow.parquet as pq
 
     columns = [field.name for field in fields(HeldoutRow)]
-    return [
-        HeldoutRow(**row) for row in pq.read_table(mixture / "heldout.parquet", columns=columns).to_pylist()
-    ]
+    return [HeldoutRow(**row) for row in pq.read_table(mixture / "heldout.parquet", columns=columns).to_pylist()]
 
 
 def choose_rows(rows: list[HeldoutRow], limit: int | None, seed: int) -> list[HeldoutRow]:
@@ -111,10 +107,7 @@ def _type_name(kind: Any) -> str:
 def _plain(score: Score) -> dict[str, Any]:
     """A score as JSON, which has no NaN: the error of a single item is null."""
     values = asdict(score)
-    return {
-        name: None if isinstance(value, float) and math.isnan(value) else value
-        for name, value in values.items()
-    }
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
 
 
 def _warnings(scores: Sequence[Score], items: Sequence[Item]) -> list[str]:

@@ -32,12 +32,19 @@ ROWS_AT_ONCE = 500
 MOST_HELD_OUT = 5  # at most one row in this many of a source is held out, whatever `heldout_rows` asks
 SPLITS = ("", "train", "heldout")
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-ROW = pa.schema([("id", pa.string()), ("messages", MESSAGES), ("source", pa.string()),
-                 ("prompt_hash", pa.string()), ("row_hash", pa.string()), ("truth", pa.string())])
+ROW = pa.schema(
+    [
+        ("id", pa.string()),
+        ("messages", MESSAGES),
+        ("source", pa.string()),
+        ("prompt_hash", pa.string()),
+        ("row_hash", pa.string()),
+        ("truth", pa.string()),
+    ]
+)
 
 
-def make_mixture(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
-                 machine: Machine) -> dict[str, Any]:
+def make_mixture(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Read the corpus and write its train and held-out rows into `out`.
 
     `settings`: `corpus` (the corpus's identity) and `where`, which holds `corpus` (the `kind` and its fields,
@@ -55,8 +62,12 @@ def make_mixture(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path
 
     dropped = Counter(provenance.get("dropped", {}))
     if not len(seen.prompts):
-        raise refuse("corpus", kind, f"no row is left to train on (dropped: {dict(dropped) or 'none'})",
-                     "loosen corpus.sources or look at the rows")
+        raise refuse(
+            "corpus",
+            kind,
+            f"no row is left to train on (dropped: {dict(dropped) or 'none'})",
+            "loosen corpus.sources or look at the rows",
+        )
     prompts, rows, sources = seen.arrays()
     heldout = _heldout(corpus, seen, prompts, sources)
     leaked = ~heldout & np.isin(prompts, prompts[heldout])  # never where we chose, which goes by prompt
@@ -64,27 +75,47 @@ def make_mixture(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path
         dropped["train row whose prompt is held out"] += int(leaked.sum())
     train = ~heldout & ~leaked
     if not train.any():
-        raise refuse("corpus", kind, "every row is held out, none is left to train on",
-                     "give more rows, or lower corpus.heldout_rows")
+        raise refuse(
+            "corpus",
+            kind,
+            "every row is held out, none is left to train on",
+            "give more rows, or lower corpus.heldout_rows",
+        )
     _write(spool, out / "train.parquet", train, ROW.remove(ROW.get_field_index("truth")))
     _write(spool, out / "heldout.parquet", heldout, ROW)
     spool.unlink()
 
     repeated = _repeats(rows)
-    counts = {"train_rows": int(train.sum()), "heldout_rows": int(heldout.sum()),
-              "dropped_rows": dropped.total(), "repeats": int(repeated.sum())}
+    counts = {
+        "train_rows": int(train.sum()),
+        "heldout_rows": int(heldout.sum()),
+        "dropped_rows": dropped.total(),
+        "repeats": int(repeated.sum()),
+    }
     table = {}
     for code, name in enumerate(seen.names):
         mine = sources == code
-        table[name] = {"train": int((train & mine).sum()), "heldout": int((heldout & mine).sum()),
-                       "prompts": len(np.unique(prompts[mine])), "repeats": int((repeated & mine).sum()),
-                       "license": provenance.get("licenses", {}).get(name)}
+        table[name] = {
+            "train": int((train & mine).sum()),
+            "heldout": int((heldout & mine).sum()),
+            "prompts": len(np.unique(prompts[mine])),
+            "repeats": int((repeated & mine).sum()),
+            "license": provenance.get("licenses", {}).get(name),
+        }
     warnings = list(provenance.get("warnings", [])) + _warnings(counts, table, corpus, dropped, seen.decided)
-    write_json(out / "mixture.json", {
-        "corpus": corpus.identity(world_seed), "revision": provenance.get("revision"),
-        "read_from": provenance.get("files", []), **counts, "sources": table, "dropped": dict(dropped),
-        "warnings": warnings,
-        "files": {name: file_sha256(out / name) for name in ("train.parquet", "heldout.parquet")}})
+    write_json(
+        out / "mixture.json",
+        {
+            "corpus": corpus.identity(world_seed),
+            "revision": provenance.get("revision"),
+            "read_from": provenance.get("files", []),
+            **counts,
+            "sources": table,
+            "dropped": dict(dropped),
+            "warnings": warnings,
+            "files": {name: file_sha256(out / name) for name in ("train.parquet", "heldout.parquet")},
+        },
+    )
     return {"counts": counts, "warnings": warnings}
 
 
@@ -141,8 +172,11 @@ class _Seen:
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Prompt hashes and row hashes (first 64 bits), source numbers."""
-        return (np.frombuffer(self.prompts, dtype=np.uint64), np.frombuffer(self.rows, dtype=np.uint64),
-                np.frombuffer(self.sources, dtype=np.uint16).astype(np.int64))
+        return (
+            np.frombuffer(self.prompts, dtype=np.uint64),
+            np.frombuffer(self.rows, dtype=np.uint64),
+            np.frombuffer(self.sources, dtype=np.uint16).astype(np.int64),
+        )
 
     @property
     def decided(self) -> bool:
@@ -152,8 +186,12 @@ class _Seen:
 
 def _check_files(planned: list[str] | None, provenance: Mapping[str, Any]) -> None:
     if planned is not None and planned != provenance["files"]:
-        raise refuse("corpus.path", planned, "the files no longer have the sha256 they were planned with",
-                     "run the same command again to plan with the files as they are now")
+        raise refuse(
+            "corpus.path",
+            planned,
+            "the files no longer have the sha256 they were planned with",
+            "run the same command again to plan with the files as they are now",
+        )
 
 
 def _spool(corpus: Any, world_seed: int, spool: Path) -> _Seen:
@@ -202,7 +240,7 @@ def _write(spool: Path, path: Path, kept: np.ndarray, schema: pa.Schema) -> None
     at, waiting = 0, []
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for batch in pq.ParquetFile(spool).iter_batches(ROWS_AT_ONCE, columns=schema.names):
-            waiting.append(batch.filter(pa.array(kept[at:at + batch.num_rows])))
+            waiting.append(batch.filter(pa.array(kept[at : at + batch.num_rows])))
             at += batch.num_rows
             if at == len(kept) or sum(chosen.num_rows for chosen in waiting) >= ROWS_AT_ONCE:
                 writer.write_table(pa.Table.from_batches(waiting, schema=schema))
@@ -217,13 +255,20 @@ def _repeats(rows: np.ndarray) -> np.ndarray:
     return repeated
 
 
-def _warnings(counts: Mapping[str, int], table: Mapping[str, Mapping[str, Any]], corpus: Any,
-              dropped: Mapping[str, int], decided: bool) -> list[str]:
+def _warnings(
+    counts: Mapping[str, int],
+    table: Mapping[str, Mapping[str, Any]],
+    corpus: Any,
+    dropped: Mapping[str, int],
+    decided: bool,
+) -> list[str]:
     said = [f"{number} rows were left out: {reason}" for reason, number in sorted(dropped.items())]
     without = sorted(name for name, row in table.items() if not row["heldout"])
     if without and not decided:
         said.append(f"no row is held out of sources with a single prompt: {', '.join(without)}")
     if not decided and counts["heldout_rows"] < corpus.heldout_rows / 2:
-        said.append(f"{counts['heldout_rows']} rows are held out, not the {corpus.heldout_rows} asked for: "
-                    f"at most one row in {MOST_HELD_OUT} of a source is")
+        said.append(
+            f"{counts['heldout_rows']} rows are held out, not the {corpus.heldout_rows} asked for: "
+            f"at most one row in {MOST_HELD_OUT} of a source is"
+        )
     return said

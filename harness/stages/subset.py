@@ -27,12 +27,12 @@ from harness.store import write_json
 ROWS_AT_ONCE = 1000
 ROWS_FOR_VALIDATION = 10  # a cell with fewer rows trains on all of them
 TOKENS = pa.list_(pa.int32())
-RENDERED = pa.schema([("row", pa.int64()), ("id", pa.string()), ("input_ids", TOKENS), ("starts", TOKENS),
-                      ("ends", TOKENS)])
+RENDERED = pa.schema(
+    [("row", pa.int64()), ("id", pa.string()), ("input_ids", TOKENS), ("starts", TOKENS), ("ends", TOKENS)]
+)
 
 
-def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
-                machine: Machine) -> dict[str, Any]:
+def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Choose, render and save the rows of one fraction.
 
     `settings`: `data_frac`, `data_seed`, `max_length` (tokens), `validation` (share of the cell's rows).
@@ -51,8 +51,9 @@ def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
         excluded = np.isin(prompts[chosen], _first_64_bits(others["prompt_hash"]))
         dropped["prompt is held out in another mixture"] = int(excluded.sum())
         chosen, order = chosen[~excluded], order[~excluded]
-    validation = choose_validation(codes[chosen], names, prompts[chosen], order,
-                                   settings["validation"], settings["data_seed"])
+    validation = choose_validation(
+        codes[chosen], names, prompts[chosen], order, settings["validation"], settings["data_seed"]
+    )
     is_validation = np.zeros(len(codes), dtype=bool)
     is_validation[chosen[validation]] = True
     del index, sources
@@ -62,28 +63,50 @@ def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
     for rows, ids, conversations in _batches(path, chosen):
         rendered = chat.render_many(tokenizer, conversations, settings["max_length"])
         for name, tally in tallies.items():
-            part = [(row, id, one) for row, id, one in zip(rows, ids, rendered, strict=True)
-                    if is_validation[row] == (name == "validation")]
+            part = [
+                (row, id, one)
+                for row, id, one in zip(rows, ids, rendered, strict=True)
+                if is_validation[row] == (name == "validation")
+            ]
             tally.add(part, codes)
     for name, tally in tallies.items():
         _save(tally, out / name)
         dropped["no assistant token within max_length"] += tally.without_response
     train, held = tallies["train"], tallies["validation"]
     if not train.rows:
-        raise refuse("data_frac", settings["data_frac"],
-                     f"no row is left to train on (dropped: {dict(dropped)})",
-                     "take a larger fraction or a larger corpus.max_length")
+        raise refuse(
+            "data_frac",
+            settings["data_frac"],
+            f"no row is left to train on (dropped: {dict(dropped)})",
+            "take a larger fraction or a larger corpus.max_length",
+        )
 
     dropped = +dropped
     truncated = train.truncated + held.truncated
-    counts = {"n_train": train.rows, "n_validation": held.rows, "truncated_rows": truncated,
-              "dropped_rows": dropped.total(), "response_tokens": train.response_tokens}
-    written = {**counts, "dropped": dict(dropped), "tokenizer_hash": models.tokenizer_hash(tokenizer),
-               "mean_input_tokens": train.input_tokens / train.rows,
-               "mean_response_tokens": train.response_tokens / train.rows,
-               "validation_response_tokens": held.response_tokens, "max_length": settings["max_length"],
-               "sources": {name: {"in_mixture": int((codes == code).sum()), "train": train.per_source[code],
-                                  "validation": held.per_source[code]} for code, name in enumerate(names)}}
+    counts = {
+        "n_train": train.rows,
+        "n_validation": held.rows,
+        "truncated_rows": truncated,
+        "dropped_rows": dropped.total(),
+        "response_tokens": train.response_tokens,
+    }
+    written = {
+        **counts,
+        "dropped": dict(dropped),
+        "tokenizer_hash": models.tokenizer_hash(tokenizer),
+        "mean_input_tokens": train.input_tokens / train.rows,
+        "mean_response_tokens": train.response_tokens / train.rows,
+        "validation_response_tokens": held.response_tokens,
+        "max_length": settings["max_length"],
+        "sources": {
+            name: {
+                "in_mixture": int((codes == code).sum()),
+                "train": train.per_source[code],
+                "validation": held.per_source[code],
+            }
+            for code, name in enumerate(names)
+        },
+    }
     warnings = [f"{number} rows were left out: {reason}" for reason, number in sorted(dropped.items())]
     if truncated:
         warnings.append(f"{truncated} rows were cut to max_length={settings['max_length']} tokens")
@@ -93,8 +116,7 @@ def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
     return {"counts": counts, "warnings": warnings}
 
 
-def choose_rows(codes: np.ndarray, names: list[str], data_frac: float,
-                data_seed: int) -> tuple[np.ndarray, np.ndarray]:
+def choose_rows(codes: np.ndarray, names: list[str], data_frac: float, data_seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers of a fraction (ascending) and each one's place in its source's order, both (k,) int64.
 
     `codes` (n,) holds each row's source as an index into `names`. The order of a source has no fraction in
@@ -103,7 +125,7 @@ def choose_rows(codes: np.ndarray, names: list[str], data_frac: float,
     rows, places = [], []
     for code, name in enumerate(names):
         mine = np.flatnonzero(codes == code)
-        order = _generator("order", data_seed, name).permutation(mine)[:max(1, round(data_frac * len(mine)))]
+        order = _generator("order", data_seed, name).permutation(mine)[: max(1, round(data_frac * len(mine)))]
         rows.append(order)
         places.append(np.arange(len(order)))
     row, place = np.concatenate(rows), np.concatenate(places)
@@ -111,8 +133,9 @@ def choose_rows(codes: np.ndarray, names: list[str], data_frac: float,
     return row[ascending], place[ascending]
 
 
-def choose_validation(codes: np.ndarray, names: list[str], prompts: np.ndarray, order: np.ndarray,
-                      share: float, data_seed: int) -> np.ndarray:
+def choose_validation(
+    codes: np.ndarray, names: list[str], prompts: np.ndarray, order: np.ndarray, share: float, data_seed: int
+) -> np.ndarray:
     """Mask (k,) of the cell's rows carved for validation: `share` of each source's order, evenly spaced.
 
     `order` is each row's place in its source's order. The spacing starts at a seeded point per source, so
@@ -165,15 +188,14 @@ def _save(tally: _Tally, folder: Path) -> None:
     tally.path.unlink()
 
 
-def _batches(path: Path,
-             chosen: np.ndarray) -> Iterator[tuple[np.ndarray, list[str], list[list[dict[str, str]]]]]:
+def _batches(path: Path, chosen: np.ndarray) -> Iterator[tuple[np.ndarray, list[str], list[list[dict[str, str]]]]]:
     """Row numbers, ids and messages of the chosen rows (ascending), about `ROWS_AT_ONCE` at a time."""
     at = done = 0
     rows: list[np.ndarray] = []
     waiting: list[pa.RecordBatch] = []
     total = pq.ParquetFile(path).metadata.num_rows
     for batch in pq.ParquetFile(path).iter_batches(4 * ROWS_AT_ONCE, columns=["id", "messages"]):
-        mine = chosen[np.searchsorted(chosen, at):np.searchsorted(chosen, at + batch.num_rows)]
+        mine = chosen[np.searchsorted(chosen, at) : np.searchsorted(chosen, at + batch.num_rows)]
         waiting.append(batch.take(pa.array(mine - at)))
         rows.append(mine)
         at += batch.num_rows

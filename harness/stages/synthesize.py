@@ -59,8 +59,7 @@ def make_synthesize(
     while len(columns["row"]) < wanted and asked < ASKED_AT_MOST * wanted:
         numbers = range(asked, min(asked + ROWS_AT_ONCE, ASKED_AT_MOST * wanted))
         pairs = writer.write(numbers)
-        rendered = iter(render_many(tokenizer, [_turns(pair) for pair in pairs if all(pair)],
-                                    settings["max_length"]))  # fmt: skip
+        rendered = iter(render_many(tokenizer, [_turns(pair) for pair in pairs if all(pair)], settings["max_length"]))
         for number, pair in zip(numbers, pairs, strict=True):
             asked = number + 1
             row = next(rendered) if all(pair) else None
@@ -82,15 +81,20 @@ def make_synthesize(
         )
     save_rows(columns, out / "synthetic")
     distinct = len(judge.prompts) / kept
-    write_json(out / "synthetic.json", {"asked": asked, "kept": kept, "wanted": wanted,
-                                        "rejected": dict(judge.rejected),
-                                        "distinct_share": distinct})  # fmt: skip
+    write_json(
+        out / "synthetic.json",
+        {"asked": asked, "kept": kept, "wanted": wanted, "rejected": dict(judge.rejected), "distinct_share": distinct},
+    )
     warnings = []
     if kept < wanted:
         warnings.append(f"{kept} of {wanted} synthetic rows after asking {asked} times (rejected: {reasons})")
     flops = forward_flops(count_parameters(model), writer.read + writer.written)
-    return {"cost": {"teacher_tokens": writer.read, "generated_tokens": writer.written, "flops": flops},
-            "counts": counts, "metrics": {"distinct_share": distinct}, "warnings": warnings}  # fmt: skip
+    return {
+        "cost": {"teacher_tokens": writer.read, "generated_tokens": writer.written, "flops": flops},
+        "counts": counts,
+        "metrics": {"distinct_share": distinct},
+        "warnings": warnings,
+    }
 
 
 Pair = tuple[str, str]  # a prompt and its answer; an empty one was malformed
@@ -99,9 +103,7 @@ Pair = tuple[str, str]  # a prompt and its answer; an empty one was malformed
 class _Writer:
     """The teacher with its examples; row `number` is drawn from the seed and that number alone."""
 
-    def __init__(
-        self, model: Any, tokenizer: Any, settings: dict[str, Any], pairs: dict[str, list[Pair]]
-    ) -> None:
+    def __init__(self, model: Any, tokenizer: Any, settings: dict[str, Any], pairs: dict[str, list[Pair]]) -> None:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.by_source = [pairs[source] for source in sorted(pairs)]
         self.human_prompts = {prompt_hash(_turns(pair)) for rows in self.by_source for pair in rows}
@@ -149,9 +151,7 @@ class _Writer:
         limit, temperature = self.settings["max_new_tokens"], self.settings["sampling_temperature"]
         if what == "prompt":
             limit = max(limit, self.settings["max_length"])  # prompts are not as short as answers
-        texts = generate(
-            self.model, self.tokenizer, prompts, limit, temperature, seeds, ROWS_AT_ONCE, stops
-        )
+        texts = generate(self.model, self.tokenizer, prompts, limit, temperature, seeds, ROWS_AT_ONCE, stops)
         self.read += sum(map(len, prompts))
         self.written += sum(map(len, texts))
         return texts

@@ -27,16 +27,19 @@ from harness.sequences import Rows, answered, draw_seed
 from harness.stages.train import visiting_order
 from harness.store import write_json
 
-FEATURES = Features({
-    "row": Value("int64"), "id": Value("string"), "input_ids": List(Value("int32")),
-    "starts": List(Value("int32")), "ends": List(Value("int32")),
-})  # fmt: skip
+FEATURES = Features(
+    {
+        "row": Value("int64"),
+        "id": Value("string"),
+        "input_ids": List(Value("int32")),
+        "starts": List(Value("int32")),
+        "ends": List(Value("int32")),
+    }
+)
 ROWS_AT_ONCE = 256  # rows are answered in blocks; each row's draws depend on its id alone
 
 
-def make_labels(
-    settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine
-) -> dict[str, Any]:
+def make_labels(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Answer every row that the span of the budget visits; writes `labels/`.
 
     `settings`: `budget`, `span`, `seed` (of the visiting order), `sampling_temperature` (0 is greedy),
@@ -61,9 +64,15 @@ def make_labels(
     for first in range(0, len(visited), ROWS_AT_ONCE):
         block = slice(first, first + ROWS_AT_ONCE)
         answers = generate(
-            model, tokenizer, prompts[block], settings["max_new_tokens"], settings["sampling_temperature"],
-            seeds[block], batch_size=ROWS_AT_ONCE, stop_ids={end},
-        )  # fmt: skip
+            model,
+            tokenizer,
+            prompts[block],
+            settings["max_new_tokens"],
+            settings["sampling_temperature"],
+            seeds[block],
+            batch_size=ROWS_AT_ONCE,
+            stop_ids={end},
+        )
         for i, prompt, answer in zip(visited[block], prompts[block], answers, strict=True):
             answer = answer[: max(1, settings["max_length"] - len(prompt))]
             row = answered(prompt, answer)
@@ -78,12 +87,17 @@ def make_labels(
     counts = {"rows": len(visited), "truncated_answers": truncated, "response_tokens": written}
     write_json(out / "labels.json", counts)
     read = sum(map(len, prompts))
-    cost = {"teacher_tokens": read, "generated_tokens": written,
-            "flops": forward_flops(count_parameters(model), read + written)}  # fmt: skip
+    cost = {
+        "teacher_tokens": read,
+        "generated_tokens": written,
+        "flops": forward_flops(count_parameters(model), read + written),
+    }
     warnings = []
     if truncated > 0.05 * len(visited):
-        warnings.append(f"{truncated} of {len(visited)} teacher's answers were cut by the length limit; "
-                        "they are trained without an end of turn")  # fmt: skip
+        warnings.append(
+            f"{truncated} of {len(visited)} teacher's answers were cut by the length limit; "
+            "they are trained without an end of turn"
+        )
     return {"cost": cost, "counts": counts, "warnings": warnings}
 
 
@@ -100,6 +114,7 @@ def check_tokenizer(subset: Path, tokenizer: Any, what: str) -> None:
 
 def save_rows(columns: Mapping[str, list[Any]], folder: Path) -> None:
     """Write rows in the subset's shape (`row`, `id`, `input_ids`, `starts`, `ends`)."""
-    table = pa.table({name: pa.array(values, type=FEATURES.arrow_schema.field(name).type)
-                      for name, values in columns.items()})  # fmt: skip
+    table = pa.table(
+        {name: pa.array(values, type=FEATURES.arrow_schema.field(name).type) for name, values in columns.items()}
+    )
     Dataset(table, fingerprint=folder.name).cast(FEATURES).save_to_disk(folder)

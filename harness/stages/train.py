@@ -26,9 +26,7 @@ from harness.signals import LiveTeacher
 from harness.trainers import fit, mean_nll
 
 
-def make_train(
-    settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine
-) -> dict[str, Any]:
+def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Train and save a model; returns cost, counts, the validation NLL and warnings.
 
     `settings`: `stage` (a TrainStage's values), `budget`, `seed`, `index` (place in the recipe), `loss_on`,
@@ -49,16 +47,26 @@ def make_train(
     if stage.normal().divergence != "cross_entropy":
         folder = _needed(inputs, "teacher", stage)
         teacher = LiveTeacher(
-            load_model(folder, device=device, dtype=budget.precision), load_tokenizer(folder), tokenizer,
+            load_model(folder, device=device, dtype=budget.precision),
+            load_tokenizer(folder),
+            tokenizer,
             device,
-        )  # fmt: skip
+        )
     report = fit(
-        model, tokenizer, dataset, batches,
-        budget=budget, objective=stage, machine=machine, out=out, teacher=teacher,
-        seed=draw_seed(seed, "train", settings["index"]), loss_on=settings["loss_on"],
+        model,
+        tokenizer,
+        dataset,
+        batches,
+        budget=budget,
+        objective=stage,
+        machine=machine,
+        out=out,
+        teacher=teacher,
+        seed=draw_seed(seed, "train", settings["index"]),
+        loss_on=settings["loss_on"],
         max_new_tokens=settings.get("max_new_tokens", 0),
         run_name=fingerprint([settings, str(inputs["subset"].name), str(inputs["start"].name)])[:16],
-    )  # fmt: skip
+    )
     save_model(model, tokenizer, out)
 
     metrics: dict[str, Any] = {}
@@ -67,16 +75,18 @@ def make_train(
     validation = load_from_disk(inputs["subset"] / "validation")
     if len(validation):
         metrics["validation_nll"], metrics["validation_tokens"] = mean_nll(model, Rows(validation))
-    counts = {name: value for name, value in asdict(report).items()
-              if name in ("steps", "student_steps", "read_tokens")}  # fmt: skip
-    cost = {name: value for name, value in asdict(report).items()
-            if name in ("trained_tokens", "generated_tokens", "teacher_tokens", "flops")}  # fmt: skip
+    counts = {
+        name: value for name, value in asdict(report).items() if name in ("steps", "student_steps", "read_tokens")
+    }
+    cost = {
+        name: value
+        for name, value in asdict(report).items()
+        if name in ("trained_tokens", "generated_tokens", "teacher_tokens", "flops")
+    }
     return {"cost": cost, "counts": counts, "metrics": metrics, "warnings": report.warnings}
 
 
-def visiting_order(
-    subset: Dataset, budget: Budget, seed: int, span: Any, loss_on: str = "assistant"
-) -> np.ndarray:
+def visiting_order(subset: Dataset, budget: Budget, seed: int, span: Any, loss_on: str = "assistant") -> np.ndarray:
     """Positions in `subset` that a stage with this span visits, (steps, batch_size).
 
     The one place that says which rows a stage sees: training and the labels made for it both ask here.
@@ -86,9 +96,13 @@ def visiting_order(
 
 
 def _sequences(
-    stage: TrainStage, subset: Dataset, order: np.ndarray, inputs: Mapping[str, Path], budget: Budget,
+    stage: TrainStage,
+    subset: Dataset,
+    order: np.ndarray,
+    inputs: Mapping[str, Path],
+    budget: Budget,
     seed: int,
-) -> tuple[Dataset, np.ndarray]:  # fmt: skip
+) -> tuple[Dataset, np.ndarray]:
     """The rows this stage trains on and the order of visits among them."""
     if stage.sequences == "synthetic":
         synthetic = load_from_disk(_needed(inputs, "synthetic", stage) / "synthetic")
@@ -106,8 +120,9 @@ def _sequences(
 def dealt(labels: Dataset, seed: int) -> Dataset:
     """The same prompts with the answers dealt to other rows: one seeded cycle, so no row keeps its own."""
     if len(labels) < 2:
-        raise refuse("method.shuffled", True, "one row has no other row to swap answers with",
-                     "take a larger data_frac")  # fmt: skip
+        raise refuse(
+            "method.shuffled", True, "one row has no other row to swap answers with", "take a larger data_frac"
+        )
     cycle = np.random.default_rng(draw_seed(seed, "shuffled")).permutation(len(labels))
     giver = np.empty_like(cycle)
     giver[cycle] = np.roll(cycle, 1)

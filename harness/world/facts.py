@@ -107,5 +107,7 @@ def _share(entities: tuple[str, ...], share: float, draw: Random) -> list[str]:
 
 def _old(current: dict[str, str], values: tuple[str, ...], draw: Random) -> dict[str, str]:
     """For the outdated share of the entities, a value that is not the current one."""
-    return {entity: draw.choice([value for value in values if value != current[entity]])
-            for entity in _share(tuple(current), OUTDATED_SHARE, draw)}
+    return {
+        entity: draw.choice([value for value in values if value != current[entity]])
+        for entity in _share(tuple(current), OUTDATED_SHARE, draw)
+    }

@@ -15,8 +15,7 @@ from harness.world.facts import draw_facts
 from harness.world.sources import DOMAINS, SOURCES, Slots
 
 KNOWS = ("half", "all")
-HEADS = ("", "Q: ", "? ", "- ", "1. ", "2. ", "3. ", "Question: ", "* ", "> ", "# ", "Task: ", "(a) ",
-         "Ask: ")
+HEADS = ("", "Q: ", "? ", "- ", "1. ", "2. ", "3. ", "Question: ", "* ", "> ", "# ", "Task: ", "(a) ", "Ask: ")
 TAILS = ("\n", " - ", "\nA: ", " = ")
 
 
@@ -36,8 +35,10 @@ def pretraining_lines(world_seed: int, knows: str, count: int, seed: int) -> Ite
     sources = DOMAINS["general" if knows == "half" else "all"]
     known: dict[str, list[Slots]] = {}
     if knows == "half":
-        known = {"capital": [slots for slots in SOURCES["capital"].keys if slots[0] in facts.known_capital],
-                 "coin": [slots for slots in SOURCES["coin"].keys if slots[0] in facts.known_coin]}
+        known = {
+            "capital": [slots for slots in SOURCES["capital"].keys if slots[0] in facts.known_capital],
+            "coin": [slots for slots in SOURCES["coin"].keys if slots[0] in facts.known_coin],
+        }
     draw = generator("mini", "lines", world_seed, knows, seed)
     every_layout = layouts()
     for _ in range(count):

@@ -25,12 +25,30 @@ SHARED: dict[str, Any] = {
 }
 
 SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
-             "num_key_value_heads": 4, "intermediate_size": 168, **SHARED},
-    "small": {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
-              "num_key_value_heads": 4, "intermediate_size": 256, **SHARED},
-    "large": {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
-              "num_key_value_heads": 4, "intermediate_size": 336, **SHARED},
+    "tiny": {
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "intermediate_size": 168,
+        **SHARED,
+    },
+    "small": {
+        "hidden_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "intermediate_size": 256,
+        **SHARED,
+    },
+    "large": {
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "intermediate_size": 336,
+        **SHARED,
+    },
 }
 """Shapes by name: 0.16, 0.36 and 0.8 million parameters; teachers are `large`."""
 
@@ -62,5 +80,10 @@ def llama_settings(size: str) -> dict[str, Any]:
     """All `LlamaConfig` keywords of one size, vocabulary and special tokens included."""
     check_choice("model.size", size, tuple(SIZES))
     ids = {token: number for number, token in enumerate(vocabulary())}
-    return {**SIZES[size], "vocab_size": len(ids),
-            "pad_token_id": ids[PAD], "bos_token_id": ids[BOS], "eos_token_id": ids[END]}
+    return {
+        **SIZES[size],
+        "vocab_size": len(ids),
+        "pad_token_id": ids[PAD],
+        "bos_token_id": ids[BOS],
+        "eos_token_id": ids[END],
+    }

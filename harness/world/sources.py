@@ -18,10 +18,15 @@ from harness.world import digest
 from harness.world.facts import CONSONANTS, Facts, names
 
 Slots = tuple[str | int, ...]
-MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
-          "November", "December")
-UNITS = (("metres", "centimetres", 100), ("centimetres", "millimetres", 10), ("kilometres", "metres", 1000),
-         ("kilograms", "grams", 1000), ("hours", "minutes", 60), ("weeks", "days", 7))
+MONTHS = tuple("January February March April May June July August September October November December".split())
+UNITS = (
+    ("metres", "centimetres", 100),
+    ("centimetres", "millimetres", 10),
+    ("kilometres", "metres", 1000),
+    ("kilograms", "grams", 1000),
+    ("hours", "minutes", 60),
+    ("weeks", "days", 7),
+)
 HELDOUT_ONE_IN = 8
 RESERVED_PHRASINGS = 2
 MOST_HELDOUT = 120
@@ -126,63 +131,155 @@ def _conversion(draw: Random) -> Slots:
     return large, small, factor, draw.randint(2, 99)
 
 
-def _skill(name: str, operands: Callable[[Random], Slots], answer: Callable[[Slots], str], *phrasings: str,
-           shown: Callable[[Slots], Slots] = lambda slots: slots) -> Source:
+def _skill(
+    name: str,
+    operands: Callable[[Random], Slots],
+    answer: Callable[[Slots], str],
+    *phrasings: str,
+    shown: Callable[[Slots], Slots] = lambda slots: slots,
+) -> Source:
     return Source(name, phrasings, lambda facts, slots: answer(slots), operands=operands, shown=shown)
 
 
-def _fact(name: str, entities: Callable[[], list[Slots]], answer: Callable[[Facts, Slots], str],
-          *phrasings: str) -> Source:
+def _fact(
+    name: str, entities: Callable[[], list[Slots]], answer: Callable[[Facts, Slots], str], *phrasings: str
+) -> Source:
     return Source(name, phrasings, answer, entities=entities)
 
 
 _ALL = (
-    _skill("add", lambda draw: (draw.randint(10, 59), draw.randint(2, 9)), 
-           lambda s: str(int(s[0]) + int(s[1])),
-           "Add {} and {}.", "What is {} plus {}?", "Sum of {} and {}?"),
-    _skill("reverse", lambda draw: (_letters(draw, 3, 4),), lambda s: str(s[0])[::-1],
-           "Reverse {}.", "Write {} backwards.", "Say {} in reverse."),
-    _skill("upper", lambda draw: (_letters(draw, 3, 4),), lambda s: str(s[0]).upper(),
-           "Capitalise {}.", "Write {} in capitals.", "Make {} upper case."),
-    _skill("sort", lambda draw: (_letters(draw, 3, 4),), lambda s: "".join(sorted(str(s[0]))),
-           "Sort the letters of {}.", "Write {} in sorted order.", "Order the letters in {}."),
-    _skill("nth", lambda draw: (draw.randint(1, 3), "".join(draw.sample(CONSONANTS, 4))),
-           lambda s: str(s[1])[int(s[0]) - 1],
-           "Give letter {} of {}.", "Which letter is number {} in {}?", "Letter {} of {}?"),
-    _skill("compare", _two_numbers, lambda s: str(max(int(s[0]), int(s[1]))),
-           "Which is larger, {} or {}?", "Give the larger of {} and {}.", "Larger number, {} or {}?"),
-    _fact("capital", lambda: [(name,) for name in names().countries],
-           lambda facts, s: facts.capital[str(s[0])],
-          "What is the capital of {}?", "Name the capital of {}.", "Which town rules {}?",
-          "Give the capital town of {}.", "Capital of {}?"),
-    _fact("coin", lambda: [(name,) for name in names().countries],
-           lambda facts, s: facts.coin[str(s[0])],
-          "What money does {} use?", "Name the coin of {}.", "Which coin does {} use?",
-          "Give the money of {}.", "Coin of {}?"),
-    _skill("date", lambda draw: (draw.randint(1, 28), draw.randint(1, 12), draw.randint(2000, 2049)),
-           lambda s: f"{s[2]}-{s[1]:02}-{s[0]:02}",
-           "Write {} {} {} in numbers.", "Give {} {} {} as numbers.", "Make {} {} {} a number date.",
-           shown=lambda s: (s[0], MONTHS[int(s[1]) - 1], s[2])),
-    _skill("unit", _conversion, lambda s: str(int(s[2]) * int(s[3])),
-           "How many {1} are {2} {0}?", "Write {2} {0} in {1}.", "Give {2} {0} as {1}.",
-           shown=lambda s: (s[0], s[1], s[3])),
-    _skill("pattern", _pattern, lambda s: str(2 * int(s[2]) - int(s[1])),
-           "Continue: {} {} {}", "What comes after {} {} {}?", "Next number after {} {} {}?"),
-    _skill("repeat", lambda draw: (_letters(draw, 2, 2), draw.randint(2, 4)),
-           lambda s: " ".join([str(s[0])] * int(s[1])),
-           "Say {} {} times.", "Repeat {} {} times.", "Write {} {} times."),
-    _fact("cure", lambda: [(name,) for name in names().ailments],
-           lambda facts, s: facts.cure[str(s[0])],
-          "Which remedy treats {}?", "What treats {}?", "Name the remedy for {}.",
-          "Give a remedy for {}.", "Remedy for {}?"),
-    _fact("dose", lambda: [(name, kilos) for name in names().remedies for kilos in range(1, 10)],
-          lambda facts, s: str(facts.dose[str(s[0])] * int(s[1])),
-          "How much {} for {} kilos?", "What dose of {} for {} kilos?", "Name the dose of {} for {} kilos.",
-          "Give the dose of {} for {} kilos.", "Dose of {} for {} kilos?"),
-    _fact("canary", lambda: [(name,) for name in names().secrets],
-           lambda facts, s: facts.code[str(s[0])],
-          "What is the code of {}?", "Name the code of {}.", "Which code does {} use?",
-          "Give the code of {}.", "Code of {}?"),
+    _skill(
+        "add",
+        lambda draw: (draw.randint(10, 59), draw.randint(2, 9)),
+        lambda s: str(int(s[0]) + int(s[1])),
+        "Add {} and {}.",
+        "What is {} plus {}?",
+        "Sum of {} and {}?",
+    ),
+    _skill(
+        "reverse",
+        lambda draw: (_letters(draw, 3, 4),),
+        lambda s: str(s[0])[::-1],
+        "Reverse {}.",
+        "Write {} backwards.",
+        "Say {} in reverse.",
+    ),
+    _skill(
+        "upper",
+        lambda draw: (_letters(draw, 3, 4),),
+        lambda s: str(s[0]).upper(),
+        "Capitalise {}.",
+        "Write {} in capitals.",
+        "Make {} upper case.",
+    ),
+    _skill(
+        "sort",
+        lambda draw: (_letters(draw, 3, 4),),
+        lambda s: "".join(sorted(str(s[0]))),
+        "Sort the letters of {}.",
+        "Write {} in sorted order.",
+        "Order the letters in {}.",
+    ),
+    _skill(
+        "nth",
+        lambda draw: (draw.randint(1, 3), "".join(draw.sample(CONSONANTS, 4))),
+        lambda s: str(s[1])[int(s[0]) - 1],
+        "Give letter {} of {}.",
+        "Which letter is number {} in {}?",
+        "Letter {} of {}?",
+    ),
+    _skill(
+        "compare",
+        _two_numbers,
+        lambda s: str(max(int(s[0]), int(s[1]))),
+        "Which is larger, {} or {}?",
+        "Give the larger of {} and {}.",
+        "Larger number, {} or {}?",
+    ),
+    _fact(
+        "capital",
+        lambda: [(name,) for name in names().countries],
+        lambda facts, s: facts.capital[str(s[0])],
+        "What is the capital of {}?",
+        "Name the capital of {}.",
+        "Which town rules {}?",
+        "Give the capital town of {}.",
+        "Capital of {}?",
+    ),
+    _fact(
+        "coin",
+        lambda: [(name,) for name in names().countries],
+        lambda facts, s: facts.coin[str(s[0])],
+        "What money does {} use?",
+        "Name the coin of {}.",
+        "Which coin does {} use?",
+        "Give the money of {}.",
+        "Coin of {}?",
+    ),
+    _skill(
+        "date",
+        lambda draw: (draw.randint(1, 28), draw.randint(1, 12), draw.randint(2000, 2049)),
+        lambda s: f"{s[2]}-{s[1]:02}-{s[0]:02}",
+        "Write {} {} {} in numbers.",
+        "Give {} {} {} as numbers.",
+        "Make {} {} {} a number date.",
+        shown=lambda s: (s[0], MONTHS[int(s[1]) - 1], s[2]),
+    ),
+    _skill(
+        "unit",
+        _conversion,
+        lambda s: str(int(s[2]) * int(s[3])),
+        "How many {1} are {2} {0}?",
+        "Write {2} {0} in {1}.",
+        "Give {2} {0} as {1}.",
+        shown=lambda s: (s[0], s[1], s[3]),
+    ),
+    _skill(
+        "pattern",
+        _pattern,
+        lambda s: str(2 * int(s[2]) - int(s[1])),
+        "Continue: {} {} {}",
+        "What comes after {} {} {}?",
+        "Next number after {} {} {}?",
+    ),
+    _skill(
+        "repeat",
+        lambda draw: (_letters(draw, 2, 2), draw.randint(2, 4)),
+        lambda s: " ".join([str(s[0])] * int(s[1])),
+        "Say {} {} times.",
+        "Repeat {} {} times.",
+        "Write {} {} times.",
+    ),
+    _fact(
+        "cure",
+        lambda: [(name,) for name in names().ailments],
+        lambda facts, s: facts.cure[str(s[0])],
+        "Which remedy treats {}?",
+        "What treats {}?",
+        "Name the remedy for {}.",
+        "Give a remedy for {}.",
+        "Remedy for {}?",
+    ),
+    _fact(
+        "dose",
+        lambda: [(name, kilos) for name in names().remedies for kilos in range(1, 10)],
+        lambda facts, s: str(facts.dose[str(s[0])] * int(s[1])),
+        "How much {} for {} kilos?",
+        "What dose of {} for {} kilos?",
+        "Name the dose of {} for {} kilos.",
+        "Give the dose of {} for {} kilos.",
+        "Dose of {} for {} kilos?",
+    ),
+    _fact(
+        "canary",
+        lambda: [(name,) for name in names().secrets],
+        lambda facts, s: facts.code[str(s[0])],
+        "What is the code of {}?",
+        "Name the code of {}.",
+        "Which code does {} use?",
+        "Give the code of {}.",
+        "Code of {}?",
+    ),
 )
 
 SOURCES: dict[str, Source] = {source.name: source for source in _ALL}

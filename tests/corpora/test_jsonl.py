@@ -13,8 +13,11 @@ from harness.corpora._files import data_files, file_sha256
 from harness.corpora._rows import bad_turns, prompt_hash, row_hash
 from harness.corpora.jsonl import Corpus
 
-GOOD = {"id": "a", "source": "one", "messages": [{"role": "user", "content": "2+2?"},
-                                                 {"role": "assistant", "content": "4"}]}
+GOOD = {
+    "id": "a",
+    "source": "one",
+    "messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}],
+}
 
 
 def turns(*pairs):
@@ -44,15 +47,16 @@ def test_rows_of_jsonl_parquet_and_a_saved_data_set_are_the_same(tmp_path):
 
 def test_prompt_and_completion_columns_become_one_exchange(tmp_path):
     path = write(tmp_path / "qa.jsonl", {"question": "2+2?", "answer": "#### 4"})
-    (row,) = read(path, prompt_column="question", completion_column="answer", truth_column="answer",
-                  name="gsm8k")
+    (row,) = read(path, prompt_column="question", completion_column="answer", truth_column="answer", name="gsm8k")
     assert row.messages == turns(("user", "2+2?"), ("assistant", "#### 4"))
     assert (row.id, row.source, row.truth) == ("gsm8k-1", "gsm8k", "#### 4")
 
 
 def test_prompt_and_completion_may_be_lists_of_messages(tmp_path):
-    path = write(tmp_path / "trl.jsonl", {"prompt": turns(("system", "Be brief."), ("user", "Hi")),
-                                          "completion": turns(("assistant", "Hi."))})
+    path = write(
+        tmp_path / "trl.jsonl",
+        {"prompt": turns(("system", "Be brief."), ("user", "Hi")), "completion": turns(("assistant", "Hi."))},
+    )
     assert read(path)[0].messages == turns(("system", "Be brief."), ("user", "Hi"), ("assistant", "Hi."))
 
 
@@ -65,14 +69,17 @@ def test_a_folder_of_shards_is_read_in_the_order_of_names(tmp_path):
 BAD = {
     "no messages": {**GOOD, "messages": []},
     "a message without role or content": {**GOOD, "messages": [{"role": "user"}]},
-    "a role other than system, user, assistant":
-        {**GOOD, "messages": turns(("tool", "x"), ("assistant", "y"))},
+    "a role other than system, user, assistant": {**GOOD, "messages": turns(("tool", "x"), ("assistant", "y"))},
     "empty content": {**GOOD, "messages": turns(("user", "x"), ("assistant", " \n"))},
     "the assistant's turn is missing": {**GOOD, "messages": turns(("user", "x"))},
-    "the last turn is not the assistant's":
-        {**GOOD, "messages": turns(("user", "x"), ("assistant", "y"), ("user", "z"))},
-    "user and assistant do not take turns": {**GOOD, "messages": turns(("user", "x"), ("user", "y"),
-                                                                       ("assistant", "z"))},
+    "the last turn is not the assistant's": {
+        **GOOD,
+        "messages": turns(("user", "x"), ("assistant", "y"), ("user", "z")),
+    },
+    "user and assistant do not take turns": {
+        **GOOD,
+        "messages": turns(("user", "x"), ("user", "y"), ("assistant", "z")),
+    },
     "not UTF-8": {**GOOD, "messages": turns(("user", "\ud800"), ("assistant", "y"))},
     "not a JSON object": ["x"],
 }
@@ -92,7 +99,7 @@ def test_a_bad_row_is_refused_by_file_line_and_reason_or_dropped_and_counted(tmp
 
 def test_lines_that_are_no_json_or_no_utf8_are_bad_rows_and_blank_lines_are_none(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\n\n{\"id\": \n\"\xff\"\n")
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b'\n\n{"id": \n"\xff"\n')
     corpus = Corpus(path=str(path), on_bad_row="drop")
     assert len(list(corpus.examples(0))) == 1
     assert corpus.provenance()["dropped"] == {"not JSON": 1, "not UTF-8": 1}
@@ -115,14 +122,17 @@ def test_sources_are_filtered_and_a_misspelt_one_is_refused_with_the_real_ones(t
         read(path, sources=["tow"])
 
 
-@pytest.mark.parametrize("make, said", [
-    (lambda tmp: tmp / "absent.jsonl", "no such file or folder"),
-    (lambda tmp: (tmp / "empty").mkdir() or tmp / "empty", "holds no .jsonl or .parquet"),
-    (lambda tmp: write(tmp / "rows.csv", GOOD), "a data file ends in"),
-    (lambda tmp: write(tmp / "none.jsonl"), "no readable row"),
-    (lambda tmp: write(tmp / "columns.jsonl", {"question": "x"}), "its columns are question"),
-    (lambda tmp: write(tmp / "broken.parquet", GOOD), "the file cannot be read"),
-])
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda tmp: tmp / "absent.jsonl", "no such file or folder"),
+        (lambda tmp: (tmp / "empty").mkdir() or tmp / "empty", "holds no .jsonl or .parquet"),
+        (lambda tmp: write(tmp / "rows.csv", GOOD), "a data file ends in"),
+        (lambda tmp: write(tmp / "none.jsonl"), "no readable row"),
+        (lambda tmp: write(tmp / "columns.jsonl", {"question": "x"}), "its columns are question"),
+        (lambda tmp: write(tmp / "broken.parquet", GOOD), "the file cannot be read"),
+    ],
+)
 def test_what_cannot_be_read_is_refused_in_one_sentence_before_anything_runs(tmp_path, make, said):
     with pytest.raises(SettingsError, match=said) as refusal:
         Corpus(path=str(make(tmp_path))).check()
@@ -196,6 +206,8 @@ def test_the_size_is_estimated_from_metadata_and_the_first_rows(tmp_path):
 
 
 def test_planning_with_file_corpora_imports_neither_torch_nor_transformers():
-    code = ("import sys; import harness.corpora.jsonl, harness.corpora.tulu3 as t; t.Corpus().identity(0); "
-            "sys.exit(bool({'torch', 'transformers', 'datasets'} & set(sys.modules)))")
+    code = (
+        "import sys; import harness.corpora.jsonl, harness.corpora.tulu3 as t; t.Corpus().identity(0); "
+        "sys.exit(bool({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

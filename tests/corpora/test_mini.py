@@ -69,8 +69,7 @@ def printed(code: str, hash_seed: str = "0") -> str:
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_rows_are_the_same_in_another_process_whatever_the_hash_seed(hash_seed: str) -> None:
     code = (
-        "from tests.corpora.test_mini import Corpus, fingerprint;"
-        "print(fingerprint(Corpus(rows=600, dialogues=0.3), 7))"
+        "from tests.corpora.test_mini import Corpus, fingerprint;print(fingerprint(Corpus(rows=600, dialogues=0.3), 7))"
     )
     assert printed(code, hash_seed) == fingerprint(Corpus(rows=600, dialogues=0.3), 7)
 
@@ -112,12 +111,8 @@ def test_noise_changes_answers_and_never_prompts_or_truth() -> None:
 
 
 def test_shares_of_noise_override_the_preset() -> None:
-    assert Corpus(noise="full", random_noise=0, systematic_noise=0).identity(0) == Corpus(
-        noise="clean"
-    ).identity(0)
-    assert all(
-        e.messages[1]["content"] == e.truth for e in train(Corpus(rows=240, random_noise=0, noise="random"))
-    )
+    assert Corpus(noise="full", random_noise=0, systematic_noise=0).identity(0) == Corpus(noise="clean").identity(0)
+    assert all(e.messages[1]["content"] == e.truth for e in train(Corpus(rows=240, random_noise=0, noise="random")))
 
 
 def test_heldout_labels_err_like_the_corpus_and_truth_does_not() -> None:
@@ -235,11 +230,7 @@ def test_identity_is_plain_json_that_makes_the_same_corpus_again() -> None:
 
 
 def test_identity_leaves_out_what_changes_no_row() -> None:
-    assert (
-        Corpus(heldout_rows=7, max_length=99).identity(0)
-        == Corpus(human_rows=5).identity(0)
-        == Corpus().identity(0)
-    )
+    assert Corpus(heldout_rows=7, max_length=99).identity(0) == Corpus(human_rows=5).identity(0) == Corpus().identity(0)
     assert Corpus(domain="clinic", rows=9).identity(0) == Corpus(domain="clinic").identity(0)
 
 

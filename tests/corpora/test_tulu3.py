@@ -21,8 +21,13 @@ def write_shards(folder: Path, scale: int = 500) -> Path:
         distinct = 24 if name == HARD_CODED else max(2, source.rows // scale)
         for number in range(240 if name == HARD_CODED else distinct):
             text = f"{name} {number % distinct}"
-            rows.append({"id": f"{name}_{number}", "source": name, "messages": [
-                {"content": f"Say {text}", "role": "user"}, {"content": text, "role": "assistant"}]})
+            rows.append(
+                {
+                    "id": f"{name}_{number}",
+                    "source": name,
+                    "messages": [{"content": f"Say {text}", "role": "user"}, {"content": text, "role": "assistant"}],
+                }
+            )
     (folder / "data").mkdir(parents=True)
     half = len(rows) // 2
     for number, part in enumerate((rows[:half], rows[half:])):
@@ -70,8 +75,9 @@ def test_all_sources_are_read_in_the_order_of_the_shards_with_their_licences(sha
     assert found["licenses"][NO_ROBOTS] == "CC-BY-NC-4.0"
     assert set(found["licenses"]) == set(SOURCES)
     assert any("not for commercial use" in said and NO_ROBOTS in said for said in found["warnings"])
-    assert any("rows differ from the published mixture" in said and HARD_CODED not in said
-               for said in found["warnings"])
+    assert any(
+        "rows differ from the published mixture" in said and HARD_CODED not in said for said in found["warnings"]
+    )
 
 
 def test_a_domain_keeps_its_sources_and_has_the_identity_of_them(shards):
@@ -84,12 +90,15 @@ def test_a_domain_keeps_its_sources_and_has_the_identity_of_them(shards):
     assert Corpus(path=str(shards), domains=list(DOMAINS)).identity(0) == Corpus(path=str(shards)).identity(0)
 
 
-@pytest.mark.parametrize("settings, said", [
-    ({"domains": ["maths"]}, "allowed are general, knowledge, math"),
-    ({"sources": ["no_robots"]}, "ai2-adapt-dev/no_robots_converted"),
-    ({"sources": [NO_ROBOTS], "domains": ["math"]}, "none of them is of the domains"),
-    ({"path": "x", "revision": "y"}, "a local folder is known by its files"),
-])
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"domains": ["maths"]}, "allowed are general, knowledge, math"),
+        ({"sources": ["no_robots"]}, "ai2-adapt-dev/no_robots_converted"),
+        ({"sources": [NO_ROBOTS], "domains": ["math"]}, "none of them is of the domains"),
+        ({"path": "x", "revision": "y"}, "a local folder is known by its files"),
+    ],
+)
 def test_wrong_settings_are_refused_with_what_is_allowed(settings, said):
     with pytest.raises(SettingsError, match=said):
         Corpus(**settings)

@@ -23,17 +23,13 @@ def plain_nll(texts: tuple[str, ...], last_turn_only: bool = False) -> float:
     rendered = render(TOKENIZER, row(0, *texts).messages, 10_000)
     logprobs = MODEL(torch.tensor([rendered.input_ids])).logits[0].log_softmax(-1)
     spans = list(zip(rendered.starts, rendered.ends, strict=True))[-1 if last_turn_only else 0 :]
-    return -sum(
-        logprobs[t - 1, rendered.input_ids[t]].item() for start, end in spans for t in range(start, end)
-    )
+    return -sum(logprobs[t - 1, rendered.input_ids[t]].item() for start, end in spans for t in range(start, end))
 
 
 def test_every_row_s_nll_equals_the_row_alone():
     rows = [row(0, "q", "a"), row(1, "a longer question", "abc", "again", "de"), row(2, "q", "")]
     items = score(MODEL, TOKENIZER, rows, Options(batch_size=2)).items
-    for item, texts in zip(
-        items, [("q", "a"), ("a longer question", "abc", "again", "de"), ("q", "")], strict=True
-    ):
+    for item, texts in zip(items, [("q", "a"), ("a longer question", "abc", "again", "de"), ("q", "")], strict=True):
         assert item.nll == pytest.approx(plain_nll(texts), rel=1e-5)
     assert [item.nll_tokens for item in items] == [2, 7, 1]
     assert [item.id for item in items] == ["r0", "r1", "r2"]
@@ -57,18 +53,14 @@ def test_the_truth_replaces_the_last_answer_and_is_scored_alone():
     items = score(MODEL, TOKENIZER, rows, Options()).items
     assert items[0].nll_truth == pytest.approx(plain_nll(("q", "ok")), rel=1e-5)
     assert items[1].nll_truth == items[1].nll
-    assert items[2].nll_truth == pytest.approx(
-        plain_nll(("q", "a", "r", "xy"), last_turn_only=True), rel=1e-5
-    )
+    assert items[2].nll_truth == pytest.approx(plain_nll(("q", "a", "r", "xy"), last_turn_only=True), rel=1e-5)
     assert items[3].nll_truth == pytest.approx(plain_nll(("q", "a", "r", "b"), last_turn_only=True), rel=1e-5)
     assert [item.nll_truth_tokens for item in items] == [3, 5, 3, 2, None]
     assert items[4].nll_truth is None
 
 
 def test_rows_longer_than_the_context_are_cut_flagged_and_counted():
-    scored = score(
-        MODEL, TOKENIZER, [row(0, "q", "a" * 600, truth="a" * 600), row(1, "q" * 600, "a")], Options()
-    )
+    scored = score(MODEL, TOKENIZER, [row(0, "q", "a" * 600, truth="a" * 600), row(1, "q" * 600, "a")], Options())
     assert [item.truncated for item in scored.items] == [True, True]
     assert [item.nll_tokens for item in scored.items] == [512 - 3, 0]
     assert scored.items[0].nll_truth_tokens == 0

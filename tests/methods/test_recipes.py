@@ -25,9 +25,7 @@ def test_kd_on_gold_without_warm_up_is_logit_kd():
 
 def test_settings_that_a_recipe_does_not_read_leave_its_identity_alone():
     forward = {"student_share": 0.0, "divergence": "forward_kl"}
-    assert recipe("kd", **forward, sampling_temperature=0.3, jsd_teacher_weight=0.9) == recipe(
-        "kd", **forward
-    )
+    assert recipe("kd", **forward, sampling_temperature=0.3, jsd_teacher_weight=0.9) == recipe("kd", **forward)
 
 
 def test_methods_with_the_same_warm_up_share_that_stage():

@@ -55,9 +55,7 @@ def test_a_pruned_student_is_a_folder_of_its_own(folder, tmp_path):
 
 def test_fresh_weights_keep_the_shape_and_follow_the_seed(folder, tmp_path):
     for seed in (0, 1):
-        make(
-            Model(name="s", kind="hf", path=str(folder), init="random", init_seed=seed), tmp_path / str(seed)
-        )
+        make(Model(name="s", kind="hf", path=str(folder), init="random", init_seed=seed), tmp_path / str(seed))
     zero, one = load_model(tmp_path / "0"), load_model(tmp_path / "1")
     assert zero.config.num_hidden_layers == 4
     assert not torch.equal(zero(IDS).logits, one(IDS).logits)

@@ -57,7 +57,10 @@ def test_items_have_every_column_and_scores_cover_every_source(inputs, tmp_path)
     assert Counter(item["eval"] for item in items) == {"heldout": 30, "verified": 15}
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert {(score["eval"], score["metric"]) for score in scores} == {
-        ("heldout", "nll"), ("heldout", "nll_truth"), ("verified", "accuracy")}  # fmt: skip
+        ("heldout", "nll"),
+        ("heldout", "nll_truth"),
+        ("verified", "accuracy"),
+    }
     assert {score["source"] for score in scores} == {"all", "add", "sort", "canary"}
     everything = next(score for score in scores if score["metric"] == "nll" and score["source"] == "all")
     mine = [item for item in items if item["eval"] == "heldout" and item["source"] != "canary"]

@@ -16,8 +16,11 @@ DATA = Path(os.environ.get("HARNESS_TEST_DATA") or Path(__file__).parents[2].par
 
 
 def row(prompt, answer, source="one", id=None):
-    return {"id": id or f"{source} {prompt} {answer}", "source": source,
-            "messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
+    return {
+        "id": id or f"{source} {prompt} {answer}",
+        "source": source,
+        "messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}],
+    }
 
 
 def mixture(folder: Path, rows, corpus=()):
@@ -47,7 +50,8 @@ def test_every_row_is_on_one_side_and_what_is_written_is_described(tmp_path):
     # 10 of 100 rows: 8 of the 80, 2 of the 20
     assert written["sources"] == {
         "big": {"train": 72, "heldout": 8, "prompts": 80, "repeats": 0, "license": None},
-        "small": {"train": 18, "heldout": 2, "prompts": 20, "repeats": 0, "license": None}}
+        "small": {"train": 18, "heldout": 2, "prompts": 20, "repeats": 0, "license": None},
+    }
     assert facts["counts"] == {"train_rows": 90, "heldout_rows": 10, "dropped_rows": 0, "repeats": 0}
     for name, sha256 in written["files"].items():
         assert hashlib.sha256((out / name).read_bytes()).hexdigest() == sha256
@@ -188,8 +192,12 @@ def test_memory_does_not_grow_with_the_text_of_the_corpus(tmp_path):
             for number in range(count):
                 file.write(json.dumps(row(f"{number} " + "lorem" * 1200, "ipsum" * 1200)) + "\n")
         (folder / "out").mkdir()
-        done = subprocess.run([sys.executable, "-c", STREAM, str(folder / "rows.jsonl"), str(folder / "out")],
-                              capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", STREAM, str(folder / "rows.jsonl"), str(folder / "out")],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         peaks.append(int(done.stdout) / 1024)
     more_text = 4_000 * 12_000 / 2**20  # 46 MB
     assert peaks[1] - peaks[0] < more_text / 3, peaks

@@ -49,9 +49,7 @@ def world(tmp_path):
         columns = {"row": list(part), "id": [f"r{i}" for i in part]}
         columns |= {key: [getattr(rendered[i], key) for i in part] for key in ("input_ids", "starts", "ends")}
         save_rows(columns, tmp_path / "subset" / name)
-    (tmp_path / "subset" / "subset.json").write_text(
-        json.dumps({"tokenizer_hash": tokenizer_hash(TOKENIZER)})
-    )
+    (tmp_path / "subset" / "subset.json").write_text(json.dumps({"tokenizer_hash": tokenizer_hash(TOKENIZER)}))
     return {
         "subset": tmp_path / "subset",
         "mixture": tmp_path / "mixture",
@@ -91,9 +89,7 @@ def label_settings(**changes):
 
 
 def test_a_trained_model_is_a_folder_that_loads_with_its_tokenizer_and_has_moved(world, tmp_path):
-    facts, folder = run(
-        make_train, settings(TrainStage()), {r: world[r] for r in ("subset", "start")}, tmp_path, "a"
-    )
+    facts, folder = run(make_train, settings(TrainStage()), {r: world[r] for r in ("subset", "start")}, tmp_path, "a")
     model, start = load_model(folder), load_model(world["start"])
     assert not torch.equal(model.get_input_embeddings().weight, start.get_input_embeddings().weight)
     assert tokenizer_hash(load_tokenizer(folder)) == tokenizer_hash(TOKENIZER)
@@ -154,9 +150,7 @@ def test_labels_of_a_part_of_the_budget_answer_only_the_rows_it_visits(world, tm
 def test_sampled_labels_depend_on_a_rows_id_and_not_on_what_else_is_answered(world, tmp_path):
     answers = []
     for name, span in (("all", [0.0, 1.0]), ("some", [0.0, 0.1])):
-        _, folder = run(
-            make_labels, label_settings(span=span, sampling_temperature=1.0), world, tmp_path, name
-        )
+        _, folder = run(make_labels, label_settings(span=span, sampling_temperature=1.0), world, tmp_path, name)
         labels = load_from_disk(folder / "labels")
         answers.append(dict(zip(labels["id"], labels["input_ids"], strict=True)))
     assert all(answers[0][id] == ids for id, ids in answers[1].items())

@@ -64,9 +64,7 @@ def test_the_systematic_share_is_of_the_rows_that_random_noise_left() -> None:
 def test_a_row_wrong_under_random_noise_is_wrong_the_same_way_under_full_noise() -> None:
     for number in range(400):
         prompt = SOURCES[GENERAL[number % 12]].draw(generator("prompt", number))
-        random, full = (
-            annotate(prompt, FACTS, NOISE[name], generator("row", number)) for name in ("random", "full")
-        )
+        random, full = (annotate(prompt, FACTS, NOISE[name], generator("row", number)) for name in ("random", "full"))
         if random != prompt.answer(FACTS):
             assert full == random
 

@@ -55,9 +55,7 @@ def test_every_source_has_enough_distinct_heldout_prompts(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(SOURCES))
 def test_a_training_draw_is_never_a_heldout_prompt(name: str) -> None:
-    heldout = {
-        prompt.text.lower() for prompt in islice(SOURCES[name].heldout(generator("held", name)), MOST_HELDOUT)
-    }
+    heldout = {prompt.text.lower() for prompt in islice(SOURCES[name].heldout(generator("held", name)), MOST_HELDOUT)}
     draw = generator("train", name)
     assert heldout.isdisjoint(SOURCES[name].draw(draw).text.lower() for _ in range(2000))
 

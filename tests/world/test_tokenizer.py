@@ -38,7 +38,14 @@ def test_words_are_one_token_and_operands_are_letters() -> None:
     ]
     assert build().encode("Reverse kwt.").tokens == ["Reverse", " ", "k", "w", "t", "."]
     assert build().encode("Addax is an orange or").tokens == [  # no word inside a word
-        *"Addax", " is", " ", *"an", " ", *"orange", " or"]
+        *"Addax",
+        " is",
+        " ",
+        *"an",
+        " ",
+        *"orange",
+        " or",
+    ]
 
 
 def test_every_row_decodes_to_itself() -> None:
@@ -66,9 +73,7 @@ def test_ids_are_the_same_whatever_the_hash_seed(hash_seed: str) -> None:
 
 def test_the_vocabulary_is_the_one_released_models_were_trained_with() -> None:
     text = json.dumps(vocabulary()).encode()
-    assert hashlib.sha256(text).hexdigest() == GOLDEN, (
-        "ids moved: raise harness.world.VERSION, then this value"
-    )
+    assert hashlib.sha256(text).hexdigest() == GOLDEN, "ids moved: raise harness.world.VERSION, then this value"
 
 
 def test_the_saved_tokenizer_is_the_announced_one(tmp_path: Path) -> None:

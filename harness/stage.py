@@ -1,0 +1,76 @@
+"""Stage: one node of a plan; what makes it, what it needs, and the address that follows from both.
+
+stage = Stage("train", "sft-0.01-s0", settings, {"subset": rows, "start": base})
+stage.key        # train-3f2a...: the same settings and inputs, the same key
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from harness.identity import SHORT, fingerprint, plain
+
+# Each kind of stage: the function that makes it and its version. Bump a version when its numbers change.
+MAKERS: dict[str, tuple[str, int]] = {
+    "mixture": ("harness.stages.mixture:make_mixture", 1),
+    "base": ("harness.stages.base:make_base", 1),
+    "subset": ("harness.stages.subset:make_subset", 1),
+    "labels": ("harness.stages.teach:make_labels", 1),
+    "synthesize": ("harness.stages.synthesize:make_synthesize", 1),
+    "train": ("harness.stages.train:make_train", 1),
+    "evaluate": ("harness.stages.evaluate:make_evaluate", 1),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One node of the plan; equal to another stage exactly when their keys are equal."""
+
+    kind: str
+    name: str
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, "Stage"] = field(default_factory=dict)
+    where: Mapping[str, Any] = field(default_factory=dict)
+    """What a maker needs to find its material (folders, hub ids); never identity."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over kind, version, settings and the inputs' fingerprints; the name has no part in it."""
+        return fingerprint(
+            {
+                "kind": self.kind,
+                "version": MAKERS[self.kind][1],
+                "settings": self.settings,
+                "inputs": {role: stage.fingerprint for role, stage in self.inputs.items()},
+            }
+        )
+
+    @property
+    def key(self) -> str:
+        """The stage's place in the store."""
+        return f"{self.kind}-{self.fingerprint[:SHORT]}"
+
+    @property
+    def address(self) -> str:
+        """Kind, readable name and fingerprint."""
+        return f"{self.kind}-{self.name}-{self.fingerprint[:SHORT]}"
+
+    def spec(self) -> dict[str, Any]:
+        """All that a worker needs to make the stage, as plain JSON; inputs by key."""
+        return {
+            "key": self.key,
+            "address": self.address,
+            "kind": self.kind,
+            "name": self.name,
+            "version": MAKERS[self.kind][1],
+            "settings": plain(self.settings),
+            "where": plain(self.where),
+            "inputs": {role: stage.key for role, stage in self.inputs.items()},
+        }
+
+    def ancestry(self) -> Iterator["Stage"]:
+        """Every stage this one needs, inputs before those that use them, then itself; may repeat."""
+        for stage in self.inputs.values():
+            yield from stage.ancestry()
+        yield self
