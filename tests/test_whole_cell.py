@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ import pytest
 import harness.api as harness
 from harness.config import Launch
 from harness.grid import main as grid
+from harness.store import Store
 
 SMALL = {
     "data_frac": [0.1, 1.0],
@@ -165,3 +168,64 @@ def test_help_teaches_the_two_commands_and_lists_what_can_be_chosen(tmp_path):
 def test_cfg_job_prints_the_settings(tmp_path):
     answer = run("--cfg", "job", "method=kd", cwd=tmp_path)
     assert answer.returncode == 0 and "student_share: 0.5" in answer.stdout
+
+
+def scores(root):
+    """Every score of every record, without times."""
+    lines = (next((root / "grids").glob("*/records.jsonl"))).read_text().splitlines()
+    return {
+        (record["cell"], record["role"], score["eval"], score["metric"], score["source"]): score["score"]
+        for record in map(json.loads, lines)
+        for score in record["scores"]
+    }
+
+
+def test_killed_in_the_middle_of_training_and_run_again_the_table_is_that_of_an_undisturbed_run(tmp_path):
+    small = [f"{name.replace('__', '.')}={value}" for name, value in SMALL.items() if name != "data_frac"]
+    words = ["-m", "data_frac=1.0", "method=sft,logit_kd", *small, "launch.workers=1", "machine.threads=1"]
+    undisturbed = run(*words, "store=quiet", cwd=tmp_path)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+
+    command = [sys.executable, "-m", "harness.run", *words, "store=killed"]
+    running = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not any((tmp_path / "killed" / "claims").glob("train-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    assert any((tmp_path / "killed" / "claims").glob("train-*")), "it was not killed in a train stage"
+
+    again = run(*words, "store=killed", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert scores(tmp_path / "killed") == scores(tmp_path / "quiet")
+
+
+RELOAD = """
+import sys
+from datasets import load_from_disk
+from harness.models import load_model
+from harness.sequences import Rows
+from harness.trainers import mean_nll
+import torch
+torch.set_num_threads(1)
+print(repr(mean_nll(load_model(sys.argv[1]), Rows(load_from_disk(sys.argv[2])))[0]))
+"""
+
+
+def test_a_teacher_reloaded_in_a_fresh_process_scores_what_it_scored_when_saved(tmp_path):
+    small = {**SMALL, "teacher__lessons": "[{budget:{kind:steps,amount:3,batch_size:8}}]", "data_frac": 1.0}
+    cells = harness.grid(method="kd", **small)
+    done = harness.run(cells, store=str(tmp_path / "store"), grid="g", launch=Launch(kind="inline"))
+    store = Store(tmp_path / "store")
+    frozen = json.loads((done.folder / "plan.json").read_text())
+    teacher = next(key for key, spec in frozen["stages"].items() if spec["name"] == "teacher_weak")
+    saved = store.manifest(teacher)["facts"]["metrics"]["validation_nll"]
+    rows = store.folder(store.manifest(teacher)["inputs"]["subset"]) / "validation"
+    for seed in ("0", "1"):  # sets and dicts of text come in another order in every process
+        answer = subprocess.run(
+            [sys.executable, "-c", RELOAD, str(store.folder(teacher)), str(rows)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        )
+        assert float(answer.stdout) == saved, answer.stderr

@@ -25,8 +25,8 @@ class Method:
     """Temperature at which the teacher writes prompts and answers."""
     synthetic_share: float = 0.9
     """Share of the budget's steps spent on synthetic rows, above 0; 1 is the control without human rows."""
-    second: str = "logit_kd"
-    """How human rows are trained: `logit_kd` (forward KL on gold), `kd` (JSD, student text half of the steps)
+    second: str = "kd"
+    """How human rows are trained: `kd` (JSD, student text half of the steps), `logit_kd` (forward KL on gold)
     or `sft`."""
     learning_rate_scale: float = 0.3
     """Multiplies the budget's learning rate on human rows; too strong a second stage undoes the first."""
