@@ -121,15 +121,15 @@ class Finished:
         console = Console(width=None if sys.stdout.isatty() else 160)
         console.print(render(self.summary))
         kinds: dict[str, list[str]] = {}
-        for warning in dict.fromkeys(text for record in self.records for text in record["warnings"]):
-            kinds.setdefault(warning.split(":")[0], []).append(warning)
+        for record in self.records:
+            for warning in record["warnings"]:
+                kinds.setdefault(warning.split(":")[0], []).append(f"{_who(record)}: {warning}")
         for warnings in kinds.values():
             more = f" (and {len(warnings) - 1} like it: records.jsonl)" if len(warnings) > 1 else ""
             console.print(f"warning: {warnings[0]}{more}", style="yellow", highlight=False, markup=False)
         for record in self.failed:
             console.print(
-                f"{record['status']}: {record['method']} {record['data_frac']:g} seed {record['seed']}: "
-                f"{record['reason']}",
+                f"{record['status']}: {_who(record)}: {record['reason']}",
                 style="red",
                 highlight=False,
                 markup=False,
@@ -143,6 +143,13 @@ class Finished:
             highlight=False,
             markup=False,
         )
+
+
+def _who(record: Mapping[str, Any]) -> str:
+    """A record in words: `kd 0.1 seed 0`, or the role of a reference model."""
+    if record["role"] != "student":
+        return record["role"]
+    return f"{record['method']} {record['data_frac']:g} seed {record['seed']}"
 
 
 def _dotted(name: str) -> str:

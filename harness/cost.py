@@ -33,6 +33,9 @@ class Cost:
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(self.tokens + other.tokens, self.flops + other.flops, self.seconds + other.seconds)
 
+    def __sub__(self, other: "Cost") -> "Cost":
+        return Cost(self.tokens - other.tokens, self.flops - other.flops, self.seconds - other.seconds)
+
 
 def stage_cost(facts: Mapping[str, Any]) -> Cost:
     """The whole cost of one finished stage, from the facts in its manifest."""
@@ -42,23 +45,32 @@ def stage_cost(facts: Mapping[str, Any]) -> Cost:
     return Cost(tokens, float(cost.get("flops", 0.0)), float(facts.get("seconds", 0.0)))
 
 
+def live_teacher_cost(facts: Mapping[str, Any]) -> Cost:
+    """The part of a train stage's cost that was the live teacher's forward passes."""
+    cost = facts.get("cost", {})
+    names = ("teacher_tokens", "teacher_flops", "teacher_seconds")
+    return Cost(*(float(cost.get(name, 0.0)) for name in names))
+
+
 def cell_cost(
     train: Iterable[Mapping[str, Any]],
     teaching: Iterable[Mapping[str, Any]],
     teacher_training: Iterable[Mapping[str, Any]],
 ) -> dict[str, dict[str, float]]:
-    """Costs of a cell in three figures (facts of its stages go in, by purpose).
+    """Costs of a cell in four figures (facts of its stages go in, by purpose).
 
-    train: the cell's own train stages. teacher: labels and synthetic rows, charged whole to the cell
-    (a live teacher's forward passes are inside train). with_teacher_training: both, and what it took to
-    make the teacher. total: train + teacher, the marginal cost.
+    train: the cell's own train stages without the live teacher's forward passes. teacher: those, and labels
+    and synthetic rows, charged whole to the cell. total: both, the marginal cost. with_teacher_training: the
+    total and what it took to make the teacher.
     """
-    own = sum((stage_cost(facts) for facts in train), Cost())
-    lessons = sum((stage_cost(facts) for facts in teaching), Cost())
+    train = list(train)
+    live = sum((live_teacher_cost(facts) for facts in train), Cost())
+    own = sum((stage_cost(facts) for facts in train), Cost()) - live
+    teacher = sum((stage_cost(facts) for facts in teaching), live)
     making = sum((stage_cost(facts) for facts in teacher_training), Cost())
     return {
         "train": asdict(own),
-        "teacher": asdict(lessons),
-        "total": asdict(own + lessons),
-        "with_teacher_training": asdict(own + lessons + making),
+        "teacher": asdict(teacher),
+        "total": asdict(own + teacher),
+        "with_teacher_training": asdict(own + teacher + making),
     }

@@ -33,8 +33,12 @@ class FitReport:
     """Tokens the teacher read."""
     seconds: float = 0.0
     """Wall time, set-up included."""
+    teacher_seconds: float = 0.0
+    """Of these, time in the teacher's forward passes."""
     flops: float = 0.0
     """Estimate: 6 N per token trained, 2 N per token read or written without gradient."""
+    teacher_flops: float = 0.0
+    """Of these, the teacher's."""
     first_loss: float = math.nan
     """Loss of the first step, nats per scored token (of the objective, so not comparable between them)."""
     last_loss: float = math.nan

@@ -97,7 +97,8 @@ def fit(
     report.flops = train_flops(parameters, report.read_tokens)
     report.flops += forward_flops(parameters, trainer.written_tokens)
     if teacher is not None:
-        report.flops += forward_flops(teacher.parameters, report.teacher_tokens)
+        report.teacher_flops = forward_flops(teacher.parameters, report.teacher_tokens)
+        report.flops += report.teacher_flops
     report.warnings += find_warnings(trainer.gold_nll, steps)
     report.seconds = time.perf_counter() - started
     return report
@@ -198,7 +199,9 @@ class Trainer(SFTTrainer):
         teacher_logits = None
         if self._uses_teacher:
             assert self.teacher is not None
+            asked = time.perf_counter()
             teacher_logits = self.teacher.logits(input_ids, attention_mask, scored)
+            self.report.teacher_seconds += time.perf_counter() - asked
             # heads may be padded beyond the vocabulary, each by its own amount
             width = min(student_logits.shape[-1], teacher_logits.shape[-1], len(self._tokenizer))
             student_logits, teacher_logits = student_logits[:, :width], teacher_logits[:, :width]

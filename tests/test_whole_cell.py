@@ -54,7 +54,9 @@ def test_the_teachers_share_of_the_cost_is_counted_apart(finished):
     costs = {record["method"]: record["cost"] for record in finished.records if record["data_frac"] == 1.0}
     assert costs["sft"]["teacher"]["flops"] == 0
     assert costs["seq_kd"]["teacher"]["flops"] > 0  # the labels it was given
-    assert costs["logit_kd"]["train"]["flops"] > costs["sft"]["train"]["flops"]  # the live teacher's forward passes
+    assert costs["logit_kd"]["teacher"]["flops"] > 0  # the live teacher's forward passes, and only those:
+    assert costs["logit_kd"]["train"]["flops"] == costs["sft"]["train"]["flops"]
+    assert 0 < costs["logit_kd"]["teacher"]["seconds"] < costs["logit_kd"]["total"]["seconds"]
     for cost in costs.values():
         assert cost["total"]["flops"] == cost["train"]["flops"] + cost["teacher"]["flops"]
 
@@ -218,7 +220,9 @@ def test_a_teacher_reloaded_in_a_fresh_process_scores_what_it_scored_when_saved(
     done = harness.run(cells, store=str(tmp_path / "store"), grid="g", launch=Launch(kind="inline"))
     store = Store(tmp_path / "store")
     frozen = json.loads((done.folder / "plan.json").read_text())
-    teacher = next(key for key, spec in frozen["stages"].items() if spec["name"] == "teacher_weak")
+    teacher = next(
+        key for key, spec in frozen["stages"].items() if (spec["kind"], spec["name"]) == ("train", "teacher_weak")
+    )
     saved = store.manifest(teacher)["facts"]["metrics"]["validation_nll"]
     rows = store.folder(store.manifest(teacher)["inputs"]["subset"]) / "validation"
     for seed in ("0", "1"):  # sets and dicts of text come in another order in every process

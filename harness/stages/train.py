@@ -81,7 +81,7 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     cost = {
         name: value
         for name, value in asdict(report).items()
-        if name in ("trained_tokens", "generated_tokens", "teacher_tokens", "flops")
+        if (name.endswith("_tokens") and name != "read_tokens") or name in ("flops", "teacher_flops", "teacher_seconds")
     }
     return {"cost": cost, "counts": counts, "metrics": metrics, "warnings": report.warnings}
 
