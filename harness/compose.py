@@ -52,13 +52,15 @@ def presets_folder() -> Path:
 
 
 def register() -> None:
-    """Tell Hydra the schema, and the methods and corpora that exist; safe to call again."""
+    """Tell Hydra the schema, and the methods, corpora and experiments that exist; safe to call again."""
     store = ConfigStore.instance()
     store.store(name="settings", node=Settings)
     for name in method_names():
         store.store(group="method", name=name, node=load_method(name))
     for name in corpus_names():
         store.store(group="corpus", name=name, node=load_corpus(name))
+    for path in sorted((presets_folder() / "experiments").glob("*.yaml")):
+        store.store(group="experiments", name=path.stem, node=OmegaConf.load(path), package="_global_")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The sweeper that makes `-m` plan a whole grid at once, and the search path to `experiments/`.
+"""The sweeper that makes `-m` plan a whole grid at once.
 
 Thin on purpose: Hydra executes plugin modules a second time when it scans for them, so everything
 with a state lives in harness/.
@@ -6,9 +6,7 @@ with a state lives in harness/.
 
 from typing import Any
 
-from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
-from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
@@ -25,17 +23,6 @@ class HarnessSweeper(Sweeper):
         from harness.run import ask
 
         ask(arguments)
-
-
-class HarnessSearchPath(SearchPathPlugin):
-    """Makes `experiments=<slug>` a config group beside the presets."""
-
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Append the folder that holds `experiments/`, when the program is ours."""
-        from harness.compose import presets_folder
-
-        if any(part.path and part.path.endswith(str(presets_folder() / "conf")) for part in search_path.get_path()):
-            search_path.append(provider="harness", path=f"file://{presets_folder()}")
 
 
 ConfigStore.instance().store(

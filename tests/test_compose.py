@@ -1,7 +1,5 @@
 """From words to cells: presets, sweeps, sweep files, and refusals that name what exists."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 
@@ -124,5 +122,4 @@ def test_every_experiment_composes_and_has_its_page(slug):
     assert composed.settings.experiments == slug
     assert len(composed.cells) > 1
     assert (presets_folder() / "experiments" / f"{slug}.md").is_file()
-    assert Path(presets_folder() / "experiments" / f"{slug}.yaml").read_text().startswith("# @package _global_")
     assert yaml.safe_load(text)
