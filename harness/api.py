@@ -72,7 +72,7 @@ def run_grid(composed: Composed, stream: TextIO | None = None) -> "Finished":
     folder = store.grid_folder(name)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "plan.json", frozen)
-    with view_of(planned, stream or sys.stderr) as view:
+    with view_of(stream or sys.stderr) as view:
         execute(planned, store, settings, view)
     return Finished.collect(store, frozen)
 

@@ -46,7 +46,7 @@ def visits(num_rows: int, steps: int, batch_size: int, seed: int) -> np.ndarray:
     return order[:needed].reshape(steps, batch_size)
 
 
-def total_steps(budget: Budget, response_tokens: Sequence[int], seed: int) -> int:
+def total_steps(budget: Budget, response_tokens: Sequence[int] | np.ndarray, seed: int) -> int:
     """Optimizer steps of a whole budget over rows with these many scored tokens each; at least 1.
 
     `trained_tokens` walks the visiting order until that many gold response tokens are scored, so every

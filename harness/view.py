@@ -1,6 +1,6 @@
 """View: what a person sees while a grid runs; a live panel on a terminal, plain lines elsewhere.
 
-with view_of(plan, stream=sys.stderr) as view:
+with view_of(sys.stderr) as view:
     execute(plan, store, settings, view)
 """
 
@@ -9,7 +9,6 @@ import time
 from types import TracebackType
 from typing import Any, TextIO
 
-from harness.plan import Plan
 from harness.stage import Stage
 from harness.status import StageState
 from harness.track import Progress
@@ -21,7 +20,7 @@ FINAL = ("done", "failed", "blocked")
 class PlainView:
     """One line when a stage starts, ends or fails, and one every 15 seconds of a long stage."""
 
-    def __init__(self, plan: Plan, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
         self.total = 0
         self.finished = 0
@@ -134,15 +133,15 @@ class LiveView(PlainView):
         self.names[stage.key] = short(stage)
         super().changed(stage, state)
 
-    def __init__(self, plan: Plan, stream: TextIO | None = None) -> None:
-        super().__init__(plan, stream)
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__(stream)
         self.names: dict[str, str] = {}
 
 
-def view_of(plan: Plan, stream: TextIO | None = None) -> PlainView:
+def view_of(stream: TextIO | None = None) -> PlainView:
     """The view that suits the stream: live on a terminal, plain lines otherwise."""
     stream = stream or sys.stderr
-    return LiveView(plan, stream) if stream.isatty() else PlainView(plan, stream)
+    return LiveView(stream) if stream.isatty() else PlainView(stream)
 
 
 def short(stage: Stage) -> str:

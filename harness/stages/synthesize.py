@@ -63,7 +63,7 @@ def make_synthesize(
         for number, pair in zip(numbers, pairs, strict=True):
             asked = number + 1
             row = next(rendered) if all(pair) else None
-            if judge.keeps(pair, row):
+            if judge.keeps(pair, row) and row is not None:
                 values = (-1 - number, f"synthetic-{number}", row.input_ids, row.starts, row.ends)
                 for name, value in zip(FEATURES, values, strict=True):
                     columns[name].append(value)

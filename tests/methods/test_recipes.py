@@ -67,11 +67,11 @@ def test_two_stage_trains_human_rows_last_and_gently_unless_reversed():
     synthetic, human = recipe("two_stage")
     assert (synthetic["sequences"], human["sequences"], human["learning_rate_scale"]) == (
         "synthetic",
-        "gold",
+        "student",
         0.3,
     )
     reversed_order = recipe("two_stage", order="human_first")
-    assert [stage["sequences"] for stage in reversed_order] == ["gold", "synthetic"]
+    assert [stage["sequences"] for stage in reversed_order] == ["student", "synthetic"]
     assert reversed_order[0]["span"] == [0.0, pytest.approx(0.1)]
 
 

@@ -1,0 +1,44 @@
+"""Estimates: from settings alone, in the right proportions, and bettered by what was measured."""
+
+import pytest
+
+from harness.compose import compose
+from harness.estimate import estimate, measured_speed, plan_rows, stage_seconds
+from harness.plan import Plan
+from harness.store import Store
+
+
+def train(*arguments):
+    (cell,) = compose(["corpus.rows=1200", *arguments]).cells
+    return next(stage for stage in Plan.of([cell]).stages if stage.kind == "train" and "teacher" not in stage.name)
+
+
+def test_tokens_of_a_train_stage_are_steps_times_rows_times_tokens_of_a_row():
+    stage = train("method=sft", "budget.amount=100", "budget.batch_size=8")
+    tokens = estimate(stage).tokens / 800
+    assert 15 < tokens < 22  # a row of the miniature has 18 tokens in the mean
+    assert estimate(stage).flops == pytest.approx(6 * 349_824 * estimate(stage).tokens, rel=1e-6)
+
+
+def test_equal_epochs_cost_in_proportion_to_the_fraction():
+    tenth, whole = (estimate(train("method=sft", "budget=epochs", f"data_frac={f}")).flops for f in (0.1, 1.0))
+    assert whole == pytest.approx(10 * tenth)
+
+
+def test_a_live_teacher_adds_its_forward_passes():
+    sft, kd = (estimate(train(f"method={name}")).flops for name in ("sft", "logit_kd"))
+    assert kd == pytest.approx(sft + 2 * 802_560 * estimate(train("method=sft")).tokens, rel=1e-6)
+
+
+def test_a_finished_stage_of_the_same_kind_sets_the_speed(tmp_path):
+    store = Store.open(tmp_path)
+    (cell,) = compose(["method=sft"]).cells
+    plan = Plan.of([cell])
+    stage = next(stage for stage in plan.stages if stage.kind == "train")
+    with store.scratch(stage.key) as out:
+        store.publish(stage.key, out, {"facts": {"seconds": 10.0, "cost": {"flops": 1e11}}})
+    assert measured_speed(store, plan.stages) == {"train": 1e10}
+    rows = {row["kind"]: row for row in plan_rows(plan, store)}
+    assert rows["train"]["done"] == 1 and rows["train"]["flops"] == 0
+    assert rows["evaluate"]["seconds"] > 0
+    assert stage_seconds(stage, 1e9) > stage_seconds(stage, 1e10)
