@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from harness.compose import Composed, compose
-from harness.config import Cell, Settings
+from harness.config import Cell, Settings, refuse
 from harness.execute import execute
 from harness.plan import Plan
 from harness.preflight import preflight
 from harness.record import freeze, records
-from harness.store import Store, write_json
+from harness.store import Store, write_json, write_text
 from harness.view import view_of
 
 if TYPE_CHECKING:
@@ -28,13 +28,15 @@ if TYPE_CHECKING:
 
 
 def grid(**settings: Any) -> tuple[Cell, ...]:
-    """Cells of the product of `settings`; a list or tuple sweeps, dots in names are written `__`.
+    """Cells of the product of `settings`; a list sweeps, dots in names are written `__`.
 
-    `grid(method=["sft", "kd"], budget__amount=100)`; raises SettingsError as the command line would.
+    `grid(method=["sft", "kd"], budget__amount=100)`; a value that is a list itself stands in a list
+    (`evals__names=[["heldout"]]`). Raises SettingsError as the command line would.
     """
-    fixed = [f"{_dotted(name)}={value}" for name, value in settings.items() if not isinstance(value, list | tuple)]
-    swept = {_dotted(name): list(value) for name, value in settings.items() if isinstance(value, list | tuple)}
-    return compose(fixed, sweep={"product": swept}).cells
+    product = {
+        name.replace("__", "."): value if isinstance(value, list) else [value] for name, value in settings.items()
+    }
+    return compose([], sweep={"product": product}).cells
 
 
 def plan(cells: Iterable[Cell]) -> Plan:
@@ -66,10 +68,9 @@ def run_grid(composed: Composed, stream: TextIO | None = None) -> "Finished":
     settings = composed.settings
     store = Store.open(settings.store)
     planned = Plan.of(composed.cells)
-    preflight(planned)
-    name = settings.grid or settings.experiments or planned.name
-    frozen = freeze(planned, name)
-    folder = store.grid_folder(name)
+    preflight(planned, settings.machine)
+    frozen = freeze(planned, _name(settings, planned, store))
+    folder = store.grid_folder(frozen["grid"])
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "plan.json", frozen)
     with view_of(stream or sys.stderr) as view:
@@ -103,8 +104,8 @@ class Finished:
         folder = store.grid_folder(frozen["grid"])
         write(folder, found, frame)
         crossover_figure(frame, folder / "crossover", crossed)
-        (folder / "verdict.txt").write_text(text + "\n")
-        (folder / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in found))
+        write_text(folder / "verdict.txt", text + "\n")
+        write_text(folder / "records.jsonl", "".join(json.dumps(record) + "\n" for record in found))
         return cls(frozen["grid"], folder, found, frame, text)
 
     @property
@@ -145,12 +146,22 @@ class Finished:
         )
 
 
+def _name(settings: Settings, planned: Plan, store: Store) -> str:
+    """The grid's name: as asked, else the experiment's slug, else a hash; a name keeps its cells for good."""
+    name = settings.grid or settings.experiments or planned.name
+    path = store.grid_folder(name) / "plan.json"
+    if not path.is_file():
+        return name
+    cells = {cell["fingerprint"] for cell in json.loads(path.read_text())["cells"]}
+    if cells == {cell.fingerprint for cell in planned.cells}:
+        return name
+    if settings.grid:
+        raise refuse("grid", name, "that name belongs to a grid of other cells in this store", "choose another name")
+    return f"{name}-{planned.name.rsplit('-', 1)[-1]}"
+
+
 def _who(record: Mapping[str, Any]) -> str:
     """A record in words: `kd 0.1 seed 0`, or the role of a reference model."""
     if record["role"] != "student":
         return record["role"]
     return f"{record['method']} {record['data_frac']:g} seed {record['seed']}"
-
-
-def _dotted(name: str) -> str:
-    return name.replace("__", ".")

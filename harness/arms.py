@@ -8,7 +8,7 @@ Sorts records, which hold names, settings and scores; `gains.py` brings the cell
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from harness.config import SettingsError
@@ -71,20 +71,28 @@ class Metric(NamedTuple):
 def by_arm(records: Iterable[Record]) -> dict[Arm, list[Record]]:
     """Cells and reference models per arm, one of each address, in the order of first sight.
 
-    Cells of one arm and seed that still differ differ in a setting that no name shows: it becomes part of
-    the arm's `variant` (or of the teacher's name). Raises SettingsError where even the settings are the same.
+    Cells of one seed that differ in a setting no name shows get it as `variant` (a teacher's: in the teacher's
+    name), over all methods, so an arm never meets SFT cells that were trained or scored in another way.
+    Several teachers drawn in one world share SFT cells and rows: they are no replicates, and are named apart.
+    Raises SettingsError where even the settings are the same.
     """
     unique = list({(r["cell"], r["role"]): r for r in records}.values())
     hidden = _hidden_settings(unique)
+    teacher_seeds: dict[Any, set[Any]] = {}
+    for record in unique:
+        teacher_seeds.setdefault((record.get("teacher"), record.get("world_seed")), set()).add(
+            record.get("teacher_seed")
+        )
+    several = {teacher for (teacher, _), seeds in teacher_seeds.items() if teacher and len(seeds) > 1}
     arms: dict[Arm, list[Record]] = {}
     for record in unique:
-        arms.setdefault(_arm(record, hidden), []).append(record)
+        arms.setdefault(_arm(record, hidden, several), []).append(record)
     for arm, cells in arms.items():
-        seeds = [seeds_of(cell) for cell in cells if cell["role"] == "student"]
+        seeds = [seeds_of(cell) for cell in cells]
         if len(set(seeds)) < len(seeds):
             raise SettingsError(
-                f"{arm.method} at data_frac={arm.data_frac} has two cells of one seed and the same settings; "
-                "read the records of one grid, or of one version of the code."
+                f"{arm.method} ({arm.teacher or arm.student}) at data_frac={arm.data_frac} has two cells of one seed "
+                "and the same settings; read the records of one grid, or of one version of the code."
             )
     return arms
 
@@ -109,14 +117,27 @@ def score_of(record: Record, metric: Metric) -> float | None:
     return None
 
 
-def _arm(record: Record, hidden: set[str]) -> Arm:
+def diverged(record: Record) -> bool:
+    """Whether a student's training ended in numbers that are not finite; such a cell stays in the analysis."""
+    return record["role"] == "student" and record["status"] == "failed" and record.get("failure_class") == "diverged"
+
+
+def why_unpaired(arm: Arm, arms: Iterable[Arm]) -> str:
+    """Why an arm has no gain, in words: SFT ran with other settings, not at all, or with other seeds."""
+    others = {other.variant for other in arms if other._replace(variant=arm.variant) == arm.partner}
+    if arm.variant in others:
+        return "no gain: no seed in common with SFT"
+    return f"no gain: SFT ran with {' and '.join(sorted(others))}" if others else "no gain: no SFT cell to pair with"
+
+
+def _arm(record: Record, hidden: Container[str] = (), several: Container[str] = ()) -> Arm:
     """The arm of one record, with the settings that no name shows."""
-    flat = _flat(record.get("settings") or {}) if hidden else {}
-    shown = {key: f"{key}={flat[key]}" for key in sorted(hidden) if key in flat and record["role"] == "student"}
+    telling = {key: value for key, value in sorted(_telling(record).items()) if key in hidden}
     teacher = record.get("teacher")
-    of_teacher = [text.removeprefix("teacher.") for key, text in shown.items() if key.startswith("teacher.")]
-    if teacher and of_teacher and record["role"] == "student":
-        teacher = f"{teacher}[{', '.join(of_teacher)}]"
+    if teacher:
+        of_teacher = [f"seed={record.get('teacher_seed')}"] * (teacher in several)
+        of_teacher += [f"{k.removeprefix('teacher.')}={v}" for k, v in telling.items() if k.startswith("teacher.")]
+        teacher += f"[{', '.join(of_teacher)}]" if of_teacher else ""
     return Arm(
         record["role"],
         record.get("method") or record["role"],
@@ -124,7 +145,7 @@ def _arm(record: Record, hidden: set[str]) -> Arm:
         record.get("student") or "",
         record.get("corpus") or "",
         record.get("budget") or "",
-        ", ".join(text for key, text in shown.items() if not key.startswith("teacher.")),
+        ", ".join(f"{key}={value}" for key, value in telling.items() if not key.startswith("teacher.")),
         record.get("data_frac"),
         record.get("world_seed"),
         record.get("teacher_seed") if teacher else None,
@@ -132,16 +153,29 @@ def _arm(record: Record, hidden: set[str]) -> Arm:
 
 
 def _hidden_settings(records: list[Record]) -> set[str]:
-    """Settings in which cells of one arm and seed differ."""
-    groups: dict[Any, list[Record]] = {}
+    """Settings in which cells of one seed differ that ought to agree.
+
+    A teacher's settings ought to agree within an arm, all others between a method and the SFT it is paired with.
+    """
+    groups: dict[Any, list[dict[str, str]]] = {}
     for record in records:
-        if record["role"] == "student":
-            groups.setdefault((_arm(record, set()), seeds_of(record)), []).append(record)
-    hidden = set()
-    for group in groups.values():
-        flats = [_flat(record.get("settings") or {}) for record in group if len(group) > 1]
-        hidden |= {key for flat in flats for key in flat if any(other.get(key) != flat[key] for other in flats)}
-    return {key for key in hidden if not any(key == name or key.startswith(f"{name}.") for name in NOT_SETTINGS)}
+        arm, telling = _arm(record), _telling(record)
+        taught = {key: value for key, value in telling.items() if key.startswith("teacher.")}
+        shared = {key: value for key, value in telling.items() if key not in taught}
+        peers = arm.partner if arm.role == "student" else arm
+        groups.setdefault(("teacher", arm, seeds_of(record)), []).append(taught)
+        groups.setdefault(("shared", peers, seeds_of(record)), []).append(shared)
+    return {
+        key for group in groups.values() for one in group for key in one if any(o.get(key) != one[key] for o in group)
+    }
+
+
+def _telling(record: Record) -> dict[str, str]:
+    """Settings that can tell two records of the same names apart; of a reference model, only its own."""
+    flat = _flat(record.get("settings") or {})
+    own = {"base": ("student.", "evals."), "teacher": ("teacher.", "evals.")}.get(record["role"], ("",))
+    named = {key for key in flat if any(key == name or key.startswith(f"{name}.") for name in NOT_SETTINGS)}
+    return {key: value for key, value in flat.items() if key not in named | {"teacher"} and key.startswith(own)}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

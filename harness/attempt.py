@@ -5,11 +5,12 @@ where. Failures get a class, so that a failed cell can be understood, and retrie
 """
 
 import importlib
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,16 @@ def _make(
         with track.listen(heard):
             facts = make({**spec["settings"], "where": spec["where"]}, inputs, out, machine)
         facts = {**facts, "seconds": time.time() - started}
-        store.publish(spec["key"], out, {**spec, "facts": facts, "provenance": provenance(), "published": time.time()})
+        ran_on = {**asdict(machine), "gpu": _gpu_name()}
+        manifest = {**spec, "facts": facts, "provenance": provenance(), "machine": ran_on, "published": time.time()}
+        store.publish(spec["key"], out, manifest)
     return facts
+
+
+def _gpu_name() -> str | None:
+    """The accelerator in use, if torch was needed and found one."""
+    torch = sys.modules.get("torch")
+    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
 
 
 class Diary:
@@ -138,6 +147,14 @@ class Diary:
         finite = loss is not None and abs(loss) < float("inf")
         with self._lock:
             write_json(self.path, {**self.page, "heartbeat": time.time(), "loss": loss if finite else None})
+
+
+def note_death(store: Store, key: str, reason: str) -> None:
+    """Write down how the last attempt ended when its process died without a word."""
+    attempts = store.attempts(key)
+    if attempts and attempts[-1].get("outcome", "running") == "running":
+        page = {**attempts[-1], "outcome": "interrupted", "failure_class": "killed", "reason": reason}
+        write_json(store.attempt_file(key, len(attempts)), {**page, "ended": time.time()})
 
 
 def failure_class(error: BaseException) -> str:

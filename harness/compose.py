@@ -53,6 +53,7 @@ def presets_folder() -> Path:
 
 def register() -> None:
     """Tell Hydra the schema, and the methods, corpora and experiments that exist; safe to call again."""
+    OmegaConf.register_new_resolver("checkout", lambda path: str(presets_folder() / path), replace=True)
     store = ConfigStore.instance()
     store.store(name="settings", node=Settings)
     for name in method_names():
@@ -214,12 +215,25 @@ def _points(swept: Sequence[Override], sweep: Mapping[str, Any]) -> list[dict[st
             raise refuse("sweep.zip", list(zipped), "zipped settings need equally many values")
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         points = [{**point, **row} for point in points for row in rows] if rows else points
+    swept_keys = {key for point in points for key in point}
+    for pattern in sweep.get("exclude") or []:
+        if unknown := set(pattern) - swept_keys:
+            raise refuse(
+                "sweep.exclude", sorted(unknown)[0], f"the grid sweeps {', '.join(sorted(swept_keys)) or 'nothing'}"
+            )
     points = [point for point in points if not any(_matches(point, pattern) for pattern in sweep.get("exclude") or [])]
     return points + [dict(point) for point in sweep.get("include") or []]
 
 
 def _matches(point: Mapping[str, Any], pattern: Mapping[str, Any]) -> bool:
-    return all(key in point and str(point[key]) in map(str, _listed(wanted)) for key, wanted in pattern.items())
+    return all(
+        key in point and any(_same(point[key], value) for value in _listed(wanted)) for key, wanted in pattern.items()
+    )
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two swept values mean the same; 1 and 1.0 do, as words on a command line and in a file do."""
+    return one == other or str(one) == str(other)
 
 
 def _listed(values: Any) -> list[Any]:

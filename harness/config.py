@@ -40,6 +40,12 @@ def check_positive(name: str, value: float) -> None:
         raise refuse(name, value, "it must be a number above 0")
 
 
+def check_at_least(name: str, value: Any, least: float) -> None:
+    """Raise unless `value` is a finite number of at least `least`; null passes, it means a default."""
+    if value is not None and not (isinstance(value, int | float) and math.isfinite(value) and value >= least):
+        raise refuse(name, value, f"it must be a number of at least {least:g}")
+
+
 def check_fraction(name: str, value: Any) -> None:
     """Raise unless `value` is a number in (0, 1]."""
     if not (isinstance(value, int | float) and math.isfinite(value) and 0 < value <= 1):
@@ -82,6 +88,8 @@ class Model:
             raise refuse(
                 f"{self.name}.path", self.path, f"kind={self.kind} needs a path", "give a folder, file or hub id"
             )
+        if self.kind == "mini" and self.chat_template != "own":
+            raise refuse(f"{self.name}.chat_template", self.chat_template, "a mini has its own template and no other")
         if self.init == "pruned" and not self.layers:
             raise refuse(f"{self.name}.layers", self.layers, "init=pruned needs the number of layers to keep")
 
@@ -118,6 +126,10 @@ class Budget:
         check_choice("budget.precision", self.precision, ("fp32", "bf16"))
         for name in ("amount", "batch_size", "learning_rate", "max_grad_norm"):
             check_positive(f"budget.{name}", getattr(self, name))
+        check_at_least("budget.weight_decay", self.weight_decay, 0)
+        for name in ("warmup_ratio", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise refuse(f"budget.{name}", getattr(self, name), "it lies between 0 and below 1")
 
     @property
     def label(self) -> str:
@@ -170,8 +182,7 @@ class Evals:
     """At most this many held-out rows, a seeded sample stratified by source; null: all."""
 
     def __post_init__(self) -> None:
-        if self.limit is not None:
-            check_positive("evals.limit", self.limit)
+        check_at_least("evals.limit", self.limit, 1)
 
 
 @dataclass
@@ -190,6 +201,8 @@ class Machine:
     def __post_init__(self) -> None:
         check_choice("machine.device", self.device, ("auto", "cpu", "cuda"))
         check_choice("machine.wandb", self.wandb, ("disabled", "offline", "online"))
+        check_at_least("machine.threads", self.threads, 0)
+        check_at_least("machine.micro_batch_size", self.micro_batch_size, 1)
 
 
 @dataclass
@@ -203,6 +216,7 @@ class Launch:
 
     def __post_init__(self) -> None:
         check_choice("launch.kind", self.kind, ("local", "inline"))
+        check_at_least("launch.workers", self.workers, 0)
 
 
 @dataclass

@@ -57,35 +57,39 @@ class Crossover:
     lack_of_fit_p: float
     """p value of a cubic coefficient; small: trust the bracket. NaN when it cannot be tested."""
     delta: float
-    margin: float
+    margin: float | None
+    """Of equivalence; null where none was declared, and nothing is called equal."""
     seeds: int
     excludes_seed_variance: bool
 
 
 def crossover(
     fractions: Sequence[float],
-    gains: ArrayLike,
+    gains: ArrayLike | Curve,
     strata: Sequence[Any] | None = None,
     delta: float = 0.0,
-    margin: float = 0.02,
+    margin: float | None = 0.02,
     level: float = 0.95,
 ) -> Crossover:
     """Crossover set of `gains` (S, F) or (S, F, N) at F fractions; strata (N,) is each item's source.
 
-    `delta` and the equivalence `margin` are declared before the run. Draws of the world take the place of
-    seeds where there are several. Raises SettingsError on fractions that are not distinct or not in (0, 1].
+    Or of a curve in the order of `fractions`. Above 0 is better than SFT; `delta` and the equivalence `margin`
+    are declared before the run, in the metric's unit. Raises SettingsError on fractions that are not distinct
+    or not in (0, 1].
     """
-    values = np.asarray(gains, dtype=float)
-    values = values[:, :, None] if values.ndim == 2 else values
+    if not isinstance(gains, Curve):
+        values = np.asarray(gains, dtype=float)
+        values = values[:, :, None] if values.ndim == 2 else values
+        if values.ndim != 3 or values.shape[1] != len(fractions):
+            raise refuse("gains", values.shape, f"a crossover needs (seeds, {len(fractions)} fractions[, items])")
+        gains = curve(values, strata)
     where = np.asarray(fractions, dtype=float)
     if where.ndim != 1 or len(set(where)) != len(where) or not ((where > 0) & (where <= 1)).all():
         raise refuse("fractions", list(fractions), "a crossover needs distinct fractions above 0 and at most 1")
-    if values.ndim != 3 or values.shape[1] != len(where):
-        raise refuse("gains", values.shape, f"a crossover needs (seeds, {len(where)} fractions[, items])")
-    if not margin > 0:
+    if margin is not None and not margin > 0:
         raise refuse("margin", margin, "equivalence needs a margin above 0", "declare it before the run")
     order = np.argsort(where)
-    where, measured = where[order], curve(values[:, order], strata)
+    where, measured = where[order], gains.at(order)
     bracket = _bracket(where, measured, delta, margin, level)
     common = (bracket, delta, margin, measured.seeds)
     if len(where) < LEAST_FRACTIONS:
@@ -123,7 +127,7 @@ def _crossover(
     roots: tuple[float, ...],
     bracket: Bracket,
     delta: float,
-    margin: float,
+    margin: float | None,
     seeds: int,
     sign: int = 0,
     lack_of_fit_p: float = float("nan"),
@@ -143,12 +147,13 @@ def _next_coefficient_p(x: Array, measured: Curve) -> float:
     return measured.intervals(contrast)[0].p
 
 
-def _bracket(where: Array, measured: Curve, delta: float, margin: float, level: float) -> Bracket:
+def _bracket(where: Array, measured: Curve, delta: float, margin: float | None, level: float) -> Bracket:
     """Model-free bracket: Bonferroni over the fractions, so all statements hold together."""
     intervals = measured.intervals(np.eye(len(where)), 1 - (1 - level) / len(where))
     above = [i for i, interval in enumerate(intervals) if interval.low > delta]
     after = range(above[-1] + 1 if above else 0, len(where))
-    equivalent = [i for i in after if delta - margin < intervals[i].low and intervals[i].high < delta + margin]
+    near = margin or 0.0
+    equivalent = [i for i in after if delta - near < intervals[i].low and intervals[i].high < delta + near]
     below = [i for i in after if intervals[i].high < delta]
     return Bracket(
         *(

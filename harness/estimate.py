@@ -5,14 +5,16 @@ token (harness/cost.py), seconds from the speed of finished stages of the same k
 from a cautious figure for one CPU thread. Estimates order the work and are printed by `grid plan`.
 """
 
+import json
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from harness.corpora import corpus_from
+from harness.corpora import Size, corpus_from
 from harness.cost import forward_flops, train_flops
+from harness.identity import canonical
 from harness.model_files import parameters_of
 from harness.plan import Plan
 from harness.stage import Stage
@@ -20,7 +22,7 @@ from harness.store import Store
 
 DEFAULT_FLOPS_PER_SECOND = 2e10
 OVERHEAD_SECONDS = 2.0
-UNKNOWN_ROWS, UNKNOWN_RESPONSE_TOKENS, UNKNOWN_ROW_TOKENS = 1000, 200.0, 400.0
+UNKNOWN = Size(rows=1000, response_tokens=200.0, row_tokens=400.0, heldout_rows=1000)
 STUDENT_TEXT_FACTOR = 2.0  # generating costs about as much again as training on what was generated
 
 
@@ -39,8 +41,8 @@ class Estimate:
 def estimate(stage: Stage) -> Estimate:
     """The expected cost of one stage."""
     if stage.kind == "mixture":
-        rows, _, row_tokens = _mixture_size(stage)
-        return Estimate(bytes=rows * row_tokens * 4)
+        size = _mixture_size(stage)
+        return Estimate(bytes=size.rows * size.row_tokens * 4)
     if stage.kind == "subset":
         rows, _, row_tokens = _rows(stage)
         return Estimate(bytes=rows * row_tokens * 4)
@@ -53,13 +55,12 @@ def estimate(stage: Stage) -> Estimate:
         asked = stage.settings.get("synthetic_rows") or min(rows, _visited(stage, rows))
         tokens = asked * (row_tokens + response)
         return Estimate(tokens, forward_flops(_parameters(stage.inputs["teacher"]), tokens), asked * row_tokens * 4)
-    rows, response, row_tokens = _mixture_size(stage.inputs["mixture"])
-    scored = stage.settings["limit"] or max(1.0, rows * 0.1)
-    tokens = scored * (2 * row_tokens + response)
+    size = _mixture_size(stage.inputs["mixture"])
+    scored = min(stage.settings["limit"] or size.heldout_rows, size.heldout_rows)
+    tokens = scored * (2 * size.row_tokens + size.response_tokens)
     return Estimate(tokens, forward_flops(_parameters(stage.inputs["model"]), tokens), scored * 500)
 
 
-@cache
 def stage_seconds(stage: Stage, flops_per_second: float = DEFAULT_FLOPS_PER_SECOND) -> float:
     """Expected wall seconds of one stage at a given speed."""
     return OVERHEAD_SECONDS + estimate(stage).flops / flops_per_second
@@ -97,17 +98,20 @@ def plan_rows(plan: Plan, store: Store) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def _mixture_size(stage: Stage) -> tuple[float, float, float]:
-    """Rows, response tokens per row and tokens per row of a mixture, as its corpus states them."""
-    size = corpus_from(stage.where["corpus"]).size()
-    if size is None:
-        return UNKNOWN_ROWS, UNKNOWN_RESPONSE_TOKENS, UNKNOWN_ROW_TOKENS
-    return size.rows, size.response_tokens, size.row_tokens
+def _mixture_size(stage: Stage) -> Size:
+    """What a mixture's corpus states of itself."""
+    return _size(canonical(stage.where["corpus"]))
+
+
+@cache
+def _size(corpus: str) -> Size:
+    return corpus_from(json.loads(corpus)).size() or UNKNOWN
 
 
 def _rows(subset: Stage) -> tuple[float, float, float]:
-    rows, response, row_tokens = _mixture_size(subset.inputs["mixture"])
-    return max(1.0, rows * subset.settings["data_frac"]), response, min(row_tokens, subset.settings["max_length"])
+    size = _mixture_size(subset.inputs["mixture"])
+    rows = max(1.0, size.rows * subset.settings["data_frac"])
+    return rows, size.response_tokens, min(size.row_tokens, subset.settings["max_length"])
 
 
 def _steps(budget: Mapping[str, Any], rows: float, response_tokens: float) -> float:

@@ -8,8 +8,7 @@ it and nothing else. Stages that another live run has claimed are waited for, no
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from harness.attempt import Outcome
 from harness.config import Machine, Settings, SettingsError
@@ -39,74 +38,105 @@ class View(Protocol):
         """Time has passed; a live view may redraw."""
 
 
-@dataclass
 class Run:
-    """One execution under way: the states of its stages and what is still to be made."""
+    """One execution under way: the states of its stages, and which are free to start."""
 
-    plan: Plan
-    store: Store
-    view: View
-    states: dict[str, StageState]
-
-    def __post_init__(self) -> None:
-        self.stages = {stage.key: stage for stage in self.plan.stages}
+    def __init__(self, plan: Plan, store: Store, view: View, states: dict[str, StageState]) -> None:
+        self.store, self.view, self.states = store, view, states
+        self.stages = {stage.key: stage for stage in plan.stages}
+        self.targets = {target.key for cell in plan.cells for target in (cell.evaluate, *cell.references.values())}
+        self.users: dict[str, list[str]] = {key: [] for key in states}
+        self.unmade: dict[str, int] = {}
         self.retry_at: dict[str, float] = {}
+        for key in states:
+            inputs = {stage.key for stage in self.stages[key].inputs.values() if stage.key in states}
+            inputs = {upstream for upstream in inputs if states[upstream].status != "done"}
+            self.unmade[key] = len(inputs)
+            for upstream in inputs:
+                self.users[upstream].append(key)
+        self.waiting = {key for key, state in states.items() if state.status == "waiting"}
+        self.free = {key for key in self.waiting if not self.unmade[key]}
+        self.unread = {key for key in self.waiting if self.stages[key].kind == READING}
+        for key, state in list(states.items()):
+            view.changed(self.stages[key], state)
+        for key, state in list(states.items()):
+            if state.status == "failed":
+                self.block(key)
+
+    def ready(self) -> list[str]:
+        """Stages that may start now; while data is unread, only stages that read data."""
+        now = time.monotonic()
+        free = self.free & self.unread if self.unread else self.free
+        return [key for key in free if self.retry_at.get(key, 0) <= now]
+
+    def start(self, key: str) -> bool:
+        """Mark a stage as running; False, and later again, where another run is making it."""
+        if self.store.claimed(key):
+            self.retry_at[key] = time.monotonic() + BUSY_RETRY_SECONDS
+            elsewhere = StageState("waiting", reason="another run is making it")
+            if self.states[key] != elsewhere:
+                self.set(key, elsewhere)
+            return False
+        self.free.discard(key)
+        self.set(key, StageState("running"))
+        return True
+
+    def finish(self, outcome: Outcome) -> None:
+        """Take in how an attempt ended; bad data stops the run, since nothing was computed yet."""
+        key, stage = outcome.key, self.stages[outcome.key]
+        if outcome.status == "busy":
+            self.free.add(key)
+            self.retry_at[key] = time.monotonic() + BUSY_RETRY_SECONDS
+            return
+        self.waiting.discard(key)
+        self.unread.discard(key)
+        if outcome.status == "done":
+            self.set(key, StageState("done"))
+            for user in self.users[key]:
+                self.unmade[user] -= 1
+                if not self.unmade[user] and user in self.waiting:
+                    self.free.add(user)
+            return
+        if stage.kind == READING and outcome.failure_class == "settings":
+            raise SettingsError(outcome.reason)
+        self.set(key, StageState("failed", outcome.failure_class, outcome.reason))
+        self.block(key)
+
+    def block(self, key: str) -> None:
+        """Give up what needs the failed stage `key`, and what then no cell has a use for."""
+        failed = self.states[key]
+        reason = f"needs {self.stages[key].address}, which failed: {failed.reason}"
+        beyond = list(self.users[key])
+        while beyond:
+            user = beyond.pop()
+            beyond += self.users[user]
+            self._give_up(user, StageState("blocked", failed.failure_class, reason))
+        useful = set()
+        wanted = [key for key in self.targets & self.waiting]
+        while wanted:
+            stage = wanted.pop()
+            if stage not in useful:
+                useful.add(stage)
+                wanted += [
+                    upstream.key for upstream in self.stages[stage].inputs.values() if upstream.key in self.waiting
+                ]
+        for other in self.waiting - useful:
+            if self.states[other].status == "waiting":
+                self._give_up(
+                    other, StageState("blocked", failed.failure_class, f"no cell needs it any more: {reason}")
+                )
 
     def set(self, key: str, state: StageState) -> None:
         """Record a state and tell the view."""
         self.states[key] = state
         self.view.changed(self.stages[key], state)
 
-    def ready(self) -> list[str]:
-        """Waiting stages whose inputs are all done; while data is unread, only stages that read data."""
-        now = time.monotonic()
-        waiting = [key for key, state in self.states.items() if state.status == "waiting"]
-        unread = [
-            key
-            for key in self.states
-            if self.stages[key].kind == READING and self.states[key].status in ("waiting", "running")
-        ]
-        return [
-            key
-            for key in waiting
-            if self.retry_at.get(key, 0) <= now
-            and (not unread or self.stages[key].kind == READING)
-            and all(
-                self.states[i.key].status == "done" for i in self.stages[key].inputs.values() if i.key in self.states
-            )
-        ]
-
-    def block(self, key: str) -> None:
-        """Mark everything that needs the failed stage `key`."""
-        for other, stage in self.stages.items():
-            if (
-                self.states.get(other)
-                and self.states[other].status == "waiting"
-                and any(ancestor.key == key for ancestor in stage.ancestry())
-            ):
-                failed = self.states[key]
-                self.set(
-                    other,
-                    StageState(
-                        "blocked",
-                        failed.failure_class,
-                        f"needs {self.stages[key].address}, which failed: {failed.reason}",
-                    ),
-                )
-
-    def finish(self, outcome: Outcome) -> None:
-        """Take in how an attempt ended; bad data stops the run, since nothing was computed yet."""
-        stage = self.stages[outcome.key]
-        if outcome.status == "busy":
-            self.retry_at[outcome.key] = time.monotonic() + BUSY_RETRY_SECONDS
-            self.set(outcome.key, StageState("waiting", reason="another run is making it"))
-        elif outcome.status == "done":
-            self.set(outcome.key, StageState("done"))
-        else:
-            if stage.kind == READING and outcome.failure_class == "settings":
-                raise SettingsError(outcome.reason)
-            self.set(outcome.key, StageState("failed", outcome.failure_class, outcome.reason))
-            self.block(outcome.key)
+    def _give_up(self, key: str, state: StageState) -> None:
+        if key in self.waiting and self.states[key].status == "waiting":
+            self.waiting.discard(key)
+            self.free.discard(key)
+            self.unread.discard(key)
+            self.set(key, state)
 
 
 def execute(plan: Plan, store: Store, settings: Settings, view: View) -> dict[str, StageState]:
@@ -116,29 +146,26 @@ def execute(plan: Plan, store: Store, settings: Settings, view: View) -> dict[st
     goes on from there.
     """
     run = Run(plan, store, view, _needed(plan, store, settings.retry))
-    for key, state in list(run.states.items()):
-        view.changed(run.stages[key], state)
-        if state.status == "failed":
-            run.block(key)
-    if all(state.status != "waiting" for state in run.states.values()):
+    if not run.waiting:
         return run.states
     remaining = _remaining_seconds(plan)
     launcher = _launcher(store, settings, lambda key, progress: view.progressed(run.stages[key], progress))
     busy: set[str] = set()
     try:
-        while True:
-            for key in sorted(run.ready(), key=lambda key: -remaining[key])[: max(0, launcher.slots - len(busy))]:
-                busy.add(key)
-                run.set(key, StageState("running"))
-                launcher.submit(run.stages[key].spec(), MAKERS[run.stages[key].kind][0])
-            if not busy and all(state.status != "waiting" for state in run.states.values()):
-                return run.states
+        while run.waiting:
+            for key in sorted(run.ready(), key=lambda key: -remaining[key]):
+                if len(busy) >= launcher.slots:
+                    break
+                if run.start(key):
+                    busy.add(key)
+                    launcher.submit(run.stages[key].spec(), MAKERS[run.stages[key].kind][0])
             if not busy:
                 time.sleep(0.2)
             for outcome in launcher.events(timeout=0.25):
                 busy.discard(outcome.key)
                 run.finish(outcome)
             view.tick()
+        return run.states
     finally:
         launcher.close()
 
@@ -158,7 +185,8 @@ def _needed(plan: Plan, store: Store, retry: bool) -> dict[str, StageState]:
         if stage.key in states:
             return
         state = stage_state(store, stage.key)
-        if state.status == "failed" and not retry:
+        # a refused setting may be mended by now (the row, the folder): looking again costs nothing
+        if state.status == "failed" and state.failure_class != "settings" and not retry:
             states[stage.key] = state
             return
         states[stage.key] = state if state.status == "done" else StageState("waiting")
@@ -183,11 +211,3 @@ def _remaining_seconds(plan: Plan) -> Mapping[str, float]:
         after = max((remaining[user] for user in users[stage.key]), default=0.0)
         remaining[stage.key] = stage_seconds(stage) + after
     return remaining
-
-
-def outcome_counts(states: Mapping[str, StageState]) -> dict[str, Any]:
-    """How many stages are in each state."""
-    counts: dict[str, int] = {}
-    for state in states.values():
-        counts[state.status] = counts.get(state.status, 0) + 1
-    return counts

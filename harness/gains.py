@@ -10,7 +10,7 @@ teacher, so one SFT cell is the partner of every teacher's cells.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -19,12 +19,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from harness.arms import Arm, Metric, Record, by_arm, score_of, seeds_of
+from harness.arms import Arm, Metric, Record, by_arm, diverged, score_of, seeds_of
 from harness.crossover import Crossover, crossover
 from harness.evals import ALL, CANARY
-from harness.stats import Array, Interval, draws_of, seeds_and_items
+from harness.stats import LEAST_DRAWS, Array, Curve, curve_over_draws
 
 LoadItems = Callable[[str], pd.DataFrame]
+MARGIN = 0.02
+"""Gains in accuracy within it are called equal."""
+
+
+class Cube(NamedTuple):
+    """Values of independent replicates at several fractions: (S, F, N), or (S, F, 1) without items."""
+
+    values: Array
+    ids: tuple[str, ...]
+    strata: tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -35,19 +45,38 @@ class Replicates:
     """(data_seed, train_seed) of each row."""
     values: Array
     ids: tuple[str, ...]
-    """Item ids, empty where the items are not known."""
+    """Item keys (source, id and prompt), empty where the items are not known."""
     strata: tuple[str, ...] | None
     """Each item's source; null where the items are not known."""
+    at_floor: tuple[bool, ...]
+    """Rows in which a diverged cell counts as its floor."""
+    doubt: str = ""
+    """Why items that exist are not used."""
+
+    @property
+    def count(self) -> int:
+        """Independent replicates: cells of one data seed share their rows, and are averaged first."""
+        return len(_independent(self.seeds))
+
+    @property
+    def survivors(self) -> float:
+        """The mean without diverged cells."""
+        left = [n for n, floor in enumerate(self.at_floor) if not floor]
+        groups = _independent([self.seeds[n] for n in left]).values()
+        return float(np.mean([self.values[[left[n] for n in group]].mean() for group in groups])) if left else math.nan
 
     @property
     def covers(self) -> str:
         """Which variance an interval of these values contains, in words."""
-        items = len(self.ids) > 1
-        if len(self.seeds) > 1:
-            one_subset = len({data for data, _ in self.seeds}) == 1
-            seeds = "training seeds (one draw of rows)" if one_subset else "seeds"
-            return f"{seeds} and items" if items else f"{seeds} only"
-        return "items only" if items else "nothing"
+        seeds = "seeds"
+        if len({data for data, _ in self.seeds}) == 1:
+            seeds = "training seeds (one draw of rows)"
+        elif self.count < len(self.seeds):
+            seeds = "data seeds (training seeds averaged within each)"
+        doubt = f" ({self.doubt})" if self.doubt else ""
+        if self.count > 1:
+            return f"{seeds} and items" if self.ids else f"{seeds} only{doubt}"
+        return "items only" if self.ids else f"nothing{doubt}"
 
 
 def read_items(path: str) -> pd.DataFrame:
@@ -70,20 +99,28 @@ def gain(cells: Iterable[Record], sft: Iterable[Record], metric: Metric, load_it
 
 
 def estimate(name: str, parts: Mapping[Arm, Replicates | None]) -> dict[str, Any]:
-    """Columns `name`, `_low`, `_high`, `_p`, `_covers` of one estimate: over seeds, or draws if several."""
-    known = {arm: part for arm, part in parts.items() if part is not None}
-    interval: Interval | None = None
-    covers = ""
-    if len(known) == 1:
-        part = next(iter(known.values()))
-        interval, covers = seeds_and_items(part.values, part.strata), part.covers
-    elif known:
-        drawn = draws_of(*_over_draws(known))
-        interval, covers = drawn.across, f"{len(known)} draws, {drawn.scope}"
-    columns: dict[str, Any] = {f"{name}_covers": covers}
-    for column, field in (("", "estimate"), ("_low", "low"), ("_high", "high"), ("_p", "p")):
-        columns[f"{name}{column}"] = getattr(interval, field) if interval else math.nan
-    return columns
+    """Columns `name`, `_low`, `_high`, `_p`, `_covers` and `_survivors` of one arm, over its draws if several.
+
+    `_survivors` is the mean without diverged cells, null where there are none.
+    """
+    known = [part for part in parts.values() if part is not None]
+    columns: dict[str, Any] = {f"{name}_covers": ""}
+    columns |= {f"{name}{end}": math.nan for end in ("", "_low", "_high", "_p", "_survivors")}
+    if not known:
+        return columns
+    interval = _over_draws([_cube([part]) for part in known]).intervals(np.ones((1, 1)))[0]
+    for end, field in (("", "estimate"), ("_low", "low"), ("_high", "high"), ("_p", "p")):
+        columns[f"{name}{end}"] = getattr(interval, field)
+    if any(floor for part in known for floor in part.at_floor):
+        means = [mean for part in known if not math.isnan(mean := part.survivors)]
+        columns[f"{name}_survivors"] = float(np.mean(means)) if means else math.nan
+    covers = min((part.covers for part in known), key=len)
+    if len(known) >= LEAST_DRAWS:
+        covers = f"{len(known)} draws of the world"
+    elif len(parts) > 1:
+        scope = f"these {len(known)} draws only" if len(known) > 1 else "one draw of world and teacher"
+        covers += f"{' within draws' if len(known) > 1 else ''}, for {scope}"
+    return columns | {f"{name}_covers": covers}
 
 
 def crossovers(
@@ -91,16 +128,18 @@ def crossovers(
     metric: Metric,
     load_items: LoadItems = read_items,
     delta: float = 0.0,
-    margin: float = 0.02,
+    margin: float | None = None,
 ) -> dict[Arm, Crossover]:
     """The crossover of every method and teacher with SFT, by its arm (data_frac null).
 
-    Where a line was run in several draws of world or teacher, the draws are the replicates (world_seed and
-    teacher_seed null). Fractions that lack a seed the others have lose that seed everywhere; a line without
-    a seed at two fractions or more has no entry. Losses are turned round, so above 0 is better than SFT.
+    Where a line was run in several draws of the world, it is that over draws (world_seed and teacher_seed
+    null; `stats.curve_over_draws`). Fractions that lack a seed the others have lose that seed everywhere; a
+    line without a seed at two fractions or more has no entry. Losses are turned round, so above 0 is better
+    than SFT. `margin` of equivalence: null is MARGIN for accuracy and none for a loss, which has another unit.
     """
     arms = by_arm(records)
     sign = 1 if metric.higher_is_better else -1
+    margin = MARGIN if margin is None and metric.higher_is_better else margin
     lines: dict[Arm, dict[tuple[Any, Any], dict[float, Replicates]]] = {}
     for arm, cells in arms.items():
         if arm.role != "student" or arm == arm.partner or arm.partner not in arms or arm.data_frac is None:
@@ -113,56 +152,85 @@ def crossovers(
     found = {}
     for line, draws in lines.items():
         fractions = sorted(set.intersection(*(set(points) for points in draws.values())))
-        cubes = {draw: _cube([points[f] for f in fractions]) for draw, points in draws.items()}
-        known = {draw: cube for draw, cube in cubes.items() if cube is not None}
-        if len(fractions) < 2 or not known:
+        if len(fractions) < 2:
             continue
-        values, strata = next(iter(known.values()))
-        key = line
-        if len(known) > 1:
-            values, strata = np.stack([cube.mean((0, 2)) for cube, _ in known.values()])[:, :, None], None
-        else:
-            world_seed, teacher_seed = next(iter(known))
+        cubes = {draw: _cube([points[f] for f in fractions]) for draw, points in draws.items()}
+        known = {draw: cube._replace(values=sign * cube.values) for draw, cube in cubes.items() if len(cube.values)}
+        if known:
+            world_seed, teacher_seed = next(iter(known)) if len(known) == 1 else (None, None)
             key = line._replace(world_seed=world_seed, teacher_seed=teacher_seed)
-        found[key] = crossover(fractions, sign * values, strata, delta, margin)
+            found[key] = crossover(fractions, _over_draws(list(known.values())), delta=delta, margin=margin)
     return found
 
 
-def _over_draws(parts: Mapping[Any, Replicates]) -> tuple[dict[Any, Array], dict[Any, tuple[str, ...]]]:
-    """Arguments of `stats.draws_of`: items vary only where all draws have the same ones."""
-    same = len({part.ids for part in parts.values()}) == 1
-    # other worlds have other items, so a draw's mean already carries their noise: their strata differ in name
-    strata = {d: tuple(s if same else f"{d} {s}" for s in p.strata) for d, p in parts.items() if p.strata}
-    return {d: p.values for d, p in parts.items()}, strata
+def _cube(points: Sequence[Replicates]) -> Cube:
+    """Values at several fractions, of the seeds that all have; S is 0 if there is none."""
+    seeds = [seed for seed in points[0].seeds if all(seed in point.seeds for point in points)]
+    same = all(point.ids == points[0].ids for point in points)
+    width = points[0].values.shape[1] if same else 1
+    rows = [point.values[[point.seeds.index(seed) for seed in seeds]] for point in points]
+    stacked = np.stack([row if same else row.mean(1, keepdims=True) for row in rows], axis=1)
+    groups = list(_independent(seeds).values())
+    means = np.array([stacked[group].mean(0) for group in groups]).reshape(len(groups), len(points), width)
+    return Cube(means, points[0].ids if same else (), points[0].strata if same else None)
+
+
+def _independent(seeds: Sequence[tuple[int, int]]) -> dict[int, list[int]]:
+    """Row numbers of each independent replicate: a data seed, or a training seed where one data seed is all."""
+    one_subset = len({data for data, _ in seeds}) == 1
+    groups: dict[int, list[int]] = {}
+    for row, (data, train) in enumerate(seeds):
+        groups.setdefault(train if one_subset else data, []).append(row)
+    return groups
+
+
+def _over_draws(cubes: Sequence[Cube]) -> Curve:
+    """One curve over the draws; without items wherever one draw has none."""
+    if not all(cube.ids for cube in cubes):
+        cubes = [Cube(cube.values.mean(2, keepdims=True), (), None) for cube in cubes]
+    same_items = bool(cubes[0].ids) and len({cube.ids for cube in cubes}) == 1
+    return curve_over_draws([cube.values for cube in cubes], [cube.strata for cube in cubes], same_items)
 
 
 class _Scored(NamedTuple):
     score: float
-    items: pd.DataFrame | None  # as item_values returns them
+    items: pd.DataFrame | None = None  # as item_values returns them
+    at_floor: bool = False
+    mismatch: bool = False
 
 
 def _scored(record: Record, metric: Metric, load_items: LoadItems) -> _Scored | None:
-    """The score and items of one record; items that do not average to the score are not used."""
+    """The score and items of one record; items that do not average to the score are not used.
+
+    A diverged cell has the score of a model that gets nothing right, 0; a loss has no such floor.
+    """
+    if diverged(record) and metric.higher_is_better:
+        return _Scored(0.0, at_floor=True)
     score = score_of(record, metric)
     if score is None:
         return None
     items = item_values(load_items(record["items"]), metric) if record.get("items") else None
-    if items is None or len(items) < 2 or abs(items["value"].mean() - score) > 1e-4 * max(1.0, abs(score)):
-        items = None
+    if items is None or len(items) < 2:
+        return _Scored(score)
+    if abs(items["value"].mean() - score) > 1e-4 * max(1.0, abs(score)):
+        return _Scored(score, mismatch=True)
     return _Scored(score, items)
 
 
 def item_values(items: pd.DataFrame, metric: Metric) -> pd.DataFrame | None:
-    """Values per item (index id; columns value, source) whose mean is the metric; null if there are none.
+    """Values per item (columns value, source) whose mean is the metric; null if there are none.
 
+    The index is an item's source, id and prompt: ids count from 0 in every world, prompts tell worlds apart.
     A loss per token is a ratio of sums, r = sum(nll) / sum(tokens): its items are
     (nll - r tokens) / mean(tokens) + r, whose mean is r and whose spread is that of the ratio.
     """
     rows = items[items["eval"] == metric.eval]
     # facts that nobody was taught are scored apart and never enter `all` (harness/evals)
     rows = rows[rows["source"] != CANARY if metric.source == ALL else rows["source"] == metric.source]
+    names = rows["source"].astype(str) + " " + rows["id"].astype(str) + " " + rows["prompt_hash"].astype(str)
+    rows = rows.set_index(names + " " + names.groupby(names).cumcount().astype(str))  # a repeated row is an item too
     column, tokens = (metric.metric if metric.metric in rows else "score"), f"{metric.metric}_tokens"
-    rows = rows[rows[column].notna()].drop_duplicates("id")
+    rows = rows[rows[column].notna()]
     if tokens in rows:
         rows = rows[rows[tokens] > 0]
     if rows.empty:
@@ -172,7 +240,7 @@ def item_values(items: pd.DataFrame, metric: Metric) -> pd.DataFrame | None:
         count = rows[tokens].astype(float)
         ratio = value.sum() / count.sum()
         value = (value - ratio * count) / count.mean() + ratio
-    return pd.DataFrame({"value": value, "source": rows["source"].astype(str)}).set_index(rows["id"].astype(str))
+    return pd.DataFrame({"value": value, "source": rows["source"].astype(str)})
 
 
 def _stack(pairs: Mapping[tuple[int, int], tuple[_Scored, _Scored | None]]) -> Replicates | None:
@@ -180,26 +248,21 @@ def _stack(pairs: Mapping[tuple[int, int], tuple[_Scored, _Scored | None]]) -> R
     if not pairs:
         return None
     seeds = tuple(pairs)
-    frames = [side.items for pair in pairs.values() for side in pair if side is not None]
-    known = [frame for frame in frames if frame is not None]
+    sides = [side for pair in pairs.values() for side in pair if side is not None]
+    at_floor = tuple(any(side.at_floor for side in pair if side) for pair in pairs.values())
+    needed = [side.items for side in sides if not side.at_floor]  # at the floor every item is 0
+    known = [frame for frame in needed if frame is not None]
     ids = reduce(lambda a, b: a.intersection(b, sort=False), (f.index for f in known)) if known else pd.Index([])
-    if len(known) < len(frames) or len(ids) < 2:
+    if len(known) < len(needed) or len(ids) < 2:
         rows = [own.score - (other.score if other else 0.0) for own, other in pairs.values()]
-        return Replicates(seeds, np.array(rows)[:, None], (), None)
+        wrong = sum(side.mismatch for side in sides)
+        doubt = f"items of {wrong} of {len(sides)} cells do not average to their score" if wrong else ""
+        return Replicates(seeds, np.array(rows)[:, None], (), None, at_floor, doubt)
     ids = ids.sort_values()
-    columns = iter([frame["value"].reindex(ids).to_numpy() for frame in known])
-    values = [next(columns) - (next(columns) if other else 0.0) for _, other in pairs.values()]
-    return Replicates(seeds, np.stack(values), tuple(map(str, ids)), tuple(known[0]["source"].reindex(ids)))
 
+    def by_item(side: _Scored | None) -> Array:
+        frame = side.items if side else None
+        return np.zeros(len(ids)) if frame is None else frame["value"].reindex(ids).to_numpy(float)
 
-def _cube(points: list[Replicates]) -> tuple[Array, tuple[str, ...] | None] | None:
-    """Gains (S, F, N) of one line on the seeds and items that all fractions have."""
-    if not points:
-        return None
-    seeds = [s for s in points[0].seeds if all(s in point.seeds for point in points)]
-    if not seeds:
-        return None
-    rows = [point.values[[point.seeds.index(s) for s in seeds]] for point in points]
-    if any(point.ids != points[0].ids or not point.ids for point in points):
-        return np.stack([r.mean(1) for r in rows], axis=1)[:, :, None], None
-    return np.stack(rows, axis=1), points[0].strata
+    values = np.stack([by_item(own) - by_item(other) for own, other in pairs.values()])
+    return Replicates(seeds, values, tuple(map(str, ids)), tuple(known[0]["source"].reindex(ids)), at_floor)

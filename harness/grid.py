@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import sys
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m harness.grid", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--store", default="outputs", help="the store folder (default: outputs)")
+    parser.add_argument("--store", help="the store folder (default: outputs)")
     verbs = parser.add_subparsers(dest="verb", required=True)
     plan = verbs.add_parser("plan", help="what would run and what it would cost")
     plan.add_argument("overrides", nargs="*", help="as for harness.run, e.g. method=sft,kd")
@@ -53,10 +54,12 @@ def show_plan(given: argparse.Namespace) -> None:
     from harness.compose import compose
     from harness.estimate import plan_rows
     from harness.plan import Plan
+    from harness.preflight import preflight
 
     composed = compose(given.overrides)
     plan = Plan.of(composed.cells)
-    store = Store.open(given.store)
+    preflight(plan)
+    store = Store(Path(given.store or composed.settings.store).absolute())  # looked at, never made
     rows = plan_rows(plan, store)
     print(
         f"{len(composed.cells)} cells asked for, {len(plan.cells)} different, {len(plan.stages)} stages, "
@@ -93,8 +96,8 @@ def show_status(given: argparse.Namespace) -> None:
             teacher = f" teacher={cell['teacher']}" if cell["teacher"] else ""
             reason = f"  {state.reason}" if state.reason else ""
             print(
-                f"  {state.status:<12}{cell['method']} {cell['data_frac']:g} {cell['student']}{teacher} "
-                f"seed={cell['seed']}{reason}"
+                f"  {state.status:<12}{cell['train'][-1].rsplit('-', 1)[-1][:8]}  {cell['method']} "
+                f"{cell['data_frac']:g} {cell['student']}{teacher} seed={cell['seed']}{reason}"
             )
 
 
@@ -133,7 +136,7 @@ def collect_garbage(given: argparse.Namespace) -> None:
     for folder in folders:
         print(folder.relative_to(store.root))
         if given.yes:
-            grave = store.root / "tmp" / f"gone.{folder.name}"
+            grave = store.root / "tmp" / f"gone.{uuid.uuid4().hex}"
             os.rename(folder, grave)  # gone at once for readers, then removed file by file
             shutil.rmtree(grave) if grave.is_dir() else grave.unlink()
     print(
@@ -149,7 +152,8 @@ def frozen_plan(store: Store, grid: str) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def _existing(root: str) -> Store:
+def _existing(root: str | None) -> Store:
+    root = root or "outputs"
     if not Path(root).is_dir():
         raise refuse("store", root, "there is no such folder", "run a grid first, or name another with --store")
     return Store(Path(root).absolute())

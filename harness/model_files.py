@@ -165,7 +165,8 @@ def _fingerprint_of_file(path: str, mtime_ns: int, size: int) -> str:
 def _check_gguf(model: Model) -> None:
     file = Path(model.path or "").expanduser()
     if not file.is_file():
-        raise refuse(f"{model.name}.path", model.path, "no such file", "give a GGUF file")
+        hint = "`make smollm2` fetches SmolLM2" if "smollm2" in model.name else "give a GGUF file"
+        raise refuse(f"{model.name}.path", model.path, "no such file", hint)
     with open(file, "rb") as opened:
         if opened.read(4) != b"GGUF":
             raise refuse(f"{model.name}.path", model.path, "the file is no GGUF file")

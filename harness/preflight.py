@@ -4,15 +4,18 @@ Folders, hub ids, templates, corpora and pairs of tokenizers are checked from fi
 downloaded and neither torch nor transformers is imported.
 """
 
-from harness.config import refuse
+from harness.config import Machine, refuse
 from harness.evals import eval_names
+from harness.launch.local import visible_gpus
 from harness.methods import method_name
 from harness.model_files import check_model, tokenizer_fingerprint
 from harness.plan import CellPlan, Plan
 
 
-def preflight(plan: Plan) -> None:
-    """Check every distinct part of the plan's cells; raises SettingsError."""
+def preflight(plan: Plan, machine: Machine | None = None) -> None:
+    """Check every distinct part of the plan's cells, and the machine where they are to run; raises SettingsError."""
+    if machine is not None and machine.device == "cuda" and not visible_gpus():
+        raise refuse("machine.device", "cuda", "no GPU is visible here", "set machine.device=auto")
     checked: set[str] = set()
     for cell_plan in plan.cells:
         cell = cell_plan.cell

@@ -74,7 +74,8 @@ def _freeze_cell(plan: CellPlan, label: Mapping[str, Any]) -> dict[str, Any]:
             "train": [key for key in needs if key.startswith(("train-", "base-"))],
             "teaching": [],
             "making_teacher": [],
-            "data_frac": None,
+            # a teacher trained on the cell's own rows is another one at every fraction
+            "data_frac": cell.data_frac if role == "teacher" and cell.teacher.data_frac == "match" else None,
             "budget": "",
             "student": cell.student.name if role == "base" else "",
             "teacher": model.name if role == "teacher" else None,
@@ -103,7 +104,8 @@ def _record(store: Store, frozen: Mapping[str, Any], cell: Mapping[str, Any]) ->
         ),
         "artifact": str(store.folder(cell["train"][-1])) if cell["train"] else None,
     }
-    for facts in _facts(store, [*cell["train"], cell["evaluate"]]):
+    own = [key for key in cell["needs"] if key not in cell["making_teacher"]]
+    for facts in _facts(store, own):
         record["warnings"] += facts.get("warnings", [])
     if state.status == "done":
         folder = store.folder(cell["evaluate"])

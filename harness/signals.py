@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from harness.chat import render
 from harness.config import SettingsError
 from harness.models import count_parameters, tokenizer_hash
 
@@ -30,6 +31,9 @@ class TeacherSignal(Protocol):
         ...
 
 
+PROBE = [{"role": "user", "content": "Say yes."}, {"role": "assistant", "content": "yes"}]
+
+
 class LiveTeacher:
     """A model in memory: frozen, in eval mode, asked under no_grad."""
 
@@ -40,13 +44,19 @@ class LiveTeacher:
         student_tokenizer: "PreTrainedTokenizerBase",
         device: torch.device | str = "cpu",
     ) -> None:
-        """Raise SettingsError where teacher and student do not share one tokenizer: ids would not agree."""
+        """Raise SettingsError where teacher and student share no tokenizer or template: ids would not agree."""
         hashes = tokenizer_hash(tokenizer), tokenizer_hash(student_tokenizer)
         if hashes[0] != hashes[1]:
             raise SettingsError(
                 f"teacher {_name(tokenizer)} (tokenizer {hashes[0][:12]}) cannot teach student "
                 f"{_name(student_tokenizer)} (tokenizer {hashes[1][:12]}) token by token: their tokenizers "
                 "differ; choose a teacher and a student with the same tokenizer."
+            )
+        if render(tokenizer, PROBE, 1000) != render(student_tokenizer, PROBE, 1000):
+            raise SettingsError(
+                f"teacher {_name(tokenizer)} cannot teach student {_name(student_tokenizer)} token by token: their "
+                "chat templates differ, so the teacher would judge rows it never writes; set student.chat_template and "
+                "teacher.chat_template to the same template, e.g. tulu."
             )
         self.model = model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
         self.parameters = count_parameters(model)

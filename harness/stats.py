@@ -14,8 +14,8 @@ Items are stratified by source (sources are fixed). `crossover.py` uses the same
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ from scipy.special import stdtr, stdtrit  # t distribution; scipy.stats costs tw
 from harness.config import refuse
 
 Array = NDArray[np.float64]
+LEAST_DRAWS = 5
+"""Fewer draws of the world are fixed ones: no interval over draws is made of them."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Interval:
     excludes_seed_variance: bool
     """One seed: the interval says nothing about another seed."""
     excludes_item_variance: bool
-    """No item scores: the interval says nothing about other test items."""
+    """No item scores: unless draws carry it, the interval says nothing about other test items."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +58,6 @@ class Equivalence:
 
 
 @dataclass(frozen=True)
-class Draws:
-    """Gains over several draws of the world or the teacher."""
-
-    per_draw: dict[Any, Interval]
-    across: Interval
-    """Draws as the replicates; of one draw, that draw's interval."""
-    scope: str
-    """What may be claimed: `for this draw only`, `for these draws only` or `over draws`."""
-
-
-@dataclass(frozen=True)
 class Curve:
     """Mean over seeds and items at F fractions and the parts of its covariance (each F x F)."""
 
@@ -75,7 +66,14 @@ class Curve:
     item: Array
     overlap: Array
     seeds: int
-    item_df: int
+    seed_df: float
+    item_df: float
+
+    def at(self, order: NDArray[np.int64]) -> "Curve":
+        """The same curve at these of its fractions."""
+        square = np.ix_(order, order)
+        parts = (part[square] for part in (self.seed, self.item, self.overlap))
+        return Curve(self.mean[order], *parts, self.seeds, self.seed_df, self.item_df)
 
     def intervals(self, weights: Array, level: float = 0.95) -> list[Interval]:
         """Intervals of `weights @ mean`; weights (X, F), one interval for each of the X rows."""
@@ -106,7 +104,7 @@ class Curve:
         )
         # each part alone is a lower bound of the variance, so a lucky small seed part cannot undercut it
         variance = np.maximum(seed + item - overlap, np.maximum(seed, item))
-        seed_df = max(self.seeds - 1, 1)
+        seed_df = max(self.seed_df, 1)
         item_df = max(self.item_df, 1)
         spread = seed**2 / seed_df + item**2 / item_df + overlap**2 / (seed_df * item_df)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -140,7 +138,34 @@ def curve(values: ArrayLike, strata: Sequence[Any] | None = None) -> Curve:
             rest = block - block.mean(0) - block.mean(2, keepdims=True) + block.mean((0, 2))[:, None]
             flat = rest.transpose(0, 2, 1).reshape(-1, fractions)
             overlap += share / seeds * (flat.T @ flat) / ((seeds - 1) * (size - 1))
-    return Curve(array.mean((0, 2)), seed, item, overlap, seeds, item_df)
+    return Curve(array.mean((0, 2)), seed, item, overlap, seeds, seeds - 1, item_df)
+
+
+def curve_over_draws(draws: Sequence[Array], strata: Sequence[Sequence[Any] | None], same_items: bool = False) -> Curve:
+    """Mean over draws of the world, and its covariance; draws[d] (S_d, F, N_d), strata[d] (N_d,) or null.
+
+    Seeds of different draws are never pooled as if they were replicates (2 draws x 5 seeds would cover 58 %).
+    From LEAST_DRAWS draws on, the draw's mean is the replicate. Fewer are too few for that (t = 12.7 at two):
+    the draws are fixed, the variance is that of seeds and items within them, and nothing is said of another
+    draw. `same_items`: all draws have the same items in the same order, so items are not independent either.
+    """
+    if len(draws) == 1:
+        return curve(draws[0], strata[0])
+    if len(draws) >= LEAST_DRAWS:
+        means = np.stack([draw.mean(0) if same_items else draw.mean((0, 2))[:, None] for draw in draws])
+        return curve(means, strata[0] if same_items else None)
+    parts = [curve(*draw) for draw in zip(draws, strata, strict=True)]
+    seed, item, overlap = (
+        np.sum([getattr(part, name) for part in parts], axis=0) / len(parts) ** 2
+        for name in ("seed", "item", "overlap")
+    )
+    seed_df = _sum_df([part.seed for part in parts], [part.seed_df for part in parts])
+    item_df = _sum_df([part.item for part in parts], [part.item_df for part in parts])
+    if same_items:
+        whole = curve(np.mean([draw.mean(0) for draw in draws], axis=0)[None], strata[0])
+        item, item_df = whole.item, whole.item_df
+    mean = np.mean([part.mean for part in parts], axis=0)
+    return Curve(mean, seed, item, overlap, min(part.seeds for part in parts), seed_df, item_df)
 
 
 def seeds_and_items(scores: ArrayLike, strata: Sequence[Any] | None = None, level: float = 0.95) -> Interval:
@@ -178,32 +203,14 @@ def holm(p_values: ArrayLike) -> Array:
     return adjusted
 
 
-def draws_of(
-    gains: Mapping[Any, ArrayLike], strata: Mapping[Any, Sequence[Any]] | None = None, level: float = 0.95
-) -> Draws:
-    """Gains per draw, {draw: (S, N) or (S,)}; draws of one world share their bases, teachers and items.
-
-    Seeds of different draws are never pooled as if they were replicates (2 draws x 5 seeds would cover 58 %):
-    across draws the draw's mean is the replicate, with items as the second source where all draws have the
-    same number in the same order of strata. Under five draws the scope is `for these draws only`.
-    """
-    if not gains:
-        raise refuse("gains", {}, "there must be at least one draw")
-    strata = strata or {}
-    per_draw = {draw: seeds_and_items(values, strata.get(draw), level) for draw, values in gains.items()}
-    first = next(iter(gains))
-    if len(gains) == 1:
-        return Draws(per_draw, per_draw[first], "for this draw only")
-    means = [np.asarray(values, dtype=float).mean(0) for values in gains.values()]
-    orders = [list(strata.get(draw, ())) for draw in gains]
-    if means[0].ndim and all(m.shape == means[0].shape for m in means) and all(o == orders[0] for o in orders):
-        across = seeds_and_items(np.stack(means), strata.get(first), level)
-    else:
-        across = replace(
-            seeds_and_items([float(m.mean()) for m in means], None, level),
-            excludes_item_variance=means[0].ndim == 0,
-        )
-    return Draws(per_draw, across, "over draws" if len(gains) >= 5 else "for these draws only")
+def _sum_df(parts: Sequence[Array], dfs: Sequence[float]) -> float:
+    """Satterthwaite degrees of freedom of a sum of independent (F, F) parts; 0 where one part is not known."""
+    if not all(dfs):
+        return 0
+    sizes = [float(np.trace(part)) for part in parts]
+    if not any(sizes):
+        return sum(dfs)
+    return sum(sizes) ** 2 / sum(size**2 / df for size, df in zip(sizes, dfs, strict=True))
 
 
 def _covariance(rows: Array) -> Array:

@@ -30,7 +30,8 @@ def stage_state(store: Store, key: str) -> StageState:
     last = attempts[-1]
     if last.get("outcome") == "failed":
         return StageState("failed", last["failure_class"], last["reason"])
-    return StageState("interrupted", "killed", "the attempt ended without a word; the next run starts it again")
+    reason = last.get("reason") or "the attempt ended without a word"
+    return StageState("interrupted", "killed", f"{reason}; the next run starts it again")
 
 
 def cell_state(store: Store, addresses: Mapping[str, str], evaluate: str) -> StageState:

@@ -18,7 +18,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,8 +148,13 @@ class Store:
 
     def attempts(self, key: str) -> list[dict[str, Any]]:
         """Every attempt at `key`, oldest first."""
-        paths = sorted((self.root / "attempts" / key).glob("*.json"), key=lambda path: int(path.stem))
-        return [json.loads(path.read_text()) for path in paths]
+        folder = self.root / "attempts" / key
+        paths = sorted(folder.glob("*.json"), key=lambda path: int(path.stem)) if folder.is_dir() else []
+        return [_read_attempt(path) for path in paths]
+
+    def attempt_file(self, key: str, number: int) -> Path:
+        """The file of one attempt, counted from 1."""
+        return self.root / "attempts" / key / f"{number}.json"
 
     def new_attempt(self, key: str) -> Path:
         """Reserve the next attempt file of `key`."""
@@ -174,7 +179,7 @@ class Claim:
 
     def beat(self) -> None:
         """Show other machines that the attempt is alive."""
-        if self.path.exists():
+        with suppress(OSError):  # taken over, or a passing fault of a shared folder: the next beat tries again
             os.utime(self.path)
 
     def release(self) -> None:
@@ -188,9 +193,14 @@ class Claim:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that readers see the old file or the new one, never a part."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that readers see the old one or the new one, never a part."""
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     with open(unfinished, "w") as file:
-        json.dump(value, file, indent=1, sort_keys=True, allow_nan=False)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, path)
@@ -204,8 +214,16 @@ def age_of(path: Path) -> float:
         return float("inf")
 
 
+def _read_attempt(path: Path) -> dict[str, Any]:
+    """An attempt's page; empty while it is being written for the first time, or when a crash left it so."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        return {}
+
+
 def _take_away(path: Path) -> None:
-    """Remove a stale claim; of several takers one renames it, the others find it gone."""
+    """Remove a stale claim. A late taker may remove a fresh one: then a stage is made twice, and published once."""
     grave = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
         os.rename(path, grave)

@@ -8,6 +8,7 @@ A failing cell is a row with its reason, a missing one too, and nothing is dropp
     write(folder, records, frame)      # results.parquet, results.csv, summary.parquet, summary.csv
 """
 
+import functools
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from harness.arms import Arm, Metric, Record, by_arm, metrics_of, score_of
+from harness.arms import Arm, Metric, Record, by_arm, diverged, metrics_of, score_of, why_unpaired
 from harness.gains import LoadItems, Replicates, estimate, gain, read_items, scores
 from harness.stats import holm
 
@@ -32,7 +33,7 @@ PURPOSES = ("train", "teacher", "total", "with_teacher_training")
 COSTS = tuple(f"{purpose}_{unit}" for purpose in PURPOSES for unit in ("seconds", "flops", "tokens"))
 TEXT_COLUMNS = tuple(
     "grid cell status reason failure_class role method student teacher corpus budget variant eval metric source "
-    "warnings score_covers gain_covers".split()
+    "warnings score_covers gain_covers note".split()
 )
 
 
@@ -67,9 +68,13 @@ def summary(
     counts `done`, `failed`, `missing`, `running` and the first `reason`. Gain is method minus SFT in the
     metric's own direction (`higher_is_better`). `sources=None` keeps every source.
 
-    Several draws of world or teacher: a row each, and one with the draws as replicates (`draws` > 1, world
-    and teacher seed null). `headline` marks the rows a figure shows: that one, else the single draw's.
+    Several draws of the world: a row each, and a `pooled` one (world and teacher seed null), whose interval
+    is one over draws from five draws on and else one within them, `for these 2 draws only`. `draws` counts
+    those with a gain (without any, with a score). `headline` marks the rows a figure shows: the pooled one,
+    else the single draw's. `diverged` cells count as 0 in accuracy, `score_survivors` and `gain_survivors`
+    leave them out; `note` says so, and why a gain is absent.
     """
+    load_items = functools.cache(load_items)
     arms = by_arm(records)
     wanted = list(metrics or metrics_of(records))
     wanted = [m for m in wanted if sources is None or m.source in sources] or [Metric("", "", "all")]
@@ -192,24 +197,25 @@ def percent(fraction: float | None) -> str:
 
 
 def _rows(arms: Mapping[Arm, list[Record]], metric: Metric, load_items: LoadItems) -> list[dict[str, Any]]:
-    """Rows of every arm for one metric, draws first and then the row across them."""
+    """Rows of every arm for one metric, draws first and then the row over them."""
     rows = []
-    across: dict[Arm, list[Arm]] = {}
+    over_draws: dict[Arm, list[Arm]] = {}
     for arm in arms:
-        across.setdefault(arm._replace(world_seed=None, teacher_seed=None), []).append(arm)
-    for whole, parts in across.items():
+        over_draws.setdefault(arm._replace(world_seed=None, teacher_seed=None), []).append(arm)
+    for whole, parts in over_draws.items():
+        compared = whole.role == "student" and whole != whole.partner
+        sft = {arm: arms.get(arm.partner, []) if compared else [] for arm in parts}
         own = {arm: scores(arms[arm], metric, load_items) for arm in parts}
-        gains = {
-            arm: gain(arms[arm], arms[arm.partner], metric, load_items)
-            for arm in parts
-            if arm.role == "student" and arm != arm.partner and arm.partner in arms
-        }
-        for arm in parts:
-            row = _row(arm, arms[arm], metric, {arm: own[arm]}, {arm: gains.get(arm)})
-            rows.append(row | {"draws": 1, "headline": len(parts) == 1})
-        if len(parts) > 1:
-            cells = [cell for arm in parts for cell in arms[arm]]
-            rows.append(_row(whole, cells, metric, own, gains) | {"draws": len(parts), "headline": True})
+        gains = {arm: gain(arms[arm], sft[arm], metric, load_items) for arm in parts}
+        for name, group in [(arm, [arm]) for arm in parts] + [(whole, parts)] * (len(parts) > 1):
+            cells, partners = ([cell for arm in group for cell in side[arm]] for side in (arms, sft))
+            row = _row(name, cells, metric, {arm: own[arm] for arm in group}, {arm: gains[arm] for arm in group})
+            lost = [why_unpaired(arm, arms) for arm in group if compared and own[arm] and not gains[arm]]
+            some = f" in {len(lost)} of {len(group)} draws" if 0 < len(lost) < len(group) else ""
+            notes = [f"{why}{some}" for why in lost[:1]]
+            notes += [_diverged(cells, "", row, metric), _diverged(partners, "SFT ", row, metric)]
+            row |= {"pooled": len(group) > 1, "headline": len(group) == len(parts)}
+            rows.append(row | {"note": "; ".join(filter(None, notes))})
     return rows
 
 
@@ -221,20 +227,36 @@ def _row(
     gains: Mapping[Arm, Replicates | None],
 ) -> dict[str, Any]:
     """One row: names, score and gain with intervals, counts, cost."""
-    counts = {status: sum(c["status"] == status for c in cells) for status in ("done", "failed", "missing", "running")}
+    counts = {status: sum(c["status"] == status for c in cells) for status in ("done", "failed", "running")}
+    counts["missing"] = len(cells) - sum(counts.values())
     reason = next((c.get("reason") for c in cells if c["status"] != "done" and c.get("reason")), None)
-    cell_scores = [score for cell in cells if (score := score_of(cell, metric)) is not None]
+    scored, paired = ([part for part in parts.values() if part] for parts in (own, gains))
     row: dict[str, Any] = arm._asdict() | metric._asdict() | {"higher_is_better": metric.higher_is_better}
+    row |= {"draws": len(paired or scored), "items": max((len(part.ids) for part in scored), default=0)}
     row |= {
-        "seeds": len({seed for part in own.values() if part for seed in part.seeds}),
-        "scored_cells": len(cell_scores),
+        "seeds": min((p.count for p in scored), default=0),
+        "paired_seeds": min((p.count for p in paired), default=0),
     }
-    row |= {"items": max((len(part.ids) for part in own.values() if part), default=0)}
-    row |= estimate("score", own)
-    row |= estimate("gain", gains)
-    row |= {"paired_seeds": len({seed for part in gains.values() if part for seed in part.seeds})}
-    warnings = list(dict.fromkeys(w for cell in cells for w in cell.get("warnings") or ()))
-    return row | counts | {"reason": reason, "warnings": "\n".join(warnings)} | _costs(cells)
+    row |= estimate("score", own) | estimate("gain", gains)
+    row |= counts | {"diverged": sum(map(diverged, cells)), "reason": reason}
+    row |= {"scored_cells": sum(score_of(cell, metric) is not None for cell in cells)}
+    warnings = dict.fromkeys(w for cell in cells for w in cell.get("warnings") or ())
+    return row | {"warnings": "\n".join(warnings)} | _costs(cell for cell in cells if cell["status"] == "done")
+
+
+def _diverged(cells: list[Record], whose: str, row: Mapping[str, Any], metric: Metric) -> str:
+    """Which seeds diverged, what they count as, and what the others alone would say."""
+    lost = [cell for cell in cells if diverged(cell)]
+    if not lost:
+        return ""
+    worlds = len({cell.get("world_seed") for cell in cells}) > 1
+    names = ", ".join(f"{c.get('seed')}{f' (world {c.get("world_seed")})' if worlds else ''}" for c in lost)
+    text = f"{whose}seed{'s' if len(lost) > 1 else ''} {names} diverged: "
+    if not metric.higher_is_better:
+        return f"{text}a loss has no floor, so left out"
+    gains = "" if math.isnan(row["gain_survivors"]) else f", gain {row['gain_survivors']:+.3f}"
+    score = row["score_survivors"] if not whose else row["score"]
+    return f"{text}counted as 0; without, score {score:.3f}{gains}"
 
 
 def _costs(cells: Iterable[Record]) -> dict[str, float]:
@@ -282,4 +304,4 @@ def _note(row: Mapping[Any, Any], covers: Sequence[str]) -> str:
     lost = [f"{row[status]:g} {status}" for status in ("failed", "missing", "running") if row[status]]
     text = ", ".join(lost) + (f": {_text(row['reason'])}" if _text(row["reason"]) else "")
     limits = f"interval: {row['gain_covers']}" if len(covers) > 1 and row["gain_covers"] else ""
-    return "; ".join(part for part in (text, limits) if part)
+    return "; ".join(part for part in (text, row["note"], limits) if part)

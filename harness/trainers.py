@@ -195,16 +195,15 @@ class Trainer(SFTTrainer):
         assert not return_outputs, "logits are made at scored positions only"
         input_ids, attention_mask, labels = inputs["input_ids"], inputs["attention_mask"], inputs["labels"]
         scored = scored_positions(labels)
-        student_logits = logits_at(model, input_ids, attention_mask, scored)
+        # heads may be padded beyond the vocabulary, each by its own amount: no arm sees the padding
+        student_logits = logits_at(model, input_ids, attention_mask, scored)[:, : len(self._tokenizer)]
         teacher_logits = None
         if self._uses_teacher:
             assert self.teacher is not None
             asked = time.perf_counter()
             teacher_logits = self.teacher.logits(input_ids, attention_mask, scored)
             self.report.teacher_seconds += time.perf_counter() - asked
-            # heads may be padded beyond the vocabulary, each by its own amount
-            width = min(student_logits.shape[-1], teacher_logits.shape[-1], len(self._tokenizer))
-            student_logits, teacher_logits = student_logits[:, :width], teacher_logits[:, :width]
+            teacher_logits = teacher_logits[:, : len(self._tokenizer)]
         found = compare(self.objective, student_logits, teacher_logits, scored_tokens(labels))
         self._nll += found.diagnostics["student_nll"]
         # each process divides by the count of all, and gradients are averaged over processes

@@ -44,7 +44,7 @@ class PlainView:
         before = self.states.get(stage.key)
         self.states[stage.key] = state.status
         self.total = len(self.states)
-        self.finished = sum(status in FINAL for status in self.states.values())
+        self.finished += (state.status in FINAL) - (before in FINAL)
         if state.status == "running":
             self.started[stage.key] = self.lines[stage.key] = time.monotonic()
         if state.status == "failed":
@@ -59,6 +59,8 @@ class PlainView:
         elif state.status == "done":
             seconds = time.monotonic() - self.started.get(stage.key, self.begun)
             self.line(f"done    {short(stage)}  {seconds:.1f} s{self._loss(stage.key)}")
+        elif state.status == "waiting":
+            self.line(f"waits   {short(stage)}: {state.reason}")
         elif state.status == "failed":
             self.line(f"FAILED  {self.failures[-1]}")
 
@@ -112,7 +114,7 @@ class LiveView(PlainView):
         from rich.text import Text
 
         now = time.monotonic()
-        running = [key for key, status in self.states.items() if status == "running"]
+        running = [key for key, status in list(self.states.items()) if status == "running"]
         table = Table.grid(padding=(0, 2))
         for key in running:
             progress = self.progress.get(key)

@@ -20,7 +20,8 @@ LAYERS = [
     {"table", "verdict", "gains", "arms", "crossover", "stats"},  # reading
     {"evals"},
     {"trainers", "fit_report", "arguments"},  # field
-    {"generate", "signals", "divergences", "sequences", "chat", "models"},
+    {"generate", "signals", "divergences", "sequences"},
+    {"chat", "models"},
     {"model_files", "corpora", "methods", "world"},
     {"config", "identity", "store", "cost", "track", "provenance"},  # ground
 ]

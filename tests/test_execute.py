@@ -1,13 +1,13 @@
 """Execution: order, reuse, failure, death and interruption, with makers that cost nothing."""
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 import harness.execute
@@ -126,6 +126,24 @@ def test_bad_data_is_refused_before_anything_is_trained(store):
     assert ("train1", "running") not in watcher.changes
 
 
+def test_bad_data_is_refused_again_when_nothing_was_mended_and_read_again_when_it_was(store):
+    plan = plan_of(chain(1, data="refuse"))
+    for _ in range(2):
+        watcher = Watcher()
+        with pytest.raises(SettingsError, match="no such file"):
+            execute(plan, store, settings(), watcher)
+        assert ("train1", "running") not in watcher.changes
+
+
+def test_what_only_doomed_cells_need_is_not_made(store):
+    mixture = Stage("mixture", "data", {"do": "raise"})
+    base = Stage("base", "base", {})
+    train = Stage("train", "train", {}, {"subset": mixture, "start": base})
+    evaluate = Stage("evaluate", "evaluate", {}, {"model": train, "mixture": mixture})
+    states = execute(plan_of(CellPlan(None, (train,), evaluate, (), None, {})), store, settings(), Watcher())
+    assert states[base.key].status == "blocked" and not store.done(base.key)
+
+
 def test_a_killed_worker_costs_one_attempt_and_the_rest_goes_on(store):
     bad, good = chain(1, do="die"), chain(2)
     states = execute(plan_of(bad, good), store, settings("local", workers=1), Watcher())
@@ -205,7 +223,7 @@ def test_the_pool_is_bounded(store, monkeypatch):
     try:
         for number in range(6):
             pool.submit(Stage("mixture", f"m{number}", {"number": number}).spec(), MAKER)
-        assert len(multiprocessing.active_children()) == 2
+        assert len(psutil.Process().children()) == 2
         done = []
         while len(done) < 6:
             done += pool.events(0.2)

@@ -36,11 +36,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Size:
-    """Expected train rows, and mean tokens per row: of the responses, and of the whole row."""
+    """Expected train rows, mean tokens per row (of the responses, and of the whole row), held-out rows."""
 
     rows: int
     response_tokens: float
     row_tokens: float
+    heldout_rows: int
 
 
 @dataclass

@@ -7,6 +7,7 @@ so a corpus larger than memory is fine. What a row means is `_rows.py`'s matter;
         row.where, row.values, row.problem     # "answers.jsonl line 3", {...}, ""
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -115,20 +116,31 @@ def file_sha256(path: Path) -> str:
     """
     path = Path(path).resolve()
     stat = path.stat()
-    cache = _cache_folder() / "file_sha256"
-    entry = cache / hashlib.sha256(str(path).encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    stamp = f"{stat.st_size} {stat.st_mtime_ns}"
+    if time.time() - stat.st_mtime <= RACY_SECONDS:
+        return _hash(path)
+    return _remembered_hash(path, f"{stat.st_size} {stat.st_mtime_ns}")
+
+
+@functools.cache
+def _remembered_hash(path: Path, stamp: str) -> str:
+    """The hash of a file of this size and mtime, from this process, the user's cache folder, or the file."""
+    entry = (
+        _cache_folder() / "file_sha256" / hashlib.sha256(str(path).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    )
     try:
         size_and_mtime, _, known = entry.read_text().rpartition(" ")
         if size_and_mtime == stamp and len(known) == 64:
             return known
     except (OSError, UnicodeDecodeError):
         pass  # never seen, or the cache is out of reach: hashing gives the same answer
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if time.time() - stat.st_mtime > RACY_SECONDS:
-        _remember(entry, f"{stamp} {digest}")
+    digest = _hash(path)
+    _remember(entry, f"{stamp} {digest}")
     return digest
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _cache_folder() -> Path:

@@ -101,9 +101,8 @@ class Corpus(CorpusSettings):
         for turn in (turn for messages in good for turn in messages):
             length[turn["role"] == "assistant"] += len(turn["content"])
         per_row = 1 / len(good) / CHARACTERS_PER_TOKEN
-        return Size(
-            max(1, count_rows(files) - self.heldout_rows), length[True] * per_row, sum(length.values()) * per_row
-        )
+        rows = max(1, count_rows(files) - self.heldout_rows)
+        return Size(rows, length[True] * per_row, sum(length.values()) * per_row, self.heldout_rows)
 
     def check(self) -> None:
         """Refuse a missing path, and a first row without the columns that were asked for."""

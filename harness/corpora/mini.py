@@ -135,7 +135,8 @@ class Corpus(CorpusSettings):
         # one mark opens each turn, one ends each answer, and one begins the row
         response = sum(sum(turns[1::2]) + len(turns) // 2 for turns in spoken) / len(some)
         prompt = sum(1 + sum(turns[::2]) + len(turns) for turns in spoken) / len(some)
-        return Size(rows, response, prompt + response)
+        heldout = self.heldout_per_source * (len(sources) + 1)
+        return Size(rows, response, prompt + response, heldout)
 
     def _keeps(self, source: str) -> bool:
         return self.sources is None or source in self.sources

@@ -152,7 +152,7 @@ class Corpus(CorpusSettings):
         if self.path:
             whole = sum(source.rows for source in SOURCES.values())
             rows = round(count_rows(self._local_files()) * rows / whole)
-        return Size(max(1, rows - self.heldout_rows), mean, mean * ROW_PER_RESPONSE)
+        return Size(max(1, rows - self.heldout_rows), mean, mean * ROW_PER_RESPONSE, self.heldout_rows)
 
     def check(self) -> None:
         """Refuse a folder without the shards or their columns, and the hub where it is out of reach."""

@@ -2,21 +2,23 @@
 
 Workers import torch once and make many stages (one process per cell would spend half its time importing).
 A worker that dies costs one attempt: the stage is reported with the signal that killed it and a fresh
-worker takes its place. Workers end when the parent does, however it ends.
+worker takes its place. What a worker does is `worker.py`; it ends when this process does, however it ends.
 """
 
-import multiprocessing
+import json
 import os
 import signal
-import threading
+import subprocess
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from harness.attempt import Outcome, attempt
+from harness.attempt import Outcome, note_death
 from harness.config import Machine
 from harness.store import Store
 from harness.track import Progress
@@ -28,8 +30,8 @@ class Pool:
     """Bounded workers; one stage each at a time."""
 
     def __init__(self, store: Store, machine: Machine, workers: int, listener: Callable[[str, Progress], None]) -> None:
-        cores = len(os.sched_getaffinity(0))
-        self.gpus = _visible_gpus() if machine.device != "cpu" else []
+        cores = available_cores()
+        self.gpus = visible_gpus() if machine.device != "cpu" else []
         self.slots = workers or (len(self.gpus) or min(cores, MAX_DEFAULT_WORKERS))
         self.machine = replace(machine, threads=machine.threads or max(1, cores // self.slots))
         self.store, self.listener = store, listener
@@ -48,7 +50,7 @@ class Pool:
             worker = by_connection[connection]  # type: ignore[index]
             try:
                 message = worker.connection.recv()
-            except (EOFError, ConnectionResetError):
+            except (EOFError, OSError):
                 yield from self._bury(worker)
                 continue
             if isinstance(message, Progress):
@@ -65,8 +67,9 @@ class Pool:
             if worker.key is not None:
                 worker.process.terminate()
         for worker in self.workers:
-            worker.process.join(timeout=5)
-            if worker.process.is_alive():
+            try:
+                worker.process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
                 worker.process.kill()
 
     def _feed(self) -> None:
@@ -79,63 +82,72 @@ class Pool:
                 self.workers.append(free)
             if free is None:
                 return
-            spec, maker = self.waiting.popleft()
+            spec, maker = self.waiting[0]
+            try:
+                free.connection.send((dict(spec), maker))
+            except OSError:  # it died while idle: nothing is lost but the worker
+                free.process.wait()
+                self.workers.remove(free)
+                continue
             free.key = spec["key"]
-            free.connection.send((dict(spec), maker))
+            self.waiting.popleft()
 
     def _bury(self, worker: "_Worker") -> Iterator[Outcome]:
-        worker.process.join()
+        code = worker.process.wait()
         self.workers.remove(worker)
         if worker.key is not None:
-            code = worker.process.exitcode or 0
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             hint = "; the kernel does this when memory runs out" if code == -signal.SIGKILL else ""
-            yield Outcome(worker.key, "failed", "killed", f"its worker ended with {how}{hint}")
+            reason = f"its worker ended with {how}{hint}"
+            note_death(self.store, worker.key, reason)
+            yield Outcome(worker.key, "failed", "killed", reason)
 
 
 class _Worker:
     """A worker process, the connection to it, and the key it is working on."""
 
     def __init__(self, number: int, root: Path, machine: Machine, gpus: list[str]) -> None:
-        context = multiprocessing.get_context("spawn")
         self.number = number
-        self.connection, theirs = context.Pipe()
-        gpu = gpus[number % len(gpus)] if gpus else None
-        self.process = context.Process(target=_work, args=(theirs, root, machine, gpu), daemon=True)
-        self.process.start()
+        self.connection, theirs = Pipe()
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(machine.threads),
+            "TOKENIZERS_PARALLELISM": "false",
+            "TQDM_DISABLE": "1",  # progress is reported through harness.track
+        }
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+        assert isinstance(theirs, Connection)
+        # a command of its own and not a fork: no module of the caller's is imported again, and Ctrl-C,
+        # which a terminal sends to its whole process group, stays the caller's to answer
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "harness.launch.worker",
+                str(theirs.fileno()),
+                str(root),
+                json.dumps(asdict(machine)),
+            ],
+            pass_fds=[theirs.fileno()],
+            env=environment,
+            start_new_session=True,
+        )
         theirs.close()
         self.key: str | None = None
 
 
-def _work(connection: Connection, root: Path, machine: Machine, gpu: str | None) -> None:
-    """A worker's life: make stages until the parent says nothing more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.environ["OMP_NUM_THREADS"] = str(machine.threads)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    os.environ["TQDM_DISABLE"] = "1"  # progress is reported through harness.track
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    store = Store(root)
-    while True:
-        try:
-            spec, maker = connection.recv()
-        except EOFError:
-            return
-        connection.send(attempt(store, spec, maker, machine, connection.send))
+def available_cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _visible_gpus() -> list[str]:
-    """GPU ids this process may use, without importing torch: CUDA_VISIBLE_DEVICES, else /dev/nvidia<n>."""
+def visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may be set to for each GPU, without importing torch.
+
+    Without that variable GPUs are numbered from 0 as CUDA numbers them, whatever their device files are called.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return [gpu for gpu in visible.split(",") if gpu.strip()]
-    return [path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
+        return [gpu.strip() for gpu in visible.split(",") if gpu.strip() not in ("", "-1")]
+    return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]

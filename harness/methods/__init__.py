@@ -63,7 +63,7 @@ class TrainStage:
 
     def normal(self) -> "TrainStage":
         """The same stage in normal form: one spelling for every way to say it."""
-        stage = self
+        stage = replace(self, span=(round(self.span[0], 9), round(self.span[1], 9)))  # 1 - 0.9 is 0.1
         if stage.sequences == "student" and stage.student_share == 0:
             stage = replace(stage, sequences="gold")
         if stage.divergence == "jsd" and stage.beta in (0, 1):
@@ -85,7 +85,7 @@ class TrainStage:
     def identity(self) -> dict[str, Any]:
         """Every value of the normal form, as plain JSON types."""
         values = asdict(self.normal())
-        values["span"] = [float(share) for share in self.span]
+        values["span"] = [float(share) for share in values["span"]]
         return values
 
 

@@ -56,6 +56,8 @@ def make_base(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, m
         file = Path(where["path"]).expanduser()
         _check_unchanged({"gguf": file}, settings["files"])
         model, tokenizer = load_gguf(file)
+        if settings["init"] == "random":
+            model = random_model(model.config, settings["init_seed"])
         return _save(settings, model, tokenizer, out)
     pointer = _pointer(where, settings)
     write_json(out / POINTER, pointer)

@@ -29,13 +29,13 @@ def make_evaluate(settings: dict[str, Any], inputs: Mapping[str, Path], out: Pat
     """Score the model and write items and scores.
 
     `settings`: `evals` (names), `limit` (rows, or null for all), `max_new_tokens`, and optionally `seed` (of
-    the sample that `limit` takes). `inputs`: `model`, `mixture`.
+    the sample that `limit` takes).
+    `inputs`: `model`, `mixture`.
     """
     evaluations = {name: load_eval(name) for name in settings["evals"]}
     rows = choose_rows(read_heldout(inputs["mixture"]), settings["limit"], settings.get("seed", 0))
     tokenizer = load_tokenizer(inputs["model"])
-    # as saved, on every device: the machine must not decide in which precision a model is scored
-    model = load_model(inputs["model"], device_of(machine), dtype="auto")
+    model = load_model(inputs["model"], device_of(machine), dtype="fp32")  # base, teacher and student alike
     options = Options(max_new_tokens=settings["max_new_tokens"])
     items: list[Item] = []
     scores: list[Score] = []

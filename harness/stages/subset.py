@@ -60,7 +60,7 @@ def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
 
     tokenizer = models.load_tokenizer(inputs["tokenizer"])
     tallies = {name: _Tally(out / f"{name}.arrow") for name in ("train", "validation")}
-    for rows, ids, conversations in _batches(path, chosen):
+    for rows, ids, conversations in read_batches(path, chosen):
         rendered = chat.render_many(tokenizer, conversations, settings["max_length"])
         for name, tally in tallies.items():
             part = [
@@ -188,7 +188,7 @@ def _save(tally: _Tally, folder: Path) -> None:
     tally.path.unlink()
 
 
-def _batches(path: Path, chosen: np.ndarray) -> Iterator[tuple[np.ndarray, list[str], list[list[dict[str, str]]]]]:
+def read_batches(path: Path, chosen: np.ndarray) -> Iterator[tuple[np.ndarray, list[str], list[list[dict[str, str]]]]]:
     """Row numbers, ids and messages of the chosen rows (ascending), about `ROWS_AT_ONCE` at a time."""
     at = done = 0
     rows: list[np.ndarray] = []

@@ -47,7 +47,7 @@ def make_synthesize(
     """
     device = device_of(machine)
     tokenizer = load_tokenizer(inputs["teacher"])
-    check_tokenizer(inputs["subset"], tokenizer, "a teacher's rows")
+    check_tokenizer(inputs["subset"], inputs["mixture"], tokenizer, "a teacher's rows")
     model = load_model(inputs["teacher"], device=device)
     writer = _Writer(model, tokenizer, settings, _human_pairs(inputs))
     heldout = pq.read_table(inputs["mixture"] / "heldout.parquet", columns=["prompt_hash"])

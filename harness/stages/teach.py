@@ -18,12 +18,13 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value, load_from_disk
 
 from harness import track
-from harness.chat import end_of_turn_id
+from harness.chat import end_of_turn_id, render
 from harness.config import Budget, Machine, SettingsError
 from harness.cost import forward_flops
 from harness.generate import generate
 from harness.models import count_parameters, device_of, load_model, load_tokenizer, tokenizer_hash
-from harness.sequences import Rows, answered, draw_seed
+from harness.sequences import Rows, answered, draw_seed, prompt_of
+from harness.stages.subset import read_batches
 from harness.stages.train import visiting_order
 from harness.store import write_json
 
@@ -49,14 +50,15 @@ def make_labels(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
     budget = Budget(**settings["budget"])
     device = device_of(machine)
     tokenizer = load_tokenizer(inputs["teacher"])
-    check_tokenizer(inputs["subset"], tokenizer, "a teacher's answers")
+    check_tokenizer(inputs["subset"], inputs["mixture"], tokenizer, "a teacher's answers")
     model = load_model(inputs["teacher"], device=device, dtype=budget.precision)
     subset = load_from_disk(inputs["subset"] / "train")
     visited = np.unique(visiting_order(subset, budget, settings["seed"], settings["span"]))
     rows, ids = Rows(subset), subset["id"]
     numbers = subset["row"]
-    prompts = [rows[i].input_ids[: rows[i].starts[-1]].tolist() for i in visited]
     seeds = [draw_seed(settings["seed"], "labels", ids[i]) for i in visited]
+    # of a row of several turns one is answered, drawn by the row's own seed, with gold history before it
+    prompts = [prompt_of(rows[i], seed) for i, seed in zip(visited, seeds, strict=True)]
     end = end_of_turn_id(tokenizer)
 
     columns: dict[str, list[Any]] = {name: [] for name in FEATURES}
@@ -101,14 +103,21 @@ def make_labels(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
     return {"cost": cost, "counts": counts, "warnings": warnings}
 
 
-def check_tokenizer(subset: Path, tokenizer: Any, what: str) -> None:
-    """Raise SettingsError unless the subset was rendered with this very tokenizer."""
+def check_tokenizer(subset: Path, mixture: Path, tokenizer: Any, what: str) -> None:
+    """Raise SettingsError unless the teacher's tokenizer and chat template render the subset's rows as they are."""
     rendered_with = json.loads((subset / "subset.json").read_text())["tokenizer_hash"]
     own = tokenizer_hash(tokenizer)
     if rendered_with != own:
         raise SettingsError(
             f"{what} cannot be used: the rows were rendered with tokenizer {rendered_with[:12]} and the "
             f"teacher has {own[:12]}; choose a teacher and a student with the same tokenizer."
+        )
+    first = load_from_disk(subset / "train")[0]
+    _, _, messages = next(read_batches(mixture / "train.parquet", np.array([first["row"]])))
+    if render(tokenizer, messages[0], len(first["input_ids"])).input_ids != first["input_ids"]:
+        raise SettingsError(
+            f"{what} cannot be used: the teacher's chat template renders the rows differently from the student's; "
+            "set student.chat_template and teacher.chat_template to the same template, e.g. tulu."
         )
 
 

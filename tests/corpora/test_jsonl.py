@@ -202,7 +202,7 @@ def test_the_size_is_estimated_from_metadata_and_the_first_rows(tmp_path):
     write(tmp_path / "rows.jsonl", *rows)
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     for name in ("rows.jsonl", "rows.parquet"):
-        assert Corpus(path=str(tmp_path / name), heldout_rows=500).size() == Size(2500, 20.0, 30.0)
+        assert Corpus(path=str(tmp_path / name), heldout_rows=500).size() == Size(2500, 20.0, 30.0, 500)
 
 
 def test_planning_with_file_corpora_imports_neither_torch_nor_transformers():

@@ -1,0 +1,50 @@
+"""A worker of the local pool: `python -m harness.launch.worker <descriptor> <store> <machine>`.
+
+Makes the stages that come through the inherited connection, one at a time, until it is closed. Ends at
+once when the process that started it is gone, so no stage is trained for nobody.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from harness.attempt import attempt
+from harness.config import Machine
+from harness.store import Store
+
+PARENT_CHECK_SECONDS = 0.5
+
+
+def main(descriptor: int, root: Path, machine: Machine) -> None:
+    """Make stages until the parent says nothing more."""
+    connection = Connection(descriptor)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    store = Store(root)
+
+    def tell(message: Any) -> None:
+        try:
+            connection.send(message)
+        except OSError:  # nobody listens any more; this is no failure of the stage
+            os._exit(1)
+
+    while True:
+        try:
+            spec, maker = connection.recv()
+        except (EOFError, OSError):
+            return
+        tell(attempt(store, spec, maker, machine, tell))
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_SECONDS)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]), Machine(**json.loads(sys.argv[3])))
