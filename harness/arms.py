@@ -8,7 +8,8 @@ Sorts records, which hold names, settings and scores; `gains.py` brings the cell
 
 import json
 import math
-from collections.abc import Container, Iterable, Mapping
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from harness.config import SettingsError
@@ -78,12 +79,9 @@ def by_arm(records: Iterable[Record]) -> dict[Arm, list[Record]]:
     """
     unique = list({(r["cell"], r["role"]): r for r in records}.values())
     hidden = _hidden_settings(unique)
-    teacher_seeds: dict[Any, set[Any]] = {}
-    for record in unique:
-        teacher_seeds.setdefault((record.get("teacher"), record.get("world_seed")), set()).add(
-            record.get("teacher_seed")
-        )
-    several = {teacher for (teacher, _), seeds in teacher_seeds.items() if teacher and len(seeds) > 1}
+    drawn = {(r.get("teacher"), r.get("world_seed"), r.get("teacher_seed")) for r in unique if r.get("teacher")}
+    taught = Counter((teacher, world) for teacher, world, _ in drawn)
+    several = {teacher for (teacher, _), teacher_seeds in taught.items() if teacher_seeds > 1}
     arms: dict[Arm, list[Record]] = {}
     for record in unique:
         arms.setdefault(_arm(record, hidden, several), []).append(record)
@@ -120,6 +118,20 @@ def score_of(record: Record, metric: Metric) -> float | None:
 def diverged(record: Record) -> bool:
     """Whether a student's training ended in numbers that are not finite; such a cell stays in the analysis."""
     return record["role"] == "student" and record["status"] == "failed" and record.get("failure_class") == "diverged"
+
+
+def name_diverged(cells: Sequence[Record], metric: Metric) -> str:
+    """Which seeds of an arm diverged and what they count as, in words; empty if none did."""
+    several = len({cell.get("world_seed") for cell in cells}) > 1
+    names = [
+        f"{cell.get('seed')}" + (f" of world {cell.get('world_seed')}" if several else "")
+        for cell in cells
+        if diverged(cell)
+    ]
+    if not names:
+        return ""
+    counted = "counted as 0" if metric.higher_is_better else "left out, as a loss has no floor"
+    return f"seed{'s' if len(names) > 1 else ''} {', '.join(names)} diverged, {counted}"
 
 
 def why_unpaired(arm: Arm, arms: Iterable[Arm]) -> str:

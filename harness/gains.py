@@ -204,7 +204,7 @@ def _scored(record: Record, metric: Metric, load_items: LoadItems) -> _Scored | 
 
     A diverged cell has the score of a model that gets nothing right, 0; a loss has no such floor.
     """
-    if diverged(record) and metric.higher_is_better:
+    if diverged(record) and metric.eval and metric.higher_is_better:
         return _Scored(0.0, at_floor=True)
     score = score_of(record, metric)
     if score is None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from harness.arms import Arm, Metric, Record, by_arm, diverged, metrics_of, score_of, why_unpaired
+from harness.arms import Arm, Metric, Record, by_arm, diverged, metrics_of, name_diverged, score_of, why_unpaired
 from harness.gains import LoadItems, Replicates, estimate, gain, read_items, scores
 from harness.stats import holm
 
@@ -213,7 +213,13 @@ def _rows(arms: Mapping[Arm, list[Record]], metric: Metric, load_items: LoadItem
             lost = [why_unpaired(arm, arms) for arm in group if compared and own[arm] and not gains[arm]]
             some = f" in {len(lost)} of {len(group)} draws" if 0 < len(lost) < len(group) else ""
             notes = [f"{why}{some}" for why in lost[:1]]
-            notes += [_diverged(cells, "", row, metric), _diverged(partners, "SFT ", row, metric)]
+            notes += [name_diverged(cells, metric), f"SFT {text}" if (text := name_diverged(partners, metric)) else ""]
+            without = [
+                f"{n} {row[f'{n}_survivors']:.3f}"
+                for n in ("score", "gain")
+                if row[f"{n}_survivors"] == row[f"{n}_survivors"]
+            ]
+            notes += [f"without them {', '.join(without)}"] * bool(without)
             row |= {"pooled": len(group) > 1, "headline": len(group) == len(parts)}
             rows.append(row | {"note": "; ".join(filter(None, notes))})
     return rows
@@ -242,21 +248,6 @@ def _row(
     row |= {"scored_cells": sum(score_of(cell, metric) is not None for cell in cells)}
     warnings = dict.fromkeys(w for cell in cells for w in cell.get("warnings") or ())
     return row | {"warnings": "\n".join(warnings)} | _costs(cell for cell in cells if cell["status"] == "done")
-
-
-def _diverged(cells: list[Record], whose: str, row: Mapping[str, Any], metric: Metric) -> str:
-    """Which seeds diverged, what they count as, and what the others alone would say."""
-    lost = [cell for cell in cells if diverged(cell)]
-    if not lost:
-        return ""
-    worlds = len({cell.get("world_seed") for cell in cells}) > 1
-    names = ", ".join(f"{c.get('seed')}{f' (world {c.get("world_seed")})' if worlds else ''}" for c in lost)
-    text = f"{whose}seed{'s' if len(lost) > 1 else ''} {names} diverged: "
-    if not metric.higher_is_better:
-        return f"{text}a loss has no floor, so left out"
-    gains = "" if math.isnan(row["gain_survivors"]) else f", gain {row['gain_survivors']:+.3f}"
-    score = row["score_survivors"] if not whose else row["score"]
-    return f"{text}counted as 0; without, score {score:.3f}{gains}"
 
 
 def _costs(cells: Iterable[Record]) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 Reads a summary (`table.summary`) and crossovers (`gains.crossovers`). "Beats" and "loses to" need a p value
 under .05 after Holm over all comparisons of the figure; anything else "cannot be told from SFT", which is
-not the same as equal: equality needs the equivalence test inside a crossover's bracket.
+not the same as equal: equality needs the equivalence test inside a crossover's bracket, and a margin that was
+declared in the metric's unit. Better and worse follow the metric's direction; numbers keep its sign.
 
     verdict(summary(records), crossovers(records, metric))
     # "For small on mini at 300 steps x 32 rows, kd (weak) beats SFT at 1 % of the data by +0.056 [...]; ..."
@@ -15,6 +16,7 @@ import pandas as pd
 
 from harness.arms import Arm, Metric
 from harness.crossover import Crossover
+from harness.stats import LEAST_DRAWS
 from harness.table import headline, percent, select
 
 SHOWN = 3  # lines told in words; the rest are in the table
@@ -42,11 +44,8 @@ def verdict(
     if others.empty:
         return f"No verdict on distillation: only SFT has a score; {top}. {lost}".strip()
     if paired.empty:
-        why = (
-            "no SFT cell has a score"
-            if (scored["method"] != "sft").all()
-            else "no SFT cell shares their settings and seed"
-        )
+        alone = (scored["method"] != "sft").all()
+        why = "no SFT cell has a score" if alone else "no SFT cell shares their settings and seed"
         return f"No verdict on distillation against SFT: {why}, so there is no gain; {top}. {lost}".strip()
     sign = 1 if metric.higher_is_better else -1
     lines = [(key, part.sort_values("data_frac")) for key, part in paired.groupby(LINE, dropna=False, sort=False)]
@@ -64,7 +63,7 @@ def verdict(
         if (names := [n for n in paired[column].unique() if n])
     )
     direction = "" if metric.higher_is_better else ", lower is better"
-    return f"{place} ({metric.eval} {metric.metric}{direction}), {text}. {_certainty(paired)} {lost}".strip()
+    return f"{place} ({metric.eval} {metric.metric}{direction}), {text}. {_certainty(students, metric)} {lost}".strip()
 
 
 def _line(part: pd.DataFrame, sign: int, crossing: Crossover | None, paired: pd.DataFrame) -> str:
@@ -105,14 +104,17 @@ def _listed(members: list[dict[str, Any]]) -> str:
 
 
 def _crossing(found: Crossover) -> str:
-    """The crossover in words that claim no more than its set and bracket."""
-    level = "zero" if found.delta == 0 else f"{found.delta:+g}"
+    """The crossover in words that claim no more than its set and bracket, and fit losses too."""
+    better, worse, level = "better than SFT", "worse than SFT", "zero"
+    if found.delta:
+        level = f"{found.delta:+g}"
+        better, worse = f"better than SFT by more than {found.delta:g}", f"not better than SFT by {found.delta:g}"
     bracket = found.bracket
     pieces = " and ".join(f"{percent(low)} to {percent(high)}" for low, high in found.pieces)
     if found.status == "crosses":
         return f"the gain crosses {level} somewhere in {pieces} of the data"
     if found.status == "never":
-        return f"the gain stays {'above' if found.sign > 0 else 'below'} {level} over all fractions run"
+        return f"it is {better if found.sign > 0 else worse} over all fractions run"
     if found.status == "several":
         return f"the gain may be {level} in {pieces}"
     if found.status == "unbounded":
@@ -124,7 +126,7 @@ def _crossing(found: Crossover) -> str:
     if bracket.first_equivalent is not None:
         return f"from {percent(bracket.first_equivalent)} on it is within {found.margin:g} of {level}"
     if above:
-        return f"the gain is above {level} at {above}; too few fractions to say where it ends"
+        return f"it is {better} at {above}; too few fractions to say where that ends"
     return "no crossover is bracketed, and there are too few fractions for a curve"
 
 
@@ -146,24 +148,29 @@ def _strength(part: pd.DataFrame, sign: int) -> float:
     )
 
 
-def _certainty(paired: pd.DataFrame) -> str:
+def _certainty(students: pd.DataFrame, metric: Metric) -> str:
     """How many seeds, what the intervals hold, how many comparisons, how many draws."""
+    paired = students[students["gain"].notna() & (students["method"] != "sft")]
     low, high = int(paired["paired_seeds"].min()), int(paired["paired_seeds"].max())
     seeds = f"{low} seed{'s' if low > 1 else ''}" if low == high else f"{low} to {high} seeds"
     kinds = [kind for kind in paired["gain_covers"].dropna().unique() if kind]
-    words = {
-        "seeds and items": "seeds and test items",
-        "items only": "test items only",
-        "seeds only": "seeds, not test items",
-    }
-    holds = ", ".join("nothing" if kind == "nothing" else words.get(kind, kind) for kind in kinds)
+    words = {"and items": "and test items", "items only": "test items only", "seeds only": "seeds, not test items"}
+    for short, long in words.items():
+        kinds = [kind.replace(short, long) for kind in kinds]
     seeds += " in each draw" if (paired["draws"] > 1).any() else ""
     family = f"{len(paired)} comparison{'s' if len(paired) > 1 else ''}"
-    text = f"How sure: {seeds}, 95 % intervals over {holds}, Holm over {family}"
-    if low < 2:
-        text += "; one seed says nothing about seed variance" + ("" if high < 2 else ", where there is only one")
+    text = f"How sure: {seeds}, 95 % intervals over {' or '.join(kinds)}, Holm over {family}"
+    alone = (paired["paired_seeds"] < 2) & (paired["draws"] < LEAST_DRAWS)
+    if alone.any():
+        text += "; one seed says nothing about seed variance" + ("" if alone.all() else ", where there is only one")
     if (paired["draws"] == 1).any():
-        text += "; for one draw of world and teacher"
+        several = paired["teacher"].str.contains("[seed=", regex=False, na=False).any()
+        text += "; for one world and these teachers only" if several else "; for one draw of world and teacher"
+        text += "" if (paired["draws"] == 1).all() else ", where there is only one"
+    if students["diverged"].any():
+        count = int(students["diverged"].sum())
+        counted = "counts as 0" if metric.higher_is_better else "is left out, since a loss has no floor"
+        text += f"; of the cells {count} diverged and {counted}"
     methods = paired.groupby(LINE, dropna=False).ngroups
     if methods > 1:
         text += "; the best of several is to be confirmed on fresh seeds"
@@ -175,7 +182,7 @@ def _lost(frame: pd.DataFrame, metric: Metric | None) -> str:
     wanted = (
         frame["eval"] == "" if metric is None else (frame[["eval", "metric", "source"]] == list(metric)).all(axis=1)
     )
-    rows = frame[wanted & (frame["draws"] == 1) & (frame["role"] == "student")]
+    rows = frame[wanted & ~frame["pooled"] & (frame["role"] == "student")]
     counts = {status: int(rows[status].sum()) for status in ("failed", "missing", "running")}
     total = sum(counts.values()) + int(rows["done"].sum())
     parts = [f"{count} {status}" for status, count in counts.items() if count]
