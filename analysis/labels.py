@@ -35,7 +35,7 @@ def subtitle(rows: pd.DataFrame) -> str:
     count = f"{seeds[0]} seed{'s' if seeds[-1] > 1 else ''}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     draws = int(students["draws"].max())
     named = f"teacher{'s' if len(teachers) > 1 else ''} {', '.join(teachers)}" if teachers else ""
-    drawn = f"{draws} draws of world or teacher" if draws > 1 else ""
+    drawn = f"{draws} draws of the world" if draws > 1 else ""
     parts = [
         f"student {first['student']}",
         named,
@@ -93,16 +93,22 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
 
 
 def name_references(ax: "Axes", rows: pd.DataFrame) -> None:
-    """Scores of the base model and the teachers as labelled rules."""
-    several = (rows["role"] == "teacher").sum() > 1
-    heights = _points(ax, rows["score"].tolist())
-    for row, height, place in zip(rows.to_dict("records"), heights, spread(heights, 9.5, -1e9, 1e9), strict=True):
-        name = "base model" if row["role"] == "base" else f"{row['teacher']} teacher" if several else "teacher"
-        ax.axhline(row["score"], color=GREY, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
+    """Scores of the base model and the teachers as labelled rules; a curve for one trained at each fraction."""
+    lines = [part.sort_values("data_frac") for _, part in rows.groupby(["role", "teacher"], dropna=False, sort=False)]
+    heights = _points(ax, [part["score"].iloc[0] for part in lines])
+    for part, height, place in zip(lines, heights, spread(heights, 9.5, -1e9, 1e9), strict=True):
+        row = part.iloc[0]
+        name = "base model" if row["role"] == "base" else f"{row['teacher']} teacher"
+        style: dict[str, Any] = {"color": GREY, "linewidth": 0.9, "linestyle": (0, (1, 2)), "zorder": 1}
+        alone = pd.isna(row["data_frac"])
+        if alone:
+            ax.axhline(row["score"], **style)
+        else:
+            ax.plot(part["data_frac"], part["score"], **style)
         ax.annotate(
-            f"{name} {row['score']:.2f}",
-            (0, row["score"]),
-            xycoords=("axes fraction", "data"),
+            f"{name} {row['score']:.2f}" if alone else f"{name}, same rows",
+            (0, row["score"]) if alone else (row["data_frac"], row["score"]),
+            xycoords=("axes fraction", "data") if alone else "data",
             xytext=(4, 2 + place - height),
             textcoords="offset points",
             fontsize=7.5,

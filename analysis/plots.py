@@ -1,13 +1,15 @@
 """Plots of a summary (`harness.table.summary`): a DataFrame and axes go in, the axes come back.
 
 Left, score against the data fraction; right, gain over SFT with its 95 % band and the crossover set as a bar
-under the zero line. A method keeps its colour in every figure, teachers differ by marker; lines are named at
-their ends. One seed is drawn with dashed bars and said to exclude seed variance.
+under the zero line. A method keeps its colour in every figure, teachers differ by marker and dash; lines are
+named at their ends. One seed is drawn with dashed bars and said to exclude seed variance.
 
     crossover_figure(summary(records), Path("results/crossover"), crossovers(records, metric))
 """
 
+import textwrap
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ import pandas as pd
 from analysis.labels import GREY, name_ends, name_references, subtitle, title
 from harness.arms import Arm, Metric
 from harness.crossover import Crossover
+from harness.stats import LEAST_DRAWS
 from harness.table import headline, percent, select
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, told apart under the common kinds of colour blindness
 COLOURS = {
     "sft": "#404040",
+    "sft_restart": "#8C8C8C",
     "kd": "#0072B2",
     "on_policy": "#D55E00",
     "logit_kd": "#009E73",
@@ -37,6 +41,7 @@ COLOURS = {
 }
 SPARE = ("#332288", "#44AA99", "#AA4499", "#999933", "#882255", "#117733", "#88CCEE", "#DDCC77")
 MARKERS = ("o", "s", "^", "D", "v", "P")
+DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.8)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)))
 PANEL = ["student", "corpus", "budget", "variant"]
 _SAVING = threading.Lock()  # the SVG salt is a global of matplotlib
 
@@ -69,13 +74,15 @@ def crossover_figure(
     parts = figure.subfigures(max(1, len(panels)), 1, squeeze=False)[:, 0]
     for part, names in zip(parts, panels, strict=False):
         shown = rows[_of_panel(rows, names)]
-        panel = (width / 2 - 0.75 - aside) / width, 1 - 1.62 / height
+        note = textwrap.wrap(footnote(shown, crossovers), int((width - 1) / 0.058))  # inches a letter
+        under = 0.62 + 0.14 * (len(note) - 1)
+        panel = (width / 2 - 0.75 - aside) / width, 1 - (1 + under) / height
         left = 0.75 / width
-        axes = [part.add_axes((left + half, 0.62 / height, *panel)) for half in (0, 0.5)]
+        axes = [part.add_axes((left + half, under / height, *panel)) for half in (0, 0.5)]
         crossover(shown, axes[0], axes[1], crossovers)
         part.text(left, 1 - 0.30 / height, title(metric), fontsize=12, weight="bold", va="center")
         part.text(left, 1 - 0.58 / height, subtitle(shown), fontsize=8.5, color=GREY, va="center")
-        part.text(left, 0.12 / height, footnote(shown, crossovers), fontsize=7.5, color=GREY, va="center")
+        part.text(left, 0.06 / height, "\n".join(note), fontsize=7.5, color=GREY, va="bottom")
     if not panels:
         figure.text(0.5, 0.5, "No cell has a score", ha="center", color=GREY)
     paths = [path.with_name(f"{path.name}.{ending}") for ending in ("png", "svg")]
@@ -157,8 +164,9 @@ def _draw(ax: "Axes", lines: Mapping[Any, pd.DataFrame], column: str, band: bool
         # a small sideways step keeps the bars of neighbours apart; the line stays readable at its tick
         x = part["data_frac"].to_numpy(float) * 10 ** (0.022 * (number - (len(lines) - 1) / 2) * (not band))
         y, low, high = (part[f"{column}{end}"].to_numpy(float) for end in ("", "_low", "_high"))
-        alone = part["seeds" if column == "score" else "paired_seeds"].to_numpy() < 2
-        ax.plot(x, y, color=style["color"], linewidth=1.6, zorder=3)
+        alone = _alone(part, "seeds" if column == "score" else "paired_seeds").to_numpy()
+        dashes = style.pop("linestyle")
+        ax.plot(x, y, color=style["color"], linewidth=1.6, linestyle=dashes, zorder=3)
         ax.plot(x, y, linestyle="", markersize=5.5, zorder=4, **style)
         if band and not alone.any() and len(x) > 1:
             ax.fill_between(x, low, high, color=style["color"], alpha=0.14, linewidth=0, zorder=1)
@@ -186,17 +194,21 @@ def _lines(rows: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
     return {key: students[(students["method"] == key[0]) & (teachers == key[1])] for key in keys}
 
 
-def _styles(lines: Mapping[tuple[str, str], Any]) -> dict[tuple[str, str], dict[str, Any]]:
-    """Colour of the method, marker of the teacher (the second teacher's are open)."""
+def _styles(lines: Mapping[tuple[str, str], pd.DataFrame]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Colour of the method; marker and dash of the teacher: the one with most points first, the second's open."""
     unknown = sorted({method for method, _ in lines} - COLOURS.keys())
     colours = COLOURS | {method: SPARE[number % len(SPARE)] for number, method in enumerate(unknown)}
-    teachers = sorted({teacher for _, teacher in lines if teacher})
+    points: Counter[str] = Counter()
+    for (_, teacher), part in lines.items():
+        points[teacher] += len(part)
+    teachers = sorted(filter(None, points), key=lambda teacher: (-points[teacher], teacher))
     styles = {}
     for method, teacher in lines:
         place = teachers.index(teacher) if teacher else 0
         face = "white" if place % 2 else colours[method]
         styles[method, teacher] = {
             "color": colours[method],
+            "linestyle": DASHES[place % len(DASHES)],
             "marker": MARKERS[place % len(MARKERS)],
             "markerfacecolor": face,
             "markeredgewidth": 1.4,
@@ -211,6 +223,11 @@ def _names(lines: Mapping[tuple[str, str], Any]) -> dict[tuple[str, str], str]:
         (method, teacher): "SFT" if method == "sft" else f"{method} · {teacher}" if several and teacher else method
         for method, teacher in lines
     }
+
+
+def _alone(rows: pd.DataFrame, seeds: str) -> pd.Series:
+    """Rows whose interval says nothing about seeds; over enough draws, the draws carry them."""
+    return (rows[seeds] < 2) & (rows["draws"] < LEAST_DRAWS)
 
 
 def _fractions(ax: "Axes", lines: Mapping[Any, pd.DataFrame]) -> None:
@@ -243,8 +260,11 @@ def _of_panel(rows: pd.DataFrame, names: Any) -> pd.Series:
     """Students of one panel, its base, and the teachers that its students had."""
     student = (rows["role"] == "student") & (rows[PANEL] == list(names)).all(axis=1)
     base = (rows["role"] == "base") & (rows["student"] == names[0])
-    taught = rows.loc[student, "teacher"].dropna().str.split("[").str[0].unique()
-    return student | base | ((rows["role"] == "teacher") & rows["teacher"].isin(taught))
+    taught = rows.loc[student, "teacher"].dropna().unique()
+    teacher = (rows["role"] == "teacher") & rows["teacher"].isin(taught)
+    # where evaluations differ, a reference model has them as its variant
+    alike = rows["variant"].map(lambda variant: set(filter(None, variant.split(", "))) <= set(names[3].split(", ")))
+    return student | ((base | teacher) & alike)
 
 
 def _found(crossovers: Mapping[Arm, Crossover] | None, part: pd.DataFrame) -> list[Crossover]:
@@ -258,12 +278,14 @@ def _found(crossovers: Mapping[Arm, Crossover] | None, part: pd.DataFrame) -> li
 def footnote(rows: pd.DataFrame, crossovers: Mapping[Arm, Crossover] | None) -> str:
     """What bars and bands are, and what they leave out."""
     students = rows[(rows["role"] == "student") & rows["score"].notna()]
-    alone = students["seeds"] < 2
+    alone = _alone(students, "seeds")
     kinds = sorted(set(students.loc[~alone, "score_covers"]))
     text = f"Bars and bands: 95 % intervals over {', '.join(kinds)}." if kinds else "Bars: 95 % intervals."
     if alone.any():
         text += " Dashed: one seed, test items only; excludes seed variance."
     if any(found.pieces for part in _lines(students).values() for found in _found(crossovers, part)):
         text += " Thick bar under zero: where the gain may be zero (95 % set)."
-    lost = int(rows["failed"].sum() + rows["missing"].sum())
+    if students["diverged"].any() and students["higher_is_better"].all():
+        text += " Diverged cells count as 0."
+    lost = int(rows.loc[rows["role"] == "student", ["failed", "missing"]].to_numpy().sum())
     return text + (f" {lost} cell{'s' if lost > 1 else ''} failed or missing." if lost else "")

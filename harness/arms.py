@@ -142,7 +142,7 @@ def why_unpaired(arm: Arm, arms: Iterable[Arm]) -> str:
     return f"no gain: SFT ran with {' and '.join(sorted(others))}" if others else "no gain: no SFT cell to pair with"
 
 
-def _arm(record: Record, hidden: Container[str] = (), several: Container[str] = ()) -> Arm:
+def _arm(record: Record, hidden: Container[str] = (), several: Container[str | None] = ()) -> Arm:
     """The arm of one record, with the settings that no name shows."""
     telling = {key: value for key, value in sorted(_telling(record).items()) if key in hidden}
     teacher = record.get("teacher")

@@ -1,9 +1,9 @@
 """Gains: the cells of an arm brought together by seed and test item, and paired with SFT.
 
 `arms.py` sorts cells into arms, `stats.py` and `crossover.py` do the arithmetic, `table.py` turns what is
-here into rows. The gain of a cell is its score minus that of
-the SFT cell with the same student, corpus, fraction, budget, world and seeds, item by item; SFT has no
-teacher, so one SFT cell is the partner of every teacher's cells.
+here into rows. The gain of a cell is its score minus that of the SFT cell with the same student, corpus,
+fraction, budget, world and seeds, item by item; SFT has no teacher, so one SFT cell is the partner of every
+teacher's cells. A diverged cell counts as 0 in accuracy, and no pair is dropped for it.
 
     arms = by_arm(records)
     gain(arms[arm], arms[arm.partner], Metric("verified", "accuracy"), read_items).values    # (S, N)
@@ -114,7 +114,8 @@ def estimate(name: str, parts: Mapping[Arm, Replicates | None]) -> dict[str, Any
     if any(floor for part in known for floor in part.at_floor):
         means = [mean for part in known if not math.isnan(mean := part.survivors)]
         columns[f"{name}_survivors"] = float(np.mean(means)) if means else math.nan
-    covers = min((part.covers for part in known), key=len)
+    least = [part for part in known if not part.ids] or known  # one draw without items leaves them out of all
+    covers = " or ".join(dict.fromkeys(part.covers for part in least))
     if len(known) >= LEAST_DRAWS:
         covers = f"{len(known)} draws of the world"
     elif len(parts) > 1:

@@ -15,7 +15,7 @@ Items are stratified by source (sources are fixed). `crossover.py` uses the same
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -72,8 +72,8 @@ class Curve:
     def at(self, order: NDArray[np.int64]) -> "Curve":
         """The same curve at these of its fractions."""
         square = np.ix_(order, order)
-        parts = (part[square] for part in (self.seed, self.item, self.overlap))
-        return Curve(self.mean[order], *parts, self.seeds, self.seed_df, self.item_df)
+        seed, item, overlap = (part[square] for part in (self.seed, self.item, self.overlap))
+        return replace(self, mean=self.mean[order], seed=seed, item=item, overlap=overlap)
 
     def intervals(self, weights: Array, level: float = 0.95) -> list[Interval]:
         """Intervals of `weights @ mean`; weights (X, F), one interval for each of the X rows."""

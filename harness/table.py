@@ -31,6 +31,7 @@ CELL_COLUMNS = tuple(
 SCORE_COLUMNS = ("eval", "metric", "source", "score", "standard_error", "items")
 PURPOSES = ("train", "teacher", "total", "with_teacher_training")
 COSTS = tuple(f"{purpose}_{unit}" for purpose in PURPOSES for unit in ("seconds", "flops", "tokens"))
+FORMS = (("score", ".3f"), ("gain", "+.3f"))
 TEXT_COLUMNS = tuple(
     "grid cell status reason failure_class role method student teacher corpus budget variant eval metric source "
     "warnings score_covers gain_covers note".split()
@@ -182,7 +183,7 @@ def render(frame: pd.DataFrame, metric: Metric | None = None) -> "Table":
             *(escape(_text(row[n])) for n in names),
             f"{row['seeds']:g}",
             _interval(row, "score"),
-            Text(_interval(row, "gain", signed=True), style="bold" if clear else ""),
+            Text(_interval(row, "gain"), style="bold" if clear else ""),
             _number(row["gain_p_holm"], ".3f"),
             _number(row["total_seconds"], ".0f"),
             _number(teaching, ".0%"),
@@ -214,12 +215,8 @@ def _rows(arms: Mapping[Arm, list[Record]], metric: Metric, load_items: LoadItem
             some = f" in {len(lost)} of {len(group)} draws" if 0 < len(lost) < len(group) else ""
             notes = [f"{why}{some}" for why in lost[:1]]
             notes += [name_diverged(cells, metric), f"SFT {text}" if (text := name_diverged(partners, metric)) else ""]
-            without = [
-                f"{n} {row[f'{n}_survivors']:.3f}"
-                for n in ("score", "gain")
-                if row[f"{n}_survivors"] == row[f"{n}_survivors"]
-            ]
-            notes += [f"without them {', '.join(without)}"] * bool(without)
+            left = [f"{n} {row[key]:{form}}" for n, form in FORMS if not math.isnan(row[key := f"{n}_survivors"])]
+            notes += [f"without: {', '.join(left)}"] * bool(left)
             row |= {"pooled": len(group) > 1, "headline": len(group) == len(parts)}
             rows.append(row | {"note": "; ".join(filter(None, notes))})
     return rows
@@ -281,8 +278,8 @@ def _number(value: Any, form: str) -> str:
     return "" if pd.isna(value) else format(value, form)
 
 
-def _interval(row: Mapping[Any, Any], name: str, signed: bool = False) -> str:
-    form = "+.3f" if signed else ".3f"
+def _interval(row: Mapping[Any, Any], name: str) -> str:
+    form = dict(FORMS)[name]
     if pd.isna(row[name]):
         return ""
     if pd.isna(row[f"{name}_low"]):

@@ -89,7 +89,12 @@ def _line(part: pd.DataFrame, sign: int, crossing: Crossover | None, paired: pd.
             verb = "cannot be told from SFT"
         groups[verb].append(row)
     clauses = [f"{verb} at {_listed(members)}" for verb, members in groups.items() if members]
-    return " ".join([_who(first, *extra), _joined(clauses)]) + (f" ({_crossing(crossing)})" if crossing else "")
+    text = " ".join([_who(first, *extra), _joined(clauses)])
+    if crossing is None:
+        return text
+    if crossing.status == "too few fractions" and crossing.bracket.last_above == part["data_frac"].max():
+        return text  # clear to the last fraction run: nothing to add
+    return f"{text} ({_crossing(crossing)})"
 
 
 def _listed(members: list[dict[str, Any]]) -> str:
@@ -169,8 +174,8 @@ def _certainty(students: pd.DataFrame, metric: Metric) -> str:
         text += "" if (paired["draws"] == 1).all() else ", where there is only one"
     if students["diverged"].any():
         count = int(students["diverged"].sum())
-        counted = "counts as 0" if metric.higher_is_better else "is left out, since a loss has no floor"
-        text += f"; of the cells {count} diverged and {counted}"
+        counted = "counted as 0" if metric.higher_is_better else "left out, since a loss has no floor"
+        text += f"; {count} diverged cell{'s are' if count > 1 else ' is'} {counted}"
     methods = paired.groupby(LINE, dropna=False).ngroups
     if methods > 1:
         text += "; the best of several is to be confirmed on fresh seeds"

@@ -1,14 +1,23 @@
 """Invented records with item scores: a small grid whose gains are set by hand, for tests of the reading side.
 
 records, load_items = grid(gains={"kd": {0.01: 0.1, 1.0: 0.0}}, seeds=3)
+records, load_items = grid(DATA_SCALING, seeds=4, worlds=(0, 1))     # the shape of the main experiment
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 SFT = {0.01: 0.2, 0.03: 0.3, 0.1: 0.45, 0.3: 0.55, 1.0: 0.6}
+DATA_SCALING: dict[tuple[str, str | None], dict[float, float]] = {
+    ("sft_restart", None): dict(zip(SFT, (0.02, 0.01, 0.0, 0.0, -0.01), strict=True)),
+    ("kd", "weak"): dict(zip(SFT, (0.12, 0.1, 0.07, 0.03, 0.0), strict=True)),
+    ("kd", "strong"): {0.03: 0.16, 1.0: 0.12},
+    ("logit_kd", "weak"): dict(zip(SFT, (0.1, 0.09, 0.05, 0.03, 0.01), strict=True)),
+    ("logit_kd", "strong"): {0.03: 0.15, 1.0: 0.14},
+}
 
 
 def cell(
@@ -63,13 +72,14 @@ def cell(
     return record | changes
 
 
-def items(scores: list[float], sources: tuple[str, ...] = ("add", "sort")) -> pd.DataFrame:
-    """An evaluation's items.parquet, with what the reading side looks at."""
+def items(scores: list[float], sources: tuple[str, ...] = ("add", "sort"), world: int = 0) -> pd.DataFrame:
+    """An evaluation's items.parquet, with what the reading side looks at; every world has the same ids."""
     return pd.DataFrame(
         {
             "eval": "verified",
             "id": [f"i{n}" for n in range(len(scores))],
             "source": [sources[n % len(sources)] for n in range(len(scores))],
+            "prompt_hash": [f"{world}-{n}" for n in range(len(scores))],
             "score": scores,
             "nll": 1.0,
             "nll_tokens": 2,
@@ -80,7 +90,7 @@ def items(scores: list[float], sources: tuple[str, ...] = ("add", "sort")) -> pd
 
 
 def grid(
-    gains: dict[tuple[str, str] | str, dict[float, float]],
+    gains: Mapping[Any, dict[float, float]],
     seeds: int = 3,
     size: int = 240,
     noise: float = 0.01,
@@ -97,7 +107,7 @@ def grid(
     ) -> None:
         scores = (generator.random(size) * 0.3 + difficulty * 0.7 < mean).astype(float).tolist()
         record = cell(method, fraction, seed, scores, **changes)
-        shelf[record["items"]] = items(scores, tuple("abcdefghijkl"))
+        shelf[record["items"]] = items(scores, tuple("abcdefghijkl"), changes["world_seed"])
         records.append(record)
 
     fractions = sorted({fraction for curve in gains.values() for fraction in curve})
@@ -111,7 +121,16 @@ def grid(
                     method, teacher = who if isinstance(who, tuple) else (who, "weak")
                     if fraction in curve:
                         mean = sft + curve[fraction] + generator.normal(0, noise)
-                        add(method, fraction, seed, mean, difficulty, teacher=teacher, world_seed=world)
+                        add(
+                            method,
+                            fraction,
+                            seed,
+                            mean,
+                            difficulty,
+                            teacher=teacher,
+                            world_seed=world,
+                            teacher_seed=world,
+                        )
         if references:
             add("base", None, 0, 0.05, difficulty, role="base", world_seed=world)
             for teacher, level in {"weak": 0.7, "strong": 0.88}.items():
@@ -126,5 +145,6 @@ def grid(
                         teacher=teacher,
                         student=teacher,
                         world_seed=world,
+                        teacher_seed=world,
                     )
     return records, lambda path: shelf[path]

@@ -1,14 +1,16 @@
 """Plots: axes come back with what was given, labels do not overlap, files repeat to the byte."""
 
+import re
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from analysis.labels import spread
+from analysis.labels import GREY, spread
 from analysis.plots import crossover, crossover_figure, footnote
 from harness.gains import crossovers
 from harness.table import headline, select, summary
-from tests.invented_records import cell, grid
+from tests.invented_records import DATA_SCALING, cell, grid
 
 
 def small(seeds=2):
@@ -52,6 +54,37 @@ def test_one_seed_is_dashed_has_no_band_and_is_said():
     crossover(select(frame), left, right)
     assert all(c.get_linestyle()[0][1] is not None for c in right.collections if len(c.get_paths()))
     assert "excludes seed variance" in footnote(select(frame), None)
+
+
+def test_teachers_differ_by_dash_and_methods_by_colour():
+    records, load_items = grid(DATA_SCALING, seeds=2, worlds=(0, 1), size=60)
+    left, right = Figure().subplots(1, 2)
+    crossover(select(summary(records, load_items)), left, right)
+    drawn = [line for line in right.lines if line.get_linestyle() != "None" and len(line.get_xdata()) in (2, 5)]
+    looks = {(line.get_color(), line.get_linestyle()) for line in drawn if line.get_color() != "#404040"}
+    assert len(looks) == 5 and {style for _, style in looks} == {"-", "--"}
+    assert {"SFT", "sft_restart", "kd · weak", "kd · strong", "logit_kd · weak", "logit_kd · strong"} == set(
+        texts(right)
+    )
+
+
+def test_a_teacher_trained_at_each_fraction_is_a_curve_and_not_a_rule_for_each():
+    records, load_items = grid({"kd": {0.1: 0.1, 1.0: 0.0}}, seeds=2, references=False)
+    records += [cell("teacher", f, 0, [1, 0, 1, f > 0.5], role="teacher", items=None) for f in (0.1, 1.0)]
+    left, right = Figure().subplots(1, 2)
+    crossover(select(summary(records, load_items)), left, right)
+    assert "weak teacher, same rows" in texts(left)
+    assert sum(line.get_color() == GREY for line in left.lines) == 1
+
+
+def test_a_long_footnote_stays_on_the_page(tmp_path):
+    records, load_items = grid(DATA_SCALING, seeds=2, worlds=(0, 1), size=60)
+    frame = summary(records, load_items)
+    found = crossovers(records, headline(frame), load_items)
+    crossover_figure(frame, tmp_path / "f", found, size=(8, 3.8))
+    svg = (tmp_path / "f.svg").read_text()
+    lines = [line for line in re.findall("<!-- (.*?) -->", svg) if "95 %" in line or "zero" in line]
+    assert len(lines) > 1 and max(map(len, lines)) < 135
 
 
 def test_files_are_the_same_bytes_twice(tmp_path):

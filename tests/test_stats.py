@@ -9,7 +9,7 @@ from statsmodels.stats.multitest import multipletests
 
 from harness.config import SettingsError
 from harness.crossover import crossover
-from harness.stats import draws_of, equivalence, holm, seeds_and_items
+from harness.stats import curve_over_draws, equivalence, holm, seeds_and_items
 
 FRACTIONS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
@@ -105,14 +105,48 @@ def test_holm_agrees_with_statsmodels_and_leaves_out_what_is_not_known():
     assert holm([0.01, math.nan, 0.02]) == pytest.approx([0.02, math.nan, 0.02], nan_ok=True)
 
 
-def test_draws_are_the_replicates_and_seeds_of_different_draws_are_not_pooled():
-    gains = {0: [0.10, 0.12, 0.11], 1: [0.01, 0.03, 0.02]}
-    found = draws_of(gains)
-    expected = reference.ttest_1samp([0.11, 0.02], 0).confidence_interval()
-    assert (found.across.low, found.across.high) == pytest.approx(tuple(expected))
-    assert found.scope == "for these draws only" and set(found.per_draw) == {0, 1}
-    assert draws_of({n: [0.1, 0.2] for n in range(5)}).scope == "over draws"
-    assert draws_of({7: [0.1, 0.2]}).scope == "for this draw only"
+def over_draws(draws, strata=None, same_items=False):
+    cubes = [np.asarray(draw, dtype=float)[:, None, :] for draw in draws]
+    return curve_over_draws(cubes, [strata] * len(cubes), same_items).intervals(np.ones((1, 1)))[0]
+
+
+def test_two_draws_are_fixed_and_the_interval_is_that_within_them():
+    # seed variances 1 and 4 over 3 seeds, no items: (1/3 + 4/3) / 2^2, Welch's degrees of freedom
+    draws = [[[1.0], [2.0], [3.0]], [[3.0], [5.0], [7.0]]]
+    found = over_draws(draws)
+    assert (found.estimate, found.standard_error**2) == pytest.approx((3.5, 5 / 12))
+    assert found.df == pytest.approx(reference.ttest_ind([1, 2, 3], [3, 5, 7], equal_var=False).df)
+
+
+def test_items_that_two_draws_share_are_not_counted_twice():
+    # one seed, 4 items, both draws alike: the mean over draws knows no more of the items than one draw
+    draw = np.array([[0.0, 1.0, 2.0, 5.0]])
+    one, shared, own = seeds_and_items(draw), over_draws([draw, draw], None, True), over_draws([draw, draw])
+    assert shared.standard_error == pytest.approx(one.standard_error)
+    assert own.standard_error == pytest.approx(one.standard_error / math.sqrt(2))
+
+
+def test_five_draws_are_the_replicates():
+    means = [0.1, 0.02, 0.05, 0.03, 0.07]
+    found = over_draws([[[mean - 0.01], [mean + 0.01]] for mean in means])
+    expected = reference.ttest_1samp(means, 0).confidence_interval()
+    assert (found.low, found.high) == pytest.approx(tuple(expected))
+
+
+@pytest.mark.parametrize("same_items", [False, True])
+def test_intervals_within_two_unlike_draws_cover_as_they_say(same_items):
+    generator, repetitions, hits = np.random.default_rng(5), 600, 0
+    for _ in range(repetitions):
+        shared = generator.normal(0, 0.3, (1, 60))
+        draws = [
+            (shared if same_items else generator.normal(0, 0.3, (1, 60)))
+            + generator.normal(0, sd, (4, 1))
+            + generator.normal(0, 0.3, (4, 60))
+            for sd in (0.02, 0.06)
+        ]
+        found = over_draws(draws, same_items=same_items)
+        hits += found.low <= 0 <= found.high
+    assert 0.92 <= hits / repetitions <= 0.985
 
 
 def test_a_gain_that_falls_through_zero_crosses_where_it_was_put():
@@ -157,6 +191,18 @@ def test_few_fractions_give_the_bracket_and_no_curve():
         0.3,
         1.0,
     )
+
+
+def test_without_a_declared_margin_nothing_is_called_equal():
+    gains = np.array([0.1, 0.001, 0.0])[None] + np.array([0.001, 0, -0.001])[:, None]
+    assert crossover([0.01, 0.1, 1.0], gains).bracket.first_equivalent == 0.1
+    assert crossover([0.01, 0.1, 1.0], gains, margin=None).bracket.first_equivalent is None
+
+
+def test_a_curve_of_fractions_in_any_order_is_the_same_crossover():
+    gains = -0.05 * (np.log10(FRACTIONS) + 1)[None] + np.array([0.004, 0, -0.004])[:, None]
+    measured = curve_over_draws([gains[:, ::-1, None]], [None])
+    assert crossover(FRACTIONS[::-1], measured).pieces == crossover(FRACTIONS, gains).pieces
 
 
 def test_one_seed_without_items_excludes_nothing():

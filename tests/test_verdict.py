@@ -62,3 +62,50 @@ def test_grids_that_allow_no_comparison_get_no_verdict():
     broken = [cell("kd", 0.1, 0, status="failed", reason="disk full")]
     assert verdict(summary(broken)) == "No verdict: no cell has a score. Of 1 cells, 1 failed (disk full)."
     assert verdict(summary([])) == "No verdict: the grid has no cells."
+
+
+def as_loss(records, load_items):
+    """The same grid with its accuracies read as losses, so what was a gain is a loss to SFT."""
+    for record in records:
+        for score in record["scores"]:
+            score["metric"] = "nll"
+    return records, lambda path: load_items(path).drop(columns=["nll", "nll_tokens"])
+
+
+def test_a_loss_that_falls_is_better_and_never_above_zero():
+    better = as_loss(*grid({"kd": dict.fromkeys(FRACTIONS, -0.15)}, seeds=5))
+    text = spoken(*better)
+    assert "lower is better), kd (weak) beats SFT" in text and "it is better than SFT over all fractions run" in text
+    assert "above zero" not in text
+    worse = spoken(*as_loss(*grid({"kd": dict.fromkeys(FRACTIONS, 0.3)}, seeds=5)))
+    assert "loses to SFT" in worse and "it is worse than SFT over all fractions run" in worse
+
+
+def test_a_loss_is_called_equal_only_within_a_declared_margin():
+    records, load_items = as_loss(*grid({"kd": {0.01: -0.2, 0.1: 0.0, 1.0: 0.0}}, seeds=5, size=2400, noise=0.0))
+    metric = headline(summary(records, load_items))
+    assert all(x.margin is None for x in crossovers(records, metric, load_items).values())
+    assert all(x.margin == 0.5 for x in crossovers(records, metric, load_items, margin=0.5).values())
+    assert "within" not in spoken(records, load_items)
+
+
+def test_a_gain_that_is_clear_to_the_last_of_few_fractions_gets_no_word_on_where_it_ends():
+    text = spoken(*grid({"kd": {0.03: 0.2, 1.0: 0.2}}, seeds=5))
+    assert "beats SFT at 3 %" in text and "too few fractions" not in text
+
+
+def test_two_worlds_are_spoken_of_as_these_two():
+    text = spoken(*grid({"kd": {0.01: 0.2, 1.0: 0.0}}, seeds=3, worlds=(0, 1)))
+    assert "3 seeds in each draw" in text and "seeds and test items within draws, for these 2 draws only" in text
+
+
+def test_a_lost_draw_is_spoken_of_as_one():
+    records, load_items = grid({"kd": {0.01: 0.2}}, seeds=3, worlds=(0, 1))
+    text = spoken([r for r in records if (r["method"], r["world_seed"]) != ("sft", 1)], load_items)
+    assert "for one draw of world and teacher" in text and "2 draws" not in text
+
+
+def test_diverged_cells_are_said_to_count_as_nothing_right():
+    records, load_items = grid({"kd": {0.01: 0.2}}, seeds=3)
+    records[1] |= {"status": "failed", "failure_class": "diverged", "reason": "loss is NaN", "scores": []}
+    assert "1 diverged cell is counted as 0" in spoken(records, load_items)
