@@ -28,6 +28,9 @@ READING = "mixture"
 class View(Protocol):
     """Whoever watches a run: told of every change of a stage's state and of progress."""
 
+    def expect(self, seconds: Mapping[str, float]) -> None:
+        """How long each stage to be made is expected to take."""
+
     def changed(self, stage: Stage, state: StageState) -> None:
         """A stage is in a new state."""
 
@@ -148,6 +151,7 @@ def execute(plan: Plan, store: Store, settings: Settings, view: View) -> dict[st
     run = Run(plan, store, view, _needed(plan, store, settings.retry))
     if not run.waiting:
         return run.states
+    view.expect({key: stage_seconds(run.stages[key]) for key in run.waiting})
     remaining = _remaining_seconds(plan)
     launcher = _launcher(store, settings, lambda key, progress: view.progressed(run.stages[key], progress))
     busy: set[str] = set()

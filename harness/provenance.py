@@ -15,7 +15,8 @@ PACKAGES = ("torch", "transformers", "trl", "datasets", "tokenizers", "hydra-cor
 def provenance() -> dict[str, Any]:
     """Git commit of this checkout (and whether it was changed), package versions, and the hardware."""
     root = Path(__file__).resolve().parent.parent
-    commit = _git(root, "rev-parse", "HEAD")
+    ours = _git(root, "rev-parse", "--show-toplevel") == str(root)  # not the repository of whoever installed us
+    commit = _git(root, "rev-parse", "HEAD") if ours else None
     versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:

@@ -6,6 +6,7 @@ with view_of(sys.stderr) as view:
 
 import sys
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -30,6 +31,7 @@ class PlainView:
         self.lines: dict[str, float] = {}
         self.failures: list[str] = []
         self.begun = time.monotonic()
+        self.expected: dict[str, float] = {}
 
     def __enter__(self) -> "PlainView":
         return self
@@ -38,6 +40,18 @@ class PlainView:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         return None
+
+    def expect(self, seconds: Mapping[str, float]) -> None:
+        """Remember what is to be made, for the time left."""
+        self.expected = dict(seconds)
+
+    def time_left(self) -> str:
+        """The whole run's time left in words, from the expected cost of what is done; empty until a tenth is."""
+        whole = sum(self.expected.values())
+        left = sum(seconds for key, seconds in self.expected.items() if self.states.get(key) not in FINAL)
+        if not whole or whole - left < 0.1 * whole or not left:
+            return ""
+        return in_words((time.monotonic() - self.begun) * left / (whole - left))
 
     def changed(self, stage: Stage, state: StageState) -> None:
         """Count the stage, and say what a reader must know."""
@@ -58,7 +72,8 @@ class PlainView:
             self.line(f"start   {short(stage)}")
         elif state.status == "done":
             seconds = time.monotonic() - self.started.get(stage.key, self.begun)
-            self.line(f"done    {short(stage)}  {seconds:.1f} s{self._loss(stage.key)}")
+            left = self.time_left()
+            self.line(f"done    {short(stage)}  {seconds:.1f} s{self._loss(stage.key)}{left and f'  ({left} in all)'}")
         elif state.status == "waiting":
             self.line(f"waits   {short(stage)}: {state.reason}")
         elif state.status == "failed":
@@ -126,7 +141,9 @@ class LiveView(PlainView):
             )
             table.add_row(self.names[key], bar, describe(progress, now - self.started[key]) if progress else "")
         minutes, seconds = divmod(int(now - self.begun), 60)
-        head = Text(f"{self.finished} of {self.total} stages, {len(running)} running, {minutes}:{seconds:02d}", "bold")
+        left = self.time_left()
+        clock = f"{minutes}:{seconds:02d}{left and f', about {left}'}"
+        head = Text(f"{self.finished} of {self.total} stages, {len(running)} running, {clock}", "bold")
         failures = [Text(failure, "red") for failure in self.failures[-5:]]
         return Group(head, table, *failures)
 
@@ -151,14 +168,18 @@ def short(stage: Stage) -> str:
     return f"{stage.kind}-{stage.name}-{stage.fingerprint[:8]}"
 
 
+def in_words(seconds: float) -> str:
+    """Time left as a person says it, e.g. `40 s left`, `3 min left`."""
+    return f"{seconds:.0f} s left" if seconds < 90 else f"{seconds / 60:.0f} min left"
+
+
 def describe(progress: Progress, seconds: float) -> str:
     """Step, loss and time left, e.g. `120/300  loss 0.412  8 s left`."""
     parts = [f"{progress.step}/{progress.total}"]
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.3f}")
     if progress.step and progress.step < progress.total:
-        left = seconds * (progress.total - progress.step) / progress.step
-        parts.append(f"{left:.0f} s left" if left < 90 else f"{left / 60:.0f} min left")
+        parts.append(in_words(seconds * (progress.total - progress.step) / progress.step))
     if progress.note:
         parts.append(progress.note)
     return "  ".join(parts)

@@ -38,6 +38,9 @@ class Watcher:
     def tick(self):
         pass
 
+    def expect(self, seconds):
+        self.expected = dict(seconds)
+
 
 @pytest.fixture(autouse=True)
 def cheap_makers(monkeypatch):

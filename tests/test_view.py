@@ -35,6 +35,16 @@ def test_progress_says_how_much_time_is_left():
     assert describe(Progress(10, 100, None, "answers"), seconds=60.0) == "10/100  9 min left  answers"
 
 
+def test_the_whole_runs_time_left_follows_the_expected_cost_of_what_is_done():
+    view = PlainView(io.StringIO())
+    view.begun -= 30
+    view.expect({stage("a").key: 10.0, stage("b").key: 20.0})
+    assert view.time_left() == ""
+    for status in ("waiting", "running", "done"):
+        view.changed(stage("a"), StageState(status))
+    assert view.time_left() == "60 s left"  # a third of the cost took 30 s
+
+
 def test_the_live_panel_shows_running_stages_and_failures():
     from rich.console import Console
 
