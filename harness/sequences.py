@@ -76,9 +76,8 @@ def of_like_length(batches: np.ndarray, lengths: np.ndarray, seed: int, window: 
     grouped = np.empty_like(batches)
     for start in range(0, len(batches), window):
         part = batches[start : start + window]
-        rows = part.ravel()
-        rows = rows[np.argsort(lengths[rows], kind="stable")].reshape(part.shape)
-        grouped[start : start + window] = rows[draw.permutation(len(rows))]
+        by_length = part.ravel()[np.argsort(lengths[part.ravel()], kind="stable")].reshape(part.shape)
+        grouped[start : start + window] = by_length[draw.permutation(len(part))]
     return grouped
 
 
