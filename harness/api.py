@@ -1,10 +1,11 @@
 """The harness from Python: the same cells, plans, runs and tables as the command line, no Hydra in sight.
 
-import harness.api as harness
-cells = harness.grid(data_frac=[0.01, 0.1, 1.0], method=["sft", "kd"], seed=[0, 1, 2])
-print(harness.plan(cells).name)
-finished = harness.run(cells, store="outputs")
-harness.results(finished.grid)          # a tidy DataFrame
+The functions here are what notebooks and scripts need; `run.py` and `grid.py` say the same in words.
+
+    import harness.api as harness
+    cells = harness.grid(data_frac=[0.01, 0.1, 1.0], method=["sft", "kd"], seed=[0, 1, 2])
+    finished = harness.run(cells, store="outputs")
+    harness.results(finished.grid)          # a tidy DataFrame
 """
 
 import json

@@ -1,10 +1,12 @@
 """The verbs on grids: `python -m harness.grid plan|status|explain|results|gc`.
 
-python -m harness.grid plan data_frac=0.01,1.0 method=sft,kd   what would run, and its cost
-python -m harness.grid status [grid]                           every cell's state, and why
-python -m harness.grid explain A B                             the settings in which two stages differ
-python -m harness.grid results <grid>                          table, figure and verdict again
-python -m harness.grid gc [--yes]                              artifacts no grid needs
+All but `plan` read the store alone; none but `gc --yes` changes anything.
+
+    python -m harness.grid plan data_frac=0.01,1.0 method=sft,kd   what would run, and its cost
+    python -m harness.grid status [grid]                           every cell's state, and why
+    python -m harness.grid explain A B                             the settings in which two stages differ
+    python -m harness.grid results <grid>                          table, figure and verdict again
+    python -m harness.grid gc [--yes]                              artifacts no grid needs
 """
 
 import argparse

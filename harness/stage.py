@@ -1,7 +1,9 @@
 """Stage: one node of a plan; what makes it, what it needs, and the address that follows from both.
 
-stage = Stage("train", "sft-0.01-s0", settings, {"subset": rows, "start": base})
-stage.key        # train-3f2a...: the same settings and inputs, the same key
+Nothing here runs anything: a stage is what a plan is made of and a store is filled with.
+
+    stage = Stage("train", "sft-0.01-s0", settings, {"subset": rows, "start": base})
+    stage.key        # train-3f2a...: the same settings and inputs, the same key
 """
 
 from collections.abc import Iterator, Mapping
