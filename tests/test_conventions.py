@@ -23,7 +23,7 @@ LAYERS = [
     {"generate", "signals", "divergences", "sequences"},
     {"chat", "models"},
     {"model_files", "corpora", "methods", "world"},
-    {"config", "identity", "store", "cost", "track", "provenance"},  # ground
+    {"config", "identity", "registry", "store", "cost", "track", "provenance"},  # ground
 ]
 LIGHT = [
     "config",

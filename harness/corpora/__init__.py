@@ -8,13 +8,12 @@ else needs to change to add one.
     next(Corpus(noise="clean").examples(world_seed=0)).messages
 """
 
-import importlib
-import pkgutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from harness.config import check_choice, check_positive
+from harness.registry import load_from, name_of, names_in
 
 ON_BAD_ROW = ("refuse", "drop")
 
@@ -89,18 +88,17 @@ class CorpusSettings:
 
 def corpus_names() -> tuple[str, ...]:
     """Names of all corpora: the files beside this one."""
-    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")))
+    return names_in(__path__)
 
 
 def load_corpus(name: str) -> type[Any]:
     """The `Corpus` dataclass of one file; unknown names are refused with the list of real ones."""
-    check_choice("corpus", name, corpus_names())
-    return importlib.import_module(f"{__name__}.{name}").Corpus
+    return load_from(__name__, __path__, name, "corpus").Corpus
 
 
 def corpus_name(corpus: object) -> str:
     """The name of a corpus instance: its file."""
-    return type(corpus).__module__.rsplit(".", 1)[-1]
+    return name_of(corpus)
 
 
 def corpus_from(settings: Mapping[str, Any]) -> Any:

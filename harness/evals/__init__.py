@@ -8,14 +8,12 @@ source `canary` (facts nobody was taught) are scored on their own and never ente
     load_eval("heldout").score(model, tokenizer, rows, Options()).items[0].nll
 """
 
-import importlib
 import math
-import pkgutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 
-from harness.config import check_choice
+from harness.registry import load_from, names_in
 
 ALL = "all"
 CANARY = "canary"
@@ -95,13 +93,12 @@ class Score:
 
 def eval_names() -> tuple[str, ...]:
     """Names of all evaluations: the files beside this one."""
-    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")))
+    return names_in(__path__)
 
 
 def load_eval(name: str) -> ModuleType:
     """The file of one evaluation; unknown names are refused with the list of real ones."""
-    check_choice("evals.names", name, eval_names())
-    return importlib.import_module(f"{__name__}.{name}")
+    return load_from(__name__, __path__, name, "evals.names")
 
 
 def scores_by_source(

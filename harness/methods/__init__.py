@@ -9,12 +9,11 @@ student share 0 and forward KL after no warm-up).
     Method(student_share=0.5).stages()
 """
 
-import importlib
-import pkgutil
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from harness.config import check_choice, refuse
+from harness.registry import load_from, name_of, names_in
 
 SEQUENCES = ("gold", "teacher", "synthetic", "student")
 DIVERGENCES = ("cross_entropy", "forward_kl", "reverse_kl", "jsd")
@@ -91,15 +90,14 @@ class TrainStage:
 
 def method_names() -> tuple[str, ...]:
     """Names of all methods: the files beside this one."""
-    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")))
+    return names_in(__path__)
 
 
 def load_method(name: str) -> type[Any]:
     """The `Method` dataclass of one file; unknown names are refused with the list of real ones."""
-    check_choice("method", name, method_names())
-    return importlib.import_module(f"{__name__}.{name}").Method
+    return load_from(__name__, __path__, name, "method").Method
 
 
 def method_name(method: object) -> str:
     """The name of a method instance: its file."""
-    return type(method).__module__.rsplit(".", 1)[-1]
+    return name_of(method)

@@ -1,0 +1,29 @@
+"""Registry: nouns with many kinds live in a folder, one kind a file; the file's name is the kind's name.
+
+Methods, corpora and evaluations are found this way, so adding one is adding a file.
+
+    names_in(harness.methods.__path__)    # ("kd", "logit_kd", ...)
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Iterable
+from types import ModuleType
+
+from harness.config import check_choice
+
+
+def names_in(folder: Iterable[str]) -> tuple[str, ...]:
+    """Names of the kinds in a package's `__path__`: its files but those that begin with an underscore."""
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(folder) if not m.name.startswith("_")))
+
+
+def load_from(package: str, folder: Iterable[str], name: str, setting: str) -> ModuleType:
+    """The file of one kind; an unknown name is refused as `setting`, with the list of real ones."""
+    check_choice(setting, name, names_in(folder))
+    return importlib.import_module(f"{package}.{name}")
+
+
+def name_of(instance: object) -> str:
+    """The kind of an instance: the file its class is in."""
+    return type(instance).__module__.rsplit(".", 1)[-1]
