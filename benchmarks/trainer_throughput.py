@@ -28,8 +28,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from harness.config import Budget, Machine
-from harness.methods import TrainStage
 from harness.models import count_parameters, load_model, load_tokenizer
+from harness.recipe import TrainStage
 from harness.sequences import Rows, collate, visits
 from harness.trainers import fit
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from trl import SFTConfig
 
 from harness.config import Budget, Machine
-from harness.methods import TrainStage
 from harness.models import device_of
+from harness.recipe import TrainStage
 
 
 def trainer_arguments(

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional
 
-from harness.methods import TrainStage
+from harness.recipe import TrainStage
 from harness.sequences import IGNORED
 
 
@@ -96,7 +96,7 @@ def compare(
         raise ValueError(f"divergence {stage.divergence} needs the teacher's logits and got none")
     temperature, weight = stage.divergence_temperature, stage.cross_entropy_weight
     if stage.divergence == "jsd":
-        found = jsd(student_logits, teacher_logits, stage.beta, temperature)
+        found = jsd(student_logits, teacher_logits, stage.jsd_teacher_weight, temperature)
     else:
         functions = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
         found = functions[stage.divergence](student_logits, teacher_logits, temperature)

@@ -143,7 +143,7 @@ def _train(stage: Stage) -> Estimate:
     tokens = steps * budget["batch_size"] * row_tokens
     parameters = _parameters(stage)
     flops = train_flops(parameters, tokens)
-    flops += recipe["student_share"] * STUDENT_TEXT_FACTOR * forward_flops(parameters, tokens)
+    flops += recipe.get("student_share", 0) * STUDENT_TEXT_FACTOR * forward_flops(parameters, tokens)
     if "teacher" in stage.inputs:
         flops += forward_flops(_parameters(stage.inputs["teacher"]), tokens)
     return Estimate(tokens, flops, 4.0 * parameters)

@@ -14,8 +14,9 @@ from typing import Any
 from harness.config import Budget, Cell, Lesson, Model, Teacher, refuse
 from harness.corpora import corpus_from, corpus_name
 from harness.identity import fingerprint
-from harness.methods import TrainStage, method_name
+from harness.methods import method_name
 from harness.model_files import model_identity
+from harness.recipe import TrainStage
 from harness.stage import Stage
 
 
@@ -92,7 +93,7 @@ def plan_cell(cell: Cell) -> CellPlan:
             rows = _teacher_rows(cell, recipe_stage, mixture, subset, teacher)
             teaching.append(rows)
             inputs["labels" if recipe_stage.sequences == "teacher" else "synthetic"] = rows
-        if recipe_stage.divergence != "cross_entropy":
+        if recipe_stage.asks_teacher:
             assert teacher is not None
             inputs["teacher"] = teacher
         name = f"{method_name(cell.method)}-{cell.data_frac:g}-s{cell.train_seed}"

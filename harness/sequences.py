@@ -31,6 +31,8 @@ class Row:
     input_ids: np.ndarray
     starts: Sequence[int]
     ends: Sequence[int]
+    number: int = -1
+    """The row's number in its mixture, by which stored signals know it; -1 for text just written."""
 
 
 def visits(num_rows: int, steps: int, batch_size: int, seed: int) -> np.ndarray:
@@ -107,6 +109,8 @@ class Rows:
         if dataset._indices is not None:  # a selection: the table underneath still holds all rows
             dataset = dataset.flatten_indices()
         self._ids, self._offsets = _flat(dataset, "input_ids")
+        numbered = "row" in dataset.column_names
+        self._numbers = np.asarray(dataset.data.column("row")) if numbered else np.full(len(dataset), -1)
         if loss_on == "all":
             lengths = np.diff(self._offsets)
             self._span_offsets = np.arange(len(lengths) + 1)
@@ -127,6 +131,7 @@ class Rows:
             input_ids=self._ids[self._offsets[index] : self._offsets[index + 1]],
             starts=self._starts[first:last].tolist(),
             ends=self._ends[first:last].tolist(),
+            number=int(self._numbers[index]),
         )
 
     def __iter__(self) -> Iterator[Row]:
@@ -153,7 +158,8 @@ def answered(prompt: Sequence[int], answer: Sequence[int]) -> Row:
 
 
 def collate(rows: Sequence[Row], pad_id: int) -> dict[str, "torch.Tensor"]:
-    """Pad rows on the right to the longest: int64 `input_ids`, `attention_mask`, `labels`, each (B, T).
+    """Pad rows on the right to the longest: int64 `input_ids`, `attention_mask`, `labels`, each (B, T), and
+    `rows` (B,), the rows' numbers.
 
     The mask comes from lengths, not from comparing ids, so a pad token that is also the end-of-turn
     token stays scored where it is text. Labels are unshifted; token 0 is never scored.
@@ -169,7 +175,8 @@ def collate(rows: Sequence[Row], pad_id: int) -> dict[str, "torch.Tensor"]:
         attention_mask[i, : len(row.input_ids)] = 1
         for start, end in zip(row.starts, row.ends, strict=True):
             labels[i, max(start, 1) : end] = row.input_ids[max(start, 1) : end]
-    arrays = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+    numbers = np.array([row.number for row in rows], dtype=np.int64)
+    arrays = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, "rows": numbers}
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 

@@ -1,11 +1,11 @@
 """The trainer: one thin subclass of TRL's SFTTrainer under every method, and `fit`, which runs it.
 
 TRL and Transformers bring the loop, optimizer, clipping, accumulation, mixed precision and distribution.
-Ours are the batches (rows and order are given, `sequences.py`), the loss (`divergences.py`) and student
-text, which is swapped in where an optimizer step's batches are collected: all arms share padding, data
-path and denominator. The loss of a step is the sum over its scored tokens on every process and micro-batch
-divided by one count of exactly those tokens, so splitting a batch cannot move a number. (TRL 1.16's own
-GKDTrainer keeps the dataset's count when it trains on generated text; that is not inherited.)
+Ours are the batches (rows and order are given, `sequences.py`), the loss (`objectives.py`) and whose text is
+trained (`texts.py`), which is settled where an optimizer step's batches are collected: all arms share
+padding, data path and denominator. The loss of a step is the sum over its scored tokens on every process
+and micro-batch divided by one count of exactly those tokens, so splitting a batch cannot move a number.
+(TRL 1.16's GKDTrainer keeps the dataset's count when it trains on generated text; that is not inherited.)
 
     report = fit(model, tokenizer, dataset, visits(len(dataset), 300, 32, seed=0), budget=Budget(),
                  objective=TrainStage(), machine=Machine(), seed=0, out=folder)
@@ -29,13 +29,15 @@ from harness import track
 from harness.arguments import learning_rate_share, trainer_arguments, wandb_environment
 from harness.config import Budget, Machine
 from harness.cost import forward_flops, train_flops
-from harness.divergences import compare, cross_entropy, scored_positions, scored_tokens
+from harness.divergences import cross_entropy, scored_positions, scored_tokens
 from harness.fit_report import FitReport, find_warnings
-from harness.generate import evaluating, generate
-from harness.methods import TrainStage
+from harness.generate import evaluating
 from harness.models import count_parameters
-from harness.sequences import IGNORED, Row, Rows, answered, collate, draw_seed, prompt_of
+from harness.objectives import Objective, objective_for
+from harness.recipe import TrainStage
+from harness.sequences import IGNORED, Row, Rows, collate
 from harness.signals import TeacherSignal, logits_at
+from harness.texts import Texts, texts_for
 
 
 class DivergedError(RuntimeError):
@@ -67,27 +69,17 @@ def fit(
     number, ValueError where the objective needs a teacher and none was given.
     """
     started = time.perf_counter()
-    if objective.normal().divergence != "cross_entropy" and teacher is None:
-        raise ValueError(f"divergence {objective.divergence} needs a teacher and got none")
+    stage = objective.normal()
+    assert getattr(teacher, "model", None) is not model, "a frozen teacher cannot be the student itself"
+    measured = objective_for(stage, teacher, len(tokenizer))
     steps, batch_size = batches.shape
     if steps == 0:
         return FitReport(warnings=["the stage's share of the budget rounds to 0 steps: nothing was trained"])
-    rows = Rows(dataset, loss_on)
-    arguments = trainer_arguments(budget, objective, machine, batch_size, steps, seed, out, run_name)
+    texts = texts_for(stage, model, tokenizer, teacher, seed, max_new_tokens)
+    arguments = trainer_arguments(budget, stage, machine, batch_size, steps, seed, out, run_name)
     with wandb_environment(machine, run_name), (out / "log.jsonl").open("w", buffering=1) as log:
-        trainer = Trainer(
-            model,
-            arguments,
-            tokenizer,
-            dataset,
-            _Visits(rows, batches),
-            budget,
-            objective,
-            teacher,
-            seed,
-            max_new_tokens,
-            log,
-        )
+        visits = _Visits(Rows(dataset, loss_on), batches)
+        trainer = Trainer(model, arguments, tokenizer, dataset, visits, budget, texts, measured, log)
         trainer.train()
     # the forward that TRL and Accelerate put on the instance would outlive the fit
     model.__dict__.pop("forward", None)
@@ -96,6 +88,7 @@ def fit(
     parameters = count_parameters(model)
     report.flops = train_flops(parameters, report.read_tokens)
     report.flops += forward_flops(parameters, trainer.written_tokens)
+    report.teacher_seconds = measured.teacher_seconds
     if teacher is not None:
         report.teacher_flops = forward_flops(teacher.parameters, report.teacher_tokens)
         report.flops += report.teacher_flops
@@ -131,22 +124,18 @@ class Trainer(SFTTrainer):
         dataset: Dataset,
         visits: "_Visits",
         budget: Budget,
-        objective: TrainStage,
-        teacher: TeacherSignal | None,
-        seed: int,
-        max_new_tokens: int,
+        texts: Texts,
+        objective: Objective,
         log: IO[str],
     ) -> None:
-        assert getattr(teacher, "model", None) is not model, "a frozen teacher cannot be the student itself"
-        self.visits, self.budget, self.teacher = visits, budget, teacher
-        self.objective: TrainStage = objective.normal()
-        self.sampling_seed, self.max_new_tokens, self.jsonl = seed, max_new_tokens, log
+        self.visits, self.budget, self.texts, self.jsonl = visits, budget, texts, log
+        self.objective: Objective = objective
         self.report = FitReport()
         self.gold_nll: list[tuple[int, float]] = []  # (step, nats per token) of steps on given text
         self.written_tokens = 0  # read or written while generating
         self._losses: list[torch.Tensor] = []
         self._nll = torch.zeros((), device=arguments.device)
-        self._items, self._on_student, self._started = 1, False, time.perf_counter()
+        self._items, self._origin, self._started = 1, "given", time.perf_counter()
         super().__init__(
             model=model,
             args=arguments,
@@ -169,19 +158,19 @@ class Trainer(SFTTrainer):
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: Any) -> tuple[list, Any]:
         """All micro-batches of one optimizer step, student text swapped in, and their scored tokens."""
         groups = [group for _, group in zip(range(num_batches), epoch_iterator, strict=False)]
-        step = self.state.global_step
-        self._on_student = draw_seed(self.sampling_seed, "coin", step) < self.objective.student_share * 2**64
-        groups = self._student_text(groups) if self._on_student else [[row for _, row in group] for group in groups]
-        batches = [collate(group, self.pad_id) for group in groups]
+        text = self.texts.rows(self.state.global_step, groups)
+        batches = [collate(group, self.pad_id) for group in text.groups]
         items = torch.tensor(sum(int((batch["labels"] != IGNORED).sum()) for batch in batches))
-        read = torch.tensor(sum(len(row.input_ids) for group in groups for row in group))
+        read = torch.tensor(sum(len(row.input_ids) for group in text.groups for row in group))
         if self.accelerator.num_processes > 1:
             items, read = (self.accelerator.gather(count.to(device)).sum() for count in (items, read))
-        self._items = int(items)
+        self._items, self._origin = int(items), text.origin
         self.report.trained_tokens += int(items)
         self.report.read_tokens += int(read)
-        self.report.teacher_tokens += int(read) if self._uses_teacher else 0
-        self.report.student_steps += self._on_student
+        self.report.teacher_tokens += text.teacher_read + (int(read) if self.objective.asks_teacher else 0)
+        self.report.generated_tokens += text.generated
+        self.report.student_steps += text.origin != "given"
+        self.written_tokens += text.student_read
         return batches, self._items
 
     def compute_loss(
@@ -193,18 +182,7 @@ class Trainer(SFTTrainer):
     ) -> torch.Tensor:
         """This micro-batch's share of the step's loss: its sum over the step's count."""
         assert not return_outputs, "logits are made at scored positions only"
-        input_ids, attention_mask, labels = inputs["input_ids"], inputs["attention_mask"], inputs["labels"]
-        scored = scored_positions(labels)
-        # heads may be padded beyond the vocabulary, each by its own amount: no arm sees the padding
-        student_logits = logits_at(model, input_ids, attention_mask, scored)[:, : len(self._tokenizer)]
-        teacher_logits = None
-        if self._uses_teacher:
-            assert self.teacher is not None
-            asked = time.perf_counter()
-            teacher_logits = self.teacher.logits(input_ids, attention_mask, scored)
-            self.report.teacher_seconds += time.perf_counter() - asked
-            teacher_logits = teacher_logits[:, : len(self._tokenizer)]
-        found = compare(self.objective, student_logits, teacher_logits, scored_tokens(labels))
+        found = self.objective.compare(model, inputs)
         self._nll += found.diagnostics["student_nll"]
         # each process divides by the count of all, and gradients are averaged over processes
         return found.sum * (self.accelerator.num_processes / max(self._items, 1))
@@ -229,29 +207,6 @@ class Trainer(SFTTrainer):
         """Not counted here: `cost.py` has the one formula, and counting parameters each step is slow."""
         return 0
 
-    @property
-    def _uses_teacher(self) -> bool:
-        return self.objective.divergence != "cross_entropy"
-
-    def _student_text(self, groups: list) -> list[list[Row]]:
-        # Every turn of a row is a prompt with gold history; one turn per visit, drawn by the visit's seed.
-        visits = [visit for group in groups for visit in group]
-        seeds = [draw_seed(self.sampling_seed, "student text", position) for position, _ in visits]
-        prompts = [prompt_of(row, seed) for (_, row), seed in zip(visits, seeds, strict=True)]
-        answers = generate(
-            cast(PreTrainedModel, self.model),
-            self._tokenizer,
-            prompts,
-            self.max_new_tokens,
-            self.objective.sampling_temperature,
-            seeds,
-        )
-        written = sum(len(answer) for answer in answers)
-        self.report.generated_tokens += written
-        self.written_tokens += written + sum(len(prompt) for prompt in prompts)
-        texts = iter(answered(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True))
-        return [[next(texts) for _ in group] for group in groups]
-
     def _finish_step(self) -> None:
         loss = float(sum(self._losses)) / self.accelerator.num_processes
         step = self.state.global_step + 1
@@ -260,7 +215,7 @@ class Trainer(SFTTrainer):
         nll = float(self._nll) / max(self._items, 1)
         self._losses.clear()
         self._nll.zero_()
-        if not self._on_student:
+        if self._origin == "given":
             self.gold_nll.append((step, nll))
         if step == 1:
             self.report.first_loss = loss
@@ -269,7 +224,7 @@ class Trainer(SFTTrainer):
             "step": step,
             "loss": loss,
             "nll": nll,
-            "sequences": "student" if self._on_student else "given",
+            "sequences": self._origin,
             "learning_rate": cast(LambdaLR, self.lr_scheduler).get_last_lr()[0],
             "tokens": self.report.trained_tokens,
             "seconds": round(time.perf_counter() - self._started, 3),

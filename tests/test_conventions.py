@@ -20,9 +20,11 @@ LAYERS = [
     {"table", "verdict", "gains", "arms", "crossover", "stats"},  # reading
     {"evals"},
     {"trainers", "fit_report", "arguments"},  # field
+    {"texts", "objectives"},
     {"generate", "signals", "divergences", "sequences"},
     {"chat", "models"},
     {"model_files", "corpora", "methods", "world"},
+    {"recipe"},
     {"config", "identity", "registry", "store", "cost", "track", "provenance"},  # ground
 ]
 LIGHT = [

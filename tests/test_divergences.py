@@ -15,7 +15,7 @@ from harness.divergences import (
     scored_positions,
     scored_tokens,
 )
-from harness.methods import TrainStage
+from harness.recipe import TrainStage
 
 TEACHER = torch.tensor([[0.5, 0.25, 0.25]])
 STUDENT = torch.tensor([[0.25, 0.25, 0.5]])
@@ -83,7 +83,7 @@ def test_trl_agrees_on_every_weight_of_the_teacher(weight):
 
     student, teacher = random_pair(torch.float32)
     theirs = GKDTrainer.generalized_jsd_loss(student, teacher, beta=weight, reduction="sum")
-    stage = TrainStage(divergence="jsd", beta=weight)
+    stage = TrainStage(divergence="jsd", jsd_teacher_weight=weight)
     ours = compare(stage, student, teacher, torch.zeros(5, dtype=torch.long)).sum
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
     ours_gradient, theirs_gradient = (torch.autograd.grad(value, student)[0] for value in (ours, theirs))
@@ -149,7 +149,7 @@ def test_the_first_and_the_last_answer_token_are_scored_from_the_position_before
 
 def test_swapping_the_teacher_changes_the_loss():
     student, teacher = random_pair()
-    stage, tokens = TrainStage(divergence="jsd", beta=0.5), torch.zeros(5, dtype=torch.long)
+    stage, tokens = TrainStage(divergence="jsd", jsd_teacher_weight=0.5), torch.zeros(5, dtype=torch.long)
     one, other = (compare(stage, student, logits, tokens).sum.item() for logits in (teacher, -teacher))
     assert one != other
 

@@ -14,7 +14,7 @@ from harness.arguments import learning_rate_share
 from harness.config import Budget, Machine
 from harness.fit_report import find_warnings
 from harness.generate import generate
-from harness.methods import TrainStage
+from harness.recipe import TrainStage
 from harness.sequences import Rows, answered, draw_seed, prompt_of, visits
 from harness.signals import LiveTeacher
 from harness.trainers import DivergedError, fit, mean_nll
@@ -162,7 +162,7 @@ def test_a_share_of_zero_is_training_on_gold_and_the_coin_is_seeded(tmp_path):
 
 def test_a_student_equal_to_its_teacher_has_no_loss(tmp_path):
     # one step only: AdamW scales the rounding noise of a zero gradient up to a whole step
-    report, _ = train(tmp_path, TrainStage(divergence="jsd", beta=0.5), teacher=teacher(seed=0))
+    report, _ = train(tmp_path, TrainStage(divergence="jsd", jsd_teacher_weight=0.5), teacher=teacher(seed=0))
     assert report.first_loss == pytest.approx(0, abs=1e-6)
 
 

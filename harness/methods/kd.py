@@ -12,7 +12,7 @@ that cannot answer yet writes nothing worth judging. Without warm-up and student
 from dataclasses import dataclass
 
 from harness.config import check_choice, check_positive, refuse
-from harness.methods import TrainStage
+from harness.recipe import TrainStage
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Method:
             divergence=self.divergence,
             span=(self.warmup, 1.0),
             student_share=self.student_share,
-            beta=self.jsd_teacher_weight,
+            jsd_teacher_weight=self.jsd_teacher_weight,
             divergence_temperature=self.divergence_temperature,
             sampling_temperature=self.sampling_temperature,
             learning_rate_scale=self.learning_rate_scale,

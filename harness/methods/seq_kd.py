@@ -8,7 +8,7 @@ end-of-turn target: the set of rows never differs from `sft`.
 from dataclasses import dataclass
 
 from harness.config import refuse
-from harness.methods import TrainStage
+from harness.recipe import TrainStage
 
 
 @dataclass
@@ -26,4 +26,10 @@ class Method:
 
     def stages(self) -> tuple[TrainStage, ...]:
         """One stage."""
-        return (TrainStage(sequences="teacher", sampling_temperature=self.teacher_temperature, shuffled=self.shuffled),)
+        return (
+            TrainStage(
+                sequences="teacher",
+                sampling_temperature=self.teacher_temperature,
+                control="shuffled" if self.shuffled else "none",
+            ),
+        )

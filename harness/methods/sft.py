@@ -5,7 +5,7 @@
 
 from dataclasses import dataclass
 
-from harness.methods import TrainStage
+from harness.recipe import TrainStage
 
 
 @dataclass

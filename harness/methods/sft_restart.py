@@ -8,7 +8,7 @@ stage is the very stage `kd` starts from.
 from dataclasses import dataclass
 
 from harness.config import refuse
-from harness.methods import TrainStage
+from harness.recipe import TrainStage
 
 
 @dataclass

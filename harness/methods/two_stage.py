@@ -10,7 +10,7 @@ the student trains on those with cross-entropy, then on the human rows with a sm
 from dataclasses import dataclass
 
 from harness.config import check_choice, check_positive, refuse
-from harness.methods import TrainStage
+from harness.recipe import TrainStage
 
 
 @dataclass
@@ -76,6 +76,5 @@ class Method:
             divergence="jsd",
             span=span,
             student_share=0.5,
-            beta=0.5,
             learning_rate_scale=scale,
         )

@@ -17,7 +17,6 @@ import numpy as np
 from harness import chat
 from harness.config import Budget, Machine, refuse
 from harness.corpora._files import file_sha256
-from harness.methods import TrainStage
 from harness.model_files import POINTER, local_folder, read_pointer
 from harness.models import (
     count_parameters,
@@ -30,6 +29,7 @@ from harness.models import (
     save_model,
     tokenizer_hash,
 )
+from harness.recipe import TrainStage
 from harness.sequences import draw_seed, of_like_length, visits
 from harness.store import write_json
 

@@ -19,8 +19,8 @@ from datasets import Dataset, load_from_disk
 
 from harness.config import Budget, Machine, refuse
 from harness.identity import fingerprint
-from harness.methods import TrainStage
 from harness.models import device_of, load_model, load_tokenizer, save_model
+from harness.recipe import TrainStage
 from harness.sequences import Rows, draw_seed, span_of, total_steps, visits
 from harness.signals import LiveTeacher
 from harness.trainers import fit, mean_nll
@@ -34,7 +34,7 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     them `teacher` (a model folder), `labels`, `synthetic`. `metrics["validation_nll"]` is in nats per
     token of the cell's own validation rows, the same for every objective. Raises DivergedError.
     """
-    stage = TrainStage(**{**settings["stage"], "span": tuple(settings["stage"]["span"])})
+    stage = TrainStage.of(settings["stage"])
     budget, seed = Budget(**settings["budget"]), settings["seed"]
     subset = load_from_disk(inputs["subset"] / "train")
     order = visiting_order(subset, budget, seed, stage.span, settings["loss_on"])
@@ -44,7 +44,7 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     tokenizer = load_tokenizer(inputs["start"])
     model = load_model(inputs["start"], device=device)
     teacher = None
-    if stage.normal().divergence != "cross_entropy":
+    if stage.normal().asks_teacher:
         folder = _needed(inputs, "teacher", stage)
         teacher = LiveTeacher(
             load_model(folder, device=device, dtype=budget.precision),
@@ -113,7 +113,7 @@ def _sequences(
         places = np.array([place.get(row, -1) for row in subset["row"]])
         batches = places[order]
         assert (batches >= 0).all(), "a visited row has no teacher's answer"
-        return (dealt(labels, seed) if stage.shuffled else labels), batches
+        return (dealt(labels, seed) if stage.control == "shuffled" else labels), batches
     return subset, order
 
 

@@ -13,8 +13,8 @@ from harness.chat import render
 from harness.config import Machine, SettingsError
 from harness.corpora._rows import prompt_hash
 from harness.generate import generate
-from harness.methods import TrainStage
 from harness.models import load_model, load_tokenizer, tokenizer_hash
+from harness.recipe import TrainStage
 from harness.sequences import visits
 from harness.stages import synthesize
 from harness.stages.synthesize import make_synthesize
@@ -161,7 +161,7 @@ def test_labels_train_the_student_and_the_shuffled_control_trains_others(world, 
     losses = []
     for name, stage in (
         ("plain", TrainStage(sequences="teacher")),
-        ("dealt", TrainStage(sequences="teacher", shuffled=True)),
+        ("dealt", TrainStage(sequences="teacher", control="shuffled")),
         ("gold", TrainStage()),
     ):
         _, folder = run(make_train, settings(stage), world | {"labels": labels}, tmp_path, name)

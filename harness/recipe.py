@@ -1,0 +1,146 @@
+"""Recipe: the training stages a method is made of, sequences x divergence x share of the budget.
+
+A stage is one value of `TrainStage`; `methods/` says which stages a method has. Recipes are put into one
+normal form, so two methods that train the same way have the same address. A value that a stage does not
+read has no part in its identity, so a new kind of divergence, with values of its own, renames nothing.
+
+    TrainStage(divergence="jsd", jsd_teacher_weight=0.0).normal().divergence    # "forward_kl"
+"""
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from harness.config import check_choice, refuse
+
+SEQUENCES = ("gold", "teacher", "synthetic", "mixed", "student", "interleaved")
+SHARP = ("forward_kl", "reverse_kl", "jsd", "tvd", "skew_forward_kl", "skew_reverse_kl")
+"""Divergences of two next-token distributions over one vocabulary."""
+HIDDEN = ("features", "relations")
+"""Divergences that look inside both models."""
+CROSS = ("uld", "spans")
+"""Divergences of two models with tokenizers of their own."""
+DIVERGENCES = ("cross_entropy", *SHARP, *HIDDEN, *CROSS)
+WRITTEN = ("teacher", "synthetic", "mixed", "student", "interleaved")
+CONTROLS = ("none", "shuffled", "unigram")
+
+
+def _read_by(default: Any, *readers: str) -> Any:
+    """A value that only stages with one of these sequences or divergences read."""
+    return field(default=default, metadata={"readers": frozenset(readers)})
+
+
+@dataclass(frozen=True)
+class TrainStage:
+    """One training stage of a recipe; every value it reads can change a number, so it is identity."""
+
+    sequences: str = "gold"
+    """Where tokens come from: `gold`, `teacher` (its answers), `synthetic` (its prompts and answers),
+    `mixed` (synthetic and gold rows together), `student` (with probability `student_share` per step the
+    student's own text, else gold), `interleaved` (the student proposes, the teacher accepts or replaces)."""
+    divergence: str = "cross_entropy"
+    """What is minimised at each scored position."""
+    span: tuple[float, float] = (0.0, 1.0)
+    """The part of the budget this stage trains, e.g. (0.0, 0.2) for a warm-up."""
+    learning_rate_scale: float = 1.0
+    """Multiplies the budget's learning rate."""
+    teacher: str = _read_by("given", *DIVERGENCES[1:], "teacher", "synthetic", "mixed", "interleaved")
+    """`given` (the cell's teacher) or `self` (the student that plain fine-tuning makes of the same cell)."""
+    control: str = _read_by("none", "teacher", *SHARP, *CROSS)
+    """A teacher that must not help: `shuffled` (what it says, dealt to other rows or positions) or
+    `unigram` (one distribution everywhere: the counts of the stage's own response tokens)."""
+
+    student_share: float = _read_by(0.0, "student")
+    """Probability per optimizer step of training on student text (GKD's lambda)."""
+    adaptive: bool = _read_by(False, "student")
+    """Whether the share grows from 0 as validation asks for it (DistiLLM), up to `student_share`."""
+    replay_rows: int = _read_by(1000, "student")
+    """Student rows kept for replay; only read where `adaptive`."""
+    sampling_temperature: float = _read_by(1.0, *WRITTEN)
+    """Temperature of text written for this stage; 0 is greedy."""
+    sampling_top_p: float = _read_by(1.0, "student", "interleaved")
+    """Share of the distribution text is drawn from; 1 is all of it."""
+    proposed_tokens: int = _read_by(5, "interleaved")
+    """Tokens the student proposes at a time (gamma)."""
+    accepted_top_k: int = _read_by(25, "interleaved")
+    """A proposed token is accepted while it is among the teacher's k likeliest."""
+    teacher_temperature: float = _read_by(0.2, "interleaved")
+    """Temperature of the token the teacher puts in place of a rejected one; 0 is greedy."""
+    teacher_top_p: float = _read_by(0.5, "interleaved")
+    """Share of the teacher's distribution that token is drawn from."""
+    samples_per_prompt: int = _read_by(1, "teacher")
+    """Teacher's answers per prompt."""
+    rationale: str = _read_by("keep", "teacher")
+    """`keep` or `strip` the reasoning a teacher writes before its answer."""
+    synthetic_rows: int = _read_by(0, "synthetic", "mixed")
+    """Synthetic rows the teacher is asked to write."""
+    examples_in_context: int = _read_by(0, "synthetic", "mixed")
+    """Human rows shown to the teacher for each synthetic one."""
+    human_share: float = _read_by(0.0, "mixed")
+    """Share of visits that are human rows; 0: as many as there are (natural mixing)."""
+
+    label_smoothing: float = _read_by(0.0, "cross_entropy")
+    """Share of each target spread evenly over the vocabulary."""
+    jsd_teacher_weight: float = _read_by(0.5, "jsd")
+    """Weight of the teacher in the generalised JSD's mixture (GKD's beta)."""
+    skew: float = _read_by(0.1, "skew_forward_kl", "skew_reverse_kl")
+    """Weight of the other model in the skewed side of a skew divergence (DistiLLM's alpha)."""
+    divergence_temperature: float = _read_by(1.0, *SHARP)
+    """Temperature of both distributions inside the divergence; the loss carries its square."""
+    cross_entropy_weight: float = _read_by(0.0, *DIVERGENCES[1:])
+    """Weight of cross-entropy on the sequences' own tokens: a share for divergences of distributions,
+    a factor beside the others for `features`, `relations`, `uld` and `spans`."""
+    forward_kl_weight: float = _read_by(0.0, *HIDDEN)
+    """Factor of the forward KL beside a hidden divergence."""
+    hidden_weight: float = _read_by(1.0, *HIDDEN)
+    """Factor of the hidden divergence."""
+    relation_heads: int = _read_by(0, "relations")
+    """Relation heads queries, keys and values are split into; 0: the student's attention heads."""
+
+    def __post_init__(self) -> None:
+        check_choice("sequences", self.sequences, SEQUENCES)
+        check_choice("divergence", self.divergence, DIVERGENCES)
+        check_choice("control", self.control, CONTROLS)
+        if not 0 <= self.span[0] < self.span[1] <= 1:
+            raise refuse("span", self.span, "a stage trains a part of the budget, 0 <= start < end <= 1")
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether a teacher is part of this stage's identity."""
+        return self.reads("teacher")
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether a teacher is asked while the stage trains, and not only before."""
+        return self.divergence != "cross_entropy" or self.sequences == "interleaved"
+
+    def reads(self, name: str) -> bool:
+        """Whether the value of that name can change a number of this stage."""
+        readers = self.__dataclass_fields__[name].metadata.get("readers")
+        return readers is None or bool(readers & {self.sequences, self.divergence})
+
+    def normal(self) -> "TrainStage":
+        """The same stage in normal form: one spelling for every way to say it."""
+        stage = replace(self, span=(round(self.span[0], 9), round(self.span[1], 9)))  # 1 - 0.9 is 0.1
+        if stage.sequences == "student" and stage.student_share == 0:
+            stage = replace(stage, sequences="gold")
+        if stage.sequences == "student" and not stage.adaptive:
+            stage = replace(stage, replay_rows=TrainStage.replay_rows)
+        if stage.divergence == "jsd" and stage.jsd_teacher_weight in (0, 1):
+            stage = replace(stage, divergence="reverse_kl" if stage.jsd_teacher_weight else "forward_kl")
+        if stage.divergence in ("skew_forward_kl", "skew_reverse_kl") and stage.skew == 0:
+            stage = replace(stage, divergence=stage.divergence.removeprefix("skew_"))
+        if stage.divergence in SHARP and stage.cross_entropy_weight == 1:
+            stage = replace(stage, divergence="cross_entropy")
+        unread: dict[str, Any] = {one.name: one.default for one in fields(stage) if not stage.reads(one.name)}
+        return replace(stage, **unread)
+
+    def identity(self) -> dict[str, Any]:
+        """Every value the normal form reads, as plain JSON types."""
+        stage = self.normal()
+        values = {one.name: getattr(stage, one.name) for one in fields(stage) if stage.reads(one.name)}
+        return values | {"span": [float(share) for share in stage.span]}
+
+    @classmethod
+    def of(cls, identity: dict[str, Any]) -> "TrainStage":
+        """The stage an identity was taken from."""
+        return cls(**{**identity, "span": tuple(identity["span"])})
