@@ -87,6 +87,15 @@ def prompt_ids_many(tokenizer: "PreTrainedTokenizerBase", conversations: Sequenc
     return [[token for part in parts for token in part] for parts in _tokenise(tokenizer, pieces, end_of_turn)]
 
 
+def answer_ids_many(
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], finished: Sequence[bool]
+) -> list[list[int]]:
+    """Ids of answers behind a generation prompt, each with its end-of-turn token where it is finished."""
+    end_of_turn = _end_of_turn(tokenizer)
+    pieces = [["", text + (end_of_turn if done else "")] for text, done in zip(texts, finished, strict=True)]
+    return [answer for _, answer in _tokenise(tokenizer, pieces, end_of_turn)]
+
+
 def end_of_turn_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     """Id of the token that ends an assistant turn under this tokenizer's template."""
     token_id = tokenizer.convert_tokens_to_ids(_end_of_turn(tokenizer))

@@ -165,9 +165,13 @@ class Teacher(Model):
     """Trained in order; empty: the model teaches as it was adopted."""
     data_frac: Any = 1.0
     """Fraction of the cell's corpus that a lesson on it sees, or `match`: the cell's own rows."""
+    label_rows: str = "blocks"
+    """Rows it answers for `seq_kd`: `blocks` (all of the fraction, in blocks that every other fraction, budget
+    and student reuses) or `visited` (what the cell's budget visits; cheaper far below one epoch)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_choice("teacher.label_rows", self.label_rows, ("blocks", "visited"))
         if self.data_frac != "match":
             check_fraction("teacher.data_frac", self.data_frac)
 

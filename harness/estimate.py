@@ -51,13 +51,15 @@ def estimate(stage: Stage) -> Estimate:
     if stage.kind == "train":
         return _train(stage)
     if stage.kind in ("labels", "synthesize"):
-        rows, response, row_tokens = _rows(stage.inputs["subset"])
-        asked = stage.settings.get("synthetic_rows") or min(rows, _visited(stage, rows))
+        rows, response, row_tokens = _rows(stage.inputs["rows" if stage.kind == "labels" else "subset"])
+        answers = min(rows, _visited(stage, rows)) * stage.settings.get("samples_per_prompt", 1)
+        asked = stage.settings.get("synthetic_rows") or answers
         tokens = asked * (row_tokens + response)
         return Estimate(tokens, forward_flops(_parameters(stage.inputs["teacher"]), tokens), asked * row_tokens * 4)
     size = _mixture_size(stage.inputs["mixture"])
     scored = min(stage.settings["limit"] or size.heldout_rows, size.heldout_rows)
-    tokens = scored * (2 * size.row_tokens + size.response_tokens)
+    generated = size.row_tokens + size.response_tokens if "verified" in stage.settings["evals"] else 0
+    tokens = scored * (size.row_tokens + generated)
     return Estimate(tokens, forward_flops(_parameters(stage.inputs["model"]), tokens), scored * 500)
 
 
@@ -110,7 +112,8 @@ def _size(corpus: str) -> Size:
 
 def _rows(subset: Stage) -> tuple[float, float, float]:
     size = _mixture_size(subset.inputs["mixture"])
-    rows = max(1.0, size.rows * subset.settings["data_frac"])
+    settings = subset.settings
+    rows = max(1.0, size.rows * (settings["data_frac"] - settings.get("block", [0])[0]))
     return rows, size.response_tokens, min(size.row_tokens, subset.settings["max_length"])
 
 
@@ -123,8 +126,11 @@ def _steps(budget: Mapping[str, Any], rows: float, response_tokens: float) -> fl
 
 
 def _visited(labels: Stage, rows: float) -> float:
-    budget, (start, end) = labels.settings["budget"], labels.settings["span"]
-    return _steps(budget, rows, _rows(labels.inputs["subset"])[1]) * budget["batch_size"] * (end - start)
+    visits = labels.settings.get("visits")
+    if visits is None:
+        return rows
+    budget, (start, end) = visits["budget"], visits["span"]
+    return _steps(budget, rows, _rows(labels.inputs["rows"])[1]) * budget["batch_size"] * (end - start)
 
 
 def _base(stage: Stage) -> Estimate:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.chat import end_of_turn_id
+from harness.chat import end_of_turn_id, render
 from harness.config import Machine, refuse
+from harness.identity import fingerprint
 from harness.model_files import read_pointer, tokenizer_json_fingerprint
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ def device_of(machine: Machine) -> str:
     if machine.device == "cuda" and not torch.cuda.is_available():
         raise refuse("machine.device", "cuda", "no CUDA device is visible", "set machine.device=auto")
     return "cuda" if machine.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+PROBE = [{"role": "user", "content": "Say yes."}, {"role": "assistant", "content": "yes"}]
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
@@ -130,6 +134,11 @@ def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
             "save the model with a tokenizer.json",
         )
     return tokenizer_json_fingerprint(backend.to_str())
+
+
+def rendering_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """sha256 over the tokenizer and how its chat template renders a conversation: ids agree where it does."""
+    return fingerprint([tokenizer_hash(tokenizer), render(tokenizer, PROBE, 1000).input_ids])
 
 
 def count_parameters(model: "PreTrainedModel") -> int:

@@ -8,16 +8,22 @@ once for the whole grid. Nothing here imports torch or reads data.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from harness.config import Budget, Cell, Lesson, Model, Teacher, refuse
-from harness.corpora import corpus_from, corpus_name
+from harness.config import Cell, refuse
 from harness.identity import fingerprint
 from harness.methods import method_name
-from harness.model_files import model_identity
 from harness.recipe import TrainStage
 from harness.stage import Stage
+from harness.teaching import (
+    base_stage,
+    label_stages,
+    mixture_stage,
+    subset_stage,
+    synthesize_stage,
+    teacher_stage,
+    train_stage,
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,8 @@ class CellPlan:
     train: tuple[Stage, ...]
     evaluate: Stage
     teaching: tuple[Stage, ...]
+    taught_by: str | None
+    """`given` (the cell's teacher), `self` (its own fine-tuned student) or None."""
     teacher: Stage | None
     references: Mapping[str, Stage]
     """`evaluate` stages of the models the student is compared with: base, and teacher where there is one."""
@@ -36,6 +44,16 @@ class CellPlan:
     def fingerprint(self) -> str:
         """The cell is what its student's evaluation is."""
         return self.evaluate.fingerprint
+
+    @property
+    def teacher_name(self) -> str | None:
+        """How tables call the teacher: its name, `self`, or None."""
+        return self.cell.teacher.name if self.taught_by == "given" else self.taught_by
+
+    def making_teacher(self) -> Iterator[Stage]:
+        """The stages it takes to make the teacher; a cell's own student is made on a base that is there anyway."""
+        if self.teacher is not None:
+            yield from self.teacher.ancestry() if self.taught_by == "given" else (self.teacher,)
 
     def stages(self) -> Iterator[Stage]:
         """Every stage of the cell, references included."""
@@ -71,114 +89,68 @@ def plan_cell(cell: Cell) -> CellPlan:
     cell = cell.with_seeds()
     assert cell.data_seed is not None and cell.train_seed is not None
     recipe = tuple(stage.normal() for stage in cell.method.stages())
-    needs_teacher = any(stage.uses_teacher for stage in recipe)
-    if needs_teacher and cell.teacher.kind == "none":
+    mixture = mixture_stage(cell, cell.corpus)
+    base = base_stage(cell, cell.student)
+    subset = subset_stage(mixture, base, cell.data_frac, cell.data_seed, cell.corpus.max_length)
+    taught_by = _taught_by(cell, recipe)
+    teacher = None
+    if taught_by == "given":
+        teacher = teacher_stage(cell, mixture)
+    elif taught_by == "self":  # Born-Again: the student that plain fine-tuning makes of the same cell
+        teacher = _train(cell, TrainStage(), 0, {"subset": subset, "start": base}, "sft")
+
+    train: list[Stage] = []
+    teaching: list[Stage] = []
+    for index, stage in enumerate(recipe):
+        inputs = {"subset": subset, "start": train[-1] if train else base}
+        if stage.uses_teacher:
+            assert teacher is not None
+            written = _written(cell, stage, mixture, subset, teacher)
+            teaching += written.values()
+            inputs |= written | ({"teacher": teacher} if stage.asks_teacher else {})
+        train.append(_train(cell, stage, index, inputs, method_name(cell.method)))
+    references = {"base": evaluate_stage(cell, base, mixture)}
+    if taught_by == "given":
+        assert teacher is not None
+        references["teacher"] = evaluate_stage(cell, teacher, mixture)
+    evaluate = evaluate_stage(cell, train[-1], mixture)
+    return CellPlan(cell, tuple(train), evaluate, tuple(teaching), taught_by, teacher, references)
+
+
+def _taught_by(cell: Cell, recipe: tuple[TrainStage, ...]) -> str | None:
+    """Who teaches a recipe: `given` (the cell's teacher), `self`, or None; refuses a teacher that is missing."""
+    found = {stage.teacher for stage in recipe if stage.uses_teacher}
+    assert len(found) <= 1, "one teacher for all stages of a recipe"
+    if "given" in found and cell.teacher.kind == "none":
         raise refuse(
             "teacher",
             cell.teacher.name,
             f"method={method_name(cell.method)} needs a teacher",
             "choose one, e.g. teacher=weak, or method=sft",
         )
-    mixture = mixture_stage(cell, cell.corpus)
-    base = base_stage(cell, cell.student)
-    subset = subset_stage(cell, mixture, base, cell.data_frac, cell.data_seed, cell.corpus.max_length)
-    teacher = teacher_stage(cell, mixture) if needs_teacher else None
-
-    train: list[Stage] = []
-    teaching: list[Stage] = []
-    for index, recipe_stage in enumerate(recipe):
-        inputs = {"subset": subset, "start": train[-1] if train else base}
-        if recipe_stage.sequences in ("teacher", "synthetic"):
-            assert teacher is not None
-            rows = _teacher_rows(cell, recipe_stage, mixture, subset, teacher)
-            teaching.append(rows)
-            inputs["labels" if recipe_stage.sequences == "teacher" else "synthetic"] = rows
-        if recipe_stage.asks_teacher:
-            assert teacher is not None
-            inputs["teacher"] = teacher
-        name = f"{method_name(cell.method)}-{cell.data_frac:g}-s{cell.train_seed}"
-        train.append(
-            train_stage(
-                name,
-                recipe_stage,
-                cell.budget,
-                cell.train_seed,
-                index,
-                inputs,
-                max_new_tokens=cell.corpus.max_new_tokens,
-            )
-        )
-    references = {"base": evaluate_stage(cell, base, mixture)}
-    if teacher is not None:
-        references["teacher"] = evaluate_stage(cell, teacher, mixture)
-    return CellPlan(cell, tuple(train), evaluate_stage(cell, train[-1], mixture), tuple(teaching), teacher, references)
+    return next(iter(found), None)
 
 
-def mixture_stage(cell: Cell, corpus: Any) -> Stage:
-    """The whole corpus as rows, with its held-out split."""
-    identity = {
-        name: value
-        for name, value in corpus.identity(cell.world_seed).items()
-        if name not in ("max_length", "max_new_tokens")
-    }
-    kind = corpus_name(corpus)
-    return Stage(
-        "mixture",
-        kind,
-        {"corpus": {"kind": kind, **identity}},
-        where={"corpus": {"kind": kind, **asdict(corpus)}, "world_seed": cell.world_seed},
+def _written(cell: Cell, stage: TrainStage, mixture: Stage, subset: Stage, teacher: Stage) -> dict[str, Stage]:
+    """What the teacher writes before a stage trains, by role of input."""
+    if stage.sequences == "teacher":
+        return label_stages(cell, stage, mixture, subset, teacher)
+    if stage.sequences in ("synthetic", "mixed"):
+        return {"synthetic": synthesize_stage(cell, stage, mixture, subset, teacher)}
+    return {}
+
+
+def _train(cell: Cell, stage: TrainStage, index: int, inputs: Mapping[str, Stage], name: str) -> Stage:
+    assert cell.train_seed is not None
+    return train_stage(
+        f"{name}-{cell.data_frac:g}-s{cell.train_seed}",
+        stage,
+        cell.budget,
+        cell.train_seed,
+        index,
+        inputs,
+        max_new_tokens=cell.corpus.max_new_tokens,
     )
-
-
-def base_stage(cell: Cell, model: Model) -> Stage:
-    """A model before this study trains it: built, adopted or pruned."""
-    return Stage(
-        "base",
-        model.name,
-        model_identity(model, cell.world_seed),
-        where={
-            "model": {name: getattr(model, name) for name in Model.__dataclass_fields__},
-            "world_seed": cell.world_seed,
-        },
-    )
-
-
-def subset_stage(
-    cell: Cell,
-    mixture: Stage,
-    tokenizer: Stage,
-    data_frac: float,
-    data_seed: int,
-    max_length: int,
-    exclude: Stage | None = None,
-) -> Stage:
-    """The rows a fraction holds, rendered for one tokenizer, with validation carved from them."""
-    inputs = {"mixture": mixture, "tokenizer": tokenizer} | ({"exclude": exclude} if exclude else {})
-    settings = {"data_frac": data_frac, "data_seed": data_seed, "max_length": max_length, "validation": 0.1}
-    return Stage("subset", f"{mixture.name}-{data_frac:g}-s{data_seed}", settings, inputs)
-
-
-def train_stage(
-    name: str,
-    recipe_stage: TrainStage,
-    budget: Budget,
-    seed: int,
-    index: int,
-    inputs: Mapping[str, Stage],
-    max_new_tokens: int,
-    loss_on: str = "assistant",
-) -> Stage:
-    """One training stage; a value that this stage does not read stays out of its identity."""
-    settings: dict[str, Any] = {
-        "stage": recipe_stage.identity(),
-        "budget": asdict(budget),
-        "seed": seed,
-        "index": index,
-        "loss_on": loss_on,
-    }
-    if recipe_stage.sequences == "student":
-        settings["max_new_tokens"] = max_new_tokens
-    return Stage("train", name, settings, inputs)
 
 
 def evaluate_stage(cell: Cell, model: Stage, mixture: Stage) -> Stage:
@@ -189,61 +161,3 @@ def evaluate_stage(cell: Cell, model: Stage, mixture: Stage) -> Stage:
         "max_new_tokens": cell.corpus.max_new_tokens,
     }
     return Stage("evaluate", model.name, settings, {"model": model, "mixture": mixture})
-
-
-def teacher_stage(cell: Cell, mixture: Stage) -> Stage:
-    """The teacher after its lessons; identity of the cell enters only where a lesson uses the cell's corpus."""
-    teacher = cell.teacher
-    model = base_stage(cell, teacher)
-    for index, lesson in enumerate(teacher.lessons):
-        subset = _lesson_rows(cell, teacher, lesson, mixture, model)
-        model = train_stage(
-            f"teacher_{teacher.name}",
-            TrainStage(),
-            lesson.budget,
-            cell.teacher_seed,
-            index,
-            {"subset": subset, "start": model},
-            max_new_tokens=0,
-            loss_on=lesson.loss_on,
-        )
-    return model
-
-
-def _lesson_rows(cell: Cell, teacher: Teacher, lesson: Lesson, mixture: Stage, model: Stage) -> Stage:
-    if lesson.corpus is None:
-        assert cell.data_seed is not None
-        matched = teacher.data_frac == "match"
-        return subset_stage(
-            cell,
-            mixture,
-            model,
-            cell.data_frac if matched else float(teacher.data_frac),
-            cell.data_seed if matched else cell.teacher_seed,
-            cell.corpus.max_length,
-        )
-    corpus = corpus_from(lesson.corpus)
-    own = mixture_stage(cell, corpus)
-    disjoint = corpus_name(corpus) == corpus_name(cell.corpus) == "mini"  # one held-out set per world
-    return subset_stage(
-        cell, own, model, 1.0, cell.teacher_seed, corpus.max_length, exclude=None if disjoint else mixture
-    )
-
-
-def _teacher_rows(cell: Cell, recipe_stage: TrainStage, mixture: Stage, subset: Stage, teacher: Stage) -> Stage:
-    """Rows the teacher writes for a stage: answers to the cell's prompts, or new prompts and answers."""
-    inputs = {"subset": subset, "mixture": mixture, "teacher": teacher}
-    settings: dict[str, Any] = {
-        "sampling_temperature": recipe_stage.sampling_temperature,
-        "max_new_tokens": cell.corpus.max_new_tokens,
-        "max_length": cell.corpus.max_length,
-    }
-    if recipe_stage.sequences == "synthetic":
-        settings |= {
-            "synthetic_rows": recipe_stage.synthetic_rows,
-            "seed": cell.data_seed,
-            "examples_in_context": recipe_stage.examples_in_context,
-        }
-        return Stage("synthesize", f"{teacher.name}-s{cell.data_seed}", settings, inputs)
-    settings |= {"budget": asdict(cell.budget), "span": list(recipe_stage.span), "seed": cell.train_seed}
-    return Stage("labels", f"{teacher.name}-{cell.data_frac:g}-s{cell.train_seed}", settings, inputs)

@@ -22,7 +22,7 @@ def preflight(plan: Plan, machine: Machine | None = None) -> None:
         _once(checked, repr(cell.student), lambda cell=cell: check_model(cell.student))
         _once(checked, repr(cell.corpus), cell.corpus.check)
         _once(checked, repr(cell.evals), lambda cell=cell: _check_evals(cell.evals.names))
-        if cell_plan.teacher is not None:
+        if cell_plan.taught_by == "given":
             _once(checked, repr(cell.teacher), lambda cell=cell: check_model(cell.teacher))
             _once(
                 checked,

@@ -47,15 +47,15 @@ def records(store: Store, frozen: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _freeze_cell(plan: CellPlan, label: Mapping[str, Any]) -> dict[str, Any]:
     cell = plan.cell
     once = dict.fromkeys(stage.key for stage in plan.evaluate.ancestry())
-    making = [] if plan.teacher is None else list(dict.fromkeys(stage.key for stage in plan.teacher.ancestry()))
+    making = list(dict.fromkeys(stage.key for stage in plan.making_teacher()))
     frozen = {
         "fingerprint": plan.fingerprint,
         "role": "student",
         **label,
         "data_frac": cell.data_frac,
-        "teacher": None if plan.teacher is None else cell.teacher.name,
+        "teacher": plan.teacher_name,
         **{name: getattr(cell, name) for name in SEEDS},
-        "settings": settings_of(cell) | ({"teacher": None} if plan.teacher is None else {}),
+        "settings": settings_of(cell) | ({} if plan.taught_by == "given" else {"teacher": plan.taught_by}),
         "evaluate": plan.evaluate.key,
         "needs": list(once),
         "train": [stage.key for stage in plan.train],

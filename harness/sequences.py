@@ -93,6 +93,15 @@ def span_of(order: np.ndarray, span: Sequence[float]) -> np.ndarray:
     return order[start:end]
 
 
+def visiting_order(rows: "Rows", budget: Budget, seed: int, span: Sequence[float]) -> np.ndarray:
+    """Row numbers that a stage with this span of the budget visits, (steps, batch_size).
+
+    The one place that says which rows a stage sees: training and the labels made for it both ask here.
+    """
+    steps = total_steps(budget, rows.response_tokens, seed)
+    return span_of(visits(len(rows), steps, budget.batch_size, seed), span)
+
+
 def draw_seed(*parts: int | str) -> int:
     """A 64-bit seed from what a draw is for, e.g. `draw_seed(train_seed, "coin", step)`."""
     text = "\x1f".join(str(part) for part in parts)

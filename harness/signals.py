@@ -14,7 +14,7 @@ import torch
 
 from harness.chat import render
 from harness.config import SettingsError
-from harness.models import count_parameters, tokenizer_hash
+from harness.models import PROBE, count_parameters, tokenizer_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,9 +29,6 @@ class TeacherSignal(Protocol):
     def logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
         """Teacher logits (N, V) at the N True positions of `scored` (B, T), without gradient."""
         ...
-
-
-PROBE = [{"role": "user", "content": "Say yes."}, {"role": "assistant", "content": "yes"}]
 
 
 class LiveTeacher:

@@ -15,7 +15,7 @@ SOURCES = sorted(path for folder in ("harness", "analysis", "hydra_plugins") for
 LAYERS = [
     {"run", "grid", "api"},  # doors
     {"compose", "preflight", "execute", "record", "view", "launch", "attempt", "estimate"},  # conduct
-    {"status", "plan", "stage"},
+    {"status", "plan", "stage", "teaching"},
     {"stages"},
     {"table", "verdict", "gains", "arms", "crossover", "stats"},  # reading
     {"evals"},
@@ -31,6 +31,7 @@ LIGHT = [
     "config",
     "identity",
     "plan",
+    "teaching",
     "store",
     "status",
     "record",

@@ -1,10 +1,13 @@
 """Plans: shared stages once, a teacher only where it is used, addresses that mean what they say."""
 
+from itertools import pairwise
+
 import pytest
 
 from harness.compose import compose
 from harness.config import SettingsError
 from harness.plan import Plan, plan_cell
+from harness.teaching import block_edges
 
 
 def cells(*arguments):
@@ -131,7 +134,7 @@ def test_a_thousand_cells_have_no_more_shared_stages_than_their_axes_need():
 GOLDEN = {
     "method=sft data_frac=0.01": "dfd49b674513b71adf12511eac538286e70875e7cf42194539985196b632a596",
     "method=kd data_frac=0.1 teacher=strong seed=3": "d953a1038cd5f30ff365cedb90ce9e0a1d102e5e6952c1876a9d5de57707ddd4",
-    "method=seq_kd budget=epochs": "4879af50f55aeb47dbf050677966c3ce273d6d8095ec839aa280b4a25f7f96ef",
+    "method=seq_kd budget=epochs": "5e0683ede053e99e55803140befc1c5bf67423f60a0b67ccbce61b3200bf58a9",
 }
 
 
@@ -139,3 +142,28 @@ GOLDEN = {
 def test_an_upgrade_does_not_rename_history(arguments):
     (cell,) = cells(*arguments.split())
     assert plan_cell(cell).fingerprint == GOLDEN[arguments]
+
+
+def test_a_larger_fraction_adds_blocks_of_labels_and_repeats_none():
+    few, more = (plan_cell(cell) for cell in cells("method=seq_kd", "data_frac=0.03,0.3"))
+    blocks = [{stage.key for stage in plan.teaching} for plan in (few, more)]
+    assert blocks[0] < blocks[1]
+    assert [stage.inputs["rows"].settings["block"][1] for stage in few.teaching][-2:] == [0.02, 0.05]
+
+
+@pytest.mark.parametrize("override", ["budget.amount=7", "student=mini_tiny", "train_seed=5", "data_frac=0.3"])
+def test_labels_know_nothing_of_the_cell_they_are_used_in(override):
+    (one,), (other,) = cells("method=seq_kd", "data_frac=1"), cells("method=seq_kd", override)
+    assert {stage.key for stage in plan_cell(other).teaching} <= {stage.key for stage in plan_cell(one).teaching}
+
+
+def test_blocks_tile_what_a_fraction_needs():
+    for fraction in (0.00001, 0.0001, 0.003, 0.01, 0.1, 0.15, 0.999, 1.0):
+        edges = block_edges(fraction)
+        assert edges[0][0] == 0 and edges[-1][0] < fraction <= edges[-1][1] * (1 + 1e-9)
+        assert all(left[1] == right[0] for left, right in pairwise(edges))
+
+
+def test_labels_of_what_is_visited_belong_to_one_cell():
+    one, other = (plan_cell(cell) for cell in cells("method=seq_kd", "teacher.label_rows=visited", "budget.amount=7,8"))
+    assert len(one.teaching) == len(other.teaching) == 1 and one.teaching[0].key != other.teaching[0].key

@@ -35,7 +35,8 @@ RENDERED = pa.schema(
 def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Choose, render and save the rows of one fraction.
 
-    `settings`: `data_frac`, `data_seed`, `max_length` (tokens), `validation` (share of the cell's rows).
+    `settings`: `data_frac`, `data_seed`, `max_length` (tokens), `validation` (share of the cell's rows), and for
+    a block of rows `block` (start, end): the rows of the fraction `end` that are not in `start`, maybe none.
     `inputs`: `mixture`, `tokenizer` (a model folder), and optionally `exclude`, another mixture: rows whose
     prompt it holds out are dropped and counted. Raises SettingsError when no row is left to train on.
     """
@@ -45,6 +46,10 @@ def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
     names, codes = sources.dictionary.to_pylist(), sources.indices.to_numpy()
     prompts = _first_64_bits(index["prompt_hash"])
     chosen, order = choose_rows(codes, names, settings["data_frac"], settings["data_seed"])
+    if settings.get("block", [0])[0]:
+        before, _ = choose_rows(codes, names, settings["block"][0], settings["data_seed"])
+        new = ~np.isin(chosen, before)
+        chosen, order = chosen[new], order[new]
     dropped: Counter[str] = Counter()
     if "exclude" in inputs:
         others = pq.read_table(inputs["exclude"] / "heldout.parquet", columns=["prompt_hash"])
@@ -73,7 +78,7 @@ def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
         _save(tally, out / name)
         dropped["no assistant token within max_length"] += tally.without_response
     train, held = tallies["train"], tallies["validation"]
-    if not train.rows:
+    if not train.rows and "block" not in settings:
         raise refuse(
             "data_frac",
             settings["data_frac"],
@@ -94,8 +99,8 @@ def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
         **counts,
         "dropped": dict(dropped),
         "tokenizer_hash": models.tokenizer_hash(tokenizer),
-        "mean_input_tokens": train.input_tokens / train.rows,
-        "mean_response_tokens": train.response_tokens / train.rows,
+        "mean_input_tokens": train.input_tokens / max(train.rows, 1),
+        "mean_response_tokens": train.response_tokens / max(train.rows, 1),
         "validation_response_tokens": held.response_tokens,
         "max_length": settings["max_length"],
         "sources": {
@@ -184,7 +189,8 @@ def _save(tally: _Tally, folder: Path) -> None:
 
     tally.writer.close()
     with _without_progress_bars():
-        Dataset.from_file(str(tally.path)).save_to_disk(folder)
+        # a data set without rows is only readable when its one, empty, shard is written
+        Dataset.from_file(str(tally.path)).save_to_disk(folder, num_shards=None if tally.rows else 1)
     tally.path.unlink()
 
 

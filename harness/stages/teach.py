@@ -1,11 +1,13 @@
-"""Stage `labels`: the teacher's answers to the prompts that a training stage will visit.
+"""Stage `labels`: the teacher's answers to the prompts of a set of rows.
 
-Greedy by default, one answer a row, to the prompt before the row's last assistant turn. An answer cut by
-a length limit is kept without an end-of-turn target and counted: the rows never differ between arms.
-`synthesize.py` lets the teacher write the prompts too.
+A row's answers depend on the row and the teacher alone: greedy by default, else drawn by the row's id, one
+turn of a conversation (drawn by its id too) with gold history before it. So blocks of rows can be answered
+apart and reused by any cell; `answers.py` puts them in the rows' place. An answer cut by a length limit is
+kept without an end-of-turn target and counted: the rows never differ between arms. `synthesize.py` lets
+the teacher write the prompts too.
 
-    labels/         data set: row, id, input_ids, starts, ends (prompt and teacher's answer)
-    labels.json     counts
+    labels/         data set: row, id, turn, sample, input_ids, starts, ends (prompt and answer), text, finished
+    labels.json     counts, and how the teacher renders a conversation
 """
 
 import json
@@ -22,85 +24,100 @@ from harness.chat import end_of_turn_id, render
 from harness.config import Budget, Machine, SettingsError
 from harness.cost import forward_flops
 from harness.generate import generate
-from harness.models import count_parameters, device_of, load_model, load_tokenizer, tokenizer_hash
-from harness.sequences import Rows, answered, draw_seed, prompt_of
+from harness.models import count_parameters, device_of, load_model, load_tokenizer, rendering_hash, tokenizer_hash
+from harness.sequences import Rows, answered, draw_seed, visiting_order
 from harness.stages.subset import read_batches
-from harness.stages.train import visiting_order
 from harness.store import write_json
 
-FEATURES = Features(
-    {
-        "row": Value("int64"),
-        "id": Value("string"),
-        "input_ids": List(Value("int32")),
-        "starts": List(Value("int32")),
-        "ends": List(Value("int32")),
-    }
+TOKENS = {
+    "row": Value("int64"),
+    "id": Value("string"),
+    "input_ids": List(Value("int32")),
+    "starts": List(Value("int32")),
+    "ends": List(Value("int32")),
+}
+FEATURES = Features(TOKENS)
+"""Columns of rows to train on."""
+LABELS = Features(
+    TOKENS | {"turn": Value("int32"), "sample": Value("int32"), "text": Value("string"), "finished": Value("bool")}
 )
-ROWS_AT_ONCE = 256  # rows are answered in blocks; each row's draws depend on its id alone
+ROWS_AT_ONCE = 256
+MANY_CUT = 0.05  # share of answers cut by the length limit above which a warning says so
 
 
 def make_labels(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
-    """Answer every row that the span of the budget visits; writes `labels/`.
+    """Answer the rows of `inputs["rows"]`, `samples_per_prompt` times each; writes `labels/`.
 
-    `settings`: `budget`, `span`, `seed` (of the visiting order), `sampling_temperature` (0 is greedy),
-    `max_new_tokens`, `max_length` (tokens of prompt and answer). `inputs`: `subset`, `teacher`. Raises
-    SettingsError where the teacher's tokenizer is not the one the rows were rendered with.
+    `settings`: `sampling_temperature` (0 is greedy), `samples_per_prompt`, `max_new_tokens`, `max_length`
+    (tokens of prompt and answer), `precision` of the teacher, and `visits` (`budget`, `span`, `seed`) where
+    only the rows that a training stage visits are answered. `inputs`: `rows` (a subset rendered with the
+    teacher's tokenizer), `teacher`.
     """
-    budget = Budget(**settings["budget"])
-    device = device_of(machine)
+    rows = load_from_disk(inputs["rows"] / "train")
+    chosen = np.arange(len(rows))
+    if "visits" in settings:
+        visits = settings["visits"]
+        chosen = np.unique(visiting_order(Rows(rows), Budget(**visits["budget"]), visits["seed"], visits["span"]))
     tokenizer = load_tokenizer(inputs["teacher"])
-    check_tokenizer(inputs["subset"], inputs["mixture"], tokenizer, "a teacher's answers")
-    model = load_model(inputs["teacher"], device=device, dtype=budget.precision)
-    subset = load_from_disk(inputs["subset"] / "train")
-    visited = np.unique(visiting_order(subset, budget, settings["seed"], settings["span"]))
-    rows, ids = Rows(subset), subset["id"]
-    numbers = subset["row"]
-    seeds = [draw_seed(settings["seed"], "labels", ids[i]) for i in visited]
-    # of a row of several turns one is answered, drawn by the row's own seed, with gold history before it
-    prompts = [prompt_of(rows[i], seed) for i, seed in zip(visited, seeds, strict=True)]
-    end = end_of_turn_id(tokenizer)
-
-    columns: dict[str, list[Any]] = {name: [] for name in FEATURES}
-    written = truncated = 0
-    for first in range(0, len(visited), ROWS_AT_ONCE):
-        block = slice(first, first + ROWS_AT_ONCE)
-        answers = generate(
-            model,
-            tokenizer,
-            prompts[block],
-            settings["max_new_tokens"],
-            settings["sampling_temperature"],
-            seeds[block],
-            batch_size=ROWS_AT_ONCE,
-            stop_ids={end},
-        )
-        for i, prompt, answer in zip(visited[block], prompts[block], answers, strict=True):
-            answer = answer[: max(1, settings["max_length"] - len(prompt))]
-            row = answered(prompt, answer)
-            for name, value in zip(
-                FEATURES, (numbers[int(i)], ids[int(i)], row.input_ids, row.starts, row.ends), strict=True
-            ):
-                columns[name].append(value)
-            written += len(answer)
-            truncated += end not in answer[-1:]
-        track.report(min(first + ROWS_AT_ONCE, len(visited)), len(visited), note="teacher's answers")
-    save_rows(columns, out / "labels")
-    counts = {"rows": len(visited), "truncated_answers": truncated, "response_tokens": written}
-    write_json(out / "labels.json", counts)
-    read = sum(map(len, prompts))
+    columns: dict[str, list[Any]] = {name: [] for name in LABELS}
+    read = parameters = 0
+    if len(chosen):
+        model = load_model(inputs["teacher"], device=device_of(machine), dtype=settings["precision"])
+        parameters = count_parameters(model)
+        read = _answer(model, tokenizer, rows, chosen, settings, columns)
+    save_rows(columns, out / "labels", LABELS)
+    answers = len(columns["row"])
+    written = sum(end[0] - start[0] for start, end in zip(columns["starts"], columns["ends"], strict=True))
+    cut = answers - sum(columns["finished"])
+    counts = {"rows": len(chosen), "answers": answers, "truncated_answers": cut, "response_tokens": written}
+    write_json(out / "labels.json", {**counts, "rendering": rendering_hash(tokenizer)})
     cost = {
         "teacher_tokens": read,
         "generated_tokens": written,
-        "flops": forward_flops(count_parameters(model), read + written),
+        "flops": forward_flops(parameters, read + written),
     }
     warnings = []
-    if truncated > 0.05 * len(visited):
+    if cut > MANY_CUT * answers:
         warnings.append(
-            f"{truncated} of {len(visited)} teacher's answers were cut by the length limit; "
+            f"{cut} of {answers} teacher's answers were cut by the length limit; "
             "they are trained without an end of turn"
         )
     return {"cost": cost, "counts": counts, "warnings": warnings}
+
+
+def _answer(
+    model: Any, tokenizer: Any, dataset: Dataset, chosen: np.ndarray, settings: dict[str, Any], columns: dict[str, list]
+) -> int:
+    """Fill the columns with answers to the chosen rows, block by block; returns the prompt tokens read."""
+    rows, numbers, ids = Rows(dataset), dataset["row"], dataset["id"]
+    end, read = end_of_turn_id(tokenizer), 0
+    asked = [(int(i), sample) for i in chosen for sample in range(settings["samples_per_prompt"])]
+    for first in range(0, len(asked), ROWS_AT_ONCE):
+        block = asked[first : first + ROWS_AT_ONCE]
+        turns = [draw_seed("turn", ids[i]) % len(rows[i].starts) for i, _ in block]
+        prompts = [
+            rows[i].input_ids[: rows[i].starts[turn]].tolist() for (i, _), turn in zip(block, turns, strict=True)
+        ]
+        answers = generate(
+            model,
+            tokenizer,
+            prompts,
+            settings["max_new_tokens"],
+            settings["sampling_temperature"],
+            [draw_seed("answer", ids[i], sample) for i, sample in block],
+            batch_size=ROWS_AT_ONCE,
+            stop_ids={end},
+        )
+        for (i, sample), turn, prompt, answer in zip(block, turns, prompts, answers, strict=True):
+            answer = answer[: max(1, settings["max_length"] - len(prompt))]
+            row, finished = answered(prompt, answer), end in answer[-1:]
+            text = tokenizer.decode(answer[:-1] if finished else answer)
+            values = (numbers[i], ids[i], row.input_ids, row.starts, row.ends, turn, sample, text, finished)
+            for name, value in zip(LABELS, values, strict=True):
+                columns[name].append(value)
+        read += sum(map(len, prompts))
+        track.report(min(first + ROWS_AT_ONCE, len(asked)), len(asked), note="teacher's answers")
+    return read
 
 
 def check_tokenizer(subset: Path, mixture: Path, tokenizer: Any, what: str) -> None:
@@ -121,9 +138,10 @@ def check_tokenizer(subset: Path, mixture: Path, tokenizer: Any, what: str) -> N
         )
 
 
-def save_rows(columns: Mapping[str, list[Any]], folder: Path) -> None:
-    """Write rows in the subset's shape (`row`, `id`, `input_ids`, `starts`, `ends`)."""
+def save_rows(columns: Mapping[str, list[Any]], folder: Path, features: Features = FEATURES) -> None:
+    """Write rows as a data set with these columns, those of a subset unless told otherwise."""
     table = pa.table(
-        {name: pa.array(values, type=FEATURES.arrow_schema.field(name).type) for name, values in columns.items()}
+        {name: pa.array(values, type=features.arrow_schema.field(name).type) for name, values in columns.items()}
     )
-    Dataset(table, fingerprint=folder.name).cast(FEATURES).save_to_disk(folder)
+    # a data set without rows is only readable when its one, empty, shard is written
+    Dataset(table, fingerprint=folder.name).cast(features).save_to_disk(folder, num_shards=None if len(table) else 1)

@@ -9,6 +9,7 @@ A missing teacher or missing answers are an error, never a fallback.
     log.jsonl                                a line a step
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,12 +18,13 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, load_from_disk
 
-from harness.config import Budget, Machine, refuse
+from harness.config import Budget, Machine
 from harness.identity import fingerprint
 from harness.models import device_of, load_model, load_tokenizer, save_model
 from harness.recipe import TrainStage
-from harness.sequences import Rows, draw_seed, span_of, total_steps, visits
+from harness.sequences import Rows, draw_seed, visiting_order, visits
 from harness.signals import LiveTeacher
+from harness.stages.answers import answered_rows
 from harness.trainers import fit, mean_nll
 
 
@@ -37,7 +39,7 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     stage = TrainStage.of(settings["stage"])
     budget, seed = Budget(**settings["budget"]), settings["seed"]
     subset = load_from_disk(inputs["subset"] / "train")
-    order = visiting_order(subset, budget, seed, stage.span, settings["loss_on"])
+    order = visiting_order(Rows(subset, settings["loss_on"]), budget, seed, stage.span)
     dataset, batches = _sequences(stage, subset, order, inputs, budget, seed)
 
     device = device_of(machine)
@@ -86,15 +88,6 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     return {"cost": cost, "counts": counts, "metrics": metrics, "warnings": report.warnings}
 
 
-def visiting_order(subset: Dataset, budget: Budget, seed: int, span: Any, loss_on: str = "assistant") -> np.ndarray:
-    """Positions in `subset` that a stage with this span visits, (steps, batch_size).
-
-    The one place that says which rows a stage sees: training and the labels made for it both ask here.
-    """
-    steps = total_steps(budget, Rows(subset, loss_on).response_tokens, seed)
-    return span_of(visits(len(subset), steps, budget.batch_size, seed), span)
-
-
 def _sequences(
     stage: TrainStage,
     subset: Dataset,
@@ -108,35 +101,12 @@ def _sequences(
         synthetic = load_from_disk(_needed(inputs, "synthetic", stage) / "synthetic")
         return synthetic, visits(len(synthetic), len(order), budget.batch_size, seed)
     if stage.sequences == "teacher":
-        labels = load_from_disk(_needed(inputs, "labels", stage) / "labels")
-        place = {row: position for position, row in enumerate(labels["row"])}
-        places = np.array([place.get(row, -1) for row in subset["row"]])
-        batches = places[order]
-        assert (batches >= 0).all(), "a visited row has no teacher's answer"
-        return (dealt(labels, seed) if stage.control == "shuffled" else labels), batches
+        folders = [folder for role, folder in inputs.items() if role.partition(":")[0] == "labels"]
+        if not folders:
+            raise ValueError(f"{stage.sequences} x {stage.divergence} needs the input 'labels' and got none")
+        max_length = json.loads((inputs["subset"] / "subset.json").read_text())["max_length"]
+        return answered_rows(stage, subset, order, folders, load_tokenizer(inputs["start"]), max_length, seed)
     return subset, order
-
-
-def dealt(labels: Dataset, seed: int) -> Dataset:
-    """The same prompts with the answers dealt to other rows: one seeded cycle, so no row keeps its own."""
-    if len(labels) < 2:
-        raise refuse(
-            "method.shuffled", True, "one row has no other row to swap answers with", "take a larger data_frac"
-        )
-    cycle = np.random.default_rng(draw_seed(seed, "shuffled")).permutation(len(labels))
-    giver = np.empty_like(cycle)
-    giver[cycle] = np.roll(cycle, 1)
-    rows = list(labels)
-    columns: dict[str, list[Any]] = {name: [] for name in ("row", "id", "input_ids", "starts", "ends")}
-    for row, source in zip(rows, (rows[other] for other in giver), strict=True):
-        prompt = row["input_ids"][: row["starts"][-1]]
-        answer = source["input_ids"][source["starts"][-1] : source["ends"][-1]]
-        columns["row"].append(row["row"])
-        columns["id"].append(row["id"])
-        columns["input_ids"].append(prompt + answer)
-        columns["starts"].append([len(prompt)])
-        columns["ends"].append([len(prompt) + len(answer)])
-    return Dataset.from_dict(columns, features=labels.features)
 
 
 def _needed(inputs: Mapping[str, Path], role: str, stage: TrainStage) -> Path:

@@ -8,6 +8,7 @@ from datasets import load_from_disk
 
 from harness.config import Machine, SettingsError
 from harness.stages.subset import choose_rows, choose_validation, make_subset
+from harness.teaching import block_edges
 from tests.doubles import byte_ids, byte_tokenizer, special_id
 from tests.stages.test_mixture import mixture, row
 
@@ -160,3 +161,21 @@ def test_prompts_that_another_mixture_holds_out_are_excluded_and_counted(tmp_pat
     used = {prompts[number] for part in parts for number in part}
     assert len(held) == 20 and not used & held
     assert facts["counts"]["dropped_rows"] == len(held & set(prompts)) >= 19
+
+
+def test_blocks_tile_a_fraction_and_do_not_know_which_one(tmp_path, tokenizer):
+    made, _ = mixture(tmp_path, [row(f"p{i}", f"a{i}") for i in range(150)])
+    found = []
+    for start, end in block_edges(0.6):
+        folder = tmp_path / f"block-{end:g}"
+        subset(folder, made, tokenizer, block=[start, end], data_frac=end, validation=0.0)
+        found += load_from_disk(folder / "train")["row"]
+    subset(tmp_path / "whole", made, tokenizer, data_frac=0.6)
+    whole = [n for name in ("train", "validation") for n in load_from_disk(tmp_path / "whole" / name)["row"]]
+    assert len(found) == len(set(found)) and sorted(found) == sorted(whole)
+
+
+def test_a_cell_without_validation_rows_is_readable(tmp_path, tokenizer):
+    made, _ = mixture(tmp_path, [row(f"p{i}", f"a{i}") for i in range(6)])
+    subset(tmp_path / "subset", made, tokenizer, validation=0.0)
+    assert len(load_from_disk(tmp_path / "subset" / "validation")) == 0

@@ -1,0 +1,150 @@
+"""Answers in the rows' place: the labels that `teach.py` made, joined to a cell's own rows and visits.
+
+Where student and teacher render conversations alike, the labelled rows are trained as they are, straight
+from their memory map. Else the teacher's text is put behind the student's own prompt, so a teacher with
+another tokenizer, or one that is only a text server, teaches by its words. Reasoning is cut off here and not
+in the labels, so `keep` and `strip` share them.
+
+    dataset, batches = answered_rows(stage, subset, order, folders, tokenizer, max_length=512, seed=0)
+"""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, concatenate_datasets, load_from_disk
+from transformers import PreTrainedTokenizerBase
+
+from harness.chat import answer_ids_many
+from harness.config import refuse
+from harness.models import rendering_hash
+from harness.recipe import TrainStage
+from harness.sequences import Row, Rows, answered, draw_seed
+from harness.stages.teach import FEATURES
+
+ROWS_AT_ONCE = 1000
+RATIONALE = re.compile(r"\A\s*<think>.*?(</think>\s*|\Z)", re.DOTALL)
+"""Reasoning at the head of an answer, as R1-style teachers mark it; unfinished reasoning is the whole answer."""
+
+
+def answered_rows(
+    stage: TrainStage,
+    subset: Dataset,
+    order: np.ndarray,
+    folders: Sequence[Path],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    seed: int,
+) -> tuple[Dataset, np.ndarray]:
+    """Rows with the teacher's answers and, for each visit of `order` (steps, batch_size), which of them it trains.
+
+    `folders` are published label stages that together answer every visited row; a row's n-th visit gets its
+    n-th sample, round and round. `stage.control="shuffled"` deals the answers to other rows in one seeded
+    cycle, so no row keeps its own. Raises SettingsError where there is only one row to deal among.
+    """
+    labels = concatenate_datasets([load_from_disk(folder / "labels") for folder in folders])
+    numbers = np.asarray(subset["row"], dtype=np.int64)[order]
+    places = _places(labels, numbers, stage.samples_per_prompt)
+    alike = {_rendering(folder) for folder in folders} == {rendering_hash(tokenizer)}
+    if alike and stage.control == "none" and stage.rationale == "keep":
+        return labels.select_columns(list(FEATURES)), places
+    used, batches = np.unique(places, return_inverse=True)
+    chosen = labels.select(used)
+    givers = _cycle(len(used), seed) if stage.control == "shuffled" else np.arange(len(used))
+    position = {row: index for index, row in enumerate(subset["row"])}
+    prompts = _prompts(chosen, Rows(subset), position)
+    given = chosen.select(givers)
+    answers = _ids(given) if alike and stage.rationale == "keep" else _encoded(given, stage.rationale, tokenizer)
+    rows = (
+        answered(prompt, answer[: max(1, max_length - len(prompt))])
+        for prompt, answer in zip(prompts, answers, strict=True)
+    )
+    return _as_dataset(rows, chosen), batches.reshape(order.shape)
+
+
+def without_rationale(text: str) -> str:
+    """An answer without the reasoning at its head."""
+    return RATIONALE.sub("", text, count=1)
+
+
+def _places(labels: Dataset, numbers: np.ndarray, samples: int) -> np.ndarray:
+    """Index in `labels` of the answer that each visit of a row number gets, same shape as `numbers`."""
+    keys = np.asarray(labels["row"], dtype=np.int64) * samples + np.asarray(labels["sample"], dtype=np.int64)
+    by_key = np.argsort(keys)
+    nth: defaultdict[int, int] = defaultdict(int)
+    wanted = np.empty(numbers.size, dtype=np.int64)
+    for visit, number in enumerate(numbers.ravel().tolist()):
+        wanted[visit] = number * samples + nth[number] % samples
+        nth[number] += 1
+    found = np.minimum(np.searchsorted(keys[by_key], wanted), len(keys) - 1)
+    assert len(keys) and (keys[by_key[found]] == wanted).all(), "a visited row has no teacher's answer"
+    return by_key[found].reshape(numbers.shape)
+
+
+def _cycle(count: int, seed: int) -> np.ndarray:
+    """Whose answer each row gets when they are dealt: one seeded cycle."""
+    if count < 2:
+        raise refuse(
+            "method.shuffled", True, "one row has no other row to swap answers with", "take a larger data_frac"
+        )
+    cycle = np.random.default_rng(draw_seed(seed, "shuffled")).permutation(count)
+    giver = np.empty_like(cycle)
+    giver[cycle] = np.roll(cycle, 1)
+    return giver
+
+
+def _prompts(chosen: Dataset, rows: Rows, position: dict[int, int]) -> Iterator[list[int]]:
+    """The student's own rendering of the prompt that each label answers."""
+    for number, turn in zip(chosen["row"], chosen["turn"], strict=True):
+        row = rows[position[number]]
+        if turn >= len(row.starts):
+            raise refuse(
+                "corpus.max_length",
+                len(row.input_ids),
+                f"the student's rendering of row {number} is cut before the turn its teacher answered",
+                "raise corpus.max_length",
+            )
+        yield row.input_ids[: row.starts[turn]].tolist()
+
+
+def _ids(labels: Dataset) -> Iterator[list[int]]:
+    """The answers' own token ids."""
+    for row in Rows(labels):
+        yield row.input_ids[row.starts[0] : row.ends[0]].tolist()
+
+
+def _encoded(labels: Dataset, rationale: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """The answers' texts as another tokenizer's ids."""
+    for part in _parts(zip(labels["text"], labels["finished"], strict=True), ROWS_AT_ONCE):
+        texts = [without_rationale(text) if rationale == "strip" else text for text, _ in part]
+        yield from answer_ids_many(tokenizer, texts, [done for _, done in part])
+
+
+def _as_dataset(rows: Iterator[Row], chosen: Dataset) -> Dataset:
+    tables = []
+    for part in _parts(zip(rows, chosen["row"], chosen["id"], strict=True), ROWS_AT_ONCE):
+        values = {
+            "row": [number for _, number, _ in part],
+            "id": [name for _, _, name in part],
+            "input_ids": [row.input_ids for row, _, _ in part],
+            "starts": [list(row.starts) for row, _, _ in part],
+            "ends": [list(row.ends) for row, _, _ in part],
+        }
+        tables.append(pa.table(values, schema=FEATURES.arrow_schema))
+    return Dataset(pa.concat_tables(tables), fingerprint="answers").cast(FEATURES)
+
+
+def _parts(values: Iterable, size: int) -> Iterator[list]:
+    """The values in lists of at most `size`."""
+    left = iter(values)
+    while part := list(islice(left, size)):
+        yield part
+
+
+def _rendering(folder: Path) -> str:
+    return json.loads((folder / "labels.json").read_text())["rendering"]

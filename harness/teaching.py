@@ -1,0 +1,195 @@
+"""Teaching: the stages that stand between a cell's rows and a teacher, planned without running anything.
+
+`plan.py` strings a cell together; here are the teacher itself and what it says before training begins.
+A teacher answers and scores fixed blocks of rows. A block is a range of each source's seeded row order
+(`stages/subset.py`), the ranges end at 1, 2, 5 in each decade and at every tenth, and no fraction, budget
+or student is part of its address: a larger fraction adds blocks and relabels nothing.
+
+    block_edges(0.03)       # (0, 0.0001), (0.0001, 0.0002), ..., (0.01, 0.02), (0.02, 0.05)
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from harness.config import Budget, Cell, Lesson, Model, Teacher
+from harness.corpora import corpus_from, corpus_name
+from harness.model_files import model_identity
+from harness.recipe import TrainStage
+from harness.stage import Stage
+
+EDGES = (
+    *(step * 10.0**-decade for decade in (4, 3, 2) for step in (1, 2, 5)),
+    *(tenth / 10 for tenth in range(1, 11)),
+)
+"""Where blocks of rows end, as fractions of each source's order."""
+
+
+def block_edges(data_frac: float) -> list[tuple[float, float]]:
+    """The blocks that hold every row of a fraction: (start, end] ranges of the order, the first from 0."""
+    ends = [edge for edge in EDGES if edge < data_frac * (1 - 1e-9)]
+    ends.append(EDGES[len(ends)])
+    return list(zip([0.0, *ends], ends, strict=False))
+
+
+def mixture_stage(cell: Cell, corpus: Any) -> Stage:
+    """The whole corpus as rows, with its held-out split."""
+    identity = {
+        name: value
+        for name, value in corpus.identity(cell.world_seed).items()
+        if name not in ("max_length", "max_new_tokens")
+    }
+    kind = corpus_name(corpus)
+    return Stage(
+        "mixture",
+        kind,
+        {"corpus": {"kind": kind, **identity}},
+        where={"corpus": {"kind": kind, **asdict(corpus)}, "world_seed": cell.world_seed},
+    )
+
+
+def base_stage(cell: Cell, model: Model) -> Stage:
+    """A model before this study trains it: built, adopted or pruned."""
+    return Stage(
+        "base",
+        model.name,
+        model_identity(model, cell.world_seed),
+        where={
+            "model": {name: getattr(model, name) for name in Model.__dataclass_fields__},
+            "world_seed": cell.world_seed,
+        },
+    )
+
+
+def subset_stage(
+    mixture: Stage,
+    tokenizer: Stage,
+    data_frac: float,
+    data_seed: int,
+    max_length: int,
+    exclude: Stage | None = None,
+) -> Stage:
+    """The rows a fraction holds, rendered for one tokenizer, with validation carved from them."""
+    inputs = {"mixture": mixture, "tokenizer": tokenizer} | ({"exclude": exclude} if exclude else {})
+    settings = {"data_frac": data_frac, "data_seed": data_seed, "max_length": max_length, "validation": 0.1}
+    return Stage("subset", f"{mixture.name}-{data_frac:g}-s{data_seed}", settings, inputs)
+
+
+def block_stage(mixture: Stage, tokenizer: Stage, edges: tuple[float, float], data_seed: int, max_length: int) -> Stage:
+    """The rows of one block, validation rows among them, rendered for one tokenizer; it may hold none."""
+    settings = {
+        "block": list(edges),
+        "data_frac": edges[1],
+        "data_seed": data_seed,
+        "max_length": max_length,
+        "validation": 0.0,
+    }
+    inputs = {"mixture": mixture, "tokenizer": tokenizer}
+    return Stage("subset", f"{mixture.name}-block-{edges[1]:g}-s{data_seed}", settings, inputs)
+
+
+def train_stage(
+    name: str,
+    recipe_stage: TrainStage,
+    budget: Budget,
+    seed: int,
+    index: int,
+    inputs: Mapping[str, Stage],
+    max_new_tokens: int,
+    loss_on: str = "assistant",
+) -> Stage:
+    """One training stage; a value that this stage does not read stays out of its identity."""
+    settings: dict[str, Any] = {
+        "stage": recipe_stage.identity(),
+        "budget": asdict(budget),
+        "seed": seed,
+        "index": index,
+        "loss_on": loss_on,
+    }
+    if recipe_stage.sequences in ("student", "interleaved"):
+        settings["max_new_tokens"] = max_new_tokens
+    return Stage("train", name, settings, inputs)
+
+
+def teacher_stage(cell: Cell, mixture: Stage) -> Stage:
+    """The teacher after its lessons; identity of the cell enters only where a lesson uses the cell's corpus."""
+    teacher = cell.teacher
+    model = base_stage(cell, teacher)
+    for index, lesson in enumerate(teacher.lessons):
+        subset = _lesson_rows(cell, teacher, lesson, mixture, model)
+        model = train_stage(
+            f"teacher_{teacher.name}",
+            TrainStage(),
+            lesson.budget,
+            cell.teacher_seed,
+            index,
+            {"subset": subset, "start": model},
+            max_new_tokens=0,
+            loss_on=lesson.loss_on,
+        )
+    return model
+
+
+def label_stages(cell: Cell, stage: TrainStage, mixture: Stage, subset: Stage, teacher: Stage) -> dict[str, Stage]:
+    """The teacher's answers to the cell's prompts by role of input: a stage a block, or one for what is visited."""
+    settings: dict[str, Any] = {
+        "sampling_temperature": stage.sampling_temperature,
+        "samples_per_prompt": stage.samples_per_prompt,
+        "precision": cell.budget.precision,
+        "max_new_tokens": cell.corpus.max_new_tokens,
+        "max_length": cell.corpus.max_length,
+    }
+    if cell.teacher.label_rows == "visited":
+        settings["visits"] = {"budget": asdict(cell.budget), "span": list(stage.span), "seed": cell.train_seed}
+        name = f"{teacher.name}-{cell.data_frac:g}-s{cell.train_seed}"
+        return {"labels": Stage("labels", name, settings, {"rows": subset, "teacher": teacher})}
+    return {
+        f"labels:{block.settings['data_frac']:g}": Stage(
+            "labels",
+            f"{teacher.name}-block-{block.settings['data_frac']:g}",
+            settings,
+            {"rows": block, "teacher": teacher},
+        )
+        for block in _blocks(cell, mixture)
+    }
+
+
+def synthesize_stage(cell: Cell, stage: TrainStage, mixture: Stage, subset: Stage, teacher: Stage) -> Stage:
+    """Prompts and answers the teacher writes after seeing the cell's own rows."""
+    settings = {
+        "sampling_temperature": stage.sampling_temperature,
+        "max_new_tokens": cell.corpus.max_new_tokens,
+        "max_length": cell.corpus.max_length,
+        "synthetic_rows": stage.synthetic_rows,
+        "seed": cell.data_seed,
+        "examples_in_context": stage.examples_in_context,
+    }
+    inputs = {"subset": subset, "mixture": mixture, "teacher": teacher}
+    return Stage("synthesize", f"{teacher.name}-s{cell.data_seed}", settings, inputs)
+
+
+def _blocks(cell: Cell, mixture: Stage) -> list[Stage]:
+    tokenizer = base_stage(cell, cell.teacher)  # a lesson changes no tokenizer
+    assert cell.data_seed is not None
+    return [
+        block_stage(mixture, tokenizer, edges, cell.data_seed, cell.corpus.max_length)
+        for edges in block_edges(cell.data_frac)
+    ]
+
+
+def _lesson_rows(cell: Cell, teacher: Teacher, lesson: Lesson, mixture: Stage, model: Stage) -> Stage:
+    if lesson.corpus is None:
+        assert cell.data_seed is not None
+        matched = teacher.data_frac == "match"
+        return subset_stage(
+            mixture,
+            model,
+            cell.data_frac if matched else float(teacher.data_frac),
+            cell.data_seed if matched else cell.teacher_seed,
+            cell.corpus.max_length,
+        )
+    corpus = corpus_from(lesson.corpus)
+    own = mixture_stage(cell, corpus)
+    disjoint = corpus_name(corpus) == corpus_name(cell.corpus) == "mini"  # one held-out set per world
+    exclude = None if disjoint else mixture
+    return subset_stage(own, model, 1.0, cell.teacher_seed, corpus.max_length, exclude=exclude)

@@ -1,0 +1,56 @@
+"""A world of a dozen rows in the store's shape, for tests of stages: folders in, folders out.
+
+facts, folder = run(make_train, settings, world, tmp_path, "a")
+"""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from harness.chat import render
+from harness.config import Machine
+from harness.corpora._rows import prompt_hash
+from harness.models import tokenizer_hash
+from harness.stages.teach import save_rows
+from tests.doubles import byte_tokenizer, save_tiny
+
+CPU = Machine(device="cpu")
+TOKENIZER = byte_tokenizer()
+
+
+def pair(prompt, answer):
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+
+
+def run(make, asked, inputs, tmp_path, name):
+    (tmp_path / name).mkdir()
+    return make(asked, inputs, tmp_path / name, CPU), tmp_path / name
+
+
+def small_world(tmp_path):
+    """A start model, a teacher, a mixture of 14 rows and the subset of all of them, by role of input."""
+    rows = [pair(f"Add {i} and {i}", str(2 * i)) for i in range(14)]
+    (tmp_path / "mixture").mkdir()
+    for name, messages in (("train", rows), ("heldout", [pair("Say hello", "hello")])):
+        table = {
+            "id": [f"r{i}" for i in range(len(messages))],
+            "messages": messages,
+            "source": ["add"] * len(messages),
+            "prompt_hash": [prompt_hash(m) for m in messages],
+        }
+        pq.write_table(pa.table(table), tmp_path / "mixture" / f"{name}.parquet")
+    rendered = [render(TOKENIZER, row, 64) for row in rows]
+    for name, part in (("train", range(12)), ("validation", range(12, 14))):
+        columns = {"row": list(part), "id": [f"r{i}" for i in part]}
+        columns |= {key: [getattr(rendered[i], key) for i in part] for key in ("input_ids", "starts", "ends")}
+        save_rows(columns, tmp_path / "subset" / name)
+    (tmp_path / "subset" / "subset.json").write_text(
+        json.dumps({"tokenizer_hash": tokenizer_hash(TOKENIZER), "max_length": 64})
+    )
+    return {
+        "subset": tmp_path / "subset",
+        "mixture": tmp_path / "mixture",
+        "start": save_tiny(tmp_path / "start", seed=0),
+        "teacher": save_tiny(tmp_path / "teacher", seed=1),
+    }

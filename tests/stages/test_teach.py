@@ -1,0 +1,82 @@
+"""Labels: the teacher's own answers to a set of rows, each a matter of the row and the teacher alone."""
+
+import numpy as np
+import pytest
+from datasets import load_from_disk
+
+from harness.generate import generate
+from harness.models import load_model, load_tokenizer
+from harness.sequences import draw_seed, visits
+from harness.stages.teach import make_labels
+from tests.doubles import byte_tokenizer
+from tests.stages.small_world import run
+
+TOKENIZER = byte_tokenizer()
+BUDGET = {"kind": "steps", "amount": 10, "batch_size": 4, "learning_rate": 1e-3}
+
+
+def label_settings(**changes):
+    return {
+        "sampling_temperature": 0.0,
+        "samples_per_prompt": 1,
+        "max_new_tokens": 5,
+        "max_length": 64,
+        "precision": "fp32",
+    } | changes
+
+
+def label(world, tmp_path, name="labels", **changes):
+    inputs = {"rows": world["subset"], "teacher": world["teacher"]}
+    facts, folder = run(make_labels, label_settings(**changes), inputs, tmp_path, name)
+    return facts, load_from_disk(folder / "labels")
+
+
+def test_labels_are_the_teachers_own_greedy_answers_to_every_row(world, tmp_path):
+    facts, labels = label(world, tmp_path)
+    subset, model = load_from_disk(world["subset"] / "train"), load_model(world["teacher"])
+    assert labels["row"] == subset["row"]
+    for one, gold in zip(labels, subset, strict=True):
+        prompt = gold["input_ids"][: gold["starts"][-1]]
+        assert one["input_ids"][: one["starts"][0]] == prompt and one["id"] == gold["id"]
+        assert one["input_ids"][one["starts"][0] :] == generate(model, TOKENIZER, [prompt], 5)[0]
+        answer = one["input_ids"][one["starts"][0] :]
+        assert one["finished"] == (answer[-1] == TOKENIZER.eos_token_id)
+        assert one["text"] == load_tokenizer(world["teacher"]).decode(answer[:-1] if one["finished"] else answer)
+    assert facts["counts"]["truncated_answers"] == sum(not done for done in labels["finished"])
+    written = sum(e[0] - s[0] for s, e in zip(labels["starts"], labels["ends"], strict=True))
+    assert facts["cost"]["generated_tokens"] == written
+
+
+def test_labels_of_what_is_visited_answer_only_the_rows_a_span_of_the_budget_visits(world, tmp_path):
+    _, labels = label(world, tmp_path, visits={"budget": BUDGET, "span": [0.0, 0.1], "seed": 0})
+    assert labels["row"] == sorted(set(visits(12, 10, 4, seed=0)[:1].ravel().tolist()))
+
+
+def test_sampled_labels_depend_on_a_rows_id_and_not_on_what_else_is_answered(world, tmp_path):
+    found = []
+    for name, extra in (("all", {}), ("some", {"visits": {"budget": BUDGET, "span": [0.0, 0.1], "seed": 0}})):
+        _, labels = label(world, tmp_path, name, sampling_temperature=1.0, **extra)
+        found.append(dict(zip(labels["id"], labels["input_ids"], strict=True)))
+    assert len(found[1]) < len(found[0]) and all(found[0][id] == ids for id, ids in found[1].items())
+
+
+def test_every_row_gets_as_many_different_samples_as_asked(world, tmp_path):
+    _, labels = label(world, tmp_path, samples_per_prompt=3, sampling_temperature=1.0)
+    assert labels["row"][:3] == [0, 0, 0] and labels["sample"][:3] == [0, 1, 2]
+    texts = labels["text"]
+    assert sum(len(set(texts[i : i + 3])) > 1 for i in range(0, 36, 3)) > 8
+
+
+def test_the_turn_that_is_answered_is_drawn_by_the_rows_id(world, tmp_path):
+    _, labels = label(world, tmp_path)
+    assert labels["turn"] == [draw_seed("turn", id) % 1 for id in labels["id"]]
+
+
+def test_a_block_without_rows_is_answered_without_loading_the_teacher(world, tmp_path, monkeypatch):
+    import harness.stages.teach as teach
+
+    empty = tmp_path / "empty"
+    load_from_disk(world["subset"] / "train").select(np.arange(0)).save_to_disk(empty / "train", num_shards=1)
+    monkeypatch.setattr(teach, "load_model", lambda *_, **__: pytest.fail("the teacher was loaded"))
+    facts, labels = label(world | {"subset": empty}, tmp_path)
+    assert len(labels) == 0 and facts["counts"]["rows"] == 0 and facts["cost"]["flops"] == 0
