@@ -36,6 +36,10 @@ class Cost:
     def __sub__(self, other: "Cost") -> "Cost":
         return Cost(self.tokens - other.tokens, self.flops - other.flops, self.seconds - other.seconds)
 
+    def over(self, users: int) -> "Cost":
+        """An equal share of it."""
+        return Cost(self.tokens / users, self.flops / users, self.seconds / users)
+
 
 def stage_cost(facts: Mapping[str, Any]) -> Cost:
     """The whole cost of one finished stage, from the facts in its manifest."""
@@ -54,23 +58,30 @@ def live_teacher_cost(facts: Mapping[str, Any]) -> Cost:
 
 def cell_cost(
     train: Iterable[Mapping[str, Any]],
-    teaching: Iterable[Mapping[str, Any]],
-    teacher_training: Iterable[Mapping[str, Any]],
+    teaching: Iterable[tuple[Mapping[str, Any], int]],
+    teacher_training: Iterable[tuple[Mapping[str, Any], int]],
 ) -> dict[str, dict[str, float]]:
-    """Costs of a cell in four figures (facts of its stages go in, by purpose).
+    """Costs of a cell in five figures (facts of its stages go in, by purpose, shared ones with their users).
 
     train: the cell's own train stages without the live teacher's forward passes. teacher: those, and labels
     and synthetic rows, charged whole to the cell. total: both, the marginal cost. with_teacher_training: the
-    total and what it took to make the teacher.
+    total and what it took to make the teacher. amortised: that, with labels, synthetic rows and the making of
+    the teacher divided among the cells of the grid that use them.
     """
-    train = list(train)
-    live = sum((live_teacher_cost(facts) for facts in train), Cost())
-    own = sum((stage_cost(facts) for facts in train), Cost()) - live
-    teacher = sum((stage_cost(facts) for facts in teaching), live)
-    making = sum((stage_cost(facts) for facts in teacher_training), Cost())
+    train, teaching, teacher_training = list(train), list(teaching), list(teacher_training)
+    live = _sum(live_teacher_cost(facts) for facts in train)
+    own = _sum(stage_cost(facts) for facts in train) - live
+    teacher = live + _sum(stage_cost(facts) for facts, _ in teaching)
+    making = _sum(stage_cost(facts) for facts, _ in teacher_training)
+    shared = _sum(stage_cost(facts).over(users) for facts, users in [*teaching, *teacher_training])
     return {
         "train": asdict(own),
         "teacher": asdict(teacher),
         "total": asdict(own + teacher),
         "with_teacher_training": asdict(own + teacher + making),
+        "amortised": asdict(own + live + shared),
     }
+
+
+def _sum(costs: Iterable[Cost]) -> Cost:
+    return sum(costs, Cost())

@@ -7,7 +7,9 @@ the grid's `plan.json`, so records of a grid can be read long after the command 
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 from harness.config import Cell
@@ -34,14 +36,37 @@ def freeze(plan: Plan, grid: str) -> dict[str, Any]:
 
 def records(store: Store, frozen: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One record per cell, then one per reference model (base, teacher), in plan order."""
-    found = [_record(store, frozen, cell) for cell in frozen["cells"]]
+    facts = _Facts(store, frozen)
+    found = [_record(store, frozen, cell, facts) for cell in frozen["cells"]]
     seen: set[str] = set()
     for cell in frozen["cells"]:
         for role, reference in cell["references"].items():
             if reference["evaluate"] not in seen:
                 seen.add(reference["evaluate"])
-                found.append(_record(store, frozen, {**cell, **reference, "role": role}))
+                found.append(_record(store, frozen, {**cell, **reference, "role": role}, facts))
     return found
+
+
+class _Facts:
+    """The facts of finished stages, each manifest read once, and how many cells of the grid use a stage."""
+
+    def __init__(self, store: Store, frozen: Mapping[str, Any]) -> None:
+        self.store = store
+        self.users = Counter(key for cell in frozen["cells"] for key in (*cell["teaching"], *cell["making_teacher"]))
+        self._read: dict[str, dict[str, Any] | None] = {}
+
+    def of(self, keys: Iterable[str]) -> list[dict[str, Any]]:
+        """Facts of those of the stages that are finished."""
+        return [found for key in keys if (found := self._of(key)) is not None]
+
+    def shared(self, keys: Iterable[str]) -> list[tuple[dict[str, Any], int]]:
+        """The same, each with the number of cells that use the stage."""
+        return [(found, max(1, self.users[key])) for key in keys if (found := self._of(key)) is not None]
+
+    def _of(self, key: str) -> dict[str, Any] | None:
+        if key not in self._read:
+            self._read[key] = self.store.manifest(key)["facts"] if self.store.done(key) else None
+        return self._read[key]
 
 
 def _freeze_cell(plan: CellPlan, label: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,7 +108,7 @@ def _freeze_cell(plan: CellPlan, label: Mapping[str, Any]) -> dict[str, Any]:
     return {**frozen, "references": references}
 
 
-def _record(store: Store, frozen: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, Any]:
+def _record(store: Store, frozen: Mapping[str, Any], cell: Mapping[str, Any], facts: _Facts) -> dict[str, Any]:
     addresses = {key: frozen["stages"][key]["address"] for key in cell["needs"]}
     state = cell_state(store, addresses, cell["evaluate"])
     record = {
@@ -100,13 +125,13 @@ def _record(store: Store, frozen: Mapping[str, Any], cell: Mapping[str, Any]) ->
         "items": None,
         "warnings": [],
         "cost": cell_cost(
-            _facts(store, cell["train"]), _facts(store, cell["teaching"]), _facts(store, cell["making_teacher"])
+            facts.of(cell["train"]), facts.shared(cell["teaching"]), facts.shared(cell["making_teacher"])
         ),
         "artifact": str(store.folder(cell["train"][-1])) if cell["train"] else None,
     }
     own = [key for key in cell["needs"] if key not in cell["making_teacher"]]
-    for facts in _facts(store, own):
-        record["warnings"] += facts.get("warnings", [])
+    for stage in facts.of(own):
+        record["warnings"] += stage.get("warnings", [])
     if state.status == "done":
         folder = store.folder(cell["evaluate"])
         record["scores"] = json.loads((folder / "scores.json").read_text())
@@ -124,32 +149,29 @@ def settings_of(cell: Cell) -> dict[str, Any]:
 
 
 def _labels(cells: Iterable[Cell]) -> list[dict[str, str]]:
-    """Short names of what varies in the grid: `kd`, or `kd[student_share=1]` where that setting varies."""
+    """Short names of what varies in the grid: `kd`, and `kd[student_share=1]` where that is not the default."""
     cells = list(cells)
-    methods = _vary([(method_name(cell.method), plain(cell.method)) for cell in cells])
-    corpora = _vary([(corpus_name(cell.corpus), plain(cell.corpus)) for cell in cells])
-    students = _vary([(cell.student.name, plain(cell.student)) for cell in cells], leave_out=("init_seed",))
+    methods = _vary([(method_name(cell.method), cell.method) for cell in cells])
+    corpora = _vary([(corpus_name(cell.corpus), cell.corpus) for cell in cells])
+    students = _vary([(cell.student.name, cell.student) for cell in cells], leave_out=("init_seed",))
     return [
         {"method": method, "corpus": corpus, "student": student, "budget": cell.budget.label}
         for method, corpus, student, cell in zip(methods, corpora, students, cells, strict=True)
     ]
 
 
-def _vary(named: list[tuple[str, dict[str, Any]]], leave_out: tuple[str, ...] = ()) -> list[str]:
+def _vary(named: list[tuple[str, Any]], leave_out: tuple[str, ...] = ()) -> list[str]:
     values: dict[str, dict[str, set[str]]] = {}
     for name, settings in named:
-        for field, value in settings.items():
+        for field, value in plain(settings).items():
             values.setdefault(name, {}).setdefault(field, set()).add(json.dumps(value))
     labels = []
     for name, settings in named:
+        usual = {one.name: one.default for one in fields(settings)}
         varying = [
             f"{field}={value}"
-            for field, value in settings.items()
-            if len(values[name][field]) > 1 and field not in leave_out
+            for field, value in plain(settings).items()
+            if len(values[name][field]) > 1 and field not in leave_out and value != usual[field]
         ]
         labels.append(f"{name}[{', '.join(varying)}]" if varying else name)
     return labels
-
-
-def _facts(store: Store, keys: Iterable[str]) -> list[dict[str, Any]]:
-    return [store.manifest(key)["facts"] for key in keys if store.done(key)]

@@ -29,7 +29,7 @@ CELL_COLUMNS = tuple(
     "seed data_seed train_seed world_seed teacher_seed".split()
 )
 SCORE_COLUMNS = ("eval", "metric", "source", "score", "standard_error", "items")
-PURPOSES = ("train", "teacher", "total", "with_teacher_training")
+PURPOSES = ("train", "teacher", "total", "with_teacher_training", "amortised")
 COSTS = tuple(f"{purpose}_{unit}" for purpose in PURPOSES for unit in ("seconds", "flops", "tokens"))
 FORMS = (("score", ".3f"), ("gain", "+.3f"))
 TEXT_COLUMNS = tuple(

@@ -167,3 +167,12 @@ def test_blocks_tile_what_a_fraction_needs():
 def test_labels_of_what_is_visited_belong_to_one_cell():
     one, other = (plan_cell(cell) for cell in cells("method=seq_kd", "teacher.label_rows=visited", "budget.amount=7,8"))
     assert len(one.teaching) == len(other.teaching) == 1 and one.teaching[0].key != other.teaching[0].key
+
+
+def test_self_distillation_is_taught_by_the_sft_student_of_the_same_cell():
+    (sft,), (own,) = cells("method=sft", "data_frac=0.1"), cells("method=self_kd", "data_frac=0.1", "teacher=none")
+    sft, own = plan_cell(sft), plan_cell(own)
+    assert own.teacher is not None and own.teacher.key == sft.train[-1].key
+    assert own.teacher_name == "self" and [stage.key for stage in own.making_teacher()] == [sft.train[-1].key]
+    assert set(own.references) == {"base"}
+    assert len(Plan.of(cells("method=self_kd", "teacher=weak,strong,none")).cells) == 1

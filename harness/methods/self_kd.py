@@ -1,0 +1,43 @@
+"""Self-distillation, Born-Again networks (Furlanello et al. 2018, arXiv 1805.04770).
+
+The teacher is the student that plain fine-tuning makes of the same cell: same rows, seed, size and budget,
+so it knows nothing the rows do not say. What is gained here is regularisation and not knowledge, which
+makes this the control for `logit_kd.py` too. The cell's own teacher is not used, so cells that differ only
+in it are one. The teacher is the very artifact of `method=sft` and costs nothing where that cell is run.
+"""
+
+from dataclasses import dataclass
+
+from harness.config import check_positive, refuse
+from harness.recipe import TrainStage
+
+
+@dataclass
+class Method:
+    """Gold answers x forward KL from the cell's own fine-tuned student, trained anew from the base."""
+
+    cross_entropy_weight: float = 0.0
+    """Share of cross-entropy on the data's answers, 0 (only the teacher) to below 1."""
+    divergence_temperature: float = 1.0
+    """Temperature of both distributions inside the divergence; the loss carries its square."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.cross_entropy_weight < 1:
+            raise refuse(
+                "method.cross_entropy_weight",
+                self.cross_entropy_weight,
+                "it is 0 or more and below 1",
+                "cross-entropy alone is method=sft",
+            )
+        check_positive("method.divergence_temperature", self.divergence_temperature)
+
+    def stages(self) -> tuple[TrainStage, ...]:
+        """One stage."""
+        return (
+            TrainStage(
+                divergence="forward_kl",
+                teacher="self",
+                cross_entropy_weight=self.cross_entropy_weight,
+                divergence_temperature=self.divergence_temperature,
+            ),
+        )
