@@ -42,7 +42,7 @@ class FakeServer:
             def answer(self, status, content):
                 data = content if isinstance(content, bytes) else json.dumps(content).encode()
                 self.send_response(status)
-                if status in (301, 307):
+                if status == 302:
                     self.send_header("Location", "http://127.0.0.1:9/elsewhere")
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()

@@ -177,7 +177,7 @@ def test_waits_double_and_end_with_the_attempts(fake):
     assert "500 fault 500" in sentence(refusal) and "asked 4 times" in sentence(refusal)
 
 
-@pytest.mark.parametrize("status", [400, 404, 307])
+@pytest.mark.parametrize("status", [400, 404, 302])
 def test_errors_that_stay_are_not_asked_again_and_are_quoted_shortened(fake, status):
     fake.faults = [status]
     with pytest.raises(SettingsError) as refusal:
