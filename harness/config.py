@@ -7,13 +7,14 @@ Defaults live here; `conf/` holds presets and the command line overrides both. B
 """
 
 import math
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omegaconf import MISSING
 
 BUDGET_KINDS = ("epochs", "steps", "trained_tokens")
-MODEL_KINDS = ("none", "mini", "hf", "gguf")
+MODEL_KINDS = ("none", "mini", "hf", "gguf", "http")
 INITS = ("pretrained", "random", "pruned")
 NEVER_IDENTITY = {"identity": False}
 """Metadata of a field that must not change what a stage means."""
@@ -54,16 +55,25 @@ def check_fraction(name: str, value: Any) -> None:
 
 @dataclass
 class Model:
-    """A model to start from: a mini built here, a Hugging Face folder or hub id, or a GGUF file."""
+    """A model to start from: a mini built here, a Hugging Face folder or hub id, a GGUF file, or a server."""
 
     name: str = MISSING
     """Readable name, used in tables and addresses; not part of identity."""
     kind: str = "mini"
-    """`mini` (built and pre-trained here), `hf` (folder or hub id), `gguf` (one file), `none`."""
+    """`mini` (built and pre-trained here), `hf` (folder or hub id), `gguf` (one file), `http` (a teacher
+    behind an OpenAI-compatible completions server), `none`."""
     path: str | None = None
-    """Folder or hub id (`hf`), or file (`gguf`); null for `mini`."""
+    """Folder or hub id (`hf`), file (`gguf`), or the server's address (`http`: http://host:port, or `$NAME`
+    of an environment variable that holds it; never identity); null for `mini`."""
     revision: str | None = None
-    """Hub revision; null means: resolve at first use and record what was found."""
+    """Hub revision (`http`: of what is served, and of a tokenizer from the hub); null means: resolve at
+    first use and record what was found."""
+    served_model: str | None = None
+    """`http` only: the name the server gives the model."""
+    tokenizer: str | None = None
+    """`http` only: folder or hub id of the served model's tokenizer."""
+    api_key_env: str | None = None
+    """`http` only: name of the environment variable that holds the key; never the key itself."""
     size: str = "small"
     """Mini only: `small` or `large`."""
     init: str = "pretrained"
@@ -85,9 +95,11 @@ class Model:
         check_choice(f"{self.name}.init", self.init, INITS)
         check_choice(f"{self.name}.chat_template", self.chat_template, ("own", "tulu"))
         if self.kind in ("hf", "gguf") and not self.path:
-            raise refuse(
-                f"{self.name}.path", self.path, f"kind={self.kind} needs a path", "give a folder, file or hub id"
-            )
+            need = f"kind={self.kind} needs a path"
+            raise refuse(f"{self.name}.path", self.path, need, "give a folder, file or hub id")
+        if not re.fullmatch("[A-Z][A-Z0-9_]*", self.api_key_env or "NONE"):
+            way_out = "name the environment variable that holds the key, in capitals, e.g. VLLM_API_KEY"
+            raise refuse(f"{self.name}.api_key_env", "(not shown)", "it is no name of a variable", way_out)
         if self.kind == "mini" and self.chat_template != "own":
             raise refuse(f"{self.name}.chat_template", self.chat_template, "a mini has its own template and no other")
         if self.init == "pruned" and not self.layers:

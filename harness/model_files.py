@@ -17,11 +17,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness.config import Model, check_choice, refuse
+from harness.config import Model, Teacher, check_choice, refuse
 
 POINTER = "model.json"  # in an artifact: {"path": folder or hub id, "revision": hub revision or null}
+SERVER = "server.json"  # in an artifact: the model is behind a server; see `teachers.server_page`
 WEIGHTS = (".safetensors", ".bin")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 _READ_SUFFIXES = (*WEIGHTS, ".json", ".jinja", ".model", ".txt")  # what loading may read
 _NEVER_READ = ("generation_config.json", "trainer_state.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -38,6 +41,8 @@ def check_model(model: Model) -> None:
         _check_gguf(model)
     elif model.kind == "hf" and (folder := local_folder(model.path)) is not None:
         _check_folder(model, folder)
+    elif model.kind == "http":
+        _check_served(model)
     elif model.kind == "hf" and not _HUB_ID.fullmatch(model.path or ""):
         raise refuse(
             f"{model.name}.path",
@@ -73,6 +78,8 @@ def model_identity(model: Model, world_seed: int) -> dict[str, Any]:
     if model.kind == "none":
         return identity
     identity["chat_template"] = model.chat_template
+    if model.kind == "http":
+        return identity | _served_identity(model)
     folder = local_folder(model.path)
     if model.kind == "gguf":
         assert model.path is not None
@@ -109,8 +116,8 @@ def parameters_of(model: Model | Mapping[str, Any]) -> int:
     values: Mapping[str, Any] = model if isinstance(model, Mapping) else asdict(model)
     kind, path = values["kind"], values["path"]
     layers = values["layers"] if values["init"] == "pruned" else None
-    if kind == "none":
-        return 0
+    if kind in ("none", "http"):
+        return 0  # a server's FLOPs are spent elsewhere
     if kind == "mini":
         from harness.world.sizes import llama_settings
 
@@ -129,7 +136,7 @@ def tokenizer_fingerprint(model: Model) -> str | None:
         from harness.world.tokenizer import tokenizer_json
 
         return tokenizer_json_fingerprint(tokenizer_json())
-    folder = local_folder(model.path) if model.kind == "hf" else None
+    folder = local_folder(model.tokenizer if model.kind == "http" else model.path)
     return tokenizer_fingerprint_of_folder(folder) if folder is not None else None
 
 
@@ -195,8 +202,34 @@ def _check_folder(model: Model, folder: Path) -> None:
             with open(file, "rb") as opened:
                 if opened.read(8) == b"version ":
                     raise refuse(field, model.path, f"{file.name} is a Git LFS note", "git lfs pull")
+    _check_tokenizer(model, folder, field, model.path)
+
+
+def _check_served(model: Model) -> None:
+    """Only a teacher is served, as it is; the server itself is asked when its base stage is made."""
+    from harness.endpoint import base_url
+
+    if not isinstance(model, Teacher):
+        raise refuse(f"{model.name}.kind", "http", "a student is trained, so its weights must be here", "use kind=hf")
+    if model.lessons or model.init != "pretrained":
+        setting, value = ("lessons", len(model.lessons)) if model.lessons else ("init", model.init)
+        raise refuse(f"{model.name}.{setting}", value, "a served teacher is used as it is", "leave it to its default")
+    for field in ("path", "served_model", "tokenizer"):
+        if not getattr(model, field):
+            raise refuse(f"{model.name}.{field}", None, "kind=http needs it", "see conf/teacher/served.yaml")
+    if not re.fullmatch(r"\$[A-Za-z_]\w*", model.path or ""):  # set where the stages run, not here
+        base_url(model.path or "")
+    folder = local_folder(model.tokenizer)
+    field = f"{model.name}.tokenizer"
+    if folder is None and not _HUB_ID.fullmatch(model.tokenizer or ""):
+        raise refuse(field, model.tokenizer, "no such folder, and a hub id has the form org/name")
+    if folder is not None:
+        _check_tokenizer(model, folder, field, model.tokenizer)
+
+
+def _check_tokenizer(model: Model, folder: Path, field: str, path: str | None) -> None:
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise refuse(field, model.path, f"it has no {' or '.join(TOKENIZER_FILES)}", way_out)
+        raise refuse(field, path, f"it has no {' or '.join(TOKENIZER_FILES)}", "fetch the model's folder again")
     if model.chat_template == "own" and not _has_template(folder):
         raise refuse(
             f"{model.name}.chat_template",
@@ -204,6 +237,15 @@ def _check_folder(model: Model, folder: Path) -> None:
             "the folder's tokenizer has no chat template",
             f"set {model.name}.chat_template=tulu",
         )
+
+
+def _served_identity(model: Model) -> dict[str, Any]:
+    folder = local_folder(model.tokenizer)
+    names = (*TOKENIZER_FILES, *_TOKENIZER_SETTINGS, *_TEMPLATES)
+    tokenizer: dict[str, Any] = {"path": model.tokenizer}
+    if folder is not None:
+        tokenizer = {name: _file_sha256(folder / name) for name in sorted(names) if (folder / name).is_file()}
+    return {"served_model": model.served_model, "revision": model.revision, "tokenizer": tokenizer}
 
 
 def _check_layers(model: Model, present: int | None) -> None:
@@ -222,7 +264,7 @@ def _weight_files(folder: Path, field: str, path: str | None) -> list[Path]:
 
 
 def _has_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
+    if any((folder / name).is_file() for name in _TEMPLATES):
         return True
     config = folder / "tokenizer_config.json"
     return config.is_file() and bool(json.loads(config.read_text()).get("chat_template"))

@@ -7,6 +7,7 @@ file needs torch and transformers and runs no code that comes with a model.
     model, tokenizer = load_model(folder, device="cpu", dtype="bf16"), load_tokenizer(folder)
 """
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import torch
 from harness.chat import end_of_turn_id, render
 from harness.config import Machine, refuse
 from harness.identity import fingerprint
-from harness.model_files import read_pointer, tokenizer_json_fingerprint
+from harness.model_files import SERVER, read_pointer, tokenizer_json_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -48,9 +49,16 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 
 
 def load_model(folder: Path, device: str = "cpu", dtype: str = "fp32") -> "PreTrainedModel":
-    """The causal model of a model folder, in eval mode; `dtype` is `fp32`, `bf16` or `auto` (as saved)."""
+    """The causal model of a model folder, in eval mode; `dtype` is `fp32`, `bf16` or `auto` (as saved).
+
+    Raises SettingsError for a folder that only names a server; `teachers.open_teacher` opens both.
+    """
     from transformers import AutoModelForCausalLM
 
+    if (Path(folder) / SERVER).is_file():
+        served = json.loads((Path(folder) / SERVER).read_text())["served_model"]
+        reason = "its weights are behind a server, which gives text and top-k log-probabilities and nothing else"
+        raise refuse("teacher.served_model", served, reason, "choose seq_kd or two_stage, or a teacher with weights")
     path, revision = read_pointer(Path(folder))
     model: Any = AutoModelForCausalLM.from_pretrained(path, revision=revision or "main", dtype=DTYPES[dtype])
     return model.to(device).eval()

@@ -110,7 +110,7 @@ def plan_cell(cell: Cell) -> CellPlan:
             inputs |= written | ({"teacher": teacher} if stage.asks_teacher else {})
         train.append(_train(cell, stage, index, inputs, method_name(cell.method)))
     references = {"base": evaluate_stage(cell, base, mixture)}
-    if taught_by == "given":
+    if taught_by == "given" and cell.teacher.kind != "http":  # a server is asked for text, its weights are not here
         assert teacher is not None
         references["teacher"] = evaluate_stage(cell, teacher, mixture)
     evaluate = evaluate_stage(cell, train[-1], mixture)

@@ -44,8 +44,16 @@ def _check_evals(names: list[str]) -> None:
 
 
 def _check_pair(cell_plan: CellPlan) -> None:
-    """Student and teacher must share a tokenizer wherever the teacher's probabilities or token ids are used."""
+    """Student and teacher must share a tokenizer wherever the teacher's probabilities or token ids are used, and a
+    teacher that is asked for logits must have its weights here."""
     student, teacher = cell_plan.cell.student, cell_plan.cell.teacher
+    if teacher.kind == "http" and any("teacher" in stage.inputs for stage in cell_plan.train):
+        raise refuse(
+            "method",
+            method_name(cell_plan.cell.method),
+            f"it asks its teacher for logits while it trains, and teacher={teacher.name} is behind a server",
+            "choose seq_kd or two_stage, or a teacher with weights here",
+        )
     mine, theirs = tokenizer_fingerprint(student), tokenizer_fingerprint(teacher)
     if mine is not None and theirs is not None and mine != theirs:
         raise refuse(

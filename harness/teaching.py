@@ -142,13 +142,14 @@ def label_stages(cell: Cell, stage: TrainStage, mixture: Stage, subset: Stage, t
     if cell.teacher.label_rows == "visited":
         settings["visits"] = {"budget": asdict(cell.budget), "span": list(stage.span), "seed": cell.train_seed}
         name = f"{teacher.name}-{cell.data_frac:g}-s{cell.train_seed}"
-        return {"labels": Stage("labels", name, settings, {"rows": subset, "teacher": teacher})}
+        return {"labels": Stage("labels", name, settings, {"rows": subset, "teacher": teacher}, _where(cell))}
     return {
         f"labels:{block.settings['data_frac']:g}": Stage(
             "labels",
             f"{teacher.name}-block-{block.settings['data_frac']:g}",
             settings,
             {"rows": block, "teacher": teacher},
+            _where(cell),
         )
         for block in _blocks(cell, mixture)
     }
@@ -165,7 +166,12 @@ def synthesize_stage(cell: Cell, stage: TrainStage, mixture: Stage, subset: Stag
         "examples_in_context": stage.examples_in_context,
     }
     inputs = {"subset": subset, "mixture": mixture, "teacher": teacher}
-    return Stage("synthesize", f"{teacher.name}-s{cell.data_seed}", settings, inputs)
+    return Stage("synthesize", f"{teacher.name}-s{cell.data_seed}", settings, inputs, _where(cell))
+
+
+def _where(cell: Cell) -> dict[str, Any]:
+    """Where a teacher that is a server is to be found; never identity."""
+    return {"teacher_url": cell.teacher.path} if cell.teacher.kind == "http" else {}
 
 
 def _blocks(cell: Cell, mixture: Stage) -> list[Stage]:

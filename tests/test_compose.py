@@ -1,5 +1,7 @@
 """From words to cells: presets, sweeps, sweep files, and refusals that name what exists."""
 
+import re
+
 import pytest
 import yaml
 
@@ -101,12 +103,9 @@ def presets():
 
 @pytest.mark.parametrize(("group", "name"), presets())
 def test_every_preset_composes(group, name, tmp_path):
-    needs_path = (
-        [f"{group}.path={tmp_path}"]
-        if "???" in (presets_folder() / "conf" / group / f"{name}.yaml").read_text()
-        else []
-    )
-    cells = compose([f"{group}={name}", *needs_path]).cells
+    text = (presets_folder() / "conf" / group / f"{name}.yaml").read_text()
+    needed = [f"{group}.{field}={tmp_path}" for field in re.findall(r"^(\w+): \?\?\?", text, re.M)]
+    cells = compose([f"{group}={name}", *needed]).cells
     assert len(cells) == 1
 
 

@@ -21,11 +21,11 @@ LAYERS = [
     {"evals"},
     {"trainers", "fit_report", "arguments"},  # field
     {"texts", "objectives"},
-    {"generate", "signals", "divergences", "sequences"},
+    {"generate", "signals", "divergences", "sequences", "teachers"},
     {"chat", "models"},
-    {"model_files", "corpora", "methods", "world"},
+    {"model_files", "corpora", "methods", "world", "served"},
     {"recipe"},
-    {"config", "identity", "registry", "store", "cost", "track", "provenance"},  # ground
+    {"config", "identity", "registry", "store", "cost", "track", "provenance", "endpoint"},  # ground
 ]
 LIGHT = [
     "config",

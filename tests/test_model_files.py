@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from harness.config import Model, SettingsError
+from harness.config import Lesson, Model, SettingsError, Student, Teacher
 from harness.model_files import (
     check_model,
     model_identity,
@@ -30,6 +30,11 @@ def mini(**settings):
 
 def hf(path, **settings):
     return Model(name="student", kind="hf", path=str(path), **settings)
+
+
+def served(tokenizer, kind=Teacher, **settings):
+    values = {"name": "t", "kind": "http", "path": "http://node7:8000", "served_model": "org/big"}
+    return kind(**{**values, "tokenizer": str(tokenizer), **settings})
 
 
 def test_a_complete_folder_a_hub_id_and_a_mini_pass(folder):
@@ -153,3 +158,44 @@ def test_planning_a_model_imports_neither_torch_nor_transformers(folder):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_served_teacher_is_its_name_revision_template_and_tokenizer_and_never_its_address(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "model.safetensors").unlink()
+    one, other = served(folder), served(copy, path="$TEACHER_URL", api_key_env="KEY", name="another")
+    for model in (one, other, served("org/tokenizer")):
+        check_model(model)
+    assert model_identity(one, 0) == model_identity(other, 1)
+    assert "node7" not in json.dumps(model_identity(one, 0))
+    assert tokenizer_fingerprint(one) == tokenizer_fingerprint(hf(folder)) is not None
+    for change in ({"served_model": "org/other"}, {"revision": "v2"}, {"chat_template": "tulu"}):
+        assert model_identity(served(folder, **change), 0) != model_identity(one, 0)
+    byte_tokenizer("{{ 'another template' }}").save_pretrained(copy)
+    assert model_identity(other, 0) != model_identity(one, 0)
+    assert parameters_of(served("org/tokenizer", served_model="org/Big-70B")) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"kind": Student}, "its weights must be here"),
+        ({"lessons": [Lesson()]}, r"t\.lessons=1 .*used as it is"),
+        ({"init": "random"}, r"t\.init='random' .*used as it is"),
+        ({"served_model": None}, r"t\.served_model=None .*kind=http needs it"),
+        ({"path": None}, r"t\.path=None .*kind=http needs it"),
+        ({"path": "node7"}, "http://host:port"),
+        ({"tokenizer": "/no/such/folder"}, r"t\.tokenizer='/no/such/folder' .*org/name"),
+    ],
+)
+def test_a_served_teacher_that_cannot_work_is_refused_before_anything_runs(settings, said):
+    with pytest.raises(SettingsError, match=said):
+        check_model(served(**{"tokenizer": "org/name", **settings}))
+
+
+def test_a_key_in_the_place_of_its_variables_name_is_refused_and_not_repeated():
+    with pytest.raises(
+        SettingsError, match=r"t\.api_key_env='\(not shown\)' .*name the environment variable"
+    ) as refusal:
+        served("org/name", api_key_env="sk-secret")
+    assert "secret" not in str(refusal.value)

@@ -42,3 +42,16 @@ def test_a_model_folder_without_weights_or_template_is_refused(tmp_path):
 def test_an_unknown_evaluation_is_refused_with_the_list():
     with pytest.raises(SettingsError, match=r"evals\.names='nonesuch'.*heldout, verified"):
         check("method=sft", "evals.names=[nonesuch]")
+
+
+def test_a_served_teacher_may_write_but_is_not_asked_for_logits(tmp_path):
+    path = save_tiny(tmp_path / "tiny")
+    pair = ["student=hf", f"student.path={path}", "teacher=served", f"teacher.tokenizer={path}"]
+    pair += ["teacher.path=http://node7:8000/v1", "teacher.served_model=org/big", "teacher.api_key_env=VLLM_API_KEY"]
+    check("method=seq_kd", *pair)
+    for method in ("kd", "logit_kd"):
+        with pytest.raises(SettingsError, match=rf"method='{method}'.*teacher=served is behind a server.*seq_kd"):
+            check(f"method={method}", *pair)
+    with pytest.raises(SettingsError) as refusal:
+        check("method=seq_kd", *pair[:-1], "teacher.api_key_env=sk-secret")
+    assert "api_key_env" in str(refusal.value) and "secret" not in str(refusal.value)

@@ -1,10 +1,11 @@
 """Base stage: the model a cell starts from, before this study trains it.
 
 A `mini` is built and pre-trained here; a Hugging Face model is adopted as it is, which takes one small
-file that points to it; a GGUF file is converted; pruning, fresh weights and a set template are applied on
-the way. Training on the cell's rows is `train.py`.
+file that points to it; a server is probed and written down; a GGUF file is converted; pruning, fresh weights
+and a set template are applied on the way. Training on the cell's rows is `train.py`.
 
     model.json (path, revision)                              adopted; tokenizer files if a template is set
+    server.json (url, served_model, api_key_env, probe)      behind a server; and the tokenizer's files
     model.safetensors, config.json, tokenizer.json, ...      built, converted, pruned or fresh
 """
 
@@ -17,7 +18,8 @@ import numpy as np
 from harness import chat
 from harness.config import Budget, Machine, refuse
 from harness.corpora._files import file_sha256
-from harness.model_files import POINTER, local_folder, read_pointer
+from harness.endpoint import Endpoint
+from harness.model_files import POINTER, SERVER, local_folder, read_pointer
 from harness.models import (
     count_parameters,
     device_of,
@@ -31,13 +33,16 @@ from harness.models import (
 )
 from harness.recipe import TrainStage
 from harness.sequences import draw_seed, of_like_length, visits
+from harness.served import CompletionsServer
 from harness.store import write_json
+from harness.teachers import ServedTeacher, server_page
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Facts = dict[str, Any]
+TOKENIZER_PATTERNS = ["*.json", "*.jinja", "*.model", "merges.txt"]
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # no pickled weights, no code
 
 
@@ -51,7 +56,9 @@ def make_base(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, m
     if settings["kind"] == "mini":
         return _mini(settings, out, machine)
     where: Mapping[str, Any] = settings.get("where", {}).get("model", settings)
-    assert settings["kind"] in ("hf", "gguf"), settings["kind"]
+    assert settings["kind"] in ("hf", "gguf", "http"), settings["kind"]
+    if settings["kind"] == "http":
+        return _served(settings, where, out)
     if settings["kind"] == "gguf":
         file = Path(where["path"]).expanduser()
         _check_unchanged({"gguf": file}, settings["files"])
@@ -138,6 +145,23 @@ def _adopt(settings: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase", ou
     return {"counts": {"vocabulary": len(tokenizer)}, "tokenizer_hash": tokenizer_hash(tokenizer)}
 
 
+def _served(settings: Mapping[str, Any], where: Mapping[str, Any], out: Path) -> Facts:
+    """Write down where the server is and how it answers the probe, beside the tokenizer declared for it."""
+    folder = local_folder(where["tokenizer"])
+    if folder is not None:
+        _check_unchanged({name: folder / name for name in settings["tokenizer"]}, settings["tokenizer"], "tokenizer")
+    else:
+        folder = _snapshot("tokenizer", where["tokenizer"], where["revision"], TOKENIZER_PATTERNS)
+    tokenizer = load_tokenizer(folder)
+    chat.set_template(tokenizer, settings["chat_template"])
+    endpoint = Endpoint(where["path"], where["api_key_env"])
+    page = server_page(where["path"], ServedTeacher(CompletionsServer(endpoint, settings["served_model"]), tokenizer))
+    tokenizer.save_pretrained(out)
+    write_json(out / SERVER, page)
+    hashes = {"tokenizer_hash": tokenizer_hash(tokenizer), "probe": page["probe"]["sha256"]}
+    return {"counts": {"vocabulary": len(tokenizer)}, **hashes}
+
+
 def _save(settings: Mapping[str, Any], model: Any, tokenizer: "PreTrainedTokenizerBase", out: Path) -> Facts:
     """Prune and set the template where asked, then write the folder."""
     if settings["init"] == "pruned":
@@ -164,23 +188,28 @@ def _pointer(where: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str,
     if folder is not None:
         _check_unchanged({name: folder / name for name in settings["files"]}, settings["files"])
         return {"path": str(folder.resolve()), "revision": None}
+    fetched = _snapshot("path", where["path"], where["revision"], HUB_FILES)
+    return {"path": where["path"], "revision": fetched.name}  # a snapshot's folder is named by its revision
+
+
+def _snapshot(field: str, path: str, revision: str | None, patterns: list[str]) -> Path:
+    """A hub repository's files in the local cache, fetched where they are not there yet."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        fetched = Path(snapshot_download(where["path"], revision=where["revision"], allow_patterns=HUB_FILES))
+        return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise refuse(
-            "path",
-            where["path"],
+            field,
+            path,
             f"the hub does not give this model ({reason})",
             "check the id, log in where the model is gated, or give a local folder",
         ) from error
-    return {"path": where["path"], "revision": fetched.name}  # a snapshot's folder is named by its revision
 
 
-def _check_unchanged(files: Mapping[str, Path], planned: Mapping[str, str]) -> None:
+def _check_unchanged(files: Mapping[str, Path], planned: Mapping[str, str], field: str = "path") -> None:
     for name, file in files.items():
         if not file.is_file() or file_sha256(file) != planned[name]:
-            raise refuse("path", str(file), "it changed since the run was planned", "start the run again")
+            raise refuse(field, str(file), "it changed since the run was planned", "start the run again")

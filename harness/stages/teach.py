@@ -23,11 +23,11 @@ from harness import track
 from harness.chat import end_of_turn_id, render
 from harness.config import Budget, Machine, SettingsError
 from harness.cost import forward_flops
-from harness.generate import generate
-from harness.models import count_parameters, device_of, load_model, load_tokenizer, rendering_hash, tokenizer_hash
+from harness.models import device_of, load_tokenizer, rendering_hash, tokenizer_hash
 from harness.sequences import Rows, answered, draw_seed, visiting_order
 from harness.stages.subset import read_batches
 from harness.store import write_json
+from harness.teachers import Writer, open_teacher
 
 TOKENS = {
     "row": Value("int64"),
@@ -58,25 +58,25 @@ def make_labels(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
     if "visits" in settings:
         visits = settings["visits"]
         chosen = np.unique(visiting_order(Rows(rows), Budget(**visits["budget"]), visits["seed"], visits["span"]))
-    tokenizer = load_tokenizer(inputs["teacher"])
     columns: dict[str, list[Any]] = {name: [] for name in LABELS}
     read = parameters = 0
+    warnings = []
     if len(chosen):
-        model = load_model(inputs["teacher"], device=device_of(machine), dtype=settings["precision"])
-        parameters = count_parameters(model)
-        read = _answer(model, tokenizer, rows, chosen, settings, columns)
+        url = settings.get("where", {}).get("teacher_url")
+        teacher = open_teacher(inputs["teacher"], device_of(machine), settings["precision"], url)
+        read, parameters = _answer(teacher, rows, chosen, settings, columns), teacher.parameters
+        warnings += teacher.warnings
     save_rows(columns, out / "labels", LABELS)
     answers = len(columns["row"])
     written = sum(end[0] - start[0] for start, end in zip(columns["starts"], columns["ends"], strict=True))
     cut = answers - sum(columns["finished"])
     counts = {"rows": len(chosen), "answers": answers, "truncated_answers": cut, "response_tokens": written}
-    write_json(out / "labels.json", {**counts, "rendering": rendering_hash(tokenizer)})
+    write_json(out / "labels.json", {**counts, "rendering": rendering_hash(load_tokenizer(inputs["teacher"]))})
     cost = {
         "teacher_tokens": read,
         "generated_tokens": written,
         "flops": forward_flops(parameters, read + written),
     }
-    warnings = []
     if cut > MANY_CUT * answers:
         warnings.append(
             f"{cut} of {answers} teacher's answers were cut by the length limit; "
@@ -86,11 +86,12 @@ def make_labels(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
 
 
 def _answer(
-    model: Any, tokenizer: Any, dataset: Dataset, chosen: np.ndarray, settings: dict[str, Any], columns: dict[str, list]
+    teacher: Writer, dataset: Dataset, chosen: np.ndarray, settings: dict[str, Any], columns: dict[str, list]
 ) -> int:
     """Fill the columns with answers to the chosen rows, block by block; returns the prompt tokens read."""
     rows, numbers, ids = Rows(dataset), dataset["row"], dataset["id"]
-    end, read = end_of_turn_id(tokenizer), 0
+    tokenizer, read = teacher.tokenizer, 0
+    end = end_of_turn_id(tokenizer)
     asked = [(int(i), sample) for i in chosen for sample in range(settings["samples_per_prompt"])]
     for first in range(0, len(asked), ROWS_AT_ONCE):
         block = asked[first : first + ROWS_AT_ONCE]
@@ -98,16 +99,8 @@ def _answer(
         prompts = [
             rows[i].input_ids[: rows[i].starts[turn]].tolist() for (i, _), turn in zip(block, turns, strict=True)
         ]
-        answers = generate(
-            model,
-            tokenizer,
-            prompts,
-            settings["max_new_tokens"],
-            settings["sampling_temperature"],
-            [draw_seed("answer", ids[i], sample) for i, sample in block],
-            batch_size=ROWS_AT_ONCE,
-            stop_ids={end},
-        )
+        seeds = [draw_seed("answer", ids[i], sample) for i, sample in block]
+        answers = teacher.answers(prompts, settings["max_new_tokens"], settings["sampling_temperature"], seeds, {end})
         for (i, sample), turn, prompt, answer in zip(block, turns, prompts, answers, strict=True):
             answer = answer[: max(1, settings["max_length"] - len(prompt))]
             row, finished = answered(prompt, answer), end in answer[-1:]

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from harness.chat import TULU_TEMPLATE
-from harness.config import Machine, Model, SettingsError
+from harness.config import Machine, Model, SettingsError, Teacher
 from harness.model_files import model_identity
 from harness.models import load_model, load_tokenizer
 from harness.stages.base import line_rows, make_base
 from tests.doubles import save_tiny, tiny_llama
+from tests.fake_server import FakeServer
 
 CPU = Machine(device="cpu")
 IDS = torch.tensor([[3, 110, 111, 4, 112, 5]])
@@ -119,4 +120,23 @@ def test_a_mini_is_pre_trained_and_its_loss_falls(tmp_path):
     assert facts["cost"]["trained_tokens"] > 30 * 16 and facts["cost"]["flops"] > 0
     assert load_tokenizer(tmp_path).chat_template
     load_model(tmp_path)
+    json.dumps(facts)
+
+
+def test_a_server_is_written_down_with_its_probe_and_the_declared_tokenizer(folder, tmp_path):
+    with FakeServer(tiny_llama()) as fake:
+        teacher = Teacher(name="t", kind="http", path=fake.url, served_model="tiny", tokenizer=str(folder))
+        facts = make(teacher, tmp_path / "one")
+        page = json.loads((tmp_path / "one" / "server.json").read_text())
+        assert (page["url"], page["served_model"], page["api_key_env"]) == (fake.url, "tiny", None)
+        assert facts["probe"] == page["probe"]["sha256"] and facts["counts"]["vocabulary"] == 262
+        assert load_tokenizer(tmp_path / "one").chat_template == load_tokenizer(folder).chat_template
+        with pytest.raises(SettingsError, match=r"teacher\.served_model='tiny'.*behind a server"):
+            load_model(tmp_path / "one")
+        with pytest.raises(SettingsError, match=r"tokenizer=.*changed since"):
+            make(teacher, tmp_path / "two", tokenizer={"tokenizer.json": "0" * 64})
+        fake.served = ("another",)
+        with pytest.raises(SettingsError, match="serves another"):
+            make(teacher, tmp_path / "three")
+    assert not (tmp_path / "three" / "server.json").exists()
     json.dumps(facts)

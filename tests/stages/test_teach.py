@@ -77,6 +77,6 @@ def test_a_block_without_rows_is_answered_without_loading_the_teacher(world, tmp
 
     empty = tmp_path / "empty"
     load_from_disk(world["subset"] / "train").select(np.arange(0)).save_to_disk(empty / "train", num_shards=1)
-    monkeypatch.setattr(teach, "load_model", lambda *_, **__: pytest.fail("the teacher was loaded"))
+    monkeypatch.setattr(teach, "open_teacher", lambda *_, **__: pytest.fail("the teacher was loaded"))
     facts, labels = label(world | {"subset": empty}, tmp_path)
     assert len(labels) == 0 and facts["counts"]["rows"] == 0 and facts["cost"]["flops"] == 0

@@ -1,0 +1,256 @@
+"""Served models: text and scores of a model behind an OpenAI-compatible completions server, such as vLLM's.
+
+Prompts and answers are token ids, so nothing is tokenised twice. `generate.py` writes with a model in
+memory, this file with one behind an `Endpoint`; `teachers.py` gives both one face. Every sampling value is
+sent, since a server fills gaps from the model's own generation config. Needs neither torch nor transformers.
+
+    server = CompletionsServer(Endpoint("http://node7:8000"), "org/Teacher-70B")
+    server.complete(prompts, max_new_tokens=256, temperature=0.0, seeds=seeds, stop_ids={2})
+    server.score(rows, top_k=64)[0].logprobs          # (T - 1, 64): entry t predicts token t + 1
+"""
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+
+from harness.config import refuse
+from harness.endpoint import Endpoint
+
+PROBE_TOKENS = 16
+PROBE_TOLERANCE = 0.1  # nats; kernels and batch shapes move bf16 log-probabilities by hundredths
+CURRENT = "serve it with a current vLLM"
+# Sampling from the whole distribution, whatever the model's generation config says.
+PLAIN: dict[str, Any] = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+PLAIN |= {"presence_penalty": 0.0, "frequency_penalty": 0.0, "n": 1, "stream": False}
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a server says of one row of T tokens; entry t is about token t + 1, as logits at t are."""
+
+    ids: np.ndarray
+    """int32 (T - 1, K): the K likeliest tokens, likeliest first."""
+    logprobs: np.ndarray
+    """float32 (T - 1, K): their natural log-probabilities at temperature 1."""
+    actual: np.ndarray
+    """float32 (T - 1,): the log-probability of the token that is there."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A greedy answer to one fixed prompt: which model a server serves, as far as it can be told."""
+
+    model: str
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """Of each id, in nats; empty where the server gives none."""
+
+    @property
+    def sha256(self) -> str:
+        """Hash over name, ids and log-probabilities to one decimal."""
+        values = [round(value, 1) + 0.0 for value in self.logprobs]  # + 0.0: -0.0 and 0.0 are one value
+        return hashlib.sha256(json.dumps([self.model, self.ids, values]).encode()).hexdigest()
+
+    def agrees(self, other: "Probe") -> bool:
+        """Same name and ids, and log-probabilities within the tolerance: rounding alone may part two hashes."""
+        if (self.model, self.ids, len(self.logprobs)) != (other.model, other.ids, len(other.logprobs)):
+            return False
+        return bool(np.allclose(self.logprobs, other.logprobs, rtol=0, atol=PROBE_TOLERANCE))
+
+
+class CompletionsServer:
+    """One model behind one endpoint; asks for many rows at once and keeps their order."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        served_model: str,
+        encode: Callable[[str], list[int]] | None = None,
+        in_flight: int = 64,
+    ) -> None:
+        """`encode` turns text into ids where a server gives no ids; `in_flight` requests wait at a time."""
+        assert in_flight > 0
+        self.endpoint, self.served_model, self.encode, self.in_flight = endpoint, served_model, encode, in_flight
+        self.reencoded = 0
+        """Answers that came as text and were encoded again; their ids may not be those the model wrote."""
+
+    @cached_property
+    def context(self) -> int | None:
+        """Tokens of prompt and answer the model takes; None where the server does not say.
+
+        Asks the server what it serves; SettingsError with the list where the declared model is not in it.
+        """
+        cards = self.endpoint.ask("/v1/models").get("data")
+        if not isinstance(cards, list):
+            raise self.endpoint.malformed("a list of models")
+        known = {card.get("id"): card for card in cards if isinstance(card, dict)}
+        if self.served_model not in known:
+            listed = ", ".join(sorted(map(str, known))) or "nothing"
+            there = f"the server at {self.endpoint.url} serves {listed}"
+            raise refuse("teacher.served_model", self.served_model, there, "set one of these, or serve this one")
+        return known[self.served_model].get("max_model_len")
+
+    def complete(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        temperature: float,
+        seeds: Sequence[int],
+        stop_ids: Collection[int],
+    ) -> list[list[int]]:
+        """New token ids for each prompt, in order, the stop token included where it was reached.
+
+        As `generate`: temperature 0 is greedy, else the full distribution; an answer cut by
+        `max_new_tokens` or the context has no stop token. A seed goes with its prompt, but how far a
+        server's draws follow it is the server's affair. Raises SettingsError where the server fails.
+        """
+        assert temperature >= 0 and len(seeds) == len(prompts) and all(len(prompt) > 0 for prompt in prompts)
+        stops, context = frozenset(stop_ids), self.context
+
+        def answer(item: tuple[Sequence[int], int], stopped: threading.Event) -> tuple[list[int], bool]:
+            prompt, seed = item
+            limit = min(max_new_tokens, (context or 2**31) - len(prompt))
+            if limit <= 0:
+                return [], False
+            choice = self._choice(_writing(prompt, limit, temperature, seed, stops), stopped)
+            return self._written(choice, stops, limit)
+
+        answers = self._each(answer, list(zip(prompts, seeds, strict=True)))
+        self.reencoded += sum(was_text for _, was_text in answers)
+        return [ids for ids, _ in answers]
+
+    def score(self, rows: Sequence[Sequence[int]], top_k: int) -> list[Scores]:
+        """The model's `top_k` log-probabilities at every position of each row, in order; 0: only `actual`.
+
+        Raises SettingsError where the server fails, gives fewer values than were asked for, or cannot
+        take a row and the one token it has to add.
+        """
+        assert top_k >= 0 and all(len(row) > 0 for row in rows)
+        longest = max(map(len, rows), default=0)
+        if self.context is not None and longest >= self.context:
+            there = f"the server at {self.endpoint.url} takes rows of at most {self.context - 1} tokens"
+            raise refuse("max_length", longest, there, f"start it with --max-model-len {longest + 1}")
+
+        def scored(row: Sequence[int], stopped: threading.Event) -> Scores:
+            ids = list(map(int, row))
+            body = {"prompt": ids, "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": top_k}
+            return self._scores(ids, self._choice(body, stopped).get("prompt_logprobs"), top_k)
+
+        return self._each(scored, rows)
+
+    def probe(self, prompt: Sequence[int], stop_ids: Collection[int]) -> Probe:
+        """The greedy answer that tells this server's model from another; `prompt` must always be the same."""
+        room = PROBE_TOKENS if self.context is None else self.context - len(prompt)
+        assert room > 0, "a context shorter than the probe"
+        limit, stops = min(room, PROBE_TOKENS), frozenset(stop_ids)
+        choice = self._choice(_writing(prompt, limit, 0.0, 0, stops), threading.Event())
+        ids, _ = self._written(choice, stops, limit)
+        values = (choice.get("logprobs") or {}).get("token_logprobs") or []
+        known = [] if None in values else values[: len(ids)]
+        return Probe(self.served_model, tuple(ids), tuple(map(float, known)))
+
+    def _each(self, function: Callable[[Item, threading.Event], Result], items: Sequence[Item]) -> list[Result]:
+        """`function` of every item, `in_flight` at a time, in order; the first failure stops the rest."""
+        stopped = threading.Event()
+        with ThreadPoolExecutor(self.in_flight) as pool:
+            futures = [pool.submit(function, item, stopped) for item in items]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            finally:
+                stopped.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+        return [future.result() for future in futures]
+
+    def _choice(self, body: dict[str, Any], stopped: threading.Event) -> dict[str, Any]:
+        answer = self.endpoint.ask("/v1/completions", {**PLAIN, "model": self.served_model, **body}, stopped)
+        choices = answer.get("choices")
+        if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
+            raise self.endpoint.malformed("a completion")
+        return choices[0]
+
+    def _written(self, choice: dict[str, Any], stops: frozenset[int], limit: int) -> tuple[list[int], bool]:
+        """Ids of an answer up to its first stop token, and whether they had to be encoded from its text."""
+        ids, was_text = _ids_of(choice), False
+        ended_by = choice.get("stop_reason", choice.get("matched_stop"))
+        if ids is None:
+            if self.encode is None:
+                raise self.endpoint.malformed("token ids (return_token_ids)", CURRENT)
+            ids, was_text = self.encode(choice.get("text") or ""), True
+            if ended_by is None and len(stops) == 1:
+                (ended_by,) = stops  # the text ends before the stop token
+        first = next((place for place, token in enumerate(ids[:limit]) if token in stops), None)
+        if first is not None:
+            return ids[: first + 1], was_text
+        if choice.get("finish_reason") == "stop" and ended_by in stops:
+            return [*ids[: limit - 1], int(ended_by)], was_text
+        return ids[:limit], was_text
+
+    def _scores(self, row: list[int], entries: Any, top_k: int) -> Scores:
+        """Entry i of `prompt_logprobs` scores token i, so it is row i - 1 here; entry 0 scores nothing.
+
+        An entry maps ids to values in any order: the `top_k` likeliest by rank, and the token that is
+        there, which is one more where it is not among them.
+        """
+        if not isinstance(entries, list) or len(entries) != len(row) or entries[0] is not None:
+            raise self.endpoint.malformed("prompt_logprobs, one entry a token and null for the first", CURRENT)
+        ids = np.full((len(row) - 1, top_k), -1, dtype=np.int32)
+        logprobs = np.zeros(ids.shape, dtype=np.float32)
+        actual = np.zeros(len(row) - 1, dtype=np.float32)
+        for place, (token, entry) in enumerate(zip(row[1:], entries[1:], strict=True)):
+            own = entry.get(str(token)) if isinstance(entry, dict) else None
+            if own is None:
+                raise self.endpoint.malformed("the log-probability of every token that is there", CURRENT)
+            actual[place] = own["logprob"]
+            # The token that is there comes last: where it ties with a likely one, their ranks may be equal.
+            for name, value in [*((name, value) for name, value in entry.items() if value is not own), (token, own)]:
+                rank = (value.get("rank") or 0) - 1
+                if 0 <= rank < top_k and ids[place, rank] < 0:
+                    ids[place, rank], logprobs[place, rank] = int(name), value["logprob"]
+        if (ids < 0).any():
+            fewest = int((ids >= 0).sum(1).min())
+            there = f"the server at {self.endpoint.url} gave {fewest} of {top_k} log-probabilities at a position"
+            raise refuse("top_k", top_k, there, f"start it with --max-logprobs {top_k}, or ask for fewer")
+        with np.errstate(over="ignore"):
+            mass = np.exp((logprobs if top_k else actual[:, None]).astype(np.float64)).sum(1)
+        if not (mass < 1.01).all():  # also where a value is no number
+            raise self.endpoint.malformed("log-probabilities", "start it with --logprobs-mode raw_logprobs")
+        return Scores(ids, logprobs, actual)
+
+
+def _writing(prompt: Sequence[int], limit: int, temperature: float, seed: int, stops: frozenset[int]) -> dict[str, Any]:
+    """A request for text: it ends at `stops` and at nothing the server adds, and answers in token ids."""
+    return {
+        "prompt": list(map(int, prompt)),
+        "max_tokens": limit,
+        "temperature": temperature,
+        "seed": seed % 2**63,  # servers take signed 64-bit seeds
+        "stop_token_ids": sorted(stops),
+        "ignore_eos": True,
+        "skip_special_tokens": False,
+        "spaces_between_special_tokens": False,
+        "return_token_ids": True,  # vLLM since 0.10.2; before, only "token_id:7" among log-probabilities
+        "logprobs": 1,
+        "return_tokens_as_token_ids": True,
+    }
+
+
+def _ids_of(choice: dict[str, Any]) -> list[int] | None:
+    """Token ids as a server gives them; None where it gives text alone."""
+    ids = choice.get("token_ids")
+    if isinstance(ids, list):
+        return list(map(int, ids))
+    tokens = (choice.get("logprobs") or {}).get("tokens") or []
+    if tokens and all(str(token).startswith("token_id:") for token in tokens):
+        return [int(token.removeprefix("token_id:")) for token in tokens]
+    return None

@@ -1,0 +1,128 @@
+"""A completions server with a tiny Llama behind it, answering in vLLM's JSON, that can be told to misbehave.
+
+It decodes and scores with plain dense loops of its own, so that it is a reference for the client.
+
+    with FakeServer(tiny_llama()) as server: server.url
+"""
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import torch
+
+
+class FakeServer:
+    """`faults`: statuses given to the next completions; `delay_s(n)`: wait before the n-th; `without`: what is
+    left out of answers (`token_ids`, `logprobs`, `stop_token`, `one_of_k`, `context`); `body`: sent in
+    place of any completion."""
+
+    def __init__(self, model, served=("tiny",), key=None):
+        self.model, self.served, self.key = model, served, key
+        self.faults, self.without, self.delay_s, self.body = [], set(), lambda number: 0.0, None
+        self.requests, self.asked, self.busy, self.most_busy = [], 0, 0, 0
+        self.lock = threading.Lock()
+
+    def __enter__(self):
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                cards = [{"id": name, "max_model_len": 128} for name in fake.served]
+                if "context" in fake.without:
+                    cards = [{"id": card["id"]} for card in cards]
+                self.answer(*fake.checked(self.headers, lambda: {"data": cards}))
+
+            def do_POST(self):
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                self.answer(*fake.post(self.headers, request))
+
+            def answer(self, status, content):
+                data = content if isinstance(content, bytes) else json.dumps(content).encode()
+                self.send_response(status)
+                if status == 302:
+                    self.send_header("Location", "http://127.0.0.1:9/elsewhere")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *args):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.http.shutdown()
+        self.http.server_close()
+
+    def checked(self, headers, answer):
+        sent = headers.get("Authorization", "")
+        if self.key and sent != f"Bearer {self.key}":
+            return 401, {"error": {"message": f"Incorrect API key provided: {sent}."}}
+        return 200, answer()
+
+    def post(self, headers, request):
+        with self.lock:
+            number, self.asked = self.asked, self.asked + 1
+            self.requests.append(request)
+            self.busy += 1
+            self.most_busy = max(self.most_busy, self.busy)
+            fault = self.faults.pop(0) if self.faults else None
+        time.sleep(self.delay_s(number))
+        with self.lock:
+            self.busy -= 1
+            if fault:
+                return fault, {"object": "error", "message": f"fault {fault} " + "x" * 500}
+            if self.body is not None:
+                return 200, self.body
+            return self.checked(headers, lambda: {"choices": [self.choice(request)]})
+
+    def logprobs(self, ids):
+        with torch.no_grad():
+            return torch.log_softmax(self.model(torch.tensor([ids])).logits[0].double(), -1).numpy()
+
+    def choice(self, request):
+        prompt, written, values, ended = request["prompt"], [], [], None
+        draw = np.random.default_rng(request.get("seed", 0))
+        while len(written) < request["max_tokens"] and ended is None:
+            last = self.logprobs(prompt + written)[-1]
+            token = int(last.argmax())
+            if request["temperature"]:
+                weights = np.exp(last / request["temperature"])
+                token = int(draw.choice(len(weights), p=weights / weights.sum()))
+            written, values = [*written, token], [*values, float(last[token])]
+            ended = token if token in request.get("stop_token_ids", []) else None
+        shown = written[:-1] if ended is not None else written
+        choice = {"index": 0, "finish_reason": "length" if ended is None else "stop", "stop_reason": ended}
+        choice["text"] = " ".join(f"<{token}>" for token in shown)
+        choice["token_ids"] = shown if "stop_token" in self.without else written
+        marks = [f"token_id:{token}" for token in written]
+        choice["logprobs"] = {"tokens": marks, "token_logprobs": values}
+        if "token_ids" in self.without:
+            del choice["token_ids"]
+        if "logprobs" in self.without:
+            choice["logprobs"] = None
+        if "prompt_logprobs" in request:
+            choice["prompt_logprobs"] = self.prompt_logprobs(prompt, request["prompt_logprobs"])
+        return choice
+
+    def prompt_logprobs(self, prompt, k):
+        scores, entries = self.logprobs(prompt), [None]
+        for place, token in enumerate(prompt[1:]):
+            order = np.argsort(-scores[place], kind="stable")
+            ranks = {int(other): rank + 1 for rank, other in enumerate(order)}
+            kept = order[: k - 1] if "one_of_k" in self.without else order[:k]
+            chosen = [token, *(int(other) for other in reversed(kept))]  # not in the order of their ranks
+            entries.append(
+                {
+                    str(other): {"logprob": float(scores[place][other]), "rank": ranks[other], "decoded_token": "?"}
+                    for other in chosen
+                }
+            )
+        return entries
