@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from harness.checks import refuse
 from harness.compose import Composed, compose
-from harness.config import Cell, Settings, refuse
+from harness.config import Cell, Settings
 from harness.execute import execute
 from harness.plan import Plan
 from harness.preflight import preflight

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from harness import track
-from harness.config import Machine, SettingsError
+from harness.checks import SettingsError
+from harness.config import Machine
 from harness.provenance import provenance
 from harness.store import Claim, Store, write_json
 

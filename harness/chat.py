@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
-from harness.config import refuse
+from harness.checks import refuse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -25,7 +25,8 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.config import Cell, Settings, SettingsError, refuse
+from harness.checks import SettingsError, refuse
+from harness.config import Cell, Settings
 from harness.corpora import corpus_names, load_corpus
 from harness.methods import load_method, method_names
 

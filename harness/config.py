@@ -1,56 +1,24 @@
 """Settings: what a person may ask of a cell and of a run, with the checks that need no data.
 
 Defaults live here; `conf/` holds presets and the command line overrides both. Bad input raises
-`SettingsError`: one sentence that names the field, the value, what is allowed and what to do.
+`SettingsError` (`checks.py`): one sentence that names the field, the value, what is allowed and what to do.
 
     budget = Budget(kind="steps", amount=300)
 """
 
-import math
 import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omegaconf import MISSING
 
+from harness.checks import check_at_least, check_choice, check_fraction, check_positive, refuse
+
 BUDGET_KINDS = ("epochs", "steps", "trained_tokens")
 MODEL_KINDS = ("none", "mini", "hf", "gguf", "http")
 INITS = ("pretrained", "random", "pruned")
 NEVER_IDENTITY = {"identity": False}
 """Metadata of a field that must not change what a stage means."""
-
-
-class SettingsError(ValueError):
-    """A setting that cannot be run, said in one sentence; the doors exit with code 2."""
-
-
-def refuse(name: str, value: object, allowed: str, way_out: str = "") -> SettingsError:
-    """Build the one sentence every refusal is: field, value, what is allowed, what to do."""
-    return SettingsError(f"{name}={value!r} cannot be run: {allowed}{'; ' + way_out if way_out else ''}.")
-
-
-def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Raise unless `value` is one of `allowed`."""
-    if value not in allowed:
-        raise refuse(name, value, f"allowed are {', '.join(allowed)}")
-
-
-def check_positive(name: str, value: float) -> None:
-    """Raise unless `value` is a finite number above zero."""
-    if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
-        raise refuse(name, value, "it must be a number above 0")
-
-
-def check_at_least(name: str, value: Any, least: float) -> None:
-    """Raise unless `value` is a finite number of at least `least`; null passes, it means a default."""
-    if value is not None and not (isinstance(value, int | float) and math.isfinite(value) and value >= least):
-        raise refuse(name, value, f"it must be a number of at least {least:g}")
-
-
-def check_fraction(name: str, value: Any) -> None:
-    """Raise unless `value` is a number in (0, 1]."""
-    if not (isinstance(value, int | float) and math.isfinite(value) and 0 < value <= 1):
-        raise refuse(name, value, "a fraction is a number above 0 and at most 1", f"try {name}=0.01")
 
 
 @dataclass

@@ -17,7 +17,7 @@ from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
-from harness.config import SettingsError, refuse
+from harness.checks import SettingsError, refuse
 
 FIELD = "teacher.path"
 START = "start the server there, or set teacher.path to where it listens"

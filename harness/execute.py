@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from harness.attempt import Outcome
-from harness.config import Machine, Settings, SettingsError
+from harness.checks import SettingsError
+from harness.config import Machine, Settings
 from harness.estimate import stage_seconds
 from harness.launch.inline import Inline
 from harness.launch.local import Pool

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.config import SettingsError, refuse
+from harness.checks import SettingsError, refuse
 from harness.identity import differences
 from harness.store import Store
 

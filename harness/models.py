@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.chat import end_of_turn_id, render
-from harness.config import Machine, refuse
+from harness.checks import refuse
+from harness.config import Machine
 from harness.identity import fingerprint
 from harness.model_files import SERVER, read_pointer, tokenizer_json_fingerprint
 

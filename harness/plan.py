@@ -10,7 +10,8 @@ once for the whole grid. Nothing here imports torch or reads data.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from harness.config import Cell, refuse
+from harness.checks import refuse
+from harness.config import Cell
 from harness.identity import fingerprint
 from harness.methods import method_name
 from harness.recipe import TrainStage

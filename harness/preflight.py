@@ -4,7 +4,8 @@ Folders, hub ids, templates, corpora and pairs of tokenizers are checked from fi
 downloaded and neither torch nor transformers is imported.
 """
 
-from harness.config import Machine, refuse
+from harness.checks import refuse
+from harness.config import Machine
 from harness.evals import eval_names
 from harness.launch.local import visible_gpus
 from harness.methods import method_name

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from harness.chat import render
-from harness.config import SettingsError
+from harness.checks import SettingsError
 from harness.models import PROBE, count_parameters, tokenizer_hash
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from harness.config import refuse
+from harness.checks import refuse
 
 STALE_SECONDS = 600  # a claim of another machine without a heartbeat for this long may be taken over
 

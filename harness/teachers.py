@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.chat import end_of_turn_id, prompt_ids
-from harness.config import refuse
+from harness.checks import refuse
 from harness.endpoint import Endpoint
 from harness.generate import generate
 from harness.model_files import SERVER

@@ -6,7 +6,7 @@ import signal
 import time
 
 from harness import track
-from harness.config import SettingsError
+from harness.checks import SettingsError
 
 
 def make(settings, inputs, out, machine):

@@ -13,7 +13,7 @@ from harness.chat import (
     render_many,
     set_template,
 )
-from harness.config import SettingsError
+from harness.checks import SettingsError
 from tests.doubles import byte_ids, byte_tokenizer, special_id
 
 USER, ASSISTANT, END = special_id("<|user|>"), special_id("<|assistant|>"), special_id("<|end|>")

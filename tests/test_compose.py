@@ -5,8 +5,8 @@ import re
 import pytest
 import yaml
 
+from harness.checks import SettingsError
 from harness.compose import compose, presets_folder
-from harness.config import SettingsError
 from harness.methods import method_names
 
 

@@ -25,7 +25,7 @@ LAYERS = [
     {"chat", "models"},
     {"model_files", "corpora", "methods", "world", "served"},
     {"recipe"},
-    {"config", "identity", "registry", "store", "cost", "track", "provenance", "endpoint"},  # ground
+    {"checks", "config", "identity", "registry", "store", "cost", "track", "provenance", "endpoint"},  # ground
 ]
 LIGHT = [
     "config",

@@ -13,7 +13,8 @@ import pytest
 import harness.execute
 import harness.stage
 from harness.attempt import attempt
-from harness.config import Launch, Machine, Settings, SettingsError
+from harness.checks import SettingsError
+from harness.config import Launch, Machine, Settings
 from harness.execute import execute
 from harness.plan import CellPlan, Plan
 from harness.stage import Stage

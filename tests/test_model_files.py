@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from harness.config import Lesson, Model, SettingsError, Student, Teacher
+from harness.checks import SettingsError
+from harness.config import Lesson, Model, Student, Teacher
 from harness.model_files import (
     check_model,
     model_identity,

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from harness.chat import set_template
-from harness.config import Machine, SettingsError
+from harness.checks import SettingsError
+from harness.config import Machine
 from harness.model_files import tokenizer_fingerprint_of_folder
 from harness.models import (
     count_parameters,

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import pytest
 
+from harness.checks import SettingsError
 from harness.compose import compose
-from harness.config import SettingsError
 from harness.plan import Plan, plan_cell
 from harness.teaching import block_edges
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from harness.checks import SettingsError
 from harness.compose import compose
-from harness.config import SettingsError
 from harness.plan import Plan
 from harness.preflight import preflight
 from tests.doubles import byte_tokenizer, save_tiny

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from harness.config import SettingsError
+from harness.checks import SettingsError
 from harness.signals import LiveTeacher, logits_at
 from tests.doubles import byte_tokenizer, tiny_llama
 

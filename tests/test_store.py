@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import SettingsError
+from harness.checks import SettingsError
 from harness.store import Store, write_json
 
 KEY = "train-" + "ab" * 16

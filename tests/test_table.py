@@ -10,7 +10,7 @@ from rich.console import Console
 from scipy import stats as reference
 
 from harness.arms import Arm, Metric, by_arm
-from harness.config import SettingsError
+from harness.checks import SettingsError
 from harness.gains import crossovers, item_values
 from harness.table import headline, render, summary, tidy, write
 from tests.invented_records import cell, grid, items

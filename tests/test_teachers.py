@@ -5,7 +5,8 @@ from dataclasses import asdict
 
 import pytest
 
-from harness.config import Machine, SettingsError, Teacher
+from harness.checks import SettingsError
+from harness.config import Machine, Teacher
 from harness.model_files import model_identity
 from harness.models import count_parameters
 from harness.stages.base import make_base

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.config import check_choice, check_positive
+from harness.checks import check_choice, check_positive
 from harness.registry import load_from, name_of, names_in
 
 ON_BAD_ROW = ("refuse", "drop")

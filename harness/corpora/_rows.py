@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.config import SettingsError
+from harness.checks import SettingsError
 
 ROLES = ("system", "user", "assistant")
 HASH_DIGITS = 32  # 128 bits

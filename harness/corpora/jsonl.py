@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from harness.config import refuse
+from harness.checks import refuse
 from harness.corpora import CorpusSettings, Example, Size
 from harness.corpora._files import count_rows, data_files, identity_of, read_rows, sha256_of
 from harness.corpora._rows import bad_turns, count_or_refuse, plain_turns

@@ -11,7 +11,7 @@ that cannot answer yet writes nothing worth judging. Without warm-up and student
 
 from dataclasses import dataclass
 
-from harness.config import check_choice, check_positive, refuse
+from harness.checks import check_choice, check_positive, refuse
 from harness.recipe import TrainStage
 
 

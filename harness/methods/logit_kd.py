@@ -7,7 +7,7 @@ Hinton's mix is `cross_entropy_weight=0.5 divergence_temperature=2`.
 
 from dataclasses import dataclass
 
-from harness.config import check_positive, refuse
+from harness.checks import check_positive, refuse
 from harness.recipe import TrainStage
 
 

@@ -8,7 +8,7 @@ in it are one. The teacher is the very artifact of `method=sft` and costs nothin
 
 from dataclasses import dataclass
 
-from harness.config import check_positive, refuse
+from harness.checks import check_positive, refuse
 from harness.recipe import TrainStage
 
 

@@ -7,7 +7,7 @@ end-of-turn target: the set of rows never differs from `sft`.
 
 from dataclasses import dataclass
 
-from harness.config import refuse
+from harness.checks import refuse
 from harness.recipe import TrainStage
 
 

@@ -7,7 +7,7 @@ stage is the very stage `kd` starts from.
 
 from dataclasses import dataclass
 
-from harness.config import refuse
+from harness.checks import refuse
 from harness.recipe import TrainStage
 
 

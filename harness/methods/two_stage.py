@@ -9,7 +9,7 @@ the student trains on those with cross-entropy, then on the human rows with a sm
 
 from dataclasses import dataclass
 
-from harness.config import check_choice, check_positive, refuse
+from harness.checks import check_choice, check_positive, refuse
 from harness.recipe import TrainStage
 
 

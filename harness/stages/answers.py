@@ -21,7 +21,7 @@ from datasets import Dataset, concatenate_datasets, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
 from harness.chat import answer_ids_many
-from harness.config import refuse
+from harness.checks import refuse
 from harness.models import rendering_hash
 from harness.recipe import TrainStage
 from harness.sequences import Row, Rows, answered, draw_seed

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness import chat
-from harness.config import Budget, Machine, refuse
+from harness.checks import refuse
+from harness.config import Budget, Machine
 from harness.corpora._files import file_sha256
 from harness.endpoint import Endpoint
 from harness.model_files import POINTER, SERVER, local_folder, read_pointer

@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness import track
-from harness.config import Machine, refuse
+from harness.checks import refuse
+from harness.config import Machine
 from harness.corpora import corpus_from
 from harness.corpora._files import file_sha256
 from harness.corpora._rows import prompt_hash, row_hash

@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness import chat, models, track
-from harness.config import Machine, refuse
+from harness.checks import refuse
+from harness.config import Machine
 from harness.store import write_json
 
 ROWS_AT_ONCE = 1000

@@ -20,7 +20,8 @@ from datasets import load_from_disk
 
 from harness import track
 from harness.chat import end_of_turn_id, prompt_ids_many, render_many
-from harness.config import Machine, SettingsError
+from harness.checks import SettingsError
+from harness.config import Machine
 from harness.corpora._rows import prompt_hash, row_hash
 from harness.cost import forward_flops
 from harness.generate import generate

@@ -21,7 +21,8 @@ from datasets import Dataset, Features, List, Value, load_from_disk
 
 from harness import track
 from harness.chat import end_of_turn_id, render
-from harness.config import Budget, Machine, SettingsError
+from harness.checks import SettingsError
+from harness.config import Budget, Machine
 from harness.cost import forward_flops
 from harness.models import device_of, load_tokenizer, rendering_hash, tokenizer_hash
 from harness.sequences import Rows, answered, draw_seed, visiting_order

@@ -9,7 +9,7 @@ prompt. Unlike rows of `corpora/mini.py` they have no source, no noise and no co
 
 from collections.abc import Iterator
 
-from harness.config import check_choice
+from harness.checks import check_choice
 from harness.world import generator
 from harness.world.facts import draw_facts
 from harness.world.sources import DOMAINS, SOURCES, Slots

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import SettingsError
+from harness.checks import SettingsError
 from harness.corpora import Example, corpus_name, corpus_names, load_corpus
 from harness.corpora.mini import Corpus
 from harness.world.facts import draw_facts

@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from harness.chat import end_of_turn_id, render
-from harness.config import SettingsError
+from harness.checks import SettingsError
 from harness.models import rendering_hash
 from harness.recipe import TrainStage
 from harness.stages.answers import answered_rows, without_rationale

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from harness.chat import TULU_TEMPLATE
-from harness.config import Machine, Model, SettingsError, Teacher
+from harness.checks import SettingsError
+from harness.config import Machine, Model, Teacher
 from harness.model_files import model_identity
 from harness.models import load_model, load_tokenizer
 from harness.stages.base import line_rows, make_base

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from harness.config import Machine, SettingsError
+from harness.checks import SettingsError
+from harness.config import Machine
 from harness.stages.mixture import choose_heldout, make_mixture
 
 DATA = Path(os.environ.get("HARNESS_TEST_DATA") or Path(__file__).parents[2].parent / "shared" / "data")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import load_from_disk
 
-from harness.config import SettingsError
+from harness.checks import SettingsError
 from harness.models import load_model, load_tokenizer, tokenizer_hash
 from harness.recipe import TrainStage
 from harness.sequences import visits

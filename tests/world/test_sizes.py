@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.config import SettingsError
+from harness.checks import SettingsError
 from harness.world.sizes import PRETRAINING, SIZES, llama_settings
 from harness.world.tokenizer import vocabulary
 

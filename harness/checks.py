@@ -1,0 +1,43 @@
+"""Checks of settings, and the one sentence every refusal is.
+
+`config.py` says what may be asked; a field's check raises `SettingsError`, which the doors print before they
+exit with code 2.
+
+    raise refuse("data_frac", 1.5, "a fraction is a number above 0 and at most 1", "try data_frac=0.01")
+"""
+
+import math
+from typing import Any
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be run, said in one sentence; the doors exit with code 2."""
+
+
+def refuse(name: str, value: object, allowed: str, way_out: str = "") -> SettingsError:
+    """Build the one sentence every refusal is: field, value, what is allowed, what to do."""
+    return SettingsError(f"{name}={value!r} cannot be run: {allowed}{'; ' + way_out if way_out else ''}.")
+
+
+def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Raise unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise refuse(name, value, f"allowed are {', '.join(allowed)}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise unless `value` is a finite number above zero."""
+    if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+        raise refuse(name, value, "it must be a number above 0")
+
+
+def check_at_least(name: str, value: Any, least: float) -> None:
+    """Raise unless `value` is a finite number of at least `least`; null passes, it means a default."""
+    if value is not None and not (isinstance(value, int | float) and math.isfinite(value) and value >= least):
+        raise refuse(name, value, f"it must be a number of at least {least:g}")
+
+
+def check_fraction(name: str, value: Any) -> None:
+    """Raise unless `value` is a number in (0, 1]."""
+    if not (isinstance(value, int | float) and math.isfinite(value) and 0 < value <= 1):
+        raise refuse(name, value, "a fraction is a number above 0 and at most 1", f"try {name}=0.01")
