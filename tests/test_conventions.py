@@ -21,7 +21,8 @@ LAYERS = [
     {"evals"},
     {"trainers", "fit_report", "arguments"},  # field
     {"texts", "objectives"},
-    {"generate", "signals", "divergences", "sequences"},
+    {"interleaved"},
+    {"adaptive", "generate", "signals", "divergences", "sequences"},
     {"chat", "models"},
     {"model_files", "corpora", "methods", "world"},
     {"recipe"},
