@@ -52,6 +52,7 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
             tokenizer,
             device,
         )
+    validation = _validation(inputs["subset"])
     report = fit(
         model,
         tokenizer,
@@ -62,6 +63,7 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
         machine=machine,
         out=out,
         teacher=teacher,
+        validation=validation,
         seed=draw_seed(seed, "train", settings["index"]),
         loss_on=settings["loss_on"],
         max_new_tokens=settings.get("max_new_tokens", 0),
@@ -72,9 +74,8 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     metrics: dict[str, Any] = {}
     if report.steps:
         metrics |= {"first_loss": report.first_loss, "last_loss": report.last_loss}
-    validation = load_from_disk(inputs["subset"] / "validation")
-    if len(validation):
-        metrics["validation_nll"], metrics["validation_tokens"] = mean_nll(model, Rows(validation))
+    if validation is not None:
+        metrics["validation_nll"], metrics["validation_tokens"] = mean_nll(model, validation)
     counts = {
         name: value for name, value in asdict(report).items() if name in ("steps", "student_steps", "read_tokens")
     }
@@ -137,6 +138,12 @@ def dealt(labels: Dataset, seed: int) -> Dataset:
         columns["starts"].append([len(prompt)])
         columns["ends"].append([len(prompt) + len(answer)])
     return Dataset.from_dict(columns, features=labels.features)
+
+
+def _validation(subset: Path) -> Rows | None:
+    folder = subset / "validation"
+    # a data set without rows is saved without a file, and then `load_from_disk` cannot read it
+    return Rows(load_from_disk(folder)) if any(folder.glob("*.arrow")) else None
 
 
 def _needed(inputs: Mapping[str, Path], role: str, stage: TrainStage) -> Path:
