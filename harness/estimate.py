@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from harness.adaptive import CHECKS
 from harness.corpora import Size, corpus_from
 from harness.cost import forward_flops, train_flops
 from harness.identity import canonical
@@ -149,10 +150,20 @@ def _train(stage: Stage) -> Estimate:
     tokens = steps * budget["batch_size"] * row_tokens
     parameters = _parameters(stage)
     flops = train_flops(parameters, tokens)
-    flops += recipe.get("student_share", 0) * STUDENT_TEXT_FACTOR * forward_flops(parameters, tokens)
+    flops += _written_share(recipe) * STUDENT_TEXT_FACTOR * forward_flops(parameters, tokens)
+    if recipe.get("adaptive"):
+        flops += CHECKS * forward_flops(parameters, stage.inputs["subset"].settings["validation"] * rows * row_tokens)
     if "teacher" in stage.inputs:
-        flops += forward_flops(_parameters(stage.inputs["teacher"]), tokens)
+        times = 2 if recipe["sequences"] == "interleaved" else 1  # it reads the text once more while it is written
+        flops += times * forward_flops(_parameters(stage.inputs["teacher"]), tokens)
     return Estimate(tokens, flops, 4.0 * parameters)
+
+
+def _written_share(recipe: Mapping[str, Any]) -> float:
+    """Share of a stage's steps the student writes in; an adaptive one writes, not replays, at most about half."""
+    if recipe["sequences"] == "interleaved":
+        return 1.0
+    return recipe.get("student_share", 0) * (0.5 if recipe.get("adaptive") else 1.0)
 
 
 def _parameters(stage: Stage) -> int:

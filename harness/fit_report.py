@@ -22,15 +22,15 @@ class FitReport:
     steps: int = 0
     """Optimizer steps."""
     student_steps: int = 0
-    """Of these, steps on student text: the realised share."""
+    """Of these, steps on text the student had a part in, replayed text too: the realised share."""
     trained_tokens: int = 0
     """Scored tokens, those the loss is a mean over."""
     read_tokens: int = 0
     """Tokens the student read in training, prompts included, padding not."""
     generated_tokens: int = 0
-    """Tokens the student wrote."""
+    """Tokens the student wrote, those a teacher then rejected included."""
     teacher_tokens: int = 0
-    """Tokens the teacher read."""
+    """Tokens the teacher read or wrote: to judge the student's rows, and while it wrote with the student."""
     seconds: float = 0.0
     """Wall time, set-up included."""
     teacher_seconds: float = 0.0

@@ -1,10 +1,10 @@
 """Generation: batched text from a causal model, greedy or sampled, stopping each sequence at its own end.
 
 One function for student text, teacher labels, synthetic rows and evaluation, so they cannot differ in
-padding or stopping. Prompts are batched by length and padded on the left; the mask comes from lengths,
-so a pad token equal to the end-of-turn token is safe. A sampled token is the inverse of the cumulative
-distribution at one uniform number of the row's own stream: a row's draws depend on its seed and not on
-the rows beside it.
+padding or stopping; text that two models write together is `interleaved.py`. Prompts are batched by length
+and padded on the left; the mask comes from lengths, so a pad token equal to the end-of-turn token is safe.
+A sampled token is the inverse of the cumulative distribution at one uniform number of the row's own stream,
+one number for each place in the answer: a row's draws depend on its seed and not on the rows beside it.
 
     answers = generate(model, tokenizer, prompts, max_new_tokens=16, temperature=1.0, seeds=[3, 4, 5])
 """
@@ -32,30 +32,32 @@ def generate(
     seeds: int | Sequence[int] = 0,
     batch_size: int = 256,
     stop_ids: Collection[int] | None = None,
+    top_p: float = 1.0,
 ) -> list[list[int]]:
     """New token ids for each prompt, in the prompts' order, the stop token included where it was reached.
 
     An answer that does not end in a stop token was cut by `max_new_tokens` or by the model's context
     (then possibly empty). `temperature` 0 is greedy; above it, tokens are drawn from the full
-    distribution at that temperature. `seeds`: one for each prompt, or one from which row i gets its own.
-    `stop_ids` defaults to the tokenizer's end of turn. The model is put in eval mode meanwhile.
+    distribution at that temperature, or from its nucleus of `top_p`. `seeds`: one for each prompt, or one
+    from which row i gets its own. `stop_ids` defaults to the tokenizer's end of turn. The model is put in
+    eval mode meanwhile.
     """
-    assert temperature >= 0 and all(len(prompt) > 0 for prompt in prompts)
+    assert temperature >= 0 and 0 < top_p <= 1 and all(len(prompt) > 0 for prompt in prompts)
     if isinstance(seeds, int):
         seeds = [draw_seed(seeds, row) for row in range(len(prompts))]
     assert len(seeds) == len(prompts), "one seed for each prompt"
     stops = {end_of_turn_id(tokenizer)} if stop_ids is None else set(stop_ids)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stops)
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = context_of(model)
     answers: list[list[int]] = [[] for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     with evaluating(model), torch.no_grad():
         for start in range(0, len(by_length), batch_size):
             rows = by_length[start : start + batch_size]
             limits = [min(max_new_tokens, (context or 2**31) - len(prompts[row])) for row in rows]
-            draws = np.stack([_uniforms(seeds[row], max_new_tokens) for row in rows]) if temperature else None
+            draws = np.stack([row_uniforms(seeds[row], max_new_tokens) for row in rows]) if temperature else None
             batch = _Batch(model, [prompts[row] for row in rows], limits, pad_id, context)
-            for row, answer in zip(rows, batch.run(temperature, draws, stops), strict=True):
+            for row, answer in zip(rows, batch.run(temperature, top_p, draws, stops), strict=True):
                 answers[row] = answer
     return answers
 
@@ -79,16 +81,9 @@ class _Batch:
         self, model: Any, prompts: list[Sequence[int]], limits: list[int], pad_id: int, context: int | None
     ) -> None:
         self.model, self.limits, self.context = model, limits, context
-        width = max(len(prompt) for prompt in prompts)
-        ids = np.full((len(prompts), width), pad_id, dtype=np.int64)
-        mask = np.zeros((len(prompts), width), dtype=np.int64)
-        for i, prompt in enumerate(prompts):
-            ids[i, width - len(prompt) :], mask[i, width - len(prompt) :] = prompt, 1
-        self.ids = torch.from_numpy(ids).to(model.device)
-        self.mask = torch.from_numpy(mask).to(model.device)
-        self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
+        self.ids, self.mask, self.positions = padded_left(prompts, pad_id, model.device)
 
-    def run(self, temperature: float, draws: np.ndarray | None, stops: set[int]) -> list[list[int]]:
+    def run(self, temperature: float, top_p: float, draws: np.ndarray | None, stops: set[int]) -> list[list[int]]:
         """Decode until every row has stopped or reached its limit."""
         answers: list[list[int]] = [[] for _ in self.limits]
         done = [limit <= 0 for limit in self.limits]
@@ -105,7 +100,7 @@ class _Batch:
             )
             cache = output.past_key_values
             uniforms = None if draws is None else draws[slots, step]
-            chosen = _choose(output.logits[:, -1], temperature, uniforms)
+            chosen = choose(output.logits[:, -1], temperature, uniforms, top_p)
             for slot, token in enumerate(chosen.tolist()):
                 row = slots[slot]
                 if not done[row]:
@@ -126,14 +121,43 @@ class _Batch:
         return answers
 
 
-def _uniforms(seed: int, count: int) -> np.ndarray:
+def context_of(model: Any) -> int | None:
+    """The most tokens a model can read, or None where its config states no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def padded_left(
+    prompts: Sequence[Sequence[int]], pad_id: int, device: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Prompts as ids, attention mask and positions, int64 of shape (B, W), W the longest prompt."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = np.full((len(prompts), width), pad_id, dtype=np.int64)
+    attention_mask = np.zeros((len(prompts), width), dtype=np.int64)
+    for i, prompt in enumerate(prompts):
+        ids[i, width - len(prompt) :], attention_mask[i, width - len(prompt) :] = prompt, 1
+    mask = torch.from_numpy(attention_mask).to(device)
+    return torch.from_numpy(ids).to(device), mask, (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def row_uniforms(seed: int, count: int) -> np.ndarray:
+    """A row's stream of `count` uniform numbers in [0, 1), one for each place in its answer."""
     return np.random.default_rng(seed).random(count)
 
 
-def _choose(logits: torch.Tensor, temperature: float, uniforms: np.ndarray | None) -> torch.Tensor:
+def choose(logits: torch.Tensor, temperature: float, uniforms: np.ndarray | None, top_p: float = 1.0) -> torch.Tensor:
+    """A token for each row of `logits` (B, V): the likeliest without `uniforms`, else the draw at `uniforms` (B,).
+
+    With `top_p` below 1 the draw is from the nucleus (Holtzman et al. 2020, arXiv 1904.09751): the fewest
+    likeliest tokens that together hold at least `top_p`, ties to the smaller id.
+    """
     if uniforms is None:
         return logits.argmax(-1)
     # fp64 keeps the tail of a large vocabulary reachable: fp32 sums of 100,000 terms stop short of 1
-    cumulative = torch.softmax(logits.double() / temperature, dim=-1).cumsum(-1)
+    probabilities = torch.softmax(logits.double() / temperature, dim=-1)
+    if top_p < 1:
+        ordered, tokens = probabilities.sort(dim=-1, descending=True, stable=True)
+        outside = ordered.cumsum(-1) - ordered >= top_p
+        probabilities = probabilities.masked_fill(torch.empty_like(outside).scatter(-1, tokens, outside), 0.0)
+    cumulative = probabilities.cumsum(-1)
     targets = torch.from_numpy(uniforms).to(logits.device)[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, targets, right=True).clamp(max=logits.shape[-1] - 1)[:, 0]

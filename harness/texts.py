@@ -1,7 +1,8 @@
 """Texts: whose words a training step is made of, decided where the rows of an optimizer step are collected.
 
 `Given` trains the rows as they are. `StudentText` lets the student answer their prompts, on one seeded
-coin per optimizer step. A kind of text is one class with `rows`; the trainer pads and counts what comes
+coin per optimizer step; `AdaptiveText` does so as validation asks for it; `InterleavedText` lets student and
+teacher write together. A kind of text is one class with `rows`; the trainer pads and counts what comes
 back alike for all of them. Every turn of a row is a prompt with gold history, one turn per visit, drawn by
 the visit's seed.
 
@@ -9,12 +10,17 @@ the visit's seed.
     step = texts.rows(0, groups)         # groups: micro-batches of (position in the visiting order, row)
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
+from harness.adaptive import AdaptiveShare, ReplayBuffer, check_every
+from harness.checks import refuse
 from harness.generate import generate
+from harness.interleaved import interleave
 from harness.recipe import TrainStage
 from harness.sequences import Row, answered, draw_seed, prompt_of
+from harness.signals import LiveTeacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,19 +39,45 @@ class StepText:
     origin: str = "given"
     """`given`, `student`, `replay` or `interleaved`; written to the log."""
     student_read: int = 0
-    """Tokens the student read or wrote while generating."""
+    """Tokens the student read or wrote without training on them: while writing, and for validation."""
     generated: int = 0
     """Of these, tokens it wrote."""
     teacher_read: int = 0
-    """Tokens the teacher read or wrote while generating."""
+    """Tokens the teacher read or wrote while the text was made."""
+    teacher_seconds: float = 0.0
+    """Seconds in the teacher's forward passes for that."""
+    diagnostics: Mapping[str, float] = field(default_factory=dict)
+    """Figures of this step for the log."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How the student does on held-out gold rows while it is trained."""
+
+    nll: Callable[[], float]
+    """Nats per token of the student as it is now, in eval mode."""
+    tokens: int
+    """Tokens it reads for that."""
 
 
 class Texts(Protocol):
-    """What the trainer asks of a kind of text."""
+    """What the trainer asks of a kind of text; one without a state of its own writes `rows` alone."""
 
     def rows(self, step: int, groups: list[list[Visit]]) -> StepText:
         """The rows to train at optimizer step `step` (from 0) in place of these visits, grouped alike."""
         ...
+
+    def warnings(self) -> list[str]:
+        """What a reader of the numbers should know once training is over."""
+        return []
+
+    def state(self) -> dict[str, Any]:
+        """What later steps depend on beside step, visits and models, as plain JSON types."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
+        assert not state, f"{type(self).__name__} keeps no state"
 
 
 def texts_for(
@@ -55,14 +87,31 @@ def texts_for(
     teacher: "TeacherSignal | None",
     seed: int,
     max_new_tokens: int,
+    steps: int = 0,
+    validation: Validation | None = None,
 ) -> Texts:
-    """The kind of text a training stage asks for."""
-    if stage.sequences == "student":
+    """The kind of text a training stage asks for.
+
+    `steps` (of the whole stage) and `validation` are read where the student share is adaptive. Raises
+    SettingsError where that has no validation rows, or interleaved text no teacher that is a model in memory.
+    """
+    if stage.sequences == "interleaved":
+        return InterleavedText(stage, model, _live(teacher), tokenizer, seed, max_new_tokens)
+    if stage.sequences != "student":
+        return Given()
+    if not stage.adaptive:
         return StudentText(stage, model, tokenizer, seed, max_new_tokens)
-    return Given()
+    if validation is None:
+        raise refuse(
+            "method",
+            "distillm",
+            "its student share follows the validation loss, and this cell has no validation rows",
+            "take a larger data_frac, or method=on_policy",
+        )
+    return AdaptiveText(stage, model, tokenizer, seed, max_new_tokens, steps, validation)
 
 
-class Given:
+class Given(Texts):
     """The rows as they are."""
 
     def rows(self, step: int, groups: list[list[Visit]]) -> StepText:
@@ -70,7 +119,7 @@ class Given:
         return StepText([[row for _, row in group] for group in groups])
 
 
-class StudentText:
+class StudentText(Texts):
     """With probability `student_share` per step the student's own answers (GKD, arXiv 2306.13649, Algorithm 1)."""
 
     def __init__(
@@ -81,6 +130,7 @@ class StudentText:
         seed: int,
         max_new_tokens: int,
     ) -> None:
+        assert max_new_tokens > 0, "student text needs room for at least one token"
         self.stage, self.model, self.tokenizer = stage, model, tokenizer
         self.seed, self.max_new_tokens = seed, max_new_tokens
 
@@ -92,17 +142,136 @@ class StudentText:
 
     def written(self, groups: list[list[Visit]]) -> StepText:
         """The student's answers to the visits' prompts."""
-        visits = [visit for group in groups for visit in group]
-        seeds = [draw_seed(self.seed, "student text", position) for position, _ in visits]
-        prompts = [prompt_of(row, seed) for (_, row), seed in zip(visits, seeds, strict=True)]
+        prompts, seeds = _asked(groups, self.seed)
+        stage = self.stage
         answers = generate(
-            self.model, self.tokenizer, prompts, self.max_new_tokens, self.stage.sampling_temperature, seeds
+            self.model,
+            self.tokenizer,
+            prompts,
+            self.max_new_tokens,
+            stage.sampling_temperature,
+            seeds,
+            top_p=stage.sampling_top_p,
         )
         generated = sum(map(len, answers))
-        texts = iter(answered(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True))
         return StepText(
-            [[next(texts) for _ in group] for group in groups],
+            _grouped(groups, map(answered, prompts, answers)),
             origin="student",
             student_read=generated + sum(map(len, prompts)),
             generated=generated,
         )
+
+
+class AdaptiveText(StudentText):
+    """The student's answers, new or replayed, in a share that grows with the validation loss (DistiLLM)."""
+
+    def __init__(
+        self,
+        stage: TrainStage,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        seed: int,
+        max_new_tokens: int,
+        steps: int,
+        validation: Validation,
+    ) -> None:
+        super().__init__(stage, model, tokenizer, seed, max_new_tokens)
+        assert steps > 0
+        self.steps, self.validation = steps, validation
+        self.share, self.buffer = AdaptiveShare(stage.student_share), ReplayBuffer(stage.replay_rows)
+
+    def rows(self, step: int, groups: list[list[Visit]]) -> StepText:
+        """New answers, stored answers, or the rows as they are; the validation loss is looked at before that."""
+        read, seen = 0, {}
+        if step % check_every(self.steps) == 0:
+            nll = self.validation.nll()
+            self.share.observe(nll)
+            read, seen = self.validation.tokens, {"validation_nll": nll}
+        uniform = draw_seed(self.seed, "coin", step) / 2**64
+        origin = self.share.decide(uniform, step / self.steps, self.buffer.full)
+        if origin == "student":
+            text = self.written(groups)
+            self.buffer.add(row for group in text.groups for row in group)
+        elif origin == "replay":
+            stored = self.buffer.draw(sum(map(len, groups)), draw_seed(self.seed, "replay", step))
+            text = StepText(_grouped(groups, stored), origin="replay")
+        else:
+            text = Given().rows(step, groups)
+        diagnostics = {"phi": self.share.value, **seen}
+        return replace(text, student_read=text.student_read + read, diagnostics=diagnostics)
+
+    def warnings(self) -> list[str]:
+        """Whether the share ever left 0."""
+        if self.share.value:
+            return []
+        return [
+            "never activated: the validation loss never rose far enough, so the student share stayed 0 and "
+            f"this was {self.stage.divergence} on the data's own answers"
+        ]
+
+    def state(self) -> dict[str, Any]:
+        """The share, its reference and the stored rows."""
+        return {"phi": self.share.value, "reference": self.share.reference, "stored": self.buffer.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.share.value, self.share.reference = state["phi"], state["reference"]
+        self.buffer.restore(state["stored"])
+
+
+class InterleavedText(Texts):
+    """Answers that student and teacher write together, at every step (speculative KD, arXiv 2410.11325)."""
+
+    def __init__(
+        self,
+        stage: TrainStage,
+        model: "PreTrainedModel",
+        teacher: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        seed: int,
+        max_new_tokens: int,
+    ) -> None:
+        assert max_new_tokens > 0, "interleaved text needs room for at least one token"
+        self.stage, self.model, self.teacher, self.tokenizer = stage, model, teacher, tokenizer
+        self.seed, self.max_new_tokens = seed, max_new_tokens
+
+    def rows(self, step: int, groups: list[list[Visit]]) -> StepText:
+        """The answers to the visits' prompts; `accepted` in the log is the share of tokens that are the student's."""
+        prompts, seeds = _asked(groups, self.seed)
+        text = interleave(self.model, self.teacher, self.tokenizer, prompts, self.max_new_tokens, self.stage, seeds)
+        kept, read = sum(map(len, text.answers)), text.proposed + sum(map(len, prompts))
+        return StepText(
+            _grouped(groups, map(answered, prompts, text.answers)),
+            origin="interleaved",
+            student_read=read,
+            generated=text.proposed,
+            teacher_read=read,  # it judges every proposal
+            teacher_seconds=text.teacher_seconds,
+            diagnostics={"accepted": 1 - text.replaced / max(kept, 1)},
+        )
+
+
+def _asked(groups: list[list[Visit]], seed: int) -> tuple[list[list[int]], list[int]]:
+    """The visits' prompts and the seeds of what is written to them."""
+    visits = [visit for group in groups for visit in group]
+    seeds = [draw_seed(seed, "student text", position) for position, _ in visits]
+    return [prompt_of(row, own) for (_, row), own in zip(visits, seeds, strict=True)], seeds
+
+
+def _grouped(groups: list[list[Visit]], rows: Iterable[Row]) -> list[list[Row]]:
+    """One row for each visit, in order, in the visits' groups."""
+    left = iter(rows)
+    return [[next(left) for _ in group] for group in groups]
+
+
+def _live(teacher: "TeacherSignal | None") -> "PreTrainedModel":
+    if teacher is None:
+        raise ValueError("interleaved text needs a teacher and got none")
+    if not isinstance(teacher, LiveTeacher):
+        raise refuse(
+            "teacher",
+            type(teacher).__name__,
+            "interleaved text (method=skd) needs a teacher that is a model in memory, to accept or replace tokens",
+            "give a model folder, or choose a method on fixed text, e.g. method=logit_kd",
+        )
+    return teacher.model  # type: ignore[return-value]

@@ -15,6 +15,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -37,7 +38,7 @@ from harness.objectives import Objective, objective_for
 from harness.recipe import TrainStage
 from harness.sequences import IGNORED, Row, Rows, collate
 from harness.signals import TeacherSignal, logits_at
-from harness.texts import Texts, texts_for
+from harness.texts import StepText, Texts, Validation, texts_for
 
 
 class DivergedError(RuntimeError):
@@ -56,6 +57,7 @@ def fit(
     seed: int,
     out: Path,
     teacher: TeacherSignal | None = None,
+    validation: Rows | None = None,
     loss_on: str = "assistant",
     max_new_tokens: int = 0,
     run_name: str = "",
@@ -65,8 +67,9 @@ def fit(
     `dataset` has columns `input_ids`, `starts`, `ends` (spans of assistant turns); `batches` is
     (steps, batch_size) row numbers. Learning rate, schedule, optimizer and precision come from `budget`,
     what is minimised from `objective`, where it runs from `machine`. `max_new_tokens` limits student
-    text. Writes `out/log.jsonl`, a line a step. Raises DivergedError at the first loss that is not a
-    number, ValueError where the objective needs a teacher and none was given.
+    text, and `validation` has the gold rows an adaptive student share looks at. Writes `out/log.jsonl`, a
+    line a step. Raises DivergedError at the first loss that is not a number, ValueError where the objective
+    needs a teacher and none was given, SettingsError where it needs validation rows.
     """
     started = time.perf_counter()
     stage = objective.normal()
@@ -75,7 +78,8 @@ def fit(
     steps, batch_size = batches.shape
     if steps == 0:
         return FitReport(warnings=["the stage's share of the budget rounds to 0 steps: nothing was trained"])
-    texts = texts_for(stage, model, tokenizer, teacher, seed, max_new_tokens)
+    held = None if validation is None or not len(validation) else _validation(model, validation)
+    texts = texts_for(stage, model, tokenizer, teacher, seed, max_new_tokens, steps, held)
     arguments = trainer_arguments(budget, stage, machine, batch_size, steps, seed, out, run_name)
     with wandb_environment(machine, run_name), (out / "log.jsonl").open("w", buffering=1) as log:
         visits = _Visits(Rows(dataset, loss_on), batches)
@@ -88,11 +92,11 @@ def fit(
     parameters = count_parameters(model)
     report.flops = train_flops(parameters, report.read_tokens)
     report.flops += forward_flops(parameters, trainer.written_tokens)
-    report.teacher_seconds = measured.teacher_seconds
+    report.teacher_seconds += measured.teacher_seconds
     if teacher is not None:
         report.teacher_flops = forward_flops(teacher.parameters, report.teacher_tokens)
         report.flops += report.teacher_flops
-    report.warnings += find_warnings(trainer.gold_nll, steps)
+    report.warnings += find_warnings(trainer.gold_nll, steps) + texts.warnings()
     report.seconds = time.perf_counter() - started
     return report
 
@@ -132,10 +136,10 @@ class Trainer(SFTTrainer):
         self.objective: Objective = objective
         self.report = FitReport()
         self.gold_nll: list[tuple[int, float]] = []  # (step, nats per token) of steps on given text
-        self.written_tokens = 0  # read or written while generating
+        self.written_tokens = 0  # read or written without training on them
         self._losses: list[torch.Tensor] = []
         self._nll = torch.zeros((), device=arguments.device)
-        self._items, self._origin, self._started = 1, "given", time.perf_counter()
+        self._items, self._text, self._started = 1, StepText([]), time.perf_counter()
         super().__init__(
             model=model,
             args=arguments,
@@ -164,10 +168,11 @@ class Trainer(SFTTrainer):
         read = torch.tensor(sum(len(row.input_ids) for group in text.groups for row in group))
         if self.accelerator.num_processes > 1:
             items, read = (self.accelerator.gather(count.to(device)).sum() for count in (items, read))
-        self._items, self._origin = int(items), text.origin
+        self._items, self._text = int(items), replace(text, groups=[])
         self.report.trained_tokens += int(items)
         self.report.read_tokens += int(read)
         self.report.teacher_tokens += text.teacher_read + (int(read) if self.objective.asks_teacher else 0)
+        self.report.teacher_seconds += text.teacher_seconds
         self.report.generated_tokens += text.generated
         self.report.student_steps += text.origin != "given"
         self.written_tokens += text.student_read
@@ -215,7 +220,7 @@ class Trainer(SFTTrainer):
         nll = float(self._nll) / max(self._items, 1)
         self._losses.clear()
         self._nll.zero_()
-        if self._origin == "given":
+        if self._text.origin == "given":
             self.gold_nll.append((step, nll))
         if step == 1:
             self.report.first_loss = loss
@@ -224,13 +229,18 @@ class Trainer(SFTTrainer):
             "step": step,
             "loss": loss,
             "nll": nll,
-            "sequences": self._origin,
+            "sequences": self._text.origin,
+            **self._text.diagnostics,
             "learning_rate": cast(LambdaLR, self.lr_scheduler).get_last_lr()[0],
             "tokens": self.report.trained_tokens,
             "seconds": round(time.perf_counter() - self._started, 3),
         }
         self.jsonl.write(json.dumps(line) + "\n")
         track.report(step, self.state.max_steps, loss)
+
+
+def _validation(model: PreTrainedModel, rows: Rows) -> Validation:
+    return Validation(lambda: mean_nll(model, rows)[0], sum(len(row.input_ids) for row in rows))
 
 
 class _Visits(torch.utils.data.Dataset):

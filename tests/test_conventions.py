@@ -21,7 +21,8 @@ LAYERS = [
     {"evals"},
     {"trainers", "fit_report", "arguments"},  # field
     {"texts", "objectives"},
-    {"generate", "signals", "divergences", "sequences", "teachers"},
+    {"interleaved"},
+    {"adaptive", "generate", "signals", "divergences", "sequences", "teachers"},
     {"chat", "models"},
     {"model_files", "corpora", "methods", "world", "served"},
     {"recipe"},

@@ -30,6 +30,33 @@ def test_a_live_teacher_adds_its_forward_passes():
     assert kd == pytest.approx(sft + 2 * 802_560 * estimate(train("method=sft")).tokens, rel=1e-6)
 
 
+def last(*arguments):
+    (cell,) = compose(["corpus.rows=1200", *arguments]).cells
+    return estimate(Plan.of([cell]).cells[0].train[-1])
+
+
+def test_text_written_while_training_is_paid_for_by_whoever_writes_and_judges_it():
+    gold, student, both = (
+        last(name, "method.warmup=0", *more)
+        for name, *more in (
+            ("method=kd", "method.student_share=0"),
+            ("method=on_policy",),
+            ("method=skd",),
+        )
+    )
+    assert gold.tokens == student.tokens == both.tokens
+    assert student.flops == pytest.approx(gold.flops + 2 * 2 * 349_824 * gold.tokens)  # the student writes
+    assert both.flops == pytest.approx(student.flops + 2 * 802_560 * gold.tokens)  # and the teacher judges
+
+
+def test_an_adaptive_share_is_paid_for_in_part_and_looks_at_the_validation_rows():
+    gold, adaptive, student = (
+        last(f"method={name}", "method.warmup=0", *more).flops
+        for name, *more in (("kd", "method.student_share=0"), ("distillm",), ("on_policy",))
+    )
+    assert gold < (gold + student) / 2 < adaptive < student
+
+
 def test_a_finished_stage_of_the_same_kind_sets_the_speed(tmp_path):
     store = Store.open(tmp_path)
     (cell,) = compose(["method=sft"]).cells

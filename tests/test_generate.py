@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from transformers import TopPLogitsWarper
 
-from harness.generate import generate
+from harness.generate import choose, generate
 from tests.doubles import byte_tokenizer, tiny_llama
 
 END = 5
@@ -78,6 +79,44 @@ def test_sampled_frequencies_are_those_of_the_distribution(temperature, expected
     answers = generate(model, TOKENIZER, [[1]] * 4000, 1, temperature, seeds=1, stop_ids={99})
     shares = np.bincount([answer[0] for answer in answers], minlength=3) / 4000
     assert shares == pytest.approx(expected, abs=4 * 0.5 / np.sqrt(4000))
+
+
+@pytest.mark.parametrize(
+    ("top_p", "expected"),
+    [
+        (0.4, [0, 0, 1, 0, 0]),  # the likeliest alone holds as much
+        (0.45, [0, 0.25 / 0.65, 0.4 / 0.65, 0, 0]),  # the one that reaches the share is in
+        (0.65, [0, 0.25 / 0.65, 0.4 / 0.65, 0, 0]),
+        (0.7, [0.2 / 0.85, 0.25 / 0.85, 0.4 / 0.85, 0, 0]),
+        (1.0, [0.2, 0.25, 0.4, 0.1, 0.05]),
+    ],
+)
+def test_a_nucleus_holds_the_fewest_likeliest_tokens_in_their_own_proportions(top_p, expected):
+    logits = torch.tensor([[0.2, 0.25, 0.4, 0.1, 0.05]], dtype=torch.float64).log().expand(4000, -1)
+    evenly = (np.arange(4000) + 0.5) / 4000  # every part of the uniform's range equally often
+    shares = np.bincount(choose(logits, 1.0, evenly, top_p), minlength=5) / 4000
+    assert shares == pytest.approx(expected, abs=1 / 4000 + 1e-9)
+
+
+def test_a_nucleus_is_that_of_hugging_face_on_random_logits():
+    logits = 3 * torch.randn(50, 40, generator=torch.Generator().manual_seed(0))
+    kept = torch.isfinite(TopPLogitsWarper(0.6)(None, (logits / 0.7).double()))
+    uniforms = np.random.default_rng(0).random((300, 50))
+    seen = torch.zeros_like(kept)
+    for draw in uniforms:
+        seen[torch.arange(50), choose(logits, 0.7, draw, 0.6)] = True
+    assert not (seen & ~kept).any() and (seen.sum(1) > 1).any()
+    assert seen.sum() > 0.8 * kept.sum()
+
+
+def test_a_nucleus_of_everything_is_the_plain_draw_to_the_bit():
+    model, seeds = tiny_llama(), list(range(9))
+    plain = generate(model, TOKENIZER, prompts(), 8, temperature=1.0, seeds=seeds)
+    assert generate(model, TOKENIZER, prompts(), 8, temperature=1.0, seeds=seeds, top_p=1.0) == plain
+    narrow = generate(model, TOKENIZER, prompts(), 8, temperature=1.0, seeds=seeds, top_p=1e-9)
+    assert narrow == generate(model, TOKENIZER, prompts(), 8)  # the likeliest token alone
+    half = generate(model, TOKENIZER, prompts(), 8, temperature=1.0, seeds=seeds, top_p=0.5)
+    assert half not in (plain, narrow)
 
 
 def test_dropout_is_off_while_generating_and_on_again_afterwards():

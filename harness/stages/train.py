@@ -54,6 +54,7 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
             tokenizer,
             device,
         )
+    validation = _validation(inputs["subset"])
     report = fit(
         model,
         tokenizer,
@@ -64,6 +65,7 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
         machine=machine,
         out=out,
         teacher=teacher,
+        validation=validation,
         seed=draw_seed(seed, "train", settings["index"]),
         loss_on=settings["loss_on"],
         max_new_tokens=settings.get("max_new_tokens", 0),
@@ -74,9 +76,8 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     metrics: dict[str, Any] = {}
     if report.steps:
         metrics |= {"first_loss": report.first_loss, "last_loss": report.last_loss}
-    validation = load_from_disk(inputs["subset"] / "validation")
-    if len(validation):
-        metrics["validation_nll"], metrics["validation_tokens"] = mean_nll(model, Rows(validation))
+    if validation is not None:
+        metrics["validation_nll"], metrics["validation_tokens"] = mean_nll(model, validation)
     counts = {
         name: value for name, value in asdict(report).items() if name in ("steps", "student_steps", "read_tokens")
     }
@@ -107,6 +108,11 @@ def _sequences(
         max_length = json.loads((inputs["subset"] / "subset.json").read_text())["max_length"]
         return answered_rows(stage, subset, order, folders, load_tokenizer(inputs["start"]), max_length, seed)
     return subset, order
+
+
+def _validation(subset: Path) -> Rows | None:
+    validation = load_from_disk(subset / "validation")
+    return Rows(validation) if len(validation) else None
 
 
 def _needed(inputs: Mapping[str, Path], role: str, stage: TrainStage) -> Path:

@@ -23,6 +23,29 @@ def test_kd_on_gold_without_warm_up_is_logit_kd():
     assert recipe("kd", warmup=0.0, student_share=0.0, divergence="forward_kl") == recipe("logit_kd")
 
 
+def test_on_policy_is_kd_on_student_text_by_reverse_kl():
+    assert recipe("on_policy") == recipe("kd", student_share=1.0, divergence="reverse_kl")
+    asked = {"warmup": 0.1, "divergence_temperature": 2.0, "sampling_temperature": 0.5, "learning_rate_scale": 0.3}
+    assert recipe("on_policy", **asked) == recipe("kd", student_share=1.0, divergence="reverse_kl", **asked)
+
+
+def test_skd_has_its_authors_settings_after_the_common_warm_up():
+    warmup, distillation = recipe("skd")
+    assert warmup == recipe("kd")[0]
+    assert (distillation["sequences"], distillation["divergence"]) == ("interleaved", "forward_kl")
+    assert (distillation["proposed_tokens"], distillation["accepted_top_k"]) == (5, 25)
+    assert (distillation["sampling_temperature"], distillation["sampling_top_p"]) == (0.5, 0.5)
+    assert (distillation["teacher_temperature"], distillation["teacher_top_p"]) == (0.2, 0.5)
+
+
+def test_distillm_has_its_authors_settings_after_the_common_warm_up():
+    warmup, distillation = recipe("distillm")
+    assert warmup == recipe("kd")[0]
+    assert (distillation["sequences"], distillation["adaptive"]) == ("student", True)
+    assert (distillation["divergence"], distillation["skew"]) == ("skew_reverse_kl", 0.1)
+    assert (distillation["student_share"], distillation["replay_rows"]) == (1.0, 1000)
+
+
 def test_settings_that_a_recipe_does_not_read_leave_its_identity_alone():
     forward = {"student_share": 0.0, "divergence": "forward_kl"}
     assert recipe("kd", **forward, sampling_temperature=0.3, jsd_teacher_weight=0.9) == recipe("kd", **forward)
@@ -41,6 +64,10 @@ def test_methods_with_the_same_warm_up_share_that_stage():
         ("kd", {"warmup": 0.0}),
         ("logit_kd", {}),
         ("seq_kd", {}),
+        ("on_policy", {}),
+        ("skd", {}),
+        ("skd", {"warmup": 0.0}),
+        ("distillm", {}),
         ("two_stage", {}),
         ("two_stage", {"order": "human_first"}),
         ("two_stage", {"synthetic_share": 1.0}),
@@ -60,7 +87,7 @@ def test_the_default_kd_is_gkd_after_a_warm_up():
         [0.0, 0.2],
     )
     assert (distillation["sequences"], distillation["student_share"]) == ("student", 0.5)
-    assert (distillation["divergence"], distillation["beta"]) == ("jsd", 0.5)
+    assert (distillation["divergence"], distillation["jsd_teacher_weight"]) == ("jsd", 0.5)
 
 
 def test_two_stage_trains_human_rows_last_and_gently_unless_reversed():
@@ -90,6 +117,18 @@ def test_two_stage_trains_human_rows_last_and_gently_unless_reversed():
         ("seq_kd", {"teacher_temperature": -1.0}, "teacher_temperature"),
         ("two_stage", {"synthetic_share": 0.0}, "synthetic_share"),
         ("two_stage", {"second": "rl"}, "second"),
+        ("on_policy", {"warmup": 1.0}, "warmup"),
+        ("on_policy", {"sampling_temperature": -1.0}, "sampling_temperature"),
+        ("skd", {"proposed_tokens": 0}, "proposed_tokens"),
+        ("skd", {"accepted_top_k": 2.5}, "accepted_top_k"),
+        ("skd", {"sampling_top_p": 0.0}, "sampling_top_p"),
+        ("skd", {"teacher_top_p": 1.5}, "teacher_top_p"),
+        ("skd", {"teacher_temperature": -0.1}, "teacher_temperature"),
+        ("skd", {"divergence": "beta"}, "divergence"),
+        ("distillm", {"skew": 1.0}, "skew"),
+        ("distillm", {"student_share": 0.0}, "student_share"),
+        ("distillm", {"replay_rows": 0}, "replay_rows"),
+        ("distillm", {"divergence": "jsd"}, "divergence"),
     ],
 )
 def test_a_setting_that_cannot_be_run_is_refused_by_name(name, settings, field):

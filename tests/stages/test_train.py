@@ -1,6 +1,7 @@
 """The train, labels and synthesize stages on a tiny world of bytes, from folders to folders."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from harness.recipe import TrainStage
 from harness.sequences import visits
 from harness.stages import synthesize
 from harness.stages.synthesize import make_synthesize
+from harness.stages.teach import save_rows
 from harness.stages.train import make_train
 from tests.doubles import byte_tokenizer
 from tests.stages.small_world import run
@@ -144,3 +146,26 @@ def test_a_teacher_that_cannot_write_prompts_is_refused_after_bounded_tries(worl
     # a random model ends a turn now and then, but writes no text that decodes and is answered in 8 tokens
     with pytest.raises(SettingsError, match=r"synthetic_rows=4 cannot be reached: of 16 rows"):
         run(make_synthesize, synthesis(), world, tmp_path, "s")
+
+
+def test_the_subsets_validation_rows_reach_an_adaptive_share_and_a_cell_without_any_is_refused(world, tmp_path):
+    stage = TrainStage(sequences="student", student_share=1.0, adaptive=True, divergence="forward_kl")
+    asked = settings(stage, max_new_tokens=4)
+    facts, folder = run(make_train, asked, world, tmp_path, "adaptive")
+    first = json.loads((folder / "log.jsonl").read_text().splitlines()[0])
+    assert first["phi"] == 0 and first["validation_nll"] > facts["metrics"]["validation_nll"]
+    save_rows({name: [] for name in ("row", "id", "input_ids", "starts", "ends")}, tmp_path / "bare" / "validation")
+    shutil.copytree(world["subset"] / "train", tmp_path / "bare" / "train")
+    bare = world | {"subset": tmp_path / "bare"}
+    with pytest.raises(SettingsError, match="no validation rows"):
+        run(make_train, asked, bare, tmp_path, "refused")
+    # such a cell is trained by every other method; a data set without rows could not be loaded again
+    facts, _ = run(make_train, settings(TrainStage()), bare, tmp_path, "plain")
+    assert "validation_nll" not in facts["metrics"]
+
+
+def test_interleaved_text_is_trained_with_the_teacher_in_memory(world, tmp_path):
+    stage = TrainStage(sequences="interleaved", divergence="forward_kl")
+    facts, _ = run(make_train, settings(stage, max_new_tokens=4), world, tmp_path, "skd")
+    assert facts["counts"]["student_steps"] == 10 and facts["cost"]["generated_tokens"] > 0
+    assert facts["cost"]["teacher_tokens"] > facts["counts"]["read_tokens"]

@@ -1,0 +1,91 @@
+"""DistiLLM's adaptive student share and replay buffer, without a model (Ko et al. 2024, arXiv 2402.03898).
+
+The share phi of steps on student text starts at 0 and grows by `RISE` whenever the validation loss has risen by
+`TOLERANCE` over its reference: the student trains on its own text once it no longer gains from the data's.
+Most such steps replay answers written earlier. `texts.py` turns the decision into rows.
+
+    share = AdaptiveShare(most=1.0); share.observe(2.0); share.observe(2.1); share.value      # 0.1
+"""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from harness.sequences import Row
+
+CHECKS = 10
+"""Looks at the validation loss in a stage, the first one not counted, where it has as many steps."""
+RISE = 0.1
+"""What the share grows by."""
+TOLERANCE = 0.1
+"""Nats per token that the validation loss must have risen by."""
+
+
+class AdaptiveShare:
+    """The share phi, as validation losses come in (section 3.2 and the authors' `finetune.py`)."""
+
+    def __init__(self, most: float = 1.0) -> None:
+        self.most, self.value = most, 0.0
+        self.reference: float | None = None
+        """The first loss, then the loss at the latest rise; None before the first."""
+
+    def observe(self, loss: float) -> None:
+        """Take in a validation loss, nats per token; the first one is the reference."""
+        if self.reference is None:
+            self.reference = loss
+        elif loss >= self.reference + TOLERANCE:
+            self.value, self.reference = min(self.most, round(self.value + RISE, 9)), loss
+
+    def decide(self, uniform: float, done: float, full: bool) -> str:
+        """What a step trains on: `student` (write and store), `replay` or `given`.
+
+        `uniform` is the step's number in [0, 1), `done` the share of the stage's steps taken, `full` whether
+        the buffer is.
+        """
+        if uniform < self.value * (1 - done) or (uniform < self.value and not full):
+            return "student"
+        return "replay" if uniform < self.value else "given"
+
+
+def check_every(steps: int) -> int:
+    """Steps between two looks at the validation loss, so that a stage has at least `CHECKS` where it can."""
+    return max(1, (steps - 1) // CHECKS)
+
+
+class ReplayBuffer:
+    """The latest `most` rows the student wrote; a full buffer forgets its oldest."""
+
+    def __init__(self, most: int) -> None:
+        self._rows: deque[Row] = deque(maxlen=most)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def full(self) -> bool:
+        """Whether the next row takes the place of an older one."""
+        return len(self._rows) == self._rows.maxlen
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Store rows just written."""
+        self._rows.extend(rows)
+
+    def draw(self, count: int, seed: int) -> list[Row]:
+        """`count` stored rows, each at most once unless there are fewer."""
+        assert self._rows, "nothing was stored yet"
+        chosen = np.random.default_rng(seed).choice(len(self._rows), count, replace=count > len(self._rows))
+        return [self._rows[place] for place in chosen]
+
+    def state(self) -> list[dict[str, Any]]:
+        """The stored rows, oldest first, as plain JSON types."""
+        return [
+            {"input_ids": row.input_ids.tolist(), "starts": list(row.starts), "ends": list(row.ends)}
+            for row in self._rows
+        ]
+
+    def restore(self, state: Sequence[dict[str, Any]]) -> None:
+        """Hold exactly the rows of a `state`."""
+        self._rows.clear()
+        self.add(Row(np.asarray(row["input_ids"], dtype=np.int32), row["starts"], row["ends"]) for row in state)

@@ -1,0 +1,42 @@
+"""On-policy distillation: the student writes every answer and learns by reverse KL what the teacher makes of it.
+
+GKD (Agarwal et al. 2024, arXiv 2306.13649) with student share 1 and the reverse KL over the whole vocabulary,
+without gradient through the sampling; the same recipe as `kd.py` with these values, and so the same address.
+It is not MiniLLM (arXiv 2306.08543), whose gradient is that of a policy over whole sequences.
+
+    Method(warmup=0.2, sampling_temperature=1.0)
+"""
+
+from dataclasses import dataclass
+
+from harness.methods import kd
+from harness.recipe import TrainStage
+
+
+@dataclass
+class Method:
+    """Cross-entropy for the warm-up, then student answers x reverse KL from the teacher."""
+
+    warmup: float = 0.2
+    """Share of the budget's steps spent on cross-entropy first, 0 to below 1; 0 for a student that
+    already answers in the data's form."""
+    divergence_temperature: float = 1.0
+    """Temperature of both distributions inside the divergence; the loss carries its square."""
+    sampling_temperature: float = 1.0
+    """Temperature at which the student writes; 0 is greedy."""
+    learning_rate_scale: float = 1.0
+    """Multiplies the budget's learning rate after the warm-up."""
+
+    def __post_init__(self) -> None:
+        self.stages()  # `kd` checks the values
+
+    def stages(self) -> tuple[TrainStage, ...]:
+        """The warm-up, a stage of its own that methods share, and the distillation."""
+        return kd.Method(
+            warmup=self.warmup,
+            student_share=1.0,
+            divergence="reverse_kl",
+            divergence_temperature=self.divergence_temperature,
+            sampling_temperature=self.sampling_temperature,
+            learning_rate_scale=self.learning_rate_scale,
+        ).stages()

@@ -1,0 +1,77 @@
+"""Speculative knowledge distillation (Xu et al. 2024, arXiv 2410.11325): text that both models write.
+
+The student proposes tokens, the teacher replaces those it finds unlikely, and the student learns the teacher's
+distribution on the whole answer (`interleaved.py`). With `accepted_top_k` of the whole vocabulary the text is
+the student's own, as in `on_policy.py`; with 1 and a greedy teacher it is the teacher's, as in `seq_kd.py`.
+The defaults are the authors' settings, the warm-up is ours: their student was fine-tuned beforehand.
+
+    Method(warmup=0.2, proposed_tokens=5, accepted_top_k=25)
+"""
+
+from dataclasses import dataclass
+
+from harness.checks import check_choice, check_positive, refuse
+from harness.recipe import TrainStage
+
+
+@dataclass
+class Method:
+    """Cross-entropy for the warm-up, then interleaved answers x a divergence from the teacher."""
+
+    warmup: float = 0.2
+    """Share of the budget's steps spent on cross-entropy first, 0 to below 1; 0 for a student that
+    already answers in the data's form."""
+    divergence: str = "forward_kl"
+    """`forward_kl` (the paper's), `reverse_kl` or `jsd` (with the teacher's weight 0.5)."""
+    divergence_temperature: float = 1.0
+    """Temperature of both distributions inside the divergence; the loss carries its square."""
+    proposed_tokens: int = 5
+    """Tokens the student proposes at a time; it moves the work between the models, not the text."""
+    accepted_top_k: int = 25
+    """A proposed token is accepted while it is among the teacher's k likeliest; less makes the text more
+    the teacher's."""
+    sampling_temperature: float = 0.5
+    """Temperature at which the student proposes; 0 is greedy."""
+    sampling_top_p: float = 0.5
+    """Share of its distribution the student proposes from, above 0; 1 is all of it."""
+    teacher_temperature: float = 0.2
+    """Temperature of the token that takes a rejected one's place; 0 is greedy."""
+    teacher_top_p: float = 0.5
+    """Share of the teacher's distribution that token is drawn from, above 0; 1 is all of it."""
+    learning_rate_scale: float = 1.0
+    """Multiplies the budget's learning rate after the warm-up."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup < 1:
+            raise refuse("method.warmup", self.warmup, "it is 0 or more and below 1", "or use method=sft")
+        check_choice("method.divergence", self.divergence, ("forward_kl", "reverse_kl", "jsd"))
+        for name in ("proposed_tokens", "accepted_top_k"):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= 1):
+                raise refuse(f"method.{name}", value, "it is a whole number of at least 1")
+        for name in ("sampling_temperature", "teacher_temperature"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise refuse(f"method.{name}", getattr(self, name), "it is 0 (greedy) or above")
+        for name in ("sampling_top_p", "teacher_top_p"):
+            if not 0 < getattr(self, name) <= 1:
+                raise refuse(f"method.{name}", getattr(self, name), "it lies above 0 and at most at 1")
+        check_positive("method.divergence_temperature", self.divergence_temperature)
+        check_positive("method.learning_rate_scale", self.learning_rate_scale)
+
+    def stages(self) -> tuple[TrainStage, ...]:
+        """The warm-up, a stage of its own that methods share, and the distillation."""
+        warmup = (TrainStage(span=(0.0, self.warmup)),) if self.warmup else ()
+        distillation = TrainStage(
+            sequences="interleaved",
+            divergence=self.divergence,
+            span=(self.warmup, 1.0),
+            divergence_temperature=self.divergence_temperature,
+            proposed_tokens=self.proposed_tokens,
+            accepted_top_k=self.accepted_top_k,
+            sampling_temperature=self.sampling_temperature,
+            sampling_top_p=self.sampling_top_p,
+            teacher_temperature=self.teacher_temperature,
+            teacher_top_p=self.teacher_top_p,
+            learning_rate_scale=self.learning_rate_scale,
+        )
+        return (*warmup, distillation)
