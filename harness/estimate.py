@@ -142,7 +142,7 @@ def _train(stage: Stage) -> Estimate:
     steps = _steps(budget, rows, response) * (recipe["span"][1] - recipe["span"][0])
     tokens = steps * budget["batch_size"] * row_tokens
     parameters = _parameters(stage)
-    flops = train_flops(parameters, tokens)
+    flops = train_flops(parameters, tokens, frozen=parameters if "lora" in stage.settings else 0)
     flops += recipe.get("student_share", 0) * STUDENT_TEXT_FACTOR * forward_flops(parameters, tokens)
     if "teacher" in stage.inputs:
         flops += forward_flops(_parameters(stage.inputs["teacher"]), tokens)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from harness.config import Budget, Cell, Lesson, Model, Teacher, refuse
+from harness.config import Budget, Cell, Lesson, Model, Student, Teacher, refuse
 from harness.corpora import corpus_from, corpus_name
 from harness.identity import fingerprint
 from harness.methods import method_name
@@ -106,6 +106,7 @@ def plan_cell(cell: Cell) -> CellPlan:
                 index,
                 inputs,
                 max_new_tokens=cell.corpus.max_new_tokens,
+                lora=lora_of(cell.student),
             )
         )
     references = {"base": evaluate_stage(cell, base, mixture)}
@@ -167,6 +168,7 @@ def train_stage(
     inputs: Mapping[str, Stage],
     max_new_tokens: int,
     loss_on: str = "assistant",
+    lora: Mapping[str, float] | None = None,
 ) -> Stage:
     """One training stage; a value that this stage does not read stays out of its identity."""
     settings: dict[str, Any] = {
@@ -178,7 +180,17 @@ def train_stage(
     }
     if recipe_stage.sequences == "student":
         settings["max_new_tokens"] = max_new_tokens
+    if lora is not None:
+        settings["lora"] = dict(lora)
     return Stage("train", name, settings, inputs)
+
+
+def lora_of(student: Student) -> dict[str, float] | None:
+    """The adapters a student is trained by, every value filled in; None where all its weights are trained."""
+    if student.lora_rank is None:
+        return None
+    alpha = 2 * student.lora_rank if student.lora_alpha is None else student.lora_alpha
+    return {"rank": student.lora_rank, "alpha": float(alpha), "dropout": float(student.lora_dropout)}
 
 
 def evaluate_stage(cell: Cell, model: Stage, mixture: Stage) -> Stage:

@@ -10,7 +10,7 @@ the visit's seed.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.generate import generate
 from harness.recipe import TrainStage
@@ -47,6 +47,14 @@ class Texts(Protocol):
         """The rows to train at optimizer step `step` (from 0) in place of these visits, grouped alike."""
         ...
 
+    def state(self) -> dict[str, Any]:
+        """What must be kept to go on after a stop, as plain JSON types."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        ...
+
 
 def texts_for(
     stage: TrainStage,
@@ -69,6 +77,13 @@ class Given:
         """The rows of the visits."""
         return StepText([[row for _, row in group] for group in groups])
 
+    def state(self) -> dict[str, Any]:
+        """Nothing: rows follow from the step."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
 
 class StudentText:
     """With probability `student_share` per step the student's own answers (GKD, arXiv 2306.13649, Algorithm 1)."""
@@ -89,6 +104,13 @@ class StudentText:
         if draw_seed(self.seed, "coin", step) >= self.stage.student_share * 2**64:
             return Given().rows(step, groups)
         return self.written(groups)
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: every draw follows from the step or the visit."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""
 
     def written(self, groups: list[list[Visit]]) -> StepText:
         """The student's answers to the visits' prompts."""

@@ -19,13 +19,13 @@ LAYERS = [
     {"stages"},
     {"table", "verdict", "gains", "arms", "crossover", "stats"},  # reading
     {"evals"},
-    {"trainers", "fit_report", "arguments"},  # field
+    {"trainers", "checkpoints", "fit_report", "arguments"},  # field
     {"texts", "objectives"},
     {"generate", "signals", "divergences", "sequences"},
-    {"chat", "models"},
+    {"chat", "models", "adapters"},
     {"model_files", "corpora", "methods", "world"},
     {"recipe"},
-    {"config", "identity", "registry", "store", "cost", "track", "provenance"},  # ground
+    {"config", "identity", "registry", "store", "cost", "track", "preemption", "processes", "provenance"},  # ground
 ]
 LIGHT = [
     "config",
