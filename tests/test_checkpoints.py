@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from harness import preemption
 from harness.checkpoints import random_state, set_random_state
-from harness.config import Machine
+from harness.config import Budget, Machine
 from harness.divergences import Divergence
 from harness.objectives import Distributions
 from harness.recipe import TrainStage
@@ -21,6 +21,7 @@ from tests.doubles import tiny_llama
 from tests.test_trainers import CPU, FORWARD, parameters, train
 
 STEPS = 5
+BUDGET = Budget(batch_size=4, learning_rate=1e-2, warmup_ratio=0.3)  # the learning rate of no two steps is the same
 HALF = TrainStage(sequences="student", student_share=0.5, divergence="forward_kl")
 IN_TWO = Machine(device="cpu", micro_batch_size=2)
 SECONDS = ("seconds", "earlier_seconds", "teacher_seconds")
@@ -33,7 +34,9 @@ def batches():
 def run(out, objective=None, **changes):
     """One fit in a folder of its own: its numbers, parameters and log."""
     out.mkdir()
-    report, model = train(out, objective, batches(), **({"model": dropping(), "max_new_tokens": 4} | changes))
+    report, model = train(
+        out, objective, batches(), **({"model": dropping(), "max_new_tokens": 4, "budget": BUDGET} | changes)
+    )
     numbers = {name: value for name, value in asdict(report).items() if name not in SECONDS}
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     return numbers, parameters(model), [{k: v for k, v in line.items() if k != "seconds"} for line in log]
