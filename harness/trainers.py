@@ -11,6 +11,7 @@ and micro-batch divided by one count of exactly those tokens, so splitting a bat
                  objective=TrainStage(), machine=Machine(), seed=0, out=folder)
 """
 
+import hashlib
 import json
 import math
 import os
@@ -82,8 +83,9 @@ def fit(
         return FitReport(warnings=["the stage's share of the budget rounds to 0 steps: nothing was trained"])
     texts = texts_for(stage, model, tokenizer, teacher, seed, max_new_tokens)
     arguments = trainer_arguments(budget, stage, machine, batch_size, steps, seed, out, run_name)
-    numbers = [stage.identity(), asdict(budget), seed, max_new_tokens, loss_on, batches.tolist(), arguments.world_size]
-    checkpoints = Checkpoints(preemption.folder(), fingerprint(numbers), machine.checkpoint_minutes)
+    visited = hashlib.sha256(np.ascontiguousarray(batches, np.int64).tobytes()).hexdigest()
+    same = [stage.identity(), asdict(budget), seed, max_new_tokens, loss_on, visited, steps, arguments.world_size]
+    checkpoints = Checkpoints(preemption.folder(), fingerprint(same), machine.checkpoint_minutes)
     log_file = out / "log.jsonl" if arguments.process_index == 0 else Path(os.devnull)
     with wandb_environment(machine, run_name), preemption.polling(), log_file.open("w", buffering=1) as log:
         visits = _Visits(Rows(dataset, loss_on), batches)

@@ -174,7 +174,7 @@ def test_seconds_of_earlier_attempts_are_counted(tmp_path, monkeypatch):
     (tmp_path / "two").mkdir()
     monkeypatch.setattr(preemption, "asked", lambda: False)
     with preemption.stoppable(tmp_path / "checkpoints"):
-        report, _ = train(tmp_path / "two", None, batches(), max_new_tokens=4)
+        report, _ = train(tmp_path / "two", None, batches(), max_new_tokens=4, budget=BUDGET)
     assert report.earlier_seconds == 1000 and 1000 < report.seconds < 1200
     lines = [json.loads(line) for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()]
     assert lines[0]["seconds"] < 900 < 1000 < lines[1]["seconds"]
