@@ -14,6 +14,7 @@ from trl import SFTConfig
 
 from harness.config import Budget, Machine
 from harness.models import device_of
+from harness.processes import process_count
 from harness.recipe import TrainStage
 
 
@@ -30,7 +31,7 @@ def trainer_arguments(
     """TRL's arguments; `batch_size` rows a step over all processes, in equal micro-batches of at most
     `machine.micro_batch_size` rows."""
     use_cpu = device_of(machine) == "cpu"
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = process_count()
     assert batch_size % processes == 0, f"{batch_size} rows a step do not divide among {processes} processes"
     own = batch_size // processes
     wanted = min(machine.micro_batch_size or own, own)
@@ -49,7 +50,8 @@ def trainer_arguments(
         optim="adamw_torch_fused",
         bf16=budget.precision == "bf16",  # autocast: weights and optimizer stay fp32
         use_cpu=use_cpu,
-        gradient_checkpointing=None,  # type: ignore[arg-type]  # False is deprecated, and True its default
+        activation_checkpointing=machine.gradient_checkpointing,
+        gradient_checkpointing=None,  # type: ignore[arg-type]  # deprecated, and TRL's default is True
         seed=seed % 2**32,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -73,7 +75,7 @@ def wandb_environment(machine: Machine, run_name: str) -> Iterator[None]:
         return
     import wandb
 
-    wanted = {"WANDB_MODE": machine.wandb, **({"WANDB_RUN_ID": run_name} if run_name else {})}
+    wanted = {"WANDB_MODE": machine.wandb, **({"WANDB_RUN_ID": run_name, "WANDB_RESUME": "allow"} if run_name else {})}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:

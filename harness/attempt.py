@@ -14,13 +14,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import track
+from harness import preemption, track
 from harness.checks import SettingsError
 from harness.config import Machine
+from harness.processes import process_rank
 from harness.provenance import provenance
 from harness.store import Claim, Store, write_json
 
 HEARTBEAT_SECONDS = 15.0
+PUBLISH_SECONDS = 1800.0  # how long the first process may take to save what all have made
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,12 @@ def attempt(
 ) -> Outcome:
     """Make one stage unless it is done or claimed elsewhere; never raises for a stage's own failure.
 
-    `spec` is `Stage.spec()`, `maker` is "module:function". Inputs must be published.
+    `spec` is `Stage.spec()`, `maker` is "module:function". Inputs must be published. Raises Preempted when the
+    process is asked to stop (SIGTERM, SIGUSR2): the next attempt goes on from the checkpoints left behind.
+    Of several processes that make one stage together, the first alone claims it, writes it down and publishes.
     """
+    if process_rank() > 0:
+        return _follow(store, spec, maker, machine)
     key = spec["key"]
     if store.done(key):
         return Outcome(key, "done", facts=store.manifest(key)["facts"])
@@ -54,8 +60,15 @@ def attempt(
     try:
         if store.done(key):  # published between the first look and the claim
             return Outcome(key, "done", facts=store.manifest(key)["facts"])
-        with Diary(store, spec, claim) as diary:
-            facts = _make(store, spec, maker, machine, diary, listener)
+        with preemption.stoppable(store.checkpoints(key)), Diary(store, spec, claim) as diary:
+
+            def heard(progress: track.Progress) -> None:
+                diary.note(progress)
+                listener(progress)
+
+            with store.scratch(key) as out:
+                facts, manifest = _make(store, spec, maker, machine, out, heard)
+                store.publish(key, out, manifest)
         return Outcome(key, "done", facts=facts)
     except Exception as error:
         return Outcome(key, "failed", failure_class(error), one_line(error))
@@ -63,14 +76,32 @@ def attempt(
         claim.release()
 
 
+def _follow(store: Store, spec: Mapping[str, Any], maker: str, machine: Machine) -> Outcome:
+    """Make a stage beside the first process, and wait until that one has published it."""
+    key = spec["key"]
+    if not store.done(key):
+        try:
+            with preemption.stoppable(store.checkpoints(key)), store.scratch(key) as out:
+                _make(store, spec, maker, machine, out, lambda progress: None)
+        except Exception as error:
+            return Outcome(key, "failed", failure_class(error), one_line(error))
+        deadline = time.monotonic() + PUBLISH_SECONDS
+        while not store.done(key):
+            if time.monotonic() > deadline:
+                return Outcome(key, "failed", "application", "the first process has not published the stage")
+            time.sleep(0.1)
+    return Outcome(key, "done", facts=store.manifest(key)["facts"])
+
+
 def _make(
     store: Store,
     spec: Mapping[str, Any],
     maker: str,
     machine: Machine,
-    diary: "Diary",
+    out: Path,
     listener: Callable[[track.Progress], None],
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Facts and manifest of a stage made in `out`."""
     module, function = maker.split(":")
     make = getattr(importlib.import_module(module), function)
     inputs = {role: store.folder(key) for role, key in spec["inputs"].items()}
@@ -78,19 +109,18 @@ def _make(
     if missing:
         raise FileNotFoundError(f"{spec['address']} needs {', '.join(missing)}, not in the store {store.root}")
 
-    def heard(progress: track.Progress) -> None:
-        diary.note(progress)
-        listener(progress)
-
     started = time.time()
-    with store.scratch(spec["key"]) as out:
-        with track.listen(heard):
-            facts = make({**spec["settings"], "where": spec["where"]}, inputs, out, machine)
-        facts = {**facts, "seconds": time.time() - started}
-        ran_on = {**asdict(machine), "gpu": _gpu_name()}
-        manifest = {**spec, "facts": facts, "provenance": provenance(), "machine": ran_on, "published": time.time()}
-        store.publish(spec["key"], out, manifest)
-    return facts
+    with track.listen(listener):
+        facts = make({**spec["settings"], "where": spec["where"]}, inputs, out, machine)
+    facts = {**facts, "seconds": time.time() - started + facts.get("earlier_seconds", 0.0)}
+    ran_on = {**asdict(machine), "gpu": _gpu_name()}
+    return facts, {
+        **spec,
+        "facts": facts,
+        "provenance": provenance(),
+        "machine": ran_on,
+        "published": time.time(),
+    }
 
 
 def _gpu_name() -> str | None:
@@ -171,6 +201,8 @@ def failure_class(error: BaseException) -> str:
         return "oom_cuda"
     if name == "DivergedError":
         return "diverged"
+    if isinstance(error, preemption.Preempted):
+        return "preempted"
     if isinstance(error, KeyboardInterrupt | SystemExit):
         return "cancelled"
     return "application"

@@ -17,8 +17,6 @@ from harness.checks import check_at_least, check_choice, check_fraction, check_p
 BUDGET_KINDS = ("epochs", "steps", "trained_tokens")
 MODEL_KINDS = ("none", "mini", "hf", "gguf", "http")
 INITS = ("pretrained", "random", "pruned")
-NEVER_IDENTITY = {"identity": False}
-"""Metadata of a field that must not change what a stage means."""
 
 
 @dataclass
@@ -136,6 +134,22 @@ class Lesson:
 class Student(Model):
     """The model that is trained; every arm starts from the same one."""
 
+    lora_rank: int | None = None
+    """Rank of the low-rank adapters trained in place of its weights (arXiv 2106.09685); null: all weights."""
+    lora_alpha: float | None = None
+    """Adapters are scaled by this over their rank; null: twice the rank."""
+    lora_dropout: float = 0.0
+    """Dropout on what each adapter reads."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("student.lora_rank", self.lora_rank, 1)
+        check_positive("student.lora_alpha", 1 if self.lora_alpha is None else self.lora_alpha)
+        if not 0 <= self.lora_dropout < 1:
+            raise refuse("student.lora_dropout", self.lora_dropout, "it lies between 0 and below 1")
+        if self.lora_rank is None and (self.lora_alpha, self.lora_dropout) != (None, 0):
+            raise refuse("student.lora_rank", None, "lora_alpha and lora_dropout need it", "try student.lora_rank=8")
+
 
 @dataclass
 class Teacher(Model):
@@ -179,14 +193,18 @@ class Machine:
     """Torch threads per worker; 0 shares the machine's cores between the workers."""
     micro_batch_size: int | None = None
     """Rows per forward pass; null: the whole effective batch."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between checkpoints of a fit; 0: only when it is asked to stop."""
     wandb: str = "disabled"
     """Weights & Biases: `disabled`, `offline` or `online`; our JSONL log is written regardless."""
 
     def __post_init__(self) -> None:
         check_choice("machine.device", self.device, ("auto", "cpu", "cuda"))
         check_choice("machine.wandb", self.wandb, ("disabled", "offline", "online"))
-        check_at_least("machine.threads", self.threads, 0)
-        check_at_least("machine.micro_batch_size", self.micro_batch_size, 1)
+        for name, least in (("threads", 0), ("micro_batch_size", 1), ("checkpoint_minutes", 0)):
+            check_at_least(f"machine.{name}", getattr(self, name), least)
 
 
 @dataclass
@@ -242,13 +260,8 @@ class Cell:
             student = replace(student, init_seed=self.world_seed)
         if teacher.init_seed is None:
             teacher = replace(teacher, init_seed=self.teacher_seed)
-        return replace(
-            self,
-            student=student,
-            teacher=teacher,
-            data_seed=self.seed if self.data_seed is None else self.data_seed,
-            train_seed=self.seed if self.train_seed is None else self.train_seed,
-        )
+        data_seed, train_seed = (self.seed if seed is None else seed for seed in (self.data_seed, self.train_seed))
+        return replace(self, student=student, teacher=teacher, data_seed=data_seed, train_seed=train_seed)
 
 
 @dataclass

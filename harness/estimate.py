@@ -149,7 +149,7 @@ def _train(stage: Stage) -> Estimate:
     steps = _steps(budget, rows, response) * (recipe["span"][1] - recipe["span"][0])
     tokens = steps * budget["batch_size"] * row_tokens
     parameters = _parameters(stage)
-    flops = train_flops(parameters, tokens)
+    flops = train_flops(parameters, tokens, frozen=parameters if "lora" in stage.settings else 0)
     flops += _written_share(recipe) * STUDENT_TEXT_FACTOR * forward_flops(parameters, tokens)
     if recipe.get("adaptive"):
         flops += CHECKS * forward_flops(parameters, stage.inputs["subset"].settings["validation"] * rows * row_tokens)

@@ -32,11 +32,13 @@ class FitReport:
     teacher_tokens: int = 0
     """Tokens the teacher read or wrote: to judge the student's rows, and while it wrote with the student."""
     seconds: float = 0.0
-    """Wall time, set-up included."""
+    """Wall time, set-up included, and that of earlier attempts up to the checkpoint gone on from."""
+    earlier_seconds: float = 0.0
+    """Of these, the earlier attempts'."""
     teacher_seconds: float = 0.0
     """Of these, time in the teacher's forward passes."""
     flops: float = 0.0
-    """Estimate: 6 N per token trained, 2 N per token read or written without gradient."""
+    """Estimate: 6 N per token trained (4 N where frozen), 2 N per token read or written without gradient."""
     teacher_flops: float = 0.0
     """Of these, the teacher's."""
     first_loss: float = math.nan

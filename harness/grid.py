@@ -133,6 +133,8 @@ def collect_garbage(given: argparse.Namespace) -> None:
     named = {key for name in _grids(store) for key in frozen_plan(store, name)["stages"]}
     unneeded = [key for key in store.published() if key not in named]
     left = [path for path in (store.root / "tmp").iterdir() if not store.claimed(path.name.split(".")[0])]
+    stopped = [path for path in (store.root / "checkpoints").glob("*") if not store.claimed(path.name)]
+    left += [path for path in stopped if path.name not in named or store.done(path.name)]
     folders = [store.folder(key) for key in unneeded] + left
     size = sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
     for folder in folders:

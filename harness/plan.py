@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from harness.checks import refuse
-from harness.config import Cell
+from harness.config import Cell, Student
 from harness.identity import fingerprint
 from harness.methods import method_name
 from harness.recipe import TrainStage
@@ -151,7 +151,16 @@ def _train(cell: Cell, stage: TrainStage, index: int, inputs: Mapping[str, Stage
         index,
         inputs,
         max_new_tokens=cell.corpus.max_new_tokens,
+        lora=lora_of(cell.student),
     )
+
+
+def lora_of(student: Student) -> dict[str, float] | None:
+    """The adapters a student is trained by, every value filled in; None where all its weights are trained."""
+    if student.lora_rank is None:
+        return None
+    alpha = 2 * student.lora_rank if student.lora_alpha is None else student.lora_alpha
+    return {"rank": student.lora_rank, "alpha": float(alpha), "dropout": float(student.lora_dropout)}
 
 
 def evaluate_stage(cell: Cell, model: Stage, mixture: Stage) -> Stage:

@@ -4,8 +4,10 @@ Folders, hub ids, templates, corpora and pairs of tokenizers are checked from fi
 downloaded and neither torch nor transformers is imported.
 """
 
+import importlib.util
+
 from harness.checks import refuse
-from harness.config import Machine
+from harness.config import Machine, Student
 from harness.evals import eval_names
 from harness.launch.local import visible_gpus
 from harness.methods import method_name
@@ -20,7 +22,7 @@ def preflight(plan: Plan, machine: Machine | None = None) -> None:
     checked: set[str] = set()
     for cell_plan in plan.cells:
         cell = cell_plan.cell
-        _once(checked, repr(cell.student), lambda cell=cell: check_model(cell.student))
+        _once(checked, repr(cell.student), lambda cell=cell: _check_student(cell.student))
         _once(checked, repr(cell.corpus), cell.corpus.check)
         _once(checked, repr(cell.evals), lambda cell=cell: _check_evals(cell.evals.names))
         if cell_plan.taught_by == "given":
@@ -36,6 +38,17 @@ def _once(checked: set[str], what: str, check) -> None:  # type: ignore[no-untyp
     if what not in checked:
         checked.add(what)
         check()
+
+
+def _check_student(student: Student) -> None:
+    check_model(student)
+    if student.lora_rank is not None and importlib.util.find_spec("peft") is None:
+        raise refuse(
+            "student.lora_rank",
+            student.lora_rank,
+            "training adapters needs the package peft",
+            "pip install 'harness[lora]'",
+        )
 
 
 def _check_evals(names: list[str]) -> None:

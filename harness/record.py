@@ -143,6 +143,8 @@ def settings_of(cell: Cell) -> dict[str, Any]:
     """What was asked of the cell, as plain JSON with the kinds of method and corpus named."""
     names = ("student", "teacher", "data_frac", "budget", "evals", *SEEDS)
     settings = {name: plain(getattr(cell, name)) for name in names}
+    if cell.student.lora_rank is None:  # described as it was before students could have adapters
+        settings["student"] = {k: v for k, v in settings["student"].items() if not k.startswith("lora_")}
     settings["method"] = {"name": method_name(cell.method), **plain(cell.method)}
     settings["corpus"] = {"kind": corpus_name(cell.corpus), **plain(cell.corpus)}
     return settings

@@ -31,6 +31,8 @@ def stage_state(store: Store, key: str) -> StageState:
     if last.get("outcome") == "failed":
         return StageState("failed", last["failure_class"], last["reason"])
     reason = last.get("reason") or "the attempt ended without a word"
+    if last.get("failure_class") == "preempted":
+        return StageState("interrupted", "preempted", f"{reason}; the next run goes on with it")
     return StageState("interrupted", "killed", f"{reason}; the next run starts it again")
 
 

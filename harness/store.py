@@ -3,6 +3,7 @@
     objects/ab/<key>/      a finished artifact; its manifest.json is the only meaning of done
     tmp/                   artifacts being written; renamed into objects/ when complete
     attempts/<key>/<n>.json  every try at a stage: who, where, how far, how it ended
+    checkpoints/<key>/     what a stopped attempt left for the next one; gone once the artifact is published
     claims/<key>           an advisory note that an attempt is under way
     grids/<name>/          a grid's plan, records and results
 
@@ -41,7 +42,7 @@ class Store:
         """The store at `root`, created if absent; refused in one sentence when it cannot be written."""
         store = cls(Path(root).expanduser().absolute())
         try:
-            for name in ("objects", "tmp", "attempts", "claims", "grids"):
+            for name in ("objects", "tmp", "attempts", "checkpoints", "claims", "grids"):
                 (store.root / name).mkdir(parents=True, exist_ok=True)
             probe = store.root / "tmp" / f"probe-{uuid.uuid4().hex}"
             probe.write_text("")
@@ -63,6 +64,10 @@ class Store:
     def grid_folder(self, grid: str) -> Path:
         """The folder of a grid's plan, records and results."""
         return self.root / "grids" / grid
+
+    def checkpoints(self, key: str) -> Path:
+        """Where attempts at `key` leave their checkpoints, or will."""
+        return self.root / "checkpoints" / key
 
     def done(self, key: str) -> bool:
         """Whether the artifact is published."""
@@ -90,7 +95,7 @@ class Store:
             if path.is_file()
         }
         write_json(written / "manifest.json", {**manifest, "files": files})
-        _fsync_tree(written)
+        fsync_tree(written)
         target = self.folder(key)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -98,7 +103,8 @@ class Store:
         except OSError:
             if not self.done(key):
                 raise
-        _fsync(target.parent)
+        fsync(target.parent)
+        shutil.rmtree(self.checkpoints(key), ignore_errors=True)
         return target
 
     def published(self) -> list[str]:
@@ -237,7 +243,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -245,7 +252,8 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _fsync_tree(folder: Path) -> None:
+def fsync_tree(folder: Path) -> None:
+    """Wait until a folder and everything in it is on disk."""
     for path in folder.rglob("*"):
-        _fsync(path)
-    _fsync(folder)
+        fsync(path)
+    fsync(folder)

@@ -97,6 +97,7 @@ def train_stage(
     inputs: Mapping[str, Stage],
     max_new_tokens: int,
     loss_on: str = "assistant",
+    lora: Mapping[str, float] | None = None,
 ) -> Stage:
     """One training stage; a value that this stage does not read stays out of its identity."""
     settings: dict[str, Any] = {
@@ -108,6 +109,8 @@ def train_stage(
     }
     if recipe_stage.sequences in ("student", "interleaved"):
         settings["max_new_tokens"] = max_new_tokens
+    if lora is not None:
+        settings["lora"] = dict(lora)
     return Stage("train", name, settings, inputs)
 
 

@@ -11,11 +11,13 @@ and micro-batch divided by one count of exactly those tokens, so splitting a bat
                  objective=TrainStage(), machine=Machine(), seed=0, out=folder)
 """
 
+import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -24,15 +26,17 @@ import torch
 from datasets import Dataset
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
-from harness import track
+from harness import preemption, track
 from harness.arguments import learning_rate_share, trainer_arguments, wandb_environment
+from harness.checkpoints import Checkpoints, Resumable
 from harness.config import Budget, Machine
 from harness.cost import forward_flops, train_flops
 from harness.divergences import cross_entropy, scored_positions, scored_tokens
 from harness.fit_report import FitReport, find_warnings
 from harness.generate import evaluating
+from harness.identity import fingerprint
 from harness.models import count_parameters
 from harness.objectives import Objective, objective_for
 from harness.recipe import TrainStage
@@ -68,8 +72,9 @@ def fit(
     (steps, batch_size) row numbers. Learning rate, schedule, optimizer and precision come from `budget`,
     what is minimised from `objective`, where it runs from `machine`. `max_new_tokens` limits student
     text, and `validation` has the gold rows an adaptive student share looks at. Writes `out/log.jsonl`, a
-    line a step. Raises DivergedError at the first loss that is not a number, ValueError where the objective
-    needs a teacher and none was given, SettingsError where it needs validation rows.
+    line a step. Inside an attempt, goes on from its newest checkpoint. Raises DivergedError at the first loss
+    that is not a number, ValueError where the objective needs a teacher and none was given, SettingsError where
+    it needs validation rows, Preempted where the attempt was asked to stop and a checkpoint is written.
     """
     started = time.perf_counter()
     stage = objective.normal()
@@ -81,23 +86,28 @@ def fit(
     held = None if validation is None or not len(validation) else _validation(model, validation)
     texts = texts_for(stage, model, tokenizer, teacher, seed, max_new_tokens, steps, held)
     arguments = trainer_arguments(budget, stage, machine, batch_size, steps, seed, out, run_name)
-    with wandb_environment(machine, run_name), (out / "log.jsonl").open("w", buffering=1) as log:
+    visited = hashlib.sha256(np.ascontiguousarray(batches, np.int64).tobytes()).hexdigest()
+    same = [stage.identity(), asdict(budget), seed, max_new_tokens, loss_on, visited, steps, arguments.world_size]
+    checkpoints = Checkpoints(preemption.folder(), fingerprint(same), machine.checkpoint_minutes)
+    log_file = out / "log.jsonl" if arguments.process_index == 0 else Path(os.devnull)
+    with wandb_environment(machine, run_name), preemption.polling(), log_file.open("w", buffering=1) as log:
         visits = _Visits(Rows(dataset, loss_on), batches)
-        trainer = Trainer(model, arguments, tokenizer, dataset, visits, budget, texts, measured, log)
-        trainer.train()
-    # the forward that TRL and Accelerate put on the instance would outlive the fit
-    model.__dict__.pop("forward", None)
+        trainer = Trainer(model, arguments, tokenizer, dataset, visits, budget, texts, measured, log, checkpoints)
+        trainer.train(resume_from_checkpoint=trainer.newest_checkpoint())
+    for module in model.modules():  # the forward that TRL and Accelerate put on instances would outlive the fit
+        module.__dict__.pop("forward", None)
     model.zero_grad(set_to_none=True)
     report = trainer.report
     parameters = count_parameters(model)
-    report.flops = train_flops(parameters, report.read_tokens)
+    frozen = sum(weight.numel() for weight in model.parameters() if not weight.requires_grad)
+    report.flops = train_flops(parameters, report.read_tokens, frozen)
     report.flops += forward_flops(parameters, trainer.written_tokens)
     report.teacher_seconds += measured.teacher_seconds
     if teacher is not None:
         report.teacher_flops = forward_flops(teacher.parameters, report.teacher_tokens)
         report.flops += report.teacher_flops
     report.warnings += find_warnings(trainer.gold_nll, steps) + texts.warnings()
-    report.seconds = time.perf_counter() - started
+    report.seconds = time.perf_counter() - started + report.earlier_seconds
     return report
 
 
@@ -115,7 +125,7 @@ def mean_nll(model: PreTrainedModel, rows: Sequence[Row] | Rows, batch_size: int
     return total / max(count, 1), count
 
 
-class Trainer(SFTTrainer):
+class Trainer(Resumable):
     """SFTTrainer with given batches, our loss, and student text on a seeded coin per optimizer step."""
 
     loss_is_scaled_for_ga = True  # type: ignore[assignment]  # `compute_loss` divides by the count of the whole optimizer step
@@ -131,7 +141,9 @@ class Trainer(SFTTrainer):
         texts: Texts,
         objective: Objective,
         log: IO[str],
+        checkpoints: Checkpoints,
     ) -> None:
+        self.checkpoints = checkpoints
         self.visits, self.budget, self.texts, self.jsonl = visits, budget, texts, log
         self.objective: Objective = objective
         self.report = FitReport()
@@ -164,18 +176,20 @@ class Trainer(SFTTrainer):
         groups = [group for _, group in zip(range(num_batches), epoch_iterator, strict=False)]
         text = self.texts.rows(self.state.global_step, groups)
         batches = [collate(group, self.pad_id) for group in text.groups]
-        items = torch.tensor(sum(int((batch["labels"] != IGNORED).sum()) for batch in batches))
-        read = torch.tensor(sum(len(row.input_ids) for group in text.groups for row in group))
+        items = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
+        read = sum(len(row.input_ids) for group in text.groups for row in group)
+        counts = torch.tensor([items, read, text.student_read, text.generated, text.teacher_read])
         if self.accelerator.num_processes > 1:
-            items, read = (self.accelerator.gather(count.to(device)).sum() for count in (items, read))
-        self._items, self._text = int(items), replace(text, groups=[])
-        self.report.trained_tokens += int(items)
-        self.report.read_tokens += int(read)
-        self.report.teacher_tokens += text.teacher_read + (int(read) if self.objective.asks_teacher else 0)
+            counts = self.accelerator.reduce(counts.to(device))
+        items, read, student_read, generated, teacher_read = counts.tolist()
+        self._items, self._text = items, replace(text, groups=[])
+        self.report.trained_tokens += items
+        self.report.read_tokens += read
+        self.report.teacher_tokens += teacher_read + (read if self.objective.asks_teacher else 0)
         self.report.teacher_seconds += text.teacher_seconds
-        self.report.generated_tokens += text.generated
+        self.report.generated_tokens += generated
         self.report.student_steps += text.origin != "given"
-        self.written_tokens += text.student_read
+        self.written_tokens += student_read
         return batches, self._items
 
     def compute_loss(
@@ -213,11 +227,17 @@ class Trainer(SFTTrainer):
         return 0
 
     def _finish_step(self) -> None:
-        loss = float(sum(self._losses)) / self.accelerator.num_processes
+        found = torch.stack([sum(self._losses, self._nll.new_zeros(())), self._nll])
+        wanted = torch.tensor(self.checkpoints.wanted(), device=found.device)
+        if self.accelerator.num_processes > 1:  # every process learns the same, and so ends with the others
+            found = self.accelerator.reduce(found)
+            wanted = self.accelerator.gather(wanted).max()
+        self.want_checkpoint(float(wanted))
+        loss = found[0].item() / self.accelerator.num_processes
         step = self.state.global_step + 1
         if not math.isfinite(loss):
             raise DivergedError(f"the loss at step {step} of {self.state.max_steps} is {loss}")
-        nll = float(self._nll) / max(self._items, 1)
+        nll = found[1].item() / max(self._items, 1)
         self._losses.clear()
         self._nll.zero_()
         if self._text.origin == "given":

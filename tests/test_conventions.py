@@ -19,14 +19,15 @@ LAYERS = [
     {"stages"},
     {"table", "verdict", "gains", "arms", "crossover", "stats"},  # reading
     {"evals"},
-    {"trainers", "fit_report", "arguments"},  # field
+    {"trainers", "checkpoints", "fit_report", "arguments"},  # field
     {"texts", "objectives"},
     {"interleaved"},
     {"adaptive", "generate", "signals", "divergences", "sequences", "teachers"},
-    {"chat", "models"},
+    {"chat", "models", "adapters"},
     {"model_files", "corpora", "methods", "world", "served"},
     {"recipe"},
-    {"checks", "config", "identity", "registry", "store", "cost", "track", "provenance", "endpoint"},  # ground
+    {"checks", "config", "identity", "registry", "store", "cost", "track"},  # ground
+    {"preemption", "processes", "provenance", "endpoint"},
 ]
 LIGHT = [
     "config",

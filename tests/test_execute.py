@@ -16,6 +16,7 @@ from harness.attempt import attempt
 from harness.checks import SettingsError
 from harness.config import Launch, Machine, Settings
 from harness.execute import execute
+from harness.launch.local import Pool
 from harness.plan import CellPlan, Plan
 from harness.stage import Stage
 from harness.status import cell_state, stage_state
@@ -157,6 +158,26 @@ def test_a_killed_worker_costs_one_attempt_and_the_rest_goes_on(store):
     assert stage_state(store, bad.train[0].key).status == "interrupted"
 
 
+def test_a_worker_told_to_stop_is_preempted_and_the_next_run_takes_its_stage_up_again(store):
+    pool, stage = Pool(store, Machine(), 1, lambda key, progress: None), Stage("mixture", "slow", {"do": "wait"})
+    try:
+        pool.submit(stage.spec(), MAKER)
+        _until(lambda: store.attempts(stage.key))
+        os.kill(json.loads((store.root / "claims" / stage.key).read_text())["pid"], signal.SIGTERM)
+        (outcome,) = _first(pool)
+    finally:
+        pool.close()
+    assert (outcome.status, outcome.failure_class) == ("failed", "preempted")
+    assert stage_state(store, stage.key).status == "interrupted" and not store.claimed(stage.key)
+
+
+def _first(pool):
+    for _ in range(400):
+        if found := list(pool.events(0.2)):
+            return found
+    return []
+
+
 def test_a_stage_that_another_run_makes_is_waited_for(store):
     plan = plan_of(chain(1))
     execute(plan_of(CellPlan(None, (), plan.stages[0], (), None, {})), store, settings(), Watcher())
@@ -221,8 +242,6 @@ def _until(condition, seconds=60):
 
 
 def test_the_pool_is_bounded(store, monkeypatch):
-    from harness.launch.local import Pool
-
     pool = Pool(store, Machine(), 2, lambda key, progress: None)
     try:
         for number in range(6):

@@ -127,6 +127,20 @@ def test_splitting_a_batch_moves_neither_loss_nor_parameters(tmp_path, objective
         torch.testing.assert_close(parameters(model), parameters(found[0][1]), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("objective", [TrainStage(), STUDENT])
+def test_computing_activations_again_moves_neither_loss_nor_parameters(tmp_path, objective):
+    again = Machine(device="cpu", gradient_checkpointing=True, micro_batch_size=2)
+    found = []
+    for machine in (Machine(device="cpu", micro_batch_size=2), again):
+        model, forwards = tiny_llama(dropout=0.1), []
+        model.model.layers[0].mlp.register_forward_pre_hook(lambda module, *_, to=forwards: to.append(module.training))
+        report, _ = train(tmp_path, objective, machine=machine, max_new_tokens=4, model=model)
+        found.append((report.last_loss, parameters(model), sum(forwards)))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-4, atol=1e-6)
+    assert (found[0][2], found[1][2]) == (3 * 2, 3 * 2 * 2)  # a forward for each of 3 x 2 micro-batches, then another
+
+
 def test_student_text_is_divided_by_the_tokens_the_student_wrote(tmp_path):
     # TRL 1.16's GKDTrainer divides by the data set's count here, 4 times too few in one measured case
     rows, batches = dataset(), visits(12, 1, 4, seed=0)

@@ -20,10 +20,12 @@ from typing import Any
 
 from harness.attempt import Outcome, note_death
 from harness.config import Machine
+from harness.preemption import EXIT_CODE
 from harness.store import Store
 from harness.track import Progress
 
 MAX_DEFAULT_WORKERS = 4
+GRACE_SECONDS = 30.0  # for the step under way and a checkpoint
 
 
 class Pool:
@@ -61,14 +63,14 @@ class Pool:
         self._feed()
 
     def close(self) -> None:
-        """Send idle workers home and stop the others; what they had not published is made again next time."""
+        """Send idle workers home and stop the others, which leave a checkpoint where they can go on from one."""
         for worker in self.workers:
             worker.connection.close()  # an idle worker ends by itself
             if worker.key is not None:
                 worker.process.terminate()
         for worker in self.workers:
             try:
-                worker.process.wait(timeout=5)
+                worker.process.wait(timeout=GRACE_SECONDS)
             except subprocess.TimeoutExpired:
                 worker.process.kill()
 
@@ -95,7 +97,13 @@ class Pool:
     def _bury(self, worker: "_Worker") -> Iterator[Outcome]:
         code = worker.process.wait()
         self.workers.remove(worker)
-        if worker.key is not None:
+        if worker.key is None:
+            return
+        if self.store.done(worker.key):  # it was asked to stop when the stage was already published
+            yield Outcome(worker.key, "done")
+        elif code == EXIT_CODE:
+            yield Outcome(worker.key, "failed", "preempted", "it was asked to stop; the next run goes on with it")
+        else:
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             hint = "; the kernel does this when memory runs out" if code == -signal.SIGKILL else ""
             reason = f"its worker ended with {how}{hint}"

@@ -1,11 +1,13 @@
 """A worker of the local pool: `python -m harness.launch.worker <descriptor> <store> <machine>`.
 
-Makes the stages that come through the inherited connection, one at a time, until it is closed. Ends at
-once when the process that started it is gone, so no stage is trained for nobody.
+Makes the stages that come through the inherited connection, one at a time, until it is closed. When the
+process that started it is gone it asks itself to stop, so no stage is trained for nobody and what was
+trained is kept.
 """
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -18,6 +20,7 @@ from harness.config import Machine
 from harness.store import Store
 
 PARENT_CHECK_SECONDS = 0.5
+GRACE_SECONDS = 60.0  # for the step under way and a checkpoint
 
 
 def main(descriptor: int, root: Path, machine: Machine) -> None:
@@ -30,7 +33,7 @@ def main(descriptor: int, root: Path, machine: Machine) -> None:
         try:
             connection.send(message)
         except OSError:  # nobody listens any more; this is no failure of the stage
-            os._exit(1)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     while True:
         try:
@@ -43,6 +46,8 @@ def main(descriptor: int, root: Path, machine: Machine) -> None:
 def _end_with_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_SECONDS)
     os._exit(1)
 
 

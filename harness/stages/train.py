@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, load_from_disk
 
+from harness.adapters import merged, with_adapters
 from harness.config import Budget, Machine
 from harness.identity import fingerprint
 from harness.models import device_of, load_model, load_tokenizer, save_model
+from harness.processes import process_rank
 from harness.recipe import TrainStage
 from harness.sequences import Rows, draw_seed, visiting_order, visits
 from harness.signals import LiveTeacher
@@ -32,9 +34,10 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     """Train and save a model; returns cost, counts, the validation NLL and warnings.
 
     `settings`: `stage` (a TrainStage's values), `budget`, `seed`, `index` (place in the recipe), `loss_on`,
-    and `max_new_tokens` where the student writes. `inputs`: `subset`, `start`, and where the stage needs
-    them `teacher` (a model folder), `labels`, `synthetic`. `metrics["validation_nll"]` is in nats per
-    token of the cell's own validation rows, the same for every objective. Raises DivergedError.
+    `max_new_tokens` where the student writes, and `lora` where adapters are trained, to be merged at the end.
+    `inputs`: `subset`, `start`, and where the stage needs them `teacher` (a model folder), `labels`,
+    `synthetic`. `metrics["validation_nll"]` is in nats per token of the cell's own validation rows, the same
+    for every objective. Raises DivergedError, and Preempted when it is asked to stop.
     """
     stage = TrainStage.of(settings["stage"])
     budget, seed = Budget(**settings["budget"]), settings["seed"]
@@ -45,6 +48,9 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     device = device_of(machine)
     tokenizer = load_tokenizer(inputs["start"])
     model = load_model(inputs["start"], device=device)
+    lora = settings.get("lora")
+    if lora is not None:
+        model = with_adapters(model, lora, draw_seed(seed, "lora", settings["index"]))
     teacher = None
     if stage.normal().asks_teacher:
         folder = _needed(inputs, "teacher", stage)
@@ -71,7 +77,10 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
         max_new_tokens=settings.get("max_new_tokens", 0),
         run_name=fingerprint([settings, str(inputs["subset"].name), str(inputs["start"].name)])[:16],
     )
-    save_model(model, tokenizer, out)
+    if lora is not None:
+        model = merged(model)
+    if process_rank() == 0:
+        save_model(model, tokenizer, out)
 
     metrics: dict[str, Any] = {}
     if report.steps:
@@ -86,7 +95,8 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
         for name, value in asdict(report).items()
         if (name.endswith("_tokens") and name != "read_tokens") or name in ("flops", "teacher_flops", "teacher_seconds")
     }
-    return {"cost": cost, "counts": counts, "metrics": metrics, "warnings": report.warnings}
+    facts = {"cost": cost, "counts": counts, "metrics": metrics, "warnings": report.warnings}
+    return facts | ({"earlier_seconds": report.earlier_seconds} if report.earlier_seconds else {})
 
 
 def _sequences(

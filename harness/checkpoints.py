@@ -1,0 +1,258 @@
+"""Checkpoints: what a fit leaves so that another process goes on with it, number for number.
+
+A checkpoint is a folder that was written under another name, synced and renamed, so a killed process leaves
+a whole one or none. It belongs to one fit, named by a fingerprint, and is never used for another:
+
+    step-120/model.safetensors      weights that are trained, the objective's own among them
+             optimizer.safetensors  AdamW's moments
+             state.json             counts, schedule, random states of every process, sizes of the files
+             trainer_state.json     the same for the Transformers trainer
+             log.jsonl              the log so far
+
+The model that a stage exports is no checkpoint (`models.save_model` writes that). What is under way is asked
+to stop in `preemption.py`; here a fit answers. Whole models only: FSDP and DeepSpeed shards are not kept.
+
+    class Trainer(Resumable): ...
+    trainer.train(resume_from_checkpoint=trainer.newest_checkpoint())
+"""
+
+import json
+import os
+import random
+import shutil
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors.torch import load_file, save_file
+from trl import SFTTrainer
+
+from harness import preemption
+from harness.fit_report import FitReport
+from harness.objectives import Objective
+from harness.store import STALE_SECONDS, age_of, fsync, fsync_tree
+from harness.texts import Texts
+
+KEPT = 2  # the newest, and the one before in case a disk returns less than it took
+TIMED, ASKED = 1.0, 2.0
+
+
+class Checkpoints:
+    """The checkpoints of one fit in a folder; without a folder nothing is kept."""
+
+    def __init__(self, folder: Path | None, belongs: str, minutes: float) -> None:
+        """`belongs` is a fingerprint of all that the fit's numbers follow from; `minutes` 0 is no clock."""
+        self.folder, self.belongs, self.minutes = folder, belongs, minutes
+        self._written = time.monotonic()
+
+    def wanted(self) -> float:
+        """0, or why a checkpoint is wanted after this step: TIMED, or ASKED to stop."""
+        if self.folder is None:
+            return 0.0
+        if preemption.asked():
+            return ASKED
+        late = self.minutes > 0 and time.monotonic() - self._written >= 60 * self.minutes
+        return TIMED if late else 0.0
+
+    def newest(self) -> Path | None:
+        """The newest whole checkpoint of this fit."""
+        for path in reversed(self._finished()):
+            if _read(path).get("belongs") == self.belongs:
+                return path
+        return None
+
+    def write(
+        self, step: int, tensors: Mapping[str, dict[str, torch.Tensor]], state: dict[str, Any], files: Mapping[str, str]
+    ) -> Path:
+        """Keep one checkpoint: `tensors` by file, `state` for state.json, `files` as they are; drop older ones."""
+        assert self.folder is not None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = self.folder / f".{uuid.uuid4().hex}"
+        unfinished.mkdir()
+        for name, group in tensors.items():
+            save_file({key: tensor.contiguous() for key, tensor in group.items()}, unfinished / f"{name}.safetensors")
+        for name, text in files.items():
+            (unfinished / name).write_text(text)
+        sizes = {path.name: path.stat().st_size for path in unfinished.iterdir()}
+        (unfinished / "state.json").write_text(json.dumps({**state, "belongs": self.belongs, "files": sizes}))
+        fsync_tree(unfinished)
+        path = self.folder / f"step-{step}"
+        shutil.rmtree(path, ignore_errors=True)  # a torn one of the same step
+        os.rename(unfinished, path)
+        fsync(self.folder)
+        self._remove_older()
+        self.clock()
+        return path
+
+    def clock(self) -> None:
+        """Start counting the minutes to the next checkpoint."""
+        self._written = time.monotonic()
+
+    def _finished(self) -> list[Path]:
+        found = self.folder.glob("step-*") if self.folder is not None else []
+        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+    def _remove_older(self) -> None:
+        assert self.folder is not None
+        whole = [path for path in self._finished() if _read(path).get("belongs") == self.belongs]
+        torn = [path for path in self.folder.glob(".*") if age_of(path) > STALE_SECONDS]
+        for path in [path for path in self._finished() if path not in whole[-KEPT:]] + torn:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+class Resumable(SFTTrainer):
+    """The Transformers trainer with our checkpoints behind its own hooks: no pickles, and all of a fit's state."""
+
+    checkpoints: Checkpoints
+    report: FitReport
+    texts: Texts
+    objective: Objective
+    jsonl: IO[str]
+    gold_nll: list[tuple[int, float]]
+    written_tokens: int
+    _started: float
+    _wanted: float = 0.0
+
+    def newest_checkpoint(self) -> str | None:
+        """The checkpoint to go on from, the same for every process, or None."""
+        found: list[Any] = [self.checkpoints.newest()]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(found)  # folders of a shared disk are not seen by all at the same moment
+        return None if found[0] is None else str(found[0])
+
+    def want_checkpoint(self, wanted: float) -> None:
+        """Keep a checkpoint after this step where `wanted` (of all processes) is above 0, and stop if ASKED."""
+        self._wanted = wanted
+
+    def _maybe_log_save_evaluate(self, *args: Any, **named: Any) -> None:
+        self.control.should_save = self._wanted > 0
+        super()._maybe_log_save_evaluate(*args, **named)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        wanted, self._wanted = self._wanted, 0.0
+        own = [{"texts": self.texts.state(), "random": random_state()}]
+        processes = gather_object(own) if self.accelerator.num_processes > 1 else own
+        step = self.state.global_step
+        if self.is_world_process_zero():
+            moments, rest = _taken_apart(self.optimizer.state_dict())  # type: ignore[union-attr]
+            self.jsonl.flush()
+            self.checkpoints.write(
+                step,
+                {"model": self._trained_tensors(), "optimizer": moments},
+                {
+                    "step": step,
+                    "steps": self.state.max_steps,
+                    "optimizer": rest,
+                    "schedule": self.lr_scheduler.state_dict(),  # type: ignore[union-attr]
+                    "report": asdict(self.report),
+                    "gold_nll": self.gold_nll,
+                    "written_tokens": self.written_tokens,
+                    "teacher_seconds": self.objective.teacher_seconds,
+                    "seconds": time.perf_counter() - self._started,
+                    "processes": processes,
+                },
+                {"log.jsonl": Path(self.jsonl.name).read_text(), "trainer_state.json": json.dumps(asdict(self.state))},
+            )
+        self.checkpoints.clock()
+        self.accelerator.wait_for_everyone()
+        if wanted >= ASKED:
+            raise preemption.Preempted(f"asked to stop after step {step} of {self.state.max_steps}")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        state = _read(folder)
+        saved, mine = load_file(folder / "model.safetensors"), self._trained_tensors()
+        assert saved.keys() == mine.keys(), "a checkpoint of another model"
+        with torch.no_grad():
+            for name, tensor in mine.items():
+                tensor.copy_(saved[name])
+        self.report = FitReport(**state["report"])
+        self.report.earlier_seconds = state["seconds"]
+        self.gold_nll[:] = [(step, nll) for step, nll in state["gold_nll"]]
+        self.written_tokens = state["written_tokens"]
+        self.objective.teacher_seconds = state["teacher_seconds"]
+        self.texts.restore(state["processes"][self.args.process_index]["texts"])
+        self._started -= state["seconds"]
+        self.jsonl.write((folder / "log.jsonl").read_text())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            state = _read(Path(checkpoint))
+            moments = load_file(Path(checkpoint) / "optimizer.safetensors")
+            self.optimizer.load_state_dict(_put_together(moments, state["optimizer"]))  # type: ignore[union-attr]
+            self.lr_scheduler.load_state_dict(state["schedule"])  # type: ignore[union-attr]
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            set_random_state(_read(Path(checkpoint))["processes"][self.args.process_index]["random"])
+
+    def _trained_tensors(self) -> dict[str, torch.Tensor]:
+        """Tensors that training moves, tied ones once: parameters with a gradient, and buffers that are saved."""
+        found: dict[str, torch.Tensor] = {}
+        for prefix, module in (("model", self.model), ("objective", self.objective.weights)):
+            if module is None:
+                continue
+            kept = module.state_dict().keys()
+            found |= {f"{prefix}.{n}": p.detach() for n, p in module.named_parameters() if p.requires_grad}
+            found |= {f"{prefix}.{n}": b for n, b in module.named_buffers() if n in kept}
+        return found
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every global generator (torch, its GPUs, numpy, Python), as plain JSON types."""
+    numpy_state: Any = np.random.get_state(legacy=False)
+    return {
+        "torch": torch.get_rng_state().numpy().tobytes().hex(),
+        "cuda": [state.numpy().tobytes().hex() for state in torch.cuda.get_rng_state_all()],
+        "numpy": {**numpy_state, "state": {**numpy_state["state"], "key": numpy_state["state"]["key"].tolist()}},
+        "python": random.getstate(),
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Put every global generator where `random_state` found it."""
+    torch.set_rng_state(_bytes_tensor(state["torch"]))
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([_bytes_tensor(one) for one in state["cuda"]])
+    np.random.set_state(
+        {**state["numpy"], "state": {**state["numpy"]["state"], "key": np.array(state["numpy"]["state"]["key"], "u4")}}
+    )
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+
+
+def _bytes_tensor(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
+
+
+def _taken_apart(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """An optimizer's state: tensors by "<parameter>.<name>", and the rest as plain JSON types."""
+    flat = {f"{number}.{name}": value for number, values in state["state"].items() for name, value in values.items()}
+    tensors = {key: value for key, value in flat.items() if torch.is_tensor(value)}
+    scalars = {key: value for key, value in flat.items() if key not in tensors}
+    return tensors, {"scalars": scalars, "groups": state["param_groups"]}
+
+
+def _put_together(tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
+    """What `_taken_apart` took apart."""
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**tensors, **rest["scalars"]}.items():
+        number, name = key.split(".", 1)
+        state.setdefault(int(number), {})[name] = value
+    return {"state": state, "param_groups": rest["groups"]}
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """The state of a whole checkpoint; empty where a file is missing or shorter than it was."""
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        whole = all((folder / name).stat().st_size == size for name, size in state["files"].items())
+    except (OSError, ValueError, KeyError):
+        return {}
+    return state if whole else {}

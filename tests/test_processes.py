@@ -1,0 +1,172 @@
+"""Training in processes of its own: two that train together are one, and one that is told to stop goes on.
+
+The processes are forked from a server that has imported the trainer once; importing it in each would take
+longer than all they do.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import time
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from harness import preemption
+from harness.attempt import attempt
+from harness.config import Budget, Machine
+from harness.recipe import TrainStage
+from harness.sequences import visits
+from harness.stage import Stage
+from harness.status import stage_state
+from harness.store import Store
+from harness.trainers import DivergedError
+from tests.doubles import tiny_llama
+from tests.test_trainers import BUDGET, parameters, train
+
+STEPS = 4
+CASES = {
+    "given text": (TrainStage(divergence="forward_kl"), None),
+    "student text": (TrainStage(sequences="student", student_share=0.5, divergence="forward_kl"), 1),
+}
+
+
+@pytest.fixture(scope="module")
+def server():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["harness.trainers", "harness.attempt", "tests.doubles", "tests.test_trainers"])
+    return context
+
+
+def fitted(folder, objective, micro, budget=BUDGET):
+    """Train in `folder`; report, parameters and log are read from it later."""
+    folder.mkdir(parents=True, exist_ok=True)
+    machine = Machine(device="cpu", micro_batch_size=micro)
+    report, model = train(folder, objective, visits(12, STEPS, 4, seed=0), machine, max_new_tokens=4, budget=budget)
+    return report, model
+
+
+def together(rank, port, root, answers):
+    """One of two processes: every case, then a fit that diverges, then one that is stopped and goes on."""
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in names.items()} | {"GLOO_SOCKET_IFNAME": "lo"})
+    torch.set_num_threads(1)
+    try:
+        for name, (objective, micro) in CASES.items():
+            report, model = fitted(root / name, objective, micro)  # both are given one folder; the first writes to it
+            save_file({"all": parameters(model)}, root / name / f"{rank}.safetensors")
+            (root / name / f"{rank}.json").write_text(json.dumps(asdict(report)))
+        with pytest.raises(DivergedError):
+            fitted(root / "diverged", TrainStage(), 1, Budget(batch_size=4, learning_rate=1e30, warmup_ratio=0.0))
+        with preemption.stoppable(root / "checkpoints"):
+            real, asks = preemption.asked, iter([False, rank == 1])  # only the second is told, and both stop
+            preemption.asked = lambda: next(asks)
+            with pytest.raises(preemption.Preempted, match=f"after step 2 of {STEPS}"):
+                fitted(root / "stopped", *CASES["student text"])
+            preemption.asked = real
+        with preemption.stoppable(root / "checkpoints"):
+            report, model = fitted(root / "went on", *CASES["student text"])
+        save_file({"all": parameters(model)}, root / "went on" / f"{rank}.safetensors")
+        answers.put((rank, None))
+    except BaseException:
+        answers.put((rank, traceback.format_exc()))
+    torch.distributed.destroy_process_group()
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_are_one(server, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    answers = server.Queue()
+    pair = [server.Process(target=together, args=(rank, port, tmp_path / "two", answers)) for rank in range(2)]
+    for process in pair:
+        process.start()
+    alone = {name: fitted(tmp_path / "one" / name, *case) for name, case in CASES.items()}
+    assert dict(answers.get(timeout=240) for _ in pair) == {0: None, 1: None}
+    for name, (report, model) in alone.items():
+        folder = tmp_path / "two" / name
+        for rank in range(2):
+            torch.testing.assert_close(
+                load_file(folder / f"{rank}.safetensors")["all"], parameters(model), rtol=1e-3, atol=1e-5
+            )
+            found = json.loads((folder / f"{rank}.json").read_text())
+            assert found["warnings"] == report.warnings != []
+            for key, value in asdict(report).items():
+                if "seconds" not in key and key != "warnings":
+                    assert found[key] == pytest.approx(value, rel=1e-4), (name, key)
+        for mine, theirs in zip(lines_of(tmp_path / "one" / name), lines_of(folder), strict=True):
+            for key in mine.keys() - {"seconds"}:
+                assert theirs[key] == (mine[key] if key == "sequences" else pytest.approx(mine[key], rel=1e-4)), key
+    expected, found = (load_file(tmp_path / "two" / n / "1.safetensors")["all"] for n in ("student text", "went on"))
+    assert torch.equal(found, expected)
+    assert lines_of(tmp_path / "two" / "went on")[-1]["loss"] == lines_of(tmp_path / "two" / "student text")[-1]["loss"]
+
+
+def make(settings, inputs, out, machine):
+    """A train stage in miniature, slow enough to be told to stop."""
+    objective = TrainStage(sequences="student", student_share=0.5, divergence="forward_kl")
+    model = tiny_llama(dropout=0.1)
+    report, _ = train(
+        out,
+        objective,
+        visits(12, settings["steps"], 4, seed=0),
+        machine,
+        max_new_tokens=settings["tokens"],
+        model=model,
+    )
+    model.save_pretrained(out)
+    return {"cost": {"flops": report.flops}, "earlier_seconds": report.earlier_seconds}
+
+
+def attempted(root, spec):
+    torch.set_num_threads(1)
+    attempt(Store(root), spec, "tests.test_processes:make", Machine(device="cpu"))
+
+
+def test_a_process_told_to_stop_leaves_a_checkpoint_and_the_next_attempt_ends_as_if_nothing_had_been(server, tmp_path):
+    store, quiet = Store.open(tmp_path / "told"), Store.open(tmp_path / "quiet")
+    stage = Stage("train", "slow", {"steps": 60, "tokens": 12})
+    process = server.Process(target=attempted, args=(store.root, stage.spec()))
+    process.start()
+    deadline = time.monotonic() + 120
+    while not any(log.read_text().count("\n") > 2 for log in (store.root / "tmp").glob("*/log.jsonl")):
+        assert time.monotonic() < deadline and process.is_alive()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == preemption.EXIT_CODE
+    assert stage_state(store, stage.key).failure_class == "preempted" and not store.done(stage.key)
+    assert len(list(store.checkpoints(stage.key).glob("step-*"))) == 1
+
+    again = attempt(store, stage.spec(), "tests.test_processes:make", Machine(device="cpu"))
+    plain = attempt(quiet, stage.spec(), "tests.test_processes:make", Machine(device="cpu"))
+    assert again.status == plain.status == "done" and again.facts["cost"] == plain.facts["cost"]
+    assert again.facts["seconds"] > again.facts["earlier_seconds"] > 0
+    assert not store.checkpoints(stage.key).exists()
+    one, other = (load_file(s.folder(stage.key) / "model.safetensors") for s in (store, quiet))
+    assert all(torch.equal(one[name], other[name]) for name in other)
+    for mine, theirs in zip(lines_of(quiet.folder(stage.key)), lines_of(store.folder(stage.key)), strict=True):
+        assert mine | {"seconds": 0} == theirs | {"seconds": 0}
+
+
+def test_a_process_beside_the_first_makes_the_stage_and_publishes_nothing(tmp_path, monkeypatch):
+    store, stage = Store.open(tmp_path), Stage("train", "beside", {"number": 1})
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("harness.attempt.PUBLISH_SECONDS", 0.2)
+    alone = attempt(store, stage.spec(), "tests.makers:make", Machine())
+    assert (alone.status, store.done(stage.key), store.attempts(stage.key)) == ("failed", False, [])
+    monkeypatch.setenv("RANK", "0")
+    assert attempt(store, stage.spec(), "tests.makers:make", Machine()).status == "done"
+    monkeypatch.setenv("RANK", "1")
+    assert attempt(store, stage.spec(), "tests.makers:make", Machine()).status == "done"
+    assert not list(Path(store.root / "tmp").iterdir())
