@@ -21,6 +21,8 @@ LAYERS = [
     {"evals"},
     {"trainers", "fit_report", "arguments"},  # field
     {"texts", "objectives"},
+    {"hidden"},
+    {"hidden_states"},
     {"generate", "signals", "divergences", "sequences"},
     {"chat", "models"},
     {"model_files", "corpora", "methods", "world"},
