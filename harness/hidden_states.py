@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from harness.config import refuse
 
 RELATION_ELEMENTS = 2**25
-"""Elements (rows x heads x queries x keys) of relations made at once; further rows wait, and are made again
-for their gradient, so memory does not grow with the batch."""
+"""Elements (rows x heads x queries x keys) of relations made at once; where there are more, heads take turns and
+are made again for their gradient, so memory does not grow with the batch."""
 
 
 @contextmanager
@@ -116,33 +116,31 @@ def relation_kl(
     `scored` and `attention_mask` are (B, T).
     """
     assert student.shape[-1] % heads == teacher.shape[-1] % heads == 0, "heads do not divide a width"
-    rows, length = scored.shape
-    at_once = max(1, RELATION_ELEMENTS // (heads * length * length))
-    parts = [
-        [whole[start : start + at_once] for whole in (student, teacher.detach(), scored, attention_mask.bool())]
-        for start in range(0, rows, at_once)
+    # every head of every row is a sequence of its own, (B * heads, T, d_r)
+    split = [
+        vectors.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1) for vectors in (student, teacher.detach())
     ]
+    masks = [mask.bool().repeat_interleave(heads, 0) for mask in (scored, attention_mask)]
+    at_once = max(1, RELATION_ELEMENTS // scored.shape[1] ** 2)
+    parts = list(zip(*(whole.split(at_once) for whole in (*split, *masks)), strict=True))
     if len(parts) == 1:
-        return _relation_kl(heads, *parts[0])
-    sums = [checkpoint(_relation_kl, heads, *part, use_reentrant=False) for part in parts]
-    return torch.stack(sums).sum()
+        return _relation_kl(*parts[0]) / heads
+    return torch.stack([checkpoint(_relation_kl, *part, use_reentrant=False) for part in parts]).sum() / heads
 
 
 def _relation_kl(
-    heads: int, student: torch.Tensor, teacher: torch.Tensor, scored: torch.Tensor, real: torch.Tensor
+    student: torch.Tensor, teacher: torch.Tensor, scored: torch.Tensor, real: torch.Tensor
 ) -> torch.Tensor:
-    queries = scored.any(dim=0).nonzero()[:, 0]  # positions scored in some row; the others need no query
+    queries = scored.any(dim=0).nonzero()[:, 0]  # positions scored in some sequence; the others need no query
     positions = torch.arange(scored.shape[1], device=scored.device)
-    seen = (positions[None] <= queries[:, None])[None] & real[:, None]  # (B, queries, keys)
-    mine, theirs = (_relations(vectors, queries, seen, heads) for vectors in (student, teacher))
-    divergence = (theirs.exp() * (theirs - mine)).sum(-1).mean(1)  # (B, queries)
-    return divergence[scored[:, queries]].sum()
+    seen = (positions[None] <= queries[:, None])[None] & real[:, None]  # (sequences, queries, keys)
+    mine, theirs = (_relations(vectors, queries, seen) for vectors in (student, teacher))
+    return (theirs.exp() * (theirs - mine)).sum(-1)[scored[:, queries]].sum()
 
 
-def _relations(vectors: torch.Tensor, queries: torch.Tensor, seen: torch.Tensor, heads: int) -> torch.Tensor:
-    """Log of R, (B, heads, queries, keys)."""
+def _relations(vectors: torch.Tensor, queries: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Log of R, (sequences, queries, keys)."""
     wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-    split = wide.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, heads, T, d_r)
-    scores = split[:, :, queries] @ split.transpose(-1, -2) * split.shape[-1] ** -0.5
+    scores = wide[:, queries] @ wide.transpose(-1, -2) * wide.shape[-1] ** -0.5
     # the lowest number and not -inf: unseen keys then add 0 to the divergence, where -inf would add NaN
-    return scores.masked_fill(~seen[:, None], torch.finfo(scores.dtype).min).log_softmax(-1)
+    return scores.masked_fill(~seen, torch.finfo(scores.dtype).min).log_softmax(-1)

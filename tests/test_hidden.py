@@ -266,7 +266,19 @@ def test_another_teacher_gives_another_hidden_term(stage):
     assert terms[0] == terms[1] != terms[2]
 
 
-def test_rows_that_do_not_fit_at_once_have_the_same_value_and_gradient(monkeypatch):
+@pytest.mark.parametrize("stage", [FEATURES, RELATIONS], ids=["features", "relations"])
+def test_a_student_that_recomputes_its_activations_has_the_same_gradient(stage):
+    found = []
+    for checkpointing in (False, True):
+        student = llama().train()
+        if checkpointing:
+            student.activation_checkpointing_enable()
+        found.append(value_and_gradient(objective(stage, wise(), student), student, collate(rows(), 0)))
+    torch.testing.assert_close(found[1][0].sum, found[0][0].sum)
+    torch.testing.assert_close(found[1][1], found[0][1])
+
+
+def test_heads_that_do_not_fit_at_once_have_the_same_value_and_gradient(monkeypatch):
     student = llama()
     made = objective(RELATIONS, wise(), student)
     whole, gradient = value_and_gradient(made, student, collate(rows(), 0))

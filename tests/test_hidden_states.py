@@ -48,7 +48,7 @@ def test_one_relation_by_hand():
     assert relation_kl(student, teacher, 1, scored, torch.ones(1, 2)).item() == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("elements", [2**25, 1], ids=["at once", "row by row"])
+@pytest.mark.parametrize("elements", [2**25, 1], ids=["at once", "one by one"])
 def test_relations_are_attention_of_a_sequence_to_itself(elements, monkeypatch):
     # torch's own causal attention over unit values gives R; rows are padded on the left and on the right
     monkeypatch.setattr("harness.hidden_states.RELATION_ELEMENTS", elements)
