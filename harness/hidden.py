@@ -13,7 +13,7 @@ positions t, divided elsewhere by one shared count:
                 "attention sink"), and its norm says nothing about the text.
     relations   H_t = sum over A in queries, keys, values of the mean over heads of KL(R_T[t] || R_S[t]),
                 R[t] = softmax over s <= t of A_t . A_s / sqrt(d_r)
-                MiniLMv2 (Wang et al. 2021, arXiv 2012.15828, eq. 3-5, its three relations with weight 1), here
+                MiniLMv2 (Wang et al. 2021, arXiv 2012.15828, section 3.1, its three relations with weight 1), here
                 over causal keys and at scored positions alone. It needs no projection.
 
 A hidden state is what a decoder layer puts out, for the last layer what the output layer reads (after the

@@ -112,7 +112,7 @@ def relation_kl(
     """Sum over scored positions t of mean over heads of KL(R_T[t] || R_S[t]), in nats; fp32 or wider.
 
     R[t] = softmax over keys s <= t (padding left out) of A_t . A_s / sqrt(d_r), MiniLMv2, arXiv 2012.15828,
-    eq. 3-5. `student` (B, T, d_S) and `teacher` (B, T, d_T) are split into `heads` equal parts each;
+    section 3.1. `student` (B, T, d_S) and `teacher` (B, T, d_T) are split into `heads` equal parts each;
     `scored` and `attention_mask` are (B, T).
     """
     assert student.shape[-1] % heads == teacher.shape[-1] % heads == 0, "heads do not divide a width"
