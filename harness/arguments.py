@@ -57,6 +57,7 @@ def trainer_arguments(
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
         dataloader_pin_memory=not use_cpu,
+        ddp_find_unused_parameters=False,  # none is unused; the search would miss weights beside the model's forward
         logging_strategy="steps" if watched else "no",
         logging_steps=10,
         logging_nan_inf_filter=False,

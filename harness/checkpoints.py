@@ -25,7 +25,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -193,15 +193,14 @@ class Resumable(SFTTrainer):
             set_random_state(_read(Path(checkpoint))["processes"][self.args.process_index]["random"])
 
     def _trained_tensors(self) -> dict[str, torch.Tensor]:
-        """Tensors that training moves, tied ones once: parameters with a gradient, and buffers that are saved."""
-        found: dict[str, torch.Tensor] = {}
-        for prefix, module in (("model", self.model), ("objective", self.objective.weights)):
-            if module is None:
-                continue
-            kept = module.state_dict().keys()
-            found |= {f"{prefix}.{n}": p.detach() for n, p in module.named_parameters() if p.requires_grad}
-            found |= {f"{prefix}.{n}": b for n, b in module.named_buffers() if n in kept}
-        return found
+        """Tensors that training moves, tied ones once: parameters with a gradient, and buffers that are saved.
+
+        Weights of the objective are among them: they are a layer of the model while it trains.
+        """
+        module = cast(torch.nn.Module, self.model)
+        kept = module.state_dict().keys()
+        found = {name: weight.detach() for name, weight in module.named_parameters() if weight.requires_grad}
+        return found | {name: buffer for name, buffer in module.named_buffers() if name in kept}
 
 
 def random_state() -> dict[str, Any]:

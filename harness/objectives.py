@@ -2,24 +2,31 @@
 
 `divergences.py` compares two distributions; an objective brings them there: it runs the student, asks the
 teacher signal, and cuts both to the scored positions. An objective is one class with `compare`; one with
-weights of its own (a projection) names them in `weights`, and they are trained and saved beside the
-student's but are no part of the exported model.
+weights of its own (a projection) names them in `weights`; `trained_together` makes them a layer of the
+student for the length of a fit, so they are no part of the exported model. Objectives that look inside the
+models are in `hidden.py`.
 
     objective = objective_for(stage, teacher, vocabulary=len(tokenizer))
     objective.compare(model, batch).sum.backward()
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from harness.divergences import Divergence, compare, scored_positions, scored_tokens
-from harness.recipe import TrainStage
+from harness.hidden import Features, Relations
+from harness.recipe import HIDDEN, TrainStage
 from harness.signals import logits_at
 
 if TYPE_CHECKING:
     from harness.signals import TeacherSignal
+
+
+BESIDE = "objective_weights"  # the name of an objective's weights in the student while both are trained
 
 
 class Objective(Protocol):
@@ -37,11 +44,42 @@ class Objective(Protocol):
         ...
 
 
-def objective_for(stage: TrainStage, teacher: "TeacherSignal | None", vocabulary: int) -> Objective:
-    """The objective of a training stage; a divergence without its teacher is an error, never a fallback."""
+def objective_for(
+    stage: TrainStage,
+    teacher: "TeacherSignal | None",
+    vocabulary: int,
+    student: Any = None,
+    seed: int = 0,
+) -> Objective:
+    """The objective of a training stage; a divergence without its teacher is an error, never a fallback.
+
+    `student` is the model to be trained and `seed` that of the stage; only objectives that look inside the
+    models need them.
+    """
     if stage.divergence != "cross_entropy" and teacher is None:
         raise ValueError(f"divergence {stage.divergence} needs a teacher and got none")
+    if stage.divergence in HIDDEN:
+        kinds = {"features": Features, "relations": Relations}
+        return kinds[stage.divergence](stage, teacher, vocabulary, student, seed)
     return Distributions(stage, teacher, vocabulary)
+
+
+@contextmanager
+def trained_together(model: torch.nn.Module, objective: Objective) -> Iterator[None]:
+    """Make the objective's weights a layer of `model` under this context.
+
+    One optimizer, learning rate and weight decay, one clipping of all gradients together and one average
+    over processes then hold for both, and a checkpoint of the model has them. Afterwards the model is
+    as it was: what is saved then is the student alone.
+    """
+    if objective.weights is None:
+        yield
+        return
+    model.add_module(BESIDE, objective.weights)
+    try:
+        yield
+    finally:
+        delattr(model, BESIDE)
 
 
 class Distributions:

@@ -38,7 +38,7 @@ from harness.fit_report import FitReport, find_warnings
 from harness.generate import evaluating
 from harness.identity import fingerprint
 from harness.models import count_parameters
-from harness.objectives import Objective, objective_for
+from harness.objectives import Objective, objective_for, trained_together
 from harness.recipe import TrainStage
 from harness.sequences import IGNORED, Row, Rows, collate
 from harness.signals import TeacherSignal, logits_at
@@ -79,7 +79,7 @@ def fit(
     started = time.perf_counter()
     stage = objective.normal()
     assert getattr(teacher, "model", None) is not model, "a frozen teacher cannot be the student itself"
-    measured = objective_for(stage, teacher, len(tokenizer))
+    measured = objective_for(stage, teacher, len(tokenizer), model, seed)
     steps, batch_size = batches.shape
     if steps == 0:
         return FitReport(warnings=["the stage's share of the budget rounds to 0 steps: nothing was trained"])
@@ -93,7 +93,8 @@ def fit(
     with wandb_environment(machine, run_name), preemption.polling(), log_file.open("w", buffering=1) as log:
         visits = _Visits(Rows(dataset, loss_on), batches)
         trainer = Trainer(model, arguments, tokenizer, dataset, visits, budget, texts, measured, log, checkpoints)
-        trainer.train(resume_from_checkpoint=trainer.newest_checkpoint())
+        with trained_together(model, measured):
+            trainer.train(resume_from_checkpoint=trainer.newest_checkpoint())
     for module in model.modules():  # the forward that TRL and Accelerate put on instances would outlive the fit
         module.__dict__.pop("forward", None)
     model.zero_grad(set_to_none=True)

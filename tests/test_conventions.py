@@ -21,7 +21,8 @@ LAYERS = [
     {"evals"},
     {"trainers", "checkpoints", "fit_report", "arguments"},  # field
     {"texts", "objectives"},
-    {"interleaved"},
+    {"interleaved", "hidden"},
+    {"hidden_states"},
     {"adaptive", "generate", "signals", "divergences", "sequences", "teachers"},
     {"chat", "models", "adapters"},
     {"model_files", "corpora", "methods", "world", "served"},

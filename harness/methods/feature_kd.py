@@ -1,0 +1,52 @@
+"""Feature distillation: the student's hidden states, through a learned projection, become the teacher's.
+
+FitNets' hints (Romero et al. 2015, arXiv 1412.6550) at every layer, relative to the teacher's norm, beside
+the forward KL on the data's own answers; `hidden.py` has the equation. The two arms to compare are
+
+    Method()                                                    KL + features
+    Method(forward_kl_weight=0.0, cross_entropy_weight=1.0)     cross-entropy + features
+
+KL is the default because cross-entropy on noisy answers costs much of the gain. `relational_kd.py` needs no
+projection; `logit_kd.py` is the KL alone.
+"""
+
+from dataclasses import dataclass
+
+from harness.checks import check_at_least, check_positive, refuse
+from harness.recipe import TrainStage
+
+
+@dataclass
+class Method:
+    """Gold answers x forward KL or cross-entropy, and hidden states of all layers."""
+
+    hidden_weight: float = 1.0
+    """Factor of the hidden term, the mean over layers of the squared error relative to the teacher's norm
+    (1 for a student that puts out nothing); above 0. The default is ours."""
+    forward_kl_weight: float = 1.0
+    """Factor of the forward KL from the teacher, in nats per token; 0 or above."""
+    cross_entropy_weight: float = 0.0
+    """Factor of cross-entropy on the data's answers, in nats per token; 0 or above."""
+
+    def __post_init__(self) -> None:
+        check_positive("method.hidden_weight", self.hidden_weight)
+        check_at_least("method.forward_kl_weight", self.forward_kl_weight, 0)
+        check_at_least("method.cross_entropy_weight", self.cross_entropy_weight, 0)
+        if not self.forward_kl_weight + self.cross_entropy_weight:
+            raise refuse(
+                "method.forward_kl_weight",
+                self.forward_kl_weight,
+                "hidden states alone train no output layer",
+                "set forward_kl_weight or cross_entropy_weight above 0",
+            )
+
+    def stages(self) -> tuple[TrainStage, ...]:
+        """One stage."""
+        return (
+            TrainStage(
+                divergence="features",
+                hidden_weight=self.hidden_weight,
+                forward_kl_weight=self.forward_kl_weight,
+                cross_entropy_weight=self.cross_entropy_weight,
+            ),
+        )
