@@ -52,7 +52,10 @@ def estimate(stage: Stage) -> Estimate:
         return _train(stage)
     if stage.kind in ("labels", "synthesize"):
         rows, response, row_tokens = _rows(stage.inputs["subset"])
-        asked = stage.settings.get("synthetic_rows") or min(rows, _visited(stage, rows))
+        if stage.kind == "labels":
+            asked = min(rows, _visited(stage, rows))
+        else:
+            asked = stage.settings["synthetic_rows"] or rows * stage.settings["synthetic_ratio"]
         tokens = asked * (row_tokens + response)
         return Estimate(tokens, forward_flops(_parameters(stage.inputs["teacher"]), tokens), asked * row_tokens * 4)
     size = _mixture_size(stage.inputs["mixture"])

@@ -19,6 +19,19 @@ from harness.model_files import model_identity
 from harness.recipe import TrainStage
 from harness.stage import Stage
 
+SYNTHESIS = (
+    "synthetic_rows",
+    "synthetic_ratio",
+    "examples_in_context",
+    "least_prompt_tokens",
+    "least_answer_tokens",
+    "near_duplicate",
+    "verified",
+    "self_consistency",
+    "consistency_samples",
+)
+"""Values of a recipe that say which synthetic rows there are."""
+
 
 @dataclass(frozen=True)
 class CellPlan:
@@ -88,7 +101,7 @@ def plan_cell(cell: Cell) -> CellPlan:
     teaching: list[Stage] = []
     for index, recipe_stage in enumerate(recipe):
         inputs = {"subset": subset, "start": train[-1] if train else base}
-        if recipe_stage.sequences in ("teacher", "synthetic"):
+        if recipe_stage.sequences in ("teacher", "synthetic", "mixed"):
             assert teacher is not None
             rows = _teacher_rows(cell, recipe_stage, mixture, subset, teacher)
             teaching.append(rows)
@@ -238,12 +251,15 @@ def _teacher_rows(cell: Cell, recipe_stage: TrainStage, mixture: Stage, subset: 
         "max_new_tokens": cell.corpus.max_new_tokens,
         "max_length": cell.corpus.max_length,
     }
-    if recipe_stage.sequences == "synthetic":
-        settings |= {
-            "synthetic_rows": recipe_stage.synthetic_rows,
-            "seed": cell.data_seed,
-            "examples_in_context": recipe_stage.examples_in_context,
-        }
+    if recipe_stage.sequences in ("synthetic", "mixed"):
+        if recipe_stage.verified and not cell.corpus.knows_truth:
+            raise refuse(
+                "method.verified",
+                True,
+                f"corpus={corpus_name(cell.corpus)} cannot tell whether the answer to a new prompt is right",
+                "set method.verified=false, or method.self_consistency=0.6 to let the teacher vote",
+            )
+        settings |= {"seed": cell.data_seed} | {name: getattr(recipe_stage, name) for name in SYNTHESIS}
         return Stage("synthesize", f"{teacher.name}-s{cell.data_seed}", settings, inputs)
     settings |= {"budget": asdict(cell.budget), "span": list(recipe_stage.span), "seed": cell.train_seed}
     return Stage("labels", f"{teacher.name}-{cell.data_frac:g}-s{cell.train_seed}", settings, inputs)

@@ -18,12 +18,13 @@ LAYERS = [
     {"status", "plan", "stage"},
     {"stages"},
     {"table", "verdict", "gains", "arms", "crossover", "stats"},  # reading
+    {"synthetic"},
     {"evals"},
     {"trainers", "fit_report", "arguments"},  # field
-    {"texts", "objectives"},
+    {"texts", "objectives", "in_context"},
     {"generate", "signals", "divergences", "sequences"},
     {"chat", "models"},
-    {"model_files", "corpora", "methods", "world"},
+    {"model_files", "corpora", "methods", "world", "similarity"},
     {"recipe"},
     {"config", "identity", "registry", "store", "cost", "track", "provenance"},  # ground
 ]

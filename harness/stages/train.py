@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from harness.config import Budget, Machine, refuse
 from harness.identity import fingerprint
 from harness.models import device_of, load_model, load_tokenizer, save_model
 from harness.recipe import TrainStage
-from harness.sequences import Rows, draw_seed, span_of, total_steps, visits
+from harness.sequences import Rows, draw_seed, mixed_visits, span_of, total_steps, visits
 from harness.signals import LiveTeacher
 from harness.trainers import fit, mean_nll
 
@@ -107,6 +107,11 @@ def _sequences(
     if stage.sequences == "synthetic":
         synthetic = load_from_disk(_needed(inputs, "synthetic", stage) / "synthetic")
         return synthetic, visits(len(synthetic), len(order), budget.batch_size, seed)
+    if stage.sequences == "mixed":
+        synthetic = load_from_disk(_needed(inputs, "synthetic", stage) / "synthetic")
+        both = concatenate_datasets([synthetic, subset.select_columns(synthetic.column_names).cast(synthetic.features)])
+        batches = mixed_visits(len(synthetic), len(subset), stage.human_share, len(order), budget.batch_size, seed)
+        return both, batches
     if stage.sequences == "teacher":
         labels = load_from_disk(_needed(inputs, "labels", stage) / "labels")
         place = {row: position for position, row in enumerate(labels["row"])}
