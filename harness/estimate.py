@@ -53,8 +53,10 @@ def estimate(stage: Stage) -> Estimate:
         return _train(stage)
     if stage.kind in ("labels", "synthesize"):
         rows, response, row_tokens = _rows(stage.inputs["rows" if stage.kind == "labels" else "subset"])
-        answers = min(rows, _visited(stage, rows)) * stage.settings.get("samples_per_prompt", 1)
-        asked = stage.settings.get("synthetic_rows") or answers
+        if stage.kind == "labels":
+            asked = min(rows, _visited(stage, rows)) * stage.settings["samples_per_prompt"]
+        else:
+            asked = stage.settings["synthetic_rows"] or rows * stage.settings["synthetic_ratio"]
         tokens = asked * (row_tokens + response)
         return Estimate(tokens, forward_flops(_parameters(stage.inputs["teacher"]), tokens), asked * row_tokens * 4)
     size = _mixture_size(stage.inputs["mixture"])

@@ -75,6 +75,21 @@ class TrainStage:
     """Synthetic rows the teacher is asked to write."""
     examples_in_context: int = _read_by(0, "synthetic", "mixed")
     """Human rows shown to the teacher for each synthetic one."""
+    synthetic_ratio: float = _read_by(0.0, "synthetic", "mixed")
+    """Synthetic rows per human training row, asked for instead of `synthetic_rows`; 0: as many as that says."""
+    least_prompt_tokens: int = _read_by(1, "synthetic", "mixed")
+    """Synthetic rows with a shorter prompt are dropped; the most is what rows may have."""
+    least_answer_tokens: int = _read_by(1, "synthetic", "mixed")
+    """Synthetic rows with a shorter answer are dropped, end-of-turn token included."""
+    near_duplicate: float = _read_by(0.0, "synthetic", "mixed")
+    """ROUGE-L F1 from which a synthetic prompt is too like a kept, human, validation or held-out one; 0: only
+    exact repeats are."""
+    verified: bool = _read_by(False, "synthetic", "mixed")
+    """Whether only synthetic answers that the corpus knows to be right are kept."""
+    self_consistency: float = _read_by(0.0, "synthetic", "mixed")
+    """Share of `consistency_samples` more answers that have to agree with a synthetic answer; 0: none are asked."""
+    consistency_samples: int = _read_by(5, "synthetic", "mixed")
+    """More answers sampled per synthetic prompt; only read where `self_consistency` is above 0."""
     human_share: float = _read_by(0.0, "mixed")
     """Share of visits that are human rows; 0: as many as there are (natural mixing)."""
 
@@ -125,6 +140,10 @@ class TrainStage:
             stage = replace(stage, sequences="gold")
         if stage.sequences == "student" and not stage.adaptive:
             stage = replace(stage, replay_rows=TrainStage.replay_rows)
+        if stage.synthetic_ratio > 0:
+            stage = replace(stage, synthetic_rows=TrainStage.synthetic_rows)
+        if stage.self_consistency == 0:
+            stage = replace(stage, consistency_samples=TrainStage.consistency_samples)
         if stage.divergence == "jsd" and stage.jsd_teacher_weight in (0, 1):
             stage = replace(stage, divergence="reverse_kl" if stage.jsd_teacher_weight else "forward_kl")
         if stage.divergence in ("skew_forward_kl", "skew_reverse_kl") and stage.skew == 0:

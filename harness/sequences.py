@@ -42,10 +42,27 @@ def visits(num_rows: int, steps: int, batch_size: int, seed: int) -> np.ndarray:
     what a longer one sees and every row has been seen n times before any is seen n + 2 times.
     """
     assert num_rows > 0 and steps >= 0 and batch_size > 0
-    needed = steps * batch_size
-    epochs = (_epoch(num_rows, epoch, seed) for epoch in range(-(-needed // num_rows)))
-    order = np.concatenate([*epochs, np.empty(0, dtype=np.int64)])
-    return order[:needed].reshape(steps, batch_size)
+    return _stream(num_rows, steps * batch_size, seed).reshape(steps, batch_size)
+
+
+def mixed_visits(
+    synthetic_rows: int, human_rows: int, human_share: float, steps: int, batch_size: int, seed: int
+) -> np.ndarray:
+    """Positions among synthetic rows followed by human ones, int64 of shape (steps, batch_size).
+
+    `human_share` 0 visits all rows alike (natural mixing). Above it, of every n visits n x share are human, to
+    the nearest whole number at the end of each step: a batch has the share or is one row off, and what one
+    lacks the next has. Either kind is visited in seeded permutations of its own, one after another.
+    """
+    assert 0 <= human_share < 1 and min(synthetic_rows, human_rows) > 0
+    if human_share == 0:
+        return visits(synthetic_rows + human_rows, steps, batch_size, seed)
+    so_far = np.floor(np.arange(steps + 1) * batch_size * human_share + 0.5).astype(np.int64)
+    is_human = np.arange(batch_size) < np.diff(so_far)[:, None]
+    order = np.empty((steps, batch_size), dtype=np.int64)
+    order[is_human] = synthetic_rows + _stream(human_rows, int(is_human.sum()), draw_seed(seed, "human"))
+    order[~is_human] = _stream(synthetic_rows, int((~is_human).sum()), draw_seed(seed, "synthetic"))
+    return order
 
 
 def total_steps(budget: Budget, response_tokens: Sequence[int] | np.ndarray, seed: int) -> int:
@@ -187,6 +204,11 @@ def collate(rows: Sequence[Row], pad_id: int) -> dict[str, "torch.Tensor"]:
     numbers = np.array([row.number for row in rows], dtype=np.int64)
     arrays = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, "rows": numbers}
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _stream(num_rows: int, count: int, seed: int) -> np.ndarray:
+    epochs = (_epoch(num_rows, epoch, seed) for epoch in range(-(-count // num_rows)))
+    return np.concatenate([*epochs, np.empty(0, dtype=np.int64)])[:count]
 
 
 def _epoch(num_rows: int, epoch: int, seed: int) -> np.ndarray:

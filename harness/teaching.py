@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from harness.checks import refuse
 from harness.config import Budget, Cell, Lesson, Model, Teacher
 from harness.corpora import corpus_from, corpus_name
 from harness.model_files import model_identity
@@ -23,6 +24,19 @@ EDGES = (
     *(tenth / 10 for tenth in range(1, 11)),
 )
 """Where blocks of rows end, as fractions of each source's order."""
+
+SYNTHESIS = (
+    "synthetic_rows",
+    "synthetic_ratio",
+    "examples_in_context",
+    "least_prompt_tokens",
+    "least_answer_tokens",
+    "near_duplicate",
+    "verified",
+    "self_consistency",
+    "consistency_samples",
+)
+"""Values of a recipe that say which synthetic rows there are."""
 
 
 def block_edges(data_frac: float) -> list[tuple[float, float]]:
@@ -160,14 +174,20 @@ def label_stages(cell: Cell, stage: TrainStage, mixture: Stage, subset: Stage, t
 
 def synthesize_stage(cell: Cell, stage: TrainStage, mixture: Stage, subset: Stage, teacher: Stage) -> Stage:
     """Prompts and answers the teacher writes after seeing the cell's own rows."""
-    settings = {
+    if stage.verified and not cell.corpus.knows_truth:
+        raise refuse(
+            "method.verified",
+            True,
+            f"corpus={corpus_name(cell.corpus)} cannot tell whether the answer to a new prompt is right",
+            "set method.verified=false, or method.self_consistency=0.6 to let the teacher vote",
+        )
+    settings: dict[str, Any] = {
         "sampling_temperature": stage.sampling_temperature,
         "max_new_tokens": cell.corpus.max_new_tokens,
         "max_length": cell.corpus.max_length,
-        "synthetic_rows": stage.synthetic_rows,
         "seed": cell.data_seed,
-        "examples_in_context": stage.examples_in_context,
     }
+    settings |= {name: getattr(stage, name) for name in SYNTHESIS}
     inputs = {"subset": subset, "mixture": mixture, "teacher": teacher}
     return Stage("synthesize", f"{teacher.name}-s{cell.data_seed}", settings, inputs, _where(cell))
 

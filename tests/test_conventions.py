@@ -18,17 +18,18 @@ LAYERS = [
     {"status", "plan", "stage", "teaching"},
     {"stages"},
     {"table", "verdict", "gains", "arms", "crossover", "stats"},  # reading
+    {"synthetic"},
     {"evals"},
     {"trainers", "checkpoints", "fit_report", "arguments"},  # field
-    {"texts", "objectives"},
+    {"texts", "objectives", "in_context"},
     {"interleaved", "hidden"},
     {"hidden_states"},
     {"adaptive", "generate", "signals", "divergences", "sequences", "teachers"},
     {"chat", "models", "adapters"},
-    {"model_files", "corpora", "methods", "world", "served"},
+    {"model_files", "corpora", "methods", "world", "served", "similarity"},
     {"recipe"},
-    {"checks", "config", "identity", "registry", "store", "cost", "track"},  # ground
-    {"preemption", "processes", "provenance", "endpoint"},
+    {"config", "store", "provenance"},  # ground
+    {"checks", "identity", "registry", "cost", "track", "preemption", "processes", "endpoint"},
 ]
 LIGHT = [
     "config",

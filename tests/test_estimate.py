@@ -69,3 +69,13 @@ def test_a_finished_stage_of_the_same_kind_sets_the_speed(tmp_path):
     assert rows["train"]["done"] == 1 and rows["train"]["flops"] == 0
     assert rows["evaluate"]["seconds"] > 0
     assert stage_seconds(stage, 1e9) > stage_seconds(stage, 1e10)
+
+
+def test_synthetic_rows_cost_by_their_number_or_by_their_ratio_to_the_human_rows():
+    words = ["corpus.rows=1200", "method=two_stage", "method.synthetic_rows=600", "method.ratio=null,2"]
+    stages = [one for one in Plan.of(compose([*words, "data_frac=0.5,1"]).cells).stages if one.kind == "synthesize"]
+    tokens = {}
+    for one in stages:
+        tokens[one.inputs["subset"].settings["data_frac"], one.settings["synthetic_ratio"]] = estimate(one).tokens
+    assert tokens[1, 0] == tokens[0.5, 0] > 0
+    assert tokens[1, 2] == pytest.approx(2 * tokens[0.5, 2]) == pytest.approx(4 * tokens[1, 0])

@@ -132,6 +132,22 @@ def test_a_thousand_cells_have_no_more_shared_stages_than_their_axes_need():
     assert sum(stage.name == "teacher_weak" for stage in plan.stages) == 2  # trained once, evaluated once
 
 
+def test_two_stage_and_its_controls_train_on_the_same_synthetic_rows():
+    controls = ("method.order=synthetic_first,human_first,mixed", "method.synthetic_share=0.5,1")
+    for filters in (0.0, 0.7):
+        plan = Plan.of(cells("method=two_stage", *controls, f"method.near_duplicate={filters}"))
+        assert len(plan.cells) == 4  # mixed rows and synthetic rows alone each have one spelling
+        (rows,) = [stage for stage in plan.stages if stage.kind == "synthesize"]
+        assert rows.settings["near_duplicate"] == filters
+        trained = {cell.train[-1 if "human_first" in str(cell.cell.method) else 0] for cell in plan.cells}
+        assert all(stage.inputs["synthetic"].key == rows.key for stage in trained)
+
+
+def test_verifying_synthetic_rows_of_a_corpus_without_a_verifier_is_refused_when_planning():
+    with pytest.raises(SettingsError, match=r"method\.verified=True.*corpus=tulu3"):
+        Plan.of(cells("method=two_stage", "method.verified=true", "corpus=tulu3", "teacher=writer"))
+
+
 # Written down on 2026-11-22. A change that moves one renames everybody's finished work: bump the stage's version
 # when numbers change, and say so in the changelog; otherwise mend the change.
 GOLDEN = {

@@ -5,7 +5,18 @@ import pytest
 from datasets import Dataset
 
 from harness.config import Budget
-from harness.sequences import Row, Rows, answered, collate, of_like_length, prompt_of, span_of, total_steps, visits
+from harness.sequences import (
+    Row,
+    Rows,
+    answered,
+    collate,
+    mixed_visits,
+    of_like_length,
+    prompt_of,
+    span_of,
+    total_steps,
+    visits,
+)
 
 
 def dataset():
@@ -109,3 +120,25 @@ def test_rows_of_like_length_are_the_same_visits_with_less_padding():
     assert (grouped == of_like_length(batches, lengths, seed=1)).all()
     widths = lengths[grouped].max(axis=1)
     assert not (np.diff(widths[:25]) >= 0).all(), "batches come in a seeded order, not shortest first"
+
+
+@pytest.mark.parametrize(("share", "per_step"), [(0.5, {4}), (0.25, {2}), (0.3, {2, 3}), (0.01, {0, 1})])
+def test_mixed_visits_hold_the_human_share_to_a_row_at_every_step(share, per_step):
+    order = mixed_visits(30, 5, share, steps=200, batch_size=8, seed=0)
+    human = (order >= 30).sum(axis=1)
+    assert set(human.tolist()) == per_step
+    assert np.abs(np.cumsum(human) - share * 8 * np.arange(1, 201)).max() <= 0.5
+    for first, rows in ((0, 30), (30, 5)):
+        visited = np.bincount(order[(order >= first) & (order < first + rows)] - first, minlength=rows)
+        assert visited.max() - visited.min() <= 1, "every row of a kind is visited as often as the others"
+
+
+def test_natural_mixing_visits_all_rows_alike():
+    order = mixed_visits(30, 5, 0.0, steps=35, batch_size=8, seed=0)
+    assert np.bincount(order.ravel()).tolist() == [8] * 35
+
+
+def test_mixed_visits_are_seeded_and_a_shorter_budget_sees_a_prefix():
+    order = mixed_visits(30, 5, 0.3, steps=20, batch_size=8, seed=0)
+    assert np.array_equal(order[:7], mixed_visits(30, 5, 0.3, steps=7, batch_size=8, seed=0))
+    assert not np.array_equal(order, mixed_visits(30, 5, 0.3, steps=20, batch_size=8, seed=1))

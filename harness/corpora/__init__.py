@@ -10,7 +10,7 @@ else needs to change to add one.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from harness.checks import check_choice, check_positive
 from harness.registry import load_from, name_of, names_in
@@ -47,6 +47,9 @@ class Size:
 class CorpusSettings:
     """Settings every corpus has; a kind adds its own fields and overrides the methods."""
 
+    knows_truth: ClassVar[bool] = False
+    """Whether `truth` can tell the right answer to prompts that are not among the corpus's rows."""
+
     sources: list[str] | None = None
     """Keep only rows of these sources; null keeps all."""
     max_length: int = 2048
@@ -73,6 +76,10 @@ class CorpusSettings:
     def examples(self, world_seed: int) -> Iterator[Example]:
         """Yield the rows one by one, always in the same order."""
         raise NotImplementedError
+
+    def truth(self, prompt: str, world_seed: int) -> str | None:
+        """The right answer to any prompt as this corpus words it; None where it is not known."""
+        return None
 
     def size(self) -> Size | None:
         """What to expect of the corpus without reading data; None if unknown."""

@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 from harness.checks import check_choice, check_positive, refuse
 from harness.corpora import CorpusSettings, Example, Size
 from harness.world import VERSION, generator
 from harness.world.errors import BARE, HUMAN, NOISE, Convention, Noise, annotate, draw_convention
 from harness.world.facts import Facts, draw_facts
+from harness.world.reading import read_prompt
 from harness.world.sources import CANARY, DOMAINS, MOST_HELDOUT, SOURCES, Prompt
 from harness.world.tokenizer import build
 
@@ -31,6 +32,8 @@ DIALOGUE_LENGTH = 128
 class Corpus(CorpusSettings):
     """Settings of the miniature's rows."""
 
+    knows_truth: ClassVar[bool] = True
+    """Prompts are read back, so rows a teacher wrote can be verified too."""
     max_length: int = 64
     """Longest rendered row in tokens; raised to 128 where there are dialogues, so that they fit."""
     max_new_tokens: int = 16
@@ -116,6 +119,13 @@ class Corpus(CorpusSettings):
         for source in (*train_sources, CANARY):
             if self._keeps(source):
                 yield from self._heldout_rows(source, world_seed, facts)
+
+    def truth(self, prompt: str, world_seed: int) -> str | None:
+        """The right answer to a prompt of the corpus's domain, as its annotators word it; None for other text."""
+        read = read_prompt(prompt)
+        if read is None or read.source not in DOMAINS[self.domain]:
+            return None
+        return self._convention(read.source).word(read.answer(draw_facts(world_seed)))
 
     def size(self) -> Size | None:
         """Train rows, exactly, and mean tokens per row, from a few rows of one world; None for no rows."""

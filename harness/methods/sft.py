@@ -5,6 +5,7 @@
 
 from dataclasses import dataclass
 
+from harness.checks import refuse
 from harness.recipe import TrainStage
 
 
@@ -12,6 +13,19 @@ from harness.recipe import TrainStage
 class Method:
     """Gold answers x cross-entropy, the whole budget in one stage."""
 
+    label_smoothing: float = 0.0
+    """Share of each target spread evenly over the vocabulary, 0 to below 1 (Szegedy et al. 2016, arXiv
+    1512.00567): what a teacher without knowledge gives, so the control for what a real one adds."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise refuse(
+                "method.label_smoothing",
+                self.label_smoothing,
+                "it is 0 or more and below 1",
+                "0.1 is usual; at 1 nothing of the answer is left",
+            )
+
     def stages(self) -> tuple[TrainStage, ...]:
         """One stage."""
-        return (TrainStage(),)
+        return (TrainStage(label_smoothing=self.label_smoothing),)

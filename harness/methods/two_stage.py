@@ -1,12 +1,16 @@
 """Two-stage distillation for domains with few human rows: synthetic rows first, human rows second.
 
-The teacher sees a few human rows in context and writes new prompts with answers (arXiv 2606.22942);
-the student trains on those with cross-entropy, then on the human rows with a smaller learning rate.
-`kd.py`, `logit_kd.py` and `sft.py` are the second stage alone.
+The teacher sees a few human rows in context and writes new prompts with answers (arXiv 2606.22942); the
+student trains on those, then on the human rows with a smaller learning rate. The whole budget is fixed
+whatever is asked here. Controls: `order=human_first`, `order=mixed` (one stage, all rows together, natural
+or with `human_share`), `synthetic_share=1` (synthetic rows alone); `kd.py`, `logit_kd.py` and `sft.py` are
+the human rows alone.
 
     Method(synthetic_rows=1500, examples_in_context=3, synthetic_share=0.9)
+    Method(ratio=20, first="logit_kd", second="sft", near_duplicate=0.7)
 """
 
+import math
 from dataclasses import dataclass
 
 from harness.checks import check_choice, check_positive, refuse
@@ -15,27 +19,55 @@ from harness.recipe import TrainStage
 
 @dataclass
 class Method:
-    """Synthetic rows x cross-entropy, human rows x a divergence or cross-entropy."""
+    """Synthetic rows x cross-entropy or a divergence, human rows x a divergence or cross-entropy."""
 
     synthetic_rows: int = 1500
     """Rows the teacher is asked to write; the human rows stay as they are, so this sets the ratio."""
+    ratio: float | None = None
+    """Synthetic rows per human training row, instead of `synthetic_rows`: the same ratio at every fraction."""
     examples_in_context: int = 3
     """Human rows shown to the teacher before each row it writes."""
     synthetic_temperature: float = 1.0
     """Temperature at which the teacher writes prompts and answers."""
     synthetic_share: float = 0.9
     """Share of the budget's steps spent on synthetic rows, above 0; 1 is the control without human rows."""
+    first: str = "sft"
+    """How synthetic rows (and those of `order=mixed`) are trained: `sft`, or `logit_kd` (forward KL)."""
     second: str = "kd"
     """How human rows are trained: `kd` (JSD, student text half of the steps), `logit_kd` (forward KL on gold)
     or `sft`."""
     learning_rate_scale: float = 0.3
-    """Multiplies the budget's learning rate on human rows; too strong a second stage undoes the first."""
+    """Multiplies the budget's learning rate on human rows, in either order; too strong a second stage undoes
+    the first. Not read by `order=mixed`."""
     order: str = "synthetic_first"
-    """`synthetic_first`, or `human_first`: the control for the order of stages."""
+    """`synthetic_first`; `human_first`, the control for the order; `mixed`, the control for having stages."""
+    human_share: float = 0.0
+    """Share of visits that are human rows under `order=mixed`; 0: as many as there are of all rows."""
+    warmup: float = 0.2
+    """Share of the human rows' steps spent on cross-entropy first under `order=human_first second=kd`, where
+    the student would else meet the JSD cold (see `kd`); 0 or more and below 1."""
+    least_prompt_tokens: int = 1
+    """Drops synthetic rows with a shorter prompt, in tokens; raise it where a teacher writes stubs."""
+    least_answer_tokens: int = 1
+    """Drops synthetic rows with a shorter answer, in tokens, the end of turn among them."""
+    near_duplicate: float = 0.0
+    """Drops a synthetic prompt whose words are this like (ROUGE-L F1) those of a kept, human, validation or
+    held-out one. Self-Instruct's 0.7 suits open-ended prompts; 0 drops exact repeats alone, for corpora of
+    templates, where all prompts are alike."""
+    verified: bool = False
+    """Keeps only synthetic answers that are right; prompts whose truth the corpus cannot know are dropped."""
+    self_consistency: float = 0.0
+    """Keeps a synthetic answer only if this share of more samples agrees with it (arXiv 2203.11171); 0: off."""
+    consistency_samples: int = 5
+    """How many more answers that asks for, per prompt."""
 
     def __post_init__(self) -> None:
         for name in ("synthetic_rows", "examples_in_context", "synthetic_temperature", "learning_rate_scale"):
             check_positive(f"method.{name}", getattr(self, name))
+        for name in ("least_prompt_tokens", "least_answer_tokens", "consistency_samples"):
+            check_positive(f"method.{name}", getattr(self, name))
+        if self.ratio is not None:
+            check_positive("method.ratio", self.ratio)
         if not 0 < self.synthetic_share <= 1:
             raise refuse(
                 "method.synthetic_share",
@@ -43,26 +75,56 @@ class Method:
                 "a share lies above 0 and at most at 1",
                 "training without synthetic rows is method=sft or method=kd",
             )
-        check_choice("method.second", self.second, ("logit_kd", "kd", "sft"))
-        check_choice("method.order", self.order, ("synthetic_first", "human_first"))
+        if not 0 <= self.human_share < 1:
+            raise refuse(
+                "method.human_share",
+                self.human_share,
+                "a share lies at 0 or above and below 1",
+                "training on human rows alone is method=sft",
+            )
+        if not 0 <= self.warmup < 1:
+            raise refuse("method.warmup", self.warmup, "it is 0 or more and below 1", "or use second=sft")
+        for name in ("near_duplicate", "self_consistency"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and 0 <= value <= 1):
+                raise refuse(f"method.{name}", value, "a share lies between 0 (off) and 1")
+        check_choice("method.first", self.first, ("sft", "logit_kd"))
+        check_choice("method.second", self.second, ("kd", "logit_kd", "sft"))
+        check_choice("method.order", self.order, ("synthetic_first", "human_first", "mixed"))
 
     def stages(self) -> tuple[TrainStage, ...]:
-        """The two stages in order; one when the whole budget goes to synthetic rows."""
+        """The stages in order; one when rows are mixed or the whole budget goes to synthetic rows."""
+        if self.order == "mixed":
+            return (self._synthetic((0.0, 1.0), sequences="mixed"),)
         if self.synthetic_share == 1:
             return (self._synthetic((0.0, 1.0)),)
         if self.order == "synthetic_first":
             border = self.synthetic_share
             return (self._synthetic((0.0, border)), self._human((border, 1.0)))
         border = 1 - self.synthetic_share
-        return (self._human((0.0, border)), self._synthetic((border, 1.0)))
+        synthetic = self._synthetic((border, 1.0))
+        if self.second != "kd" or not self.warmup:
+            return (self._human((0.0, border)), synthetic)
+        warm = border * self.warmup
+        warmup = TrainStage(span=(0.0, warm), learning_rate_scale=self.learning_rate_scale)
+        return (warmup, self._human((warm, border)), synthetic)
 
-    def _synthetic(self, span: tuple[float, float]) -> TrainStage:
+    def _synthetic(self, span: tuple[float, float], sequences: str = "synthetic") -> TrainStage:
         return TrainStage(
-            sequences="synthetic",
+            sequences=sequences,
+            divergence="forward_kl" if self.first == "logit_kd" else "cross_entropy",
             span=span,
             synthetic_rows=self.synthetic_rows,
+            synthetic_ratio=float(self.ratio or 0),
             examples_in_context=self.examples_in_context,
             sampling_temperature=self.synthetic_temperature,
+            human_share=self.human_share,
+            least_prompt_tokens=self.least_prompt_tokens,
+            least_answer_tokens=self.least_answer_tokens,
+            near_duplicate=self.near_duplicate,
+            verified=self.verified,
+            self_consistency=self.self_consistency,
+            consistency_samples=self.consistency_samples,
         )
 
     def _human(self, span: tuple[float, float]) -> TrainStage:

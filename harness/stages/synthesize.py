@@ -1,214 +1,227 @@
 """Stage `synthesize`: new prompts with answers that the teacher writes after seeing a few human rows.
 
-For domains with few human rows (arXiv 2606.22942). Human rows of one source stand as earlier turns; the
-teacher goes on with the next user turn, then answers it. `teach.py` answers prompts that exist. Examples
-come from the cell's own training rows only; copies of them and prompts held out for evaluation are
-dropped and counted, so nothing that is scored is ever trained on.
+For domains with few human rows (arXiv 2606.22942), in the manner of Self-Instruct (arXiv 2212.10560).
+`in_context.py` writes, `synthetic.py` filters and measures; `teach.py` answers prompts that exist. Examples
+come from the cell's own training rows only; what is held out or kept for validation is dropped and counted,
+so nothing that is scored is ever trained on.
 
     synthetic/         data set: row, id, input_ids, starts, ends
-    synthetic.json     asked, kept, rejected by reason, share of distinct prompts
+    synthetic.json     asked, kept, rejected by first reason, sources of the examples, measures
 """
 
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 from datasets import load_from_disk
 
 from harness import track
-from harness.chat import end_of_turn_id, prompt_ids_many, render_many
-from harness.checks import SettingsError
+from harness.chat import Rendered, render_many
+from harness.checks import SettingsError, refuse
 from harness.config import Machine
-from harness.corpora._rows import prompt_hash, row_hash
+from harness.corpora import corpus_from, load_corpus
 from harness.cost import forward_flops
-from harness.generate import generate
+from harness.evals.verified import verify
+from harness.in_context import Pair, Writer, Written, turns
 from harness.models import count_parameters, device_of, load_model, load_tokenizer
-from harness.sequences import draw_seed
+from harness.sequences import Rows
 from harness.stages.teach import FEATURES, check_tokenizer, save_rows
 from harness.store import write_json
+from harness.synthetic import (
+    FILTERS,
+    MEASURED_ROWS,
+    Candidate,
+    Judge,
+    Limits,
+    inconsistent,
+    measures,
+    rejected_shares,
+)
+from harness.trainers import mean_nll
 
 ASKED_AT_MOST = 4  # times the rows wanted; then the stage makes do with what it has
 LEAST_KEPT = 0.1  # of the rows wanted; below it the stage fails, with the reasons
 ROWS_AT_ONCE = 256
-PLACE = "PLACE-OF-THE-NEXT-PROMPT"
+Truth = Callable[[str], str | None]
 
 
 def make_synthesize(
     settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine
 ) -> dict[str, Any]:
-    """Ask the teacher until `synthetic_rows` are kept or four times as many were asked for.
+    """Ask the teacher until the rows wanted are kept or four times as many were asked for.
 
-    `settings`: `synthetic_rows`, `examples_in_context`, `seed`, `sampling_temperature`, `max_new_tokens`,
-    `max_length` (tokens). `inputs`: `subset` (its train rows are the examples), `mixture` (their text, and
-    the held-out prompts), `teacher`. Raises SettingsError where the tokenizers differ or fewer than a
-    tenth of the rows could be kept.
+    `settings`: `synthetic_rows`, or `synthetic_ratio` (rows per human training row), `examples_in_context`,
+    `seed`, `sampling_temperature`, `max_new_tokens`, `max_length` (tokens), and the filters' values
+    (`TrainStage` explains them). `inputs`: `subset` (its train rows are the examples), `mixture` (their
+    text, and the held-out prompts), `teacher`. Raises SettingsError where the tokenizers differ, the
+    corpus cannot verify what is to be verified, or fewer than a tenth of the rows could be kept.
     """
-    device = device_of(machine)
+    truth = _truth(inputs["mixture"], settings["verified"])
     tokenizer = load_tokenizer(inputs["teacher"])
     check_tokenizer(inputs["subset"], inputs["mixture"], tokenizer, "a teacher's rows")
-    model = load_model(inputs["teacher"], device=device)
-    writer = _Writer(model, tokenizer, settings, _human_pairs(inputs))
-    heldout = pq.read_table(inputs["mixture"] / "heldout.parquet", columns=["prompt_hash"])
-    judge = _Judge(settings["max_length"], writer.human_prompts, set(heldout["prompt_hash"].to_pylist()))
+    model = load_model(inputs["teacher"], device=device_of(machine))
+    human = _human_pairs(inputs)
+    writer = Writer(model, tokenizer, settings, human)
+    pairs = [pair for rows in human.values() for pair in rows]
+    judge = Judge(
+        Limits(**{one.name: settings[one.name] for one in fields(Limits)}),
+        pairs,
+        validation=_prompts(
+            inputs["mixture"] / "train.parquet", load_from_disk(inputs["subset"] / "validation")["row"]
+        ),
+        heldout=_prompts(inputs["mixture"] / "heldout.parquet"),
+    )
+    wanted = settings["synthetic_rows"] or max(1, round(settings["synthetic_ratio"] * len(pairs)))
+    asking = _Asking(writer, judge, settings, truth)
+    while len(judge.kept) < wanted and len(asking.sources) < ASKED_AT_MOST * wanted:
+        first = len(asking.sources)
+        asking.ask(range(first, min(first + ROWS_AT_ONCE, ASKED_AT_MOST * wanted)), wanted)
+        track.report(len(judge.kept), wanted, note="synthetic rows")
 
-    wanted = settings["synthetic_rows"]
-    columns: dict[str, list[Any]] = {name: [] for name in FEATURES}
-    asked = 0
-    while len(columns["row"]) < wanted and asked < ASKED_AT_MOST * wanted:
-        numbers = range(asked, min(asked + ROWS_AT_ONCE, ASKED_AT_MOST * wanted))
-        pairs = writer.write(numbers)
-        rendered = iter(render_many(tokenizer, [_turns(pair) for pair in pairs if all(pair)], settings["max_length"]))
-        for number, pair in zip(numbers, pairs, strict=True):
-            asked = number + 1
-            row = next(rendered) if all(pair) else None
-            if judge.keeps(pair, row) and row is not None:
-                values = (-1 - number, f"synthetic-{number}", row.input_ids, row.starts, row.ends)
-                for name, value in zip(FEATURES, values, strict=True):
-                    columns[name].append(value)
-                if len(columns["row"]) == wanted:
-                    break
-        track.report(len(columns["row"]), wanted, note="synthetic rows")
-
-    kept = len(columns["row"])
-    counts = {"asked": asked, "kept": kept, "wanted": wanted, **judge.rejected}
+    asked, kept = len(asking.sources), len(judge.kept)
+    rejected = {reason: judge.rejected[reason] for reason in FILTERS if judge.rejected[reason]}
     reasons = ", ".join(f"{name} {count}" for name, count in judge.rejected.most_common()) or "none"
     if kept < max(1, LEAST_KEPT * wanted):
         raise SettingsError(
             f"synthetic_rows={wanted} cannot be reached: of {asked} rows written, {kept} were usable "
-            f"(rejected: {reasons}); choose a teacher that can write prompts, or fewer rows."
+            f"(rejected: {reasons}); choose a teacher that can write prompts, fewer rows, or milder filters."
         )
-    save_rows(columns, out / "synthetic")
-    distinct = len(judge.prompts) / kept
+    save_rows(asking.columns, out / "synthetic")
+    found = measures(judge.kept, pairs) | rejected_shares(rejected, asked)
+    found |= _lengths(asking.rendered) | _right_shares(judge.kept, truth)
+    written, gold = load_from_disk(out / "synthetic"), load_from_disk(inputs["subset"] / "train")
+    read = 0
+    for name, rows in (("", written), ("human_", gold)):
+        some = Rows(rows.select(range(min(len(rows), MEASURED_ROWS))))
+        found[f"{name}teacher_nll"], _ = mean_nll(model, some)
+        read += sum(len(row.input_ids) for row in some)
+    counts = {"asked": asked, "kept": kept, "wanted": wanted}
+    sources = {name: {"asked": count, "kept": asking.kept[name]} for name, count in sorted(asking.tally().items())}
     write_json(
-        out / "synthetic.json",
-        {"asked": asked, "kept": kept, "wanted": wanted, "rejected": dict(judge.rejected), "distinct_share": distinct},
+        out / "synthetic.json", {**counts, "human_rows": len(pairs), "rejected": rejected, "sources": sources, **found}
     )
-    warnings = []
-    if kept < wanted:
-        warnings.append(f"{kept} of {wanted} synthetic rows after asking {asked} times (rejected: {reasons})")
-    flops = forward_flops(count_parameters(model), writer.read + writer.written)
+    flops = forward_flops(count_parameters(model), writer.read + writer.written + read)
     return {
-        "cost": {"teacher_tokens": writer.read, "generated_tokens": writer.written, "flops": flops},
-        "counts": counts,
-        "metrics": {"distinct_share": distinct},
-        "warnings": warnings,
+        "cost": {"teacher_tokens": writer.read + read, "generated_tokens": writer.written, "flops": flops},
+        "counts": counts | rejected,
+        "metrics": found | {f"source_share.{name}": count["kept"] / kept for name, count in sources.items()},
+        "warnings": _warnings(kept, wanted, asked, reasons),
     }
 
 
-Pair = tuple[str, str]  # a prompt and its answer; an empty one was malformed
+class _Asking:
+    """Batches of rows: written by the teacher, judged, sampled again where asked for, kept in order."""
 
+    def __init__(self, writer: Writer, judge: Judge, settings: Mapping[str, Any], truth: Truth | None) -> None:
+        self.writer, self.judge, self.settings, self.truth = writer, judge, settings, truth
+        self.columns: dict[str, list[Any]] = {name: [] for name in FEATURES}
+        self.rendered: list[Rendered] = []
+        self.sources: list[str] = []
+        """The source of each row asked for."""
+        self.kept: Counter[str] = Counter()
 
-class _Writer:
-    """The teacher with its examples; row `number` is drawn from the seed and that number alone."""
+    def tally(self) -> Counter[str]:
+        """Rows asked for by source."""
+        return Counter(self.sources)
 
-    def __init__(self, model: Any, tokenizer: Any, settings: dict[str, Any], pairs: dict[str, list[Pair]]) -> None:
-        self.model, self.tokenizer, self.settings = model, tokenizer, settings
-        self.by_source = [pairs[source] for source in sorted(pairs)]
-        self.human_prompts = {prompt_hash(_turns(pair)) for rows in self.by_source for pair in rows}
-        self.read = self.written = 0
-        self.end = end_of_turn_id(tokenizer)
-        rendered = tokenizer.apply_chat_template(
-            [{"role": "user", "content": PLACE}], tokenize=False, add_generation_prompt=True
+    def ask(self, numbers: range, wanted: int) -> None:
+        """Write, judge and keep rows of these numbers, until `wanted` are kept."""
+        rows = self.writer.write(numbers)
+        whole = [row for row in rows if row.prompt and row.answer]
+        pairs = [turns((row.prompt, row.answer)) for row in whole]
+        found = render_many(self.writer.tokenizer, pairs, self.settings["max_length"])
+        rendered = {row.number: one for row, one in zip(whole, found, strict=True)}
+        candidates = [self._candidate(row, rendered.get(row.number)) for row in rows]
+        reasons = [self.judge.reason(row) for row in candidates]
+        passed = [
+            row
+            for row, candidate, reason in zip(rows, candidates, reasons, strict=True)
+            if not reason and not self.judge.repeats(candidate)
+        ]
+        samples = self._samples(passed)
+        for row, candidate, reason in zip(rows, candidates, reasons, strict=True):
+            self.sources.append(row.source)
+            reason = reason or self.judge.repeats(candidate)
+            if not reason and self.settings["self_consistency"]:
+                reason = inconsistent(row.answer, samples[row.number], self.settings["self_consistency"])
+            if reason:
+                self.judge.reject(reason)
+                continue
+            self._keep(row, candidate, rendered[row.number])
+            if len(self.judge.kept) == wanted:
+                break
+
+    def _candidate(self, row: Written, rendered: Rendered | None) -> Candidate:
+        if rendered is None:
+            return Candidate(row.prompt, row.answer, row.examples)
+        prompt_tokens = rendered.starts[0] if rendered.starts else len(rendered.input_ids)
+        truth = self.truth(row.prompt) if self.truth else None
+        return Candidate(
+            row.prompt, row.answer, row.examples, prompt_tokens, rendered.response_tokens, rendered.truncated, truth
         )
-        self.after_prompt = rendered.partition(PLACE)[2]
-        first = self._ids(self.after_prompt)[0]
-        # a template that ends the user's turn with plain text (Tülu) is stopped by cutting that text
-        self.prompt_stops = {self.end} | ({first} if first in tokenizer.added_tokens_decoder else set())
 
-    def write(self, numbers: Sequence[int]) -> list[Pair]:
-        """A prompt and an answer for each number."""
-        contexts = [self._context(number) for number in numbers]
-        texts = self.tokenizer.apply_chat_template(
-            [[*context, {"role": "user", "content": PLACE}] for context in contexts], tokenize=False
+    def _samples(self, rows: Sequence[Written]) -> dict[int, list[str]]:
+        """More answers to each prompt, by the row's number; none where no vote is asked for."""
+        if not self.settings["self_consistency"]:
+            return {}
+        draws = range(self.settings["consistency_samples"])
+        columns = [self.writer.answer(rows, f"answer again {draw}") for draw in draws]
+        return {row.number: [column[place] for column in columns] for place, row in enumerate(rows)}
+
+    def _keep(self, row: Written, candidate: Candidate, rendered: Rendered) -> None:
+        self.judge.keep(candidate)
+        self.kept[row.source] += 1
+        self.rendered.append(rendered)
+        # numbers below 0 are no row of a mixture
+        values = (-1 - row.number, f"synthetic-{row.number}", rendered.input_ids, rendered.starts, rendered.ends)
+        for name, value in zip(FEATURES, values, strict=True):
+            self.columns[name].append(value)
+
+
+def _truth(mixture: Path, needed: bool) -> Truth | None:
+    """What the mixture's corpus knows of new prompts; None where it knows nothing, refused where that is needed."""
+    identity = json.loads((mixture / "mixture.json").read_text())["corpus"]
+    corpus_class = load_corpus(identity["kind"])
+    if corpus_class.knows_truth:
+        settings = {name: value for name, value in identity.items() if name in corpus_class.__dataclass_fields__}
+        corpus, world_seed = corpus_from({"kind": identity["kind"], **settings}), identity["world_seed"]
+        return lambda prompt: corpus.truth(prompt, world_seed)
+    if needed:
+        raise refuse(
+            "method.verified",
+            True,
+            f"corpus={identity['kind']} cannot tell whether the answer to a new prompt is right",
+            "set method.verified=false",
         )
-        begun = [self._ids(text.partition(PLACE)[0]) for text in texts]
-        prompts = [self._prompt(ids) for ids in self._continue(begun, "prompt", numbers, self.prompt_stops)]
-        good = [i for i, prompt in enumerate(prompts) if prompt]
-        asked = [[*contexts[i], {"role": "user", "content": prompts[i]}] for i in good]
-        answers = [""] * len(prompts)
-        if good:
-            ids = prompt_ids_many(self.tokenizer, asked)
-            written = self._continue(ids, "answer", [numbers[i] for i in good], {self.end})
-            for i, answer in zip(good, written, strict=True):
-                answers[i] = self._text(answer[:-1]) if answer[-1:] == [self.end] else ""
-        return list(zip(prompts, answers, strict=True))
-
-    def _context(self, number: int) -> list[dict[str, str]]:
-        # Examples of one source, so that the next turn is of their kind.
-        generator = np.random.default_rng(draw_seed(self.settings["seed"], "examples", number))
-        sizes = np.array([len(rows) for rows in self.by_source])
-        rows = self.by_source[int(generator.choice(len(sizes), p=sizes / sizes.sum()))]
-        size = min(self.settings["examples_in_context"], len(rows))
-        chosen = generator.choice(len(rows), size, replace=False)
-        return [turn for i in chosen for turn in _turns(rows[int(i)])]
-
-    def _continue(
-        self, prompts: list[list[int]], what: str, numbers: Sequence[int], stops: set[int]
-    ) -> list[list[int]]:
-        seeds = [draw_seed(self.settings["seed"], what, number) for number in numbers]
-        limit, temperature = self.settings["max_new_tokens"], self.settings["sampling_temperature"]
-        if what == "prompt":
-            limit = max(limit, self.settings["max_length"])  # prompts are not as short as answers
-        texts = generate(self.model, self.tokenizer, prompts, limit, temperature, seeds, ROWS_AT_ONCE, stops)
-        self.read += sum(map(len, prompts))
-        self.written += sum(map(len, texts))
-        return texts
-
-    def _prompt(self, ids: list[int]) -> str:
-        """The user's turn as text; empty where the teacher did not end it as the template does."""
-        if ids and ids[-1] in self.prompt_stops:
-            starts_answer = self._ids(self.after_prompt)[0] == ids[-1]
-            text = self.tokenizer.decode(ids[:-1]) + (self.after_prompt if starts_answer else "")
-        else:
-            text = self.tokenizer.decode(ids)
-        prompt, ending, _ = text.partition(self.after_prompt)
-        return self._text(self._ids(prompt)) if ending else ""
-
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def _text(self, ids: list[int]) -> str:
-        special = any(token in self.tokenizer.added_tokens_decoder for token in ids)
-        return "" if special else self.tokenizer.decode(ids).strip()
+    return None
 
 
-class _Judge:
-    """Which rows are kept; counts each rejection under its first reason."""
-
-    def __init__(self, max_length: int, human: set[str], heldout: set[str]) -> None:
-        self.max_length, self.human, self.heldout = max_length, human, heldout
-        self.rejected: Counter[str] = Counter()
-        self.rows: set[str] = set()
-        self.prompts: set[str] = set()
-
-    def keeps(self, pair: Pair, row: Any) -> bool:
-        """Whether this prompt and answer become a row; `row` is their rendering, None where malformed."""
-        reason = self._reason(pair, row)
-        if reason:
-            self.rejected[reason] += 1
-            return False
-        self.rows.add(row_hash(_turns(pair)))
-        self.prompts.add(prompt_hash(_turns(pair)))
-        return True
-
-    def _reason(self, pair: Pair, row: Any) -> str:
-        if not all(pair):
-            return "malformed answer" if pair[0] else "malformed prompt"
-        prompt = prompt_hash(_turns(pair))
-        if row.truncated:
-            return "too long"
-        if prompt in self.heldout:
-            return "held-out prompt"
-        if prompt in self.human:
-            return "copy of a human row"
-        return "repeat" if row_hash(_turns(pair)) in self.rows else ""
+def _lengths(rendered: Sequence[Rendered]) -> dict[str, float]:
+    answers = sum(row.response_tokens for row in rendered)
+    whole = sum(len(row.input_ids) for row in rendered)
+    return {
+        "mean_prompt_tokens": (whole - answers) / len(rendered),
+        "mean_answer_tokens": answers / len(rendered),
+    }
 
 
-def _turns(pair: Pair) -> list[dict[str, str]]:
-    return [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+def _right_shares(kept: Sequence[Pair], truth: Truth | None) -> dict[str, float]:
+    """Share of kept rows whose truth is known, and of these the share that is right; nothing without a verifier."""
+    if truth is None:
+        return {}
+    judged = [(answer, known) for prompt, answer in kept if (known := truth(prompt)) is not None]
+    right = sum(verify(answer, known) is True for answer, known in judged)
+    return {"truth_known_share": len(judged) / len(kept)} | ({"right_share": right / len(judged)} if judged else {})
+
+
+def _warnings(kept: int, wanted: int, asked: int, reasons: str) -> list[str]:
+    if kept == wanted:
+        return []
+    return [f"{kept} of {wanted} synthetic rows after asking {asked} times (rejected: {reasons})"]
 
 
 def _human_pairs(inputs: Mapping[str, Path]) -> dict[str, list[Pair]]:
@@ -217,6 +230,14 @@ def _human_pairs(inputs: Mapping[str, Path]) -> dict[str, list[Pair]]:
     table = pq.read_table(inputs["mixture"] / "train.parquet", columns=["messages", "source"])
     pairs: dict[str, list[Pair]] = {}
     for row in table.take(list(numbers)).to_pylist():
-        turns = [turn for turn in row["messages"] if turn["role"] != "system"]
-        pairs.setdefault(row["source"], []).append((turns[0]["content"], turns[1]["content"]))
+        spoken = [turn for turn in row["messages"] if turn["role"] != "system"]
+        pairs.setdefault(row["source"], []).append((spoken[0]["content"], spoken[1]["content"]))
     return pairs
+
+
+def _prompts(path: Path, numbers: Sequence[int] | None = None) -> list[str]:
+    """The first user turn of every row of a Parquet file, or of the rows of these numbers."""
+    table = pq.read_table(path, columns=["messages"])
+    if numbers is not None:
+        table = table.take(list(numbers))
+    return [next(turn["content"] for turn in row["messages"] if turn["role"] == "user") for row in table.to_pylist()]

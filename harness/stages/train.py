@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from harness.adapters import merged, with_adapters
 from harness.config import Budget, Machine
@@ -24,7 +24,7 @@ from harness.identity import fingerprint
 from harness.models import device_of, load_model, load_tokenizer, save_model
 from harness.processes import process_rank
 from harness.recipe import TrainStage
-from harness.sequences import Rows, draw_seed, visiting_order, visits
+from harness.sequences import Rows, draw_seed, mixed_visits, visiting_order, visits
 from harness.signals import LiveTeacher
 from harness.stages.answers import answered_rows
 from harness.trainers import fit, mean_nll
@@ -111,6 +111,11 @@ def _sequences(
     if stage.sequences == "synthetic":
         synthetic = load_from_disk(_needed(inputs, "synthetic", stage) / "synthetic")
         return synthetic, visits(len(synthetic), len(order), budget.batch_size, seed)
+    if stage.sequences == "mixed":
+        synthetic = load_from_disk(_needed(inputs, "synthetic", stage) / "synthetic")
+        both = concatenate_datasets([synthetic, subset.select_columns(synthetic.column_names).cast(synthetic.features)])
+        batches = mixed_visits(len(synthetic), len(subset), stage.human_share, len(order), budget.batch_size, seed)
+        return both, batches
     if stage.sequences == "teacher":
         folders = [folder for role, folder in inputs.items() if role.partition(":")[0] == "labels"]
         if not folders:

@@ -6,6 +6,7 @@ model of the mechanism, not evidence about large models. `harness/corpora/mini.p
 
     facts.py      the names there are and what is true of them in one draw of the world
     sources.py    kinds of prompts: phrasings, operands, the true answer, what is held out
+    reading.py    from the words of a prompt back to what it asks
     errors.py     how annotators get answers wrong, and how they word them
     lines.py      raw question and answer lines that bases are pre-trained on
     tokenizer.py  the vocabulary and chat template all minis share

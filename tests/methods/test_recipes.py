@@ -15,7 +15,7 @@ def recipe(name, **settings):
 
 
 def test_every_file_is_a_method_whose_recipe_has_an_identity():
-    assert {"sft", "sft_restart", "kd", "logit_kd", "seq_kd", "two_stage"} <= set(method_names())
+    assert {"sft", "sft_restart", "kd", "kd_then_sft", "logit_kd", "seq_kd", "two_stage"} <= set(method_names())
     assert all(recipe(name) for name in method_names())
 
 
@@ -70,7 +70,12 @@ def test_methods_with_the_same_warm_up_share_that_stage():
         ("distillm", {}),
         ("two_stage", {}),
         ("two_stage", {"order": "human_first"}),
+        ("two_stage", {"order": "human_first", "second": "sft"}),
+        ("two_stage", {"order": "mixed"}),
         ("two_stage", {"synthetic_share": 1.0}),
+        ("kd_then_sft", {}),
+        ("kd_then_sft", {"first": "logit_kd", "sft_share": 0.5}),
+        ("kd_then_sft", {"warmup": 0.0}),
     ],
 )
 def test_every_recipe_spends_the_whole_budget_once(name, settings):
@@ -97,9 +102,61 @@ def test_two_stage_trains_human_rows_last_and_gently_unless_reversed():
         "student",
         0.3,
     )
-    reversed_order = recipe("two_stage", order="human_first")
-    assert [stage["sequences"] for stage in reversed_order] == ["student", "synthetic"]
+    reversed_order = recipe("two_stage", order="human_first", second="sft")
+    assert [stage["sequences"] for stage in reversed_order] == ["gold", "synthetic"]
     assert reversed_order[0]["span"] == [0.0, pytest.approx(0.1)]
+    assert reversed_order[0]["learning_rate_scale"] == 0.3, "the order alone differs"
+
+
+def test_two_stage_reversed_never_meets_the_jsd_cold():
+    warmup, human, synthetic = recipe("two_stage", order="human_first", synthetic_share=0.5, warmup=0.4)
+    assert (warmup["divergence"], human["divergence"], synthetic["sequences"]) == ("cross_entropy", "jsd", "synthetic")
+    assert [warmup["span"], human["span"], synthetic["span"]] == [[0.0, 0.2], [0.2, 0.5], [0.5, 1.0]]
+    assert len(recipe("two_stage", order="human_first", warmup=0.0)) == 2
+
+
+def test_each_stage_of_two_stage_has_an_objective_of_its_own():
+    synthetic, human = recipe("two_stage", first="logit_kd", second="logit_kd")
+    assert (synthetic["sequences"], synthetic["divergence"]) == ("synthetic", "forward_kl")
+    assert (human["sequences"], human["divergence"]) == ("gold", "forward_kl")
+
+
+def test_the_mixed_control_is_one_stage_over_all_rows_at_the_budgets_learning_rate():
+    (mixed,) = recipe("two_stage", order="mixed", human_share=0.5)
+    assert (mixed["sequences"], mixed["span"], mixed["human_share"]) == ("mixed", [0.0, 1.0], 0.5)
+    assert mixed["learning_rate_scale"] == 1.0
+    one, other = recipe("two_stage", order="mixed"), recipe("two_stage", order="mixed", second="sft", warmup=0.1)
+    assert one == other
+
+
+def test_a_ratio_takes_the_place_of_a_number_of_rows():
+    assert recipe("two_stage", ratio=20) == recipe("two_stage", ratio=20, synthetic_rows=7)
+    assert recipe("two_stage", ratio=20)[0]["synthetic_ratio"] == 20
+    assert recipe("two_stage", ratio=20) != recipe("two_stage", ratio=10)
+
+
+def test_samples_nobody_votes_with_are_no_identity():
+    assert recipe("two_stage", consistency_samples=9) == recipe("two_stage")
+    voted = {"self_consistency": 0.6}
+    assert recipe("two_stage", consistency_samples=9, **voted) != recipe("two_stage", **voted)
+
+
+def test_kd_then_sft_is_kd_cut_short_and_refined_on_the_same_rows():
+    warmup, distillation, refinement = recipe("kd_then_sft")
+    assert warmup == recipe("kd")[0]
+    assert distillation == recipe("kd")[1] | {"span": [0.2, 0.8]}
+    assert (refinement["sequences"], refinement["divergence"]) == ("gold", "cross_entropy")
+    assert (refinement["span"], refinement["learning_rate_scale"]) == ([0.8, 1.0], 0.3)
+
+
+def test_kd_then_sft_after_logit_kd_is_the_same_however_it_is_spelt():
+    plain = recipe("kd_then_sft", first="logit_kd", warmup=0.9, student_share=0.1)
+    assert plain == recipe("kd_then_sft", warmup=0.0, student_share=0.0, divergence="forward_kl")
+    assert plain[0] == recipe("logit_kd")[0] | {"span": [0.0, 0.8]}
+
+
+def test_label_smoothing_is_a_value_of_sft():
+    assert recipe("sft", label_smoothing=0.1) == [recipe("sft")[0] | {"label_smoothing": 0.1}]
 
 
 @pytest.mark.parametrize(
@@ -129,6 +186,23 @@ def test_two_stage_trains_human_rows_last_and_gently_unless_reversed():
         ("distillm", {"student_share": 0.0}, "student_share"),
         ("distillm", {"replay_rows": 0}, "replay_rows"),
         ("distillm", {"divergence": "jsd"}, "divergence"),
+        ("two_stage", {"first": "kd"}, "first"),
+        ("two_stage", {"order": "both"}, "order"),
+        ("two_stage", {"human_share": 1.0}, "human_share"),
+        ("two_stage", {"ratio": 0.0}, "ratio"),
+        ("two_stage", {"near_duplicate": 1.2}, "near_duplicate"),
+        ("two_stage", {"self_consistency": float("nan")}, "self_consistency"),
+        ("two_stage", {"consistency_samples": 0}, "consistency_samples"),
+        ("two_stage", {"least_prompt_tokens": 0}, "least_prompt_tokens"),
+        ("two_stage", {"warmup": 1.0}, "warmup"),
+        ("kd_then_sft", {"sft_share": 0.0}, "sft_share"),
+        ("kd_then_sft", {"sft_share": 1.0}, "sft_share"),
+        ("kd_then_sft", {"sft_share": 0.8}, "warmup"),
+        ("kd_then_sft", {"first": "sft"}, "first"),
+        ("kd_then_sft", {"learning_rate_scale": 0.0}, "learning_rate_scale"),
+        ("kd_then_sft", {"student_share": 2.0}, "student_share"),
+        ("sft", {"label_smoothing": 1.0}, "label_smoothing"),
+        ("sft", {"label_smoothing": -0.1}, "label_smoothing"),
     ],
 )
 def test_a_setting_that_cannot_be_run_is_refused_by_name(name, settings, field):

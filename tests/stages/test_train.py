@@ -8,16 +8,16 @@ import pytest
 import torch
 from datasets import load_from_disk
 
+from harness.chat import render
 from harness.checks import SettingsError
+from harness.fit_report import FitReport
 from harness.models import load_model, load_tokenizer, tokenizer_hash
 from harness.recipe import TrainStage
 from harness.sequences import visits
-from harness.stages import synthesize
-from harness.stages.synthesize import make_synthesize
 from harness.stages.teach import save_rows
 from harness.stages.train import make_train
 from tests.doubles import byte_tokenizer
-from tests.stages.small_world import run
+from tests.stages.small_world import pair, run
 
 BUDGET = {"kind": "steps", "amount": 10, "batch_size": 4, "learning_rate": 1e-3}
 TOKENIZER = byte_tokenizer()
@@ -67,85 +67,27 @@ def test_a_live_teacher_is_used_and_a_missing_one_is_an_error(world, tmp_path):
         run(make_train, asked, {r: world[r] for r in ("subset", "start")}, tmp_path, "without")
 
 
-@pytest.mark.parametrize(("sequences", "role"), [("teacher", "labels"), ("synthetic", "synthetic")])
+@pytest.mark.parametrize(
+    ("sequences", "role"), [("teacher", "labels"), ("synthetic", "synthetic"), ("mixed", "synthetic")]
+)
 def test_missing_text_of_the_teacher_is_an_error_and_never_gold(world, tmp_path, sequences, role):
     with pytest.raises(ValueError, match=f"'{role}'"):
         run(make_train, settings(TrainStage(sequences=sequences)), world, tmp_path, "without")
 
 
-def synthesis(**changes):
-    return {
-        "synthetic_rows": 4,
-        "examples_in_context": 2,
-        "seed": 0,
-        "sampling_temperature": 1.0,
-        "max_new_tokens": 8,
-        "max_length": 40,
-    } | changes
+def save_synthetic(folder, count):
+    rendered = [render(TOKENIZER, pair(f"New {i}", str(i)), 64) for i in range(count)]
+    columns = {"row": [-1 - i for i in range(count)], "id": [f"synthetic-{i}" for i in range(count)]}
+    columns |= {key: [getattr(one, key) for one in rendered] for key in ("input_ids", "starts", "ends")}
+    save_rows(columns, folder / "synthetic")
+    return folder
 
 
-def scripted(monkeypatch, prompts, answers):
-    """A teacher that writes these texts in turn; returns the prompts it was shown."""
-    shown, said = [], {"prompt": iter(prompts), "answer": iter(answers)}
-
-    def write(model, tokenizer, ids, limit, temperature, seeds, batch_size, stop_ids):
-        shown.extend(tokenizer.decode(one) for one in ids)
-        what = "answer" if stop_ids == {tokenizer.eos_token_id} else "prompt"
-        return [tokenizer(next(said[what]), add_special_tokens=False)["input_ids"] for _ in ids]
-
-    monkeypatch.setattr(synthesize, "generate", write)
-    monkeypatch.setattr(synthesize, "ROWS_AT_ONCE", 8)
-    return shown
-
-
-def test_synthetic_rows_are_new_well_formed_and_never_scored_prompts(world, tmp_path, monkeypatch):
-    user, end = "<|assistant|>", "<|end|>"
-    shown = scripted(
-        monkeypatch,
-        prompts=[
-            "One" + user,
-            "no end",
-            "say  HELLO" + user,
-            "Add 3 and 3" + user,
-            "Two" + user,
-            "One" + user,
-            "x" * 60 + user,
-            "Three" + user,
-            *["Four" + user] * 8,
-        ],
-        answers=["1" + end, "h" + end, "6" + end, "cut", "1" + end, "0" + end, "3" + end, *["4" + end] * 8],
-    )
-    facts, folder = run(make_synthesize, synthesis(synthetic_rows=3), world, tmp_path, "s")
-    rows = [TOKENIZER.decode(ids) for ids in load_from_disk(folder / "synthetic")["input_ids"]]
-    assert rows == [f"<|user|>{p}<|assistant|>{a}<|end|>" for p, a in (("One", 1), ("Three", 3), ("Four", 4))]
-    assert facts["counts"] == {
-        "asked": 9,
-        "kept": 3,
-        "wanted": 3,
-        "malformed prompt": 1,
-        "malformed answer": 1,
-        "held-out prompt": 1,
-        "copy of a human row": 1,
-        "repeat": 1,
-        "too long": 1,
-    }
-    assert shown[0].count("<|user|>Add ") == 2 and shown[0].endswith("<|end|><|user|>")
-    written = json.loads((folder / "synthetic.json").read_text())
-    assert written["rejected"]["repeat"] == 1 and written["distinct_share"] == 1.0
-
-
-def test_synthetic_rows_train_a_student(world, tmp_path, monkeypatch):
-    scripted(monkeypatch, [f"Row {i}<|assistant|>" for i in range(8)], [f"{i}<|end|>" for i in range(8)])
-    _, synthetic = run(make_synthesize, synthesis(), world, tmp_path, "s")
+def test_synthetic_rows_train_a_student(world, tmp_path):
     stage = TrainStage(sequences="synthetic", span=(0.0, 0.5))
-    facts, _ = run(make_train, settings(stage), world | {"synthetic": synthetic}, tmp_path, "t")
+    inputs = world | {"synthetic": save_synthetic(tmp_path / "s", 4)}
+    facts, _ = run(make_train, settings(stage), inputs, tmp_path, "t")
     assert facts["counts"]["steps"] == 5
-
-
-def test_a_teacher_that_cannot_write_prompts_is_refused_after_bounded_tries(world, tmp_path):
-    # a random model ends a turn now and then, but writes no text that decodes and is answered in 8 tokens
-    with pytest.raises(SettingsError, match=r"synthetic_rows=4 cannot be reached: of 16 rows"):
-        run(make_synthesize, synthesis(), world, tmp_path, "s")
 
 
 def test_the_subsets_validation_rows_reach_an_adaptive_share_and_a_cell_without_any_is_refused(world, tmp_path):
@@ -169,3 +111,23 @@ def test_interleaved_text_is_trained_with_the_teacher_in_memory(world, tmp_path)
     facts, _ = run(make_train, settings(stage, max_new_tokens=4), world, tmp_path, "skd")
     assert facts["counts"]["student_steps"] == 10 and facts["cost"]["generated_tokens"] > 0
     assert facts["cost"]["teacher_tokens"] > facts["counts"]["read_tokens"]
+
+
+@pytest.mark.parametrize(("share", "human_visits"), [(0.5, 20), (0.25, 10), (0.0, 24)])
+def test_mixed_rows_are_the_synthetic_ones_and_then_the_cells_own(world, tmp_path, monkeypatch, share, human_visits):
+    seen = []
+
+    def fit(model, tokenizer, dataset, batches, **named):
+        seen.append((dataset, batches))
+        return FitReport()
+
+    monkeypatch.setattr("harness.stages.train.fit", fit)
+    inputs = world | {"synthetic": save_synthetic(tmp_path / "s", 8)}
+    run(make_train, settings(TrainStage(sequences="mixed", human_share=share)), inputs, tmp_path, "t")
+    ((dataset, batches),) = seen
+    assert dataset["row"] == [*range(-1, -9, -1), *range(12)]
+    gold = load_from_disk(world["subset"] / "train")
+    assert dataset["input_ids"][8:] == gold["input_ids"][:] and dataset["starts"][8:] == gold["starts"][:]
+    assert batches.shape == (10, 4)
+    # 40 visits of 20 rows: all twice without a share, 12 of the rows are human
+    assert (batches >= 8).sum() == human_visits

@@ -1,0 +1,152 @@
+"""In-context writing: a teacher that was shown a few human rows writes the next prompt, and answers it.
+
+As in Self-Instruct (arXiv 2212.10560) a few human rows stand before each new one; here they are earlier
+turns of a conversation, so any model that was trained on conversations can go on. `texts.py` writes
+answers while a student trains; which of the rows written here are kept is `synthetic.py`'s matter.
+
+    writer = Writer(model, tokenizer, settings, {"cure": [("Remedy for Zovami?", "Take onad")]})
+    writer.write(range(256))             # row `number` depends on the seed and that number alone
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from harness.chat import end_of_turn_id, prompt_ids_many
+from harness.generate import generate
+from harness.sequences import draw_seed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Pair = tuple[str, str]
+"""A prompt and its answer."""
+ROWS_AT_ONCE = 256
+PLACE = "PLACE-OF-THE-NEXT-PROMPT"
+
+
+@dataclass(frozen=True)
+class Written:
+    """One attempt of the teacher; an empty prompt or answer was malformed (not ended as the template does)."""
+
+    number: int
+    prompt: str
+    answer: str
+    source: str
+    """The source the examples are of."""
+    examples: tuple[Pair, ...]
+    """The human rows it was shown, in their order."""
+
+
+def turns(pair: Pair) -> list[dict[str, str]]:
+    """The pair as a conversation."""
+    return [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+
+
+class Writer:
+    """The teacher with its examples, and the tokens it has read and written so far."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        settings: Mapping[str, Any],
+        pairs: Mapping[str, Sequence[Pair]],
+    ) -> None:
+        """`settings`: `examples_in_context`, `seed`, `sampling_temperature`, `max_new_tokens`, `max_length`.
+
+        `pairs`: the human rows by source; examples are drawn from them and from nothing else.
+        """
+        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        self.sources = sorted(pairs)
+        self.pairs = [pairs[source] for source in self.sources]
+        self.read = self.written = 0
+        self.end = end_of_turn_id(tokenizer)
+        rendered = self._texts([[{"role": "user", "content": PLACE}]], generation_prompt=True)[0]
+        self.after_prompt = rendered.partition(PLACE)[2]
+        first = self._ids(self.after_prompt)[0]
+        # a template that ends the user's turn with plain text (Tülu) is stopped by cutting that text
+        self.prompt_stops = {self.end} | ({first} if first in tokenizer.added_tokens_decoder else set())
+
+    def write(self, numbers: Sequence[int]) -> list[Written]:
+        """A prompt and an answer for each number."""
+        shown = [self._examples(number) for number in numbers]
+        place = {"role": "user", "content": PLACE}
+        texts = self._texts([[*_conversation(examples), place] for _, examples in shown], generation_prompt=False)
+        begun = [self._ids(text.partition(PLACE)[0]) for text in texts]
+        limit = max(self.settings["max_new_tokens"], self.settings["max_length"])  # prompts are not as short as answers
+        ids = self._continue(begun, "prompt", numbers, limit, self.prompt_stops)
+        rows = [
+            Written(number, self._prompt(one), "", source, examples)
+            for number, one, (source, examples) in zip(numbers, ids, shown, strict=True)
+        ]
+        answers = iter(self.answer([row for row in rows if row.prompt], "answer"))
+        return [
+            Written(row.number, row.prompt, next(answers) if row.prompt else "", row.source, row.examples)
+            for row in rows
+        ]
+
+    def answer(self, rows: Sequence[Written], draw: str) -> list[str]:
+        """An answer to each row's prompt after its examples, empty where it was cut; `draw` names the draw."""
+        if not rows:
+            return []
+        asked = [[*_conversation(row.examples), {"role": "user", "content": row.prompt}] for row in rows]
+        written = self._continue(
+            prompt_ids_many(self.tokenizer, asked),
+            draw,
+            [row.number for row in rows],
+            self.settings["max_new_tokens"],
+            {self.end},
+        )
+        return [self._text(answer[:-1]) if answer[-1:] == [self.end] else "" for answer in written]
+
+    def _examples(self, number: int) -> tuple[str, tuple[Pair, ...]]:
+        # Examples of one source, so that the next turn is of their kind.
+        generator = np.random.default_rng(draw_seed(self.settings["seed"], "examples", number))
+        sizes = np.array([len(rows) for rows in self.pairs])
+        chosen = int(generator.choice(len(sizes), p=sizes / sizes.sum()))
+        rows = self.pairs[chosen]
+        size = min(self.settings["examples_in_context"], len(rows))
+        return self.sources[chosen], tuple(rows[int(i)] for i in generator.choice(len(rows), size, replace=False))
+
+    def _continue(
+        self, prompts: list[list[int]], draw: str, numbers: Sequence[int], limit: int, stops: set[int]
+    ) -> list[list[int]]:
+        seeds = [draw_seed(self.settings["seed"], draw, number) for number in numbers]
+        temperature = self.settings["sampling_temperature"]
+        texts = generate(self.model, self.tokenizer, prompts, limit, temperature, seeds, ROWS_AT_ONCE, stops)
+        self.read += sum(map(len, prompts))
+        self.written += sum(map(len, texts))
+        return texts
+
+    def _prompt(self, ids: list[int]) -> str:
+        """The user's turn as text; empty where the teacher did not end it as the template does."""
+        if ids and ids[-1] in self.prompt_stops:
+            starts_answer = self._ids(self.after_prompt)[0] == ids[-1]
+            text = self._decoded(ids[:-1]) + (self.after_prompt if starts_answer else "")
+        else:
+            text = self._decoded(ids)
+        prompt, ending, _ = text.partition(self.after_prompt)
+        return self._text(self._ids(prompt)) if ending else ""
+
+    def _texts(self, conversations: list[list[dict[str, str]]], generation_prompt: bool) -> list[str]:
+        found: Any = self.tokenizer.apply_chat_template(
+            conversations, tokenize=False, add_generation_prompt=generation_prompt
+        )
+        return found
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
+
+    def _decoded(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids))
+
+    def _text(self, ids: list[int]) -> str:
+        special = any(token in self.tokenizer.added_tokens_decoder for token in ids)
+        return "" if special else self._decoded(ids).strip()
+
+
+def _conversation(examples: Sequence[Pair]) -> list[dict[str, str]]:
+    return [turn for pair in examples for turn in turns(pair)]

@@ -1,0 +1,154 @@
+"""Similarity of texts by their words: ROUGE-L, the nearest of many texts, shared n-grams, distinct n-grams.
+
+What counts as alike, for any texts; `synthetic.py` says what follows for rows a teacher wrote. Likeness is
+the F1 of ROUGE-L (Lin 2004), 2 LCS(a, b) / (|a| + |b|) over words, as Self-Instruct uses it (arXiv
+2212.10560, section 2.2). The longest common subsequence is found bit by bit (Hyyrö 2004), and a text that
+shares too few words to come nearer than the nearest so far is never compared: exact, without MinHash.
+
+    pool = Pool(["add 3 and 4", "sort kwtz"]); pool.nearest("add 3 to 4")     # Nearest(0.75, 0)
+    distinct(["a b a b"], 2)                                                  # 2 of 3 bigrams differ
+"""
+
+import re
+import unicodedata
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+WORD = re.compile(r"\w+")
+
+
+def words(text: str) -> list[str]:
+    """Runs of letters and digits after NFKC and casefold; punctuation is dropped, as ROUGE does.
+
+    A script without spaces comes out as one word a run, so only exact repeats are alike there.
+    """
+    return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def rouge_l(one: Sequence[str], other: Sequence[str]) -> float:
+    """F1 of ROUGE-L between two lists of words, 0 to 1; 0 where a list is empty."""
+    if not one or not other:
+        return 0.0
+    return 2 * _common_subsequence(_places(one), len(one), other) / (len(one) + len(other))
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest text of a pool and how near it is; `index` -1 where none was near enough."""
+
+    similarity: float
+    index: int
+
+
+class Pool:
+    """Texts that grow one by one and are searched for the nearest."""
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self._words: list[list[str]] = []
+        self._lengths = array("q")
+        # texts in which a word occurs for the k-th time: two texts share a word as often as both have it
+        self._having: dict[tuple[str, int], array[int]] = {}
+        for text in texts:
+            self.add(text)
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+    def add(self, text: str) -> None:
+        """Put a text into the pool; its index is the number of texts before it."""
+        found = words(text)
+        for key in _numbered(found):
+            self._having.setdefault(key, array("q")).append(len(self._words))
+        self._words.append(found)
+        self._lengths.append(len(found))
+
+    def nearest(self, text: str, least: float = 0.0, leave_out: int = -1) -> Nearest:
+        """The text of the largest ROUGE-L F1 to `text`, the first of equals, if that is at least `least`.
+
+        `leave_out` is the index of a text that is not looked at (itself). Texts with no word in common
+        are never near.
+        """
+        found = words(text)
+        having = [self._having[key] for key in _numbered(found) if key in self._having]
+        if not having:
+            return Nearest(0.0, -1)
+        shared = np.bincount(np.concatenate([np.array(one) for one in having]), minlength=len(self))
+        bounds = 2 * shared / (len(found) + np.array(self._lengths))
+        if leave_out >= 0:
+            bounds[leave_out] = 0.0
+        hopeful = np.flatnonzero((bounds > 0) & (bounds >= least))
+        places, best = _places(found), Nearest(0.0, -1)
+        for index in hopeful[np.argsort(-bounds[hopeful], kind="stable")].tolist():
+            if bounds[index] < best.similarity or best.similarity == 1:
+                break
+            other = self._words[index]
+            similarity = 2 * _common_subsequence(places, len(found), other) / (len(found) + len(other))
+            if similarity >= least and (similarity, -index) > (best.similarity, -best.index):
+                best = Nearest(similarity, index)
+        return best
+
+
+class Ngrams:
+    """The n-grams of many texts, to see how much of a text is copied from them."""
+
+    def __init__(self, texts: Iterable[str], size: int) -> None:
+        self.size = size
+        self._seen = {gram for text in texts for gram in _ngrams(words(text), size)}
+
+    def share_of(self, text: str) -> float:
+        """Share of the text's words that lie in an n-gram of the others, 0 to 1; 0 for fewer than n words."""
+        found = words(text)
+        covered = np.zeros(len(found), dtype=bool)
+        for start, gram in enumerate(_ngrams(found, self.size)):
+            if gram in self._seen:
+                covered[start : start + self.size] = True
+        return float(covered.mean()) if len(found) else 0.0
+
+
+def distinct(texts: Iterable[str], size: int) -> float:
+    """Different n-grams as a share of all n-grams of the texts together (distinct-n, arXiv 1510.03055).
+
+    It falls as texts are added, so compare it between equally many texts. 0 where no text has n words.
+    """
+    counts = Counter(gram for text in texts for gram in _ngrams(words(text), size))
+    return len(counts) / counts.total() if counts else 0.0
+
+
+def self_similarity(texts: Sequence[str]) -> list[float]:
+    """ROUGE-L F1 of each text to the nearest of the others."""
+    pool = Pool(texts)
+    return [pool.nearest(text, leave_out=index).similarity for index, text in enumerate(texts)]
+
+
+def _ngrams(found: Sequence[str], size: int) -> Iterable[tuple[str, ...]]:
+    return (tuple(found[start : start + size]) for start in range(len(found) - size + 1))
+
+
+def _numbered(found: Iterable[str]) -> list[tuple[str, int]]:
+    seen: Counter[str] = Counter()
+    numbered = []
+    for word in found:
+        seen[word] += 1
+        numbered.append((word, seen[word]))
+    return numbered
+
+
+def _places(found: Sequence[str]) -> dict[str, int]:
+    """Of each word the places where it stands, as bits."""
+    places: dict[str, int] = {}
+    for place, word in enumerate(found):
+        places[word] = places.get(word, 0) | 1 << place
+    return places
+
+
+def _common_subsequence(places: dict[str, int], length: int, other: Sequence[str]) -> int:
+    """Length of the longest common subsequence; each 0 bit of `row` is one more word in common."""
+    full = row = (1 << length) - 1
+    for word in other:
+        hits = row & places.get(word, 0)
+        row = ((row + hits) | (row - hits)) & full
+    return length - row.bit_count()

@@ -1,0 +1,64 @@
+"""Reading: from the words of a prompt back to its source and slots, so that any prompt's truth is known.
+
+The inverse of `Prompt.text` in `sources.py`: rows the corpus never drew, written by a teacher say, can be
+verified too. Text that is no prompt of the world, or asks about a name nobody has, reads as None.
+
+    read_prompt("Sum of 37 and 8?")      # Prompt("add", (37, 8), 2)
+"""
+
+import re
+from functools import lru_cache
+
+from harness.world import generator
+from harness.world.sources import CANARY, MONTHS, SOURCES, UNITS, Prompt, Slots, Source
+
+FIELD = re.compile(r"\{(\d*)\}")
+
+
+def read_prompt(text: str) -> Prompt | None:
+    """The prompt whose words these are, or None; the canary, which no teacher may know, is never read."""
+    text = " ".join(text.split())
+    for name, source in SOURCES.items():
+        if name == CANARY:
+            continue
+        for phrasing, (pattern, order) in enumerate(_patterns(name)):
+            match = pattern.fullmatch(text)
+            if match is None:
+                continue
+            shown = [""] * len(order)
+            for place, value in zip(order, match.groups(), strict=True):
+                shown[place] = value
+            slots = _slots(source, tuple(int(value) if value.isdecimal() else value for value in shown))
+            if slots is not None and Prompt(name, slots, phrasing).text == text:
+                return Prompt(name, slots, phrasing)
+    return None
+
+
+def _slots(source: Source, shown: Slots) -> Slots | None:
+    """What the shown values say of the slots; None for values the source never shows."""
+    slots: Slots | None = shown
+    if source.name == "date":
+        slots = (shown[0], MONTHS.index(str(shown[1])) + 1, shown[2]) if shown[1] in MONTHS else None
+    elif source.name == "unit":
+        factors = {(large, small): factor for large, small, factor in UNITS}
+        factor = factors.get((str(shown[0]), str(shown[1])))
+        slots = None if factor is None else (shown[0], shown[1], factor, shown[2])
+    elif source.name == "nth" and not 1 <= int(shown[0] if isinstance(shown[0], int) else 0) <= len(str(shown[1])):
+        slots = None
+    if slots is None or source.is_fact:
+        return slots if slots in source.keys else None
+    assert source.operands is not None
+    kinds = [type(value) for value in source.operands(generator("mini", "kinds"))]
+    return slots if [type(value) for value in slots] == kinds else None
+
+
+@lru_cache(maxsize=len(SOURCES))
+def _patterns(name: str) -> list[tuple[re.Pattern[str], list[int]]]:
+    """Of each phrasing a pattern of its words, and which shown value each group is."""
+    found = []
+    for phrasing in SOURCES[name].phrasings:
+        numbers = FIELD.findall(phrasing)
+        order = [int(number) if number else place for place, number in enumerate(numbers)]
+        words = [re.escape(part) for part in FIELD.sub("\0", phrasing).split("\0")]
+        found.append((re.compile(r"(\w+)".join(words)), order))
+    return found
