@@ -20,8 +20,8 @@ LAYERS = [
     {"table", "verdict", "gains", "arms", "crossover", "stats"},  # reading
     {"evals"},
     {"trainers", "fit_report", "arguments"},  # field
-    {"texts", "objectives"},
-    {"generate", "signals", "divergences", "sequences"},
+    {"texts", "objectives", "cross"},
+    {"generate", "signals", "divergences", "sequences", "alignment"},
     {"chat", "models"},
     {"model_files", "corpora", "methods", "world"},
     {"recipe"},
