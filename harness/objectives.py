@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from harness.cross import AcrossTokenizers, CrossTeacher
 from harness.divergences import Divergence, compare, scored_positions, scored_tokens
-from harness.recipe import TrainStage
+from harness.recipe import CROSS, TrainStage
 from harness.signals import logits_at
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class Objective(Protocol):
     """Whether a teacher reads the student's micro-batch."""
     teacher_seconds: float
     """Seconds spent in the teacher's forward passes so far."""
+    teacher_tokens: int
+    """Tokens the teacher read so far that are not the student's micro-batches (a rendering of its own)."""
 
     def compare(self, model: Any, batch: dict[str, torch.Tensor]) -> Divergence:
         """The summed loss of a micro-batch (`collate`'s tensors) under `model`, maybe wrapped for several processes."""
@@ -38,9 +41,19 @@ class Objective(Protocol):
 
 
 def objective_for(stage: TrainStage, teacher: "TeacherSignal | None", vocabulary: int) -> Objective:
-    """The objective of a training stage; a divergence without its teacher is an error, never a fallback."""
+    """The objective of a training stage; a divergence without its teacher is an error, never a fallback.
+
+    `uld` and `spans` need a `CrossTeacher`, which reads tokens of its own; every other divergence one that
+    reads the student's.
+    """
     if stage.divergence != "cross_entropy" and teacher is None:
         raise ValueError(f"divergence {stage.divergence} needs a teacher and got none")
+    if stage.divergence in CROSS:
+        if not isinstance(teacher, CrossTeacher):
+            raise ValueError(f"divergence {stage.divergence} needs a CrossTeacher, with its own rendering of the rows")
+        return AcrossTokenizers(stage, teacher, vocabulary)
+    if isinstance(teacher, CrossTeacher):
+        raise ValueError(f"divergence {stage.divergence} needs a teacher that reads the student's tokens")
     return Distributions(stage, teacher, vocabulary)
 
 
@@ -48,6 +61,7 @@ class Distributions:
     """Cross-entropy or a divergence of next-token distributions at the scored positions."""
 
     weights: torch.nn.Module | None = None
+    teacher_tokens = 0
 
     def __init__(self, stage: TrainStage, teacher: "TeacherSignal | None", vocabulary: int) -> None:
         self.stage, self.teacher, self.vocabulary = stage, teacher, vocabulary

@@ -10,13 +10,8 @@ from harness.alignment import align, coverage, num_scored, spelling
 from harness.chat import end_of_turn_id, render
 from harness.sequences import Row
 from harness.world.tokenizer import CHARACTERS, load_mini_tokenizer
-from tests.doubles import CHAT_TEMPLATE, byte_tokenizer
+from tests.doubles import CHAT_TEMPLATE, CORPUS, bpe_tokenizer, byte_tokenizer
 
-CORPUS = [
-    "the answer is 42, the other answers are 1234567",
-    "naïve café 日本語のテキスト 🙂🙂",
-    "  spaces\n\nlines\tthe end",
-]
 NAMES = ("bytes", "byte-level", "metaspace")
 AWKWARD = [
     "hello world",
@@ -36,45 +31,7 @@ def tokenizer_called(name):
         return byte_tokenizer()
     if name == "mini":
         return load_mini_tokenizer()
-    return trained(name)
-
-
-def trained(kind):
-    """Byte-level BPE (as GPT-2's) or SentencePiece's BPE with byte fallback (as Llama 2's), trained on `CORPUS`."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    end = "</s>"
-    marks = ["<|user|>", "<|assistant|>", end]
-    if kind == "byte-level":
-        backend = Tokenizer(models.BPE())
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        backend.decoder = decoders.ByteLevel()
-        initial = pre_tokenizers.ByteLevel.alphabet()
-    else:
-        backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-        backend.decoder = decoders.Sequence(
-            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-        )
-        initial = []
-    specials = ["<unk>", *marks, *(f"<0x{byte:02X}>" for byte in range(256))] if kind == "metaspace" else marks
-    trainer = trainers.BpeTrainer(
-        vocab_size=480 if kind == "metaspace" else 330, special_tokens=specials, initial_alphabet=initial
-    )
-    backend.train_from_iterator(CORPUS, trainer)
-    if kind == "metaspace":  # the fallback's bytes are ordinary tokens: text that spells one stays text
-        import json
-
-        state = json.loads(backend.to_str())
-        state["added_tokens"] = []
-        backend = Tokenizer.from_str(json.dumps(state))
-    backend.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token=end, pad_token=end, unk_token="<unk>" if kind == "metaspace" else None
-    )
-    tokenizer.chat_template = CHAT_TEMPLATE.replace("<|end|>", end)
-    return tokenizer
+    return bpe_tokenizer(name)
 
 
 @lru_cache
