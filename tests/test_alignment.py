@@ -183,6 +183,18 @@ def test_text_that_one_side_rewrites_has_no_chunk_and_what_stands_around_it_has(
     assert (found.tokens, found.aligned_tokens) == (11, 9)
 
 
+def test_chunks_of_two_different_texts_never_overlap_and_spell_the_same_even_so():
+    draw = random.Random(2)
+    for _ in range(60):
+        one, other = ("".join(draw.choices("ab e", k=draw.randrange(6))) for _ in range(2))
+        student, teacher = row("bytes", one), row("byte-level", other)
+        chunks = align(student, teacher, (spelling_of("bytes"), spelling_of("byte-level")))
+        for ranges in (chunks.student, chunks.teacher):
+            assert (ranges[1:, 0] >= ranges[:-1, 1]).all() and (ranges[:, 1] > ranges[:, 0]).all()
+        ours, theirs = text_of(student, chunks.student, "bytes"), text_of(teacher, chunks.teacher, "byte-level")
+        assert [part.strip() for part in ours[:-1]] == [part.strip() for part in theirs[:-1]], (one, other)
+
+
 def test_a_row_without_a_shared_text_and_a_missing_row_are_left_out_and_counted():
     spellings = spelling_of("bytes"), spelling_of("byte-level")
     pairs = [

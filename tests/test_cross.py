@@ -238,6 +238,9 @@ def test_a_row_that_cannot_be_compared_keeps_its_cross_entropy_and_is_counted():
     assert objective.rows_left_out == 2 and objective.teacher_tokens == 0
     objective.compare(student(), collate(own[:1], pad_id=0))
     assert objective.teacher_tokens == len(wise.rows[0].input_ids)
+    mixed = objective.compare(student(), collate([own[2], own[0]], pad_id=0))
+    apart = [objective.compare(student(), collate([one], pad_id=0)).sum.item() for one in (own[2], own[0])]
+    assert mixed.sum.item() == pytest.approx(sum(apart), rel=1e-5)
     silent = objective_for(SPANS, wise, len(BYTES)).compare(student(), collate(own[2:3], pad_id=0))
     silent.sum.backward()
     assert silent.sum.item() == 0
