@@ -65,7 +65,7 @@ class Hidden:
     ) -> None:
         """`seed` is for weights of the objective's own; raises SettingsError where a model cannot be looked into."""
         self.stage, self.teacher, self.vocabulary = stage, teacher, vocabulary
-        self.teacher_seconds = 0.0
+        self.teacher_seconds, self.teacher_tokens = 0.0, 0
         self.teacher_model: Any = getattr(teacher, "model", None)
         if self.teacher_model is None:
             raise refuse(

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from harness.cross import AcrossTokenizers, CrossTeacher
 from harness.divergences import Divergence, compare, scored_positions, scored_tokens
 from harness.hidden import Features, Relations
-from harness.recipe import HIDDEN, TrainStage
+from harness.recipe import CROSS, HIDDEN, TrainStage
 from harness.signals import logits_at
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Objective(Protocol):
     """Whether a teacher reads the student's micro-batch."""
     teacher_seconds: float
     """Seconds spent in the teacher's forward passes so far."""
+    teacher_tokens: int
+    """Tokens the teacher read so far that are not the student's micro-batches (a rendering of its own)."""
 
     def compare(self, model: Any, batch: dict[str, torch.Tensor]) -> Divergence:
         """The summed loss of a micro-batch (`collate`'s tensors) under `model`, maybe wrapped for several processes."""
@@ -54,10 +57,17 @@ def objective_for(
     """The objective of a training stage; a divergence without its teacher is an error, never a fallback.
 
     `student` is the model to be trained and `seed` that of the stage; only objectives that look inside the
-    models need them.
+    models need them. `uld` and `spans` need a `CrossTeacher`, which reads tokens of its own; every other
+    divergence one that reads the student's.
     """
     if stage.divergence != "cross_entropy" and teacher is None:
         raise ValueError(f"divergence {stage.divergence} needs a teacher and got none")
+    if stage.divergence in CROSS:
+        if not isinstance(teacher, CrossTeacher):
+            raise ValueError(f"divergence {stage.divergence} needs a CrossTeacher, with its own rendering of the rows")
+        return AcrossTokenizers(stage, teacher, vocabulary, seed)
+    if isinstance(teacher, CrossTeacher):
+        raise ValueError(f"divergence {stage.divergence} needs a teacher that reads the student's tokens")
     if stage.divergence in HIDDEN:
         kinds = {"features": Features, "relations": Relations}
         return kinds[stage.divergence](stage, teacher, vocabulary, student, seed)
@@ -86,6 +96,7 @@ class Distributions:
     """Cross-entropy or a divergence of next-token distributions at the scored positions."""
 
     weights: torch.nn.Module | None = None
+    teacher_tokens = 0
 
     def __init__(self, stage: TrainStage, teacher: "TeacherSignal | None", vocabulary: int) -> None:
         self.stage, self.teacher, self.vocabulary = stage, teacher, vocabulary

@@ -14,7 +14,7 @@ from harness.checks import refuse
 from harness.config import Cell, Student
 from harness.identity import fingerprint
 from harness.methods import method_name
-from harness.recipe import TrainStage
+from harness.recipe import CROSS, TrainStage
 from harness.stage import Stage
 from harness.teaching import (
     base_stage,
@@ -109,6 +109,11 @@ def plan_cell(cell: Cell) -> CellPlan:
             written = _written(cell, stage, mixture, subset, teacher)
             teaching += written.values()
             inputs |= written | ({"teacher": teacher} if stage.asks_teacher else {})
+            if stage.divergence in CROSS:  # each side renders its own template
+                own = base_stage(cell, cell.teacher)
+                inputs["teacher_rows"] = subset_stage(
+                    mixture, own, cell.data_frac, cell.data_seed, cell.corpus.max_length
+                )
         train.append(_train(cell, stage, index, inputs, method_name(cell.method)))
     references = {"base": evaluate_stage(cell, base, mixture)}
     if taught_by == "given" and cell.teacher.kind != "http":  # a server is asked for text, its weights are not here

@@ -58,7 +58,7 @@ def _check_evals(names: list[str]) -> None:
 
 
 def _check_pair(cell_plan: CellPlan) -> None:
-    """Student and teacher must share a tokenizer wherever the teacher's probabilities or token ids are used, and a
+    """Student and teacher must share a tokenizer wherever the teacher judges or writes the student's tokens, and a
     teacher that is asked for logits must have its weights here."""
     student, teacher = cell_plan.cell.student, cell_plan.cell.teacher
     if teacher.kind == "http" and any("teacher" in stage.inputs for stage in cell_plan.train):
@@ -68,6 +68,9 @@ def _check_pair(cell_plan: CellPlan) -> None:
             f"it asks its teacher for logits while it trains, and teacher={teacher.name} is behind a server",
             "choose seq_kd or two_stage, or a teacher with weights here",
         )
+    inputs = [stage.inputs for stage in cell_plan.train]
+    if not any("synthetic" in given or ("teacher" in given and "teacher_rows" not in given) for given in inputs):
+        return  # it teaches by its words, or each side reads its own tokens
     mine, theirs = tokenizer_fingerprint(student), tokenizer_fingerprint(teacher)
     if mine is not None and theirs is not None and mine != theirs:
         raise refuse(

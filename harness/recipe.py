@@ -108,6 +108,10 @@ class TrainStage:
     """Factor of the forward KL beside a hidden divergence."""
     hidden_weight: float = _read_by(1.0, *HIDDEN)
     """Factor of the hidden divergence."""
+    cross_tokenizer_weight: float = _read_by(1.0, *CROSS)
+    """Factor of `uld` or `spans` (ULD's lambda)."""
+    span_temperature: float = _read_by(1.0, "spans")
+    """Likelihoods of chunks are compared as p ** (1 / temperature) (ALM's tau); the loss carries the factor."""
     relation_heads: int = _read_by(0, "relations")
     """Relation heads queries, keys and values are split into; 0: the student's attention heads."""
 

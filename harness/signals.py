@@ -47,7 +47,7 @@ class LiveTeacher:
             raise SettingsError(
                 f"teacher {_name(tokenizer)} (tokenizer {hashes[0][:12]}) cannot teach student "
                 f"{_name(student_tokenizer)} (tokenizer {hashes[1][:12]}) token by token: their tokenizers "
-                "differ; choose a teacher and a student with the same tokenizer."
+                "differ; choose a teacher and a student with the same tokenizer, or method=cross_kd."
             )
         if render(tokenizer, PROBE, 1000) != render(student_tokenizer, PROBE, 1000):
             raise SettingsError(

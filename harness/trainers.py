@@ -104,6 +104,7 @@ def fit(
     report.flops = train_flops(parameters, report.read_tokens, frozen)
     report.flops += forward_flops(parameters, trainer.written_tokens)
     report.teacher_seconds += measured.teacher_seconds
+    report.teacher_tokens += measured.teacher_tokens
     if teacher is not None:
         report.teacher_flops = forward_flops(teacher.parameters, report.teacher_tokens)
         report.flops += report.teacher_flops

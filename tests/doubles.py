@@ -1,6 +1,6 @@
-"""Small doubles that tests share: a byte tokenizer with a chat template and a two-layer random Llama.
+"""Small doubles that tests share: a byte tokenizer and two small BPEs with a chat template, a two-layer random Llama.
 
-Both are built in milliseconds, need no network, and behave like real ones: the tokenizer is a
+All are built in milliseconds, need no network, and behave like real ones: the tokenizer is a
 `PreTrainedTokenizerFast` whose ids are bytes, so expected ids can be written down by hand.
 
     tokenizer = byte_tokenizer(); model = tiny_llama(len(tokenizer))
@@ -16,6 +16,12 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ '<|end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+
+CORPUS = [
+    "the answer is 42, the other answers are 1234567",
+    "naïve café 日本語のテキスト 🙂🙂",
+    "  spaces\n\nlines\tthe end",
+]
 
 
 def byte_ids(text: str) -> list[int]:
@@ -50,6 +56,47 @@ def byte_tokenizer(chat_template: str | None = CHAT_TEMPLATE, pad_is_end: bool =
         eos_token="<|end|>",
     )
     tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def bpe_tokenizer(kind):
+    """Byte-level BPE (as GPT-2's) or SentencePiece's BPE with byte fallback (as Llama 2's), trained on `CORPUS`.
+
+    `kind` is `byte-level` or `metaspace`; rendered as `byte_tokenizer` does, with `</s>` for `<|end|>`.
+    """
+    import json
+
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    end = "</s>"
+    marks = ["<|user|>", "<|assistant|>", end]
+    if kind == "byte-level":
+        backend = Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        initial = pre_tokenizers.ByteLevel.alphabet()
+    else:
+        backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        backend.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+        initial = []
+    specials = ["<unk>", *marks, *(f"<0x{byte:02X}>" for byte in range(256))] if kind == "metaspace" else marks
+    trainer = trainers.BpeTrainer(
+        vocab_size=480 if kind == "metaspace" else 330, special_tokens=specials, initial_alphabet=initial
+    )
+    backend.train_from_iterator(CORPUS, trainer)
+    if kind == "metaspace":  # the fallback's bytes are ordinary tokens: text that spells one stays text
+        state = json.loads(backend.to_str())
+        state["added_tokens"] = []
+        backend = Tokenizer.from_str(json.dumps(state))
+    backend.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=end, pad_token=end, unk_token="<unk>" if kind == "metaspace" else None
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("<|end|>", end)
     return tokenizer
 
 

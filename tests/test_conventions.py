@@ -22,9 +22,9 @@ LAYERS = [
     {"evals"},
     {"trainers", "checkpoints", "fit_report", "arguments"},  # field
     {"texts", "objectives", "in_context"},
-    {"interleaved", "hidden"},
+    {"interleaved", "hidden", "cross"},
     {"hidden_states"},
-    {"adaptive", "generate", "signals", "divergences", "sequences", "teachers"},
+    {"adaptive", "generate", "signals", "divergences", "sequences", "teachers", "alignment"},
     {"chat", "models", "adapters"},
     {"model_files", "corpora", "methods", "world", "served", "similarity"},
     {"recipe"},

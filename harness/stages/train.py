@@ -19,15 +19,20 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from harness.adapters import merged, with_adapters
+from harness.checks import refuse
 from harness.config import Budget, Machine
+from harness.cross import CrossTeacher
 from harness.identity import fingerprint
 from harness.models import device_of, load_model, load_tokenizer, save_model
 from harness.processes import process_rank
-from harness.recipe import TrainStage
+from harness.recipe import CROSS, TrainStage
 from harness.sequences import Rows, draw_seed, mixed_visits, visiting_order, visits
-from harness.signals import LiveTeacher
+from harness.signals import LiveTeacher, TeacherSignal
 from harness.stages.answers import answered_rows
 from harness.trainers import fit, mean_nll
+
+LEAST_ALIGNED = 0.5
+"""Share of the scored tokens that a teacher with a tokenizer of its own has to meet."""
 
 
 def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
@@ -35,9 +40,10 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
 
     `settings`: `stage` (a TrainStage's values), `budget`, `seed`, `index` (place in the recipe), `loss_on`,
     `max_new_tokens` where the student writes, and `lora` where adapters are trained, to be merged at the end.
-    `inputs`: `subset`, `start`, and where the stage needs them `teacher` (a model folder), `labels`,
-    `synthetic`. `metrics["validation_nll"]` is in nats per token of the cell's own validation rows, the same
-    for every objective. Raises DivergedError, and Preempted when it is asked to stop.
+    `inputs`: `subset`, `start`, and where the stage needs them `teacher` (a model folder), `teacher_rows` (the
+    subset as a teacher with a tokenizer of its own renders it), `labels`, `synthetic`.
+    `metrics["validation_nll"]` is in nats per token of the cell's own validation rows, the same for every
+    objective. Raises DivergedError, and Preempted when it is asked to stop.
     """
     stage = TrainStage.of(settings["stage"])
     budget, seed = Budget(**settings["budget"]), settings["seed"]
@@ -51,15 +57,8 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     lora = settings.get("lora")
     if lora is not None:
         model = with_adapters(model, lora, draw_seed(seed, "lora", settings["index"]))
-    teacher = None
-    if stage.normal().asks_teacher:
-        folder = _needed(inputs, "teacher", stage)
-        teacher = LiveTeacher(
-            load_model(folder, device=device, dtype=budget.precision),
-            load_tokenizer(folder),
-            tokenizer,
-            device,
-        )
+    teacher = _teacher(stage, inputs, tokenizer, device, budget.precision)
+    counts, warnings = _check_alignment(teacher, dataset, batches) if isinstance(teacher, CrossTeacher) else ({}, [])
     validation = _validation(inputs["subset"])
     report = fit(
         model,
@@ -87,7 +86,7 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
         metrics |= {"first_loss": report.first_loss, "last_loss": report.last_loss}
     if validation is not None:
         metrics["validation_nll"], metrics["validation_tokens"] = mean_nll(model, validation)
-    counts = {
+    counts |= {
         name: value for name, value in asdict(report).items() if name in ("steps", "student_steps", "read_tokens")
     }
     cost = {
@@ -95,8 +94,44 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
         for name, value in asdict(report).items()
         if (name.endswith("_tokens") and name != "read_tokens") or name in ("flops", "teacher_flops", "teacher_seconds")
     }
-    facts = {"cost": cost, "counts": counts, "metrics": metrics, "warnings": report.warnings}
+    facts = {"cost": cost, "counts": counts, "metrics": metrics, "warnings": warnings + report.warnings}
     return facts | ({"earlier_seconds": report.earlier_seconds} if report.earlier_seconds else {})
+
+
+def _teacher(
+    stage: TrainStage, inputs: Mapping[str, Path], tokenizer: Any, device: str, precision: str
+) -> TeacherSignal | None:
+    """The teacher that is asked while the stage trains, or None."""
+    if not stage.normal().asks_teacher:
+        return None
+    folder = _needed(inputs, "teacher", stage)
+    rows = Rows(load_from_disk(_needed(inputs, "teacher_rows", stage) / "train")) if stage.divergence in CROSS else None
+    model, own = load_model(folder, device=device, dtype=precision), load_tokenizer(folder)
+    if rows is not None:
+        return CrossTeacher(model, own, tokenizer, rows, device)
+    return LiveTeacher(model, own, tokenizer, device)
+
+
+def _check_alignment(teacher: CrossTeacher, dataset: Dataset, batches: np.ndarray) -> tuple[dict[str, int], list[str]]:
+    """Counts and warnings about the visited rows' alignment; a teacher that meets too few tokens is refused."""
+    rows = Rows(dataset)
+    found = teacher.coverage(rows[int(place)] for place in np.unique(batches))
+    if found.rows and found.share < LEAST_ALIGNED:
+        raise refuse(
+            "teacher",
+            str(teacher.model.name_or_path),
+            f"its tokens spell the same text as the student's at {found.share:.0%} of the scored tokens only",
+            "choose a teacher whose tokenizer keeps text as it is, or method=seq_kd",
+        )
+    warnings = []
+    if found.rows_left_out:
+        warnings.append(
+            f"{found.rows_left_out} of {found.rows} rows teach by cross-entropy alone: {found.rows_missing} are not "
+            "in the teacher's rendering (too long for it), the others' text differs"
+        )
+    if found.share < 0.9:
+        warnings.append(f"only {found.share:.0%} of the scored tokens are compared with the teacher's")
+    return {"aligned_tokens": found.aligned_tokens, "rows_left_out": found.rows_left_out}, warnings
 
 
 def _sequences(

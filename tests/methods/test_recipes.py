@@ -76,6 +76,8 @@ def test_methods_with_the_same_warm_up_share_that_stage():
         ("kd_then_sft", {}),
         ("kd_then_sft", {"first": "logit_kd", "sft_share": 0.5}),
         ("kd_then_sft", {"warmup": 0.0}),
+        ("cross_kd", {}),
+        ("cross_kd", {"warmup": 0.3}),
     ],
 )
 def test_every_recipe_spends_the_whole_budget_once(name, settings):
@@ -93,6 +95,16 @@ def test_the_default_kd_is_gkd_after_a_warm_up():
     )
     assert (distillation["sequences"], distillation["student_share"]) == ("student", 0.5)
     assert (distillation["divergence"], distillation["jsd_teacher_weight"]) == ("jsd", 0.5)
+
+
+def test_cross_kd_stands_beside_cross_entropy_and_shares_its_warm_up():
+    (spans,) = recipe("cross_kd")
+    assert (spans["sequences"], spans["divergence"], spans["span_temperature"]) == ("gold", "spans", 100.0)
+    warmup, uld = recipe("cross_kd", loss="uld", warmup=0.2, span_temperature=3.0)
+    assert warmup == recipe("sft_restart")[0]
+    assert (uld["divergence"], uld["cross_entropy_weight"], uld["cross_tokenizer_weight"]) == ("uld", 1.0, 1.5)
+    assert "span_temperature" not in uld and uld["teacher"] == "given"
+    assert recipe("cross_kd", shuffled=True)[0]["control"] == "shuffled"
 
 
 def test_two_stage_trains_human_rows_last_and_gently_unless_reversed():
@@ -172,6 +184,12 @@ def test_label_smoothing_is_a_value_of_sft():
         ("sft_restart", {"warmup": 0.0}, "warmup"),
         ("logit_kd", {"cross_entropy_weight": 1.0}, "cross_entropy_weight"),
         ("seq_kd", {"teacher_temperature": -1.0}, "teacher_temperature"),
+        ("cross_kd", {"loss": "forward_kl"}, "loss"),
+        ("cross_kd", {"weight": 0.0}, "weight"),
+        ("cross_kd", {"cross_entropy_weight": -1.0}, "cross_entropy_weight"),
+        ("cross_kd", {"loss": "uld", "cross_entropy_weight": 0.0}, "which token is likely"),
+        ("cross_kd", {"span_temperature": 0.0}, "span_temperature"),
+        ("cross_kd", {"warmup": 1.0}, "warmup"),
         ("two_stage", {"synthetic_share": 0.0}, "synthetic_share"),
         ("two_stage", {"second": "rl"}, "second"),
         ("on_policy", {"warmup": 1.0}, "warmup"),

@@ -16,7 +16,7 @@ from harness.recipe import TrainStage
 from harness.sequences import visits
 from harness.stages.teach import save_rows
 from harness.stages.train import make_train
-from tests.doubles import byte_tokenizer
+from tests.doubles import bpe_tokenizer, byte_tokenizer, tiny_llama
 from tests.stages.small_world import pair, run
 
 BUDGET = {"kind": "steps", "amount": 10, "batch_size": 4, "learning_rate": 1e-3}
@@ -65,6 +65,47 @@ def test_a_live_teacher_is_used_and_a_missing_one_is_an_error(world, tmp_path):
     assert facts["cost"]["teacher_tokens"] == facts["counts"]["read_tokens"] > 0
     with pytest.raises(ValueError, match="'teacher'"):
         run(make_train, asked, {r: world[r] for r in ("subset", "start")}, tmp_path, "without")
+
+
+@pytest.fixture
+def other(world, tmp_path):
+    """The same world with a teacher of another tokenizer and its rendering of the training rows but the last."""
+    tokenizer = bpe_tokenizer("byte-level")
+    tiny_llama(len(tokenizer), seed=1).save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    rendered = [render(tokenizer, pair(f"Add {i} and {i}", str(2 * i)), 64) for i in range(11)]
+    columns = {"row": list(range(11)), "id": [f"r{i}" for i in range(11)]}
+    columns |= {key: [getattr(one, key) for one in rendered] for key in ("input_ids", "starts", "ends")}
+    save_rows(columns, tmp_path / "teacher_rows" / "train")
+    return world | {"teacher": tmp_path / "other", "teacher_rows": tmp_path / "teacher_rows"}
+
+
+@pytest.mark.parametrize("divergence", ["uld", "spans"])
+def test_a_teacher_of_another_tokenizer_reads_its_own_rows_and_what_it_cannot_reach_is_told(
+    other, tmp_path, divergence
+):
+    asked = settings(TrainStage(divergence=divergence, cross_entropy_weight=1.0))
+    facts, folder = run(make_train, asked, other, tmp_path, "cross")
+    assert steps_of(folder)[-1] < steps_of(folder)[0]
+    assert facts["counts"]["rows_left_out"] == 1 and facts["counts"]["aligned_tokens"] == 5 * 2 + 6 * 3
+    assert any("1 of 12 rows teach by cross-entropy alone: 1 are not" in text for text in facts["warnings"])
+    assert 0 < facts["cost"]["teacher_tokens"] < facts["counts"]["read_tokens"]
+    with pytest.raises(ValueError, match="'teacher_rows'"):
+        run(make_train, asked, {r: other[r] for r in ("subset", "start", "teacher")}, tmp_path, "without")
+
+
+def test_a_teacher_that_spells_other_text_is_refused(other, tmp_path):
+    rows = load_from_disk(other["teacher_rows"] / "train").to_dict()
+    rows["row"] = rows["row"][::-1]  # as if the rendering belonged to another subset
+    save_rows(rows, tmp_path / "wrong" / "train")
+    with pytest.raises(SettingsError, match=r"same text as the student's at \d+% .*seq_kd"):
+        run(
+            make_train,
+            settings(TrainStage(divergence="spans")),
+            other | {"teacher_rows": tmp_path / "wrong"},
+            tmp_path,
+            "a",
+        )
 
 
 @pytest.mark.parametrize(

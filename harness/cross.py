@@ -1,0 +1,265 @@
+"""Distillation across tokenizers: losses between two models that read one text as different tokens, and the objective.
+
+`objectives.py` compares both models at the same positions over one vocabulary. Here the teacher reads its own
+rendering of the row, and `alignment.py` says which of its tokens meet which of the student's. Q is the student.
+
+    uld      sum over chunks  sum_i |sort(P)_i - sort(Q)_i|, both at the chunk's first token, the shorter
+             vocabulary padded with zeros                    Boizard et al. 2024, arXiv 2402.12030, lambda 1.5
+    spans    tau x sum over chunks  KL(Bernoulli(P(c)^(1/tau)) || Bernoulli(Q(c)^(1/tau))), P(c) the product
+             over a chunk's tokens                           ALM, Minixhofer et al. 2025, arXiv 2503.20083
+
+ULD's authors pair the k-th tokens of both sides and cut the longer; the starts of chunks are the positions at
+which both sides have read the same text. Of ALM this is the objective over all chunks with f = KL: without its
+debiasing (chunks merged until the teacher finds a word border likelier than a threshold) and without hidden
+states. The factor tau is ours, as T^2 is Hinton's: without it the loss shrinks as 1/tau.
+
+A stage minimises cross_tokenizer_weight x (one of these) + cross_entropy_weight x cross-entropy, all sums over
+chunks or tokens that the trainer divides by the student's scored tokens.
+"""
+
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from harness.alignment import Coverage, align, coverage, num_scored, spelling
+from harness.checks import refuse
+from harness.divergences import Divergence, scored_positions, scored_tokens
+from harness.models import count_parameters
+from harness.recipe import TrainStage
+from harness.sequences import IGNORED, Row, Rows, collate, draw_seed
+from harness.signals import logits_at
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CERTAIN = 1e-6  # nats: no chunk counts as more certain than this, so a chunk's complement has a logarithm
+
+
+def uld(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> Divergence:
+    """L1 distance of sorted probabilities at C aligned positions: (C, V student), (C, V teacher).
+
+    The Wasserstein distance under a cost that is the same between any two tokens (ULD, section 3). It does
+    not know which token is likely, only how likelihood is spread.
+    """
+    student, teacher = (
+        torch.softmax(_wide(logits), dim=-1).sort(dim=-1, descending=True).values
+        for logits in (student_logits, teacher_logits.detach())
+    )
+    missing = teacher.shape[1] - student.shape[1]
+    student, teacher = functional.pad(student, (0, max(missing, 0))), functional.pad(teacher, (0, max(-missing, 0)))
+    return Divergence((student - teacher).abs().sum(), len(student))
+
+
+def spans(student_logprobs: torch.Tensor, teacher_logprobs: torch.Tensor, temperature: float = 1.0) -> Divergence:
+    """Binary KL(teacher || student) of C chunks' log-likelihoods, both (C,), at ALM's temperature tau, times tau.
+
+    A higher temperature gives unlikely (long) chunks more weight; at 1 a chunk the teacher finds unlikely
+    hardly counts.
+    """
+    assert temperature > 0
+    student, teacher = (
+        (logprobs.double() - CERTAIN) / temperature for logprobs in (student_logprobs, teacher_logprobs.detach())
+    )
+    yes = teacher.exp() * (teacher - student)
+    no = -torch.expm1(teacher) * (_log_complement(teacher) - _log_complement(student))
+    return Divergence((temperature * (yes + no)).sum().to(_wide(student_logprobs).dtype), len(student))
+
+
+def token_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Log-probability (N,) of each token (N,) under logits (N, V)."""
+    return -functional.cross_entropy(_wide(logits), tokens, reduction="none")
+
+
+class CrossTeacher:
+    """A model in memory with a tokenizer of its own, and its rendering of the student's rows."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        student_tokenizer: "PreTrainedTokenizerBase",
+        rows: Rows,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """`rows` are the mixture's rows as this teacher's tokenizer and template render them, found by number."""
+        self.model = model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
+        self.parameters = count_parameters(model)
+        self.vocabulary = len(tokenizer)
+        self.spellings = spelling(student_tokenizer), spelling(tokenizer)
+        self.rows = rows
+        self.numbers = [row.number for row in rows]
+        self.places = {number: place for place, number in enumerate(self.numbers)}
+        if min(self.numbers, default=0) < 0 or len(self.places) < len(self.numbers):
+            raise ValueError("the teacher's rows need numbers of their own to be found by")
+
+    def logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
+        """Logits (N, V teacher) of the teacher's own ids at the N True positions of `scored`, without gradient."""
+        self.model.eval()  # a caller may have put a shared module back into train mode
+        with torch.no_grad():
+            return logits_at(self.model, input_ids, attention_mask, scored)[:, : self.vocabulary]
+
+    def rendering(self, number: int) -> Row | None:
+        """The row of that number as the teacher's tokenizer renders it; None where it is not among `rows`."""
+        place = self.places.get(number)
+        return None if place is None else self.rows[place]
+
+    def coverage(self, student_rows: Iterable[Row]) -> Coverage:
+        """How much of the student's rows can be compared."""
+        return coverage(((row, self.rendering(row.number)) for row in student_rows), self.spellings)
+
+
+class AcrossTokenizers:
+    """`uld` or `spans` from a teacher with a tokenizer of its own, beside cross-entropy, on gold text."""
+
+    weights: torch.nn.Module | None = None
+    asks_teacher = False  # it never reads the student's tokens; what it reads is counted here
+
+    def __init__(self, stage: TrainStage, teacher: CrossTeacher, vocabulary: int, seed: int = 0) -> None:
+        """Raise SettingsError for text that is not gold, and for a control that has no meaning here.
+
+        With `stage.control == "shuffled"` a seeded cycle over the teacher's rows deals what it says about one
+        row to another, scored token by scored token (over again where the row is longer): no row keeps its
+        own, and what a row is dealt does not depend on its batch.
+        """
+        if stage.sequences != "gold":
+            raise refuse(
+                "sequences",
+                stage.sequences,
+                f"{stage.divergence} compares gold text, which both tokenizers have rendered before",
+                "set sequences=gold",
+            )
+        if stage.control not in ("none", "shuffled"):
+            raise refuse("control", stage.control, f"{stage.divergence} knows the controls none and shuffled")
+        self.stage, self.teacher, self.vocabulary = stage, teacher, vocabulary
+        self.teacher_seconds, self.teacher_tokens, self.rows_left_out = 0.0, 0, 0
+        self.giver = np.arange(len(teacher.numbers))
+        if stage.control == "shuffled":
+            if len(teacher.numbers) < 2:
+                raise refuse("control", "shuffled", "one row has no other row to swap with", "take a larger data_frac")
+            cycle = np.random.default_rng(draw_seed(seed, "shuffled")).permutation(len(self.giver))
+            self.giver[cycle] = np.roll(cycle, 1)
+
+    def compare(self, model: Any, batch: dict[str, torch.Tensor]) -> Divergence:
+        """See `Objective`. `batch["rows"]` names the rows; text without a number raises ValueError."""
+        stage, labels = self.stage, batch["labels"]
+        student, teacher, read = self._matched(batch)
+        logits = logits_at(model, batch["input_ids"], batch["attention_mask"], scored_positions(labels))
+        logits, tokens = logits[:, : self.vocabulary], scored_tokens(labels)
+        logprobs = token_logprobs(logits, tokens)
+        total = -stage.cross_entropy_weight * logprobs.sum()
+        if read:
+            teacher_logits, teacher_tokens = self._ask(read, labels.device)
+            if stage.divergence == "uld":
+                found = uld(logits[student.first], teacher_logits[teacher.first])
+            else:
+                heard = teacher.sums(token_logprobs(teacher_logits, teacher_tokens))
+                found = spans(student.sums(logprobs), heard, stage.span_temperature)
+            total = total + stage.cross_tokenizer_weight * found.sum
+        return Divergence(
+            total, len(tokens), {"student_nll": -logprobs.detach().sum(), "chunks": total.new_tensor(len(student))}
+        )
+
+    def _matched(self, batch: dict[str, torch.Tensor]) -> tuple["_Side", "_Side", list[Row]]:
+        """Chunks among the scored tokens of the student and of the teacher's rows, and these rows."""
+        student, teacher = _Side(), _Side()
+        read: list[Row] = []
+        for row in rows_of(batch):
+            if row.number < 0:
+                raise ValueError("a row without a number has no rendering by the teacher's tokenizer")
+            own = self.teacher.rendering(row.number)
+            chunks = align(row, own, self.teacher.spellings) if own is not None else None
+            if own is not None and chunks is not None and len(chunks):
+                given = self.teacher.rows[int(self.giver[self.teacher.places[row.number]])]
+                student.add(_ordinals(row, chunks.student), num_scored(row))
+                teacher.add(_ordinals(own, chunks.teacher), num_scored(given))
+                read.append(given)
+            else:
+                self.rows_left_out += 1
+                student.skip(num_scored(row))
+        device = batch["labels"].device
+        return student.on(device), teacher.on(device), read
+
+    def _ask(self, rows: list[Row], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """The teacher's logits (M, V teacher) at all scored tokens of its rows, and these tokens (M,)."""
+        asked = time.perf_counter()
+        batch = {name: tensor.to(device) for name, tensor in collate(rows, pad_id=0).items()}
+        logits = self.teacher.logits(batch["input_ids"], batch["attention_mask"], scored_positions(batch["labels"]))
+        self.teacher_tokens += sum(len(row.input_ids) for row in rows)
+        self.teacher_seconds += time.perf_counter() - asked
+        return logits, scored_tokens(batch["labels"])
+
+
+class _Side:
+    """One side's chunks among the scored tokens of a micro-batch, rows end to end."""
+
+    def __init__(self) -> None:
+        self.scored = self.chunks = 0
+        self.tokens: list[np.ndarray] = []
+        self.chunk: list[np.ndarray] = []
+        self.starts: list[np.ndarray] = []
+
+    def __len__(self) -> int:
+        return self.chunks
+
+    def skip(self, scored: int) -> None:
+        """A row of this many scored tokens and no chunk."""
+        self.scored += scored
+
+    def add(self, ordinals: np.ndarray, scored: int) -> None:
+        """A row's chunks, ranges (C, 2) of its scored tokens; beyond the last of these it begins again."""
+        lengths = ordinals[:, 1] - ordinals[:, 0]
+        first = np.cumsum(lengths) - lengths
+        places = np.repeat(ordinals[:, 0] - first, lengths) + np.arange(lengths.sum())
+        self.tokens.append(self.scored + places % scored)
+        self.chunk.append(self.chunks + np.repeat(np.arange(len(lengths)), lengths))
+        self.starts.append(self.scored + ordinals[:, 0] % scored)
+        self.chunks += len(lengths)
+        self.scored += scored
+
+    def on(self, device: torch.device) -> "_Side":
+        """The same, with `first`, the place of each chunk's first token, and the places of all, on the device."""
+        self.first, self.place, self.of = (
+            torch.from_numpy(np.concatenate([*parts, np.empty(0, np.int64)])).to(device)
+            for parts in (self.starts, self.tokens, self.chunk)
+        )
+        return self
+
+    def sums(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum of `values`, one for each scored token, over the tokens of each chunk: (C,)."""
+        return values.new_zeros(self.chunks).index_add(0, self.of, values[self.place])
+
+
+def rows_of(batch: dict[str, torch.Tensor]) -> list[Row]:
+    """The rows a batch was collated from; a span ends where the next token is not scored."""
+    lengths = batch["attention_mask"].sum(1).tolist()
+    found = []
+    for ids, labels, length, number in zip(
+        batch["input_ids"].cpu().numpy(), batch["labels"].cpu().numpy(), lengths, batch["rows"].tolist(), strict=True
+    ):
+        steps = np.diff(np.concatenate([[False], labels[:length] != IGNORED, [False]]).astype(np.int8))
+        starts, ends = np.flatnonzero(steps == 1).tolist(), np.flatnonzero(steps == -1).tolist()
+        found.append(Row(ids[:length], starts, ends, number))
+    return found
+
+
+def _ordinals(row: Row, ranges: np.ndarray) -> np.ndarray:
+    """Ranges of the row's tokens as ranges of its scored tokens."""
+    scored = np.zeros(len(row.input_ids), dtype=np.int64)
+    for start, end in zip(row.starts, row.ends, strict=True):
+        scored[max(start, 1) : end] = 1
+    return np.append(0, np.cumsum(scored))[ranges]
+
+
+def _log_complement(logprobs: torch.Tensor) -> torch.Tensor:
+    """log(1 - p) from log p < 0, exact at both ends."""
+    half = float(np.log(0.5))
+    near_one = torch.log(-torch.expm1(logprobs.clamp(min=half)))
+    return torch.where(logprobs > half, near_one, torch.log1p(-logprobs.clamp(max=half).exp()))
+
+
+def _wide(logits: torch.Tensor) -> torch.Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

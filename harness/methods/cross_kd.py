@@ -1,0 +1,63 @@
+"""Distillation from a teacher with another tokenizer, on the data's own answers.
+
+Teacher and student read the same answer as different tokens, each in its own template. `spans` compares how
+likely both find every piece of text that begins and ends a token on both sides (ALM, Minixhofer et al. 2025,
+arXiv 2503.20083); `uld` compares how spread out their next-token distributions are there (Boizard et al. 2024,
+arXiv 2402.12030). Both stand beside cross-entropy. With one tokenizer for both, `logit_kd.py` learns more from
+the same teacher, and `seq_kd.py` needs nothing but its text.
+
+    Method(loss="uld", weight=1.5)              cross-entropy + 1.5 x ULD, as in that paper
+    Method(loss="spans", cross_entropy_weight=0.0)       the teacher alone
+"""
+
+from dataclasses import dataclass
+
+from harness.checks import check_at_least, check_choice, check_positive, refuse
+from harness.recipe import CROSS, TrainStage
+
+
+@dataclass
+class Method:
+    """Cross-entropy for the warm-up, then gold answers x (a divergence across tokenizers + cross-entropy)."""
+
+    loss: str = "spans"
+    """`spans` (likelihoods of shared pieces of text) or `uld` (sorted probabilities)."""
+    weight: float = 1.5
+    """Factor of the divergence across tokenizers; the default is ULD's."""
+    cross_entropy_weight: float = 1.0
+    """Factor of cross-entropy on the data's answers; 0 (only with `spans`) leaves it to the teacher alone."""
+    span_temperature: float = 100.0
+    """Likelihoods are compared as p ** (1 / temperature); lower it to weigh likely, short pieces more. The
+    default is ALM's; only read by `spans`."""
+    warmup: float = 0.0
+    """Share of the budget's steps spent on cross-entropy alone first, 0 to below 1."""
+    shuffled: bool = False
+    """Control: every row is compared with what the teacher says about another row."""
+
+    def __post_init__(self) -> None:
+        check_choice("method.loss", self.loss, CROSS)
+        check_positive("method.weight", self.weight)
+        check_at_least("method.cross_entropy_weight", self.cross_entropy_weight, 0)
+        check_positive("method.span_temperature", self.span_temperature)
+        if self.loss == "uld" and self.cross_entropy_weight == 0:
+            raise refuse(
+                "method.cross_entropy_weight",
+                self.cross_entropy_weight,
+                "sorted probabilities do not say which token is likely",
+                "keep it above 0 or choose method.loss=spans",
+            )
+        if not 0 <= self.warmup < 1:
+            raise refuse("method.warmup", self.warmup, "it is 0 or more and below 1", "or use method=sft")
+
+    def stages(self) -> tuple[TrainStage, ...]:
+        """The warm-up, a stage of its own that methods share, and the distillation."""
+        warmup = (TrainStage(span=(0.0, self.warmup)),) if self.warmup else ()
+        distillation = TrainStage(
+            divergence=self.loss,
+            span=(self.warmup, 1.0),
+            control="shuffled" if self.shuffled else "none",
+            cross_entropy_weight=self.cross_entropy_weight,
+            cross_tokenizer_weight=self.weight,
+            span_temperature=self.span_temperature,
+        )
+        return (*warmup, distillation)
