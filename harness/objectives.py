@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from harness.divergences import Divergence, compare, scored_positions, scored_tokens
+from harness.kept import KeptDistributions, KeptTeacher
 from harness.recipe import TrainStage
 from harness.signals import logits_at
 
@@ -30,7 +31,7 @@ class Objective(Protocol):
     asks_teacher: bool
     """Whether a teacher reads the student's micro-batch."""
     teacher_seconds: float
-    """Seconds spent in the teacher's forward passes so far."""
+    """Seconds spent so far in the teacher's forward passes, or in reading what is stored of them."""
 
     def compare(self, model: Any, batch: dict[str, torch.Tensor]) -> Divergence:
         """The summed loss of a micro-batch (`collate`'s tensors) under `model`, maybe wrapped for several processes."""
@@ -41,6 +42,8 @@ def objective_for(stage: TrainStage, teacher: "TeacherSignal | None", vocabulary
     """The objective of a training stage; a divergence without its teacher is an error, never a fallback."""
     if stage.divergence != "cross_entropy" and teacher is None:
         raise ValueError(f"divergence {stage.divergence} needs a teacher and got none")
+    if stage.divergence != "cross_entropy" and isinstance(teacher, KeptTeacher):
+        return KeptDistributions(stage, teacher, vocabulary)
     return Distributions(stage, teacher, vocabulary)
 
 
