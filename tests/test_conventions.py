@@ -21,9 +21,12 @@ LAYERS = [
     {"evals"},
     {"trainers", "fit_report", "arguments"},  # field
     {"texts", "objectives"},
+    {"cached_teacher"},
+    {"caches", "kept"},
     {"generate", "signals", "divergences", "sequences"},
     {"chat", "models"},
     {"model_files", "corpora", "methods", "world"},
+    {"signal_kinds"},
     {"recipe"},
     {"config", "identity", "registry", "store", "cost", "track", "provenance"},  # ground
 ]
@@ -41,6 +44,7 @@ LIGHT = [
     "compose",
     "estimate",
     "preflight",
+    "signal_kinds",
     "execute",
     "grid",
     "api",
