@@ -156,6 +156,29 @@ def test_the_value_of_drawn_tokens_is_a_cross_entropy_of_their_shares():
     assert found.diagnostics["kept_student_mass"].item() == pytest.approx(1)
 
 
+def test_unused_places_of_drawn_tokens_have_no_mass_and_no_gradient():
+    student, teacher = random_pair(positions=2)
+    draws = np.array([[0.1, 0.5, 0.9], [0.999, 0.999, 0.999]])  # three different tokens, and three times the last
+    kept = sampled_of(teacher, draws)
+    assert kept.ids.shape == (2, 3) and kept.logprobs[1].tolist() == [0, -math.inf, -math.inf]
+    found = compare_kept(stage_of("forward_kl"), "tail", student, kept, TOKENS[:2])
+    q = student.softmax(-1)
+    by_hand = q[0, kept.ids[0]].sum() + q[1, kept.ids[1, 0]]
+    assert found.diagnostics["kept_student_mass"].item() == pytest.approx(by_hand.item())
+    expected = q[1].detach() - functional.one_hot(kept.ids[1, 0], 11)
+    torch.testing.assert_close(gradient(found.sum, student)[1], expected.double())
+
+
+def test_log_probabilities_rounded_to_16_bits_still_have_a_divergence_of_at_least_zero():
+    for seed in range(20):
+        _, teacher = random_pair(torch.float32, seed=seed)
+        kept = top_k_of(teacher, 4)
+        rounded = Kept("top_k", kept.ids, kept.logprobs.half().float(), kept.tail.half().float())
+        for name in ("forward_kl", "reverse_kl"):
+            value = compare_kept(stage_of(name), "tail", teacher, rounded, TOKENS).sum.item()
+            assert -1e-6 < value < 1e-5
+
+
 def test_a_tail_far_below_the_kept_mass_is_not_lost_in_rounding():
     logits = torch.tensor([[30.0, 0.0, -1.0, 1.0]])
     kept = top_k_of(logits, 1)
