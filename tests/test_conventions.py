@@ -21,7 +21,7 @@ LAYERS = [
     {"evals"},
     {"trainers", "fit_report", "arguments"},  # field
     {"texts", "objectives"},
-    {"generate", "signals", "divergences", "sequences"},
+    {"generate", "signals", "divergences", "sequences", "agreement", "chunks", "controls", "heads"},
     {"chat", "models"},
     {"model_files", "corpora", "methods", "world"},
     {"recipe"},
