@@ -15,22 +15,17 @@
     compare_kept(stage, "tail", student_logits, kept, tokens).sum.backward()
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from harness.divergences import Divergence, scored_positions, scored_tokens
+from harness.divergences import Divergence
 from harness.recipe import TrainStage
 from harness.signal_kinds import Signal, check_signal
-from harness.signals import logits_at
-
-if TYPE_CHECKING:
-    from harness.signals import TeacherSignal
 
 
 @dataclass(frozen=True)
@@ -175,29 +170,6 @@ def between(stage: TrainStage, student: torch.Tensor, teacher: torch.Tensor) -> 
     weight = stage.jsd_teacher_weight
     mixture = _mixture(teacher, student, weight)
     return weight * _kl(teacher, mixture) + (1 - weight) * _kl(student, mixture)
-
-
-class KeptDistributions:
-    """The objective of a teacher that is known in part: no teacher reads the micro-batch."""
-
-    weights: torch.nn.Module | None = None
-    asks_teacher = False
-
-    def __init__(self, stage: TrainStage, teacher: "TeacherSignal | KeptTeacher", vocabulary: int) -> None:
-        """Raise SettingsError where the stage's divergence cannot be computed from the teacher's signal."""
-        assert isinstance(teacher, KeptTeacher)
-        check_signal(teacher.signal, stage)
-        self.stage, self.teacher, self.vocabulary = stage, teacher, vocabulary
-        self.teacher_seconds = 0.0
-
-    def compare(self, model: Any, batch: dict[str, torch.Tensor]) -> Divergence:
-        """See `objectives.Objective`."""
-        asked = time.perf_counter()
-        kept = self.teacher.kept(batch).to(batch["labels"].device)
-        self.teacher_seconds += time.perf_counter() - asked
-        scored = scored_positions(batch["labels"])
-        logits = logits_at(model, batch["input_ids"], batch["attention_mask"], scored)[:, : self.vocabulary]
-        return compare_kept(self.stage, self.teacher.signal.tail, logits, kept, scored_tokens(batch["labels"]))
 
 
 def _rest(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

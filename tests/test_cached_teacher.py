@@ -11,9 +11,8 @@ from datasets import Dataset
 
 from harness.cached_teacher import CachedTeacher
 from harness.config import Budget, Machine, SettingsError
-from harness.kept import KeptDistributions
 from harness.models import load_model
-from harness.objectives import objective_for
+from harness.objectives import KeptDistributions, objective_for
 from harness.recipe import TrainStage
 from harness.sequences import Rows, collate, visits
 from harness.signal_kinds import Signal
@@ -122,6 +121,18 @@ def test_shuffled_rows_have_the_loss_they_have_alone(world, tmp_path, kind):
     assert together.count == sum(alone[number].count for number in order)
     assert together.sum.item() == pytest.approx(sum(alone[number].sum.item() for number in order), rel=1e-5)
     assert len({round(found.sum.item(), 4) for found in alone.values()}) == 12
+
+
+def test_chunks_of_positions_make_the_same_loss_and_gradients(world):
+    teacher, batch = CachedTeacher(world[1], ALL, TOKENIZER), batch_of([33, 6, 31])
+    found = []
+    for elements in (10**9, 5 * 262):
+        model = tiny_llama()
+        value = KeptDistributions(FORWARD, teacher, 262, chunk_elements=elements).compare(model, batch).sum
+        value.backward()
+        found.append([value.detach(), *(weight.grad for weight in model.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_served_is_the_live_teachers_own_distribution(world):

@@ -23,7 +23,7 @@ LAYERS = [
     {"texts", "objectives"},
     {"cached_teacher"},
     {"caches", "kept"},
-    {"generate", "signals", "divergences", "sequences"},
+    {"generate", "signals", "divergences", "sequences", "agreement", "chunks", "controls", "heads"},
     {"chat", "models"},
     {"model_files", "corpora", "methods", "world"},
     {"signal_kinds"},

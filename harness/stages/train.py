@@ -72,6 +72,8 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     metrics: dict[str, Any] = {}
     if report.steps:
         metrics |= {"first_loss": report.first_loss, "last_loss": report.last_loss}
+    if report.diagnostics:
+        metrics["diagnostics"] = report.diagnostics
     validation = load_from_disk(inputs["subset"] / "validation")
     if len(validation):
         metrics["validation_nll"], metrics["validation_tokens"] = mean_nll(model, Rows(validation))
