@@ -71,9 +71,9 @@ class Support:
 _EXACT = Support(True, "exact")
 _BOUND = Support(True, "a lower bound: the tokens not kept are one event; exact where all are kept")
 _PART = Support(True, "biased: what either model says beyond the kept tokens is not seen")
-_IGNORED = Support(True, "biased, and negative where the student is nearer than the missing mass")
+_IGNORED = Support(True, "biased, and can be negative: the teacher's missing mass is ignored")
 _OPEN = Support(
-    False, "it sums over the student's mass too, and would push that off every token the cache lacks, kept or not"
+    False, "it sums over the student's mass too, and would push that off every token the cache lacks, as if ruled out"
 )
 _UNBIASED = Support(True, "unbiased gradient; the value is a cross-entropy, above the KL by the teacher's entropy")
 _NOISE = Support(False, "drawn tokens give unbiased sums over the teacher's distribution only, linear in it")
