@@ -28,10 +28,10 @@ from torch.nn import functional
 from harness.alignment import Coverage, align, coverage, num_scored, spelling
 from harness.checks import refuse
 from harness.divergences import Divergence, scored_positions, scored_tokens
+from harness.heads import logits_at
 from harness.models import count_parameters
 from harness.recipe import TrainStage
 from harness.sequences import IGNORED, Row, Rows, collate, draw_seed
-from harness.signals import logits_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -136,6 +136,7 @@ class AcrossTokenizers:
             raise refuse("control", stage.control, f"{stage.divergence} knows the controls none and shuffled")
         self.stage, self.teacher, self.vocabulary = stage, teacher, vocabulary
         self.teacher_seconds, self.teacher_tokens, self.rows_left_out = 0.0, 0, 0
+        self.diagnoses, self.warnings = False, list[str]()
         self.giver = np.arange(len(teacher.numbers))
         if stage.control == "shuffled":
             if len(teacher.numbers) < 2:

@@ -5,15 +5,23 @@ Shapes: N scored positions, V vocabulary. Inputs are logits at the positions tha
 Each function returns a sum, a count and diagnostics; the trainer divides by one global count, and every
 method shares it. Arithmetic is fp32 or wider. With P the teacher and Q the student, both at temperature T:
 
-    forward_kl  T^2 sum P log(P/Q)          Hinton et al. 2015, arXiv 1503.02531 (T^2 keeps gradients' size)
-    reverse_kl  T^2 sum Q log(Q/P)
-    jsd         T^2 (b KL(P||M) + (1-b) KL(Q||M)), M = b P + (1-b) Q     Agarwal et al. 2024, arXiv 2306.13649
+    forward_kl       T^2 sum P log(P/Q)     Hinton et al. 2015, arXiv 1503.02531 (T^2 keeps gradients' size)
+    reverse_kl       T^2 sum Q log(Q/P)
+    jsd              T^2 (b KL(P||M) + (1-b) KL(Q||M)), M = b P + (1-b) Q     Agarwal et al. 2024, arXiv 2306.13649
+    tvd              T^2 sum |P - Q| / 2                                      Wen et al. 2023, arXiv 2307.15190
+    skew_forward_kl  T^2 KL(P || a P + (1-a) Q)                               Ko et al. 2024, arXiv 2402.03898
+    skew_reverse_kl  T^2 KL(Q || (1-a) P + a Q)
 
 The T^2 multiplies value and gradient alike. JSD goes to 0 as b goes to 0 or 1 (JSD/b to the forward KL,
-JSD/(1-b) to the reverse KL), so its endpoints are spelt as the KLs, never as b.
+JSD/(1-b) to the reverse KL), so its endpoints are spelt as the KLs, never as b; a skew of 0 is the plain
+KL and is spelt so too. A token the teacher rules out (logit -inf) makes no NaN; the plain reverse KL is
+then infinite, as it should be. How much the two models agree is told by `agreement.py`, not here.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch.nn import functional
@@ -29,7 +37,7 @@ class Divergence:
     sum: torch.Tensor
     count: int
     diagnostics: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Sums over positions in nats: `student_nll` of the given tokens, `teacher_entropy`."""
+    """Sums over positions, e.g. `student_nll` of the given tokens in nats."""
 
 
 def scored_positions(labels: torch.Tensor) -> torch.Tensor:
@@ -48,10 +56,20 @@ def scored_tokens(labels: torch.Tensor) -> torch.Tensor:
     return labels[:, 1:][labels[:, 1:] != IGNORED]
 
 
-def cross_entropy(student_logits: torch.Tensor, tokens: torch.Tensor) -> Divergence:
-    """Negative log-likelihood of `tokens` (N,) under `student_logits` (N, V)."""
-    total = functional.cross_entropy(_wide(student_logits), tokens, reduction="sum")
-    return Divergence(total, len(tokens), {"student_nll": total.detach()})
+def cross_entropy(student_logits: torch.Tensor, tokens: torch.Tensor, label_smoothing: float = 0.0) -> Divergence:
+    """Negative log-likelihood of `tokens` (N,) under `student_logits` (N, V).
+
+    With `label_smoothing` s the target is (1 - s) on the token and s spread evenly over all V tokens
+    (Szegedy et al. 2016, arXiv 1512.00567; torch's definition); `student_nll` stays that of the token.
+    """
+    assert 0 <= label_smoothing < 1
+    logits = _wide(student_logits)
+    total = functional.cross_entropy(logits, tokens, reduction="sum", label_smoothing=label_smoothing)
+    nll = total.detach()
+    if label_smoothing:
+        with torch.no_grad():
+            nll = functional.cross_entropy(logits, tokens, reduction="sum")
+    return Divergence(total, len(tokens), {"student_nll": nll})
 
 
 def forward_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0) -> Divergence:
@@ -75,10 +93,33 @@ def jsd(
     """Generalised Jensen-Shannon divergence with the teacher's weight b in the mixture, 0 < b < 1."""
     assert 0 < teacher_weight < 1, "at 0 and 1 the generalised JSD is 0; name forward_kl or reverse_kl"
     student, teacher = _logprobs(student_logits, teacher_logits, temperature)
-    weights = student.new_tensor([1 - teacher_weight, teacher_weight]).log()
-    mixture = torch.logaddexp(student + weights[0], teacher + weights[1])
+    mixture = _mixture(teacher, student, teacher_weight)
     value = teacher_weight * _kl(teacher, mixture) + (1 - teacher_weight) * _kl(student, mixture)
     return _divergence(value, teacher, temperature)
+
+
+def tvd(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0) -> Divergence:
+    """Total variation distance, half the L1 distance: at most 1 per position (times T^2), symmetric."""
+    student, teacher = _logprobs(student_logits, teacher_logits, temperature)
+    return _divergence((teacher.exp() - student.exp()).abs().sum() / 2, teacher, temperature)
+
+
+def skew_forward_kl(
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, skew: float, temperature: float = 1.0
+) -> Divergence:
+    """KL(teacher || skew x teacher + (1 - skew) x student), 0 < skew < 1: at most -log(skew) per position."""
+    assert 0 < skew < 1, "a skew of 0 is forward_kl; at 1 nothing is compared"
+    student, teacher = _logprobs(student_logits, teacher_logits, temperature)
+    return _divergence(_kl(teacher, _mixture(teacher, student, skew)), teacher, temperature)
+
+
+def skew_reverse_kl(
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, skew: float, temperature: float = 1.0
+) -> Divergence:
+    """KL(student || (1 - skew) x teacher + skew x student), 0 < skew < 1: finite where reverse KL is not."""
+    assert 0 < skew < 1, "a skew of 0 is reverse_kl; at 1 nothing is compared"
+    student, teacher = _logprobs(student_logits, teacher_logits, temperature)
+    return _divergence(_kl(student, _mixture(student, teacher, skew)), teacher, temperature)
 
 
 def compare(
@@ -91,22 +132,22 @@ def compare(
     """
     stage = stage.normal()
     if stage.divergence == "cross_entropy":
-        return cross_entropy(student_logits, tokens)
+        return cross_entropy(student_logits, tokens, stage.label_smoothing)
     if teacher_logits is None:
         raise ValueError(f"divergence {stage.divergence} needs the teacher's logits and got none")
-    temperature, weight = stage.divergence_temperature, stage.cross_entropy_weight
-    if stage.divergence == "jsd":
-        found = jsd(student_logits, teacher_logits, stage.jsd_teacher_weight, temperature)
-    else:
-        functions = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
-        found = functions[stage.divergence](student_logits, teacher_logits, temperature)
-    if weight:
+    functions: dict[str, Callable[..., Divergence]] = {
+        "forward_kl": forward_kl,
+        "reverse_kl": reverse_kl,
+        "jsd": partial(jsd, teacher_weight=stage.jsd_teacher_weight),
+        "tvd": tvd,
+        "skew_forward_kl": partial(skew_forward_kl, skew=stage.skew),
+        "skew_reverse_kl": partial(skew_reverse_kl, skew=stage.skew),
+    }
+    weight = stage.cross_entropy_weight
+    found = functions[stage.divergence](student_logits, teacher_logits, temperature=stage.divergence_temperature)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
         tokens_nll = cross_entropy(student_logits, tokens)
-        total = (1 - weight) * found.sum + weight * tokens_nll.sum
-    else:
-        with torch.no_grad():
-            tokens_nll = cross_entropy(student_logits, tokens)
-        total = found.sum
+    total = (1 - weight) * found.sum + weight * tokens_nll.sum if weight else found.sum
     return Divergence(total, found.count, {**found.diagnostics, **tokens_nll.diagnostics})
 
 
@@ -115,13 +156,20 @@ def _logprobs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     assert student_logits.shape == teacher_logits.shape, "positions or vocabularies differ"
     assert temperature > 0
-    student = torch.log_softmax(_wide(student_logits) / temperature, dim=-1)
-    teacher = torch.log_softmax(_wide(teacher_logits.detach()) / temperature, dim=-1)
+    pair = _wide(student_logits), _wide(teacher_logits.detach())
+    student, teacher = (
+        torch.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1) for logits in pair
+    )
     return student, teacher
 
 
 def _wide(logits: torch.Tensor) -> torch.Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _mixture(first: torch.Tensor, second: torch.Tensor, weight: float) -> torch.Tensor:
+    """Log-probabilities of weight x first + (1 - weight) x second."""
+    return torch.logaddexp(first + math.log(weight), second + math.log1p(-weight))
 
 
 def _kl(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -131,6 +179,4 @@ def _kl(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 def _divergence(total: torch.Tensor, teacher: torch.Tensor, temperature: float) -> Divergence:
-    with torch.no_grad():
-        entropy = -(teacher.exp() * teacher.clamp(min=torch.finfo(teacher.dtype).min)).sum()
-    return Divergence(total * temperature**2, len(teacher), {"teacher_entropy": entropy})
+    return Divergence(total * temperature**2, len(teacher))

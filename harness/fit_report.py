@@ -1,17 +1,19 @@
-"""What a fit did: counts, costs, losses, and warnings a reader of its numbers should see.
+"""What a fit did: counts, costs, losses, diagnostics, and warnings a reader of its numbers should see.
 
-`trainers.py` fills the report in; this file says what it holds and when a run is suspicious. Both
+`trainers.py` fills the report in; this file says what it holds and when a run is suspicious. Two of the
 warnings look at the NLL of given text, which means the same under every objective: a JSD of 0.6 that
 stands still looks like a small loss, while its NLL of 5.7 nats says that nothing was learnt.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 COLD_NLL = 3.0  # nats per token; above it the JSD of student and teacher has almost no gradient
 MOVED = 0.98  # the NLL after a tenth of the steps must be below this share of the first
+END_MASS = 1e-4  # mean probability of ending a turn; a teacher below it where rows end never lets a student stop
 SETTLED_NLL = 1.0  # nats per token; a student that starts below it need not move
 
 
@@ -45,15 +47,49 @@ class FitReport:
     """Loss of the first step, nats per scored token (of the objective, so not comparable between them)."""
     last_loss: float = math.nan
     """Loss of the last step."""
+    diagnostic_sums: dict[str, float] = field(default_factory=dict)
+    """Diagnostics summed over the positions of the steps that had them."""
+    diagnostic_counts: dict[str, float] = field(default_factory=dict)
+    """How many positions each of these sums is over."""
+    gold_end_mass: float | None = None
+    """The teacher's mean probability of the end-of-turn token where given text ends, at the first step that tells."""
     warnings: list[str] = field(default_factory=list)
     """What a reader of the numbers should know."""
 
+    @property
+    def diagnostics(self) -> dict[str, float]:
+        """Each diagnostic's mean per position over the run."""
+        return {name: total / self.diagnostic_counts[name] for name, total in self.diagnostic_sums.items()}
 
-def find_warnings(gold_nll: list[tuple[int, float]], steps: int) -> list[str]:
-    """A cold start and a loss that does not move, from (step, NLL) of the steps on given text."""
-    if not gold_nll:
-        return []
+    def diagnose(self, sums: Mapping[str, float], positions: int, given: bool) -> dict[str, float]:
+        """Take in one step's sums over its positions, on given text or not; returns the step's means.
+
+        `teacher_end_mass` is a mean over `ends`, the positions where a turn ends.
+        """
+        means = {}
+        for name, total in sums.items():
+            count = sums["ends"] if name == "teacher_end_mass" else positions
+            if name == "ends" or not count:
+                continue
+            self.diagnostic_sums[name] = self.diagnostic_sums.get(name, 0.0) + total
+            self.diagnostic_counts[name] = self.diagnostic_counts.get(name, 0.0) + count
+            means[name] = total / count
+        if given and self.gold_end_mass is None:
+            self.gold_end_mass = means.get("teacher_end_mass")
+        return means
+
+
+def find_warnings(gold_nll: list[tuple[int, float]], steps: int, gold_end_mass: float | None = None) -> list[str]:
+    """A teacher that never ends a turn; a cold start and a loss that does not move, from (step, NLL) of the
+    steps on given text."""
     found = []
+    if gold_end_mass is not None and gold_end_mass < END_MASS:
+        found.append(
+            f"no end of turn: where rows end, the teacher gives the end-of-turn token {gold_end_mass:.1e} on "
+            "average, so the student learns not to stop; check that the teacher knows the chat template"
+        )
+    if not gold_nll:
+        return found
     step, first = gold_nll[0]
     if first > COLD_NLL:
         found.append(

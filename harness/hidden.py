@@ -33,6 +33,7 @@ from torch.nn import functional
 
 from harness.checks import refuse
 from harness.divergences import Divergence, cross_entropy, forward_kl, scored_positions, scored_tokens
+from harness.heads import logits_at
 from harness.hidden_states import (
     attention_heads,
     attention_projections,
@@ -45,7 +46,6 @@ from harness.hidden_states import (
 )
 from harness.recipe import TrainStage
 from harness.sequences import draw_seed
-from harness.signals import logits_at
 
 if TYPE_CHECKING:
     from harness.signals import TeacherSignal
@@ -66,6 +66,7 @@ class Hidden:
         """`seed` is for weights of the objective's own; raises SettingsError where a model cannot be looked into."""
         self.stage, self.teacher, self.vocabulary = stage, teacher, vocabulary
         self.teacher_seconds, self.teacher_tokens = 0.0, 0
+        self.diagnoses, self.warnings = False, list[str]()
         self.teacher_model: Any = getattr(teacher, "model", None)
         if self.teacher_model is None:
             raise refuse(

@@ -11,20 +11,31 @@ models are in `hidden.py`.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from harness.agreement import agreement, end_of_turn_mass
+from harness.chunks import CHUNK_ELEMENTS, in_chunks
+from harness.controls import giver
 from harness.cross import AcrossTokenizers, CrossTeacher
 from harness.divergences import Divergence, compare, scored_positions, scored_tokens
+from harness.heads import agrees, logits_at, logits_from, states_at
 from harness.hidden import Features, Relations
-from harness.recipe import CROSS, HIDDEN, TrainStage
-from harness.signals import logits_at
+from harness.kept import KeptTeacher, compare_kept
+from harness.recipe import CROSS, HIDDEN, SHARP, TrainStage
+from harness.signal_kinds import check_signal
+from harness.signals import LiveTeacher
 
 if TYPE_CHECKING:
     from harness.signals import TeacherSignal
+
+Batch = dict[str, torch.Tensor]
+Answer = Callable[[slice], torch.Tensor | None]
+"""A teacher's logits (n, V) at a slice of the scored positions; None without a teacher."""
 
 
 BESIDE = "objective_weights"  # the name of an objective's weights in the student while both are trained
@@ -38,11 +49,15 @@ class Objective(Protocol):
     asks_teacher: bool
     """Whether a teacher reads the student's micro-batch."""
     teacher_seconds: float
-    """Seconds spent in the teacher's forward passes so far."""
+    """Seconds spent so far in the teacher's forward passes, or in reading what is stored of them."""
     teacher_tokens: int
     """Tokens the teacher read so far that are not the student's micro-batches (a rendering of its own)."""
+    diagnoses: bool
+    """Set by the trainer for each step: whether diagnostics that cost something are wanted."""
+    warnings: list[str]
+    """What a reader of the fit's numbers should know."""
 
-    def compare(self, model: Any, batch: dict[str, torch.Tensor]) -> Divergence:
+    def compare(self, model: Any, batch: Batch) -> Divergence:
         """The summed loss of a micro-batch (`collate`'s tensors) under `model`, maybe wrapped for several processes."""
         ...
 
@@ -51,16 +66,24 @@ def objective_for(
     stage: TrainStage,
     teacher: "TeacherSignal | None",
     vocabulary: int,
+    *,
     student: Any = None,
     seed: int = 0,
+    unigram: torch.Tensor | None = None,
+    end_of_turn: int | None = None,
 ) -> Objective:
     """The objective of a training stage; a divergence without its teacher is an error, never a fallback.
 
-    `student` is the model to be trained and `seed` that of the stage; only objectives that look inside the
-    models need them. `uld` and `spans` need a `CrossTeacher`, which reads tokens of its own; every other
-    divergence one that reads the student's.
+    `student` is the model to be trained, for objectives that look inside it; `seed` is for projections and
+    controls; `unigram` the log-probabilities (V,) that `control="unigram"` puts in the teacher's place;
+    `end_of_turn` the id of the token whose probability under the teacher is watched. `uld` and `spans` need a
+    `CrossTeacher`, which reads tokens of its own; every other divergence one that reads the student's.
     """
-    if stage.divergence != "cross_entropy" and teacher is None:
+    stage = stage.normal()
+    if stage.control == "unigram" and stage.divergence in SHARP:
+        if unigram is None:
+            raise ValueError("control unigram needs the counts of the stage's tokens and got none")
+    elif stage.divergence != "cross_entropy" and teacher is None:
         raise ValueError(f"divergence {stage.divergence} needs a teacher and got none")
     if stage.divergence in CROSS:
         if not isinstance(teacher, CrossTeacher):
@@ -71,7 +94,9 @@ def objective_for(
     if stage.divergence in HIDDEN:
         kinds = {"features": Features, "relations": Relations}
         return kinds[stage.divergence](stage, teacher, vocabulary, student, seed)
-    return Distributions(stage, teacher, vocabulary)
+    if stage.asks_teacher and isinstance(teacher, KeptTeacher):
+        return KeptDistributions(stage, teacher, vocabulary)
+    return Distributions(stage, teacher, vocabulary, seed=seed, unigram=unigram, end_of_turn=end_of_turn)
 
 
 @contextmanager
@@ -93,25 +118,125 @@ def trained_together(model: torch.nn.Module, objective: Objective) -> Iterator[N
 
 
 class Distributions:
-    """Cross-entropy or a divergence of next-token distributions at the scored positions."""
+    """Cross-entropy or a divergence of next-token distributions at the scored positions.
+
+    Where positions x vocabulary is above `chunk_elements`, hidden states are kept and compared in chunks.
+    """
 
     weights: torch.nn.Module | None = None
     teacher_tokens = 0
 
-    def __init__(self, stage: TrainStage, teacher: "TeacherSignal | None", vocabulary: int) -> None:
+    def __init__(
+        self,
+        stage: TrainStage,
+        teacher: "TeacherSignal | None",
+        vocabulary: int,
+        *,
+        seed: int = 0,
+        unigram: torch.Tensor | None = None,
+        end_of_turn: int | None = None,
+        chunk_elements: int = CHUNK_ELEMENTS,
+    ) -> None:
         self.stage, self.teacher, self.vocabulary = stage, teacher, vocabulary
-        self.asks_teacher, self.teacher_seconds = stage.divergence != "cross_entropy", 0.0
+        self.seed, self.unigram, self.end_of_turn = seed, unigram, end_of_turn
+        self.asks_teacher = stage.divergence != "cross_entropy" and stage.control != "unigram"
+        self.teacher_seconds, self.diagnoses = 0.0, False
+        self.warnings: list[str] = []
+        self._size = max(1, chunk_elements // vocabulary)
+        self._agree: dict[str, bool] = {}
 
-    def compare(self, model: Any, batch: dict[str, torch.Tensor]) -> Divergence:
+    def compare(self, model: Any, batch: Batch) -> Divergence:
         """See `Objective`."""
         input_ids, attention_mask, labels = batch["input_ids"], batch["attention_mask"], batch["labels"]
-        scored = scored_positions(labels)
+        scored, tokens = scored_positions(labels), scored_tokens(labels)
+        teacher = self._teacher(batch, scored, len(tokens))
+        if len(tokens) <= self._size or not self._splits("student", model):
+            logits = self._cut(logits_at(model, input_ids, attention_mask, scored))
+            return self._compared(logits, teacher(slice(None)), tokens)
+
+        def part(states: torch.Tensor, rows: slice) -> Divergence:
+            return self._compared(self._cut(logits_from(model, states)), teacher(rows), tokens[rows])
+
+        return in_chunks(states_at(model, input_ids, attention_mask, scored), self._size, part)
+
+    def _teacher(self, batch: Batch, scored: torch.Tensor, count: int) -> Answer:
+        """What the teacher, or the control in its place, says at the scored positions."""
+        if self.stage.divergence == "cross_entropy":
+            return lambda rows: None
+        if self.stage.control == "unigram":
+            assert self.unigram is not None
+            everywhere = self.unigram.to(scored.device).expand(count, -1)
+            return lambda rows: everywhere[rows]
+        teacher = self.teacher
+        assert teacher is not None
+        asked = time.perf_counter()
+        taken: Any = slice(None)
+        if self.stage.control == "shuffled":
+            taken = giver(batch, count, self.seed)
+        ids_and_mask = batch["input_ids"], batch["attention_mask"]
+        if count > self._size and isinstance(teacher, LiveTeacher) and self._splits("teacher", teacher.model):
+            states = teacher.states(*ids_and_mask, scored)[taken]
+            answer: Answer = partial(self._from_states, teacher, states)
+        else:
+            logits = self._cut(teacher.logits(*ids_and_mask, scored))[taken]
+            answer = logits.__getitem__
+        self.teacher_seconds += time.perf_counter() - asked
+        return answer
+
+    def _from_states(self, teacher: LiveTeacher, states: torch.Tensor, rows: slice) -> torch.Tensor:
+        asked = time.perf_counter()
+        logits = self._cut(teacher.logits_from(states[rows]))
+        self.teacher_seconds += time.perf_counter() - asked
+        return logits
+
+    def _cut(self, logits: torch.Tensor) -> torch.Tensor:
         # heads may be padded beyond the vocabulary, each by its own amount: no arm sees the padding
-        student_logits = logits_at(model, input_ids, attention_mask, scored)[:, : self.vocabulary]
-        teacher_logits = None
-        if self.asks_teacher:
-            assert self.teacher is not None
-            asked = time.perf_counter()
-            teacher_logits = self.teacher.logits(input_ids, attention_mask, scored)[:, : self.vocabulary]
-            self.teacher_seconds += time.perf_counter() - asked
-        return compare(self.stage, student_logits, teacher_logits, scored_tokens(labels))
+        return logits[:, : self.vocabulary]
+
+    def _compared(
+        self, student_logits: torch.Tensor, teacher_logits: torch.Tensor | None, tokens: torch.Tensor
+    ) -> Divergence:
+        found = compare(self.stage, student_logits, teacher_logits, tokens)
+        if self.diagnoses and teacher_logits is not None:
+            found.diagnostics.update(agreement(student_logits, teacher_logits))
+            if self.end_of_turn is not None and self.stage.control == "none":
+                found.diagnostics.update(end_of_turn_mass(teacher_logits, tokens, self.end_of_turn))
+        return found
+
+    def _splits(self, who: str, model: torch.nn.Module) -> bool:
+        """Whether the model's logits can be made in chunks; tried once, and told where they cannot."""
+        if who not in self._agree:
+            self._agree[who] = agrees(model)
+            if not self._agree[who]:
+                self.warnings.append(
+                    f"the {who}'s logits could not be made in chunks (its own forward says something else), "
+                    "so those of all scored positions were held at once: the same numbers in more memory"
+                )
+        return self._agree[who]
+
+
+class KeptDistributions(Distributions):
+    """A divergence from a teacher that is known in part (`kept.py`): no teacher reads the micro-batch."""
+
+    def __init__(
+        self,
+        stage: TrainStage,
+        teacher: "TeacherSignal | KeptTeacher",
+        vocabulary: int,
+        *,
+        chunk_elements: int = CHUNK_ELEMENTS,
+    ) -> None:
+        """Raise SettingsError where the stage's divergence cannot be computed from the teacher's signal."""
+        assert isinstance(teacher, KeptTeacher)
+        check_signal(teacher.signal, stage)
+        super().__init__(stage, None, vocabulary, chunk_elements=chunk_elements)
+        self.known, self.asks_teacher = teacher, False
+
+    def _teacher(self, batch: Batch, scored: torch.Tensor, count: int) -> Any:
+        asked = time.perf_counter()
+        kept = self.known.kept(batch).to(scored.device)
+        self.teacher_seconds += time.perf_counter() - asked
+        return kept.__getitem__
+
+    def _compared(self, student_logits: torch.Tensor, kept: Any, tokens: torch.Tensor) -> Divergence:
+        return compare_kept(self.stage, self.known.signal.tail, student_logits, kept, tokens)

@@ -125,12 +125,17 @@ class TrainStage:
     @property
     def uses_teacher(self) -> bool:
         """Whether a teacher is part of this stage's identity."""
-        return self.reads("teacher")
+        return self.reads("teacher") and not (self._unheard and self.sequences in ("gold", "student"))
 
     @property
     def asks_teacher(self) -> bool:
         """Whether a teacher is asked while the stage trains, and not only before."""
-        return self.divergence != "cross_entropy" or self.sequences == "interleaved"
+        return (self.divergence != "cross_entropy" and not self._unheard) or self.sequences == "interleaved"
+
+    @property
+    def _unheard(self) -> bool:
+        # counts of the stage's own tokens stand in the teacher's place
+        return self.control == "unigram" and self.divergence in SHARP
 
     def reads(self, name: str) -> bool:
         """Whether the value of that name can change a number of this stage."""
@@ -154,6 +159,8 @@ class TrainStage:
             stage = replace(stage, divergence=stage.divergence.removeprefix("skew_"))
         if stage.divergence in SHARP and stage.cross_entropy_weight == 1:
             stage = replace(stage, divergence="cross_entropy")
+        if not stage.uses_teacher:
+            stage = replace(stage, teacher=TrainStage.teacher)
         unread: dict[str, Any] = {one.name: one.default for one in fields(stage) if not stage.reads(one.name)}
         return replace(stage, **unread)
 

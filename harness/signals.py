@@ -2,18 +2,20 @@
 
 A signal answers one question, the teacher's logits at scored positions, for ids made elsewhere; it never
 makes ids (`generate.py` does) and never compares (`divergences.py` does). A signal with another source,
-a cache of stored log-probabilities or a server, is another class with the same `logits` method.
+a cache of stored log-probabilities or a server, is another class with the same `logits` method. A live
+teacher can also give hidden states first and logits of some of them later (`heads.py`).
 
     teacher = LiveTeacher(load_model(folder), teacher_tokenizer, student_tokenizer)
     teacher.logits(input_ids, attention_mask, scored)      # (N, V), no gradient
 """
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from harness.chat import render
 from harness.checks import SettingsError
+from harness.heads import logits_at, logits_from, states_at
 from harness.models import PROBE, count_parameters, tokenizer_hash
 
 if TYPE_CHECKING:
@@ -64,23 +66,16 @@ class LiveTeacher:
         with torch.no_grad():
             return logits_at(self.model, input_ids, attention_mask, scored)
 
+    def states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
+        """Hidden states (N, d) at the N True positions of `scored`, from which `logits_from` makes logits."""
+        self.model.eval()
+        with torch.no_grad():
+            return states_at(self.model, input_ids, attention_mask, scored)
 
-def logits_at(
-    model: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, scored: torch.Tensor
-) -> torch.Tensor:
-    """The model's logits (N, V) at the True positions of `scored` (B, T), and only those.
-
-    The hidden states are cut to the scored positions just before the output layer, inside the model's
-    own forward, so logits of prompts and padding are never made and whatever the model does to its
-    logits (scaling, soft-capping) stays as it is. Works through DistributedDataParallel.
-    """
-    inner: Any = getattr(model, "module", model)
-    hook = inner.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0][scored][None],))
-    try:
-        output = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-    finally:
-        hook.remove()
-    return output.logits[0]
+    def logits_from(self, states: torch.Tensor) -> torch.Tensor:
+        """Teacher logits (n, V) of hidden states (n, d) that `states` gave, without gradient."""
+        with torch.no_grad():
+            return logits_from(self.model, states)
 
 
 def _name(tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -16,7 +16,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any, cast
@@ -30,18 +30,19 @@ from trl import SFTConfig
 
 from harness import preemption, track
 from harness.arguments import learning_rate_share, trainer_arguments, wandb_environment
+from harness.chat import end_of_turn_id
 from harness.checkpoints import Checkpoints, Resumable
 from harness.config import Budget, Machine
+from harness.controls import unigram_logprobs
 from harness.cost import forward_flops, train_flops
-from harness.divergences import cross_entropy, scored_positions, scored_tokens
 from harness.fit_report import FitReport, find_warnings
-from harness.generate import evaluating
 from harness.identity import fingerprint
+from harness.likelihood import mean_nll
 from harness.models import count_parameters
 from harness.objectives import Objective, objective_for, trained_together
 from harness.recipe import TrainStage
 from harness.sequences import IGNORED, Row, Rows, collate
-from harness.signals import TeacherSignal, logits_at
+from harness.signals import TeacherSignal
 from harness.texts import StepText, Texts, Validation, texts_for
 
 
@@ -79,7 +80,16 @@ def fit(
     started = time.perf_counter()
     stage = objective.normal()
     assert getattr(teacher, "model", None) is not model, "a frozen teacher cannot be the student itself"
-    measured = objective_for(stage, teacher, len(tokenizer), model, seed)
+    rows = Rows(dataset, loss_on)
+    measured = objective_for(
+        stage,
+        teacher,
+        len(tokenizer),
+        student=model,
+        seed=seed,
+        unigram=unigram_logprobs(rows, len(tokenizer)) if stage.control == "unigram" else None,
+        end_of_turn=end_of_turn_id(tokenizer) if tokenizer.chat_template else tokenizer.eos_token_id,
+    )
     steps, batch_size = batches.shape
     if steps == 0:
         return FitReport(warnings=["the stage's share of the budget rounds to 0 steps: nothing was trained"])
@@ -91,7 +101,7 @@ def fit(
     checkpoints = Checkpoints(preemption.folder(), fingerprint(same), machine.checkpoint_minutes)
     log_file = out / "log.jsonl" if arguments.process_index == 0 else Path(os.devnull)
     with wandb_environment(machine, run_name), preemption.polling(), log_file.open("w", buffering=1) as log:
-        visits = _Visits(Rows(dataset, loss_on), batches)
+        visits = _Visits(rows, batches)
         trainer = Trainer(model, arguments, tokenizer, dataset, visits, budget, texts, measured, log, checkpoints)
         with trained_together(model, measured):
             trainer.train(resume_from_checkpoint=trainer.newest_checkpoint())
@@ -108,23 +118,10 @@ def fit(
     if teacher is not None:
         report.teacher_flops = forward_flops(teacher.parameters, report.teacher_tokens)
         report.flops += report.teacher_flops
-    report.warnings += find_warnings(trainer.gold_nll, steps) + texts.warnings()
+    report.warnings += find_warnings(trainer.gold_nll, steps, report.gold_end_mass)
+    report.warnings += texts.warnings() + measured.warnings
     report.seconds = time.perf_counter() - started + report.earlier_seconds
     return report
-
-
-def mean_nll(model: PreTrainedModel, rows: Sequence[Row] | Rows, batch_size: int = 64) -> tuple[float, int]:
-    """Mean negative log-likelihood (nats per scored token) over rows, and how many tokens that is."""
-    total, count = 0.0, 0
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
-    with evaluating(model), torch.no_grad():
-        for start in range(0, len(order), batch_size):
-            batch = collate([rows[index] for index in order[start : start + batch_size]], pad_id=0)
-            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            logits = logits_at(model, batch["input_ids"], batch["attention_mask"], scored_positions(batch["labels"]))
-            found = cross_entropy(logits, scored_tokens(batch["labels"]))
-            total, count = total + found.sum.item(), count + found.count
-    return total / max(count, 1), count
 
 
 class Trainer(Resumable):
@@ -152,7 +149,7 @@ class Trainer(Resumable):
         self.gold_nll: list[tuple[int, float]] = []  # (step, nats per token) of steps on given text
         self.written_tokens = 0  # read or written without training on them
         self._losses: list[torch.Tensor] = []
-        self._nll = torch.zeros((), device=arguments.device)
+        self._sums: dict[str, torch.Tensor] = {}  # diagnostics of a step, over its positions
         self._items, self._text, self._started = 1, StepText([]), time.perf_counter()
         super().__init__(
             model=model,
@@ -175,6 +172,8 @@ class Trainer(Resumable):
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: Any) -> tuple[list, Any]:
         """All micro-batches of one optimizer step, student text swapped in, and their scored tokens."""
+        step = self.state.global_step + 1
+        self.objective.diagnoses = step == 1 or step % 10 == 0
         groups = [group for _, group in zip(range(num_batches), epoch_iterator, strict=False)]
         text = self.texts.rows(self.state.global_step, groups)
         batches = [collate(group, self.pad_id) for group in text.groups]
@@ -204,7 +203,8 @@ class Trainer(Resumable):
         """This micro-batch's share of the step's loss: its sum over the step's count."""
         assert not return_outputs, "logits are made at scored positions only"
         found = self.objective.compare(model, inputs)
-        self._nll += found.diagnostics["student_nll"]
+        for name, total in found.diagnostics.items():
+            self._sums[name] = self._sums.get(name, 0) + total
         # each process divides by the count of all, and gradients are averaged over processes
         return found.sum * (self.accelerator.num_processes / max(self._items, 1))
 
@@ -229,20 +229,14 @@ class Trainer(Resumable):
         return 0
 
     def _finish_step(self) -> None:
-        found = torch.stack([sum(self._losses, self._nll.new_zeros(())), self._nll])
-        wanted = torch.tensor(self.checkpoints.wanted(), device=found.device)
-        if self.accelerator.num_processes > 1:  # every process learns the same, and so ends with the others
-            found = self.accelerator.reduce(found)
-            wanted = self.accelerator.gather(wanted).max()
-        self.want_checkpoint(float(wanted))
-        loss = found[0].item() / self.accelerator.num_processes
-        step = self.state.global_step + 1
+        sums = self._finished_sums()
+        self.want_checkpoint(sums.pop("wanted"))
+        loss, step = sums.pop("loss"), self.state.global_step + 1
         if not math.isfinite(loss):
             raise DivergedError(f"the loss at step {step} of {self.state.max_steps} is {loss}")
-        nll = found[1].item() / max(self._items, 1)
-        self._losses.clear()
-        self._nll.zero_()
-        if self._text.origin == "given":
+        nll = sums.pop("student_nll") / max(self._items, 1)
+        given = self._text.origin == "given"
+        if given:
             self.gold_nll.append((step, nll))
         if step == 1:
             self.report.first_loss = loss
@@ -256,9 +250,21 @@ class Trainer(Resumable):
             "learning_rate": cast(LambdaLR, self.lr_scheduler).get_last_lr()[0],
             "tokens": self.report.trained_tokens,
             "seconds": round(time.perf_counter() - self._started, 3),
+            **self.report.diagnose(sums, self._items, given=given),
         }
         self.jsonl.write(json.dumps(line) + "\n")
         track.report(step, self.state.max_steps, loss)
+
+    def _finished_sums(self) -> dict[str, float]:
+        """The step's loss and its diagnostics' sums, over all micro-batches and processes, so that every process
+        learns the same and ends with the others; above 0, `wanted` says that one wants a checkpoint."""
+        processes = self.accelerator.num_processes
+        named = {"loss": sum(self._losses) / processes, "wanted": self.checkpoints.wanted(), **self._sums}
+        totals = torch.stack([torch.as_tensor(total).float() for total in named.values()])
+        if processes > 1:
+            totals = cast(torch.Tensor, self.accelerator.reduce(totals, "sum"))
+        self._losses, self._sums = [], {}
+        return dict(zip(named, totals.tolist(), strict=True))
 
 
 def _validation(model: PreTrainedModel, rows: Rows) -> Validation:

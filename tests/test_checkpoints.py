@@ -94,7 +94,7 @@ def test_weights_of_the_objective_and_the_state_of_texts_go_on_too(tmp_path, mon
     class Growing(Distributions):
         """Cross-entropy times the number of times it was asked, kept in a module."""
 
-        def __init__(self, stage, teacher, vocabulary, *_):
+        def __init__(self, stage, teacher, vocabulary, **_):
             super().__init__(stage, teacher, vocabulary)
             self.weights = torch.nn.Module()
             self.weights.register_buffer("asked", torch.zeros(()))

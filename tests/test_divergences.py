@@ -1,6 +1,7 @@
 """Divergences against hand-worked values, TRL's generalised JSD and automatic differentiation."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -14,8 +15,11 @@ from harness.divergences import (
     reverse_kl,
     scored_positions,
     scored_tokens,
+    skew_forward_kl,
+    skew_reverse_kl,
+    tvd,
 )
-from harness.recipe import TrainStage
+from harness.recipe import SHARP, TrainStage
 
 TEACHER = torch.tensor([[0.5, 0.25, 0.25]])
 STUDENT = torch.tensor([[0.25, 0.25, 0.5]])
@@ -30,21 +34,34 @@ def random_pair(dtype=torch.float64, vocabulary=7, positions=5):
 def dense(name, student, teacher, temperature):
     """The textbook formula on probabilities, written apart from ours."""
     p, q = torch.softmax(teacher / temperature, -1), torch.softmax(student / temperature, -1)
-    if name == "forward_kl":
-        value = (p * (p / q).log()).sum()
-    elif name == "reverse_kl":
-        value = (q * (q / p).log()).sum()
-    else:
-        m = 0.3 * p + 0.7 * q
-        value = 0.3 * (p * (p / m).log()).sum() + 0.7 * (q * (q / m).log()).sum()
+
+    def kl(a, b):
+        return (a * (a / b).log()).sum()
+
+    value = {
+        "forward_kl": lambda: kl(p, q),
+        "reverse_kl": lambda: kl(q, p),
+        "jsd": lambda: 0.3 * kl(p, 0.3 * p + 0.7 * q) + 0.7 * kl(q, 0.3 * p + 0.7 * q),
+        "tvd": lambda: 0.5 * (p - q).abs().sum(),
+        "skew_forward_kl": lambda: kl(p, 0.1 * p + 0.9 * q),
+        "skew_reverse_kl": lambda: kl(q, 0.9 * p + 0.1 * q),
+    }[name]()
     return temperature**2 * value
 
 
 OURS = {
     "forward_kl": forward_kl,
     "reverse_kl": reverse_kl,
-    "jsd": lambda student, teacher, temperature=1.0: jsd(student, teacher, 0.3, temperature),
+    "jsd": partial(jsd, teacher_weight=0.3),
+    "tvd": tvd,
+    "skew_forward_kl": partial(skew_forward_kl, skew=0.1),
+    "skew_reverse_kl": partial(skew_reverse_kl, skew=0.1),
 }
+TOKENS = torch.zeros(5, dtype=torch.long)
+
+
+def test_every_divergence_of_a_recipe_is_compared_and_covered_here():
+    assert set(OURS) == set(SHARP)
 
 
 def test_forward_kl_of_an_asymmetric_case_worked_by_hand():
@@ -84,7 +101,7 @@ def test_trl_agrees_on_every_weight_of_the_teacher(weight):
     student, teacher = random_pair(torch.float32)
     theirs = GKDTrainer.generalized_jsd_loss(student, teacher, beta=weight, reduction="sum")
     stage = TrainStage(divergence="jsd", jsd_teacher_weight=weight)
-    ours = compare(stage, student, teacher, torch.zeros(5, dtype=torch.long)).sum
+    ours = compare(stage, student, teacher, TOKENS).sum
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
     ours_gradient, theirs_gradient = (torch.autograd.grad(value, student)[0] for value in (ours, theirs))
     torch.testing.assert_close(ours_gradient, theirs_gradient)
@@ -98,6 +115,56 @@ def test_equal_distributions_have_no_divergence_and_no_gradient(name):
     assert torch.autograd.grad(value, student)[0].abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("name", OURS)
+def test_a_recipe_reaches_each_divergence_with_its_own_values(name):
+    student, teacher = random_pair()
+    stage = TrainStage(divergence=name, jsd_teacher_weight=0.3, skew=0.1, divergence_temperature=1.5)
+    found = compare(stage, student, teacher, TOKENS)
+    assert found.sum.item() == pytest.approx(dense(name, student, teacher, 1.5).item(), rel=1e-10)
+    assert found.count == 5
+
+
+def test_tvd_and_the_skews_of_an_asymmetric_case_worked_by_hand():
+    # |.25| + 0 + |-.25| over 2; mixtures of .1: (.275, .25, .475) and (.475, .25, .275)
+    assert tvd(STUDENT.log(), TEACHER.log()).sum.item() == pytest.approx(0.25)
+    forward = 0.5 * math.log(0.5 / 0.275) + 0.25 * math.log(0.25 / 0.475)
+    reverse = 0.25 * math.log(0.25 / 0.475) + 0.5 * math.log(0.5 / 0.275)
+    assert skew_forward_kl(STUDENT.log(), TEACHER.log(), 0.1).sum.item() == pytest.approx(forward, rel=1e-5)
+    assert skew_reverse_kl(STUDENT.log(), TEACHER.log(), 0.1).sum.item() == pytest.approx(reverse, rel=1e-5)
+
+
+@pytest.mark.parametrize(("skewed", "plain"), [(skew_forward_kl, forward_kl), (skew_reverse_kl, reverse_kl)])
+def test_a_vanishing_skew_is_the_plain_kl(skewed, plain):
+    student, teacher = random_pair()
+    assert skewed(student, teacher, 1e-9).sum.item() == pytest.approx(plain(student, teacher).sum.item(), rel=1e-6)
+    zero = TrainStage(divergence=skewed.__name__, skew=0.0)
+    assert compare(zero, student, teacher, TOKENS).sum.item() == plain(student, teacher).sum.item()
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_temperature_changes_loss_and_gradient(name):
+    student, teacher = random_pair()
+    values = [OURS[name](student, teacher, temperature=t).sum for t in (1.0, 2.0)]
+    one, other = (torch.autograd.grad(value, student)[0] for value in values)
+    assert abs(values[0] - values[1]) > 1e-3 and (one - other).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_trls_chunked_kernel_agrees_but_for_the_squared_temperature(weight, temperature):
+    kernel = pytest.importorskip("trl.kernels.chunked_divergence").ChunkedDivergenceFunction
+    generator = torch.Generator().manual_seed(0)
+    states, wise = torch.randn(2, 5, 8, generator=generator)
+    head, wise_head = torch.randn(2, 11, 8, generator=generator)
+    states.requires_grad_()
+    theirs = temperature**2 * kernel.apply(states, head, None, wise, wise_head, None, weight, temperature)[0].sum()
+    stage = TrainStage(divergence="jsd", jsd_teacher_weight=weight, divergence_temperature=temperature)
+    ours = compare(stage, states @ head.T, wise @ wise_head.T, TOKENS).sum
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    gradients = [torch.autograd.grad(value, states)[0] for value in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
 def test_jsd_over_its_weight_goes_to_the_kls_at_both_ends():
     student, teacher = random_pair()
     small = 1e-6
@@ -109,13 +176,21 @@ def test_jsd_over_its_weight_goes_to_the_kls_at_both_ends():
     )
 
 
-def test_a_token_the_teacher_rules_out_makes_no_nan():
+@pytest.mark.parametrize("name", [name for name in OURS if name != "reverse_kl"])
+def test_a_token_the_teacher_rules_out_makes_no_nan(name):
+    student, teacher = random_pair()
+    teacher[:, 0] = -torch.inf
+    value = OURS[name](student, teacher).sum
+    nearly = teacher.masked_fill(teacher == -torch.inf, -300.0)
+    assert value.item() == pytest.approx(dense(name, student, nearly, 1.0).item(), rel=1e-10)
+    expected = torch.autograd.grad(dense(name, student, nearly, 1.0), student)[0]
+    torch.testing.assert_close(torch.autograd.grad(value, student)[0], expected)
+
+
+def test_the_reverse_kl_to_a_teacher_that_rules_a_token_out_is_infinite():
     student, teacher = random_pair(torch.float32)
     teacher[:, 0] = -torch.inf
-    for value in (forward_kl(student, teacher).sum, jsd(student, teacher, 0.5).sum):
-        assert torch.isfinite(value)
-        assert torch.isfinite(torch.autograd.grad(value, student)[0]).all()
-    assert forward_kl(student, teacher).diagnostics["teacher_entropy"].isfinite()
+    assert reverse_kl(student, teacher).sum.item() == math.inf
 
 
 def test_bf16_logits_are_compared_in_fp32():
@@ -149,17 +224,28 @@ def test_the_first_and_the_last_answer_token_are_scored_from_the_position_before
 
 def test_swapping_the_teacher_changes_the_loss():
     student, teacher = random_pair()
-    stage, tokens = TrainStage(divergence="jsd", jsd_teacher_weight=0.5), torch.zeros(5, dtype=torch.long)
-    one, other = (compare(stage, student, logits, tokens).sum.item() for logits in (teacher, -teacher))
+    stage = TrainStage(divergence="jsd", jsd_teacher_weight=0.5)
+    one, other = (compare(stage, student, logits, TOKENS).sum.item() for logits in (teacher, -teacher))
     assert one != other
 
 
 def test_a_divergence_without_a_teacher_is_an_error():
     student, _ = random_pair()
     with pytest.raises(ValueError, match="needs the teacher's logits"):
-        compare(TrainStage(divergence="forward_kl"), student, None, torch.zeros(5, dtype=torch.long))
+        compare(TrainStage(divergence="forward_kl"), student, None, TOKENS)
 
 
 def test_no_scored_position_gives_zero_and_no_nan():
     found = cross_entropy(torch.zeros(0, 4, requires_grad=True), torch.zeros(0, dtype=torch.long))
     assert (found.sum.item(), found.count) == (0.0, 0)
+
+
+def test_label_smoothing_is_torchs_and_the_reported_nll_is_not_smoothed():
+    student, _ = random_pair()
+    tokens = torch.tensor([0, 1, 2, 3, 4])
+    found = compare(TrainStage(label_smoothing=0.2), student, None, tokens)
+    logprobs = student.log_softmax(-1)
+    nll = -logprobs[range(5), tokens].sum()
+    assert found.sum.item() == pytest.approx((0.8 * nll - 0.2 * logprobs.mean(-1).sum()).item(), rel=1e-10)
+    assert found.diagnostics["student_nll"].item() == pytest.approx(nll.item(), rel=1e-10)
+    assert torch.autograd.gradcheck(lambda q: cross_entropy(q, tokens, 0.2).sum, (student,))

@@ -77,7 +77,7 @@ def rows(count=3):
 
 
 def objective(stage, teacher, student, seed=0):
-    made = objective_for(stage, teacher, V, student, seed)
+    made = objective_for(stage, teacher, V, student=student, seed=seed)
     if made.weights is not None:
         made.weights.double()
     return made
@@ -292,7 +292,7 @@ def test_heads_that_do_not_fit_at_once_have_the_same_value_and_gradient(monkeypa
 def test_hidden_terms_are_made_in_fp32_under_autocast():
     student = llama(dtype=torch.float32)
     for stage in (FEATURES, RELATIONS):
-        made = objective_for(stage, wise(dtype=torch.bfloat16), V, student)
+        made = objective_for(stage, wise(dtype=torch.bfloat16), V, student=student)
         with torch.autocast("cpu", torch.bfloat16):
             found = made.compare(student, collate(rows(), 0))
         assert found.sum.dtype == found.diagnostics["hidden"].dtype == torch.float32
@@ -338,7 +338,7 @@ def test_models_that_cannot_be_looked_into_are_refused_by_name():
     with pytest.raises(SettingsError, match=r"teacher='object' .*in memory"):
         Features(FEATURES, object(), V, llama())
     with pytest.raises(ValueError, match="needs a teacher"):
-        objective_for(FEATURES, None, V, llama())
+        objective_for(FEATURES, None, V, student=llama())
 
 
 def trained(tmp_path, stage, steps=3, budget=None, micro=None, teacher=None, student=None):

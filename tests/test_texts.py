@@ -9,11 +9,12 @@ from harness.checks import SettingsError
 from harness.config import Machine
 from harness.generate import generate
 from harness.interleaved import interleave
+from harness.likelihood import mean_nll
 from harness.recipe import TrainStage
 from harness.sequences import Rows, draw_seed, prompt_of, visits
 from harness.signals import LiveTeacher
 from harness.texts import Validation, texts_for
-from harness.trainers import fit, mean_nll
+from harness.trainers import fit
 from tests.doubles import tiny_llama
 from tests.test_trainers import BUDGET, TOKENIZER, dataset
 

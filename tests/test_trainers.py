@@ -14,10 +14,11 @@ from harness.arguments import learning_rate_share
 from harness.config import Budget, Machine
 from harness.fit_report import find_warnings
 from harness.generate import generate
+from harness.likelihood import mean_nll
 from harness.recipe import TrainStage
 from harness.sequences import Rows, answered, draw_seed, prompt_of, visits
 from harness.signals import LiveTeacher
-from harness.trainers import DivergedError, fit, mean_nll
+from harness.trainers import DivergedError, fit
 from tests.doubles import byte_tokenizer, tiny_llama
 
 TOKENIZER = byte_tokenizer()
@@ -273,3 +274,69 @@ def test_progress_is_reported_each_step(tmp_path, monkeypatch):
     monkeypatch.setattr("harness.trainers.track", SimpleNamespace(report=lambda *args: seen.append(args[:2])))
     train(tmp_path)
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_diagnostics_are_logged_on_the_first_step_and_every_tenth_whatever_the_splitting(tmp_path):
+    batches, found = visits(12, 11, 4, seed=0), []
+    for size in (None, 1):
+        report, _ = train(tmp_path, FORWARD, batches, Machine(device="cpu", micro_batch_size=size))
+        lines = lines_of(tmp_path)
+        diagnosed = [line["step"] for line in lines if "teacher_entropy" in line]
+        assert diagnosed == [1, 10]
+        weights = np.diff([0, *(line["tokens"] for line in lines)])[[0, 9]]
+        for name in ("teacher_entropy", "student_entropy", "teacher_mass", "student_mass", "overlap"):
+            mean = np.average([lines[0][name], lines[9][name]], weights=weights)
+            assert report.diagnostics[name] == pytest.approx(mean, rel=1e-5)
+        found.append({name: value for name, value in lines[0].items() if name not in ("sequences", "seconds")})
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert 0 < found[0]["teacher_mass"] < 1 and found[0]["teacher_entropy"] < math.log(262)
+
+
+def test_plain_fine_tuning_has_no_teacher_to_diagnose(tmp_path):
+    report, _ = train(tmp_path)
+    assert report.diagnostics == {} and "teacher_entropy" not in lines_of(tmp_path)[0]
+
+
+def ended(rows):
+    """The rows with the end-of-turn token as their last."""
+    return Dataset.from_dict({**rows.to_dict(), "input_ids": [[*ids[:-1], 5] for ids in rows["input_ids"]]})
+
+
+def test_a_teacher_that_never_ends_a_turn_is_told_once_where_gold_text_ends(tmp_path):
+    mute, speaking = teacher(), teacher()
+    head = torch.nn.Linear(32, 262)
+    head.weight.data, head.bias.data = mute.model.lm_head.weight.data.clone(), torch.zeros(262)
+    head.bias.data[5] = -50.0
+    mute.model.lm_head = head.requires_grad_(False)
+    found = {}
+    for name, wise in (("mute", mute), ("speaking", speaking)):
+        report, _ = train(tmp_path, FORWARD, teacher=wise, rows=ended(dataset()))
+        found[name] = [text for text in report.warnings if "end of turn" in text]
+        assert (report.gold_end_mass < 1e-4) == (name == "mute")
+        assert lines_of(tmp_path)[0]["teacher_end_mass"] == report.gold_end_mass
+    assert len(found["mute"]) == 1 and found["speaking"] == []
+    report, _ = train(tmp_path, FORWARD, teacher=mute)  # rows without an end of turn say nothing of it
+    assert report.gold_end_mass is None and not any("end of turn" in text for text in report.warnings)
+
+
+def test_the_unigram_control_trains_towards_the_counts_of_the_rows_without_a_teacher(tmp_path):
+    rows = dataset()
+    counts = np.ones(262)
+    for row in rows:
+        np.add.at(counts, row["input_ids"][row["starts"][0] : row["ends"][0]], 1)
+    unigram = torch.tensor(counts / counts.sum())
+    batches = visits(12, 1, 4, seed=0)
+    total, scored = 0.0, 0
+    for row in (rows[int(number)] for number in batches[0]):
+        with torch.no_grad():
+            logits = tiny_llama()(input_ids=torch.tensor([row["input_ids"]])).logits[0]
+        for t in range(row["starts"][0], row["ends"][0]):
+            total += (unigram * (unigram.log() - logits[t - 1].log_softmax(-1))).sum().item()
+            scored += 1
+    report, _ = train(tmp_path, TrainStage(divergence="forward_kl", control="unigram"), batches, teacher=None)
+    assert report.first_loss == pytest.approx(total / scored, rel=1e-4)
+    assert report.teacher_tokens == 0 and report.diagnostics["teacher_entropy"] > 0

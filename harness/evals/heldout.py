@@ -20,8 +20,8 @@ from harness.chat import Rendered, render_many
 from harness.divergences import scored_positions, scored_tokens
 from harness.evals import HeldoutRow, Item, Options, Score, Scored, scores_by_source
 from harness.generate import evaluating
+from harness.heads import logits_at
 from harness.sequences import Row, collate
-from harness.signals import logits_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

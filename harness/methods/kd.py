@@ -12,6 +12,7 @@ that cannot answer yet writes nothing worth judging. Without warm-up and student
 from dataclasses import dataclass
 
 from harness.checks import check_choice, check_positive, refuse
+from harness.methods._checks import after_warmup, check_warmup
 from harness.recipe import TrainStage
 
 
@@ -38,8 +39,7 @@ class Method:
     """Multiplies the budget's learning rate after the warm-up."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warmup < 1:
-            raise refuse("method.warmup", self.warmup, "it is 0 or more and below 1", "or use method=sft")
+        check_warmup(self.warmup)
         if not 0 <= self.student_share <= 1:
             raise refuse("method.student_share", self.student_share, "a probability lies between 0 and 1")
         check_choice("method.divergence", self.divergence, ("jsd", "forward_kl", "reverse_kl"))
@@ -57,15 +57,13 @@ class Method:
 
     def stages(self) -> tuple[TrainStage, ...]:
         """The warm-up, a stage of its own that methods share, and the distillation."""
-        warmup = (TrainStage(span=(0.0, self.warmup)),) if self.warmup else ()
-        distillation = TrainStage(
+        return after_warmup(
+            self.warmup,
             sequences="student",
             divergence=self.divergence,
-            span=(self.warmup, 1.0),
             student_share=self.student_share,
             jsd_teacher_weight=self.jsd_teacher_weight,
             divergence_temperature=self.divergence_temperature,
             sampling_temperature=self.sampling_temperature,
             learning_rate_scale=self.learning_rate_scale,
         )
-        return (*warmup, distillation)

@@ -2,13 +2,15 @@
 
 Minimises w CE(gold, Q) + (1 - w) T^2 KL(P_T || Q_T) with w the `cross_entropy_weight`. The default
 (w = 0, T = 1) is the plain forward KL and has the address of `kd` without warm-up and student text;
-Hinton's mix is `cross_entropy_weight=0.5 divergence_temperature=2`.
+Hinton's mix is `cross_entropy_weight=0.5 divergence_temperature=2`. Other divergences on the same answers:
+`reverse_kd.py`, `jsd_kd.py`, `tvd_kd.py`.
 """
 
 from dataclasses import dataclass
 
-from harness.checks import check_positive, refuse
-from harness.recipe import TrainStage
+from harness.checks import check_choice
+from harness.methods._checks import check_mix
+from harness.recipe import CONTROLS, TrainStage
 
 
 @dataclass
@@ -20,16 +22,13 @@ class Method:
     cross-entropy costs much of the gain."""
     divergence_temperature: float = 1.0
     """Temperature of both distributions inside the divergence; the loss carries its square."""
+    control: str = "none"
+    """`none`, or a teacher that must not help: `shuffled` (its distributions dealt to other positions) or `unigram`
+    (the counts of the data's own answers everywhere, no teacher asked)."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.cross_entropy_weight < 1:
-            raise refuse(
-                "method.cross_entropy_weight",
-                self.cross_entropy_weight,
-                "it is 0 or more and below 1",
-                "cross-entropy alone is method=sft",
-            )
-        check_positive("method.divergence_temperature", self.divergence_temperature)
+        check_mix(self.cross_entropy_weight, self.divergence_temperature)
+        check_choice("method.control", self.control, CONTROLS)
 
     def stages(self) -> tuple[TrainStage, ...]:
         """One stage."""
@@ -38,5 +37,6 @@ class Method:
                 divergence="forward_kl",
                 cross_entropy_weight=self.cross_entropy_weight,
                 divergence_temperature=self.divergence_temperature,
+                control=self.control,
             ),
         )

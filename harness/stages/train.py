@@ -23,13 +23,14 @@ from harness.checks import refuse
 from harness.config import Budget, Machine
 from harness.cross import CrossTeacher
 from harness.identity import fingerprint
+from harness.likelihood import mean_nll
 from harness.models import device_of, load_model, load_tokenizer, save_model
 from harness.processes import process_rank
 from harness.recipe import CROSS, TrainStage
 from harness.sequences import Rows, draw_seed, mixed_visits, visiting_order, visits
 from harness.signals import LiveTeacher, TeacherSignal
 from harness.stages.answers import answered_rows
-from harness.trainers import fit, mean_nll
+from harness.trainers import fit
 
 LEAST_ALIGNED = 0.5
 """Share of the scored tokens that a teacher with a tokenizer of its own has to meet."""
@@ -84,6 +85,8 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     metrics: dict[str, Any] = {}
     if report.steps:
         metrics |= {"first_loss": report.first_loss, "last_loss": report.last_loss}
+    if report.diagnostics:
+        metrics["diagnostics"] = report.diagnostics
     if validation is not None:
         metrics["validation_nll"], metrics["validation_tokens"] = mean_nll(model, validation)
     counts |= {

@@ -46,6 +46,33 @@ def test_distillm_has_its_authors_settings_after_the_common_warm_up():
     assert (distillation["student_share"], distillation["replay_rows"]) == (1.0, 1000)
 
 
+@pytest.mark.parametrize("warmup", [0.0, 0.2, 0.35])
+def test_kd_on_gold_is_the_method_named_after_its_divergence(warmup):
+    same = {"warmup": warmup, "student_share": 0.0, "divergence_temperature": 1.5}
+    named = {"warmup": warmup, "divergence_temperature": 1.5}
+    assert recipe("kd", **same, divergence="reverse_kl") == recipe("reverse_kd", **named)
+    assert recipe("kd", **same, divergence="jsd", jsd_teacher_weight=0.3) == recipe(
+        "jsd_kd", **named, jsd_teacher_weight=0.3
+    )
+
+
+def test_divergences_that_start_cold_warm_up_by_default_and_share_that_stage():
+    for name in ("reverse_kd", "jsd_kd", "tvd_kd"):
+        warmup, distillation = recipe(name)
+        assert warmup == recipe("sft_restart")[0]
+        assert (distillation["sequences"], distillation["span"]) == ("gold", [0.2, 1.0])
+        assert len(recipe(name, warmup=0.0)) == 1
+    assert recipe("tvd_kd")[1]["divergence"] == "tvd"
+    assert recipe("jsd_kd", cross_entropy_weight=0.25)[1]["cross_entropy_weight"] == 0.25
+
+
+def test_a_control_is_another_recipe_and_the_unigram_needs_no_teacher():
+    recipes = [recipe("logit_kd", control=control) for control in ("none", "shuffled", "unigram")]
+    assert len({str(one) for one in recipes}) == 3
+    stages = [load_method("logit_kd")(control=control).stages()[0].normal() for control in ("shuffled", "unigram")]
+    assert [(stage.uses_teacher, stage.asks_teacher) for stage in stages] == [(True, True), (False, False)]
+
+
 def test_settings_that_a_recipe_does_not_read_leave_its_identity_alone():
     forward = {"student_share": 0.0, "divergence": "forward_kl"}
     assert recipe("kd", **forward, sampling_temperature=0.3, jsd_teacher_weight=0.9) == recipe("kd", **forward)
@@ -63,6 +90,9 @@ def test_methods_with_the_same_warm_up_share_that_stage():
         ("kd", {}),
         ("kd", {"warmup": 0.0}),
         ("logit_kd", {}),
+        ("reverse_kd", {}),
+        ("jsd_kd", {"warmup": 0.0}),
+        ("tvd_kd", {}),
         ("seq_kd", {}),
         ("on_policy", {}),
         ("skd", {}),
@@ -183,6 +213,11 @@ def test_label_smoothing_is_a_value_of_sft():
         ("kd", {"sampling_temperature": -1.0}, "sampling_temperature"),
         ("sft_restart", {"warmup": 0.0}, "warmup"),
         ("logit_kd", {"cross_entropy_weight": 1.0}, "cross_entropy_weight"),
+        ("logit_kd", {"control": "random"}, "control"),
+        ("reverse_kd", {"warmup": 1.0}, "warmup"),
+        ("reverse_kd", {"divergence_temperature": -1.0}, "divergence_temperature"),
+        ("jsd_kd", {"jsd_teacher_weight": 0.0}, "jsd_teacher_weight"),
+        ("tvd_kd", {"cross_entropy_weight": 1.0}, "cross_entropy_weight"),
         ("seq_kd", {"teacher_temperature": -1.0}, "teacher_temperature"),
         ("cross_kd", {"loss": "forward_kl"}, "loss"),
         ("cross_kd", {"weight": 0.0}, "weight"),

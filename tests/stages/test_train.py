@@ -63,6 +63,7 @@ def test_a_live_teacher_is_used_and_a_missing_one_is_an_error(world, tmp_path):
     asked = settings(TrainStage(divergence="forward_kl"))
     facts, _ = run(make_train, asked, world, tmp_path, "kd")
     assert facts["cost"]["teacher_tokens"] == facts["counts"]["read_tokens"] > 0
+    assert facts["metrics"]["diagnostics"]["teacher_entropy"] > 0 and json.dumps(facts, allow_nan=False)
     with pytest.raises(ValueError, match="'teacher'"):
         run(make_train, asked, {r: world[r] for r in ("subset", "start")}, tmp_path, "without")
 

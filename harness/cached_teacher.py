@@ -1,0 +1,137 @@
+"""A cached teacher: the signal that serves what `caches.py` stored, and refuses every row it was not stored for.
+
+The caches' tokenizer, chat template, teacher and kind of signal are checked when they are opened, each row's
+number, tokens and scored positions whenever it is asked for. Nothing is guessed for a row that is not there.
+
+    teacher = CachedTeacher([folder], Signal(kind="top_k"), student_tokenizer)
+    teacher.kept(batch)                 # what is kept at the batch's scored positions (`kept.Kept`)
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from harness.caches import Shard, batch_hashes, kept_from, read_meta
+from harness.chat import render
+from harness.checks import SettingsError, refuse
+from harness.corpora._files import file_sha256
+from harness.identity import differences, fingerprint
+from harness.kept import Kept
+from harness.model_files import WEIGHTS, local_folder, read_pointer
+from harness.models import tokenizer_hash
+from harness.signal_kinds import Signal
+from harness.signals import PROBE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SAME_IN_ALL = ("signal", "seed", "teacher", "precision", "tokenizer", "chat_template", "vocabulary", "max_length")
+"""What caches that are read together must agree on."""
+
+
+class CachedTeacher:
+    """The rows of one or several caches as one teacher signal, found by row number."""
+
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        signal: Signal,
+        tokenizer: "PreTrainedTokenizerBase",
+        teacher: Path | None = None,
+    ) -> None:
+        """Open caches for a student with this tokenizer; `teacher` is a model folder they must be the words of.
+
+        Raises SettingsError, naming what differs, unless they are complete, of one teacher and of this signal,
+        tokenizer and chat template, with every row in one of them only.
+        """
+        assert folders, "a cached teacher without a cache"
+        metas = [read_meta(folder) for folder in folders]
+        first, name = metas[0], str(folders[0])
+        for folder, meta in zip(folders, metas, strict=True):
+            other = differences({key: first[key] for key in SAME_IN_ALL}, {key: meta[key] for key in SAME_IN_ALL})
+            if other:
+                leaf, one, another = other[0]
+                raise _refusal(f"{name} and {folder} cannot be read together: {leaf} is {one!r} and {another!r}")
+        wanted: dict[str, Any] = {"signal": signal.stored(), "vocabulary": len(tokenizer), **hashes_of(tokenizer)}
+        if teacher is not None:
+            wanted["teacher"] = teacher_fingerprint(teacher)
+        for key, want in wanted.items():
+            if first[key] != want:
+                raise _refusal(
+                    f"{name} is of another {key.replace('_', ' ')}: {_short(first[key])}, not {_short(want)}"
+                )
+        self.signal: Signal = signal
+        self.parameters: int = first["parameters"]
+        self.meta: Mapping[str, Any] = first
+        self._shards = [
+            Shard(folder / "shards" / shard["name"])
+            for folder, meta in zip(folders, metas, strict=True)
+            for shard in meta["shards"]
+        ]
+        numbers = np.concatenate([shard.rows for shard in self._shards])
+        self._order = np.argsort(numbers, kind="stable")
+        self._numbers = numbers[self._order]
+        self._firsts = np.cumsum([0, *(len(shard.rows) for shard in self._shards)])
+        twice = self._numbers[1:][self._numbers[1:] == self._numbers[:-1]]
+        if len(twice):
+            raise _refusal(f"row {twice[0]} is twice in {', '.join(map(str, folders))}")
+
+    def __len__(self) -> int:
+        """Rows that can be served."""
+        return len(self._numbers)
+
+    def kept(self, batch: Mapping[str, torch.Tensor]) -> Kept:
+        """What is kept at the scored positions of `collate`'s micro-batch, in the order logits are scored.
+
+        Raises SettingsError for a row that is not in the caches, or was stored with other tokens or spans.
+        """
+        places = []
+        for number, (tokens, scored) in zip(batch["rows"].tolist(), batch_hashes(batch), strict=True):
+            shard, at = self._place(number)
+            if shard.tokens_hashes[at] != tokens:
+                raise _refusal(f"row {number} was stored with other tokens")
+            if shard.scored_hashes[at] != scored:
+                raise _refusal(f"row {number} was stored with other scored positions (the spans of its answers)")
+            places.append((shard, at))
+        return kept_from(self.meta["signal"], self.meta["vocabulary"], places)
+
+    def logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
+        """A cache has none: always an error, so that nothing falls back to less than it asked for."""
+        raise refuse("signal.kind", self.signal.kind, "a cache holds no whole distributions", "use signal.kind=live")
+
+    def _place(self, number: int) -> tuple[Shard, int]:
+        found = np.searchsorted(self._numbers, number)
+        if found == len(self._numbers) or self._numbers[found] != number:
+            what = f"row {number} is not in it" if number >= 0 else "text written while training is in no cache"
+            raise _refusal(f"{len(self)} rows are stored and {what}")
+        index = int(self._order[found])
+        shard = int(np.searchsorted(self._firsts, index, side="right")) - 1
+        return self._shards[shard], index - int(self._firsts[shard])
+
+
+def hashes_of(tokenizer: "PreTrainedTokenizerBase") -> dict[str, str]:
+    """What decides the ids of a rendered row: sha256 of the tokenizer and of a probe its chat template renders."""
+    probe = fingerprint(asdict(render(tokenizer, PROBE, 1000)))
+    return {"tokenizer": tokenizer_hash(tokenizer), "chat_template": probe}
+
+
+def teacher_fingerprint(folder: Path) -> str:
+    """sha256 over the weights and the config of a model folder, pointers followed; of a hub id, its revision."""
+    path, revision = read_pointer(Path(folder))
+    local = local_folder(path)
+    if local is None:
+        return fingerprint({"path": path, "revision": revision})
+    files = [file for file in sorted(local.iterdir()) if file.suffix in WEIGHTS or file.name == "config.json"]
+    return fingerprint({file.name: file_sha256(file) for file in files})
+
+
+def _refusal(what: str) -> SettingsError:
+    return SettingsError(f"the cached teacher cannot be used: {what}; make the cache again for these rows and models.")
+
+
+def _short(value: object) -> str:
+    return value[:12] if isinstance(value, str) else repr(value)

@@ -1,0 +1,243 @@
+"""Caches: what a teacher says about the scored positions of given rows, on disk, by row number.
+
+`kept.py` says what is kept and compares with it; here it is stored and found again. Only scored positions are
+stored, raw at temperature 1, so order, batch and fraction are free: one cache serves every cell whose rows are
+in it. A row is served only if its tokens and its scored positions are those the teacher read.
+
+    meta.json           whose words these are and of which rows; written last, so its presence means complete
+    shards/00000.arrow  512 rows, one memory-mapped Arrow record batch each
+        row, tokens_hash, scored_hash
+        ids             the low 16 bits of each kept token's id
+        high            planes of the bits above 16, packed by row: V = 128256 needs 17 bits, so one plane
+        values          `top_k`: log-probabilities (float16). `sampled`: draws of the token (uint8)
+        per_position    `top_k`: log of the mass not kept (float16). `sampled`: distinct tokens (uint8)
+
+A position takes 4 K + 2 + K/8 bytes as top-K at that vocabulary, 266 at K = 64; 3.1 a distinct token if sampled.
+"""
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from harness.checks import SettingsError, refuse
+from harness.identity import differences
+from harness.kept import Kept
+from harness.sequences import IGNORED
+from harness.store import write_json
+
+ROWS_PER_SHARD = 512
+FORMAT = 1
+
+
+def batch_hashes(batch: Mapping[str, torch.Tensor]) -> list[tuple[int, int]]:
+    """For each row of `collate`'s batch a 64-bit hash of its tokens and one of which of them are scored."""
+    ids = batch["input_ids"].cpu().numpy().astype("<i4")
+    scored = batch["labels"].cpu().numpy() != IGNORED
+    lengths = batch["attention_mask"].sum(1).tolist()
+    return [
+        (_hash64(ids[i, :length].tobytes()), _hash64(np.packbits(scored[i, :length]).tobytes()))
+        for i, length in enumerate(lengths)
+    ]
+
+
+@dataclass(frozen=True)
+class StoredRow:
+    """One row as it is stored: see the columns above."""
+
+    row: int
+    tokens_hash: int
+    scored_hash: int
+    ids: np.ndarray
+    high: np.ndarray
+    values: np.ndarray
+    per_position: np.ndarray
+
+
+def stored_row(number: int, hashes: tuple[int, int], kept: Kept, samples: int, vocabulary: int) -> StoredRow:
+    """Pack what is kept at one row's scored positions; `samples` is the number of draws, 0 for `top_k`."""
+    used = (kept.logprobs > -torch.inf) if samples else torch.ones_like(kept.ids, dtype=torch.bool)
+    ids = kept.ids[used].cpu().numpy()
+    if samples:
+        values = (kept.logprobs[used].double().exp() * samples).round().to(torch.uint8)
+        per_position = used.sum(-1).to(torch.uint8)
+    else:
+        values, per_position = kept.logprobs.half().ravel(), kept.tail.half()
+    return StoredRow(
+        number,
+        *hashes,
+        ids=(ids & 0xFFFF).astype(np.uint16),
+        high=_packed(ids, _planes(vocabulary)),
+        values=values.cpu().numpy(),
+        per_position=per_position.cpu().numpy(),
+    )
+
+
+class CacheWriter:
+    """Writes a cache shard by shard; begun again in the same folder, it goes on after the shards that are there."""
+
+    def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
+        """`about`: whose words these are (see `stages/cache.py`); refused where the folder was begun for others."""
+        self.folder, self.about = folder, {**about, "format": FORMAT}
+        self.begun = folder / "begun.json"
+        (folder / "shards").mkdir(parents=True, exist_ok=True)
+        for page in (self.begun, folder / "meta.json"):
+            said = json.loads(page.read_text()) if page.is_file() else self.about
+            other = differences({name: said.get(name) for name in self.about}, self.about)
+            if other:
+                leaf, one, another = other[0]
+                difference = f"its {leaf} is {one!r} and here it is {another!r}"
+                raise SettingsError(f"the cache in {folder} cannot be continued: {difference}; remove the folder.")
+        write_json(self.begun, self.about)
+        for torn in (folder / "shards").glob(".*"):
+            torn.unlink()
+
+    def has(self, shard: int) -> bool:
+        """Whether this shard is complete."""
+        return self._path(shard).is_file()
+
+    def write(self, shard: int, rows: Sequence[StoredRow]) -> None:
+        """Write one shard: under another name first, then renamed, so that a shard is there whole or not at all."""
+        columns = {
+            "row": pa.array([row.row for row in rows], pa.int64()),
+            "tokens_hash": pa.array([row.tokens_hash for row in rows], pa.uint64()),
+            "scored_hash": pa.array([row.scored_hash for row in rows], pa.uint64()),
+        }
+        for name in ("ids", "high", "values", "per_position"):
+            parts = [getattr(row, name) for row in rows]
+            offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
+            columns[name] = pa.LargeListArray.from_arrays(offsets, pa.array(np.concatenate(parts)))
+        table = pa.record_batch(columns)
+        path = self._path(shard)
+        unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        with open(unfinished, "wb") as file:
+            with pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_batch(table)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+
+    def finish(self, versions: Mapping[str, Any]) -> dict[str, Any]:
+        """List the shards and the libraries' `versions` in `meta.json`, which completes the cache; returns it."""
+        shards = []
+        paths = sorted((self.folder / "shards").glob("*.arrow"))
+        for path in paths:
+            shards.append({"name": path.name, "size": path.stat().st_size, "sha256": _sha256(path)})
+        opened = [Shard(self.folder / "shards" / str(shard["name"])) for shard in shards]
+        counts = {
+            "rows": sum(len(shard.rows) for shard in opened),
+            "positions": sum(shard.positions for shard in opened),
+            "kept_tokens": sum(shard.kept_tokens for shard in opened),
+            "bytes": sum(path.stat().st_size for path in paths),
+        }
+        meta = {**self.about, **counts, "versions": versions, "shards": shards}
+        write_json(self.folder / "meta.json", meta)
+        self.begun.unlink()
+        return meta
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / "shards" / f"{shard:05d}.arrow"
+
+
+class Shard:
+    """One shard, memory-mapped: a row's values are read where they lie."""
+
+    def __init__(self, path: Path) -> None:
+        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        self.rows, self.tokens_hashes, self.scored_hashes = (
+            batch.column(name).to_numpy() for name in ("row", "tokens_hash", "scored_hash")
+        )
+        self._columns = {
+            name: (batch.column(name).values.to_numpy(), batch.column(name).offsets.to_numpy())
+            for name in ("ids", "high", "values", "per_position")
+        }
+
+    def column(self, name: str, at: int) -> np.ndarray:
+        """The values of one column in row `at` of the shard."""
+        values, offsets = self._columns[name]
+        return values[offsets[at] : offsets[at + 1]]
+
+    @property
+    def positions(self) -> int:
+        """Scored positions in this shard."""
+        return len(self._columns["per_position"][0])
+
+    @property
+    def kept_tokens(self) -> int:
+        """Tokens kept at these positions together."""
+        return len(self._columns["ids"][0])
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What a cache says of itself; refused where it is not complete or a shard is missing or cut short."""
+    if not (folder / "meta.json").is_file():
+        raise refuse("cache", str(folder), "it is not complete: it has no meta.json", "let the stage that makes it end")
+    meta = json.loads((folder / "meta.json").read_text())
+    for shard in meta["shards"]:
+        path = folder / "shards" / shard["name"]
+        if not path.is_file() or path.stat().st_size != shard["size"]:
+            raise refuse("cache", str(folder), f"{shard['name']} is missing or not whole", "make the cache again")
+    return meta
+
+
+def verify(folder: Path) -> None:
+    """Raise SettingsError where a shard is not, byte for byte, what was written; reads the whole cache."""
+    for shard in read_meta(folder)["shards"]:
+        if _sha256(folder / "shards" / shard["name"]) != shard["sha256"]:
+            raise refuse("cache", str(folder), f"{shard['name']} is not what was written", "make the cache again")
+
+
+def kept_from(signal: Mapping[str, Any], vocabulary: int, rows: Sequence[tuple[Shard, int]]) -> Kept:
+    """What is kept at the scored positions of these rows, one after another; `signal` is `Signal.stored()`."""
+    low, values, per_position = (
+        np.concatenate([shard.column(name, at) for shard, at in rows]) for name in ("ids", "values", "per_position")
+    )
+    ids = low.astype(np.int64)
+    if planes := _planes(vocabulary):
+        sizes = [len(shard.column("ids", at)) for shard, at in rows]
+        high = [
+            _unpacked(shard.column("high", at), planes, size) for (shard, at), size in zip(rows, sizes, strict=True)
+        ]
+        ids |= np.concatenate(high)
+    if signal["kind"] == "top_k":
+        shape = (-1, signal["top_k"])
+        logprobs, tail = (torch.from_numpy(array.astype(np.float32)) for array in (values, per_position))
+        return Kept("top_k", torch.from_numpy(ids).view(shape), logprobs.view(shape), tail)
+    used = torch.arange(int(per_position.max(initial=1))) < torch.from_numpy(per_position.astype(np.int64))[:, None]
+    padded = torch.zeros(used.shape, dtype=torch.int64)
+    padded[used] = torch.from_numpy(ids)
+    shares = torch.zeros(used.shape)
+    shares[used] = torch.from_numpy(values.astype(np.float32)) / signal["samples"]
+    return Kept("sampled", padded, shares.log(), torch.full((len(used),), -torch.inf))
+
+
+def _planes(vocabulary: int) -> int:
+    """Bits of an id above the sixteenth."""
+    return max(0, (vocabulary - 1).bit_length() - 16)
+
+
+def _packed(ids: np.ndarray, planes: int) -> np.ndarray:
+    bits = (ids[None, :] >> (16 + np.arange(planes))[:, None]) & 1
+    return np.packbits(bits.astype(np.uint8), axis=1).ravel()
+
+
+def _unpacked(packed: np.ndarray, planes: int, count: int) -> np.ndarray:
+    bits = np.unpackbits(packed.reshape(planes, -1), axis=1, count=count)
+    return sum((bits[plane].astype(np.int64) << (16 + plane) for plane in range(planes)), np.zeros(count, np.int64))
+
+
+def _hash64(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

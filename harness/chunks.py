@@ -1,0 +1,92 @@
+"""Chunks: a divergence summed over positions without the logits of all of them at once.
+
+Positions are taken a chunk at a time: logits, divergence and at once its gradients, which are small (of
+the hidden states and of the output layer), so the logits can go before the next chunk comes. This is
+what Liger's fused losses do (Hsu et al. 2024, arXiv 2410.10989), here for any divergence and any head
+that autograd knows; checkpointing each chunk would make the logits of both models twice.
+
+    found = in_chunks(states, size=128, compare=lambda piece, rows: forward_kl(head(piece), teacher[rows]))
+    found.sum.backward()
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from harness.divergences import Divergence
+
+CHUNK_ELEMENTS = 2**25
+"""Logits of one model made at a time, positions x vocabulary: 128 MiB in fp32, and about eight tensors of
+that size live at once. Fewer positions than this are compared in one piece."""
+
+
+def in_chunks(states: torch.Tensor, size: int, compare: Callable[[torch.Tensor, slice], Divergence]) -> Divergence:
+    """The sum of `compare(states[rows], rows)` over slices of `size` of the N hidden states (N, d).
+
+    Gradients reach the states and every weight that `compare` uses. They are made here, so the sum can
+    be differentiated once, and not twice in a row.
+    """
+    assert size > 0 and len(states) > 0
+    slices = [slice(start, min(start + size, len(states))) for start in range(0, len(states), size)]
+    if not torch.is_grad_enabled():
+        return _total([compare(states[rows], rows) for rows in slices])
+    parts: list[Divergence] = []
+    weights: list[torch.Tensor] = []
+    gradients: list[torch.Tensor] = []
+    state_gradients = torch.empty_like(states)
+    for rows in slices:
+        piece = states[rows].detach().requires_grad_()
+        part = compare(piece, rows)
+        if not parts:
+            weights = [weight for weight in _leaves(part.sum) if weight is not piece]
+            gradients = [torch.zeros_like(weight, dtype=_wide(weight)) for weight in weights]
+        state_gradients[rows], *found = torch.autograd.grad(part.sum, [piece, *weights])
+        for gradient, more in zip(gradients, found, strict=True):
+            gradient += more
+        parts.append(Divergence(part.sum.detach(), part.count, part.diagnostics))
+    total = _total(parts)
+    known = _Known.apply(total.sum, [state_gradients, *gradients], states, *weights)
+    return Divergence(known, total.count, total.diagnostics)
+
+
+class _Known(torch.autograd.Function):
+    """A value whose gradients are known already; backward scales them by what arrives."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, gradients: list[torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> Any:
+        gradients, ctx.gradients = ctx.gradients, None
+        assert gradients is not None, "a sum over chunks is differentiated once"
+        return None, None, *(gradient.mul_(upstream[0]) for gradient in gradients)
+
+
+def _total(parts: list[Divergence]) -> Divergence:
+    names = parts[0].diagnostics
+    return Divergence(
+        torch.stack([part.sum for part in parts]).sum(),
+        sum(part.count for part in parts),
+        {name: torch.stack([part.diagnostics[name] for part in parts]).sum() for name in names},
+    )
+
+
+def _leaves(value: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors with gradient that a value was made from."""
+    found, seen, waiting = [], set(), [value.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        waiting += [following for following, _ in node.next_functions]
+    return found
+
+
+def _wide(weight: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(weight.dtype, torch.float32)

@@ -1,0 +1,31 @@
+"""Likelihood: how well a model predicts rows, the one measure every objective is judged by while it trains.
+
+`evals/heldout.py` scores held-out rows token by token for the record; this is the quick mean over a
+cell's own validation rows.
+
+    nats, tokens = mean_nll(model, Rows(validation))
+"""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from harness.generate import evaluating
+from harness.objectives import objective_for
+from harness.recipe import TrainStage
+from harness.sequences import Row, Rows, collate
+
+
+def mean_nll(model: PreTrainedModel, rows: Sequence[Row] | Rows, batch_size: int = 64) -> tuple[float, int]:
+    """Mean negative log-likelihood (nats per scored token) over rows, and how many tokens that is."""
+    total, count = 0.0, 0
+    objective = objective_for(TrainStage(), None, model.config.get_text_config().vocab_size)
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
+    with evaluating(model), torch.no_grad():
+        for start in range(0, len(order), batch_size):
+            batch = collate([rows[index] for index in order[start : start + batch_size]], pad_id=0)
+            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            found = objective.compare(model, batch)
+            total, count = total + found.sum.item(), count + found.count
+    return total / max(count, 1), count

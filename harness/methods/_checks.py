@@ -1,0 +1,36 @@
+"""Checks: what several methods ask of the same setting, and the warm-up that comes before what they are about.
+
+No method of its own (the underscore keeps it out of the registry). `kd.py`, `reverse_kd.py`, `jsd_kd.py` and
+`tvd_kd.py` share the counted warm-up of cross-entropy, so those with the same `warmup` share its artifact.
+
+    after_warmup(0.2, divergence="tvd")      # cross-entropy on (0, 0.2), total variation on (0.2, 1)
+"""
+
+from typing import Any
+
+from harness.checks import check_positive, refuse
+from harness.recipe import TrainStage
+
+
+def check_warmup(warmup: float) -> None:
+    """Raise unless a share of the budget is left after the warm-up."""
+    if not 0 <= warmup < 1:
+        raise refuse("method.warmup", warmup, "it is 0 or more and below 1", "or use method=sft")
+
+
+def check_mix(cross_entropy_weight: float, divergence_temperature: float) -> None:
+    """Raise unless a divergence is left beside the cross-entropy, at a temperature above 0."""
+    if not 0 <= cross_entropy_weight < 1:
+        raise refuse(
+            "method.cross_entropy_weight",
+            cross_entropy_weight,
+            "it is 0 or more and below 1",
+            "cross-entropy alone is method=sft",
+        )
+    check_positive("method.divergence_temperature", divergence_temperature)
+
+
+def after_warmup(warmup: float, **values: Any) -> tuple[TrainStage, ...]:
+    """Cross-entropy for the first `warmup` of the budget, a stage that methods share, then a stage of these values."""
+    first = (TrainStage(span=(0.0, warmup)),) if warmup else ()
+    return (*first, TrainStage(span=(warmup, 1.0), **values))

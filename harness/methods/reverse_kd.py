@@ -1,0 +1,39 @@
+"""Reverse KL on the data's own answers: the student seeks the teacher's peaks and may drop its tails.
+
+KL(Q || P) with Q the student; `logit_kd.py` has the other direction. On the student's own text it is
+`kd.py` with `student_share=1 divergence=reverse_kl`. A cold student spreads over words the teacher never says
+and the gradient is dominated by those, so a counted warm-up of cross-entropy comes first.
+
+    Method(warmup=0.2)
+"""
+
+from dataclasses import dataclass
+
+from harness.methods._checks import after_warmup, check_mix, check_warmup
+from harness.recipe import TrainStage
+
+
+@dataclass
+class Method:
+    """Cross-entropy for the warm-up, then gold answers x reverse KL from the teacher."""
+
+    warmup: float = 0.2
+    """Share of the budget's steps spent on cross-entropy first, 0 to below 1; 0 for a student that
+    already answers in the data's form."""
+    cross_entropy_weight: float = 0.0
+    """Share of cross-entropy on the data's answers after the warm-up, 0 (only the teacher) to below 1."""
+    divergence_temperature: float = 1.0
+    """Temperature of both distributions inside the divergence; the loss carries its square."""
+
+    def __post_init__(self) -> None:
+        check_warmup(self.warmup)
+        check_mix(self.cross_entropy_weight, self.divergence_temperature)
+
+    def stages(self) -> tuple[TrainStage, ...]:
+        """The warm-up, a stage of its own that methods share, and the distillation."""
+        return after_warmup(
+            self.warmup,
+            divergence="reverse_kl",
+            cross_entropy_weight=self.cross_entropy_weight,
+            divergence_temperature=self.divergence_temperature,
+        )

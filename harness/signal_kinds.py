@@ -1,0 +1,132 @@
+"""Kinds of teacher signal: how much of a teacher's distribution is at hand, and what can be learnt from it.
+
+A `live` teacher gives whole distributions for any text. A cache holds the `top_k` log-probabilities of fixed
+text, or tokens `sampled` from the teacher (Anshumann et al. 2025, arXiv 2503.16870). `SUPPORTED` is the one
+table of what a divergence may be computed from; refusals and documentation are made from it. Nothing here
+needs torch: `kept.py` computes, `caches.py` stores, `signals.py` asks live teachers.
+
+    check_signal(Signal(kind="sampled"), TrainStage(divergence="reverse_kl"))     # SettingsError, one sentence
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from harness.checks import check_choice, refuse
+from harness.recipe import SHARP, TrainStage
+
+KINDS = ("live", "top_k", "sampled")
+TAILS = ("tail", "renormalise", "zero")
+MOST_SAMPLES = 255  # a token's count is stored in one byte
+CACHED_TEXT = ("gold", "teacher", "synthetic")  # settled before training; mixed rows share no numbering
+
+
+@dataclass
+class Signal:
+    """What a teacher says at each scored position; a value that the kind does not read is no identity."""
+
+    kind: str = "live"
+    """`live` (the model itself), `top_k` (a cache of its likeliest tokens) or `sampled` (a cache of tokens
+    drawn from it)."""
+    top_k: int = 64
+    """Likeliest tokens kept at each position; only read by `top_k`. 64 take about 270 bytes a token."""
+    tail: str = "tail"
+    """What `top_k` makes of all other tokens: `tail` (one event of its own; a lower bound), `renormalise` (left
+    out of both distributions; biased) or `zero` (the teacher's missing mass is ignored; can be negative)."""
+    samples: int = 50
+    """Tokens drawn at each position, with replacement; only read by `sampled`. More draws, less noise."""
+
+    def __post_init__(self) -> None:
+        check_choice("signal.kind", self.kind, KINDS)
+        check_choice("signal.tail", self.tail, TAILS)
+        if not (isinstance(self.top_k, int) and self.top_k >= 1):
+            raise refuse("signal.top_k", self.top_k, "it is a whole number of at least 1")
+        if not (isinstance(self.samples, int) and 1 <= self.samples <= MOST_SAMPLES):
+            raise refuse("signal.samples", self.samples, f"it is a whole number from 1 to {MOST_SAMPLES}")
+
+    @property
+    def column(self) -> str:
+        """The signal's column in `SUPPORTED`."""
+        return f"top_k[{self.tail}]" if self.kind == "top_k" else self.kind
+
+    def identity(self) -> dict[str, Any]:
+        """Every value that can change a number of training, as plain JSON types."""
+        return self.stored() | ({"tail": self.tail} if self.kind == "top_k" else {})
+
+    def stored(self) -> dict[str, Any]:
+        """Every value that can change what a cache holds: the tail is read from the same cache in each way."""
+        return {"kind": self.kind} | {name: getattr(self, name) for name in _STORED[self.kind]}
+
+
+_STORED: dict[str, tuple[str, ...]] = {"live": (), "top_k": ("top_k",), "sampled": ("samples",)}
+
+
+@dataclass(frozen=True)
+class Support:
+    """Whether a divergence may be computed from a signal, and why or why not."""
+
+    works: bool
+    why: str
+
+
+_EXACT = Support(True, "exact")
+_BOUND = Support(True, "a lower bound: the tokens not kept are one event; exact where all are kept")
+_PART = Support(True, "biased: what either model says beyond the kept tokens is not seen")
+_IGNORED = Support(True, "biased, and can be negative: the teacher's missing mass is ignored")
+_OPEN = Support(
+    False, "it sums over the student's mass too, and would push that off every token the cache lacks, as if ruled out"
+)
+_UNBIASED = Support(True, "unbiased gradient; the value is a cross-entropy, above the KL by the teacher's entropy")
+_NOISE = Support(False, "drawn tokens give unbiased sums over the teacher's distribution only, linear in it")
+
+SUPPORTED: dict[str, dict[str, Support]] = {
+    "live": dict.fromkeys(SHARP, _EXACT),
+    "top_k[tail]": dict.fromkeys(SHARP, _BOUND),
+    "top_k[renormalise]": dict.fromkeys(SHARP, _PART),
+    "top_k[zero]": dict.fromkeys(SHARP, _OPEN) | {"forward_kl": _IGNORED, "skew_forward_kl": _IGNORED},
+    "sampled": dict.fromkeys(SHARP, _NOISE) | {"forward_kl": _UNBIASED},
+}
+"""What each divergence of two distributions can be computed from: signal's column, then divergence."""
+
+ANY_TEMPERATURE = ("live", "top_k[renormalise]")
+"""Signals that reach temperatures other than 1: elsewhere the mass that is not kept is known at 1 alone."""
+
+
+def check_signal(signal: Signal, stage: TrainStage) -> None:
+    """Raise SettingsError, one sentence, unless the training stage can be run on this signal."""
+    stage = stage.normal()
+    if signal.kind == "live" or not stage.asks_teacher:
+        return
+    live = "use signal.kind=live"
+    if stage.sequences not in CACHED_TEXT:
+        why = f"{stage.sequences} text is not there before training, so no cache can hold what a teacher says of it"
+        raise refuse("signal.kind", signal.kind, why, live)
+    if stage.control != "none":
+        raise refuse("signal.kind", signal.kind, f"the control {stage.control} needs whole distributions", live)
+    if stage.divergence not in SHARP:
+        why = f"{stage.divergence} needs more of the teacher than next-token distributions of the student's tokens"
+        raise refuse("signal.kind", signal.kind, why, live)
+    support = SUPPORTED[signal.column][stage.divergence]
+    if not support.works:
+        able = [column for column, row in SUPPORTED.items() if row[stage.divergence].works]
+        raise refuse("signal", signal.column, f"not with {stage.divergence}: {support.why}", f"use {', '.join(able)}")
+    if stage.divergence_temperature != 1 and signal.column not in ANY_TEMPERATURE:
+        raise refuse(
+            "divergence_temperature",
+            stage.divergence_temperature,
+            f"signal {signal.column} knows the mass it does not keep at temperature 1 only",
+            f"use {' or '.join(ANY_TEMPERATURE)}",
+        )
+
+
+def support_table() -> str:
+    """`SUPPORTED` as a Markdown table, a row for each divergence, with the reasons beneath."""
+    reasons: dict[str, int] = {}
+    lines = [f"| divergence | {' | '.join(SUPPORTED)} |", "|---" * (len(SUPPORTED) + 1) + "|"]
+    for divergence in SHARP:
+        cells = [column[divergence] for column in SUPPORTED.values()]
+        marks = [
+            f"{'yes' if cell.works else 'no'} ({reasons.setdefault(cell.why, len(reasons) + 1)})" for cell in cells
+        ]
+        lines.append(f"| {divergence} | {' | '.join(marks)} |")
+    notes = [f"({number}) {why}." for why, number in reasons.items()]
+    return "\n".join([*lines, "", *notes, f"Temperatures other than 1: {', '.join(ANY_TEMPERATURE)}."]) + "\n"

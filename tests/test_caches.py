@@ -1,0 +1,124 @@
+"""The cache's files: what is written is read back by row, a shard is there whole or not at all."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from harness.caches import CacheWriter, Shard, batch_hashes, kept_from, read_meta, stored_row, verify
+from harness.checks import SettingsError
+from harness.kept import Kept, sampled_of, top_k_of
+from harness.sequences import Row, collate
+
+VERSIONS = {"torch": "2"}
+
+
+def kept_rows(kind, vocabulary, lengths=(3, 1, 0, 5)):
+    """What is kept at `lengths` positions of some rows, with ids over the whole vocabulary."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for length in lengths:
+        logits = 3 * torch.randn(length, vocabulary, generator=generator)
+        uniforms = np.random.default_rng(length).random((length, 20))
+        found.append(top_k_of(logits, 7) if kind == "top_k" else sampled_of(logits, uniforms))
+    return found
+
+
+def write(folder, kind, vocabulary, rows, first=0, shard=0):
+    signal = {"kind": kind} | ({"top_k": 7} if kind == "top_k" else {"samples": 20})
+    writer = CacheWriter(folder, {"signal": signal})
+    samples = signal.get("samples", 0)
+    stored = [stored_row(first + i, (i, i + 1), kept, samples, vocabulary) for i, kept in enumerate(rows)]
+    writer.write(shard, stored)
+    return writer, signal
+
+
+@pytest.mark.parametrize("kind", ["top_k", "sampled"])
+@pytest.mark.parametrize("vocabulary", [300, 70_000, 300_000])
+def test_rows_are_read_back_in_any_order_to_the_precision_of_16_bits(tmp_path, kind, vocabulary):
+    rows = kept_rows(kind, vocabulary)
+    _, signal = write(tmp_path, kind, vocabulary, rows)
+    shard = Shard(tmp_path / "shards" / "00000.arrow")
+    order = [3, 0, 2, 1]
+    found, expected = kept_from(signal, vocabulary, [(shard, at) for at in order]), Kept.of([rows[at] for at in order])
+    assert found.kind == kind and torch.equal(found.ids, expected.ids)
+    assert vocabulary < 2**16 or int(found.ids.max()) >= 2**16, "no id was too large for 16 bits"
+    if kind == "sampled":
+        torch.testing.assert_close(found.logprobs, expected.logprobs)
+        torch.testing.assert_close(found.tail, expected.tail)
+    else:
+        assert torch.equal(found.logprobs, expected.logprobs.half().float())
+        assert torch.equal(found.tail, expected.tail.half().float())
+    assert shard.rows.tolist() == [0, 1, 2, 3] and shard.tokens_hashes.tolist() == [0, 1, 2, 3]
+
+
+def test_top_64_at_a_vocabulary_of_128256_takes_266_bytes_a_position():
+    logits = torch.randn(16, 128_256, generator=torch.Generator().manual_seed(0))
+    row = stored_row(0, (0, 0), top_k_of(logits, 64), 0, 128_256)
+    assert sum(array.nbytes for array in (row.ids, row.high, row.values, row.per_position)) == 16 * 266
+
+
+def test_hashes_see_tokens_and_scored_positions_apart_and_no_padding():
+    rows = [
+        Row(np.array([7, 8, 9, 10], dtype=np.int32), [2], [4]),
+        Row(np.array([7, 8, 9, 10], dtype=np.int32), [1], [4]),
+        Row(np.array([7, 8, 9, 11], dtype=np.int32), [2], [4]),
+    ]
+    longer = Row(np.arange(20, dtype=np.int32), [2], [20])
+    first, other_span, other_token = batch_hashes(collate(rows, pad_id=0))
+    assert first[0] == other_span[0] != other_token[0]
+    assert first[1] == other_token[1] != other_span[1]
+    assert batch_hashes(collate([longer, rows[0]], pad_id=3))[1] == first
+
+
+def test_a_cache_is_complete_when_its_meta_is_there_and_says_what_it_holds(tmp_path):
+    rows = kept_rows("top_k", 300)
+    writer, _ = write(tmp_path, "top_k", 300, rows)
+    with pytest.raises(SettingsError, match="not complete"):
+        read_meta(tmp_path)
+    write(tmp_path, "top_k", 300, rows, first=4, shard=1)
+    writer.finish(VERSIONS)
+    meta = read_meta(tmp_path)
+    assert (meta["rows"], meta["positions"], meta["kept_tokens"]) == (8, 18, 126)
+    assert meta["bytes"] == sum(path.stat().st_size for path in (tmp_path / "shards").iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["meta.json", "shards"]
+    verify(tmp_path)
+
+
+def test_a_shard_that_is_missing_cut_or_changed_is_refused(tmp_path):
+    writer, _ = write(tmp_path, "top_k", 300, kept_rows("top_k", 300))
+    writer.finish(VERSIONS)
+    shard = tmp_path / "shards" / "00000.arrow"
+    whole = shard.read_bytes()
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 1
+    shard.write_bytes(changed)
+    read_meta(tmp_path)  # opening reads no more than sizes
+    with pytest.raises(SettingsError, match="is not what was written"):
+        verify(tmp_path)
+    shard.write_bytes(whole[:-1])
+    with pytest.raises(SettingsError, match="missing or not whole"):
+        read_meta(tmp_path)
+    shard.unlink()
+    with pytest.raises(SettingsError, match="missing or not whole"):
+        read_meta(tmp_path)
+
+
+def test_a_folder_begun_for_another_teacher_is_not_continued(tmp_path):
+    CacheWriter(tmp_path, {"signal": {"kind": "top_k", "top_k": 7}, "teacher": "one"})
+    refused = "its teacher is 'one' and here it is 'two'"
+    with pytest.raises(SettingsError, match=refused):
+        CacheWriter(tmp_path, {"signal": {"kind": "top_k", "top_k": 7}, "teacher": "two"})
+    CacheWriter(tmp_path, {"signal": {"kind": "top_k", "top_k": 7}, "teacher": "one"}).finish(VERSIONS)
+    with pytest.raises(SettingsError, match=refused):  # nor is one that is complete
+        CacheWriter(tmp_path, {"signal": {"kind": "top_k", "top_k": 7}, "teacher": "two"})
+
+
+def test_what_a_killed_writer_left_half_done_is_removed_and_its_shards_stay(tmp_path):
+    write(tmp_path, "top_k", 300, kept_rows("top_k", 300))
+    (tmp_path / "shards" / ".00001.arrow.abc").write_bytes(b"half")
+    writer, _ = write(tmp_path, "top_k", 300, kept_rows("top_k", 300), shard=1)
+    assert [writer.has(shard) for shard in range(3)] == [True, True, False]
+    assert json.loads((tmp_path / "begun.json").read_text())["signal"]["top_k"] == 7
+    assert len(list((tmp_path / "shards").iterdir())) == 2

@@ -1,0 +1,94 @@
+"""The table of signals and divergences: what it says, what is refused, and that both are one."""
+
+import pytest
+
+from harness.checks import SettingsError
+from harness.recipe import HIDDEN, SHARP, TrainStage
+from harness.signal_kinds import SUPPORTED, TAILS, Signal, check_signal, support_table
+
+SIGNALS = [Signal(), *(Signal(kind="top_k", tail=tail) for tail in TAILS), Signal(kind="sampled")]
+
+
+def test_the_table_has_every_signal_and_every_divergence():
+    assert {signal.column for signal in SIGNALS} == set(SUPPORTED)
+    assert all(set(row) == set(SHARP) for row in SUPPORTED.values())
+
+
+@pytest.mark.parametrize("signal", SIGNALS, ids=lambda signal: signal.column)
+@pytest.mark.parametrize("divergence", SHARP)
+def test_what_the_table_refuses_is_refused_in_one_sentence_with_its_reason(signal, divergence):
+    support, stage = SUPPORTED[signal.column][divergence], TrainStage(divergence=divergence)
+    if support.works:
+        return check_signal(signal, stage)
+    with pytest.raises(SettingsError) as refused:
+        check_signal(signal, stage)
+    said = str(refused.value)
+    assert divergence in said and support.why in said and "\n" not in said
+    named = said.rstrip(".").rpartition("; use ")[2].split(", ")
+    assert named == [column for column, row in SUPPORTED.items() if row[divergence].works]
+
+
+def test_the_pairs_that_methods_rule_out_are_ruled_out():
+    assert not SUPPORTED["top_k[zero]"]["reverse_kl"].works
+    assert [name for name in SHARP if SUPPORTED["sampled"][name].works] == ["forward_kl"]
+    assert all(SUPPORTED["live"][name].works and SUPPORTED["top_k[tail]"][name].works for name in SHARP)
+
+
+@pytest.mark.parametrize("signal", SIGNALS[1:], ids=lambda signal: signal.column)
+def test_another_temperature_is_reached_on_the_kept_tokens_alone(signal):
+    stage = TrainStage(divergence="forward_kl", divergence_temperature=2.0)
+    if signal.tail == "renormalise":
+        return check_signal(signal, stage)
+    with pytest.raises(SettingsError, match=r"divergence_temperature=2.0 .*temperature 1 only"):
+        check_signal(signal, stage)
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        TrainStage(sequences="student", student_share=0.5, divergence="forward_kl"),
+        TrainStage(sequences="interleaved", divergence="forward_kl"),
+        TrainStage(sequences="mixed", divergence="forward_kl"),
+        TrainStage(divergence="forward_kl", control="shuffled"),
+        TrainStage(divergence=HIDDEN[0]),
+        TrainStage(divergence="uld"),
+    ],
+    ids=lambda stage: f"{stage.sequences}-{stage.divergence}-{stage.control}",
+)
+def test_stages_that_need_the_teacher_itself_are_refused_a_cache(stage):
+    check_signal(Signal(), stage)
+    for signal in SIGNALS[1:]:
+        with pytest.raises(SettingsError, match=r"signal.kind=live"):
+            check_signal(signal, stage)
+
+
+def test_a_stage_that_asks_no_teacher_takes_any_signal():
+    for signal in SIGNALS:
+        check_signal(signal, TrainStage())
+        check_signal(signal, TrainStage(sequences="student", student_share=0.0, divergence="forward_kl"))
+
+
+def test_a_value_that_the_kind_does_not_read_is_no_identity_and_the_tail_is_not_stored():
+    assert Signal(top_k=5, samples=9).identity() == {"kind": "live"}
+    assert Signal(kind="sampled", top_k=5).identity() == Signal(kind="sampled").identity()
+    zero, tail = Signal(kind="top_k", tail="zero"), Signal(kind="top_k")
+    assert zero.stored() == tail.stored() and zero.identity() != tail.identity()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"kind": "topk"}, {"tail": "none"}, {"top_k": 0}, {"top_k": 1.5}, {"samples": 0}, {"samples": 256}],
+    ids=str,
+)
+def test_values_out_of_range_are_refused_by_name(values):
+    with pytest.raises(SettingsError, match=f"signal.{next(iter(values))}="):
+        Signal(**values)
+
+
+def test_the_documented_table_says_what_the_code_does():
+    lines = support_table().splitlines()
+    assert lines[0].split(" | ")[1:] == [*list(SUPPORTED)[:-1], "sampled |"]
+    for line, divergence in zip(lines[2:], SHARP, strict=False):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[0] == divergence
+        assert [cell.startswith("yes") for cell in cells[1:]] == [row[divergence].works for row in SUPPORTED.values()]
