@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from harness.checks import check_at_least, check_choice, check_fraction, check_positive, refuse
+from harness.signal_kinds import Signal
 
 BUDGET_KINDS = ("epochs", "steps", "trained_tokens")
 MODEL_KINDS = ("none", "mini", "hf", "gguf", "http")
@@ -229,6 +230,8 @@ class Cell:
     """The model that is trained."""
     teacher: Teacher = field(default_factory=Teacher)
     """The model that teaches; identity only where the method uses it."""
+    signal: Signal = field(default_factory=Signal)
+    """How much of the teacher's distributions is at hand where a method compares them."""
     method: Any = MISSING
     """A recipe from `harness/methods/`."""
     corpus: Any = MISSING

@@ -59,6 +59,11 @@ def estimate(stage: Stage) -> Estimate:
             asked = stage.settings["synthetic_rows"] or rows * stage.settings["synthetic_ratio"]
         tokens = asked * (row_tokens + response)
         return Estimate(tokens, forward_flops(_parameters(stage.inputs["teacher"]), tokens), asked * row_tokens * 4)
+    if stage.kind == "cache":
+        rows, response, row_tokens = _rows(stage.inputs["rows"])
+        kept = stage.settings["signal"].get("top_k", 12)  # 50 draws fall on about a dozen different tokens
+        flops = forward_flops(_parameters(stage.inputs["teacher"]), rows * row_tokens)
+        return Estimate(rows * row_tokens, flops, rows * response * kept * 4.2)
     size = _mixture_size(stage.inputs["mixture"])
     scored = min(stage.settings["limit"] or size.heldout_rows, size.heldout_rows)
     generated = size.row_tokens + size.response_tokens if "verified" in stage.settings["evals"] else 0

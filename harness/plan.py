@@ -15,9 +15,11 @@ from harness.config import Cell, Student
 from harness.identity import fingerprint
 from harness.methods import method_name
 from harness.recipe import CROSS, TrainStage
+from harness.signal_kinds import check_signal
 from harness.stage import Stage
 from harness.teaching import (
     base_stage,
+    cache_stages,
     label_stages,
     mixture_stage,
     subset_stage,
@@ -94,6 +96,8 @@ def plan_cell(cell: Cell) -> CellPlan:
     base = base_stage(cell, cell.student)
     subset = subset_stage(mixture, base, cell.data_frac, cell.data_seed, cell.corpus.max_length)
     taught_by = _taught_by(cell, recipe)
+    for stage in recipe:
+        check_signal(cell.signal, stage)
     teacher = None
     if taught_by == "given":
         teacher = teacher_stage(cell, mixture)
@@ -106,14 +110,9 @@ def plan_cell(cell: Cell) -> CellPlan:
         inputs = {"subset": subset, "start": train[-1] if train else base}
         if stage.uses_teacher:
             assert teacher is not None
-            written = _written(cell, stage, mixture, subset, teacher)
-            teaching += written.values()
-            inputs |= written | ({"teacher": teacher} if stage.asks_teacher else {})
-            if stage.divergence in CROSS:  # each side renders its own template
-                own = base_stage(cell, cell.teacher)
-                inputs["teacher_rows"] = subset_stage(
-                    mixture, own, cell.data_frac, cell.data_seed, cell.corpus.max_length
-                )
+            said = _said(cell, stage, mixture, subset, teacher)
+            teaching += said.values()
+            inputs |= said | _asked(cell, stage, mixture, teacher)
         train.append(_train(cell, stage, index, inputs, method_name(cell.method)))
     references = {"base": evaluate_stage(cell, base, mixture)}
     if taught_by == "given" and cell.teacher.kind != "http":  # a server is asked for text, its weights are not here
@@ -137,17 +136,32 @@ def _taught_by(cell: Cell, recipe: tuple[TrainStage, ...]) -> str | None:
     return next(iter(found), None)
 
 
-def _written(cell: Cell, stage: TrainStage, mixture: Stage, subset: Stage, teacher: Stage) -> dict[str, Stage]:
-    """What the teacher writes before a stage trains, by role of input."""
+def _said(cell: Cell, stage: TrainStage, mixture: Stage, subset: Stage, teacher: Stage) -> dict[str, Stage]:
+    """What the teacher writes, or has written down of its judgement, before a stage trains; by role of input."""
     if stage.sequences == "teacher":
         return label_stages(cell, stage, mixture, subset, teacher)
     if stage.sequences in ("synthetic", "mixed"):
         return {"synthetic": synthesize_stage(cell, stage, mixture, subset, teacher)}
+    if stage.asks_teacher and cell.signal.kind != "live":
+        return cache_stages(cell, mixture, teacher)
     return {}
+
+
+def _asked(cell: Cell, stage: TrainStage, mixture: Stage, teacher: Stage) -> dict[str, Stage]:
+    """The teacher where it is asked while a stage trains, with its own rendering of the rows where it needs one."""
+    if not stage.asks_teacher or cell.signal.kind != "live":
+        return {}
+    if stage.divergence not in CROSS:
+        return {"teacher": teacher}
+    assert cell.data_seed is not None
+    own = base_stage(cell, cell.teacher)
+    rows = subset_stage(mixture, own, cell.data_frac, cell.data_seed, cell.corpus.max_length)
+    return {"teacher": teacher, "teacher_rows": rows}
 
 
 def _train(cell: Cell, stage: TrainStage, index: int, inputs: Mapping[str, Stage], name: str) -> Stage:
     assert cell.train_seed is not None
+    stored = stage.asks_teacher and cell.signal.kind != "live"
     return train_stage(
         f"{name}-{cell.data_frac:g}-s{cell.train_seed}",
         stage,
@@ -157,6 +171,7 @@ def _train(cell: Cell, stage: TrainStage, index: int, inputs: Mapping[str, Stage
         inputs,
         max_new_tokens=cell.corpus.max_new_tokens,
         lora=lora_of(cell.student),
+        signal=cell.signal.identity() if stored else None,
     )
 
 

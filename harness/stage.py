@@ -19,6 +19,7 @@ MAKERS: dict[str, tuple[str, int]] = {
     "base": ("harness.stages.base:make_base", 1),
     "subset": ("harness.stages.subset:make_subset", 1),
     "labels": ("harness.stages.teach:make_labels", 1),
+    "cache": ("harness.stages.cache:make_cache", 1),
     "synthesize": ("harness.stages.synthesize:make_synthesize", 2),
     "train": ("harness.stages.train:make_train", 1),
     "evaluate": ("harness.stages.evaluate:make_evaluate", 1),

@@ -112,6 +112,7 @@ def train_stage(
     max_new_tokens: int,
     loss_on: str = "assistant",
     lora: Mapping[str, float] | None = None,
+    signal: Mapping[str, Any] | None = None,
 ) -> Stage:
     """One training stage; a value that this stage does not read stays out of its identity."""
     settings: dict[str, Any] = {
@@ -125,6 +126,8 @@ def train_stage(
         settings["max_new_tokens"] = max_new_tokens
     if lora is not None:
         settings["lora"] = dict(lora)
+    if signal is not None:
+        settings["signal"] = dict(signal)
     return Stage("train", name, settings, inputs)
 
 
@@ -167,6 +170,25 @@ def label_stages(cell: Cell, stage: TrainStage, mixture: Stage, subset: Stage, t
             settings,
             {"rows": block, "teacher": teacher},
             _where(cell),
+        )
+        for block in _blocks(cell, mixture)
+    }
+
+
+def cache_stages(cell: Cell, mixture: Stage, teacher: Stage) -> dict[str, Stage]:
+    """What the teacher says about the data's own text, stored block by block, by role of input."""
+    settings = {
+        "signal": cell.signal.stored(),
+        "seed": cell.teacher_seed,
+        "max_length": cell.corpus.max_length,
+        "precision": cell.budget.precision,
+    }
+    return {
+        f"cache:{block.settings['data_frac']:g}": Stage(
+            "cache",
+            f"{teacher.name}-{cell.signal.kind}-block-{block.settings['data_frac']:g}",
+            settings,
+            {"rows": block, "teacher": teacher},
         )
         for block in _blocks(cell, mixture)
     }

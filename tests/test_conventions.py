@@ -28,9 +28,9 @@ LAYERS = [
     {"divergences", "heads", "sequences"},
     {"chat", "models", "adapters"},
     {"model_files", "corpora", "methods", "world", "served", "similarity"},
+    {"config", "store", "provenance"},  # ground
     {"signal_kinds"},
     {"recipe"},
-    {"config", "store", "provenance"},  # ground
     {"checks", "identity", "registry", "cost", "track", "preemption", "processes", "endpoint"},
 ]
 LIGHT = [

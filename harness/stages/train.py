@@ -19,6 +19,7 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from harness.adapters import merged, with_adapters
+from harness.cached_teacher import CachedTeacher
 from harness.checks import refuse
 from harness.config import Budget, Machine
 from harness.cross import CrossTeacher
@@ -28,6 +29,7 @@ from harness.models import device_of, load_model, load_tokenizer, save_model
 from harness.processes import process_rank
 from harness.recipe import CROSS, TrainStage
 from harness.sequences import Rows, draw_seed, mixed_visits, visiting_order, visits
+from harness.signal_kinds import Signal
 from harness.signals import LiveTeacher, TeacherSignal
 from harness.stages.answers import answered_rows
 from harness.trainers import fit
@@ -58,7 +60,8 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     lora = settings.get("lora")
     if lora is not None:
         model = with_adapters(model, lora, draw_seed(seed, "lora", settings["index"]))
-    teacher = _teacher(stage, inputs, tokenizer, device, budget.precision)
+    signal = Signal(**settings.get("signal", {}))
+    teacher = _teacher(stage, signal, inputs, tokenizer, device, budget.precision)
     counts, warnings = _check_alignment(teacher, dataset, batches) if isinstance(teacher, CrossTeacher) else ({}, [])
     validation = _validation(inputs["subset"])
     report = fit(
@@ -102,11 +105,13 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
 
 
 def _teacher(
-    stage: TrainStage, inputs: Mapping[str, Path], tokenizer: Any, device: str, precision: str
+    stage: TrainStage, signal: Signal, inputs: Mapping[str, Path], tokenizer: Any, device: str, precision: str
 ) -> TeacherSignal | None:
     """The teacher that is asked while the stage trains, or None."""
     if not stage.normal().asks_teacher:
         return None
+    if signal.kind != "live":
+        return CachedTeacher(_of_role(inputs, "cache", stage), signal, tokenizer)
     folder = _needed(inputs, "teacher", stage)
     rows = Rows(load_from_disk(_needed(inputs, "teacher_rows", stage) / "train")) if stage.divergence in CROSS else None
     model, own = load_model(folder, device=device, dtype=precision), load_tokenizer(folder)
@@ -155,9 +160,7 @@ def _sequences(
         batches = mixed_visits(len(synthetic), len(subset), stage.human_share, len(order), budget.batch_size, seed)
         return both, batches
     if stage.sequences == "teacher":
-        folders = [folder for role, folder in inputs.items() if role.partition(":")[0] == "labels"]
-        if not folders:
-            raise ValueError(f"{stage.sequences} x {stage.divergence} needs the input 'labels' and got none")
+        folders = _of_role(inputs, "labels", stage)
         max_length = json.loads((inputs["subset"] / "subset.json").read_text())["max_length"]
         return answered_rows(stage, subset, order, folders, load_tokenizer(inputs["start"]), max_length, seed)
     return subset, order
@@ -166,6 +169,12 @@ def _sequences(
 def _validation(subset: Path) -> Rows | None:
     validation = load_from_disk(subset / "validation")
     return Rows(validation) if len(validation) else None
+
+
+def _of_role(inputs: Mapping[str, Path], role: str, stage: TrainStage) -> list[Path]:
+    """The inputs of one role, which may come in blocks (`labels:0.1`)."""
+    found = [folder for name, folder in inputs.items() if name.partition(":")[0] == role]
+    return found or [_needed(inputs, role, stage)]
 
 
 def _needed(inputs: Mapping[str, Path], role: str, stage: TrainStage) -> Path:
