@@ -16,9 +16,17 @@ import torch
 
 from harness.divergences import Divergence
 
-CHUNK_ELEMENTS = 2**25
-"""Logits of one model made at a time, positions x vocabulary: 128 MiB in fp32, and about eight tensors of
-that size live at once. Fewer positions than this are compared in one piece."""
+CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
+"""Logits of one model made at a time, positions x vocabulary, by kind of device; fewer are compared in one
+piece. About eight tensors of that size live at once. On a CPU 64 MiB in fp32: half of it is faster, but blocks
+below 32 MiB stay in the allocator's heap and take almost three times the memory (benchmarks/objective_memory.py).
+On a GPU 512 MiB, an estimate: about a thousand positions at a vocabulary of 128,000; with fewer, reading
+the head costs more than multiplying by it."""
+
+
+def positions_at_once(device: torch.device, vocabulary: int) -> int:
+    """Positions in one chunk; at least 1."""
+    return max(1, CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["cuda"]) // vocabulary)
 
 
 def in_chunks(states: torch.Tensor, size: int, compare: Callable[[torch.Tensor, slice], Divergence]) -> Divergence:

@@ -174,8 +174,8 @@ def _mixture(first: torch.Tensor, second: torch.Tensor, weight: float) -> torch.
 
 def _kl(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Sum of first (log first - log second) from log-probabilities; 0 where first is 0 (not 0 x -inf)."""
-    terms = first.exp() * (first - second)
-    return terms.masked_fill(first == -torch.inf, 0.0).sum()
+    finite = first if first.requires_grad else first.clamp(min=torch.finfo(first.dtype).min)
+    return (first.exp() * (finite - second)).sum()
 
 
 def _divergence(total: torch.Tensor, teacher: torch.Tensor, temperature: float) -> Divergence:

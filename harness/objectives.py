@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from harness.agreement import agreement, end_of_turn_mass
-from harness.chunks import CHUNK_ELEMENTS, in_chunks
+from harness.chunks import in_chunks, positions_at_once
 from harness.controls import giver
 from harness.cross import AcrossTokenizers, CrossTeacher
 from harness.divergences import Divergence, compare, scored_positions, scored_tokens
@@ -120,7 +120,8 @@ def trained_together(model: torch.nn.Module, objective: Objective) -> Iterator[N
 class Distributions:
     """Cross-entropy or a divergence of next-token distributions at the scored positions.
 
-    Where positions x vocabulary is above `chunk_elements`, hidden states are kept and compared in chunks.
+    Where there are more positions than `chunk` (by default as many as `chunks.py` finds right for the device and
+    the vocabulary), hidden states are kept and their logits compared a chunk at a time.
     """
 
     weights: torch.nn.Module | None = None
@@ -135,32 +136,33 @@ class Distributions:
         seed: int = 0,
         unigram: torch.Tensor | None = None,
         end_of_turn: int | None = None,
-        chunk_elements: int = CHUNK_ELEMENTS,
+        chunk: int | None = None,
     ) -> None:
         self.stage, self.teacher, self.vocabulary = stage, teacher, vocabulary
         self.seed, self.unigram, self.end_of_turn = seed, unigram, end_of_turn
         self.asks_teacher = stage.divergence != "cross_entropy" and stage.control != "unigram"
         self.teacher_seconds, self.diagnoses = 0.0, False
         self.warnings: list[str] = []
-        self._size = max(1, chunk_elements // vocabulary)
+        self._chunk = chunk
         self._agree: dict[str, bool] = {}
 
     def compare(self, model: Any, batch: Batch) -> Divergence:
         """See `Objective`."""
         input_ids, attention_mask, labels = batch["input_ids"], batch["attention_mask"], batch["labels"]
         scored, tokens = scored_positions(labels), scored_tokens(labels)
-        teacher = self._teacher(batch, scored, len(tokens))
-        if len(tokens) <= self._size or not self._splits("student", model):
+        size = self._chunk or positions_at_once(labels.device, self.vocabulary)
+        teacher = self._teacher(batch, scored, len(tokens), whole=len(tokens) <= size)
+        if len(tokens) <= size or not self._splits("student", model):
             logits = self._cut(logits_at(model, input_ids, attention_mask, scored))
             return self._compared(logits, teacher(slice(None)), tokens)
 
         def part(states: torch.Tensor, rows: slice) -> Divergence:
             return self._compared(self._cut(logits_from(model, states)), teacher(rows), tokens[rows])
 
-        return in_chunks(states_at(model, input_ids, attention_mask, scored), self._size, part)
+        return in_chunks(states_at(model, input_ids, attention_mask, scored), size, part)
 
-    def _teacher(self, batch: Batch, scored: torch.Tensor, count: int) -> Answer:
-        """What the teacher, or the control in its place, says at the scored positions."""
+    def _teacher(self, batch: Batch, scored: torch.Tensor, count: int, whole: bool) -> Answer:
+        """What the teacher, or the control in its place, says at the `count` scored positions."""
         if self.stage.divergence == "cross_entropy":
             return lambda rows: None
         if self.stage.control == "unigram":
@@ -174,7 +176,7 @@ class Distributions:
         if self.stage.control == "shuffled":
             taken = giver(batch, count, self.seed)
         ids_and_mask = batch["input_ids"], batch["attention_mask"]
-        if count > self._size and isinstance(teacher, LiveTeacher) and self._splits("teacher", teacher.model):
+        if not whole and isinstance(teacher, LiveTeacher) and self._splits("teacher", teacher.model):
             states = teacher.states(*ids_and_mask, scored)[taken]
             answer: Answer = partial(self._from_states, teacher, states)
         else:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from harness.chunks import positions_at_once
 from harness.controls import giver
 from harness.objectives import Distributions, objective_for
 from harness.recipe import SHARP, TrainStage
@@ -17,7 +18,7 @@ from tests.test_heads import tiny, with_adapters
 VOCABULARY = 262
 TOKENIZER = byte_tokenizer()
 FORWARD = TrainStage(divergence="forward_kl")
-CHUNK = 4 * VOCABULARY  # four positions at a time
+CHUNK = 4  # positions at a time
 
 
 def batch(limit=VOCABULARY):
@@ -37,9 +38,7 @@ def measured(stage=FORWARD, model=None, wise=None, chunk=None, data=None, vocabu
     """The loss, the student's gradients and the divergence of one micro-batch."""
     model = model or tiny_llama()
     wise = wise or teacher()
-    if chunk:
-        named["chunk_elements"] = chunk
-    objective = Distributions(stage.normal(), wise, vocabulary, **named)
+    objective = Distributions(stage.normal(), wise, vocabulary, chunk=chunk, **named)
     model.zero_grad()
     found = objective.compare(model, data or batch())
     (2 * found.sum).backward()
@@ -71,7 +70,7 @@ def test_in_chunks_the_loss_and_every_gradient_are_the_same(divergence, position
     whole, gradients, _ = measured(stage)
     model = tiny_llama()
     seen = spied(model)
-    found, chunked, objective = measured(stage, model, chunk=positions * VOCABULARY)
+    found, chunked, objective = measured(stage, model, chunk=positions)
     assert found.sum.item() == pytest.approx(whole.sum.item(), rel=1e-5) and found.count == whole.count == 20
     torch.testing.assert_close(chunked, gradients, rtol=1e-4, atol=1e-5)
     assert objective.warnings == [] and max(seen[1:]) <= max(positions, 4)  # four: the trial
@@ -83,7 +82,7 @@ def test_models_that_change_their_logits_are_compared_as_their_forward_says(kind
     wise = tiny(kind)
     torch.nn.init.normal_(wise.get_output_embeddings().weight)
     found, gradients, objective = measured(
-        model=tiny(kind), wise=teacher(model=wise), chunk=3 * 64, data=data, vocabulary=64
+        model=tiny(kind), wise=teacher(model=wise), chunk=3, data=data, vocabulary=64
     )
     model = tiny(kind)
     inputs = {"input_ids": data["input_ids"], "attention_mask": data["attention_mask"]}
@@ -102,7 +101,7 @@ def test_adapters_alone_are_trained_and_the_same_in_chunks():
     models[1].load_state_dict(models[0].state_dict())
     runs = [
         measured(model=model, wise=teacher(model=tiny("Llama")), chunk=chunk, data=batch(limit=64), vocabulary=64)
-        for model, chunk in zip(models, (None, 4 * 64), strict=True)
+        for model, chunk in zip(models, (None, 4), strict=True)
     ]
     assert runs[0][0].sum.item() == pytest.approx(runs[1][0].sum.item(), rel=1e-5)
     torch.testing.assert_close(runs[1][1], runs[0][1], rtol=1e-4, atol=1e-6)
@@ -204,7 +203,7 @@ def test_padding_on_the_left_gives_the_same_loss():
     assert other == pytest.approx(found, rel=1e-5)
 
 
-@pytest.mark.parametrize("chunk", [None, 4 * 250])
+@pytest.mark.parametrize("chunk", [None, 4])
 def test_heads_padded_beyond_the_vocabulary_are_cut_alike(chunk):
     wise = tiny_llama(seed=1)
     wise.get_output_embeddings().weight.data[250:] = 9.0  # padding that would take most of the mass
@@ -235,7 +234,7 @@ def test_the_unigram_control_is_one_distribution_everywhere_and_asks_no_teacher(
     unigram = torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(3)).log_softmax(-1)
     stage = TrainStage(divergence="reverse_kl", control="unigram").normal()
     assert not stage.asks_teacher and not stage.uses_teacher
-    objective = Distributions(stage, None, VOCABULARY, unigram=unigram, chunk_elements=chunk or 2**25)
+    objective = Distributions(stage, None, VOCABULARY, unigram=unigram, chunk=chunk)
     data, model = batch(), tiny_llama()
     found = objective.compare(model, data)
     with torch.no_grad():
@@ -254,8 +253,8 @@ def test_a_missing_teacher_or_missing_counts_are_errors():
 
 @pytest.mark.parametrize("chunk", [None, CHUNK])
 def test_diagnostics_are_made_when_asked_and_are_the_same_in_chunks(chunk):
-    named = {"chunk_elements": chunk} if chunk else {}
-    objective = Distributions(FORWARD, teacher(), VOCABULARY, end_of_turn=int(batch()["labels"][0, 8]), **named)
+    end = int(batch()["labels"][0, 8])
+    objective = Distributions(FORWARD, teacher(), VOCABULARY, end_of_turn=end, chunk=chunk)
     assert set(objective.compare(tiny_llama(), batch()).diagnostics) == {"student_nll"}
     objective.diagnoses = True
     found = objective.compare(tiny_llama(), batch()).diagnostics
@@ -263,7 +262,17 @@ def test_diagnostics_are_made_when_asked_and_are_the_same_in_chunks(chunk):
     assert 0 < found["teacher_entropy"] < 20 * torch.tensor(VOCABULARY).log()
     assert {"student_entropy", "teacher_mass", "student_mass", "overlap", "argmax_agreement"} <= found.keys()
     assert not any(total.requires_grad for total in found.values())
-    whole = Distributions(FORWARD, teacher(), VOCABULARY, end_of_turn=objective.end_of_turn)
+    whole = Distributions(FORWARD, teacher(), VOCABULARY, end_of_turn=end)
     whole.diagnoses = True
     for name, total in whole.compare(tiny_llama(), batch()).diagnostics.items():
         assert found[name].item() == pytest.approx(total.item(), rel=1e-4), name
+
+
+def test_a_small_vocabulary_is_compared_in_one_piece_and_a_large_one_is_not():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert positions_at_once(cpu, 500) > 32 * 500
+    assert 1 < positions_at_once(cpu, 128256) < 200 < positions_at_once(cuda, 128256)
+    model = tiny_llama()
+    seen = spied(model)
+    measured(model=model)
+    assert seen == [20]
