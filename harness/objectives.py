@@ -226,15 +226,15 @@ class KeptDistributions(Distributions):
         teacher: "TeacherSignal | KeptTeacher",
         vocabulary: int,
         *,
-        chunk_elements: int = CHUNK_ELEMENTS,
+        chunk: int | None = None,
     ) -> None:
         """Raise SettingsError where the stage's divergence cannot be computed from the teacher's signal."""
         assert isinstance(teacher, KeptTeacher)
         check_signal(teacher.signal, stage)
-        super().__init__(stage, None, vocabulary, chunk_elements=chunk_elements)
+        super().__init__(stage, None, vocabulary, chunk=chunk)
         self.known, self.asks_teacher = teacher, False
 
-    def _teacher(self, batch: Batch, scored: torch.Tensor, count: int) -> Any:
+    def _teacher(self, batch: Batch, scored: torch.Tensor, count: int, whole: bool) -> Any:
         asked = time.perf_counter()
         kept = self.known.kept(batch).to(scored.device)
         self.teacher_seconds += time.perf_counter() - asked

@@ -16,11 +16,16 @@ from harness.sequences import Rows
 from harness.stages.train import make_train
 from harness.trainers import mean_nll
 from tests.doubles import tiny_llama
-from tests.stages.test_train import run, settings, world
+from tests.stages.small_world import run, small_world
+from tests.stages.test_train import settings
 from tests.test_trainers import FORWARD, STUDENT, TOKENIZER, dataset, parameters, train
 
 LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0}
-__all__ = ["world"]  # the fixture of the train stage
+
+
+@pytest.fixture
+def world(tmp_path):
+    return small_world(tmp_path)
 
 
 def adapted(seed=0, **changes):

@@ -57,7 +57,7 @@ def chain(number, do=None, data=None):
     mixture = Stage("mixture", "data", {"do": data})
     train = Stage("train", f"train{number}", {"number": number, "do": do}, {"subset": mixture})
     evaluate = Stage("evaluate", f"evaluate{number}", {"number": number}, {"model": train, "mixture": mixture})
-    return CellPlan(None, (train,), evaluate, (), None, {})
+    return CellPlan(None, (train,), evaluate, (), None, None, {})
 
 
 def plan_of(*cells):
@@ -145,7 +145,7 @@ def test_what_only_doomed_cells_need_is_not_made(store):
     base = Stage("base", "base", {})
     train = Stage("train", "train", {}, {"subset": mixture, "start": base})
     evaluate = Stage("evaluate", "evaluate", {}, {"model": train, "mixture": mixture})
-    states = execute(plan_of(CellPlan(None, (train,), evaluate, (), None, {})), store, settings(), Watcher())
+    states = execute(plan_of(CellPlan(None, (train,), evaluate, (), None, None, {})), store, settings(), Watcher())
     assert states[base.key].status == "blocked" and not store.done(base.key)
 
 
@@ -180,7 +180,7 @@ def _first(pool):
 
 def test_a_stage_that_another_run_makes_is_waited_for(store):
     plan = plan_of(chain(1))
-    execute(plan_of(CellPlan(None, (), plan.stages[0], (), None, {})), store, settings(), Watcher())
+    execute(plan_of(CellPlan(None, (), plan.stages[0], (), None, None, {})), store, settings(), Watcher())
     train = plan.cells[0].train[0]
     claim = store.claim(train.key)
     assert attempt(store, train.spec(), MAKER, Machine()).status == "busy"
