@@ -49,6 +49,11 @@ class CellPlan:
         return self.evaluate.fingerprint
 
     @property
+    def stored_signal(self) -> bool:
+        """Whether a stage reads what the teacher said from a cache."""
+        return any("signal" in stage.settings for stage in self.train)
+
+    @property
     def teacher_name(self) -> str | None:
         """How tables call the teacher: its name, `self`, or None."""
         return self.cell.teacher.name if self.taught_by == "given" else self.taught_by

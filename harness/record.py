@@ -8,11 +8,10 @@ the grid's `plan.json`, so records of a grid can be read long after the command 
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from harness.config import Cell
 from harness.corpora import corpus_name
 from harness.cost import cell_cost
 from harness.identity import plain
@@ -26,7 +25,7 @@ SEEDS = ("seed", "data_seed", "train_seed", "world_seed", "teacher_seed")
 
 def freeze(plan: Plan, grid: str) -> dict[str, Any]:
     """The plan as plain JSON: every stage's spec, every cell with its labels and the keys of its stages."""
-    labels = _labels([cell_plan.cell for cell_plan in plan.cells])
+    labels = _labels(plan.cells)
     return {
         "grid": grid,
         "stages": {stage.key: stage.spec() for stage in plan.stages},
@@ -80,7 +79,7 @@ def _freeze_cell(plan: CellPlan, label: Mapping[str, Any]) -> dict[str, Any]:
         "data_frac": cell.data_frac,
         "teacher": plan.teacher_name,
         **{name: getattr(cell, name) for name in SEEDS},
-        "settings": settings_of(cell) | ({} if plan.taught_by == "given" else {"teacher": plan.taught_by}),
+        "settings": settings_of(plan) | ({} if plan.taught_by == "given" else {"teacher": plan.taught_by}),
         "evaluate": plan.evaluate.key,
         "needs": list(once),
         "train": [stage.key for stage in plan.train],
@@ -139,21 +138,29 @@ def _record(store: Store, frozen: Mapping[str, Any], cell: Mapping[str, Any], fa
     return record
 
 
-def settings_of(cell: Cell) -> dict[str, Any]:
+def settings_of(plan: CellPlan) -> dict[str, Any]:
     """What was asked of the cell, as plain JSON with the kinds of method and corpus named."""
+    cell = plan.cell
     names = ("student", "teacher", "data_frac", "budget", "evals", *SEEDS)
     settings = {name: plain(getattr(cell, name)) for name in names}
     if cell.student.lora_rank is None:  # described as it was before students could have adapters
         settings["student"] = {k: v for k, v in settings["student"].items() if not k.startswith("lora_")}
     settings["method"] = {"name": method_name(cell.method), **plain(cell.method)}
+    if plan.stored_signal:
+        settings["method"]["signal"] = cell.signal.identity()
     settings["corpus"] = {"kind": corpus_name(cell.corpus), **plain(cell.corpus)}
     return settings
 
 
-def _labels(cells: Iterable[Cell]) -> list[dict[str, str]]:
+def _labels(plans: Sequence[CellPlan]) -> list[dict[str, str]]:
     """Short names of what varies in the grid: `kd`, and `kd[student_share=1]` where that is not the default."""
-    cells = list(cells)
-    methods = _vary([(method_name(cell.method), cell.method) for cell in cells])
+    cells = [plan.cell for plan in plans]
+    signals = _vary([(cell.signal.kind, cell.signal) for cell in cells])
+    named = [
+        (method_name(plan.cell.method) + (f"[signal={signal}]" if plan.stored_signal else ""), plan.cell.method)
+        for plan, signal in zip(plans, signals, strict=True)
+    ]
+    methods = _vary(named)
     corpora = _vary([(corpus_name(cell.corpus), cell.corpus) for cell in cells])
     students = _vary([(cell.student.name, cell.student) for cell in cells], leave_out=("init_seed",))
     return [

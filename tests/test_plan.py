@@ -7,6 +7,7 @@ import pytest
 from harness.checks import SettingsError
 from harness.compose import compose
 from harness.plan import Plan, plan_cell
+from harness.record import freeze
 from harness.teaching import block_edges
 
 
@@ -195,3 +196,29 @@ def test_self_distillation_is_taught_by_the_sft_student_of_the_same_cell():
     assert own.teacher_name == "self" and [stage.key for stage in own.making_teacher()] == [sft.train[-1].key]
     assert set(own.references) == {"base"}
     assert len(Plan.of(cells("method=self_kd", "teacher=weak,strong,none")).cells) == 1
+
+
+def test_a_cache_is_made_in_blocks_once_for_every_student_and_way_of_reading_it():
+    asked = ["method=logit_kd", "data_frac=0.03", "signal.kind=top_k"]
+    (one,), (other,) = cells(*asked), cells(*asked, "signal.tail=renormalise", "student=mini_tiny", "seed=0")
+    one, other = plan_cell(one), plan_cell(other)
+    assert {stage.kind for stage in one.teaching} == {"cache"} and one.stored_signal
+    assert [stage.key for stage in one.teaching] == [stage.key for stage in other.teaching]
+    assert one.fingerprint != other.fingerprint and "teacher" not in one.train[-1].inputs
+
+
+def test_a_live_signal_and_one_that_nobody_reads_are_no_identity():
+    (live,), (sft,) = cells("method=logit_kd", "signal.kind=live"), cells("method=sft", "signal.kind=sampled")
+    assert plan_cell(live).fingerprint == plan_cell(cells("method=logit_kd")[0]).fingerprint
+    assert plan_cell(sft).fingerprint == plan_cell(cells("method=sft")[0]).fingerprint
+
+
+@pytest.mark.parametrize("method", ["kd", "feature_kd", "cross_kd"])
+def test_a_method_that_no_cache_can_serve_is_refused_in_the_plan(method):
+    with pytest.raises(SettingsError, match=r"signal.kind='top_k'"):
+        Plan.of(cells(f"method={method}", "signal.kind=top_k"))
+
+
+def test_cells_that_differ_in_their_signal_have_names_that_differ():
+    frozen = freeze(Plan.of(cells("method=sft,logit_kd", "signal.kind=live,top_k")), "g")
+    assert sorted(cell["method"] for cell in frozen["cells"]) == ["logit_kd", "logit_kd[signal=top_k]", "sft"]

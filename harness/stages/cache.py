@@ -76,8 +76,8 @@ def make_cache(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
         "cost": {"teacher_tokens": tokens, "flops": forward_flops(count_parameters(model), tokens)},
         "counts": {name: meta[name] for name in ("rows", "positions", "bytes")},
         "metrics": {
-            "bytes_per_token": meta["bytes"] / meta["positions"],
-            "kept_tokens_per_token": meta["kept_tokens"] / meta["positions"],
+            "bytes_per_token": meta["bytes"] / max(meta["positions"], 1),
+            "kept_tokens_per_token": meta["kept_tokens"] / max(meta["positions"], 1),
         },
     }
 
@@ -129,7 +129,7 @@ def _batches(lengths: list[int], vocabulary: int) -> Iterator[list[int]]:
 
 def _check(folder: Path, rows: Rows, signal: Signal, model: Any, about: Mapping[str, Any]) -> None:
     """Refuse, before the first forward pass, what would be stored in vain."""
-    if not len(rows) or rows[0].number < 0:
+    if len(rows) and rows[0].number < 0:
         raise ValueError(f"{folder} has no rows with numbers: a cache finds them by the column 'row'")
     if signal.kind == "top_k" and signal.top_k > about["vocabulary"]:
         raise refuse("signal.top_k", signal.top_k, f"the teacher's vocabulary has only {about['vocabulary']} tokens")
@@ -141,7 +141,7 @@ def _check(folder: Path, rows: Rows, signal: Signal, model: Any, about: Mapping[
                 f"what the teacher says cannot be stored: the rows were rendered with tokenizer {rendered[:12]} and "
                 f"the teacher has {about['tokenizer'][:12]}; choose a teacher and a student with the same tokenizer."
             )
-    longest = max(len(row.input_ids) for row in rows)
+    longest = max((len(row.input_ids) for row in rows), default=0)  # a block may hold no rows
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or longest
     for name, limit in (("corpus.max_length", about["max_length"]), ("the teacher's context", context)):
         if longest > limit:

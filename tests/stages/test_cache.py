@@ -3,10 +3,13 @@
 import json
 
 import pytest
+from datasets import load_from_disk
 
 from harness import caches
+from harness.cached_teacher import CachedTeacher
 from harness.checks import SettingsError
 from harness.config import Machine
+from harness.models import load_tokenizer
 from harness.signal_kinds import Signal
 from harness.stages import cache
 from harness.stages.cache import _batches, make_cache
@@ -138,3 +141,14 @@ def test_a_teacher_with_another_head_size_is_kept_to_the_tokenizers_vocabulary(w
     run(world | {"teacher": padded}, tmp_path / "out", Signal(kind="top_k", top_k=262))
     shard = caches.Shard(tmp_path / "out" / "shards" / "00000.arrow")
     assert max(shard.column("ids", at).max() for at in range(4)) == 261
+
+
+def test_a_block_without_rows_is_a_cache_that_joins_the_others(world, tmp_path):
+    dataset = load_from_disk(world["rows"] / "train")
+    dataset.select([]).save_to_disk(tmp_path / "none" / "train", num_shards=1)
+    facts = run(world | {"rows": tmp_path / "none"}, tmp_path / "empty")
+    assert facts["counts"]["rows"] == 0 and facts["cost"]["flops"] == 0
+    run(world, tmp_path / "whole")
+    tokenizer = load_tokenizer(world["teacher"])
+    signal = Signal(**json.loads((tmp_path / "whole" / "meta.json").read_text())["signal"])
+    assert len(CachedTeacher([tmp_path / "empty", tmp_path / "whole"], signal, tokenizer)) == len(dataset)
