@@ -15,7 +15,7 @@ from omegaconf import MISSING
 from harness.checks import check_at_least, check_choice, check_fraction, check_positive, refuse
 from harness.signal_kinds import Signal
 
-BUDGET_KINDS = ("epochs", "steps", "trained_tokens")
+BUDGET_KINDS = ("epochs", "steps", "trained_tokens", "flops")
 MODEL_KINDS = ("none", "mini", "hf", "gguf", "http")
 INITS = ("pretrained", "random", "pruned")
 
@@ -78,9 +78,10 @@ class Budget:
     """How much training every arm gets. Named on every figure; part of identity."""
 
     kind: str = "steps"
-    """`epochs` over the cell's rows, optimizer `steps`, or `trained_tokens` (response tokens scored)."""
+    """`epochs` over the cell's rows, optimizer `steps`, `trained_tokens` (response tokens scored), or `flops`: the
+    marginal cost, with the teacher's share, so that an arm with a teacher takes fewer steps."""
     amount: float = 300
-    """Number of epochs, steps or tokens."""
+    """Number of epochs, steps, tokens or FLOPs."""
     batch_size: int = 32
     """Rows per optimizer step over all processes (the effective batch)."""
     learning_rate: float = 1e-3

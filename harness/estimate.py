@@ -153,9 +153,11 @@ def _base(stage: Stage) -> Estimate:
 def _train(stage: Stage) -> Estimate:
     rows, response, row_tokens = _rows(stage.inputs["subset"])
     recipe, budget = stage.settings["stage"], stage.settings["budget"]
-    steps = _steps(budget, rows, response) * (recipe["span"][1] - recipe["span"][0])
-    tokens = steps * budget["batch_size"] * row_tokens
-    parameters = _parameters(stage)
+    share, parameters = recipe["span"][1] - recipe["span"][0], _parameters(stage)
+    if budget["kind"] == "flops":
+        flops = share * budget["amount"]
+        return Estimate(flops / train_flops(parameters, 1), flops, 4.0 * parameters)
+    tokens = _steps(budget, rows, response) * share * budget["batch_size"] * row_tokens
     flops = train_flops(parameters, tokens, frozen=parameters if "lora" in stage.settings else 0)
     flops += _written_share(recipe) * STUDENT_TEXT_FACTOR * forward_flops(parameters, tokens)
     if recipe.get("adaptive"):

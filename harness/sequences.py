@@ -68,10 +68,13 @@ def mixed_visits(
 def total_steps(budget: Budget, response_tokens: Sequence[int] | np.ndarray, seed: int) -> int:
     """Optimizer steps of a whole budget over rows with these many scored tokens each; at least 1.
 
+    Not for a budget of FLOPs, whose steps depend on the models too (`spending.py`).
+
     `trained_tokens` walks the visiting order until that many gold response tokens are scored, so every
     arm on the same rows takes the same number of steps, whatever text it trains on.
     """
     num_rows = len(response_tokens)
+    assert budget.kind != "flops", "steps that FLOPs buy depend on the models"
     if budget.kind == "steps":
         return max(1, round(budget.amount))
     if budget.kind == "epochs":
@@ -162,6 +165,11 @@ class Rows:
 
     def __iter__(self) -> Iterator[Row]:
         return (self[index] for index in range(len(self)))
+
+    @property
+    def mean_tokens(self) -> float:
+        """Mean length of a row, prompts included."""
+        return len(self._ids) / max(len(self), 1)
 
     @property
     def response_tokens(self) -> np.ndarray:

@@ -160,6 +160,13 @@ def label_stages(cell: Cell, stage: TrainStage, mixture: Stage, subset: Stage, t
         "max_length": cell.corpus.max_length,
     }
     if cell.teacher.label_rows == "visited":
+        if cell.budget.kind == "flops":
+            raise refuse(
+                "teacher.label_rows",
+                "visited",
+                "how many rows a FLOP budget visits depends on what the labels cost",
+                "use teacher.label_rows=blocks",
+            )
         settings["visits"] = {"budget": asdict(cell.budget), "span": list(stage.span), "seed": cell.train_seed}
         name = f"{teacher.name}-{cell.data_frac:g}-s{cell.train_seed}"
         return {"labels": Stage("labels", name, settings, {"rows": subset, "teacher": teacher}, _where(cell))}

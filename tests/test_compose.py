@@ -75,7 +75,7 @@ def test_seeds_left_alone_follow_the_seed():
         (["corpus=magic"], ["corpus='magic'", "mini", "tulu3", "jsonl"]),
         (["bugdet.amount=3"], ["bugdet is not a setting", "budget"]),
         (["budget.amuont=3"], ["budget.amuont is not a setting", "amount"]),
-        (["budget.kind=days"], ["budget.kind='days'", "epochs, steps, trained_tokens"]),
+        (["budget.kind=days"], ["budget.kind='days'", "epochs, steps, trained_tokens, flops"]),
         (["budget.amount=-1"], ["budget.amount=-1", "above 0"]),
         (["seed=first"], ["seed='first'"]),
         (["method=kd", "method.student_share=2"], ["student_share=2", "between 0 and 1"]),

@@ -24,7 +24,7 @@ LAYERS = [
     {"texts", "objectives", "in_context", "likelihood"},
     {"interleaved", "hidden", "cross", "cached_teacher"},
     {"hidden_states", "caches", "kept"},
-    {"adaptive", "generate", "signals", "teachers", "alignment", "agreement", "chunks", "controls"},
+    {"adaptive", "generate", "signals", "spending", "teachers", "alignment", "agreement", "chunks", "controls"},
     {"divergences", "heads", "sequences"},
     {"chat", "models", "adapters"},
     {"model_files", "corpora", "methods", "world", "served", "similarity"},

@@ -25,12 +25,13 @@ from harness.config import Budget, Machine
 from harness.cross import CrossTeacher
 from harness.identity import fingerprint
 from harness.likelihood import mean_nll
-from harness.models import device_of, load_model, load_tokenizer, save_model
+from harness.models import count_parameters, device_of, load_model, load_tokenizer, save_model
 from harness.processes import process_rank
 from harness.recipe import CROSS, TrainStage
 from harness.sequences import Rows, draw_seed, mixed_visits, visiting_order, visits
 from harness.signal_kinds import Signal
 from harness.signals import LiveTeacher, TeacherSignal
+from harness.spending import Sizes, off_budget, steps_for, visit_flops
 from harness.stages.answers import answered_rows
 from harness.trainers import fit
 
@@ -51,9 +52,7 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     stage = TrainStage.of(settings["stage"])
     budget, seed = Budget(**settings["budget"]), settings["seed"]
     subset = load_from_disk(inputs["subset"] / "train")
-    order = visiting_order(Rows(subset, settings["loss_on"]), budget, seed, stage.span)
-    dataset, batches = _sequences(stage, subset, order, inputs, budget, seed)
-
+    rows = Rows(subset, settings["loss_on"])
     device = device_of(machine)
     tokenizer = load_tokenizer(inputs["start"])
     model = load_model(inputs["start"], device=device)
@@ -62,6 +61,11 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
         model = with_adapters(model, lora, draw_seed(seed, "lora", settings["index"]))
     signal = Signal(**settings.get("signal", {}))
     teacher = _teacher(stage, signal, inputs, tokenizer, device, budget.precision)
+    if budget.kind == "flops":
+        order = _bought(stage, rows, budget, settings, inputs, _sizes(model, teacher))
+    else:
+        order = visiting_order(rows, budget, seed, stage.span)
+    dataset, batches = _sequences(stage, subset, order, inputs, budget, seed)
     counts, warnings = _check_alignment(teacher, dataset, batches) if isinstance(teacher, CrossTeacher) else ({}, [])
     validation = _validation(inputs["subset"])
     report = fit(
@@ -100,6 +104,9 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
         for name, value in asdict(report).items()
         if (name.endswith("_tokens") and name != "read_tokens") or name in ("flops", "teacher_flops", "teacher_seconds")
     }
+    if budget.kind == "flops":
+        spent = report.flops + _written_flops(inputs)
+        warnings += filter(None, [off_budget(budget, stage.span[1] - stage.span[0], spent)])
     facts = {"cost": cost, "counts": counts, "metrics": metrics, "warnings": warnings + report.warnings}
     return facts | ({"earlier_seconds": report.earlier_seconds} if report.earlier_seconds else {})
 
@@ -118,6 +125,28 @@ def _teacher(
     if rows is not None:
         return CrossTeacher(model, own, tokenizer, rows, device)
     return LiveTeacher(model, own, tokenizer, device)
+
+
+def _sizes(model: Any, teacher: TeacherSignal | None) -> Sizes:
+    frozen = sum(weight.numel() for weight in model.parameters() if not weight.requires_grad)
+    live = teacher is not None and not isinstance(teacher, CachedTeacher)
+    return Sizes(count_parameters(model), frozen, teacher.parameters if teacher is not None and live else 0)
+
+
+def _bought(
+    stage: TrainStage, rows: Rows, budget: Budget, settings: Mapping[str, Any], inputs: Mapping[str, Path], sizes: Sizes
+) -> np.ndarray:
+    """The visits that a stage's share of a FLOP budget buys; a later stage begins an order of its own."""
+    visit = visit_flops(stage, sizes, rows.mean_tokens)
+    steps = steps_for(budget, stage.span[1] - stage.span[0], _written_flops(inputs), visit)
+    seed = settings["seed"] if stage.span[0] == 0 else draw_seed(settings["seed"], "flops", settings["index"])
+    return visits(len(rows), steps, budget.batch_size, seed)
+
+
+def _written_flops(inputs: Mapping[str, Path]) -> float:
+    """What making the stage's labels, synthetic rows and caches took."""
+    made = [folder for role, folder in inputs.items() if role.partition(":")[0] in ("labels", "synthetic", "cache")]
+    return sum(json.loads((folder / "manifest.json").read_text())["facts"]["cost"]["flops"] for folder in made)
 
 
 def _check_alignment(teacher: CrossTeacher, dataset: Dataset, batches: np.ndarray) -> tuple[dict[str, int], list[str]]:

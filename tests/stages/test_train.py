@@ -14,10 +14,11 @@ from harness.fit_report import FitReport
 from harness.models import load_model, load_tokenizer, tokenizer_hash
 from harness.recipe import TrainStage
 from harness.sequences import visits
-from harness.stages.teach import save_rows
+from harness.stages.teach import make_labels, save_rows
 from harness.stages.train import make_train
 from tests.doubles import bpe_tokenizer, byte_tokenizer, tiny_llama
 from tests.stages.small_world import pair, run
+from tests.stages.test_teach import label_settings
 
 BUDGET = {"kind": "steps", "amount": 10, "batch_size": 4, "learning_rate": 1e-3}
 TOKENIZER = byte_tokenizer()
@@ -173,3 +174,23 @@ def test_mixed_rows_are_the_synthetic_ones_and_then_the_cells_own(world, tmp_pat
     assert batches.shape == (10, 4)
     # 40 visits of 20 rows: all twice without a share, 12 of the rows are human
     assert (batches >= 8).sum() == human_visits
+
+
+def test_equal_flops_give_an_arm_with_a_teacher_fewer_steps_and_charge_it_for_its_labels(world, tmp_path):
+    def trained(name, stage, inputs, **changes):
+        asked = settings(stage) | {"budget": BUDGET | {"kind": "flops", "amount": 2e8} | changes}
+        facts, folder = run(make_train, asked, world | inputs, tmp_path, name)
+        return facts, folder
+
+    plain, _ = trained("sft", TrainStage(), {})
+    taught, _ = trained("kd", TrainStage(divergence="forward_kl"), {})
+    step = plain["cost"]["flops"] / plain["counts"]["steps"]
+    assert taught["counts"]["steps"] == pytest.approx(plain["counts"]["steps"] * 6 / 8, rel=0.1)
+    assert all(abs(facts["cost"]["flops"] - 2e8) < 2 * step for facts in (plain, taught))
+    labels, _ = run(
+        make_labels, label_settings(), {"rows": world["subset"], "teacher": world["teacher"]}, tmp_path, "l"
+    )
+    (tmp_path / "l" / "manifest.json").write_text(json.dumps({"facts": labels}))
+    told, _ = trained("seq", TrainStage(sequences="teacher"), {"labels": tmp_path / "l"})
+    assert told["counts"]["steps"] < plain["counts"]["steps"]
+    assert abs(told["cost"]["flops"] + labels["cost"]["flops"] - 2e8) < 2 * step
