@@ -11,7 +11,6 @@ A missing teacher or missing answers are an error, never a fallback.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,8 @@ from harness.spending import Sizes, off_budget, steps_for, visit_flops
 from harness.stages.answers import answered_rows
 from harness.trainers import fit
 
+COUNTS = ("steps", "student_steps", "read_tokens")
+COSTS = ("trained_tokens", "generated_tokens", "teacher_tokens", "flops", "teacher_flops", "teacher_seconds")
 LEAST_ALIGNED = 0.5
 """Share of the scored tokens that a teacher with a tokenizer of its own has to meet."""
 
@@ -89,26 +90,21 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     if process_rank() == 0:
         save_model(model, tokenizer, out)
 
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, Any] = {"diagnostics": report.diagnostics} if report.diagnostics else {}
     if report.steps:
         metrics |= {"first_loss": report.first_loss, "last_loss": report.last_loss}
-    if report.diagnostics:
-        metrics["diagnostics"] = report.diagnostics
     if validation is not None:
         metrics["validation_nll"], metrics["validation_tokens"] = mean_nll(model, validation)
-    counts |= {
-        name: value for name, value in asdict(report).items() if name in ("steps", "student_steps", "read_tokens")
-    }
-    cost = {
-        name: value
-        for name, value in asdict(report).items()
-        if (name.endswith("_tokens") and name != "read_tokens") or name in ("flops", "teacher_flops", "teacher_seconds")
-    }
     if budget.kind == "flops":
         spent = report.flops + _written_flops(inputs)
         warnings += filter(None, [off_budget(budget, stage.span[1] - stage.span[0], spent)])
-    facts = {"cost": cost, "counts": counts, "metrics": metrics, "warnings": warnings + report.warnings}
-    return facts | ({"earlier_seconds": report.earlier_seconds} if report.earlier_seconds else {})
+    return {
+        "cost": {name: getattr(report, name) for name in COSTS},
+        "counts": counts | {name: getattr(report, name) for name in COUNTS},
+        "metrics": metrics,
+        "warnings": warnings + report.warnings,
+        **({"earlier_seconds": report.earlier_seconds} if report.earlier_seconds else {}),
+    }
 
 
 def _teacher(
