@@ -22,6 +22,8 @@ from harness.model_files import SERVER, read_pointer, tokenizer_json_fingerprint
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+PROBE = [{"role": "user", "content": "Say yes."}, {"role": "assistant", "content": "yes"}]
+"""A conversation by whose rendering two templates are told apart."""
 DTYPES: dict[str, Any] = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": "auto"}
 
 
@@ -30,9 +32,6 @@ def device_of(machine: Machine) -> str:
     if machine.device == "cuda" and not torch.cuda.is_available():
         raise refuse("machine.device", "cuda", "no CUDA device is visible", "set machine.device=auto")
     return "cuda" if machine.device != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-PROBE = [{"role": "user", "content": "Say yes."}, {"role": "assistant", "content": "yes"}]
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
@@ -153,6 +152,11 @@ def rendering_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
 def count_parameters(model: "PreTrainedModel") -> int:
     """Number of weights, tied ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_frozen(model: "PreTrainedModel") -> int:
+    """Number of weights that are not trained."""
+    return sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
 
 
 def _with_padding(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":

@@ -38,7 +38,7 @@ from harness.cost import forward_flops, train_flops
 from harness.fit_report import FitReport, find_warnings
 from harness.identity import fingerprint
 from harness.likelihood import mean_nll
-from harness.models import count_parameters
+from harness.models import count_frozen, count_parameters
 from harness.objectives import Objective, objective_for, trained_together
 from harness.recipe import TrainStage
 from harness.sequences import IGNORED, Row, Rows, collate
@@ -110,8 +110,7 @@ def fit(
     model.zero_grad(set_to_none=True)
     report = trainer.report
     parameters = count_parameters(model)
-    frozen = sum(weight.numel() for weight in model.parameters() if not weight.requires_grad)
-    report.flops = train_flops(parameters, report.read_tokens, frozen)
+    report.flops = train_flops(parameters, report.read_tokens, count_frozen(model))
     report.flops += forward_flops(parameters, trainer.written_tokens)
     report.teacher_seconds += measured.teacher_seconds
     report.teacher_tokens += measured.teacher_tokens

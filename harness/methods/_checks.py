@@ -1,14 +1,14 @@
 """Checks: what several methods ask of the same setting, and the warm-up that comes before what they are about.
 
-No method of its own (the underscore keeps it out of the registry). `kd.py`, `reverse_kd.py`, `jsd_kd.py` and
-`tvd_kd.py` share the counted warm-up of cross-entropy, so those with the same `warmup` share its artifact.
+No method of its own (the underscore keeps it out of the registry). Methods that need a student that can answer
+share the counted warm-up of cross-entropy, so those with the same `warmup` share its artifact.
 
     after_warmup(0.2, divergence="tvd")      # cross-entropy on (0, 0.2), total variation on (0.2, 1)
 """
 
 from typing import Any
 
-from harness.checks import check_positive, refuse
+from harness.checks import check_at_least, check_positive, refuse
 from harness.recipe import TrainStage
 
 
@@ -28,6 +28,20 @@ def check_mix(cross_entropy_weight: float, divergence_temperature: float) -> Non
             "cross-entropy alone is method=sft",
         )
     check_positive("method.divergence_temperature", divergence_temperature)
+
+
+def check_beside(what: str, hidden_weight: float, forward_kl_weight: float, cross_entropy_weight: float) -> None:
+    """Raise unless `what` is compared inside the models and something beside it trains the output layer."""
+    check_positive("method.hidden_weight", hidden_weight)
+    check_at_least("method.forward_kl_weight", forward_kl_weight, 0)
+    check_at_least("method.cross_entropy_weight", cross_entropy_weight, 0)
+    if not forward_kl_weight + cross_entropy_weight:
+        raise refuse(
+            "method.forward_kl_weight",
+            forward_kl_weight,
+            f"{what} alone train no output layer",
+            "set forward_kl_weight or cross_entropy_weight above 0",
+        )
 
 
 def after_warmup(warmup: float, **values: Any) -> tuple[TrainStage, ...]:

@@ -13,6 +13,7 @@ the same teacher, and `seq_kd.py` needs nothing but its text.
 from dataclasses import dataclass
 
 from harness.checks import check_at_least, check_choice, check_positive, refuse
+from harness.methods._checks import after_warmup, check_warmup
 from harness.recipe import CROSS, TrainStage
 
 
@@ -46,18 +47,15 @@ class Method:
                 "sorted probabilities do not say which token is likely",
                 "keep it above 0 or choose method.loss=spans",
             )
-        if not 0 <= self.warmup < 1:
-            raise refuse("method.warmup", self.warmup, "it is 0 or more and below 1", "or use method=sft")
+        check_warmup(self.warmup)
 
     def stages(self) -> tuple[TrainStage, ...]:
         """The warm-up, a stage of its own that methods share, and the distillation."""
-        warmup = (TrainStage(span=(0.0, self.warmup)),) if self.warmup else ()
-        distillation = TrainStage(
+        return after_warmup(
+            self.warmup,
             divergence=self.loss,
-            span=(self.warmup, 1.0),
             control="shuffled" if self.shuffled else "none",
             cross_entropy_weight=self.cross_entropy_weight,
             cross_tokenizer_weight=self.weight,
             span_temperature=self.span_temperature,
         )
-        return (*warmup, distillation)

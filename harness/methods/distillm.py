@@ -11,6 +11,7 @@ gaining from the data's answers never writes: the run then says "never activated
 from dataclasses import dataclass
 
 from harness.checks import check_choice, check_positive, refuse
+from harness.methods._checks import after_warmup, check_warmup
 from harness.recipe import TrainStage
 
 
@@ -37,8 +38,7 @@ class Method:
     """Multiplies the budget's learning rate after the warm-up."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warmup < 1:
-            raise refuse("method.warmup", self.warmup, "it is 0 or more and below 1", "or use method=sft")
+        check_warmup(self.warmup)
         check_choice("method.divergence", self.divergence, ("skew_reverse_kl", "skew_forward_kl"))
         if not 0 < self.skew < 1:
             raise refuse(
@@ -60,11 +60,10 @@ class Method:
 
     def stages(self) -> tuple[TrainStage, ...]:
         """The warm-up, a stage of its own that methods share, and the distillation."""
-        warmup = (TrainStage(span=(0.0, self.warmup)),) if self.warmup else ()
-        distillation = TrainStage(
+        return after_warmup(
+            self.warmup,
             sequences="student",
             divergence=self.divergence,
-            span=(self.warmup, 1.0),
             student_share=self.student_share,
             adaptive=True,
             replay_rows=self.replay_rows,
@@ -73,4 +72,3 @@ class Method:
             sampling_temperature=self.sampling_temperature,
             learning_rate_scale=self.learning_rate_scale,
         )
-        return (*warmup, distillation)

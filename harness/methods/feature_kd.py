@@ -12,7 +12,7 @@ projection; `logit_kd.py` is the KL alone.
 
 from dataclasses import dataclass
 
-from harness.checks import check_at_least, check_positive, refuse
+from harness.methods._checks import check_beside
 from harness.recipe import TrainStage
 
 
@@ -29,16 +29,7 @@ class Method:
     """Factor of cross-entropy on the data's answers, in nats per token; 0 or above."""
 
     def __post_init__(self) -> None:
-        check_positive("method.hidden_weight", self.hidden_weight)
-        check_at_least("method.forward_kl_weight", self.forward_kl_weight, 0)
-        check_at_least("method.cross_entropy_weight", self.cross_entropy_weight, 0)
-        if not self.forward_kl_weight + self.cross_entropy_weight:
-            raise refuse(
-                "method.forward_kl_weight",
-                self.forward_kl_weight,
-                "hidden states alone train no output layer",
-                "set forward_kl_weight or cross_entropy_weight above 0",
-            )
+        check_beside("hidden states", self.hidden_weight, self.forward_kl_weight, self.cross_entropy_weight)
 
     def stages(self) -> tuple[TrainStage, ...]:
         """One stage."""

@@ -9,7 +9,8 @@ which layers. The models' widths and depths may differ and nothing is projected,
 
 from dataclasses import dataclass
 
-from harness.checks import check_at_least, check_positive, refuse
+from harness.checks import refuse
+from harness.methods._checks import check_beside
 from harness.recipe import TrainStage
 
 
@@ -31,16 +32,7 @@ class Method:
     def __post_init__(self) -> None:
         if self.relation_heads < 0:
             raise refuse("method.relation_heads", self.relation_heads, "it is 0 (the student's heads) or above")
-        check_positive("method.hidden_weight", self.hidden_weight)
-        check_at_least("method.forward_kl_weight", self.forward_kl_weight, 0)
-        check_at_least("method.cross_entropy_weight", self.cross_entropy_weight, 0)
-        if not self.forward_kl_weight + self.cross_entropy_weight:
-            raise refuse(
-                "method.forward_kl_weight",
-                self.forward_kl_weight,
-                "relations alone train no output layer",
-                "set forward_kl_weight or cross_entropy_weight above 0",
-            )
+        check_beside("relations", self.hidden_weight, self.forward_kl_weight, self.cross_entropy_weight)
 
     def stages(self) -> tuple[TrainStage, ...]:
         """One stage."""

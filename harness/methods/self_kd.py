@@ -8,7 +8,7 @@ in it are one. The teacher is the very artifact of `method=sft` and costs nothin
 
 from dataclasses import dataclass
 
-from harness.checks import check_positive, refuse
+from harness.methods._checks import check_mix
 from harness.recipe import TrainStage
 
 
@@ -22,14 +22,7 @@ class Method:
     """Temperature of both distributions inside the divergence; the loss carries its square."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.cross_entropy_weight < 1:
-            raise refuse(
-                "method.cross_entropy_weight",
-                self.cross_entropy_weight,
-                "it is 0 or more and below 1",
-                "cross-entropy alone is method=sft",
-            )
-        check_positive("method.divergence_temperature", self.divergence_temperature)
+        check_mix(self.cross_entropy_weight, self.divergence_temperature)
 
     def stages(self) -> tuple[TrainStage, ...]:
         """One stage."""

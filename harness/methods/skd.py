@@ -11,6 +11,7 @@ The defaults are the authors' settings, the warm-up is ours: their student was f
 from dataclasses import dataclass
 
 from harness.checks import check_choice, check_positive, refuse
+from harness.methods._checks import after_warmup, check_warmup
 from harness.recipe import TrainStage
 
 
@@ -42,8 +43,7 @@ class Method:
     """Multiplies the budget's learning rate after the warm-up."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warmup < 1:
-            raise refuse("method.warmup", self.warmup, "it is 0 or more and below 1", "or use method=sft")
+        check_warmup(self.warmup)
         check_choice("method.divergence", self.divergence, ("forward_kl", "reverse_kl", "jsd"))
         for name in ("proposed_tokens", "accepted_top_k"):
             value = getattr(self, name)
@@ -60,11 +60,10 @@ class Method:
 
     def stages(self) -> tuple[TrainStage, ...]:
         """The warm-up, a stage of its own that methods share, and the distillation."""
-        warmup = (TrainStage(span=(0.0, self.warmup)),) if self.warmup else ()
-        distillation = TrainStage(
+        return after_warmup(
+            self.warmup,
             sequences="interleaved",
             divergence=self.divergence,
-            span=(self.warmup, 1.0),
             divergence_temperature=self.divergence_temperature,
             proposed_tokens=self.proposed_tokens,
             accepted_top_k=self.accepted_top_k,
@@ -74,4 +73,3 @@ class Method:
             teacher_top_p=self.teacher_top_p,
             learning_rate_scale=self.learning_rate_scale,
         )
-        return (*warmup, distillation)

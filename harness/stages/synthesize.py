@@ -16,20 +16,23 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 from datasets import load_from_disk
 
 from harness import track
-from harness.chat import Rendered, render_many
+from harness.chat import Rendered, render, render_many
 from harness.checks import SettingsError, refuse
 from harness.config import Machine
 from harness.corpora import corpus_from, load_corpus
 from harness.cost import forward_flops
 from harness.evals.verified import verify
 from harness.in_context import Pair, Writer, Written, turns
-from harness.models import count_parameters, device_of, load_model, load_tokenizer
+from harness.likelihood import mean_nll
+from harness.models import count_parameters, device_of, load_model, load_tokenizer, tokenizer_hash
 from harness.sequences import Rows
-from harness.stages.teach import FEATURES, check_tokenizer, save_rows
+from harness.stages.subset import read_batches
+from harness.stages.teach import FEATURES, save_rows
 from harness.store import write_json
 from harness.synthetic import (
     FILTERS,
@@ -41,7 +44,6 @@ from harness.synthetic import (
     measures,
     rejected_shares,
 )
-from harness.trainers import mean_nll
 
 ASKED_AT_MOST = 4  # times the rows wanted; then the stage makes do with what it has
 LEAST_KEPT = 0.1  # of the rows wanted; below it the stage fails, with the reasons
@@ -62,7 +64,7 @@ def make_synthesize(
     """
     truth = _truth(inputs["mixture"], settings["verified"])
     tokenizer = load_tokenizer(inputs["teacher"])
-    check_tokenizer(inputs["subset"], inputs["mixture"], tokenizer, "a teacher's rows")
+    _check_tokenizer(inputs["subset"], inputs["mixture"], tokenizer, "a teacher's rows")
     model = load_model(inputs["teacher"], device=device_of(machine))
     human = _human_pairs(inputs)
     writer = Writer(model, tokenizer, settings, human)
@@ -241,3 +243,21 @@ def _prompts(path: Path, numbers: Sequence[int] | None = None) -> list[str]:
     if numbers is not None:
         table = table.take(list(numbers))
     return [next(turn["content"] for turn in row["messages"] if turn["role"] == "user") for row in table.to_pylist()]
+
+
+def _check_tokenizer(subset: Path, mixture: Path, tokenizer: Any, what: str) -> None:
+    """Raise SettingsError unless the teacher's tokenizer and chat template render the subset's rows as they are."""
+    rendered_with = json.loads((subset / "subset.json").read_text())["tokenizer_hash"]
+    own = tokenizer_hash(tokenizer)
+    if rendered_with != own:
+        raise SettingsError(
+            f"{what} cannot be used: the rows were rendered with tokenizer {rendered_with[:12]} and the "
+            f"teacher has {own[:12]}; choose a teacher and a student with the same tokenizer."
+        )
+    first = load_from_disk(subset / "train")[0]
+    _, _, messages = next(read_batches(mixture / "train.parquet", np.array([first["row"]])))
+    if render(tokenizer, messages[0], len(first["input_ids"])).input_ids != first["input_ids"]:
+        raise SettingsError(
+            f"{what} cannot be used: the teacher's chat template renders the rows differently from the student's; "
+            "set student.chat_template and teacher.chat_template to the same template, e.g. tulu."
+        )

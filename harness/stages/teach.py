@@ -10,7 +10,6 @@ the teacher write the prompts too.
     labels.json     counts, and how the teacher renders a conversation
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,11 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value, load_from_disk
 
 from harness import track
-from harness.chat import end_of_turn_id, render
-from harness.checks import SettingsError
+from harness.chat import end_of_turn_id
 from harness.config import Budget, Machine
 from harness.cost import forward_flops
-from harness.models import device_of, load_tokenizer, rendering_hash, tokenizer_hash
+from harness.models import device_of, load_tokenizer, rendering_hash
 from harness.sequences import Rows, answered, draw_seed, visiting_order
-from harness.stages.subset import read_batches
 from harness.store import write_json
 from harness.teachers import Writer, open_teacher
 
@@ -112,24 +109,6 @@ def _answer(
         read += sum(map(len, prompts))
         track.report(min(first + ROWS_AT_ONCE, len(asked)), len(asked), note="teacher's answers")
     return read
-
-
-def check_tokenizer(subset: Path, mixture: Path, tokenizer: Any, what: str) -> None:
-    """Raise SettingsError unless the teacher's tokenizer and chat template render the subset's rows as they are."""
-    rendered_with = json.loads((subset / "subset.json").read_text())["tokenizer_hash"]
-    own = tokenizer_hash(tokenizer)
-    if rendered_with != own:
-        raise SettingsError(
-            f"{what} cannot be used: the rows were rendered with tokenizer {rendered_with[:12]} and the "
-            f"teacher has {own[:12]}; choose a teacher and a student with the same tokenizer."
-        )
-    first = load_from_disk(subset / "train")[0]
-    _, _, messages = next(read_batches(mixture / "train.parquet", np.array([first["row"]])))
-    if render(tokenizer, messages[0], len(first["input_ids"])).input_ids != first["input_ids"]:
-        raise SettingsError(
-            f"{what} cannot be used: the teacher's chat template renders the rows differently from the student's; "
-            "set student.chat_template and teacher.chat_template to the same template, e.g. tulu."
-        )
 
 
 def save_rows(columns: Mapping[str, list[Any]], folder: Path, features: Features = FEATURES) -> None:

@@ -24,7 +24,7 @@ from harness.config import Budget, Machine
 from harness.cross import CrossTeacher
 from harness.identity import fingerprint
 from harness.likelihood import mean_nll
-from harness.models import count_parameters, device_of, load_model, load_tokenizer, save_model
+from harness.models import count_frozen, count_parameters, device_of, load_model, load_tokenizer, save_model
 from harness.processes import process_rank
 from harness.recipe import CROSS, TrainStage
 from harness.sequences import Rows, draw_seed, mixed_visits, visiting_order, visits
@@ -124,9 +124,9 @@ def _teacher(
 
 
 def _sizes(model: Any, teacher: TeacherSignal | None) -> Sizes:
-    frozen = sum(weight.numel() for weight in model.parameters() if not weight.requires_grad)
     live = teacher is not None and not isinstance(teacher, CachedTeacher)
-    return Sizes(count_parameters(model), frozen, teacher.parameters if teacher is not None and live else 0)
+    asked = teacher.parameters if teacher is not None and live else 0
+    return Sizes(count_parameters(model), count_frozen(model), asked)
 
 
 def _bought(
