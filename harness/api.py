@@ -19,10 +19,12 @@ from harness.checks import refuse
 from harness.compose import Composed, compose
 from harness.config import Cell, Settings
 from harness.execute import execute
-from harness.plan import Plan
+from harness.plan import Plan, plan_cell
 from harness.preflight import preflight
 from harness.record import freeze, records
 from harness.store import Store, write_json, write_text
+from harness.trials import tune_grid
+from harness.tuning import Tune, Tuned
 from harness.view import view_of
 
 if TYPE_CHECKING:
@@ -71,11 +73,19 @@ def run_grid(composed: Composed, stream: TextIO | None = None) -> "Finished":
     store = Store.open(settings.store)
     planned = Plan.of(composed.cells)
     preflight(planned, settings.machine)
-    frozen = freeze(planned, _name(settings, planned, store))
-    folder = store.grid_folder(frozen["grid"])
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "plan.json", frozen)
     with view_of(stream or sys.stderr) as view:
+        tuned: list[Tuned] = []
+        if settings.tune:
+            name = settings.grid or settings.experiments or planned.name
+            tuned, trials = tune_grid(composed.cells, Tune.of(settings.tune), name, store, settings, view)
+            planned = Plan.of(one.cell for one in tuned)
+        chosen = {plan_cell(one.cell).fingerprint: one for one in tuned}
+        frozen = freeze(planned, _name(settings, planned, store), chosen)
+        folder = store.grid_folder(frozen["grid"])
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "plan.json", frozen)
+        if tuned:
+            write_json(folder / "tuning.json", trials)
         execute(planned, store, settings, view)
     return Finished.collect(store, frozen)
 

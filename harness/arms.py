@@ -134,6 +134,12 @@ def name_diverged(cells: Sequence[Record], metric: Metric) -> str:
     return f"seed{'s' if len(names) > 1 else ''} {', '.join(names)} diverged, {counted}"
 
 
+def name_tuned(cells: Iterable[Record]) -> str:
+    """What trials chose for an arm, in words; empty where nothing was tuned."""
+    values: Mapping[str, Any] = next((cell["tuned"] for cell in cells if cell.get("tuned")), {})
+    return ", ".join(f"{name.rpartition('.')[2]}={value} (tuned)" for name, value in values.items())
+
+
 def why_unpaired(arm: Arm, arms: Iterable[Arm]) -> str:
     """Why an arm has no gain, in words: SFT ran with other settings, not at all, or with other seeds."""
     others = {other.variant for other in arms if other._replace(variant=arm.variant) == arm.partner}
@@ -183,11 +189,18 @@ def _hidden_settings(records: list[Record]) -> set[str]:
 
 
 def _telling(record: Record) -> dict[str, str]:
-    """Settings that can tell two records of the same names apart; of a reference model, only its own."""
-    flat = _flat(record.get("settings") or {})
+    """Settings that can tell two records of the same names apart; of a reference model, only its own.
+
+    What trials chose for an arm does not: it is compared with SFT as SFT's own trials left that.
+    """
+    flat = {key: value for key, value in _flat(record.get("settings") or {}).items() if not _chosen(record, key)}
     own = {"base": ("student.", "evals."), "teacher": ("teacher.", "evals.")}.get(record["role"], ("",))
     named = {key for key in flat if any(key == name or key.startswith(f"{name}.") for name in NOT_SETTINGS)}
     return {key: value for key, value in flat.items() if key not in named | {"teacher"} and key.startswith(own)}
+
+
+def _chosen(record: Record, key: str) -> bool:
+    return key in (record.get("tuned") or ())
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -206,10 +206,7 @@ def _points(swept: Sequence[Override], sweep: Mapping[str, Any]) -> list[dict[st
     if unknown:
         raise refuse("sweep", sorted(unknown)[0], "allowed are product, zip, include, exclude")
     given = {override.key_or_group: _values(override) for override in swept}
-    product = {**{key: _listed(values) for key, values in (sweep.get("product") or {}).items()}, **given}
-    points: list[dict[str, Any]] = [
-        dict(zip(product, values, strict=True)) for values in itertools.product(*product.values())
-    ]
+    points = _product({**(sweep.get("product") or {}), **given})
     for zipped in sweep.get("zip") or []:
         columns = {key: _listed(values) for key, values in zipped.items() if key not in given}
         if len({len(values) for values in columns.values()}) > 1:
@@ -223,7 +220,12 @@ def _points(swept: Sequence[Override], sweep: Mapping[str, Any]) -> list[dict[st
                 "sweep.exclude", sorted(unknown)[0], f"the grid sweeps {', '.join(sorted(swept_keys)) or 'nothing'}"
             )
     points = [point for point in points if not any(_matches(point, pattern) for pattern in sweep.get("exclude") or [])]
-    return points + [dict(point) for point in sweep.get("include") or []]
+    return points + [point for entry in sweep.get("include") or [] for point in _product(entry)]
+
+
+def _product(axes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every choice of one value per setting; a list is values to choose from."""
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*map(_listed, axes.values()))]
 
 
 def _matches(point: Mapping[str, Any], pattern: Mapping[str, Any]) -> bool:

@@ -284,5 +284,7 @@ class Settings(Cell):
     """Run failed stages again."""
     sweep: dict[str, Any] = field(default_factory=dict)
     """A grid written in a file: `product`, `zip`, `include`, `exclude`."""
+    tune: dict[str, Any] = field(default_factory=dict)
+    """What is tried for every arm before the grid runs: `seeds`, `rounds`, `axes`, `arms` (harness/tuning.py)."""
     experiments: Any = None
     """The experiment's slug when one was chosen (set by its file)."""

@@ -79,7 +79,12 @@ class Plan:
     @classmethod
     def of(cls, cells: Iterable[Cell]) -> "Plan":
         """Plan the cells; cells with one identity (SFT under several teachers) become one."""
-        planned = {plan.fingerprint: plan for plan in map(plan_cell, cells)}
+        return cls.union(map(plan_cell, cells))
+
+    @classmethod
+    def union(cls, plans: Iterable[CellPlan]) -> "Plan":
+        """The plan of cells that are planned already."""
+        planned = {plan.fingerprint: plan for plan in plans}
         stages: dict[str, Stage] = {}
         for plan in planned.values():
             for stage in plan.stages():

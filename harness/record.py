@@ -10,8 +10,10 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from types import MappingProxyType
 from typing import Any
 
+from harness.config import Cell
 from harness.corpora import corpus_name
 from harness.cost import cell_cost
 from harness.identity import plain
@@ -19,17 +21,25 @@ from harness.methods import method_name
 from harness.plan import CellPlan, Plan
 from harness.status import cell_state
 from harness.store import Store
+from harness.tuning import Tuned
 
 SEEDS = ("seed", "data_seed", "train_seed", "world_seed", "teacher_seed")
 
 
-def freeze(plan: Plan, grid: str) -> dict[str, Any]:
-    """The plan as plain JSON: every stage's spec, every cell with its labels and the keys of its stages."""
-    labels = _labels(plan.cells)
+def freeze(plan: Plan, grid: str, tuned: Mapping[str, Tuned] = MappingProxyType({})) -> dict[str, Any]:
+    """The plan as plain JSON: every stage's spec, every cell with its labels and the keys of its stages.
+
+    `tuned`: by fingerprint, the cells whose settings were chosen by trials; they are named as they were asked for.
+    """
+    asked = [tuned[one.fingerprint].asked if one.fingerprint in tuned else one.cell for one in plan.cells]
+    labels = _labels(plan.cells, asked)
     return {
         "grid": grid,
         "stages": {stage.key: stage.spec() for stage in plan.stages},
-        "cells": [_freeze_cell(cell_plan, label) for cell_plan, label in zip(plan.cells, labels, strict=True)],
+        "cells": [
+            _freeze_cell(cell_plan, label, tuned.get(cell_plan.fingerprint))
+            for cell_plan, label in zip(plan.cells, labels, strict=True)
+        ],
     }
 
 
@@ -68,7 +78,7 @@ class _Facts:
         return self._read[key]
 
 
-def _freeze_cell(plan: CellPlan, label: Mapping[str, Any]) -> dict[str, Any]:
+def _freeze_cell(plan: CellPlan, label: Mapping[str, Any], tuned: Tuned | None) -> dict[str, Any]:
     cell = plan.cell
     once = dict.fromkeys(stage.key for stage in plan.evaluate.ancestry())
     making = list(dict.fromkeys(stage.key for stage in plan.making_teacher()))
@@ -86,7 +96,9 @@ def _freeze_cell(plan: CellPlan, label: Mapping[str, Any]) -> dict[str, Any]:
         "teaching": [stage.key for stage in plan.teaching],
         "making_teacher": making,
     }
-    references = {}
+    if tuned is not None:
+        frozen["tuned"] = plain(tuned.values)
+    references: dict[str, dict[str, Any]] = {}
     for role, evaluate in plan.references.items():
         needs = list(dict.fromkeys(stage.key for stage in evaluate.ancestry()))
         model = cell.student if role == "base" else cell.teacher
@@ -103,6 +115,7 @@ def _freeze_cell(plan: CellPlan, label: Mapping[str, Any]) -> dict[str, Any]:
             "budget": "",
             "student": cell.student.name if role == "base" else "",
             "teacher": model.name if role == "teacher" else None,
+            "tuned": {},
         }
     return {**frozen, "references": references}
 
@@ -123,6 +136,7 @@ def _record(store: Store, frozen: Mapping[str, Any], cell: Mapping[str, Any], fa
         "scores": [],
         "items": None,
         "warnings": [],
+        "tuned": cell.get("tuned", {}),
         "cost": cell_cost(
             facts.of(cell["train"]), facts.shared(cell["teaching"]), facts.shared(cell["making_teacher"])
         ),
@@ -131,7 +145,7 @@ def _record(store: Store, frozen: Mapping[str, Any], cell: Mapping[str, Any], fa
     own = [key for key in cell["needs"] if key not in cell["making_teacher"]]
     for stage in facts.of(own):
         record["warnings"] += stage.get("warnings", [])
-    if state.status == "done":
+    if state.status == "done" and cell["evaluate"] not in cell["train"]:  # a trial is trained and not scored
         folder = store.folder(cell["evaluate"])
         record["scores"] = json.loads((folder / "scores.json").read_text())
         record["items"] = str(folder / "items.parquet")
@@ -152,13 +166,12 @@ def settings_of(plan: CellPlan) -> dict[str, Any]:
     return settings
 
 
-def _labels(plans: Sequence[CellPlan]) -> list[dict[str, str]]:
+def _labels(plans: Sequence[CellPlan], cells: Sequence[Cell]) -> list[dict[str, str]]:
     """Short names of what varies in the grid: `kd`, and `kd[student_share=1]` where that is not the default."""
-    cells = [plan.cell for plan in plans]
     signals = _vary([(cell.signal.kind, cell.signal) for cell in cells])
     named = [
-        (method_name(plan.cell.method) + (f"[signal={signal}]" if plan.stored_signal else ""), plan.cell.method)
-        for plan, signal in zip(plans, signals, strict=True)
+        (method_name(cell.method) + (f"[signal={signal}]" if plan.stored_signal else ""), cell.method)
+        for plan, cell, signal in zip(plans, cells, signals, strict=True)
     ]
     methods = _vary(named)
     corpora = _vary([(corpus_name(cell.corpus), cell.corpus) for cell in cells])

@@ -17,7 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from harness.arms import Arm, Metric, Record, by_arm, diverged, metrics_of, name_diverged, score_of, why_unpaired
+from harness.arms import (
+    Arm,
+    Metric,
+    Record,
+    by_arm,
+    diverged,
+    metrics_of,
+    name_diverged,
+    name_tuned,
+    score_of,
+    why_unpaired,
+)
 from harness.gains import LoadItems, Replicates, estimate, gain, read_items, scores
 from harness.stats import holm
 
@@ -87,18 +98,7 @@ def summary(
     frame["gain_p_holm"] = math.nan
     for _, part in frame[family].groupby(["eval", "metric", "source"]):
         frame.loc[part.index, "gain_p_holm"] = holm(part["gain_p"])
-    order = [
-        "eval",
-        "metric",
-        "source",
-        "student",
-        "corpus",
-        "budget",
-        "variant",
-        "data_frac",
-        "method",
-        "teacher",
-    ]
+    order = "eval metric source student corpus budget variant data_frac method teacher".split()
     return _typed(frame.sort_values(order, na_position="first", kind="stable").reset_index(drop=True))
 
 
@@ -213,7 +213,7 @@ def _rows(arms: Mapping[Arm, list[Record]], metric: Metric, load_items: LoadItem
             row = _row(name, cells, metric, {arm: own[arm] for arm in group}, {arm: gains[arm] for arm in group})
             lost = [why_unpaired(arm, arms) for arm in group if compared and own[arm] and not gains[arm]]
             some = f" in {len(lost)} of {len(group)} draws" if 0 < len(lost) < len(group) else ""
-            notes = [f"{why}{some}" for why in lost[:1]]
+            notes = [f"{why}{some}" for why in lost[:1]] + [name_tuned(cells)]
             notes += [name_diverged(cells, metric), f"SFT {text}" if (text := name_diverged(partners, metric)) else ""]
             left = [f"{n} {row[key]:{form}}" for n, form in FORMS if not math.isnan(row[key := f"{n}_survivors"])]
             notes += [f"without: {', '.join(left)}"] * bool(left)

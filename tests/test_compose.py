@@ -36,7 +36,7 @@ def test_a_sweep_file_multiplies_zips_includes_and_excludes():
         "product": {"method": ["sft", "kd"], "seed": [0, 1]},
         "zip": [{"data_frac": [0.01, 0.1], "budget.amount": [10, 20]}],
         "exclude": [{"method": "kd", "seed": 1}],
-        "include": [{"method": "logit_kd", "data_frac": 1.0}],
+        "include": [{"method": "logit_kd", "data_frac": 1.0, "seed": [0, 2]}],
     }
     cells = compose([], sweep).cells
     seen = {
@@ -50,6 +50,7 @@ def test_a_sweep_file_multiplies_zips_includes_and_excludes():
         ("kd", 0, 0.01, 10.0),
         ("kd", 0, 0.1, 20.0),
         ("logit_kd", 0, 1.0, 300.0),
+        ("logit_kd", 2, 1.0, 300.0),
     }
 
 

@@ -14,8 +14,9 @@ SOURCES = sorted(path for folder in ("harness", "analysis", "hydra_plugins") for
 # Doors may import everything beneath them; each layer only itself and what is below. One noun, one place.
 LAYERS = [
     {"run", "grid", "api"},  # doors
-    {"compose", "preflight", "execute", "record", "view", "launch", "attempt", "estimate"},  # conduct
-    {"status", "plan", "stage", "teaching"},
+    {"trials"},  # conduct
+    {"compose", "preflight", "execute", "record", "view", "launch", "attempt", "estimate"},
+    {"status", "plan", "stage", "teaching", "tuning"},
     {"stages"},
     {"table", "verdict", "gains", "arms", "crossover", "stats"},  # reading
     {"synthetic"},
@@ -52,6 +53,8 @@ LIGHT = [
     "execute",
     "grid",
     "api",
+    "tuning",
+    "trials",
 ]
 
 

@@ -1,0 +1,79 @@
+"""Trials: what tuning trains, run as a grid of its own, and what was chosen, kept beside the grid.
+
+`tuning.py` says which trials there are and which is best; here they are planned, run and read. A trial is
+trained and never scored on held-out rows. Trials are stages like any other: stopped and run again, the same
+command goes on, and `python -m harness.grid status <grid>-tuning` shows them.
+
+    tuned, told = tune_grid(cells, Tune.of({...}), "my_grid", store, settings, view)
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from harness.config import Cell, Settings
+from harness.execute import View, execute
+from harness.identity import plain
+from harness.plan import CellPlan, Plan, plan_cell
+from harness.preflight import preflight
+from harness.record import freeze
+from harness.store import Store, write_json
+from harness.tuning import Search, Tune, Tuned, search, tuned_cells
+
+
+def tune_grid(
+    cells: Sequence[Cell], tune: Tune, grid: str, store: Store, settings: Settings, view: View
+) -> tuple[list[Tuned], dict[str, Any]]:
+    """Run the trials; returns every cell at the settings chosen for its arm, and all trials as plain JSON.
+
+    Raises SettingsError where an arm has no trial with a score, before the grid itself is begun.
+    """
+    known: dict[str, CellPlan] = {}
+    name = f"{grid}-tuning"
+
+    def run(wanted: list[Cell]) -> list[float | str]:
+        plans = [trial_plan(plan_cell(cell)) for cell in wanted]
+        plan = Plan.union(plans)
+        preflight(plan, settings.machine)
+        known.update({one.fingerprint: one for one in plans})
+        folder = store.grid_folder(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "plan.json", freeze(Plan.union(known.values()), name))
+        states = execute(plan, store, settings, view)
+        return [_figure(store, one, states) for one in plans]
+
+    searches = search(cells, tune, run)
+    return tuned_cells(cells, searches), _told(searches, tune)
+
+
+def trial_plan(plan: CellPlan) -> CellPlan:
+    """The cell's stages up to its trained student, with nothing scored."""
+    return replace(plan, evaluate=plan.train[-1], references={})
+
+
+def _figure(store: Store, plan: CellPlan, states: Mapping[str, Any]) -> float | str:
+    key = plan.train[-1].key
+    if not store.done(key):
+        state = states[key]
+        return f"{state.status}: {state.reason}"
+    found = store.manifest(key)["facts"]["metrics"].get("validation_nll")
+    if found is None:
+        return "the cell has too few rows to set any apart for validation; take a larger data_frac"
+    return float(found)
+
+
+def _told(searches: Iterable[Search], tune: Tune) -> dict[str, Any]:
+    arms: list[dict[str, Any]] = []
+    for one in searches:
+        end = one.open_end()
+        arms.append(
+            {
+                "arm": one.name,
+                "teacher": one.cell.teacher.name,
+                "chosen": one.best.values,
+                "validation_nll": one.best.nll,
+                "open_end": None if end is None else end[0],
+                "trials": [{"values": t.values, "validation_nll": t.nll, "reason": t.reason} for t in one.trials],
+            }
+        )
+    return {"tune": plain(tune), "trials_per_arm": max(len(arm["trials"]) for arm in arms), "arms": arms}
