@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from harness.checks import refuse
+from harness.cluster import Cluster
 from harness.compose import Composed, compose
 from harness.config import Cell, Settings
 from harness.execute import execute
@@ -29,6 +30,8 @@ from harness.view import view_of
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from harness.launch.slurm import Submission
 
 
 def grid(**settings: Any) -> tuple[Cell, ...]:
@@ -88,6 +91,24 @@ def run_grid(composed: Composed, stream: TextIO | None = None) -> "Finished":
             write_json(folder / "tuning.json", trials)
         execute(planned, store, settings, view)
     return Finished.collect(store, frozen)
+
+
+def submit_grid(composed: Composed) -> "Submission":
+    """Plan, check and send what the store lacks to the cluster of `composed.settings.slurm`; returns at once."""
+    from harness.launch.slurm import submit
+
+    settings = composed.settings
+    if settings.tune:
+        raise refuse("tune", "with slurm", "trials must end before the grid is known", "tune with wait=true")
+    cluster = Cluster.of(settings.slurm)
+    store = Store.open(settings.store)
+    planned = Plan.of(composed.cells)
+    preflight(planned)
+    frozen = freeze(planned, _name(settings, planned, store))
+    folder = store.grid_folder(frozen["grid"])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "plan.json", frozen)
+    return submit(planned, store, settings, cluster, frozen["grid"])
 
 
 @dataclass(frozen=True)

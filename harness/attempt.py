@@ -188,6 +188,13 @@ def note_death(store: Store, key: str, reason: str) -> None:
         write_json(store.attempt_file(key, len(attempts)), {**page, "ended": time.time()})
 
 
+def note_failure(store: Store, spec: Mapping[str, Any], failure: str, reason: str) -> None:
+    """Write down that a stage failed before it was tried again."""
+    now = time.time()
+    page = {"address": spec["address"], "started": now, "ended": now, "outcome": "failed", "reason": reason}
+    write_json(store.new_attempt(spec["key"]), {**page, "failure_class": failure})
+
+
 def failure_class(error: BaseException) -> str:
     """The cause by which a failure is shown and retried."""
     name = type(error).__name__

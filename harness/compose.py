@@ -63,6 +63,8 @@ def register() -> None:
         store.store(group="corpus", name=name, node=load_corpus(name))
     for path in sorted((presets_folder() / "experiments").glob("*.yaml")):
         store.store(group="experiments", name=path.stem, node=OmegaConf.load(path), package="_global_")
+    for path in sorted((presets_folder() / "slurm").glob("*.yaml")):
+        store.store(group="slurm", name=path.stem, node=OmegaConf.merge({"name": path.stem}, OmegaConf.load(path)))
 
 
 @contextmanager

@@ -280,6 +280,10 @@ class Settings(Cell):
     """How stages are executed."""
     machine: Machine = field(default_factory=Machine)
     """Where a stage runs."""
+    slurm: Any = None
+    """A cluster, a file of `slurm/`: the grid is submitted there and the command returns (harness/cluster.py)."""
+    wait: bool = False
+    """With `slurm`: stay, and show the table when all jobs have ended."""
     retry: bool = False
     """Run failed stages again."""
     sweep: dict[str, Any] = field(default_factory=dict)

@@ -108,6 +108,19 @@ def plan_rows(plan: Plan, store: Store) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
+def plan_text(plan: Plan, store: Store) -> str:
+    """The rows of `plan_rows` as a table, with their sum."""
+    rows = plan_rows(plan, store)
+    total = {name: sum(row[name] for row in rows) for name in rows[0] if name != "kind"} | {"kind": "to make"}
+    lines = [f"{'stage':<12}{'count':>7}{'done':>7}{'tokens':>10}{'FLOPs':>10}{'disk':>9}{'one worker':>12}"]
+    lines += [
+        f"{row['kind']:<12}{row['stages']:>7}{row['done']:>7}{row['tokens']:>10.2g}{row['flops']:>10.2g}"
+        f"{row['bytes'] / 2**20:>6.0f} MB{row['seconds'] / 60:>8.1f} min"
+        for row in [*rows, total]
+    ]
+    return "\n".join(lines)
+
+
 def _mixture_size(stage: Stage) -> Size:
     """What a mixture's corpus states of itself."""
     return _size(canonical(stage.where["corpus"]))
@@ -173,6 +186,14 @@ def _written_share(recipe: Mapping[str, Any]) -> float:
     if recipe["sequences"] == "interleaved":
         return 1.0
     return recipe.get("student_share", 0) * (0.5 if recipe.get("adaptive") else 1.0)
+
+
+def model_parameters(stage: Stage) -> int:
+    """Parameters of the largest model that a stage makes or uses; 0 where it needs none."""
+    if stage.kind == "base":
+        return _parameters(stage)
+    used = [stage.inputs[role] for role in ("start", "teacher", "model") if role in stage.inputs]
+    return max(map(_parameters, used), default=0)
 
 
 def _parameters(stage: Stage) -> int:

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def show_plan(given: argparse.Namespace) -> None:
     """Cells, unique stages, what the store already has, and the expected cost of the rest."""
     from harness.compose import compose
-    from harness.estimate import plan_rows
+    from harness.estimate import plan_text
     from harness.plan import Plan
     from harness.preflight import preflight
 
@@ -62,20 +62,12 @@ def show_plan(given: argparse.Namespace) -> None:
     plan = Plan.of(composed.cells)
     preflight(plan)
     store = Store(Path(given.store or composed.settings.store).absolute())  # looked at, never made
-    rows = plan_rows(plan, store)
+    done = sum(store.done(stage.key) for stage in plan.stages)
     print(
         f"{len(composed.cells)} cells asked for, {len(plan.cells)} different, {len(plan.stages)} stages, "
-        f"{sum(row['done'] for row in rows)} of them in the store"
+        f"{done} of them in the store"
     )
-    print(f"{'stage':<12}{'count':>7}{'done':>7}{'tokens':>10}{'FLOPs':>10}{'disk':>9}{'one worker':>12}")
-    for row in [
-        *rows,
-        {name: sum(row[name] for row in rows) for name in rows[0] if name != "kind"} | {"kind": "to make"},
-    ]:
-        print(
-            f"{row['kind']:<12}{row['stages']:>7}{row['done']:>7}{row['tokens']:>10.2g}{row['flops']:>10.2g}"
-            f"{row['bytes'] / 2**20:>6.0f} MB{row['seconds'] / 60:>8.1f} min"
-        )
+    print(plan_text(plan, store))
 
 
 def show_status(given: argparse.Namespace) -> None:

@@ -24,6 +24,7 @@ EXIT_CODE = os.EX_TEMPFAIL
 
 _folder: Path | None = None
 _asked = False
+_received: int | None = None
 _polled = False
 
 
@@ -43,6 +44,22 @@ def folder() -> Path | None:
 def asked() -> bool:
     """Whether the stage under way was asked to stop."""
     return _asked
+
+
+def received() -> int | None:
+    """The signal that asked last in this process, or None."""
+    return _received
+
+
+@contextmanager
+def stoppable_between() -> Iterator[None]:
+    """While the block runs, signals end it by raising Preempted wherever no stage answers them itself."""
+    before = {number: signal.signal(number, _ask) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 @contextmanager
@@ -79,7 +96,7 @@ def polling() -> Iterator[None]:
 
 
 def _ask(number: int, frame: Any) -> None:
-    global _asked
-    _asked = True
+    global _asked, _received
+    _asked, _received = True, number
     if not _polled:
         raise Preempted(f"stopped by {signal.Signals(number).name}")

@@ -35,9 +35,13 @@ def main() -> None:
 
 def run(overrides: Sequence[str]) -> None:
     """Plan and execute the grid that the overrides span, and show what came of it."""
-    from harness.api import run_grid
+    from harness.api import run_grid, submit_grid
 
-    finished = run_grid(compose(overrides))
+    composed = compose(overrides)
+    if composed.settings.slurm is not None:
+        print(submit_grid(composed).told())
+        return
+    finished = run_grid(composed)
     finished.show()
     if finished.failed:
         sys.exit(1)

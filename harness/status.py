@@ -3,10 +3,13 @@
 Truth in order: a published artifact, then a live claim, then how the last attempt ended.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from harness.store import Store
+
+STUCK_AFTER = 2
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,15 @@ class StageState:
     status: str
     failure_class: str | None = None
     reason: str | None = None
+
+
+def stuck(attempts: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the last attempts were all stopped or killed and `STUCK_AFTER` restarts got no further than the first."""
+    last = attempts[-1 - STUCK_AFTER :]
+    if len(last) <= STUCK_AFTER or any(page.get("failure_class") not in ("preempted", "killed") for page in last):
+        return False
+    first, *later = (page.get("step") or 0 for page in last)
+    return max(later) <= first
 
 
 def stage_state(store: Store, key: str) -> StageState:

@@ -15,7 +15,7 @@ SOURCES = sorted(path for folder in ("harness", "analysis", "hydra_plugins") for
 LAYERS = [
     {"run", "grid", "api"},  # doors
     {"trials"},  # conduct
-    {"compose", "preflight", "execute", "record", "view", "launch", "attempt", "estimate"},
+    {"compose", "preflight", "execute", "record", "view", "launch", "job", "attempt", "estimate", "batches"},
     {"status", "plan", "stage", "teaching", "tuning"},
     {"stages"},
     {"table", "verdict", "gains", "arms", "crossover", "stats"},  # reading
@@ -29,7 +29,7 @@ LAYERS = [
     {"divergences", "heads", "sequences"},
     {"chat", "models", "adapters"},
     {"model_files", "corpora", "methods", "world", "served", "similarity"},
-    {"config", "store", "provenance"},  # ground
+    {"config", "store", "provenance", "cluster"},  # ground
     {"signal_kinds"},
     {"recipe"},
     {"checks", "identity", "registry", "cost", "track", "preemption", "processes", "endpoint"},

@@ -1,0 +1,111 @@
+"""Cluster: what one Slurm cluster wants to be told, from one YAML file in `slurm/`; never identity.
+
+Cluster.of({"name": "dev", "partition": "low", "resources": [{"minutes": 10, "cpus": 1, "memory_gb": 2}]})
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from harness.checks import check_at_least, check_positive, refuse
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a job asks for where a rule fits: its kind of stage, and the largest model in it."""
+
+    kinds: Sequence[str] = ()
+    """Kinds of stages the rule is for (mixture, base, train, labels, cache, synthesize, evaluate); none: all."""
+    parameters: float | None = None
+    """The rule is for models of at most so many parameters; null: of any size."""
+    minutes: int = 60
+    """Time limit. A stage that needs longer is stopped, kept and queued again."""
+    cpus: int = 4
+    """CPU cores per process."""
+    memory_gb: float = 16
+    """Memory per node, in GB."""
+    gpus: int = 0
+    """GPUs per node; each has a process of its own where a stage trains."""
+    nodes: int = 1
+    """Nodes a stage trains on together."""
+    processes: int | None = None
+    """Processes per node where a stage trains; null: one per GPU, or one."""
+    partition: str | None = None
+    """Instead of the cluster's."""
+    constraint: str | None = None
+    """Instead of the cluster's."""
+
+    def __post_init__(self) -> None:
+        for name in ("minutes", "cpus", "memory_gb", "nodes"):
+            check_positive(f"slurm.resources.{name}", getattr(self, name))
+        check_at_least("slurm.resources.gpus", self.gpus, 0)
+        check_at_least("slurm.resources.processes", self.processes, 1)
+
+    def fits(self, kind: str, parameters: float) -> bool:
+        """Whether the rule is for a stage of this kind with a model of so many parameters."""
+        return (not self.kinds or kind in self.kinds) and (self.parameters is None or parameters <= self.parameters)
+
+    @property
+    def tasks_per_node(self) -> int:
+        """Processes per node."""
+        return self.processes or max(1, self.gpus)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """One cluster; the first rule of `resources` that fits a job is its own."""
+
+    name: str
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    """Nodes that are not to be used."""
+    setup: Sequence[str] = ()
+    """Lines of shell before each job: modules, caches."""
+    python: str | None = None
+    """Command that starts Python on a node, a container's line included; null: this Python."""
+    throttle: int = 256
+    """Tasks of an array that run at once."""
+    restarts: int = 10
+    """Times a job that was stopped is queued again."""
+    notice_seconds: int = 120
+    """How long before its time limit a job is told to stop and keep what it has."""
+    pack_minutes: float = 10
+    """Short cells share a job that is expected to take about so long."""
+    resources: Sequence[Resources] = field(default_factory=lambda: (Resources(),))
+
+    def __post_init__(self) -> None:
+        check_positive("slurm.throttle", self.throttle)
+        check_at_least("slurm.restarts", self.restarts, 0)
+        check_positive("slurm.notice_seconds", self.notice_seconds)
+        check_at_least("slurm.pack_minutes", self.pack_minutes, 0)
+        if not self.resources:
+            raise refuse("slurm.resources", [], "a job needs a rule to say what it asks for", "give at least one")
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "Cluster":
+        """The cluster of plain settings; unknown names are refused with the list of real ones."""
+        given = [{**rule, "kinds": tuple(rule.get("kinds") or ())} for rule in settings.get("resources") or ()]
+        rules = tuple(_checked(Resources, "slurm.resources", rule) for rule in given)
+        return _checked(cls, "slurm", {**settings, **({"resources": rules} if "resources" in settings else {})})
+
+    def resources_for(self, kind: str, parameters: float) -> Resources:
+        """What a job of this kind asks for; refused where no rule fits."""
+        for rule in self.resources:
+            if rule.fits(kind, parameters):
+                return rule
+        raise refuse(
+            "slurm.resources",
+            f"{kind}, {parameters:.3g} parameters",
+            f"no rule of slurm/{self.name}.yaml fits such a stage",
+            "add one without `parameters` at the end",
+        )
+
+
+def _checked(kind: type[Any], name: str, settings: Mapping[str, Any]) -> Any:
+    known = [one.name for one in fields(kind)]
+    if unknown := sorted(set(settings) - set(known)):
+        raise refuse(name, unknown[0], f"it has {', '.join(known)}")
+    return kind(**settings)

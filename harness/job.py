@@ -1,0 +1,139 @@
+"""A job: stages made by address, wherever a scheduler starts it, from a frozen submission.
+
+    python -m harness.job ADDRESS... --submission <store>/submissions/<name>/submission.json
+
+Exit code 0: all there. 1: a stage failed, the last line says why. 75: stopped, run it again, it goes on; a job
+told so by SIGUSR2 (the notice before a time limit, or a preemption) puts itself back into Slurm's queue first.
+Run by hand on any machine that sees the store, it does the same.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import preemption
+from harness.attempt import Outcome, attempt, note_failure
+from harness.config import Machine
+from harness.processes import process_rank
+from harness.stage import MAKERS
+from harness.status import STUCK_AFTER, stuck
+from harness.store import Store
+
+BUSY_SECONDS = 5.0
+REQUEUE_SECONDS = 60.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the addresses named on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m harness.job", description=__doc__)
+    parser.add_argument("addresses", nargs="+", help="addresses or keys of the stages to make")
+    parser.add_argument("--submission", type=Path, required=True, help="the frozen submission they belong to")
+    given = parser.parse_args(arguments)
+    return make(given.addresses, given.submission)
+
+
+def run(addresses: Sequence[str], submission: str) -> None:
+    """What submitit starts: the same, and a failure is this process's exit code."""
+    code = make(addresses, Path(submission))
+    if code:
+        sys.stdout.flush()
+        os._exit(code)  # submitit would otherwise write the exit down as a result
+
+
+def make(addresses: Sequence[str], submission: Path) -> int:
+    """Make every address with what only it needs; the first failure does not keep the others from being made."""
+    _join_processes()
+    written = json.loads(submission.read_text())
+    store, machine = Store(Path(written["store"])), Machine(**written["machine"])
+    jobs = {written["stages"][key]["address"]: keys for key, keys in written["jobs"].items()} | written["jobs"]
+    failed = []
+    try:
+        with preemption.stoppable_between():
+            for address in addresses:
+                outcome = _make_target(store, written, jobs[address], machine)
+                if outcome.status != "done":
+                    failed.append(f"{address}: {outcome.failure_class}: {outcome.reason}")
+    except preemption.Preempted as stopped:
+        print(f"harness: {stopped}; what was done is kept", flush=True)
+        if preemption.received() == signal.SIGUSR2 and process_rank() == 0:
+            _requeue(written["restarts"])
+        return preemption.EXIT_CODE
+    for line in failed:
+        print(f"harness: {line}", flush=True)
+    return 1 if failed else 0
+
+
+def _make_target(store: Store, written: Mapping[str, Any], keys: Sequence[str], machine: Machine) -> Outcome:
+    """One target: its private stages in order, inputs looked up again; how the last, or the failed one, ended."""
+    outcome = Outcome("", "done")
+    for key in keys:
+        spec = written["stages"][key]
+        missing = [upstream for upstream in spec["inputs"].values() if not store.done(upstream)]
+        if missing and not store.done(key):
+            address = written["stages"][missing[0]]["address"]
+            return Outcome(key, "failed", "blocked", f"needs {address}, which is not in the store")
+        outcome = _make_stage(store, spec, machine)
+        if outcome.status != "done":
+            return outcome
+    return outcome
+
+
+def _make_stage(store: Store, spec: Mapping[str, Any], machine: Machine) -> Outcome:
+    """One stage; where another job is making it, that one is waited for."""
+    key = spec["key"]
+    if not store.done(key) and not store.claimed(key) and stuck(store.attempts(key)) and process_rank() == 0:
+        reason = f"stopped {STUCK_AFTER} times in a row without getting further; give it more time or memory"
+        note_failure(store, spec, "stuck", reason)
+        return Outcome(key, "failed", "stuck", reason)
+    while True:
+        print(f"harness: {spec['address']}", flush=True)
+        outcome = attempt(store, spec, MAKERS[spec["kind"]][0], machine)
+        if outcome.status != "busy":
+            return outcome
+        while store.claimed(key) and not store.done(key):
+            time.sleep(BUSY_SECONDS)
+
+
+def _join_processes() -> None:
+    """Say in `torchrun`'s words which of the step's processes this is, where Slurm started several."""
+    count = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if count > 1 and "WORLD_SIZE" not in os.environ:
+        os.environ |= {
+            "WORLD_SIZE": str(count),
+            "RANK": os.environ["SLURM_PROCID"],
+            "LOCAL_RANK": os.environ["SLURM_LOCALID"],
+            "MASTER_ADDR": _first_node(),
+            "MASTER_PORT": str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000),
+        }
+
+
+def _first_node() -> str:
+    names = subprocess.run(
+        ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]], capture_output=True, text=True, check=True
+    )
+    first = names.stdout.split()[0]
+    found = subprocess.run(["scontrol", "show", "node", first], capture_output=True, text=True, check=True).stdout
+    return next((word[9:] for word in found.split() if word.startswith("NodeAddr=")), first)
+
+
+def _requeue(restarts: int) -> None:
+    """Put this job back into the queue, a bounded number of times."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return
+    if int(os.environ.get("SLURM_RESTART_COUNT", "0")) >= restarts:
+        print(f"harness: not queued again after {restarts} restarts; slurm.restarts allows more", flush=True)
+        return
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
+    subprocess.run(["scontrol", "requeue", job], timeout=REQUEUE_SECONDS, check=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

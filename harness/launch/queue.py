@@ -1,0 +1,98 @@
+"""The queue: what a cluster has and runs, asked of Slurm's own commands.
+
+One look is one call of `squeue`, one of `sinfo` and one of `scontrol`, whatever the size of the grid.
+
+    queue = Queue.look(); queue.job_id("my_grid.cells.3f2a10.0", task=3)      # "1234_3", or None
+"""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from harness.checks import SettingsError, refuse
+from harness.cluster import Cluster, Resources
+
+SECONDS = 60.0  # a controller that is restarted answers within a minute
+DEFAULT_LARGEST_ARRAY = 1001
+
+
+class Node(NamedTuple):
+    """What one kind of node in a partition has."""
+
+    partition: str
+    cpus: int
+    memory_gb: float
+    gpus: int
+
+
+@dataclass
+class Queue:
+    """One cluster as it was when somebody looked."""
+
+    nodes: Sequence[Node]
+    largest_array: int
+    jobs: dict[tuple[str, int], str] = field(default_factory=dict)
+    """Ids of pending and running jobs, by name and task (0 for a job that is no array)."""
+
+    @classmethod
+    def look(cls) -> "Queue":
+        """Ask Slurm; refused in one sentence where there is none or it does not answer."""
+        if shutil.which("sbatch") is None:
+            raise SettingsError(
+                "slurm cannot be used: there is no sbatch on this machine; run this on a login node of the cluster, or "
+                "try `slurm/dev_cluster start`."
+            )
+        found = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config"), re.MULTILINE)
+        queue = cls(_nodes(ask("sinfo", "-h", "-o", "%R|%c|%m|%G")), int(found[1]) if found else DEFAULT_LARGEST_ARRAY)
+        queue.look_again()
+        return queue
+
+    def look_again(self) -> None:
+        """Ask what is in the queue now."""
+        self.jobs = {}
+        for line in ask("squeue", "-h", "-r", "-o", "%j|%K|%i").splitlines():
+            name, task, job = line.rsplit("|", 2)
+            self.jobs[name, int(task) if task.isdigit() else 0] = job
+
+    def job_id(self, array: str, task: int) -> str | None:
+        """The id of a task that waits or runs, as a dependency names it."""
+        return self.jobs.get((array, task))
+
+    def check(self, rule: Resources, cluster: Cluster) -> None:
+        """Raise SettingsError where no node of the rule's partition has what the rule asks for."""
+        partition = rule.partition or cluster.partition
+        names = sorted({node.partition for node in self.nodes})
+        if partition is not None and partition not in names:
+            raise refuse("slurm.partition", partition, f"{cluster.name} has {', '.join(names)}")
+        nodes = [node for node in self.nodes if partition in (None, node.partition)]
+        asked = {"cpus": rule.cpus * rule.tasks_per_node, "memory_gb": rule.memory_gb, "gpus": rule.gpus}
+        for name, amount in asked.items():
+            most = max((getattr(node, name) for node in nodes), default=0)
+            if amount > most:
+                raise refuse(
+                    f"slurm.resources.{name}", amount, f"the largest node of {partition or cluster.name} has {most:g}"
+                )
+
+
+def ask(*command: str) -> str:
+    """What a command of Slurm prints; one sentence where it fails."""
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise SettingsError(f"{command[0]} did not answer within {SECONDS:g} s; is the controller up?") from error
+    if answer.returncode:
+        reason = (answer.stderr.strip().splitlines() or ["no reason given"])[0]
+        raise SettingsError(f"{' '.join(command[:3])} failed: {reason}; is this a login node of the cluster?")
+    return answer.stdout
+
+
+def _nodes(text: str) -> list[Node]:
+    found = []
+    for line in text.splitlines():
+        partition, cpus, memory, gres = line.split("|")
+        gpus = sum(int(number) for number in re.findall(r"gpu(?::[^:,(]+)?:(\d+)", gres))
+        found.append(Node(partition, int(cpus.rstrip("+")), int(memory.rstrip("+")) / 1024, gpus))
+    return found

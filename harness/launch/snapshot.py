@@ -1,0 +1,39 @@
+"""Snapshot: the code that jobs run, published in the store under a hash of it, so that later edits change nothing.
+
+Jobs of hours or days ago import what was there when they were submitted.
+
+    publish_code(store)      # <store>/code/3f2a.../, to be put on PYTHONPATH
+"""
+
+import hashlib
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from harness.store import Store, fsync_tree
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def publish_code(store: Store) -> Path:
+    """The folder with a copy of this package; made once for each state of the code."""
+    files = sorted(path for path in PACKAGE.rglob("*.py"))
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(PACKAGE)}\0".encode() + path.read_bytes() + b"\0")
+    target = store.root / "code" / digest.hexdigest()[:32]
+    if target.is_dir():
+        return target
+    target.parent.mkdir(exist_ok=True)
+    written = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    for path in files:
+        copy = written / PACKAGE.name / path.relative_to(PACKAGE)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    fsync_tree(written)
+    try:
+        os.rename(written, target)
+    except OSError:  # somebody published the same code meanwhile
+        shutil.rmtree(written)
+    return target
