@@ -179,8 +179,9 @@ def test_blocks_tile_a_fraction_and_do_not_know_which_one(tmp_path, tokenizer):
 def test_prompts_alone_are_rendered_without_a_token_of_their_answers(tmp_path, tokenizer):
     facts, found = {}, {}
     for answer in ("a", "another answer"):
-        rows = [row(f"p{i}", answer) for i in range(40)]
-        rows += [{**row(f"d{i}", answer), "messages": row(f"d{i}", answer)["messages"] * 2} for i in range(10)]
+        rows = [row(f"p{i}", answer, id=f"p{i}") for i in range(40)]
+        twice = [row(f"d{i}", answer, id=f"d{i}") for i in range(10)]
+        rows += [{**one, "messages": one["messages"] * 2} for one in twice]
         made, _ = mixture(tmp_path / answer, rows)
         facts[answer] = subset(tmp_path / answer / "subset", made, tokenizer, answers="none", validation=0.0)
         found[answer] = load_from_disk(tmp_path / answer / "subset" / "train").to_list()
