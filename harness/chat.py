@@ -72,6 +72,21 @@ def render_many(
     return [_join(parts, max_length) for parts in pieces]
 
 
+def render_prompts(
+    tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[list[Message]], max_length: int
+) -> list[Rendered]:
+    """Render prompts alone, in order: the ids an answer is generated from, and one span of no tokens where it begins.
+
+    Nothing of such a row can be trained until an answer is put there. A prompt that leaves no room for a token
+    of one has no span.
+    """
+    found = []
+    for ids in prompt_ids_many(tokenizer, conversations):
+        places = [len(ids)] if len(ids) < max_length else []
+        found.append(Rendered(ids[:max_length], places, places, truncated=not places))
+    return found
+
+
 def prompt_ids(tokenizer: "PreTrainedTokenizerBase", messages: list[Message]) -> list[int]:
     """Ids of `messages` (all but the last answer) with the generation prompt; see `prompt_ids_many`."""
     return prompt_ids_many(tokenizer, [messages])[0]

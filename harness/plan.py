@@ -104,10 +104,13 @@ def plan_cell(cell: Cell) -> CellPlan:
     recipe = tuple(stage.normal() for stage in cell.method.stages())
     mixture = mixture_stage(cell, cell.corpus)
     base = base_stage(cell, cell.student)
-    subset = subset_stage(mixture, base, cell.data_frac, cell.data_seed, cell.corpus.max_length)
+    subset = subset_stage(
+        mixture, base, cell.data_frac, cell.data_seed, cell.corpus.max_length, answers=cell.corpus.answers
+    )
     taught_by = _taught_by(cell, recipe)
     for stage in recipe:
         check_signal(cell.signal, stage)
+    _check_answers(cell, recipe)
     teacher = None
     if taught_by == "given":
         teacher = teacher_stage(cell, mixture)
@@ -144,6 +147,31 @@ def _taught_by(cell: Cell, recipe: tuple[TrainStage, ...]) -> str | None:
             "choose one, e.g. teacher=weak, or method=sft",
         )
     return next(iter(found), None)
+
+
+def _check_answers(cell: Cell, recipe: tuple[TrainStage, ...]) -> None:
+    """Refuse, where prompts stand alone, what reads the data's answers or counts their tokens."""
+    if cell.corpus.answers == "given":
+        return
+    name = method_name(cell.method)
+    for stage in recipe:
+        if stage.reads_answers:
+            start, end = stage.span
+            raise refuse(
+                "corpus.answers",
+                "none",
+                f"method={name} reads the data's answers ({stage.sequences} sequences x {stage.divergence}, "
+                f"{start:.0%} to {end:.0%} of the budget)",
+                "use method=seq_kd, method=logit_kd method.answers=teacher, or method=on_policy or skd with "
+                "method.warmup=0; or set corpus.answers=given",
+            )
+    if cell.budget.kind in ("trained_tokens", "flops"):
+        raise refuse(
+            "budget.kind",
+            cell.budget.kind,
+            "with corpus.answers=none nobody knows before the teacher or the student writes how long an answer is",
+            "use budget.kind=steps or epochs",
+        )
 
 
 def _said(cell: Cell, stage: TrainStage, mixture: Stage, subset: Stage, teacher: Stage) -> dict[str, Stage]:

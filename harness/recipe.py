@@ -133,6 +133,13 @@ class TrainStage:
         return (self.divergence != "cross_entropy" and not self._unheard) or self.sequences == "interleaved"
 
     @property
+    def reads_answers(self) -> bool:
+        """Whether an answer of the data is read: trained on, shown to a teacher, or what its teacher was taught."""
+        if self.sequences == "student":
+            return self.adaptive or self.student_share < 1 or self.teacher == "self"
+        return self.sequences not in ("teacher", "interleaved") or self.teacher == "self"
+
+    @property
     def _unheard(self) -> bool:
         # counts of the stage's own tokens stand in the teacher's place
         return self.control == "unigram" and self.divergence in SHARP

@@ -163,6 +163,8 @@ def settings_of(plan: CellPlan) -> dict[str, Any]:
     if plan.stored_signal:
         settings["method"]["signal"] = cell.signal.identity()
     settings["corpus"] = {"kind": corpus_name(cell.corpus), **plain(cell.corpus)}
+    if cell.corpus.answers == "given":  # described as it was before prompts could stand alone
+        del settings["corpus"]["answers"]
     return settings
 
 

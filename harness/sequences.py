@@ -26,7 +26,10 @@ IGNORED = -100  # the label of a token that is read but not scored (the value to
 
 @dataclass(frozen=True)
 class Row:
-    """One training sequence: token ids (int32, length T) and its scored spans [starts[i], ends[i])."""
+    """One training sequence: token ids (int32, length T) and its scored spans [starts[i], ends[i]).
+
+    A prompt alone has one span, empty, at its end: where an answer is to be put.
+    """
 
     input_ids: np.ndarray
     starts: Sequence[int]

@@ -82,14 +82,25 @@ def subset_stage(
     data_seed: int,
     max_length: int,
     exclude: Stage | None = None,
+    answers: str = "given",
 ) -> Stage:
-    """The rows a fraction holds, rendered for one tokenizer, with validation carved from them."""
+    """The rows a fraction holds, rendered for one tokenizer, with validation carved from them where they have
+    answers."""
     inputs = {"mixture": mixture, "tokenizer": tokenizer} | ({"exclude": exclude} if exclude else {})
     settings = {"data_frac": data_frac, "data_seed": data_seed, "max_length": max_length, "validation": 0.1}
+    if answers == "none":
+        settings |= {"validation": 0.0, "answers": "none"}
     return Stage("subset", f"{mixture.name}-{data_frac:g}-s{data_seed}", settings, inputs)
 
 
-def block_stage(mixture: Stage, tokenizer: Stage, edges: tuple[float, float], data_seed: int, max_length: int) -> Stage:
+def block_stage(
+    mixture: Stage,
+    tokenizer: Stage,
+    edges: tuple[float, float],
+    data_seed: int,
+    max_length: int,
+    answers: str = "given",
+) -> Stage:
     """The rows of one block, validation rows among them, rendered for one tokenizer; it may hold none."""
     settings = {
         "block": list(edges),
@@ -97,6 +108,7 @@ def block_stage(mixture: Stage, tokenizer: Stage, edges: tuple[float, float], da
         "data_seed": data_seed,
         "max_length": max_length,
         "validation": 0.0,
+        **({} if answers == "given" else {"answers": answers}),
     }
     inputs = {"mixture": mixture, "tokenizer": tokenizer}
     return Stage("subset", f"{mixture.name}-block-{edges[1]:g}-s{data_seed}", settings, inputs)
@@ -230,7 +242,7 @@ def _blocks(cell: Cell, mixture: Stage) -> list[Stage]:
     tokenizer = base_stage(cell, cell.teacher)  # a lesson changes no tokenizer
     assert cell.data_seed is not None
     return [
-        block_stage(mixture, tokenizer, edges, cell.data_seed, cell.corpus.max_length)
+        block_stage(mixture, tokenizer, edges, cell.data_seed, cell.corpus.max_length, cell.corpus.answers)
         for edges in block_edges(cell.data_frac)
     ]
 
@@ -239,6 +251,13 @@ def _lesson_rows(cell: Cell, teacher: Teacher, lesson: Lesson, mixture: Stage, m
     if lesson.corpus is None:
         assert cell.data_seed is not None
         matched = teacher.data_frac == "match"
+        if matched and cell.corpus.answers == "none":
+            raise refuse(
+                "teacher.data_frac",
+                "match",
+                "a teacher is trained on answers, and corpus.answers=none leaves the cell's own rows without any",
+                "set teacher.data_frac=1.0, or choose a teacher without lessons on the cell's corpus",
+            )
         return subset_stage(
             mixture,
             model,
@@ -247,6 +266,10 @@ def _lesson_rows(cell: Cell, teacher: Teacher, lesson: Lesson, mixture: Stage, m
             cell.corpus.max_length,
         )
     corpus = corpus_from(lesson.corpus)
+    if corpus.answers == "none":
+        raise refuse(
+            "teacher.lessons", "answers: none", "a lesson trains on answers", "set its corpus to answers: given"
+        )
     own = mixture_stage(cell, corpus)
     disjoint = corpus_name(corpus) == corpus_name(cell.corpus) == "mini"  # one held-out set per world
     exclude = None if disjoint else mixture

@@ -11,6 +11,7 @@ from harness.chat import (
     prompt_ids_many,
     render,
     render_many,
+    render_prompts,
     set_template,
 )
 from harness.checks import SettingsError
@@ -69,6 +70,26 @@ def test_the_prompt_is_the_prefix_of_the_whole_rendering(template, texts):
     messages = turns(*texts)
     rendered = render(tokenizer, messages, 512)
     assert prompt_ids(tokenizer, messages[:-1]) == rendered.input_ids[: rendered.starts[-1]]
+
+
+@pytest.mark.parametrize("template", [None, CHATML, TULU_TEMPLATE])
+def test_a_prompt_alone_is_what_generation_sees_with_a_place_for_the_answer(template):
+    tokenizer = byte_tokenizer(template) if template else byte_tokenizer()
+    prompts = [turns("q"), turns("q", "a", "longer"), [{"role": "system", "content": "S"}, *turns("x")]]
+    for messages, rendered in zip(prompts, render_prompts(tokenizer, prompts, 256), strict=True):
+        assert rendered.input_ids == prompt_ids(tokenizer, messages)
+        assert (
+            rendered.input_ids
+            == render(tokenizer, [*messages, *turns("", "answer")[1:]], 256).input_ids[: len(rendered.input_ids)]
+        )
+        assert rendered.starts == rendered.ends == [len(rendered.input_ids)] and not rendered.truncated
+        assert rendered.response_tokens == 0
+
+
+def test_a_prompt_that_leaves_no_room_for_an_answer_has_no_place_for_one():
+    fits, full = (render_prompts(byte_tokenizer(), [turns("hi")], length)[0] for length in (5, 4))
+    assert (len(fits.input_ids), fits.starts, fits.truncated) == (4, [4], False)
+    assert (full.starts, full.ends, full.truncated) == ([], [], True)
 
 
 def test_a_default_system_prompt_is_the_same_in_prompt_and_whole_rendering():

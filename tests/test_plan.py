@@ -6,6 +6,7 @@ import pytest
 
 from harness.checks import SettingsError
 from harness.compose import compose
+from harness.methods import method_names
 from harness.plan import Plan, plan_cell
 from harness.record import freeze
 from harness.teaching import block_edges
@@ -205,6 +206,73 @@ def test_a_cache_is_made_in_blocks_once_for_every_student_and_way_of_reading_it(
     assert {stage.kind for stage in one.teaching} == {"cache"} and one.stored_signal
     assert [stage.key for stage in one.teaching] == [stage.key for stage in other.teaching]
     assert one.fingerprint != other.fingerprint and "teacher" not in one.train[-1].inputs
+
+
+UNLABELLED = ["corpus.answers=none", "data_frac=0.1"]
+
+
+def test_prompts_alone_have_rows_and_labels_of_their_own_and_share_corpus_teacher_and_references():
+    given, none = (plan_cell(cell) for cell in cells("method=seq_kd", "data_frac=0.1", "corpus.answers=given,none"))
+    assert given.fingerprint == plan_cell(cells("method=seq_kd", "data_frac=0.1")[0]).fingerprint != none.fingerprint
+    assert none.teacher.key == given.teacher.key
+    assert {role: stage.key for role, stage in none.references.items()} == {
+        role: stage.key for role, stage in given.references.items()
+    }
+    rows = [none.train[0].inputs["subset"], *(stage.inputs["rows"] for stage in none.teaching)]
+    assert all((stage.settings["answers"], stage.settings["validation"]) == ("none", 0.0) for stage in rows)
+    assert "answers" not in none.teacher.inputs["subset"].settings  # a teacher is taught by answers
+
+
+def test_a_grid_names_the_cells_on_prompts_alone():
+    frozen = freeze(Plan.of(cells("method=seq_kd", "corpus.answers=given,none")), "g")
+    assert [cell["corpus"] for cell in frozen["cells"]] == ["mini", "mini[answers=none]"]
+    assert ["answers" in cell["settings"]["corpus"] for cell in frozen["cells"]] == [False, True]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        ["seq_kd"],
+        ["logit_kd", "method.answers=teacher"],
+        ["logit_kd", "method.answers=teacher", "method.control=shuffled"],
+        ["on_policy", "method.warmup=0"],
+        ["skd", "method.warmup=0"],
+    ],
+)
+def test_what_needs_no_answer_of_the_data_can_be_planned_on_prompts_alone(method):
+    assert len(Plan.of(cells(*UNLABELLED, f"method={method[0]}", *method[1:])).cells) == 1
+
+
+@pytest.mark.parametrize("method", sorted(set(method_names()) - {"seq_kd"}))
+def test_a_method_that_reads_the_datas_answers_is_refused_on_prompts_alone(method):
+    with pytest.raises(SettingsError, match=rf"corpus.answers='none'.*method={method} reads.*method=seq_kd") as said:
+        Plan.of(cells(*UNLABELLED, f"method={method}"))
+    assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("budget.kind=trained_tokens", "budget.kind='trained_tokens'"),
+        ("budget.kind=flops", "budget.kind='flops'"),
+        ("teacher.data_frac=match", "teacher.data_frac='match'"),
+    ],
+)
+def test_what_counts_or_learns_answers_is_refused_on_prompts_alone(override, said):
+    with pytest.raises(SettingsError, match=said):
+        Plan.of(cells(*UNLABELLED, "method=seq_kd", override))
+
+
+def test_a_stored_signal_of_the_teachers_own_answers_is_refused_by_name():
+    with pytest.raises(SettingsError, match=r"signal.kind='top_k'.*trains on teacher text"):
+        Plan.of(cells("method=logit_kd", "method.answers=teacher", "signal.kind=top_k"))
+
+
+def test_logit_kd_on_the_teachers_answers_shares_the_labels_of_seq_kd():
+    (seq,), (logit,) = cells("method=seq_kd"), cells("method=logit_kd", "method.answers=teacher")
+    seq, logit = plan_cell(seq), plan_cell(logit)
+    assert [stage.key for stage in seq.teaching] == [stage.key for stage in logit.teaching]
+    assert "teacher" in logit.train[0].inputs and "teacher" not in seq.train[0].inputs
 
 
 def test_a_live_signal_and_one_that_nobody_reads_are_no_identity():

@@ -16,11 +16,13 @@ from harness.checks import check_choice, check_positive
 from harness.registry import load_from, name_of, names_in
 
 ON_BAD_ROW = ("refuse", "drop")
+ANSWERS = ("given", "none")
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row: a conversation that ends with the assistant's turn, and where it comes from."""
+    """One row: a conversation that ends with the assistant's turn, or a prompt that ends with the user's, and where
+    it comes from."""
 
     id: str
     messages: list[dict[str, str]]
@@ -61,6 +63,10 @@ class CorpusSettings:
     sets `Example.split` itself decides instead."""
     on_bad_row: str = "refuse"
     """A row that cannot be read: `refuse` (stop and name it) or `drop` (leave it out and count it)."""
+    answers: str = "given"
+    """`given`, or `none`: students train on prompts alone, whatever the rows hold. A row is cut before its first
+    answer (one that ends with the user's turn is a prompt as it stands), none is set apart for validation, and
+    what is held out is taken among answered rows. A teacher's own lessons are not touched by it."""
 
     def __post_init__(self) -> None:
         name = corpus_name(self)
@@ -68,9 +74,13 @@ class CorpusSettings:
         check_positive(f"{name}.max_new_tokens", self.max_new_tokens)
         check_positive(f"{name}.heldout_rows", self.heldout_rows)
         check_choice(f"{name}.on_bad_row", self.on_bad_row, ON_BAD_ROW)
+        check_choice(f"{name}.answers", self.answers, ANSWERS)
 
     def identity(self, world_seed: int) -> dict[str, Any]:
-        """Everything that changes rows, as plain JSON; files by their sha256, never by their folder."""
+        """Everything that changes rows, as plain JSON; files by their sha256, never by their folder.
+
+        `answers` is in it only where a corpus reads rows without one because of it.
+        """
         raise NotImplementedError
 
     def examples(self, world_seed: int) -> Iterator[Example]:

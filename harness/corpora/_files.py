@@ -99,6 +99,8 @@ def count_rows(files: list[Path]) -> int:
 def identity_of(corpus: Any, files: list[Path]) -> dict[str, Any]:
     """A corpus of files as plain JSON: its fields that change rows, and its files by their sha256."""
     kept = {name: value for name, value in asdict(corpus).items() if name not in CHANGE_NO_ROW}
+    if corpus.answers == "given":
+        del kept["answers"]  # corpora are addressed as they were before prompts could stand alone
     kept["sources"] = None if corpus.sources is None else sorted(set(corpus.sources))
     return {"kind": corpus_name(corpus), **kept, "files": sha256_of(files)}
 

@@ -1,7 +1,8 @@
 """Rows of instruction data: what a conversation may look like, and the hashes that tell rows apart.
 
 `_files.py` reads; this file judges. A conversation is an optional system turn, then user and assistant
-in turn, ending with the assistant: the one shape every chat template renders.
+in turn, ending with the assistant: the one shape every chat template renders. A prompt alone ends with the
+user.
 
     bad_turns([{"role": "user", "content": "Add 3 and 4."}])       # "the assistant's turn is missing"
     prompt_hash(messages)    # equal for "Add 3 and 4." and " add 3  and 4."
@@ -12,12 +13,15 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
-from harness.checks import SettingsError
+from harness.checks import SettingsError, refuse
 
 ROLES = ("system", "user", "assistant")
 HASH_DIGITS = 32  # 128 bits
+UNANSWERED = ("the assistant's turn is missing", "the last turn is not the assistant's")
+"""What is wrong with a prompt alone where answers are wanted."""
 
 
 def prompt_hash(messages: Sequence[Mapping[str, str]]) -> str:
@@ -42,8 +46,23 @@ def plain_turns(messages: Any) -> list[dict[str, str]]:
     return [{"role": turn["role"], "content": turn["content"]} for turn in messages]
 
 
-def bad_turns(messages: Any) -> str:
-    """What is wrong with a conversation, in a few words, or "" when nothing is."""
+def is_answered(messages: Sequence[Mapping[str, str]]) -> bool:
+    """Whether a conversation ends with an answer."""
+    return messages[-1]["role"] == "assistant"
+
+
+def without_answers(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """The turns before the first answer; a conversation that ends with the user's turn is a prompt as it stands."""
+    if not is_answered(messages):
+        return list(messages)
+    return list(takewhile(lambda turn: turn["role"] != "assistant", messages))
+
+
+def bad_turns(messages: Any, answered: bool = True) -> str:
+    """What is wrong with a conversation, in a few words, or "" when nothing is.
+
+    `answered=False` lets it end with the user's turn.
+    """
     if not isinstance(messages, list) or not messages:
         return "no messages"
     for turn in messages:
@@ -57,23 +76,36 @@ def bad_turns(messages: Any) -> str:
             return "not UTF-8"
     roles = [turn["role"] for turn in messages]
     turns = roles[1:] if roles[0] == "system" else roles
-    if "assistant" not in turns:
-        return "the assistant's turn is missing"
-    if turns[-1] != "assistant":
-        return "the last turn is not the assistant's"
-    if turns != ["user", "assistant"] * (len(turns) // 2):
+    if answered and "assistant" not in turns:
+        return UNANSWERED[0]
+    if answered and turns[-1] != "assistant":
+        return UNANSWERED[1]
+    if not turns or turns != (["user", "assistant"] * len(turns))[: len(turns)]:
         return "user and assistant do not take turns"
     return ""
 
 
-def count_or_refuse(on_bad_row: str, dropped: Counter[str], where: str, problem: str) -> None:
-    """Count a bad row, or refuse it by file and place, as the corpus's `on_bad_row` says."""
+def count_or_refuse(on_bad_row: str, dropped: Counter[str], where: str, problem: str, way_out: str = "") -> None:
+    """Count a bad row, or refuse it by file and place, as the corpus's `on_bad_row` says.
+
+    `way_out` is one more thing to do about it.
+    """
     if on_bad_row == "refuse":
         raise SettingsError(
             f"{where} cannot be used: {problem}; mend the row, or set "
-            "corpus.on_bad_row=drop to count and skip such rows."
+            f"corpus.on_bad_row=drop to count and skip such rows{way_out}."
         )
     dropped[problem] += 1
+
+
+def nothing_to_score() -> SettingsError:
+    """The refusal of a corpus in which no row has an answer."""
+    return refuse(
+        "corpus.answers",
+        "none",
+        "no row of the corpus has an answer, so there is nothing to score a model on",
+        "add some rows with an answer (corpus.heldout_rows says how many at most): they are held out, never trained on",
+    )
 
 
 def _encodable(text: str) -> bool:

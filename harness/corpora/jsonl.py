@@ -1,10 +1,12 @@
 """Corpus `jsonl`: your own rows, from JSONL, Parquet or a saved Hugging Face data set.
 
 `tulu3.py` is the published mixture; this is any file. A row has `messages`, or a prompt and a completion
-(text, or lists of messages as TRL writes them). Rows of two sources carry a `source` column.
+(text, or lists of messages as TRL writes them). Rows of two sources carry a `source` column. Under
+`answers=none` a row may be a prompt alone: messages that end with the user's turn, or no completion.
 
     corpus=jsonl corpus.path=answers.jsonl
     corpus=jsonl corpus.path=gsm8k.jsonl corpus.prompt_column=question corpus.completion_column=answer
+    corpus=jsonl corpus.path=prompts.jsonl corpus.answers=none method=seq_kd
 """
 
 from collections import Counter
@@ -17,7 +19,7 @@ from typing import Any
 from harness.checks import refuse
 from harness.corpora import CorpusSettings, Example, Size
 from harness.corpora._files import count_rows, data_files, identity_of, read_rows, sha256_of
-from harness.corpora._rows import bad_turns, count_or_refuse, plain_turns
+from harness.corpora._rows import UNANSWERED, bad_turns, count_or_refuse, is_answered, nothing_to_score, plain_turns
 
 SAMPLE = 200  # rows looked at to estimate lengths
 CHARACTERS_PER_TOKEN = 4.0
@@ -63,7 +65,7 @@ class Corpus(CorpusSettings):
                 found.add(source)
                 if self.sources is not None and source not in self.sources:
                     continue
-                problem = bad_turns(messages)
+                problem = bad_turns(messages, self.answers == "given")
                 if not problem:
                     id, truth = row.values.get(self.id_column), row.values.get(self.truth_column or "")
                     yield Example(
@@ -73,7 +75,8 @@ class Corpus(CorpusSettings):
                         truth=None if truth is None else str(truth),
                     )
                     continue
-            count_or_refuse(self.on_bad_row, self.dropped, row.where, problem)
+            way_out = ", or corpus.answers=none to train on prompts alone" if problem in UNANSWERED else ""
+            count_or_refuse(self.on_bad_row, self.dropped, row.where, problem, way_out)
         absent = sorted(set(self.sources or ()) - found)
         if absent:
             raise refuse(
@@ -88,39 +91,51 @@ class Corpus(CorpusSettings):
         return {"files": self.read_from, "dropped": dict(self.dropped)}
 
     def size(self) -> Size | None:
-        """Rows by the files' metadata, tokens from the first rows' characters, four to a token."""
+        """Rows by the files' metadata, tokens from the first rows' characters, four to a token.
+
+        Where no answer is among them, one is taken to be as long as text may get.
+        """
         if self.sources is not None:
             return None
         files = self._files()
         first = islice(read_rows(files, self._columns()), SAMPLE)
         sample = [self._messages(row.values) for row in first if row.values]
-        good = [messages for messages in sample if not bad_turns(messages)]
+        good = [messages for messages in sample if not bad_turns(messages, self.answers == "given")]
         if not good:
             return None
         length = {True: 0, False: 0}
         for turn in (turn for messages in good for turn in messages):
             length[turn["role"] == "assistant"] += len(turn["content"])
-        per_row = 1 / len(good) / CHARACTERS_PER_TOKEN
+        prompt, response = (length[said] / len(good) / CHARACTERS_PER_TOKEN for said in (False, True))
+        if not any(map(is_answered, good)):
+            response = float(self.max_new_tokens)
         rows = max(1, count_rows(files) - self.heldout_rows)
-        return Size(rows, length[True] * per_row, sum(length.values()) * per_row, self.heldout_rows)
+        return Size(rows, response, prompt + response, self.heldout_rows)
 
     def check(self) -> None:
-        """Refuse a missing path, and a first row without the columns that were asked for."""
+        """Refuse a missing path, a first row without the columns that were asked for, and prompts alone without a
+        single answer to score on."""
         files = self._files()
         first = next((row for row in read_rows(files) if row.values is not None), None)
         if first is None or first.values is None:
             raise refuse("corpus.path", self.path, "there is no readable row in it")
         columns = set(first.values)
         listed = ", ".join(sorted(columns))
-        pair = {self.prompt_column, self.completion_column}
-        if self.messages_column not in columns and not pair <= columns:
+        alone = self.answers == "none"
+        needed = {self.prompt_column} if alone else {self.prompt_column, self.completion_column}
+        if self.messages_column not in columns and not needed <= columns:
             raise refuse(
                 "corpus.path",
                 self.path,
                 f"its columns are {listed}, and rows need {self.messages_column}, or "
-                f"{self.prompt_column} and {self.completion_column}",
-                "name them, e.g. corpus.prompt_column=question corpus.completion_column=answer",
+                f"{self.prompt_column}" + ("" if alone else f" and {self.completion_column}"),
+                "name them, e.g. corpus.prompt_column=question corpus.completion_column=answer"
+                + ("" if alone else ", or set corpus.answers=none for prompts alone"),
             )
+        if alone and all(
+            bad_turns(self._messages(row.values)) for row in read_rows(files, self._columns()) if row.values
+        ):
+            raise nothing_to_score()
         if self.truth_column is not None and self.truth_column not in columns:
             raise refuse(
                 "corpus.truth_column",
@@ -149,6 +164,8 @@ class Corpus(CorpusSettings):
         if values.get(self.messages_column) is not None:
             return values[self.messages_column]
         prompt, completion = values.get(self.prompt_column), values.get(self.completion_column)
+        if self.answers == "none" and not completion:
+            return prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
         if isinstance(prompt, list) and isinstance(completion, list):
             return prompt + completion
         return [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]

@@ -8,7 +8,7 @@ share the counted warm-up of cross-entropy, so those with the same `warmup` shar
 
 from typing import Any
 
-from harness.checks import check_at_least, check_positive, refuse
+from harness.checks import check_at_least, check_choice, check_positive, refuse
 from harness.recipe import TrainStage
 
 
@@ -28,6 +28,22 @@ def check_mix(cross_entropy_weight: float, divergence_temperature: float) -> Non
             "cross-entropy alone is method=sft",
         )
     check_positive("method.divergence_temperature", divergence_temperature)
+
+
+def check_written(teacher_temperature: float, samples_per_prompt: int, rationale: str) -> None:
+    """Raise unless a teacher can write answers so; several greedy ones would all be the same."""
+    if not 0 <= teacher_temperature < float("inf"):
+        raise refuse("method.teacher_temperature", teacher_temperature, "it is 0 (greedy) or above")
+    if not (isinstance(samples_per_prompt, int) and samples_per_prompt >= 1):
+        raise refuse("method.samples_per_prompt", samples_per_prompt, "it is a whole number of at least 1")
+    if samples_per_prompt > 1 and teacher_temperature == 0:
+        raise refuse(
+            "method.samples_per_prompt",
+            samples_per_prompt,
+            "greedy answers to one prompt are all the same",
+            "set method.teacher_temperature above 0, e.g. 0.7",
+        )
+    check_choice("method.rationale", rationale, ("keep", "strip"))
 
 
 def check_beside(what: str, hidden_weight: float, forward_kl_weight: float, cross_entropy_weight: float) -> None:

@@ -1,13 +1,16 @@
 """Sequence-level distillation (Kim and Rush 2016, arXiv 1606.07947): cross-entropy on the teacher's answers.
 
-The teacher answers each row's prompt once and its text replaces the data's; nothing but text is asked of
-it, so this is also distillation from a black box. Answers cut by the length limit are kept without an
-end-of-turn target: the set of rows never differs from `sft`.
+The teacher answers each row's prompt and its text replaces the data's; nothing but text is asked of it, so
+this is also distillation from a black box, and prompts without an answer will do (`corpus.answers=none`).
+Answers cut by the length limit are kept without an end-of-turn target: the set of rows never differs from
+`sft`. `logit_kd.py` with `answers=teacher` compares distributions on the same text.
+
+    Method(teacher_temperature=0.7, samples_per_prompt=4, rationale="strip")
 """
 
 from dataclasses import dataclass
 
-from harness.checks import refuse
+from harness.methods._checks import check_written
 from harness.recipe import TrainStage
 
 
@@ -17,12 +20,15 @@ class Method:
 
     teacher_temperature: float = 0.0
     """Temperature at which the teacher answers; 0 is greedy, as in the paper's one-best variant."""
+    samples_per_prompt: int = 1
+    """Answers the teacher writes to each prompt; the n-th visit of a row trains the n-th, round and round."""
+    rationale: str = "keep"
+    """`keep`, or `strip` the reasoning between `<think>` marks that a teacher writes before its answer."""
     shuffled: bool = False
     """Control: every row gets another row's answer, so only the answers' style can teach."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.teacher_temperature < float("inf"):
-            raise refuse("method.teacher_temperature", self.teacher_temperature, "it is 0 (greedy) or above")
+        check_written(self.teacher_temperature, self.samples_per_prompt, self.rationale)
 
     def stages(self) -> tuple[TrainStage, ...]:
         """One stage."""
@@ -30,6 +36,8 @@ class Method:
             TrainStage(
                 sequences="teacher",
                 sampling_temperature=self.teacher_temperature,
+                samples_per_prompt=self.samples_per_prompt,
+                rationale=self.rationale,
                 control="shuffled" if self.shuffled else "none",
             ),
         )

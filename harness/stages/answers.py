@@ -28,6 +28,7 @@ from harness.sequences import Row, Rows, answered, draw_seed
 from harness.stages.teach import FEATURES
 
 ROWS_AT_ONCE = 1000
+MANY_CUT = 0.05  # share of answers cut by the length limit above which a warning says so
 RATIONALE = re.compile(r"\A\s*<think>.*?(</think>\s*|\Z)", re.DOTALL)
 """Reasoning at the head of an answer, as R1-style teachers mark it; unfinished reasoning is the whole answer."""
 
@@ -44,8 +45,9 @@ def answered_rows(
     """Rows with the teacher's answers and, for each visit of `order` (steps, batch_size), which of them it trains.
 
     `folders` are published label stages that together answer every visited row; a row's n-th visit gets its
-    n-th sample, round and round. `stage.control="shuffled"` deals the answers to other rows in one seeded
-    cycle, so no row keeps its own. Raises SettingsError where there is only one row to deal among.
+    n-th sample, round and round. Where the text itself is learnt (cross-entropy), `stage.control="shuffled"` deals
+    the answers to other rows in one seeded cycle, so no row keeps its own; a divergence deals what its teacher says
+    of them. Raises SettingsError where there is only one row to deal among.
     """
     labels = concatenate_datasets([load_from_disk(folder / "labels") for folder in folders])
     numbers = np.asarray(subset["row"], dtype=np.int64)[order]
@@ -55,7 +57,8 @@ def answered_rows(
         return labels.select_columns(list(FEATURES)), places
     used, batches = np.unique(places, return_inverse=True)
     chosen = labels.select(used)
-    givers = _cycle(len(used), seed) if stage.control == "shuffled" else np.arange(len(used))
+    dealt = stage.control == "shuffled" and stage.divergence == "cross_entropy"
+    givers = _cycle(len(used), seed) if dealt else np.arange(len(used))
     position = {row: index for index, row in enumerate(subset["row"])}
     prompts = _prompts(chosen, Rows(subset), position)
     given = chosen.select(givers)
@@ -65,6 +68,18 @@ def answered_rows(
         for prompt, answer in zip(prompts, answers, strict=True)
     )
     return _as_dataset(rows, chosen), batches.reshape(order.shape)
+
+
+def cut_answers(dataset: Dataset, batches: np.ndarray, end_of_turn: int) -> list[str]:
+    """A warning where many of the visited answers do not end with `end_of_turn`: a length limit cut them."""
+    rows, visited = Rows(dataset), np.unique(batches)
+    cut = sum(int(rows[int(place)].input_ids[-1]) != end_of_turn for place in visited)
+    if cut <= MANY_CUT * len(visited):
+        return []
+    return [
+        f"{cut} of {len(visited)} teacher's answers were cut by the length limit; "
+        "they are trained without an end of turn"
+    ]
 
 
 def without_rationale(text: str) -> str:

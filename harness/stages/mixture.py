@@ -2,8 +2,9 @@
 
 `subset.py` takes a cell's fraction of it. The held-out rows depend on the corpus only, never on a
 fraction or a seed of a cell: per source, the prompts with the smallest hashes, whole prompts at a time,
-so neither a repeated row nor a repeated prompt is ever on both sides. Repeated rows stay in train, as in
-Tülu 3 (arXiv 2411.15124), and are counted. Rows pass through once and never sit in memory together.
+so neither a repeated row nor a repeated prompt is ever on both sides. A row without an answer is never held
+out, there is nothing to score against. Repeated rows stay in train, as in Tülu 3 (arXiv 2411.15124), and are
+counted. Rows pass through once and never sit in memory together.
 
     train.parquet     id, messages, source, prompt_hash, row_hash
     heldout.parquet   the same and truth
@@ -26,7 +27,7 @@ from harness.checks import refuse
 from harness.config import Machine
 from harness.corpora import corpus_from
 from harness.corpora._files import file_sha256
-from harness.corpora._rows import prompt_hash, row_hash
+from harness.corpora._rows import is_answered, nothing_to_score, prompt_hash, row_hash
 from harness.store import write_json
 
 ROWS_AT_ONCE = 500
@@ -50,7 +51,7 @@ def make_mixture(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path
 
     `settings`: `corpus` (the corpus's identity) and `where`, which holds `corpus` (the `kind` and its fields,
     `path` among them) and `world_seed`; without `where`, `settings` has these itself. Raises SettingsError
-    for rows that cannot be read, files that changed after planning, and a corpus without rows.
+    for rows that cannot be read, files that changed after planning, and a corpus without rows or without answers.
     """
     where = settings.get("where") or settings
     kind, world_seed = where["corpus"]["kind"], where["world_seed"]
@@ -69,9 +70,11 @@ def make_mixture(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path
             f"no row is left to train on (dropped: {dict(dropped) or 'none'})",
             "loosen corpus.sources or look at the rows",
         )
-    prompts, rows, sources = seen.arrays()
-    heldout = _heldout(corpus, seen, prompts, sources)
-    leaked = ~heldout & np.isin(prompts, prompts[heldout])  # never where we chose, which goes by prompt
+    prompts, rows, sources, answered = seen.arrays()
+    if not answered.any():
+        raise nothing_to_score()
+    heldout = _heldout(corpus, seen, prompts, sources, answered)
+    leaked = ~heldout & np.isin(prompts, prompts[heldout])  # where we chose, which goes by prompt, only unanswered ones
     if leaked.any():
         dropped["train row whose prompt is held out"] += int(leaked.sum())
     train = ~heldout & ~leaked
@@ -93,6 +96,8 @@ def make_mixture(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path
         "dropped_rows": dropped.total(),
         "repeats": int(repeated.sum()),
     }
+    if not answered.all():
+        counts["unanswered_rows"] = int((train & ~answered).sum())
     table = {}
     for code, name in enumerate(seen.names):
         mine = sources == code
@@ -120,22 +125,28 @@ def make_mixture(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path
     return {"counts": counts, "warnings": warnings}
 
 
-def choose_heldout(prompts: np.ndarray, sources: np.ndarray, heldout_rows: int) -> np.ndarray:
-    """Mask (n,) of the rows held out, given each row's prompt hash (n,) uint64 and source number (n,) int.
+def choose_heldout(
+    prompts: np.ndarray, sources: np.ndarray, heldout_rows: int, answered: np.ndarray | None = None
+) -> np.ndarray:
+    """Mask (n,) of the rows held out, given each row's prompt hash (n,) uint64 and source number (n,) int, and
+    whether it has an answer (n,) bool (None: all have).
 
-    Per source about `heldout_rows` x its share of the rows, at least one prompt where it has two, at most a
-    fifth of its rows; taken prompt by prompt in the order of their hashes. A prompt that does not fit is
-    passed over; one that several sources share is held out in all of them or in none. Every source keeps
-    a prompt to train on.
+    Per source about `heldout_rows` x its share of the answered rows, at least one prompt where it has two, at
+    most a fifth of its rows (of all rows, shared out alike, where some have no answer); taken prompt by prompt
+    in the order of their hashes. A prompt that does not fit is passed over; one that several sources share is
+    held out in all of them or in none. Every source keeps a prompt to train on.
     """
+    answered = np.ones(len(sources), dtype=bool) if answered is None else answered
     count = int(sources.max()) + 1
     unique, prompt_of = np.unique(prompts, return_inverse=True)
-    pairs, pair_rows = np.unique(prompt_of.astype(np.int64) * count + sources, return_counts=True)
+    pairs, pair_of = np.unique(prompt_of.astype(np.int64) * count + sources, return_inverse=True)
+    pair_rows = np.bincount(pair_of[answered], minlength=len(pairs))
     pair_prompt, pair_source = np.divmod(pairs, count)
     first_pair = np.searchsorted(pair_prompt, np.arange(len(unique) + 1))
-    rows_of, left = np.bincount(sources, minlength=count), np.bincount(pair_source, minlength=count)
-    share = np.rint(heldout_rows * rows_of / len(sources)).astype(np.int64)
-    wanted = np.where(left >= 2, np.maximum(1, np.minimum(share, rows_of // MOST_HELD_OUT)), 0)
+    rows_of, left = np.bincount(sources[answered], minlength=count), np.bincount(pair_source, minlength=count)
+    share = np.rint(heldout_rows * rows_of / answered.sum()).astype(np.int64)
+    most = len(sources) * rows_of // (MOST_HELD_OUT * answered.sum())
+    wanted = np.where((left >= 2) & (rows_of > 0), np.maximum(1, np.minimum(share, most)), 0)
     taken, held = np.zeros(count, dtype=np.int64), np.zeros(len(unique), dtype=bool)
 
     def take(prompt: int, must_fit: bool) -> None:
@@ -148,7 +159,7 @@ def choose_heldout(prompts: np.ndarray, sources: np.ndarray, heldout_rows: int) 
             left[touched] -= 1
 
     for source in range(count):
-        mine = np.flatnonzero(pair_source == source)
+        mine = np.flatnonzero((pair_source == source) & (pair_rows > 0))
         for pair in mine:
             if taken[source] >= wanted[source]:
                 break
@@ -158,25 +169,27 @@ def choose_heldout(prompts: np.ndarray, sources: np.ndarray, heldout_rows: int) 
                 if taken[source]:
                     break
                 take(int(pair_prompt[pair]), must_fit=False)  # all are larger than the share: the smallest
-    return held[prompt_of]
+    return held[prompt_of] & answered
 
 
 @dataclass
 class _Seen:
-    """What is kept of every row while it streams by: 19 bytes, and each source's name once."""
+    """What is kept of every row while it streams by: 20 bytes, and each source's name once."""
 
     prompts: array = field(default_factory=lambda: array("Q"))
     rows: array = field(default_factory=lambda: array("Q"))
     sources: array = field(default_factory=lambda: array("H"))
     splits: array = field(default_factory=lambda: array("B"))
+    answered: array = field(default_factory=lambda: array("B"))
     names: list[str] = field(default_factory=list)
 
-    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Prompt hashes and row hashes (first 64 bits), source numbers."""
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Prompt hashes and row hashes (first 64 bits), source numbers, and whether there is an answer."""
         return (
             np.frombuffer(self.prompts, dtype=np.uint64),
             np.frombuffer(self.rows, dtype=np.uint64),
             np.frombuffer(self.sources, dtype=np.uint16).astype(np.int64),
+            np.frombuffer(self.answered, dtype=np.bool_),
         )
 
     @property
@@ -210,6 +223,7 @@ def _spool(corpus: Any, world_seed: int, spool: Path) -> _Seen:
             seen.rows.append(int(row[:16], 16))
             seen.sources.append(numbers[example.source])
             seen.splits.append(SPLITS.index(example.split))
+            seen.answered.append(is_answered(example.messages))
             waiting.append((example.id, example.messages, example.source, prompt, row, example.truth))
             if len(waiting) == ROWS_AT_ONCE:
                 _flush(writer, waiting)
@@ -228,12 +242,14 @@ def _flush(writer: pq.ParquetWriter, waiting: list[tuple[Any, ...]]) -> None:
         waiting.clear()
 
 
-def _heldout(corpus: Any, seen: _Seen, prompts: np.ndarray, sources: np.ndarray) -> np.ndarray:
+def _heldout(corpus: Any, seen: _Seen, prompts: np.ndarray, sources: np.ndarray, answered: np.ndarray) -> np.ndarray:
     if not seen.decided:
-        return choose_heldout(prompts, sources, corpus.heldout_rows)
+        return choose_heldout(prompts, sources, corpus.heldout_rows, answered)
     splits = np.frombuffer(seen.splits, dtype=np.uint8)
     assert splits.all(), "a corpus sets the split of every row or of none"
-    return splits == SPLITS.index("heldout")
+    heldout = splits == SPLITS.index("heldout")
+    assert answered[heldout].all(), "a corpus holds out a row without an answer"
+    return heldout
 
 
 def _write(spool: Path, path: Path, kept: np.ndarray, schema: pa.Schema) -> None:
@@ -266,10 +282,10 @@ def _warnings(
     said = [f"{number} rows were left out: {reason}" for reason, number in sorted(dropped.items())]
     without = sorted(name for name, row in table.items() if not row["heldout"])
     if without and not decided:
-        said.append(f"no row is held out of sources with a single prompt: {', '.join(without)}")
+        said.append(f"no row is held out of sources with a single prompt or no answer: {', '.join(without)}")
     if not decided and counts["heldout_rows"] < corpus.heldout_rows / 2:
         said.append(
             f"{counts['heldout_rows']} rows are held out, not the {corpus.heldout_rows} asked for: "
-            f"at most one row in {MOST_HELD_OUT} of a source is"
+            f"at most one row in {MOST_HELD_OUT} of a source is, and none without an answer"
         )
     return said

@@ -5,6 +5,8 @@ one order seeded by `data_seed` and the source's name; largest-remainder quotas 
 fraction, so they would not nest. Every tenth row of that order is carved for validation, so the train
 rows of a fraction are also among the train rows of every larger one. All arms share the artifact.
 
+Where prompts stand alone, no answer is in the artifact: a row is its prompt and an empty span behind it.
+
     train/, validation/   data sets: row, id, input_ids, starts, ends (spans of the assistant's turns)
     subset.json           counts per source, truncated and dropped rows, lengths, tokenizer_hash
 """
@@ -23,6 +25,7 @@ import pyarrow.parquet as pq
 from harness import chat, models, track
 from harness.checks import refuse
 from harness.config import Machine
+from harness.corpora._rows import without_answers
 from harness.store import write_json
 
 ROWS_AT_ONCE = 1000
@@ -36,12 +39,15 @@ RENDERED = pa.schema(
 def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Choose, render and save the rows of one fraction.
 
-    `settings`: `data_frac`, `data_seed`, `max_length` (tokens), `validation` (share of the cell's rows), and for
-    a block of rows `block` (start, end): the rows of the fraction `end` that are not in `start`, maybe none.
+    `settings`: `data_frac`, `data_seed`, `max_length` (tokens), `validation` (share of the cell's rows), for
+    a block of rows `block` (start, end): the rows of the fraction `end` that are not in `start`, maybe none,
+    and for prompts alone `answers` (`none`).
     `inputs`: `mixture`, `tokenizer` (a model folder), and optionally `exclude`, another mixture: rows whose
     prompt it holds out are dropped and counted. Raises SettingsError when no row is left to train on.
     """
     path = inputs["mixture"] / "train.parquet"
+    unanswered = settings.get("answers") == "none"
+    assert not (unanswered and settings["validation"]), "validation needs answers to score"
     index = pq.read_table(path, columns=["source", "prompt_hash"], read_dictionary=["source"])
     sources = index["source"].unify_dictionaries().combine_chunks()
     names, codes = sources.dictionary.to_pylist(), sources.indices.to_numpy()
@@ -67,7 +73,11 @@ def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
     tokenizer = models.load_tokenizer(inputs["tokenizer"])
     tallies = {name: _Tally(out / f"{name}.arrow") for name in ("train", "validation")}
     for rows, ids, conversations in read_batches(path, chosen):
-        rendered = chat.render_many(tokenizer, conversations, settings["max_length"])
+        if unanswered:
+            conversations = [without_answers(messages) for messages in conversations]
+            rendered = chat.render_prompts(tokenizer, conversations, settings["max_length"])
+        else:
+            rendered = chat.render_many(tokenizer, conversations, settings["max_length"])
         for name, tally in tallies.items():
             part = [
                 (row, id, one)
@@ -118,7 +128,10 @@ def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
         warnings.append(f"{truncated} rows were cut to max_length={settings['max_length']} tokens")
     if settings["validation"] and not held.rows:
         warnings.append("no validation rows: the cell has too few rows, or its prompts all repeat")
-    write_json(out / "subset.json", {**written, "warnings": warnings})
+    if unanswered and "block" not in settings:
+        warnings.append("no validation rows: corpus.answers=none leaves no answer to score; all rows are trained on")
+    answers = {"answers": "none"} if unanswered else {}
+    write_json(out / "subset.json", {**written, **answers, "warnings": warnings})
     return {"counts": counts, "warnings": warnings}
 
 
@@ -170,7 +183,7 @@ class _Tally:
         self.writer = pa.ipc.new_stream(str(path), RENDERED)
 
     def add(self, part: list[tuple[int, str, chat.Rendered]], codes: np.ndarray) -> None:
-        kept = [(row, id, one) for row, id, one in part if sum(one.ends) > sum(one.starts)]
+        kept = [(row, id, one) for row, id, one in part if one.starts]
         self.without_response += len(part) - len(kept)
         self.rows += len(kept)
         self.truncated += sum(one.truncated for _, _, one in kept)

@@ -40,7 +40,6 @@ LABELS = Features(
     TOKENS | {"turn": Value("int32"), "sample": Value("int32"), "text": Value("string"), "finished": Value("bool")}
 )
 ROWS_AT_ONCE = 256
-MANY_CUT = 0.05  # share of answers cut by the length limit above which a warning says so
 
 
 def make_labels(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
@@ -75,11 +74,6 @@ def make_labels(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
         "generated_tokens": written,
         "flops": forward_flops(parameters, read + written),
     }
-    if cut > MANY_CUT * answers:
-        warnings.append(
-            f"{cut} of {answers} teacher's answers were cut by the length limit; "
-            "they are trained without an end of turn"
-        )
     return {"cost": cost, "counts": counts, "warnings": warnings}
 
 

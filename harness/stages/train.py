@@ -19,6 +19,7 @@ from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from harness.adapters import merged, with_adapters
 from harness.cached_teacher import CachedTeacher
+from harness.chat import end_of_turn_id
 from harness.checks import refuse
 from harness.config import Budget, Machine
 from harness.cross import CrossTeacher
@@ -31,7 +32,7 @@ from harness.sequences import Rows, draw_seed, mixed_visits, visiting_order, vis
 from harness.signal_kinds import Signal
 from harness.signals import LiveTeacher, TeacherSignal
 from harness.spending import Sizes, off_budget, steps_for, visit_flops
-from harness.stages.answers import answered_rows
+from harness.stages.answers import answered_rows, cut_answers
 from harness.trainers import fit
 
 COUNTS = ("steps", "student_steps", "read_tokens")
@@ -54,6 +55,8 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     budget, seed = Budget(**settings["budget"]), settings["seed"]
     subset = load_from_disk(inputs["subset"] / "train")
     rows = Rows(subset, settings["loss_on"])
+    if stage.reads_answers and not rows.response_tokens.all():
+        raise ValueError(f"{stage.sequences} x {stage.divergence} reads the data's answers and some rows have none")
     device = device_of(machine)
     tokenizer = load_tokenizer(inputs["start"])
     model = load_model(inputs["start"], device=device)
@@ -68,6 +71,8 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
         order = visiting_order(rows, budget, seed, stage.span)
     dataset, batches = _sequences(stage, subset, order, inputs, budget, seed)
     counts, warnings = _check_alignment(teacher, dataset, batches) if isinstance(teacher, CrossTeacher) else ({}, [])
+    if stage.sequences == "teacher":
+        warnings += cut_answers(dataset, batches, end_of_turn_id(tokenizer))
     validation = _validation(inputs["subset"])
     report = fit(
         model,

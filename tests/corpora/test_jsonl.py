@@ -60,6 +60,53 @@ def test_prompt_and_completion_may_be_lists_of_messages(tmp_path):
     assert read(path)[0].messages == turns(("system", "Be brief."), ("user", "Hi"), ("assistant", "Hi."))
 
 
+def test_prompts_alone_are_read_however_they_are_spelt(tmp_path):
+    asked = turns(("system", "Be brief."), ("user", "Hi"))
+    history = turns(("user", "Hi"), ("assistant", "Hi."), ("user", "2+2?"))
+    rows = [
+        ({"messages": asked}, asked),
+        ({"messages": history}, history),
+        ({"prompt": "2+2?"}, turns(("user", "2+2?"))),
+        ({"prompt": "2+2?", "completion": None}, turns(("user", "2+2?"))),
+        ({"prompt": asked, "completion": ""}, asked),
+        (GOOD, GOOD["messages"]),
+    ]
+    path = write(tmp_path / "rows.jsonl", *(row for row, _ in rows))
+    assert [row.messages for row in read(path, answers="none")] == [messages for _, messages in rows]
+    for row, _ in rows[:2]:
+        with pytest.raises(SettingsError, match=r"corpus\.answers=none to train on prompts alone"):
+            read(write(tmp_path / "one.jsonl", row))
+
+
+def test_prompts_alone_still_have_to_be_conversations(tmp_path):
+    for messages in (turns(("system", "x")), turns(("user", "x"), ("user", "y")), turns(("user", " "))):
+        with pytest.raises(SettingsError, match="cannot be used"):
+            read(write(tmp_path / "rows.jsonl", {"messages": messages}), answers="none")
+
+
+def test_prompts_alone_without_one_answer_to_score_on_are_refused_before_anything_runs(tmp_path):
+    alone = write(tmp_path / "alone.jsonl", {"prompt": "2+2?"}, {"prompt": "3+3?"})
+    with pytest.raises(SettingsError, match="no row of the corpus has an answer, so there is nothing to score"):
+        Corpus(path=str(alone), answers="none").check()
+    Corpus(path=str(write(tmp_path / "mixed.jsonl", {"prompt": "2+2?"}, GOOD)), answers="none").check()
+    with pytest.raises(SettingsError, match=r"its columns are prompt.*corpus.answers=none"):
+        Corpus(path=str(alone)).check()
+    with pytest.raises(SettingsError, match="allowed are given, none"):
+        Corpus(path=str(alone), answers="some")
+
+
+def test_answers_are_identity_only_where_there_may_be_none(tmp_path):
+    path = str(write(tmp_path / "rows.jsonl", GOOD))
+    assert "answers" not in Corpus(path=path).identity(0)
+    assert Corpus(path=path, answers="none").identity(0) == Corpus(path=path).identity(0) | {"answers": "none"}
+
+
+def test_an_answer_that_is_not_there_is_expected_to_be_as_long_as_text_may_get(tmp_path):
+    path = write(tmp_path / "rows.jsonl", {"prompt": "x" * 40}, {"prompt": "x" * 40})
+    size = Corpus(path=str(path), answers="none", max_new_tokens=30, heldout_rows=1).size()
+    assert size == Size(1, 30.0, 40.0, 1)
+
+
 def test_a_folder_of_shards_is_read_in_the_order_of_names(tmp_path):
     write(tmp_path / "b.jsonl", {**GOOD, "id": "second"})
     write(tmp_path / "a.jsonl", {**GOOD, "id": "first"})

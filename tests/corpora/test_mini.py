@@ -232,6 +232,7 @@ def test_identity_is_plain_json_that_makes_the_same_corpus_again() -> None:
 def test_identity_leaves_out_what_changes_no_row() -> None:
     assert Corpus(heldout_rows=7, max_length=99).identity(0) == Corpus(human_rows=5).identity(0) == Corpus().identity(0)
     assert Corpus(domain="clinic", rows=9).identity(0) == Corpus(domain="clinic").identity(0)
+    assert Corpus(answers="none").identity(0) == Corpus().identity(0)  # every row is answered
 
 
 @pytest.mark.parametrize(

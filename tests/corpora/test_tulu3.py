@@ -88,6 +88,7 @@ def test_a_domain_keeps_its_sources_and_has_the_identity_of_them(shards):
     by_name = Corpus(path=str(shards), sources=sorted(kept, reverse=True))
     assert by_name.identity(0) == corpus.identity(0) != Corpus(path=str(shards)).identity(0)
     assert Corpus(path=str(shards), domains=list(DOMAINS)).identity(0) == Corpus(path=str(shards)).identity(0)
+    assert Corpus(path=str(shards), answers="none").identity(0) == Corpus(path=str(shards)).identity(0)
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,35 @@ def test_a_control_is_another_recipe_and_the_unigram_needs_no_teacher():
     assert [(stage.uses_teacher, stage.asks_teacher) for stage in stages] == [(True, True), (False, False)]
 
 
+def test_logit_kd_on_the_teachers_answers_has_the_text_of_seq_kd_and_the_divergence_of_logit_kd():
+    writing = {"teacher_temperature": 0.7, "samples_per_prompt": 4, "rationale": "strip"}
+    (text,), (gold,) = recipe("seq_kd", **writing), recipe("logit_kd", cross_entropy_weight=0.25)
+    (both,) = recipe("logit_kd", answers="teacher", cross_entropy_weight=0.25, **writing)
+    assert (text["samples_per_prompt"], text["rationale"], text["sampling_temperature"]) == (4, "strip", 0.7)
+    del text["label_smoothing"]  # read by cross-entropy alone
+    assert both == gold | text | {"divergence": "forward_kl"}
+
+
+def test_how_a_teacher_would_write_is_no_identity_of_logit_kd_on_the_datas_answers():
+    assert recipe("logit_kd", teacher_temperature=0.7, samples_per_prompt=4, rationale="strip") == recipe("logit_kd")
+
+
+def test_only_recipes_on_written_text_read_no_answer_of_the_data():
+    def reads(name, **settings):
+        return any(stage.reads_answers for stage in load_method(name)(**settings).stages())
+
+    blind = {
+        ("seq_kd",): {},
+        ("logit_kd", "teacher"): {"answers": "teacher"},
+        ("on_policy", "cold"): {"warmup": 0.0},
+        ("kd", "cold"): {"warmup": 0.0, "student_share": 1.0},
+        ("skd", "cold"): {"warmup": 0.0},
+    }
+    assert not any(reads(name[0], **settings) for name, settings in blind.items())
+    assert {name for name in method_names() if not reads(name)} == {"seq_kd"}
+    assert reads("distillm", warmup=0.0) and reads("kd", warmup=0.0, student_share=0.99)
+
+
 def test_settings_that_a_recipe_does_not_read_leave_its_identity_alone():
     forward = {"student_share": 0.0, "divergence": "forward_kl"}
     assert recipe("kd", **forward, sampling_temperature=0.3, jsd_teacher_weight=0.9) == recipe("kd", **forward)
@@ -219,6 +248,11 @@ def test_label_smoothing_is_a_value_of_sft():
         ("jsd_kd", {"jsd_teacher_weight": 0.0}, "jsd_teacher_weight"),
         ("tvd_kd", {"cross_entropy_weight": 1.0}, "cross_entropy_weight"),
         ("seq_kd", {"teacher_temperature": -1.0}, "teacher_temperature"),
+        ("seq_kd", {"samples_per_prompt": 0}, "samples_per_prompt"),
+        ("seq_kd", {"samples_per_prompt": 2}, "greedy answers to one prompt are all the same"),
+        ("seq_kd", {"rationale": "drop"}, "rationale"),
+        ("logit_kd", {"answers": "student"}, "answers"),
+        ("logit_kd", {"answers": "teacher", "samples_per_prompt": 2}, "samples_per_prompt"),
         ("cross_kd", {"loss": "forward_kl"}, "loss"),
         ("cross_kd", {"weight": 0.0}, "weight"),
         ("cross_kd", {"cross_entropy_weight": -1.0}, "cross_entropy_weight"),

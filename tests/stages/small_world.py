@@ -7,6 +7,7 @@ import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import load_from_disk
 
 from harness.chat import render
 from harness.config import Machine
@@ -26,6 +27,19 @@ def pair(prompt, answer):
 def run(make, asked, inputs, tmp_path, name):
     (tmp_path / name).mkdir()
     return make(asked, inputs, tmp_path / name, CPU), tmp_path / name
+
+
+def prompts_alone(world, tmp_path):
+    """The world's subset without its answers, and without validation, as `corpus.answers=none` makes it."""
+    rows = load_from_disk(world["subset"] / "train")
+    columns = {"row": rows["row"], "id": rows["id"]}
+    columns["input_ids"] = [row["input_ids"][: row["starts"][0]] for row in rows]
+    columns["starts"] = columns["ends"] = [[len(ids)] for ids in columns["input_ids"]]
+    folder = tmp_path / "prompts_alone"
+    save_rows(columns, folder / "train")
+    save_rows({name: [] for name in columns}, folder / "validation")
+    (folder / "subset.json").write_text((world["subset"] / "subset.json").read_text())
+    return folder
 
 
 def small_world(tmp_path):

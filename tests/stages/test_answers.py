@@ -10,11 +10,11 @@ from harness.chat import end_of_turn_id, render
 from harness.checks import SettingsError
 from harness.models import rendering_hash
 from harness.recipe import TrainStage
-from harness.stages.answers import answered_rows, without_rationale
+from harness.stages.answers import answered_rows, cut_answers, without_rationale
 from harness.stages.teach import LABELS, make_labels, save_rows
 from harness.stages.train import make_train
 from tests.doubles import byte_ids, byte_tokenizer
-from tests.stages.small_world import pair, run
+from tests.stages.small_world import pair, prompts_alone, run
 from tests.stages.test_teach import label_settings
 from tests.stages.test_train import settings, steps_of
 
@@ -133,6 +133,56 @@ def test_an_answer_in_other_ids_is_cut_to_the_longest_row(tmp_path):
     folder = labels(tmp_path / "a", ["x" * 40, "y", "z"], [3, 5, 8], rendering="another tokenizer")
     dataset, _ = answered(TEACHER, [folder], max_length=20)
     assert max(len(ids) for ids in dataset["input_ids"]) == 20
+
+
+def test_many_cut_answers_are_told_once_over_all_blocks_and_only_those_that_are_visited(tmp_path):
+    end = end_of_turn_id(TOKENIZER)
+    done, cut = labels(tmp_path / "a", ["three"], [3]), labels(tmp_path / "b", ["x", "y"], [5, 8], finished=False)
+    (said,) = cut_answers(*answered(TEACHER, [done, cut]), end)
+    assert said.startswith("2 of 3 teacher's answers were cut")
+    assert cut_answers(*answered(TEACHER, [done, cut], ORDER[:1, :1]), end) == []
+
+
+def test_an_answer_cut_in_the_students_ids_counts_as_cut(tmp_path):
+    folder = labels(tmp_path / "a", ["x" * 40, "y", "z"], [3, 5, 8], rendering="another tokenizer")
+    (said,) = cut_answers(*answered(TEACHER, [folder], max_length=20), end_of_turn_id(TOKENIZER))
+    assert said.startswith("1 of 3 ")
+
+
+def test_a_divergence_deals_what_the_teacher_says_and_leaves_the_text_with_its_row(tmp_path):
+    folder = labels(tmp_path / "a", ["three", "five", "eight"], [3, 5, 8])
+    stage = TrainStage(sequences="teacher", divergence="forward_kl", control="shuffled")
+    assert texts_of(*answered(stage, [folder])) == ["three", "five", "eight", "three"]
+
+
+def test_a_divergence_on_the_teachers_answers_is_that_divergence_on_rows_that_hold_them(world, tmp_path):
+    asked = label_settings(sampling_temperature=1.0)
+    rows = prompts_alone(world, tmp_path)
+    facts, made = run(make_labels, asked, {"rows": rows, "teacher": world["teacher"]}, tmp_path, "labels")
+    assert facts["counts"]["answers"] == 12
+    (tmp_path / "as_gold").mkdir()
+    load_from_disk(made / "labels").select_columns(["row", "id", "input_ids", "starts", "ends"]).save_to_disk(
+        tmp_path / "as_gold" / "train"
+    )
+    load_from_disk(rows / "validation").save_to_disk(tmp_path / "as_gold" / "validation", num_shards=1)
+    found = {}
+    for name, sequences, given in (
+        ("on_labels", "teacher", {"subset": rows, "labels": made}),
+        ("on_rows", "gold", {"subset": tmp_path / "as_gold"}),
+    ):
+        stage = TrainStage(sequences=sequences, divergence="forward_kl", sampling_temperature=1.0)
+        inputs = {"start": world["start"], "teacher": world["teacher"]} | given
+        told, out = run(make_train, settings(stage), inputs, tmp_path, name)
+        found[name] = steps_of(out), told["cost"]["teacher_tokens"], told["cost"]["trained_tokens"]
+    assert found["on_labels"] == found["on_rows"]
+    assert min(found["on_labels"][0]) > 0
+
+
+@pytest.mark.parametrize("stage", [TrainStage(), TrainStage(sequences="student", student_share=0.5, divergence="jsd")])
+def test_a_stage_that_reads_answers_raises_where_there_are_none(world, tmp_path, stage):
+    inputs = {"subset": prompts_alone(world, tmp_path), "start": world["start"], "teacher": world["teacher"]}
+    with pytest.raises(ValueError, match="reads the data's answers"):
+        run(make_train, settings(stage, max_new_tokens=4), inputs, tmp_path, "a")
 
 
 def test_labels_train_the_student_and_the_shuffled_control_trains_others(world, tmp_path):

@@ -111,6 +111,40 @@ def test_the_heldout_rows_are_few_where_the_source_is_small_and_the_report_says_
     assert any("4 rows are held out, not the 1000 asked for" in said for said in facts["warnings"])
 
 
+def alone(prompt, source="one"):
+    return {"id": f"{source} {prompt}", "source": source, "messages": row(prompt, "a")["messages"][:1]}
+
+
+def test_only_answered_rows_are_held_out_and_their_prompts_are_not_trained_on(tmp_path):
+    rows = [alone(f"p{i}") for i in range(80)] + [row(f"p{i}", "a") for i in range(8)]
+    rows += [row(f"q{i}", "a", "tests") for i in range(12)] + [alone("w", "web"), alone("v", "web")]
+    out, facts = mixture(tmp_path, rows, {"answers": "none", "heldout_rows": 15})
+    (held,) = columns(out / "heldout.parquet", "messages")
+    (train,) = columns(out / "train.parquet", "messages")
+    assert all(messages[-1]["role"] == "assistant" for messages in held)
+    assert not {messages[0]["content"] for messages in held} & {messages[0]["content"] for messages in train}
+    written = json.loads((out / "mixture.json").read_text())
+    # 15 of 20 answered rows, 6 and 9 of the sources' 8 and 12; the 6 prompts are in the other rows too
+    assert [written["sources"][name]["heldout"] for name in ("one", "tests", "web")] == [6, 9, 0]
+    assert written["dropped"] == {"train row whose prompt is held out": 6}
+    assert facts["counts"]["unanswered_rows"] == 80 - 6 + 2
+    assert any("no answer: web" in said for said in facts["warnings"])
+
+
+def test_where_all_rows_are_answered_the_same_ones_are_held_out_whether_answers_are_trained_or_not(tmp_path):
+    rows = [row(f"p{i}", "a", f"source {i % 3}") for i in range(60)]
+    one, _ = mixture(tmp_path / "one", rows)
+    other, facts = mixture(tmp_path / "other", rows, {"answers": "none"})
+    for name in ("train.parquet", "heldout.parquet"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+    assert "unanswered_rows" not in facts["counts"]
+
+
+def test_a_corpus_without_an_answer_has_nothing_to_be_scored_on_and_is_refused(tmp_path):
+    with pytest.raises(SettingsError, match="nothing to score a model on; add some rows with an answer"):
+        mixture(tmp_path, [alone(f"p{i}") for i in range(20)], {"answers": "none"})
+
+
 def test_the_order_of_the_rows_does_not_change_which_are_held_out(tmp_path):
     rows = [row(f"p{i}", "a") for i in range(100)]
     one, _ = mixture(tmp_path / "one", rows)

@@ -176,6 +176,34 @@ def test_blocks_tile_a_fraction_and_do_not_know_which_one(tmp_path, tokenizer):
     assert len(found) == len(set(found)) and sorted(found) == sorted(whole)
 
 
+def test_prompts_alone_are_rendered_without_a_token_of_their_answers(tmp_path, tokenizer):
+    facts, found = {}, {}
+    for answer in ("a", "another answer"):
+        rows = [row(f"p{i}", answer, id=f"p{i}") for i in range(40)]
+        twice = [row(f"d{i}", answer, id=f"d{i}") for i in range(10)]
+        rows += [{**one, "messages": one["messages"] * 2} for one in twice]
+        made, _ = mixture(tmp_path / answer, rows)
+        facts[answer] = subset(tmp_path / answer / "subset", made, tokenizer, answers="none", validation=0.0)
+        found[answer] = load_from_disk(tmp_path / answer / "subset" / "train").to_list()
+    assert found["a"] == found["another answer"]  # no answer reaches the artifact
+    source = pq.read_table(made / "train.parquet")["messages"].to_pylist()
+    assert [one["row"] for one in found["a"]] == list(range(len(source)))  # nothing is set apart for validation
+    for one in found["a"]:
+        prompt = [special_id("<|user|>"), *byte_ids(source[one["row"]][0]["content"]), special_id("<|assistant|>")]
+        assert (one["input_ids"], one["starts"], one["ends"]) == (prompt, [len(prompt)], [len(prompt)])
+    assert facts["a"]["counts"]["n_validation"] == facts["a"]["counts"]["response_tokens"] == 0
+    assert any("answers=none leaves no answer to score" in said for said in facts["a"]["warnings"])
+
+
+def test_a_prompt_alone_that_leaves_no_room_for_an_answer_is_dropped_as_it_would_be_with_one(tmp_path, tokenizer):
+    made, _ = mixture(tmp_path, [row("x" * (i + 1), "a") for i in range(40)], {"heldout_rows": 1})
+    kept = []
+    for name, asked in (("given", {}), ("none", {"answers": "none"})):
+        subset(tmp_path / name, made, tokenizer, validation=0.0, max_length=20, **asked)
+        kept.append(load_from_disk(tmp_path / name / "train")["row"])
+    assert kept[0] == kept[1] and 10 < len(kept[0]) < 20
+
+
 def test_a_cell_without_validation_rows_is_readable(tmp_path, tokenizer):
     made, _ = mixture(tmp_path, [row(f"p{i}", f"a{i}") for i in range(6)])
     subset(tmp_path / "subset", made, tokenizer, validation=0.0)

@@ -72,6 +72,16 @@ def test_the_turn_that_is_answered_is_drawn_by_the_rows_id(world, tmp_path):
     assert labels["turn"] == [draw_seed("turn", id) % 1 for id in labels["id"]]
 
 
+def test_prompts_alone_get_the_answers_that_their_answered_rows_get(world, tmp_path):
+    from tests.stages.small_world import prompts_alone
+
+    asked = {"sampling_temperature": 1.0, "samples_per_prompt": 2}
+    facts, labels_of_prompts = label(world | {"subset": prompts_alone(world, tmp_path)}, tmp_path, "prompts", **asked)
+    _, labels = label(world, tmp_path, "rows", **asked)
+    assert labels_of_prompts.to_list() == labels.to_list()
+    assert facts["warnings"] == [] and facts["counts"]["truncated_answers"] > 0  # told once, where it is trained
+
+
 def test_a_block_without_rows_is_answered_without_loading_the_teacher(world, tmp_path, monkeypatch):
     import harness.stages.teach as teach
 
