@@ -1,0 +1,121 @@
+"""Batches: few arrays for many cells, each waiting for exactly what it needs."""
+
+import pytest
+
+from harness.batches import batches, own_jobs
+from harness.checks import SettingsError
+from harness.cluster import Cluster
+from harness.compose import compose
+from harness.plan import Plan
+
+ANY = {"name": "test", "resources": [{"cpus": 2, "memory_gb": 4}]}
+
+
+def plan_of(*arguments):
+    return Plan.of(compose(list(arguments)).cells)
+
+
+def nothing(key):
+    return False
+
+
+def batches_of(plan, done=nothing, **cluster):
+    return batches(plan, done, Cluster.of({**ANY, **cluster}))
+
+
+def targets_of(found):
+    return [key for batch in found for task in batch.tasks for key in task.targets]
+
+
+def test_a_thousand_cells_over_few_shared_stages_take_few_arrays():
+    seeds = ",".join(map(str, range(50)))
+    plan = plan_of("data_frac=0.01,0.03,0.1,0.3,1.0", "method=sft,kd,logit_kd,reverse_kd", f"seed={seeds}")
+    assert len(plan.cells) == 1000
+    found = batches_of(plan, pack_minutes=0)
+    shared = [batch for batch in found if batch.kind != "cells"]
+    assert sum(len(batch.tasks) for batch in shared) <= 10
+    assert len(found) <= 20
+    assert sum(len(batch.tasks) for batch in found if batch.kind == "cells") == 1000 + 2  # base and teacher are scored
+
+
+def test_every_unfinished_stage_is_made_by_one_job_or_by_the_cells_that_need_it():
+    plan = plan_of("data_frac=0.1,1.0", "method=sft,seq_kd,two_stage,self_kd", "teacher=writer")
+    jobs = own_jobs(plan, nothing)
+    made = {stage.key for stages in jobs.values() for stage in stages}
+    assert made == {stage.key for stage in plan.stages}
+    shared = {key for key in jobs if not key.startswith("evaluate")}
+    for key, stages in jobs.items():
+        assert stages[-1].key == key
+        assert not shared & {stage.key for stage in stages[:-1]}  # nobody makes another job's stage
+
+
+def test_a_job_waits_for_exactly_what_it_needs():
+    plan = plan_of("data_frac=1.0", "method=sft,logit_kd")
+    found = batches_of(plan)
+    by_target = {key: batch for batch in found for task in batch.tasks for key in task.targets}
+    cells = {cell.cell.method.__class__.__module__.rsplit(".")[-1]: cell for cell in plan.cells}
+    sft, kd = by_target[cells["sft"].evaluate.key], by_target[cells["logit_kd"].evaluate.key]
+    teacher = cells["logit_kd"].teacher.key
+    assert teacher in kd.needs and teacher not in sft.needs
+    assert {key.partition("-")[0] for key in sft.needs} == {"mixture", "base"}
+
+
+def test_arrays_that_others_wait_for_come_first():
+    found = batches_of(plan_of("data_frac=0.1,1.0", "method=sft,kd,seq_kd"))
+    seen = set()
+    for batch in found:
+        assert batch.needs <= seen
+        seen |= {key for task in batch.tasks for key in task.targets}
+
+
+def test_what_is_done_is_neither_made_nor_waited_for():
+    plan = plan_of("data_frac=1.0", "method=sft,logit_kd")
+    finished = {stage.key for stage in plan.stages if stage.kind != "evaluate"}
+    found = batches_of(plan, lambda key: key in finished)
+    assert {batch.kind for batch in found} == {"cells"}
+    assert all(not batch.needs for batch in found)
+    assert batches_of(plan, lambda key: True) == []
+
+
+def test_short_cells_share_a_job_and_long_ones_do_not():
+    plan = plan_of("data_frac=0.01,0.1,1.0", "method=sft", "seed=0,1,2,3")
+    alone = batches_of(plan, pack_minutes=0)
+    packed = batches_of(plan, pack_minutes=60)
+    assert sorted(targets_of(alone)) == sorted(targets_of(packed))
+    count = {
+        name: sum(len(b.tasks) for b in found if b.kind == "cells") for name, found in [("a", alone), ("p", packed)]
+    }
+    assert count["p"] < count["a"] == 13
+
+
+def test_resources_follow_the_kind_of_stage_and_the_largest_model():
+    plan = plan_of("data_frac=1.0", "method=sft,logit_kd")
+    rules = [
+        {"kinds": ["mixture"], "cpus": 1},
+        {"parameters": 4e5, "cpus": 3},
+        {"cpus": 7},
+    ]
+    found = batches_of(plan, resources=rules)
+    asked = {batch.kind: set() for batch in found}
+    for batch in found:
+        asked[batch.kind].add(batch.resources.cpus)
+    assert asked["mixture"] == {1}
+    assert len(asked["cells"]) >= 1
+    with pytest.raises(SettingsError, match=r"no rule of slurm/test.yaml fits"):
+        batches_of(plan, resources=[{"kinds": ["mixture"]}])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"name": "x", "partitoin": "a"}, ["partitoin", "partition"]),
+        ({"name": "x", "resources": []}, ["slurm.resources", "at least one"]),
+        ({"name": "x", "resources": [{"gpu": 1}]}, ["slurm.resources", "gpu", "gpus"]),
+        ({"name": "x", "resources": [{"minutes": 0}]}, ["slurm.resources.minutes=0", "above 0"]),
+        ({"name": "x", "restarts": -1}, ["slurm.restarts=-1", "at least 0"]),
+    ],
+)
+def test_a_cluster_file_that_cannot_be_meant_is_refused(settings, words):
+    with pytest.raises(SettingsError) as refused:
+        Cluster.of(settings)
+    assert all(word in str(refused.value) for word in words)
