@@ -17,7 +17,7 @@ LAYERS = [
     {"compose", "preflight", "execute", "record", "view", "launch", "attempt", "estimate"},  # conduct
     {"status", "plan", "stage", "teaching"},
     {"stages"},
-    {"table", "verdict", "gains", "arms", "crossover", "stats"},  # reading
+    {"table", "breakdown", "verdict", "gains", "items", "exposure", "arms", "crossover", "stats"},  # reading
     {"synthetic"},
     {"evals"},
     {"trainers", "checkpoints", "fit_report", "arguments"},  # field
@@ -44,6 +44,8 @@ LIGHT = [
     "table",
     "stats",
     "verdict",
+    "breakdown",
+    "exposure",
     "cost",
     "compose",
     "estimate",
