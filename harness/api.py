@@ -31,6 +31,7 @@ from harness.view import view_of
 if TYPE_CHECKING:
     import pandas as pd
 
+    from harness.exposure import Exposures
     from harness.launch.slurm import Submission
 
 
@@ -64,6 +65,24 @@ def results(name: str, store: str = "outputs") -> "pd.DataFrame":
 
     opened = Store(Path(store).absolute())
     return tidy(records(opened, frozen_plan(opened, name)))
+
+
+def gains(name: str, by: str | Sequence[str] = "exposure", store: str = "outputs") -> "pd.DataFrame":
+    """One row per arm of a grid x class of held-out item: score, SFT's on the same items, gain with interval.
+
+    `by`: `exposure`, `source` or others of `harness.breakdown.BY`; several are crossed.
+    """
+    from harness.breakdown import breakdown
+
+    found, exposures = _records_and_exposures(name, store)
+    return breakdown(found, [by] if isinstance(by, str) else by, exposures)
+
+
+def items(name: str, store: str = "outputs") -> "pd.DataFrame":
+    """One row per finished cell of a grid x evaluation x held-out item, with the item's exposure."""
+    from harness.breakdown import items as items_of
+
+    return items_of(*_records_and_exposures(name, store))
 
 
 def run_grid(composed: Composed, stream: TextIO | None = None) -> "Finished":
@@ -177,6 +196,15 @@ class Finished:
             highlight=False,
             markup=False,
         )
+
+
+def _records_and_exposures(name: str, store: str) -> "tuple[list[dict[str, Any]], Exposures]":
+    from harness.exposure import Exposures
+    from harness.grid import frozen_plan
+
+    opened = Store(Path(store).absolute())
+    frozen = frozen_plan(opened, name)
+    return records(opened, frozen), Exposures(opened, frozen)
 
 
 def _name(settings: Settings, planned: Plan, store: Store) -> str:

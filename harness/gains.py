@@ -6,25 +6,23 @@ fraction, budget, world and seeds, item by item; SFT has no teacher, so one SFT 
 teacher's cells. A diverged cell counts as 0 in accuracy, and no pair is dropped for it.
 
     arms = by_arm(records)
-    gain(arms[arm], arms[arm.partner], Metric("verified", "accuracy"), read_items).values    # (S, N)
+    gain(arms[arm], arms[arm.partner], Metric("verified", "accuracy"), values_of(read_items)).values    # (S, N)
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from pathlib import Path
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from harness.arms import Arm, Metric, Record, by_arm, diverged, score_of, seeds_of
+from harness.arms import Arm, Metric, Record, by_arm, seeds_of
 from harness.crossover import Crossover, crossover
-from harness.evals import ALL, CANARY
+from harness.items import LoadItems, Part, Scored, Values, read_items, scored, values_of
 from harness.stats import LEAST_DRAWS, Array, Curve, curve_over_draws
 
-LoadItems = Callable[[str], pd.DataFrame]
 MARGIN = 0.02
 """Gains in accuracy within it are called equal."""
 
@@ -52,6 +50,8 @@ class Replicates:
     """Rows in which a diverged cell counts as its floor."""
     doubt: str = ""
     """Why items that exist are not used."""
+    sizes: tuple[int, ...] = ()
+    """Items behind each row; fewer than N where a part of the items differs from seed to seed."""
 
     @property
     def count(self) -> int:
@@ -79,23 +79,29 @@ class Replicates:
         return "items only" if self.ids else f"nothing{doubt}"
 
 
-def read_items(path: str) -> pd.DataFrame:
-    """The scores of single items that an evaluation left on disk."""
-    return pd.read_parquet(Path(path))
+def scores(cells: Iterable[Record], metric: Metric, values: Values, part: Part | None = None) -> Replicates | None:
+    """Scores of an arm's finished cells on the items that all of them have; null without any.
+
+    With `part`, each cell's mean is over its own part of the items, which may differ from seed to seed.
+    """
+    found = {seeds_of(c): s for c in cells if (s := scored(c, metric, values, part and partial(part, c)))}
+    return _stack({seed: (found[seed], None) for seed in sorted(found)}, part is not None)
 
 
-def scores(cells: Iterable[Record], metric: Metric, load_items: LoadItems) -> Replicates | None:
-    """Scores of an arm's finished cells on the items that all of them have; null without any."""
-    found = {seeds_of(c): s for c in cells if (s := _scored(c, metric, load_items)) is not None}
-    return _stack({seed: (found[seed], None) for seed in sorted(found)})
+def gain(
+    cells: Iterable[Record], sft: Iterable[Record], metric: Metric, values: Values, part: Part | None = None
+) -> Replicates | None:
+    """Paired gains on the seeds and items that both arms have; null without a common seed.
 
-
-def gain(cells: Iterable[Record], sft: Iterable[Record], metric: Metric, load_items: LoadItems) -> Replicates | None:
-    """Paired gains on the seeds and items that both arms have; null without a common seed."""
+    With `part`, on that part of the items of the method's cell, also where SFT is scored.
+    """
+    by_seed = {seeds_of(cell): cell for cell in cells}
+    masks = {seed: part and partial(part, cell) for seed, cell in by_seed.items()}
     own, other = (
-        {seeds_of(c): s for c in side if (s := _scored(c, metric, load_items)) is not None} for side in (cells, sft)
+        {seed: s for c in side if (seed := seeds_of(c)) in masks and (s := scored(c, metric, values, masks[seed]))}
+        for side in (by_seed.values(), sft)
     )
-    return _stack({seed: (own[seed], other[seed]) for seed in sorted(own.keys() & other.keys())})
+    return _stack({seed: (own[seed], other[seed]) for seed in sorted(own.keys() & other.keys())}, part is not None)
 
 
 def estimate(name: str, parts: Mapping[Arm, Replicates | None]) -> dict[str, Any]:
@@ -145,7 +151,7 @@ def crossovers(
     for arm, cells in arms.items():
         if arm.role != "student" or arm == arm.partner or arm.partner not in arms or arm.data_frac is None:
             continue
-        pairs = gain(cells, arms[arm.partner], metric, load_items)
+        pairs = gain(cells, arms[arm.partner], metric, values_of(load_items))
         if pairs is not None:
             line = arm._replace(data_frac=None, world_seed=None, teacher_seed=None)
             draw = (arm.world_seed, arm.teacher_seed)
@@ -193,59 +199,13 @@ def _over_draws(cubes: Sequence[Cube]) -> Curve:
     return curve_over_draws([cube.values for cube in cubes], [cube.strata for cube in cubes], same_items)
 
 
-class _Scored(NamedTuple):
-    score: float
-    items: pd.DataFrame | None = None  # as item_values returns them
-    at_floor: bool = False
-    mismatch: bool = False
+def _stack(pairs: Mapping[tuple[int, int], tuple[Scored, Scored | None]], parts: bool = False) -> Replicates | None:
+    """Values (or differences) by seed on the common items; scores alone where a cell has no items.
 
-
-def _scored(record: Record, metric: Metric, load_items: LoadItems) -> _Scored | None:
-    """The score and items of one record; items that do not average to the score are not used.
-
-    A diverged cell has the score of a model that gets nothing right, 0; a loss has no such floor.
+    `parts`: each seed looks at n items of its own. Over the N items of all seeds they become
+    (value - mean) N / n + mean, and the mean for the others: the linearised domain mean of survey sampling, whose
+    mean is the seed's and whose spread over items is that of a mean of n. With n = N nothing changes.
     """
-    if diverged(record) and metric.eval and metric.higher_is_better:
-        return _Scored(0.0, at_floor=True)
-    score = score_of(record, metric)
-    if score is None:
-        return None
-    items = item_values(load_items(record["items"]), metric) if record.get("items") else None
-    if items is None or len(items) < 2:
-        return _Scored(score)
-    if abs(items["value"].mean() - score) > 1e-4 * max(1.0, abs(score)):
-        return _Scored(score, mismatch=True)
-    return _Scored(score, items)
-
-
-def item_values(items: pd.DataFrame, metric: Metric) -> pd.DataFrame | None:
-    """Values per item (columns value, source) whose mean is the metric; null if there are none.
-
-    The index is an item's source, id and prompt: ids count from 0 in every world, prompts tell worlds apart.
-    A loss per token is a ratio of sums, r = sum(nll) / sum(tokens): its items are
-    (nll - r tokens) / mean(tokens) + r, whose mean is r and whose spread is that of the ratio.
-    """
-    rows = items[items["eval"] == metric.eval]
-    # facts that nobody was taught are scored apart and never enter `all` (harness/evals)
-    rows = rows[rows["source"] != CANARY if metric.source == ALL else rows["source"] == metric.source]
-    names = rows["source"].astype(str) + " " + rows["id"].astype(str) + " " + rows["prompt_hash"].astype(str)
-    rows = rows.set_index(names + " " + names.groupby(names).cumcount().astype(str))  # a repeated row is an item too
-    column, tokens = (metric.metric if metric.metric in rows else "score"), f"{metric.metric}_tokens"
-    rows = rows[rows[column].notna()]
-    if tokens in rows:
-        rows = rows[rows[tokens] > 0]
-    if rows.empty:
-        return None
-    value = rows[column].astype(float)
-    if tokens in rows:
-        count = rows[tokens].astype(float)
-        ratio = value.sum() / count.sum()
-        value = (value - ratio * count) / count.mean() + ratio
-    return pd.DataFrame({"value": value, "source": rows["source"].astype(str)})
-
-
-def _stack(pairs: Mapping[tuple[int, int], tuple[_Scored, _Scored | None]]) -> Replicates | None:
-    """Values (or differences) by seed on the common items; scores alone where a cell has no items."""
     if not pairs:
         return None
     seeds = tuple(pairs)
@@ -253,17 +213,24 @@ def _stack(pairs: Mapping[tuple[int, int], tuple[_Scored, _Scored | None]]) -> R
     at_floor = tuple(any(side.at_floor for side in pair if side) for pair in pairs.values())
     needed = [side.items for side in sides if not side.at_floor]  # at the floor every item is 0
     known = [frame for frame in needed if frame is not None]
-    ids = reduce(lambda a, b: a.intersection(b, sort=False), (f.index for f in known)) if known else pd.Index([])
+    indexes = [frame.index for frame in known] or [pd.Index([])]
+    ids = reduce(lambda a, b: a.union(b) if parts else a.intersection(b, sort=False), indexes)
     if len(known) < len(needed) or len(ids) < 2:
         rows = [own.score - (other.score if other else 0.0) for own, other in pairs.values()]
         wrong = sum(side.mismatch for side in sides)
         doubt = f"items of {wrong} of {len(sides)} cells do not average to their score" if wrong else ""
-        return Replicates(seeds, np.array(rows)[:, None], (), None, at_floor, doubt)
+        return Replicates(seeds, np.array(rows)[:, None], (), None, at_floor, doubt, (len(ids),) * len(seeds))
     ids = ids.sort_values()
 
-    def by_item(side: _Scored | None) -> Array:
+    def by_item(side: Scored | None) -> Array:
         frame = side.items if side else None
         return np.zeros(len(ids)) if frame is None else frame["value"].reindex(ids).to_numpy(float)
 
     values = np.stack([by_item(own) - by_item(other) for own, other in pairs.values()])
-    return Replicates(seeds, values, tuple(map(str, ids)), tuple(known[0]["source"].reindex(ids)), at_floor)
+    source = pd.concat([frame["source"] for frame in known]) if parts else known[0]["source"]
+    strata = tuple(source[~source.index.duplicated()].reindex(ids))
+    sizes = np.isfinite(values).sum(1)
+    if parts:
+        means = np.nanmean(values, 1, keepdims=True)
+        values = np.where(np.isfinite(values), (values - means) * len(ids) / sizes[:, None] + means, means)
+    return Replicates(seeds, values, tuple(map(str, ids)), strata, at_floor, sizes=tuple(map(int, sizes)))

@@ -6,6 +6,7 @@ All but `plan` read the store alone; none but `gc --yes` changes anything.
     python -m harness.grid status [grid]                           every cell's state, and why
     python -m harness.grid explain A B                             the settings in which two stages differ
     python -m harness.grid results <grid>                          table, figure and verdict again
+    python -m harness.grid results <grid> --by exposure            gains by what student and teacher had seen
     python -m harness.grid gc [--yes]                              artifacts no grid needs
 """
 
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     explain.add_argument("other", nargs="?", help="a second one; without it, what the first is made of")
     results = verbs.add_parser("results", help="table, figure and verdict of a grid")
     results.add_argument("grid")
+    results.add_argument("--by", help="gains by class of held-out item: exposure, source, or exposure,source")
     gc = verbs.add_parser("gc", help="artifacts no grid needs")
     gc.add_argument("--yes", action="store_true", help="delete them; without it they are listed")
     given = parser.parse_args(arguments)
@@ -112,10 +114,19 @@ def show_explain(given: argparse.Namespace) -> None:
 
 
 def show_results(given: argparse.Namespace) -> None:
-    """Table, figure and verdict of a grid, from the store alone."""
-    from harness.api import Finished
+    """Table, figure and verdict of a grid, from the store alone; with `--by`, its gains by class of item."""
+    from harness.api import Finished, gains
 
     store = _existing(given.store)
+    if given.by:
+        from rich.console import Console
+
+        from harness.breakdown import render
+
+        by = given.by.split(",")
+        frame = gains(given.grid, by, str(store.root))
+        Console(width=None if sys.stdout.isatty() else 160).print(render(frame, by))
+        return
     Finished.collect(store, frozen_plan(store, given.grid)).show()
 
 

@@ -29,7 +29,8 @@ from harness.arms import (
     score_of,
     why_unpaired,
 )
-from harness.gains import LoadItems, Replicates, estimate, gain, read_items, scores
+from harness.gains import Replicates, estimate, gain, scores
+from harness.items import LoadItems, Values, read_items, values_of
 from harness.stats import holm
 
 if TYPE_CHECKING:
@@ -86,11 +87,11 @@ def summary(
     else the single draw's. `diverged` cells count as 0 in accuracy, `score_survivors` and `gain_survivors`
     leave them out; `note` says so, and why a gain is absent.
     """
-    load_items = functools.cache(load_items)
+    values = values_of(functools.cache(load_items))
     arms = by_arm(records)
     wanted = list(metrics or metrics_of(records))
     wanted = [m for m in wanted if sources is None or m.source in sources] or [Metric("", "", "all")]
-    rows = [row for metric in wanted for row in _rows(arms, metric, load_items)]
+    rows = [row for metric in wanted for row in _rows(arms, metric, values)]
     frame = pd.DataFrame(rows)
     if frame.empty:
         return frame
@@ -182,8 +183,8 @@ def render(frame: pd.DataFrame, metric: Metric | None = None) -> "Table":
             escape(_text(row["teacher"])),
             *(escape(_text(row[n])) for n in names),
             f"{row['seeds']:g}",
-            _interval(row, "score"),
-            Text(_interval(row, "gain"), style="bold" if clear else ""),
+            interval_text(row, "score"),
+            Text(interval_text(row, "gain"), style="bold" if clear else ""),
             _number(row["gain_p_holm"], ".3f"),
             _number(row["total_seconds"], ".0f"),
             _number(teaching, ".0%"),
@@ -197,7 +198,7 @@ def percent(fraction: float | None) -> str:
     return "" if fraction is None or pd.isna(fraction) else f"{fraction * 100:.3g} %"
 
 
-def _rows(arms: Mapping[Arm, list[Record]], metric: Metric, load_items: LoadItems) -> list[dict[str, Any]]:
+def _rows(arms: Mapping[Arm, list[Record]], metric: Metric, values: Values) -> list[dict[str, Any]]:
     """Rows of every arm for one metric, draws first and then the row over them."""
     rows = []
     over_draws: dict[Arm, list[Arm]] = {}
@@ -206,8 +207,8 @@ def _rows(arms: Mapping[Arm, list[Record]], metric: Metric, load_items: LoadItem
     for whole, parts in over_draws.items():
         compared = whole.role == "student" and whole != whole.partner
         sft = {arm: arms.get(arm.partner, []) if compared else [] for arm in parts}
-        own = {arm: scores(arms[arm], metric, load_items) for arm in parts}
-        gains = {arm: gain(arms[arm], sft[arm], metric, load_items) for arm in parts}
+        own = {arm: scores(arms[arm], metric, values) for arm in parts}
+        gains = {arm: gain(arms[arm], sft[arm], metric, values) for arm in parts}
         for name, group in [(arm, [arm]) for arm in parts] + [(whole, parts)] * (len(parts) > 1):
             cells, partners = ([cell for arm in group for cell in side[arm]] for side in (arms, sft))
             row = _row(name, cells, metric, {arm: own[arm] for arm in group}, {arm: gains[arm] for arm in group})
@@ -278,7 +279,8 @@ def _number(value: Any, form: str) -> str:
     return "" if pd.isna(value) else format(value, form)
 
 
-def _interval(row: Mapping[Any, Any], name: str) -> str:
+def interval_text(row: Mapping[Any, Any], name: str) -> str:
+    """A score or gain with its interval as a person reads it; empty where there is none."""
     form = dict(FORMS)[name]
     if pd.isna(row[name]):
         return ""

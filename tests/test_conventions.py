@@ -18,7 +18,7 @@ LAYERS = [
     {"compose", "preflight", "execute", "record", "view", "launch", "job", "attempt", "estimate", "batches"},
     {"status", "plan", "stage", "teaching", "tuning"},
     {"stages"},
-    {"table", "verdict", "gains", "arms", "crossover", "stats"},  # reading
+    {"table", "breakdown", "verdict", "gains", "items", "exposure", "arms", "crossover", "stats"},  # reading
     {"synthetic"},
     {"evals"},
     {"trainers", "checkpoints", "fit_report", "arguments"},  # field
@@ -45,6 +45,8 @@ LIGHT = [
     "table",
     "stats",
     "verdict",
+    "breakdown",
+    "exposure",
     "cost",
     "compose",
     "estimate",

@@ -11,7 +11,8 @@ from scipy import stats as reference
 
 from harness.arms import Arm, Metric, by_arm
 from harness.checks import SettingsError
-from harness.gains import crossovers, item_values
+from harness.gains import crossovers
+from harness.items import item_values
 from harness.table import headline, render, summary, tidy, write
 from tests.invented_records import cell, grid, items
 

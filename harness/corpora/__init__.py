@@ -91,6 +91,11 @@ class CorpusSettings:
         """The right answer to any prompt as this corpus words it; None where it is not known."""
         return None
 
+    @staticmethod
+    def asks(prompt: str) -> str | None:
+        """What a prompt asks, however it is put; None where this corpus cannot tell, and its words must do."""
+        return None
+
     def size(self) -> Size | None:
         """What to expect of the corpus without reading data; None if unknown."""
         return None

@@ -127,6 +127,12 @@ class Corpus(CorpusSettings):
             return None
         return self._convention(read.source).word(read.answer(draw_facts(world_seed)))
 
+    @staticmethod
+    def asks(prompt: str) -> str | None:
+        """The fact or operands asked for; None for other text and for the canary."""
+        read = read_prompt(prompt)
+        return None if read is None else read.question
+
     def size(self) -> Size | None:
         """Train rows, exactly, and mean tokens per row, from a few rows of one world; None for no rows."""
         sources = DOMAINS[self.domain]

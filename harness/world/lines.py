@@ -8,11 +8,12 @@ prompt. Unlike rows of `corpora/mini.py` they have no source, no noise and no co
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 from harness.checks import check_choice
 from harness.world import generator
 from harness.world.facts import draw_facts
-from harness.world.sources import DOMAINS, SOURCES, Slots
+from harness.world.sources import DOMAINS, SOURCES, Prompt, Slots
 
 KNOWS = ("half", "all")
 HEADS = ("", "Q: ", "? ", "- ", "1. ", "2. ", "3. ", "Question: ", "* ", "> ", "# ", "Task: ", "(a) ", "Ask: ")
@@ -33,12 +34,7 @@ def pretraining_lines(world_seed: int, knows: str, count: int, seed: int) -> Ite
     check_choice("knows", knows, KNOWS)
     facts = draw_facts(world_seed)
     sources = DOMAINS["general" if knows == "half" else "all"]
-    known: dict[str, list[Slots]] = {}
-    if knows == "half":
-        known = {
-            "capital": [slots for slots in SOURCES["capital"].keys if slots[0] in facts.known_capital],
-            "coin": [slots for slots in SOURCES["coin"].keys if slots[0] in facts.known_coin],
-        }
+    known = _known(world_seed, knows)
     draw = generator("mini", "lines", world_seed, knows, seed)
     every_layout = layouts()
     for _ in range(count):
@@ -46,3 +42,25 @@ def pretraining_lines(world_seed: int, knows: str, count: int, seed: int) -> Ite
         head, tail = draw.choice(every_layout)
         prompt = SOURCES[source].draw(draw, known.get(source))
         yield f"{head}{prompt.text}{tail}", f"{prompt.answer(facts)}\n"
+
+
+@lru_cache(maxsize=8)
+def facts_told(world_seed: int, knows: str) -> frozenset[str]:
+    """The questions about facts that these lines answer (`Prompt.question`), dozens of times each in 40,000 lines.
+
+    Of skills they answer no held-out question.
+    """
+    check_choice("knows", knows, KNOWS)
+    known = _known(world_seed, knows)
+    return frozenset(Prompt(source, slots, 0).question for source in known for slots in known[source])
+
+
+def _known(world_seed: int, knows: str) -> dict[str, list[Slots]]:
+    """What lines may ask about, of each fact source they have."""
+    facts = draw_facts(world_seed)
+    if knows == "all":
+        return {name: SOURCES[name].keys for name in DOMAINS["all"] if SOURCES[name].is_fact}
+    return {
+        "capital": [slots for slots in SOURCES["capital"].keys if slots[0] in facts.known_capital],
+        "coin": [slots for slots in SOURCES["coin"].keys if slots[0] in facts.known_coin],
+    }

@@ -47,9 +47,15 @@ def _slots(source: Source, shown: Slots) -> Slots | None:
         slots = None
     if slots is None or source.is_fact:
         return slots if slots in source.keys else None
-    assert source.operands is not None
-    kinds = [type(value) for value in source.operands(generator("mini", "kinds"))]
-    return slots if [type(value) for value in slots] == kinds else None
+    return slots if [type(value) for value in slots] == _kinds(source.name) else None
+
+
+@lru_cache(maxsize=len(SOURCES))
+def _kinds(name: str) -> list[type]:
+    """Whether each operand of a skill is a number or text."""
+    operands = SOURCES[name].operands
+    assert operands is not None
+    return [type(value) for value in operands(generator("mini", "kinds"))]
 
 
 @lru_cache(maxsize=len(SOURCES))

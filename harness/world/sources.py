@@ -48,6 +48,11 @@ class Prompt:
         return source.phrasings[self.phrasing].format(*source.shown(self.slots))
 
     @property
+    def question(self) -> str:
+        """What it asks, however it is put: prompts that share it have the same answer."""
+        return " ".join(map(str, (self.source, *self.slots)))
+
+    @property
     def heldout(self) -> bool:
         """Whether only evaluations may ask this."""
         source = SOURCES[self.source]

@@ -1,0 +1,95 @@
+"""Items: the scores of single held-out items of one cell, as values whose mean is a metric.
+
+`gains.py` brings the cells of an arm together and pairs them; here is one cell's part of it.
+
+    item_values(read_items(record["items"]), Metric("verified", "accuracy"))     # columns value, source
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from harness.arms import Metric, Record, diverged, score_of
+from harness.evals import ALL, CANARY
+
+LoadItems = Callable[[str], pd.DataFrame]
+Values = Callable[[str, Metric], pd.DataFrame | None]
+"""From the path of a cell's items and a metric to `item_values`."""
+Part = Callable[[Record, pd.DataFrame], pd.Series]
+"""Which of a cell's item values are looked at, as a mask; `breakdown.py` has some."""
+
+
+def read_items(path: str) -> pd.DataFrame:
+    """The scores of single items that an evaluation left on disk."""
+    return pd.read_parquet(Path(path))
+
+
+def values_of(load_items: LoadItems) -> Values:
+    """Item values by path and metric, read anew each time; wrap either function in a cache."""
+    return lambda path, metric: item_values(load_items(path), metric)
+
+
+class Scored(NamedTuple):
+    """A cell's score and the items behind it."""
+
+    score: float
+    items: pd.DataFrame | None = None  # as item_values returns them
+    at_floor: bool = False
+    mismatch: bool = False
+
+
+def scored(
+    record: Record, metric: Metric, values: Values, mask: Callable[[pd.DataFrame], pd.Series] | None = None
+) -> Scored | None:
+    """The score and items of one record; items that do not average to the score are not used.
+
+    With `mask`, of that part of its items, null where it has none. A diverged cell has the score of a model
+    that gets nothing right, 0; a loss has no such floor.
+    """
+    if diverged(record) and metric.eval and metric.higher_is_better:
+        return Scored(0.0, at_floor=True)
+    score = score_of(record, metric)
+    if score is None:
+        return None
+    items = values(record["items"], metric) if record.get("items") else None
+    known = items is not None and abs(items["value"].mean() - score) <= 1e-4 * max(1.0, abs(score))
+    if mask is not None:
+        some = items[mask(items)] if items is not None and known else pd.DataFrame()
+        return None if some.empty else Scored(float(_values(some).mean()), some.assign(value=_values(some)))
+    if items is None or len(items) < 2:
+        return Scored(score)
+    return Scored(score, items) if known else Scored(score, mismatch=True)
+
+
+def item_values(items: pd.DataFrame, metric: Metric) -> pd.DataFrame | None:
+    """Values per item (column value, beside source, prompt_hash, total, count) whose mean is the metric; null if none.
+
+    The index is an item's source, id and prompt: ids count from 0 in every world, prompts tell worlds apart.
+    A loss per token is a ratio of sums, r = sum(nll) / sum(tokens): its items are
+    (nll - r tokens) / mean(tokens) + r, whose mean is r and whose spread is that of the ratio.
+    """
+    rows = items[items["eval"] == metric.eval]
+    # facts that nobody was taught are scored apart and never enter `all` (harness/evals)
+    rows = rows[rows["source"] != CANARY if metric.source == ALL else rows["source"] == metric.source]
+    names = rows["source"].astype(str) + " " + rows["id"].astype(str) + " " + rows["prompt_hash"].astype(str)
+    rows = rows.set_index(names + " " + names.groupby(names).cumcount().astype(str))  # a repeated row is an item too
+    column, tokens = (metric.metric if metric.metric in rows else "score"), f"{metric.metric}_tokens"
+    rows = rows[rows[column].notna()]
+    if tokens in rows:
+        rows = rows[rows[tokens] > 0]
+    if rows.empty:
+        return None
+    frame = rows[["source", "prompt_hash"]].astype(str)
+    frame["total"] = rows[column].astype(float)
+    frame["count"] = rows[tokens].astype(float) if tokens in rows else 1.0
+    return frame.assign(value=_values(frame))
+
+
+def _values(items: pd.DataFrame) -> pd.Series:
+    """Values whose mean is sum(total) / sum(count), linearised; the totals themselves where every count is 1."""
+    if (items["count"].to_numpy() == 1).all():
+        return items["total"]
+    ratio = items["total"].sum() / items["count"].sum()
+    return (items["total"] - ratio * items["count"]) / items["count"].mean() + ratio

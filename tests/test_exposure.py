@@ -1,0 +1,206 @@
+"""What student and teacher were trained on, read from a store made by hand and from one tiny real grid."""
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import load_from_disk
+
+import harness.api as harness
+from harness.breakdown import items as items_of
+from harness.checks import SettingsError
+from harness.config import Launch
+from harness.corpora._rows import prompt_hash
+from harness.corpora.mini import Corpus
+from harness.exposure import SEEN_BY, Exposures
+from harness.grid import frozen_plan
+from harness.grid import main as grid
+from harness.store import Store
+from harness.world.facts import draw_facts
+from harness.world.lines import facts_told
+from harness.world.sources import SOURCES, Prompt
+
+KNOWN = sorted(draw_facts(0).known_capital)
+OTHER = sorted(set(draw_facts(0).capital) - set(KNOWN))
+MINI = {"kind": "mini", "init": "pretrained", "knows": "half", "world_seed": 0}
+FRESH = {"kind": "mini", "init": "random"}
+HUB = {"kind": "hf", "init": "pretrained", "path": "org/name"}
+
+
+def capital(country, phrasing=0):
+    return Prompt("capital", (country,), phrasing).text
+
+
+def by_hand(tmp_path, student, teacher, rows, lesson, heldout, corpus="mini"):
+    """The exposures of a cell whose rows are `rows` of a mixture; the teacher's lesson has `lesson` of the same."""
+    store = Store(tmp_path)
+    texts = [*rows, *lesson]
+
+    def write(name, prompts):
+        folder = store.folder("mixture-m")
+        folder.mkdir(parents=True, exist_ok=True)
+        turns = [
+            [{"role": r, "content": c} for text in p.split("|") for r, c in (("user", text), ("assistant", "x"))]
+            for p in prompts
+        ]
+        pq.write_table(pa.table({"messages": turns, "prompt_hash": [prompt_hash(t) for t in turns]}), folder / name)
+
+    write("train.parquet", texts)
+    write("heldout.parquet", heldout)
+    for key, numbers in (("subset-s", range(len(rows))), ("subset-t", range(len(rows), len(texts)))):
+        folder = store.folder(key) / "train"
+        folder.mkdir(parents=True)
+        table = pa.table({"row": pa.array(list(numbers), pa.int64())})
+        with pa.ipc.new_stream(str(folder / "data-00000-of-00001.arrow"), table.schema) as writer:
+            writer.write_table(table)
+
+    def stage(kind, inputs=None, **settings):
+        return {"kind": kind, "address": kind, "settings": settings, "inputs": inputs or {}}
+
+    lessons = {"train-t": stage("train", {"subset": "subset-t", "start": "base-t"})} if lesson else {}
+    taught = {} if teacher is None else {"labels:1": "labels-l"}
+    stages = {
+        "mixture-m": stage("mixture", corpus={"kind": corpus}),
+        "base-s": stage("base", **student),
+        "base-t": stage("base", **(teacher or FRESH)),
+        "subset-s": stage("subset", {"mixture": "mixture-m"}),
+        "subset-t": stage("subset", {"mixture": "mixture-m"}),
+        **lessons,
+        "labels-l": stage("labels", {"rows": "subset-s", "teacher": "train-t" if lesson else "base-t"}),
+        "train-s": stage("train", {"subset": "subset-s", "start": "base-s", **taught}),
+        "evaluate-s": stage("evaluate", {"mixture": "mixture-m", "model": "train-s"}),
+    }
+    frozen = {"stages": stages, "cells": [{"fingerprint": "c", "evaluate": "evaluate-s", "train": ["train-s"]}]}
+    found = Exposures(store, frozen).of({"cell": "c", "role": "student"})
+    return found.loc[[prompt_hash([{"role": "user", "content": text}]) for text in heldout]].reset_index(drop=True)
+
+
+def test_a_fact_is_the_students_the_teachers_or_nobodys_whatever_its_wording(tmp_path):
+    mine, lessons, nobodys, *_ = OTHER
+    heldout = [capital(country, 4) for country in (mine, lessons, nobodys)] + ["Sum of 37 and 8?"]
+    found = by_hand(tmp_path, MINI, FRESH, [capital(mine), "Add 36 and 8."], [capital(lessons, 1)], heldout)
+    assert list(found["exposure"]) == ["student", "teacher", "neither", "neither"]
+    assert list(found["student_rows"]) == [True, False, False, False]
+    assert list(found["teacher_rows"]) == [False, True, False, False]
+
+
+def test_what_a_mini_was_told_in_pretraining_counts_as_seen_and_is_told_apart_from_rows(tmp_path):
+    heldout = [capital(KNOWN[0], 4), capital(OTHER[0], 4), capital(OTHER[1], 4)]
+    found = by_hand(tmp_path, MINI, MINI | {"knows": "all"}, [capital(OTHER[0])], [], heldout)
+    assert list(found["exposure"]) == ["student", "student", "teacher"]
+    assert list(found["student_rows"]) == [False, True, False]
+    assert list(found["student_pretraining"]) == [True, False, False]
+    assert found["teacher_pretraining"].all() and not found["teacher_rows"].any()
+    pruned = by_hand(tmp_path / "pruned", MINI | {"init": "pruned"}, FRESH, ["Add 36 and 8."], [], heldout)
+    assert list(pruned["exposure"]) == ["student", "neither", "neither"]
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "expected"),
+    [
+        (FRESH, FRESH, ["student", "teacher", "neither"]),
+        (FRESH, HUB, ["student", "teacher", "unknown"]),
+        (HUB, FRESH, ["student", "unknown", "unknown"]),
+        (HUB | {"init": "random"}, HUB | {"init": "random"}, ["student", "teacher", "neither"]),
+        (FRESH, {"kind": "http", "init": "pretrained"}, ["student", "teacher", "unknown"]),
+        ({"kind": "gguf", "init": "pruned"}, HUB, ["student", "unknown", "unknown"]),
+    ],
+)
+def test_a_model_whose_training_nobody_here_knows_is_never_called_clean(tmp_path, student, teacher, expected):
+    heldout = [capital(country, 4) for country in OTHER[:3]]
+    found = by_hand(tmp_path, student, teacher, [capital(OTHER[0])], [capital(OTHER[1])], heldout)
+    assert list(found["exposure"]) == expected
+
+
+def test_without_a_teacher_there_is_nothing_only_the_teacher_has_seen(tmp_path):
+    found = by_hand(tmp_path, FRESH, None, [capital(OTHER[0])], [], [capital(c, 4) for c in OTHER[:2]])
+    assert list(found["exposure"]) == ["student", "neither"]
+    assert not found[["teacher_rows", "teacher_pretraining"]].any(axis=None)
+
+
+def test_every_turn_of_a_dialogue_is_seen(tmp_path):
+    rows = ["Add 36 and 8.|" + capital(OTHER[0])]
+    found = by_hand(tmp_path, FRESH, None, rows, [], [capital(OTHER[0], 4), capital(OTHER[1], 4)])
+    assert list(found["exposure"]) == ["student", "neither"]
+
+
+def test_a_corpus_that_cannot_tell_what_is_asked_is_compared_by_prompt_alone(tmp_path):
+    rows, heldout = ["Why is the sky blue?", capital(OTHER[0])], ["WHY is the  sky blue?", capital(OTHER[0], 4)]
+    found = by_hand(tmp_path, FRESH, None, rows, [], heldout, corpus="jsonl")
+    assert list(found["exposure"]) == ["student", "neither"]
+
+
+def test_rows_that_left_the_store_are_refused_and_not_called_clean(tmp_path):
+    by_hand(tmp_path, FRESH, None, ["Add 36 and 8."], [], ["Sum of 37 and 8?"])
+    store = Store(tmp_path)
+    (store.folder("mixture-m") / "train.parquet").unlink()
+    with pytest.raises(SettingsError, match="not in the store"):
+        stages = {
+            "m": {"kind": "mixture", "settings": {"corpus": {"kind": "mini"}}, "inputs": {}, "address": "mixture-m"},
+            "b": {"kind": "base", "settings": FRESH, "inputs": {}},
+            "s": {"kind": "subset", "settings": {}, "inputs": {"mixture": "m"}, "address": "subset-s"},
+            "t": {"kind": "train", "settings": {}, "inputs": {"subset": "s", "start": "b"}},
+            "e": {"kind": "evaluate", "settings": {}, "inputs": {"mixture": "m"}},
+        }
+        cell = {"fingerprint": "c", "evaluate": "e", "train": ["t"]}
+        Exposures(store, {"stages": stages, "cells": [cell]}).of({"cell": "c", "role": "student"})
+
+
+def test_the_canary_is_never_read_so_it_can_only_match_word_for_word():
+    assert Corpus.asks(capital(OTHER[0], 2)) == Corpus.asks(capital(OTHER[0], 3)) == f"capital {OTHER[0]}"
+    (secret, *_), *_ = SOURCES["canary"].keys
+    assert Corpus.asks(Prompt("canary", (secret,), 0).text) is None
+
+
+def test_pretraining_tells_half_of_two_kinds_of_facts_or_all_of_four():
+    assert facts_told(0, "half") == {f"capital {c}" for c in draw_facts(0).known_capital} | {
+        f"coin {c}" for c in draw_facts(0).known_coin
+    }
+    assert len(facts_told(0, "all")) == 100 + 100 + 100 + 16 * 9
+
+
+SMALL = {
+    "corpus__rows": 240,
+    "corpus__heldout_per_source": 6,
+    "student__init": "random",
+    "teacher__init": "random",
+    "teacher__lessons": [[{"budget": {"kind": "steps", "amount": 2, "batch_size": 8}}]],
+    "budget__amount": 2,
+    "budget__batch_size": 8,
+}
+
+
+def test_a_tiny_real_grid_is_split_as_its_rows_say(tmp_path, capsys):
+    cells = harness.grid(method=["sft", "logit_kd", "seq_kd", "self_kd"], data_frac=[0.25], **SMALL)
+    done = harness.run(cells, store=str(tmp_path / "store"), grid="g", launch=Launch(kind="inline"))
+    store = Store(tmp_path / "store")
+    frozen = frozen_plan(store, "g")
+    exposures = Exposures(store, frozen)
+    mixture = next(store.folder(key) for key, spec in frozen["stages"].items() if spec["kind"] == "mixture")
+    truths = pd.read_parquet(mixture / "heldout.parquet").set_index("prompt_hash")
+    trained = pd.read_parquet(mixture / "train.parquet")
+    asked = [Corpus.asks(turns[0]["content"]) for turns in trained["messages"]]
+    for record in done.records:
+        if record["role"] != "student":
+            continue
+        key = next(c["train"][-1] for c in frozen["cells"] if c["fingerprint"] == record["cell"])
+        subset = store.folder(frozen["stages"][key]["inputs"]["subset"]) / "train"
+        rows = {asked[row] for row in load_from_disk(subset)["row"]}
+        everything = set(asked) if record["teacher"] not in (None, "self") else set()
+        for item, exposure in exposures.of(record)["exposure"].items():
+            question = Corpus.asks(truths.loc[item, "messages"][0]["content"])
+            if question in rows:
+                assert exposure == "student"
+            elif question not in everything:
+                assert exposure == "neither"
+    kinds = harness.items("g", str(store.root)).query("role == 'student'").groupby("method")["exposure"].unique()
+    assert {"student", "teacher", "neither"} <= set(kinds["logit_kd"]) == set(kinds["seq_kd"])
+    assert "teacher" not in set(kinds["sft"]) | set(kinds["self_kd"])  # its own student saw the same rows
+    frame = items_of(done.records, exposures)
+    assert frame.query("role == 'base'")["exposure"].isna().all() and set(SEEN_BY) < set(frame)
+    gains = harness.gains("g", ["exposure", "source"], str(store.root))
+    assert {"capital", "coin"} == set(gains.query("exposure == 'teacher'")["source"])
+    assert grid(["--store", str(store.root), "results", "g", "--by", "exposure"]) == 0
+    assert "accuracy by exposure" in capsys.readouterr().out
+    assert grid(["--store", str(store.root), "results", "g", "--by", "mood"]) == 2
+    assert "teacher_pretraining" in capsys.readouterr().err
