@@ -78,7 +78,8 @@ def read_notes(store: Store, keys: Iterable[str]) -> dict[str, Mapping[str, Any]
 
 
 def accounts(arrays: Iterable[str], every_try: bool = False) -> list[Account]:
-    """What the cluster's accounts say of the tasks of some arrays, older tries first; tries before a requeue on demand."""
+    """What the cluster's accounts say of the tasks of some arrays, older tries first; `every_try`: those before a
+    requeue too."""
     names = sorted(arrays)
     if not names:
         return []
