@@ -67,12 +67,13 @@ def test_the_teachers_share_of_the_cost_is_counted_apart(finished):
         assert cost["total"]["flops"] == cost["train"]["flops"] + cost["teacher"]["flops"]
 
 
-def test_prompts_alone_are_labelled_by_the_teacher_and_scored_like_any_cell(tmp_path):
-    small = {**SMALL, "data_frac": 0.001, "evals__limit": 13, "corpus__answers": "none"}
+def test_prompts_alone_are_labelled_by_the_teacher_and_scored_like_any_cell(finished):
+    small = {**SMALL, "data_frac": 0.001, "corpus__answers": "none"}
+    root = finished.folder.parent.parent  # base, teacher and corpus are those of labelled cells
     cells = harness.grid(method="seq_kd", **small)
     cells += harness.grid(method="logit_kd", method__answers="teacher", **small)
     cells += harness.grid(method="on_policy", method__warmup=0.0, **small)
-    done = harness.run(cells, store=str(tmp_path / "store"), grid="g", launch=Launch(kind="inline"))
+    done = harness.run(cells, store=str(root), grid="prompts", launch=Launch(kind="inline"))
     assert {record["status"] for record in done.records} == {"done"}
     students = {record["method"].partition("[")[0]: record for record in done.records if record["role"] == "student"}
     assert set(students) == {"seq_kd", "logit_kd", "on_policy"}
@@ -82,7 +83,7 @@ def test_prompts_alone_are_labelled_by_the_teacher_and_scored_like_any_cell(tmp_
         assert sum("no validation rows" in said for said in record["warnings"]) == 1
     for name in ("seq_kd", "logit_kd"):  # a fresh teacher never stops; all blocks of labels say so once
         assert sum("teacher's answers were cut" in said for said in students[name]["warnings"]) == 1
-    store, frozen = Store(tmp_path / "store"), json.loads((done.folder / "plan.json").read_text())
+    store, frozen = Store(root), json.loads((done.folder / "plan.json").read_text())
     subsets = [key for key, spec in frozen["stages"].items() if spec["kind"] == "subset"]
     counts = [store.manifest(key)["facts"]["counts"] for key in subsets]
     assert len(counts) > 4 and sum(one["response_tokens"] for one in counts) == 0
