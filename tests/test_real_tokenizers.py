@@ -1,4 +1,4 @@
-"""Two real tokenizers in the harness's hands: `experiments/cross_tokenizer.yaml`, cut to 32 rows and a small student.
+"""Two real tokenizers in the harness's hands: `experiments/cross_tokenizer.yaml`, cut to 16 rows and a small student.
 
 Needs the model that `make smollm2` fetches, and the real rows. How the two tokenizers are aligned is in
 `test_alignment.py`, the losses' values are in `test_cross.py`.
@@ -16,7 +16,7 @@ from harness.fresh import main
 from harness.store import Store
 from tests import real
 
-ARMS = ("sft_restart", "uld", "uld shuffled", "spans", "spans shuffled")
+ARMS = ("sft_restart", "uld", "spans", "spans shuffled")
 
 
 def arm_of(cell):
@@ -32,11 +32,11 @@ def arms(tmp_path_factory):
     root = tmp_path_factory.mktemp("real")
     real.smollm2_file()
     short = [row for row in real.rows() if sum(len(turn["content"]) for turn in row["messages"]) < 220]
-    lines = [json.dumps(row) for row in short[:: len(short) // 40][:40]]
+    lines = [json.dumps(row) for row in short[:: len(short) // 20][:20]]
     (root / "rows.jsonl").write_text("\n".join(lines))
-    words = ["experiments=cross_tokenizer", f"corpus.path={root / 'rows.jsonl'}", "corpus.heldout_rows=8"]
+    words = ["experiments=cross_tokenizer", f"corpus.path={root / 'rows.jsonl'}", "corpus.heldout_rows=4"]
     assert main([str(root / "student"), *words, "--vocabulary", "512", "--hidden", "64", "--layers", "2"]) == 0
-    words += [f"student.path={root / 'student'}", "data_frac=1.0", "budget.amount=60", "budget.batch_size=8"]
+    words += [f"student.path={root / 'student'}", "data_frac=1.0", "budget.amount=60", "budget.batch_size=4"]
     composed = compose([*words, "budget.learning_rate=5e-3", f"store={root / 'store'}"])
     cells = tuple(cell for cell in composed.cells if cell.seed == 0 and arm_of(cell) in ARMS)
     finished = run_grid(replace(composed, cells=cells, settings=replace(composed.settings, launch=Launch("inline"))))
@@ -56,7 +56,8 @@ def test_all_arms_go_on_from_one_warm_up_and_each_hears_something_else(arms):
     assert len({arm["start"] for arm in arms.values()}) == 1
     first = {name: arm["log"][0] for name, arm in arms.items()}
     # the same student on the same rows: its NLL agrees, and what is minimised differs by the teacher alone
-    assert {one["nll"] for one in first.values()} == {pytest.approx(first["sft_restart"]["nll"], rel=1e-5)}
+    for one in first.values():
+        assert one["nll"] == pytest.approx(first["sft_restart"]["nll"], rel=1e-4)
     assert len({round(one["loss"], 3) for one in first.values()}) == len(ARMS)
     for name, arm in arms.items():
         assert (arm["facts"]["cost"]["teacher_tokens"] > 0) == (name != "sft_restart")
