@@ -13,7 +13,7 @@ SOURCES = sorted(path for folder in ("harness", "analysis", "hydra_plugins") for
 
 # Doors may import everything beneath them; each layer only itself and what is below. One noun, one place.
 LAYERS = [
-    {"run", "grid", "api"},  # doors
+    {"run", "grid", "api", "fresh"},  # doors
     {"trials"},  # conduct
     {"compose", "preflight", "execute", "record", "view", "launch", "attempt", "estimate"},
     {"status", "plan", "stage", "teaching", "tuning"},
