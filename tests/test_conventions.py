@@ -29,6 +29,7 @@ LAYERS = [
     {"divergences", "heads", "sequences"},
     {"chat", "models", "adapters"},
     {"model_files", "corpora", "methods", "world", "served", "similarity"},
+    {"shards"},
     {"config", "store", "provenance"},  # ground
     {"signal_kinds"},
     {"recipe"},

@@ -9,11 +9,16 @@ import time
 
 import pandas as pd
 import pytest
+from transformers import LlamaConfig
 
 import harness.api as harness
 from harness.config import Launch
 from harness.grid import main as grid
+from harness.models import random_model
 from harness.store import Store
+from harness.world.sizes import llama_settings
+from harness.world.tokenizer import load_mini_tokenizer
+from tests.fake_server import FakeServer
 
 SMALL = {
     "data_frac": [0.1, 1.0],
@@ -47,6 +52,28 @@ def test_every_cell_is_scored_and_so_are_base_and_teacher(finished):
     tidy = harness.results("small", store=str(finished.folder.parent.parent))
     assert {"verified", "heldout"} <= set(tidy["eval"])
     assert tidy[(tidy["eval"] == "heldout") & (tidy["source"] == "all")]["score"].between(0, 20).all()
+
+
+def test_a_teacher_behind_a_server_teaches_a_whole_cell_through_a_cache(tmp_path):
+    tokenizer = load_mini_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    small = {name: value for name, value in SMALL.items() if not name.startswith("teacher")} | {"data_frac": 0.0002}
+    with FakeServer(random_model(LlamaConfig(**llama_settings("small")), seed=1)) as fake:
+        teacher = {"path": fake.url, "served_model": "tiny", "tokenizer": str(tmp_path / "tokenizer")}
+        cells = harness.grid(
+            method="logit_kd",
+            teacher="served",
+            signal__kind="top_k",
+            signal__top_k=8,
+            **{f"teacher__{name}": value for name, value in teacher.items()},
+            **small,
+        )
+        done = harness.run(cells, store=str(tmp_path / "store"), grid="served", launch=Launch(kind="inline"))
+        scored = [request for request in fake.requests if request.get("prompt_logprobs") == 8]
+    (record,) = [record for record in done.records if record["role"] == "student"]
+    assert record["status"] == "done" and record["settings"]["method"]["signal"]["top_k"] == 8
+    assert record["cost"]["teacher"]["tokens"] == sum(len(request["prompt"]) for request in scored) > 0
+    assert sum("FLOPs are not counted" in warning for warning in record["warnings"]) == 1, "once, not for every block"
 
 
 def test_results_figure_and_verdict_are_on_disk(finished):
