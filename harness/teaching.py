@@ -87,9 +87,8 @@ def subset_stage(
     """The rows a fraction holds, rendered for one tokenizer, with validation carved from them where they have
     answers."""
     inputs = {"mixture": mixture, "tokenizer": tokenizer} | ({"exclude": exclude} if exclude else {})
-    settings = {"data_frac": data_frac, "data_seed": data_seed, "max_length": max_length, "validation": 0.1}
-    if answers == "none":
-        settings |= {"validation": 0.0, "answers": "none"}
+    settings: dict[str, Any] = {"data_frac": data_frac, "data_seed": data_seed, "max_length": max_length}
+    settings |= {"validation": 0.1} if answers == "given" else {"validation": 0.0, "answers": answers}
     return Stage("subset", f"{mixture.name}-{data_frac:g}-s{data_seed}", settings, inputs)
 
 
