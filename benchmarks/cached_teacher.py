@@ -1,11 +1,11 @@
 """How much faster a step is with a cached teacher than with a live one, and what the cache costs.
 
 One student, the same batches and the same trainer, three arms in turns and medians of CPU time compared (a
-busy machine stretches wall time, not that): `live` (a teacher
-of four times the student's parameters reads each batch), `cached` (its top-64 from the cache, rows in shuffled
-order) and `sft` (no teacher: the floor). Before that the cache is written, beside plain forward passes of the
-teacher over the same batches. The teacher is random with its logits scaled to the entropy asked for, since that
-decides how many distinct tokens are drawn. Prints JSON; `--out` writes it.
+busy machine stretches wall time, not that): `live` (a teacher of four times the student's parameters reads each
+batch), `cached` (its top-64 from the cache, rows in shuffled order) and `sft` (no teacher: the floor). Before
+that caches and labels are written, beside plain forward passes of the teacher over the same rows, in batches of
+like length and in the rows' order. The teacher is random with its logits scaled to the entropy asked for, since
+that decides how many distinct tokens are drawn. Prints JSON; `--out` writes it.
 
     PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/cached_teacher.py --steps 6 --rounds 3
 """
@@ -36,6 +36,7 @@ from harness.sequences import Rows, collate, visits
 from harness.signal_kinds import Signal
 from harness.signals import LiveTeacher, logits_at
 from harness.stages.cache import _batches, make_cache
+from harness.stages.teach import make_labels
 from harness.trainers import fit
 from harness.world.tokenizer import load_mini_tokenizer
 
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=64, help="mean tokens per row, two thirds of them scored")
     parser.add_argument("--vocabulary", type=int, default=4096)
     parser.add_argument("--entropy", type=float, default=1.5, help="nats per position of the teacher")
+    parser.add_argument("--answer", type=int, default=32, help="tokens of an answer; a random teacher never stops")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
@@ -76,6 +78,8 @@ def _measure(options: Any, student: Any, teacher: Any, tokenizer: Any, rows: Dat
     save_model(teacher, tokenizer, folder / "teacher")
     top, drawn = Signal(kind="top_k"), Signal(kind="sampled")
     plain = [_forward_seconds(folder, rows, len(tokenizer)) for _ in range(3)][1:]  # the first warms the allocator
+    unsorted = [_forward_seconds(folder, rows, len(tokenizer), by_length=False) for _ in range(2)]
+    labels, label_seconds = _labels(folder, options.answer)
     facts, seconds = {}, {}
     for signal in (top, drawn):
         (folder / signal.kind).mkdir()
@@ -126,8 +130,16 @@ def _measure(options: Any, student: Any, teacher: Any, tokenizer: Any, rows: Dat
         },
         "tokens_read_per_second": {
             "plain_forward": round(read / statistics.median(plain)),
+            "plain_forward_in_row_order": round(read / statistics.median(unsorted)),
             **{kind: round(read / value) for kind, value in seconds.items()},
         },
+        "label_tokens_per_second": {
+            "read_and_written": round((labels["teacher_tokens"] + labels["generated_tokens"]) / label_seconds),
+            "written": round(labels["generated_tokens"] / label_seconds),
+        },
+        "a_written_tokens_cost_in_tokens_read": round(
+            label_seconds / labels["generated_tokens"] / (statistics.median(plain) / read), 1
+        ),
         "writing_against_plain_forward": {
             kind: round(statistics.median(plain) / value, 2) for kind, value in seconds.items()
         },
@@ -171,12 +183,28 @@ def _step_seconds(
     return [after - before for before, after in itertools.pairwise(at)]
 
 
-def _forward_seconds(folder: Path, dataset: Dataset, vocabulary: int) -> float:
-    """Loading the teacher and its logits at all scored positions, in the batches the cache is made in."""
+def _labels(folder: Path, answer: int) -> tuple[dict[str, Any], float]:
+    """What greedy answers of `answer` tokens to every row cost, and the CPU seconds they took."""
+    (folder / "labels").mkdir()
+    settings = {"sampling_temperature": 0.0, "samples_per_prompt": 1, "precision": "fp32", "max_length": 10**6}
+    started = time.process_time()
+    inputs = {"rows": folder / "rows", "teacher": folder / "teacher"}
+    facts = make_labels(settings | {"max_new_tokens": answer}, inputs, folder / "labels", CPU)
+    return facts["cost"], time.process_time() - started
+
+
+def _forward_seconds(folder: Path, dataset: Dataset, vocabulary: int, by_length: bool = True) -> float:
+    """Loading the teacher and its logits at all scored positions, in the batches the cache is made in.
+
+    Without `by_length` as many rows make a batch, but in the rows' order.
+    """
     started = time.process_time()
     model, rows = load_model(folder / "teacher"), list(Rows(dataset))
+    in_order = iter(range(len(rows)))
     with torch.no_grad():
         for indices in _batches([len(row.input_ids) for row in rows], vocabulary):
+            if not by_length:
+                indices = [next(in_order) for _ in indices]
             batch = collate([rows[index] for index in indices], pad_id=0)
             logits_at(model, batch["input_ids"], batch["attention_mask"], scored_positions(batch["labels"]))
     return time.process_time() - started

@@ -7,6 +7,7 @@ number, tokens and scored positions whenever it is asked for. Nothing is guessed
     teacher.kept(batch)                 # what is kept at the batch's scored positions (`kept.Kept`)
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +22,7 @@ from harness.checks import SettingsError, refuse
 from harness.corpora._files import file_sha256
 from harness.identity import differences, fingerprint
 from harness.kept import Kept
-from harness.model_files import WEIGHTS, local_folder, read_pointer
+from harness.model_files import SERVER, WEIGHTS, local_folder, read_pointer
 from harness.models import tokenizer_hash
 from harness.signal_kinds import Signal
 from harness.signals import PROBE
@@ -120,7 +121,13 @@ def hashes_of(tokenizer: "PreTrainedTokenizerBase") -> dict[str, str]:
 
 
 def teacher_fingerprint(folder: Path) -> str:
-    """sha256 over the weights and the config of a model folder, pointers followed; of a hub id, its revision."""
+    """sha256 over the weights and the config of a model folder, pointers followed.
+
+    Of a hub id, its revision; of a server, its declared model and how it answered the probe.
+    """
+    if (Path(folder) / SERVER).is_file():
+        page = json.loads((Path(folder) / SERVER).read_text())
+        return fingerprint({"served_model": page["served_model"], "probe": page["probe"]["sha256"]})
     path, revision = read_pointer(Path(folder))
     local = local_folder(path)
     if local is None:

@@ -18,7 +18,7 @@ A position takes 4 K + 2 + K/8 bytes as top-K at that vocabulary, 266 at K = 64;
 import hashlib
 import json
 import os
-import uuid
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +28,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from harness.checks import SettingsError, refuse
-from harness.identity import differences
+from harness.checks import refuse
 from harness.kept import Kept
 from harness.sequences import IGNORED
+from harness.shards import read_batch
 from harness.store import write_json
 
 ROWS_PER_SHARD = 512
@@ -81,77 +81,55 @@ def stored_row(number: int, hashes: tuple[int, int], kept: Kept, samples: int, v
     )
 
 
-class CacheWriter:
-    """Writes a cache shard by shard; begun again in the same folder, it goes on after the shards that are there."""
+def shard_batch(rows: Sequence[StoredRow]) -> pa.RecordBatch:
+    """Rows as the one record batch of a shard."""
+    columns = {
+        "row": pa.array([row.row for row in rows], pa.int64()),
+        "tokens_hash": pa.array([row.tokens_hash for row in rows], pa.uint64()),
+        "scored_hash": pa.array([row.scored_hash for row in rows], pa.uint64()),
+    }
+    for name in ("ids", "high", "values", "per_position"):
+        parts = [getattr(row, name) for row in rows]
+        offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
+        columns[name] = pa.LargeListArray.from_arrays(offsets, pa.array(np.concatenate(parts)))
+    return pa.record_batch(columns)
 
-    def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
-        """`about`: whose words these are (see `stages/cache.py`); refused where the folder was begun for others."""
-        self.folder, self.about = folder, {**about, "format": FORMAT}
-        self.begun = folder / "begun.json"
-        (folder / "shards").mkdir(parents=True, exist_ok=True)
-        for page in (self.begun, folder / "meta.json"):
-            said = json.loads(page.read_text()) if page.is_file() else self.about
-            other = differences({name: said.get(name) for name in self.about}, self.about)
-            if other:
-                leaf, one, another = other[0]
-                difference = f"its {leaf} is {one!r} and here it is {another!r}"
-                raise SettingsError(f"the cache in {folder} cannot be continued: {difference}; remove the folder.")
-        write_json(self.begun, self.about)
-        for torn in (folder / "shards").glob(".*"):
-            torn.unlink()
 
-    def has(self, shard: int) -> bool:
-        """Whether this shard is complete."""
-        return self._path(shard).is_file()
+def write_cache(
+    folder: Path, about: Mapping[str, Any], made: Sequence[Path], versions: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Make a cache of shards that lie elsewhere on the disk; returns its `meta.json`, written last.
 
-    def write(self, shard: int, rows: Sequence[StoredRow]) -> None:
-        """Write one shard: under another name first, then renamed, so that a shard is there whole or not at all."""
-        columns = {
-            "row": pa.array([row.row for row in rows], pa.int64()),
-            "tokens_hash": pa.array([row.tokens_hash for row in rows], pa.uint64()),
-            "scored_hash": pa.array([row.scored_hash for row in rows], pa.uint64()),
-        }
-        for name in ("ids", "high", "values", "per_position"):
-            parts = [getattr(row, name) for row in rows]
-            offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
-            columns[name] = pa.LargeListArray.from_arrays(offsets, pa.array(np.concatenate(parts)))
-        table = pa.record_batch(columns)
-        path = self._path(shard)
-        unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        with open(unfinished, "wb") as file:
-            with pa.ipc.new_file(file, table.schema) as writer:
-                writer.write_batch(table)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-
-    def finish(self, versions: Mapping[str, Any]) -> dict[str, Any]:
-        """List the shards and the libraries' `versions` in `meta.json`, which completes the cache; returns it."""
-        shards = []
-        paths = sorted((self.folder / "shards").glob("*.arrow"))
-        for path in paths:
-            shards.append({"name": path.name, "size": path.stat().st_size, "sha256": _sha256(path)})
-        opened = [Shard(self.folder / "shards" / str(shard["name"])) for shard in shards]
-        counts = {
-            "rows": sum(len(shard.rows) for shard in opened),
-            "positions": sum(shard.positions for shard in opened),
-            "kept_tokens": sum(shard.kept_tokens for shard in opened),
-            "bytes": sum(path.stat().st_size for path in paths),
-        }
-        meta = {**self.about, **counts, "versions": versions, "shards": shards}
-        write_json(self.folder / "meta.json", meta)
-        self.begun.unlink()
-        return meta
-
-    def _path(self, shard: int) -> Path:
-        return self.folder / "shards" / f"{shard:05d}.arrow"
+    `about`: whose words these are (see `stages/cache.py`); `made`: files of `shard_batch`es, in the rows' order;
+    `versions`: of the libraries.
+    """
+    (folder / "shards").mkdir()
+    paths = [folder / "shards" / f"{number:05d}.arrow" for number in range(len(made))]
+    for one, path in zip(made, paths, strict=True):
+        _place(one, path)
+    opened = [Shard(path) for path in paths]
+    sizes = [path.stat().st_size for path in paths]
+    meta = {
+        **about,
+        "format": FORMAT,
+        "rows": sum(len(shard.rows) for shard in opened),
+        "positions": sum(shard.positions for shard in opened),
+        "kept_tokens": sum(shard.kept_tokens for shard in opened),
+        "bytes": sum(sizes),
+        "versions": versions,
+        "shards": [
+            {"name": path.name, "size": size, "sha256": _sha256(path)} for path, size in zip(paths, sizes, strict=True)
+        ],
+    }
+    write_json(folder / "meta.json", meta)
+    return meta
 
 
 class Shard:
     """One shard, memory-mapped: a row's values are read where they lie."""
 
     def __init__(self, path: Path) -> None:
-        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        batch = read_batch(path)
         self.rows, self.tokens_hashes, self.scored_hashes = (
             batch.column(name).to_numpy() for name in ("row", "tokens_hash", "scored_hash")
         )
@@ -232,6 +210,14 @@ def _packed(ids: np.ndarray, planes: int) -> np.ndarray:
 def _unpacked(packed: np.ndarray, planes: int, count: int) -> np.ndarray:
     bits = np.unpackbits(packed.reshape(planes, -1), axis=1, count=count)
     return sum((bits[plane].astype(np.int64) << (16 + plane) for plane in range(planes)), np.zeros(count, np.int64))
+
+
+def _place(made: Path, path: Path) -> None:
+    """Give a finished file its name here: one more link to it, so that no byte is written twice."""
+    try:
+        os.link(made, path)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(made, path)
 
 
 def _hash64(content: bytes) -> int:

@@ -45,13 +45,12 @@ def uld(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> Divergenc
     The Wasserstein distance under a cost that is the same between any two tokens (ULD, section 3). It does
     not know which token is likely, only how likelihood is spread.
     """
-    student, teacher = (
-        torch.softmax(_wide(logits), dim=-1).sort(dim=-1, descending=True).values
-        for logits in (student_logits, teacher_logits.detach())
+    shared = min(student_logits.shape[1], teacher_logits.shape[1])
+    (student, student_rest), (teacher, teacher_rest) = (
+        _largest(torch.softmax(_wide(logits), dim=-1), shared) for logits in (student_logits, teacher_logits.detach())
     )
-    missing = teacher.shape[1] - student.shape[1]
-    student, teacher = functional.pad(student, (0, max(missing, 0))), functional.pad(teacher, (0, max(-missing, 0)))
-    return Divergence((student - teacher).abs().sum(), len(student))
+    # beyond the shorter vocabulary one side is 0 and the other is what is left of it, which needs no order
+    return Divergence((student - teacher).abs().sum() + (student_rest + teacher_rest).sum(), len(student))
 
 
 def spans(student_logprobs: torch.Tensor, teacher_logprobs: torch.Tensor, temperature: float = 1.0) -> Divergence:
@@ -253,6 +252,14 @@ def _ordinals(row: Row, ranges: np.ndarray) -> np.ndarray:
     for start, end in zip(row.starts, row.ends, strict=True):
         scored[max(start, 1) : end] = 1
     return np.append(0, np.cumsum(scored))[ranges]
+
+
+def _largest(probabilities: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` largest of each row, in descending order, and the sum (C,) of the others."""
+    if count == probabilities.shape[1]:
+        return probabilities.sort(dim=-1, descending=True).values, probabilities.new_zeros(len(probabilities))
+    found = probabilities.topk(count, dim=-1).values
+    return found, (1 - found.sum(-1)).clamp(min=0)
 
 
 def _log_complement(logprobs: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ Each model may have seen it in rows or been told in pre-training, and the two ar
                            nothing, and of any other model (hub, folder, GGUF, server) nobody here knows: null
     teacher_rows, teacher_pretraining    the same of the teacher and its lessons' rows; false without a teacher
 
-Seen is rows or pre-training, in three-valued logic; a row's answer may be wrong, it counts all the same:
+Seen is rows or pre-training, in three-valued logic. A row whose answer is wrong, or left to the teacher, counts too:
 
     student    the student has seen it
     teacher    the student has not, the teacher has

@@ -16,12 +16,15 @@ import os
 import shutil
 import sys
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.checks import SettingsError, refuse
 from harness.identity import differences
+from harness.launch.jobs import job_states
+from harness.status import StageState, cell_state
 from harness.store import Store
 
 
@@ -74,20 +77,13 @@ def show_plan(given: argparse.Namespace) -> None:
 
 def show_status(given: argparse.Namespace) -> None:
     """States of a grid's cells; all grids in a line each when none is named."""
-    from harness.status import cell_state
-
     store = _existing(given.store)
     for name in [given.grid] if given.grid else _grids(store):
         frozen = frozen_plan(store, name)
-        states = [
-            (
-                cell,
-                cell_state(store, {key: frozen["stages"][key]["address"] for key in cell["needs"]}, cell["evaluate"]),
-            )
-            for cell in frozen["cells"]
-        ]
-        done = sum(state.status == "done" for _, state in states)
-        print(f"{name}: {done} of {len(states)} cells done")
+        states = _states(store, frozen, ask_slurm=bool(given.grid))
+        counts = Counter(state.status for _, state in states)
+        rest = "".join(f", {count} {status}" for status, count in sorted(counts.items()) if status != "done")
+        print(f"{name}: {counts['done']} of {len(states)} cells done{rest}")
         for cell, state in states if given.grid else []:
             teacher = f" teacher={cell['teacher']}" if cell["teacher"] else ""
             reason = f"  {state.reason}" if state.reason else ""
@@ -95,6 +91,22 @@ def show_status(given: argparse.Namespace) -> None:
                 f"  {state.status:<12}{cell['train'][-1].rsplit('-', 1)[-1][:8]}  {cell['method']} "
                 f"{cell['data_frac']:g} {cell['student']}{teacher} seed={cell['seed']}{reason}"
             )
+
+
+def _states(store: Store, frozen: dict[str, Any], ask_slurm: bool) -> list[tuple[dict[str, Any], StageState]]:
+    """Every cell's state: what the store says, and of cells that wait in a queue what Slurm says."""
+    states = [
+        (cell, cell_state(store, {key: frozen["stages"][key]["address"] for key in cell["needs"]}, cell["evaluate"]))
+        for cell in frozen["cells"]
+    ]
+    silent = [cell["evaluate"] for cell, state in states if state.status in ("missing", "interrupted")]
+    if not (ask_slurm and silent and (store.root / "jobs").is_dir()):
+        return states
+    jobs = job_states(store, silent)
+    return [
+        (cell, jobs[cell["evaluate"]].as_stage_state(state) if cell["evaluate"] in jobs else state)
+        for cell, state in states
+    ]
 
 
 def show_explain(given: argparse.Namespace) -> None:

@@ -4,26 +4,22 @@ As in Self-Instruct (arXiv 2212.10560) a few human rows stand before each new on
 turns of a conversation, so any model that was trained on conversations can go on. `texts.py` writes
 answers while a student trains; which of the rows written here are kept is `synthetic.py`'s matter.
 
-    writer = Writer(model, tokenizer, settings, {"cure": [("Remedy for Zovami?", "Take onad")]})
+    writer = Writer(teacher, settings, {"cure": [("Remedy for Zovami?", "Take onad")]})
     writer.write(range(256))             # row `number` depends on the seed and that number alone
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from harness import teachers
 from harness.chat import end_of_turn_id, prompt_ids_many
-from harness.generate import generate
 from harness.sequences import draw_seed
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Pair = tuple[str, str]
 """A prompt and its answer."""
-ROWS_AT_ONCE = 256
 PLACE = "PLACE-OF-THE-NEXT-PROMPT"
 
 
@@ -46,33 +42,28 @@ def turns(pair: Pair) -> list[dict[str, str]]:
 
 
 class Writer:
-    """The teacher with its examples, and the tokens it has read and written so far."""
+    """A teacher, here or behind a server, with its examples."""
 
     def __init__(
-        self,
-        model: "PreTrainedModel",
-        tokenizer: "PreTrainedTokenizerBase",
-        settings: Mapping[str, Any],
-        pairs: Mapping[str, Sequence[Pair]],
+        self, teacher: teachers.Writer, settings: Mapping[str, Any], pairs: Mapping[str, Sequence[Pair]]
     ) -> None:
         """`settings`: `examples_in_context`, `seed`, `sampling_temperature`, `max_new_tokens`, `max_length`.
 
         `pairs`: the human rows by source; examples are drawn from them and from nothing else.
         """
-        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        self.teacher, self.tokenizer, self.settings = teacher, teacher.tokenizer, settings
         self.sources = sorted(pairs)
         self.pairs = [pairs[source] for source in self.sources]
-        self.read = self.written = 0
-        self.end = end_of_turn_id(tokenizer)
+        self.end = end_of_turn_id(self.tokenizer)
         rendered = self._texts([[{"role": "user", "content": PLACE}]], generation_prompt=True)[0]
         self.after_prompt = rendered.partition(PLACE)[2]
         first = self._ids(self.after_prompt)[0]
         # a template that ends the user's turn with plain text (Tülu) is stopped by cutting that text
-        self.prompt_stops = {self.end} | ({first} if first in tokenizer.added_tokens_decoder else set())
+        self.prompt_stops = {self.end} | ({first} if first in self.tokenizer.added_tokens_decoder else set())
 
     def write(self, numbers: Sequence[int]) -> list[Written]:
         """A prompt and an answer for each number."""
-        shown = [self._examples(number) for number in numbers]
+        shown = [self.examples(number) for number in numbers]
         place = {"role": "user", "content": PLACE}
         texts = self._texts([[*_conversation(examples), place] for _, examples in shown], generation_prompt=False)
         begun = [self._ids(text.partition(PLACE)[0]) for text in texts]
@@ -102,8 +93,8 @@ class Writer:
         )
         return [self._text(answer[:-1]) if answer[-1:] == [self.end] else "" for answer in written]
 
-    def _examples(self, number: int) -> tuple[str, tuple[Pair, ...]]:
-        # Examples of one source, so that the next turn is of their kind.
+    def examples(self, number: int) -> tuple[str, tuple[Pair, ...]]:
+        """The source and the human rows that row `number` is written after: of one source, for one kind."""
         generator = np.random.default_rng(draw_seed(self.settings["seed"], "examples", number))
         sizes = np.array([len(rows) for rows in self.pairs])
         chosen = int(generator.choice(len(sizes), p=sizes / sizes.sum()))
@@ -115,11 +106,7 @@ class Writer:
         self, prompts: list[list[int]], draw: str, numbers: Sequence[int], limit: int, stops: set[int]
     ) -> list[list[int]]:
         seeds = [draw_seed(self.settings["seed"], draw, number) for number in numbers]
-        temperature = self.settings["sampling_temperature"]
-        texts = generate(self.model, self.tokenizer, prompts, limit, temperature, seeds, ROWS_AT_ONCE, stops)
-        self.read += sum(map(len, prompts))
-        self.written += sum(map(len, texts))
-        return texts
+        return self.teacher.answers(prompts, limit, self.settings["sampling_temperature"], seeds, stops)
 
     def _prompt(self, ids: list[int]) -> str:
         """The user's turn as text; empty where the teacher did not end it as the template does."""

@@ -27,6 +27,9 @@ from harness.divergences import Divergence
 from harness.recipe import TrainStage
 from harness.signal_kinds import Signal, check_signal
 
+LEAST_TAIL = 2.0**-23
+"""Mass that log-probabilities of 32 bits can still tell from none when what they leave of 1 is taken."""
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -83,6 +86,21 @@ def top_k_of(logits: torch.Tensor, top_k: int) -> Kept:
     # the normaliser from both parts: 1 - the kept mass would lose a small tail in rounding
     whole = torch.logaddexp(kept.logsumexp(-1), rest)
     return Kept("top_k", ids, kept - whole[:, None], rest - whole)
+
+
+def top_k_named(ids: np.ndarray, logprobs: np.ndarray, vocabulary: int) -> Kept:
+    """The likeliest tokens as a server names them: `ids` and fp32 `logprobs` (N, K), likeliest first.
+
+    The tail is what their mass leaves of 1, at least `LEAST_TAIL` unless the whole vocabulary is named.
+    """
+    mass = np.exp(logprobs.astype(np.float64)).sum(-1)
+    tail = np.log1p(-np.minimum(mass, 1 - LEAST_TAIL)) if ids.shape[1] < vocabulary else np.full(len(ids), -np.inf)
+    return Kept(
+        "top_k",
+        torch.from_numpy(ids.astype(np.int64)),
+        torch.from_numpy(logprobs),
+        torch.from_numpy(tail.astype(np.float32)),
+    )
 
 
 def sampled_of(logits: torch.Tensor, uniforms: np.ndarray) -> Kept:

@@ -4,6 +4,7 @@
 cell's own validation rows.
 
     nats, tokens = mean_nll(model, Rows(validation))
+    nats, tokens = served_nll(teacher, Rows(validation))      # the same of a model behind a server
 """
 
 from collections.abc import Sequence
@@ -11,10 +12,12 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
+from harness.divergences import scored_positions
 from harness.generate import evaluating
 from harness.objectives import objective_for
 from harness.recipe import TrainStage
 from harness.sequences import Row, Rows, collate
+from harness.teachers import ServedTeacher
 
 
 def mean_nll(model: PreTrainedModel, rows: Sequence[Row] | Rows, batch_size: int = 64) -> tuple[float, int]:
@@ -28,4 +31,13 @@ def mean_nll(model: PreTrainedModel, rows: Sequence[Row] | Rows, batch_size: int
             batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
             found = objective.compare(model, batch)
             total, count = total + found.sum.item(), count + found.count
+    return total / max(count, 1), count
+
+
+def served_nll(teacher: ServedTeacher, rows: Sequence[Row] | Rows) -> tuple[float, int]:
+    """`mean_nll` of a model behind a server; raises SettingsError where the server cannot score."""
+    total, count = 0.0, 0
+    for row, scores in zip(rows, teacher.score([row.input_ids.tolist() for row in rows], top_k=0), strict=True):
+        scored = scored_positions(collate([row], pad_id=0)["labels"])[0, :-1].numpy()
+        total, count = total - float(scores.actual[scored].sum(dtype="float64")), count + int(scored.sum())
     return total / max(count, 1), count

@@ -58,7 +58,8 @@ def load_model(folder: Path, device: str = "cpu", dtype: str = "fp32") -> "PreTr
     if (Path(folder) / SERVER).is_file():
         served = json.loads((Path(folder) / SERVER).read_text())["served_model"]
         reason = "its weights are behind a server, which gives text and top-k log-probabilities and nothing else"
-        raise refuse("teacher.served_model", served, reason, "choose seq_kd or two_stage, or a teacher with weights")
+        way_out = "choose seq_kd, two_stage or signal.kind=top_k, or a teacher with weights"
+        raise refuse("teacher.served_model", served, reason, way_out)
     path, revision = read_pointer(Path(folder))
     model: Any = AutoModelForCausalLM.from_pretrained(path, revision=revision or "main", dtype=DTYPES[dtype])
     return model.to(device).eval()

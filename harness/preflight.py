@@ -13,6 +13,7 @@ from harness.launch.local import visible_gpus
 from harness.methods import method_name
 from harness.model_files import check_model, tokenizer_fingerprint
 from harness.plan import CellPlan, Plan
+from harness.signal_kinds import check_served
 
 
 def preflight(plan: Plan, machine: Machine | None = None) -> None:
@@ -29,7 +30,7 @@ def preflight(plan: Plan, machine: Machine | None = None) -> None:
             _once(checked, repr(cell.teacher), lambda cell=cell: check_model(cell.teacher))
             _once(
                 checked,
-                repr((cell.student, cell.teacher, method_name(cell.method))),
+                repr((cell.student, cell.teacher, cell.signal, cell.method)),
                 lambda cell_plan=cell_plan: _check_pair(cell_plan),
             )
 
@@ -66,10 +67,14 @@ def _check_pair(cell_plan: CellPlan) -> None:
             "method",
             method_name(cell_plan.cell.method),
             f"it asks its teacher for logits while it trains, and teacher={teacher.name} is behind a server",
-            "choose seq_kd or two_stage, or a teacher with weights here",
+            "use signal.kind=top_k where the method trains on the data's own text (logit_kd, or two_stage with "
+            "method.second=logit_kd), choose seq_kd, or a teacher with weights here",
         )
+    if teacher.kind == "http" and cell_plan.stored_signal:
+        check_served(cell_plan.cell.signal)
     inputs = [stage.inputs for stage in cell_plan.train]
-    if not any("synthetic" in given or ("teacher" in given and "teacher_rows" not in given) for given in inputs):
+    asked = any("synthetic" in given or ("teacher" in given and "teacher_rows" not in given) for given in inputs)
+    if not (asked or cell_plan.stored_signal):
         return  # it teaches by its words, or each side reads its own tokens
     mine, theirs = tokenizer_fingerprint(student), tokenizer_fingerprint(teacher)
     if mine is not None and theirs is not None and mine != theirs:

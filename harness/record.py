@@ -143,8 +143,8 @@ def _record(store: Store, frozen: Mapping[str, Any], cell: Mapping[str, Any], fa
         "artifact": str(store.folder(cell["train"][-1])) if cell["train"] else None,
     }
     own = [key for key in cell["needs"] if key not in cell["making_teacher"]]
-    for stage in facts.of(own):
-        record["warnings"] += stage.get("warnings", [])
+    said = [warning for stage in facts.of(own) for warning in stage.get("warnings", [])]
+    record["warnings"] = list(dict.fromkeys(said))  # blocks of one kind say the same
     if state.status == "done" and cell["evaluate"] not in cell["train"]:  # a trial is trained and not scored
         folder = store.folder(cell["evaluate"])
         record["scores"] = json.loads((folder / "scores.json").read_text())

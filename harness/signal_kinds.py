@@ -118,6 +118,13 @@ def check_signal(signal: Signal, stage: TrainStage) -> None:
         )
 
 
+def check_served(signal: Signal) -> None:
+    """Raise SettingsError unless a teacher behind a server can give this signal."""
+    if signal.kind == "sampled":
+        why = "draws need whole distributions, and a server names only its likeliest tokens"
+        raise refuse("signal.kind", signal.kind, why, "use signal.kind=top_k, or a teacher with weights here")
+
+
 def support_table() -> str:
     """`SUPPORTED` as a Markdown table, a row for each divergence, with the reasons beneath."""
     reasons: dict[str, int] = {}

@@ -1,14 +1,15 @@
 """Teachers that write: one face for a model in memory and one behind a server, opened from a teacher's folder.
 
-A stage asks `answers` and need not know where the teacher runs. What a teacher says about ids made
-elsewhere is `signals.py`'s matter. A server is identified by a probe: its greedy answer to one fixed
-prompt is written down when it is adopted and compared whenever it is used.
+A stage asks `answers` and need not know where the teacher runs; what it read and wrote is counted. What a
+teacher says about ids made elsewhere is `signals.py`'s matter. A server is identified by a probe: its greedy
+answer to one fixed prompt is written down when it is adopted and compared whenever it is used.
 
     teacher = open_teacher(folder, device="cuda", precision="bf16")
     teacher.answers(prompts, max_new_tokens=256, temperature=0.0, seeds=seeds, stop_ids={end})
 """
 
 import json
+from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from harness.chat import end_of_turn_id, prompt_ids
 from harness.checks import refuse
 from harness.endpoint import Endpoint
-from harness.generate import generate
+from harness.generate import context_of, generate
 from harness.model_files import SERVER
 from harness.models import count_parameters, load_model, load_tokenizer
 from harness.served import CompletionsServer, Probe, Scores
@@ -34,6 +35,8 @@ class Writer(Protocol):
     tokenizer: "PreTrainedTokenizerBase"
     parameters: int
     """Parameters, for FLOP estimates; 0 for a server, whose size is unknown and whose FLOPs are not counted."""
+    spent: Counter[str]
+    """Tokens `read` and `written`, and answers `reencoded` from text."""
 
     @property
     def warnings(self) -> list[str]:
@@ -58,6 +61,12 @@ class LocalTeacher:
     def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
         self.model, self.tokenizer = model, tokenizer
         self.parameters = count_parameters(model)
+        self.spent: Counter[str] = Counter()
+
+    @property
+    def longest_row(self) -> int | None:
+        """Tokens of the longest row it can judge; None where no limit is stated."""
+        return context_of(self.model)
 
     @property
     def warnings(self) -> list[str]:
@@ -73,7 +82,11 @@ class LocalTeacher:
         stop_ids: Collection[int],
     ) -> list[list[int]]:
         """New token ids for each prompt; see `generate`."""
-        return generate(self.model, self.tokenizer, prompts, max_new_tokens, temperature, seeds, ROWS_AT_ONCE, stop_ids)
+        found = generate(
+            self.model, self.tokenizer, prompts, max_new_tokens, temperature, seeds, ROWS_AT_ONCE, stop_ids
+        )
+        self.spent.update(read=sum(map(len, prompts)), written=sum(map(len, found)))
+        return found
 
 
 class ServedTeacher:
@@ -83,15 +96,21 @@ class ServedTeacher:
 
     def __init__(self, server: CompletionsServer, tokenizer: "PreTrainedTokenizerBase") -> None:
         self.server, self.tokenizer = server, tokenizer
+        self.spent: Counter[str] = Counter()
         server.encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    @property
+    def longest_row(self) -> int | None:
+        """Tokens of the longest row it can judge, which takes room for one more; None where it does not say."""
+        return None if self.server.context is None else self.server.context - 1
 
     @property
     def warnings(self) -> list[str]:
         """That FLOPs are not counted, and that ids were guessed from text where they were."""
         found = [f"{self.server.served_model} is behind a server of unknown size: its FLOPs are not counted"]
-        if self.server.reencoded:
+        if self.spent["reencoded"]:
             found.append(
-                f"{self.server.reencoded} answers came as text and were encoded again by the declared tokenizer; "
+                f"{self.spent['reencoded']} answers came as text and were encoded again by the declared tokenizer; "
                 "their token ids may differ from those the teacher wrote"
             )
         return found
@@ -105,7 +124,12 @@ class ServedTeacher:
         stop_ids: Collection[int],
     ) -> list[list[int]]:
         """New token ids for each prompt; see `CompletionsServer.complete`."""
-        return self.server.complete(prompts, max_new_tokens, temperature, seeds, stop_ids)
+        before = self.server.reencoded
+        found = self.server.complete(prompts, max_new_tokens, temperature, seeds, stop_ids)
+        self.spent.update(
+            read=sum(map(len, prompts)), written=sum(map(len, found)), reencoded=self.server.reencoded - before
+        )
+        return found
 
     def score(self, rows: Sequence[Sequence[int]], top_k: int) -> list[Scores]:
         """Log-probabilities of the likeliest tokens at every position; see `CompletionsServer.score`."""

@@ -87,9 +87,8 @@ def subset_stage(
     """The rows a fraction holds, rendered for one tokenizer, with validation carved from them where they have
     answers."""
     inputs = {"mixture": mixture, "tokenizer": tokenizer} | ({"exclude": exclude} if exclude else {})
-    settings = {"data_frac": data_frac, "data_seed": data_seed, "max_length": max_length, "validation": 0.1}
-    if answers == "none":
-        settings |= {"validation": 0.0, "answers": "none"}
+    settings: dict[str, Any] = {"data_frac": data_frac, "data_seed": data_seed, "max_length": max_length}
+    settings |= {"validation": 0.1} if answers == "given" else {"validation": 0.0, "answers": answers}
     return Stage("subset", f"{mixture.name}-{data_frac:g}-s{data_seed}", settings, inputs)
 
 
@@ -190,26 +189,28 @@ def label_stages(cell: Cell, stage: TrainStage, mixture: Stage, subset: Stage, t
             {"rows": block, "teacher": teacher},
             _where(cell),
         )
-        for block in _blocks(cell, mixture)
+        for block in _blocks(cell, mixture, teacher)
     }
 
 
 def cache_stages(cell: Cell, mixture: Stage, teacher: Stage) -> dict[str, Stage]:
     """What the teacher says about the data's own text, stored block by block, by role of input."""
-    settings = {
+    settings: dict[str, Any] = {
         "signal": cell.signal.stored(),
         "seed": cell.teacher_seed,
         "max_length": cell.corpus.max_length,
-        "precision": cell.budget.precision,
     }
+    if teacher.settings.get("kind") != "http":  # a server has a precision of its own
+        settings["precision"] = cell.budget.precision
     return {
         f"cache:{block.settings['data_frac']:g}": Stage(
             "cache",
             f"{teacher.name}-{cell.signal.kind}-block-{block.settings['data_frac']:g}",
             settings,
             {"rows": block, "teacher": teacher},
+            _where(cell),
         )
-        for block in _blocks(cell, mixture)
+        for block in _blocks(cell, mixture, teacher)
     }
 
 
@@ -238,8 +239,10 @@ def _where(cell: Cell) -> dict[str, Any]:
     return {"teacher_url": cell.teacher.path} if cell.teacher.kind == "http" else {}
 
 
-def _blocks(cell: Cell, mixture: Stage) -> list[Stage]:
-    tokenizer = base_stage(cell, cell.teacher)  # a lesson changes no tokenizer
+def _blocks(cell: Cell, mixture: Stage, teacher: Stage) -> list[Stage]:
+    tokenizer = teacher
+    while tokenizer.kind == "train":  # a lesson changes no tokenizer
+        tokenizer = tokenizer.inputs["start"]
     assert cell.data_seed is not None
     return [
         block_stage(mixture, tokenizer, edges, cell.data_seed, cell.corpus.max_length, cell.corpus.answers)

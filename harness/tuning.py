@@ -173,6 +173,9 @@ def plan_searches(cells: Sequence[Cell], tune: Tune) -> list[Search]:
     used = {seed for cell in cells for seed in (cell.seed, cell.data_seed, cell.train_seed) if seed is not None}
     if shared := sorted(used & set(tune.seeds)):
         raise refuse("tune.seeds", tune.seeds, f"the grid reports seed {shared[0]}", "tune on seeds of their own")
+    if any(cell.corpus.answers == "none" for cell in cells):
+        reason = "a trial's figure is the NLL of validation answers, and on prompts alone there are none"
+        raise refuse("corpus.answers", "none", reason, "tune with corpus.answers=given and set what was chosen")
     methods = {method_name(cell.method) for cell in cells}
     if unknown := sorted(set(tune.arms) - methods):
         raise refuse("tune.arms", unknown[0], f"the grid's methods are {', '.join(sorted(methods))}")

@@ -2,27 +2,41 @@
 
 It decodes and scores with plain dense loops of its own, so that it is a reference for the client.
 
-    with FakeServer(tiny_llama()) as server: server.url
+    with FakeServer(tiny_llama()) as server: adopt(server, tokenizer_folder, out)
 """
 
 import json
 import threading
 import time
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import torch
 
+from harness.config import Machine, Teacher
+from harness.model_files import model_identity
+from harness.stages.base import make_base
+
+
+def adopt(fake, tokenizer, out, api_key_env=None):
+    """Make the base artifact of a teacher behind this server in the new folder `out`; returns it and its facts."""
+    settings = {"path": fake.url, "served_model": "tiny", "tokenizer": str(tokenizer), "api_key_env": api_key_env}
+    teacher = Teacher(name="t", kind="http", **settings)
+    out.mkdir()
+    facts = make_base({**model_identity(teacher, 0), "where": {"model": asdict(teacher)}}, {}, out, Machine())
+    return out, facts
+
 
 class FakeServer:
     """`faults`: statuses given to the next completions; `delay_s(n)`: wait before the n-th; `without`: what is
-    left out of answers (`token_ids`, `logprobs`, `stop_token`, `one_of_k`, `context`); `body`: sent in
-    place of any completion."""
+    left out of answers (`token_ids`, `logprobs`, `stop_token`, `one_of_k`, `prompt_logprobs`, `context`);
+    `context`: tokens it takes; `body`: sent in place of any completion."""
 
     def __init__(self, model, served=("tiny",), key=None):
         self.model, self.served, self.key = model, served, key
         self.faults, self.without, self.delay_s, self.body = [], set(), lambda number: 0.0, None
-        self.requests, self.asked, self.busy, self.most_busy = [], 0, 0, 0
+        self.context, self.requests, self.asked, self.busy, self.most_busy = 128, [], 0, 0, 0
         self.lock = threading.Lock()
 
     def __enter__(self):
@@ -30,7 +44,7 @@ class FakeServer:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
-                cards = [{"id": name, "max_model_len": 128} for name in fake.served]
+                cards = [{"id": name, "max_model_len": fake.context} for name in fake.served]
                 if "context" in fake.without:
                     cards = [{"id": card["id"]} for card in cards]
                 self.answer(*fake.checked(self.headers, lambda: {"data": cards}))
@@ -108,7 +122,7 @@ class FakeServer:
             del choice["token_ids"]
         if "logprobs" in self.without:
             choice["logprobs"] = None
-        if "prompt_logprobs" in request:
+        if "prompt_logprobs" in request and "prompt_logprobs" not in self.without:
             choice["prompt_logprobs"] = self.prompt_logprobs(prompt, request["prompt_logprobs"])
         return choice
 
@@ -116,12 +130,16 @@ class FakeServer:
         scores, entries = self.logprobs(prompt), [None]
         for place, token in enumerate(prompt[1:]):
             order = np.argsort(-scores[place], kind="stable")
-            ranks = {int(other): rank + 1 for rank, other in enumerate(order)}
+            ranks = np.argsort(order) + 1
             kept = order[: k - 1] if "one_of_k" in self.without else order[:k]
             chosen = [token, *(int(other) for other in reversed(kept))]  # not in the order of their ranks
             entries.append(
                 {
-                    str(other): {"logprob": float(scores[place][other]), "rank": ranks[other], "decoded_token": "?"}
+                    str(other): {
+                        "logprob": float(scores[place][other]),
+                        "rank": int(ranks[other]),
+                        "decoded_token": "?",
+                    }
                     for other in chosen
                 }
             )

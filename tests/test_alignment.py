@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from harness.alignment import align, coverage, num_scored, spelling
-from harness.chat import end_of_turn_id, render
+from harness.chat import end_of_turn_id, render, render_many
 from harness.sequences import Row
 from harness.world.tokenizer import CHARACTERS, load_mini_tokenizer
+from tests import real
 from tests.doubles import CHAT_TEMPLATE, CORPUS, bpe_tokenizer, byte_tokenizer
 
 NAMES = ("bytes", "byte-level", "metaspace")
+REAL = ("own", "smollm2")
 AWKWARD = [
     "hello world",
     " leading space",
@@ -31,7 +33,7 @@ def tokenizer_called(name):
         return byte_tokenizer()
     if name == "mini":
         return load_mini_tokenizer()
-    return bpe_tokenizer(name)
+    return real.real_tokenizer(name) if name in REAL else bpe_tokenizer(name)
 
 
 @lru_cache
@@ -85,7 +87,15 @@ def test_chunks_tile_both_sides_and_spell_the_same_text(student, teacher):
         check((student, teacher), text)
 
 
-@pytest.mark.parametrize("names", [("bytes", "byte-level"), ("byte-level", "metaspace"), ("metaspace", "bytes")])
+@pytest.mark.parametrize("names", [REAL, REAL[::-1], ("bytes", "smollm2"), ("smollm2", "metaspace")])
+def test_chunks_of_real_tokenizers_tile_both_sides_and_spell_the_same_text(names):
+    for text in AWKWARD:
+        check(names, text)
+
+
+@pytest.mark.parametrize(
+    "names", [("bytes", "byte-level"), ("byte-level", "metaspace"), ("metaspace", "bytes"), REAL, REAL[::-1]]
+)
 def test_chunks_tile_both_sides_of_random_text(names):
     draw = random.Random(0)
     alphabet = [*"ab 1\n", *CORPUS[1], "\u0301", "\u200d", "\U0001f600", "\x00", "�", "<", ">"]
@@ -101,7 +111,7 @@ def test_the_minis_own_tokenizer_meets_the_others(other):
         check((other, "mini"), text)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "mini"])
+@pytest.mark.parametrize("name", [*NAMES, "mini", *REAL])
 def test_one_tokenizer_twice_gives_chunks_of_one_token(name):
     for text in ["the answer is 42", "Add 37 and 8.  \n."] + (AWKWARD if name != "mini" else []):
         student, _, chunks = aligned((name, name), text, "and more")
@@ -130,6 +140,22 @@ def test_turns_are_aligned_apart_and_in_order():
     ends = [end - 1 for end in student.ends]
     partners = {start: other for (start, _), (other, _) in zip(chunks.student, chunks.teacher, strict=True)}
     assert [partners[end] for end in ends] == [end - 1 for end in teacher.ends]
+
+
+def test_every_scored_token_of_real_rows_is_in_a_chunk_though_the_tokenizers_cut_words_in_other_places():
+    chosen = [row["messages"] for row in real.rows()[::30]]
+    rendered = [
+        [Row(np.array(one.input_ids), one.starts, one.ends, 0) for one in render_many(tokenizer, chosen, 10_000)]
+        for tokenizer in map(tokenizer_called, REAL)
+    ]
+    pairs, spellings = list(zip(*rendered, strict=True)), tuple(map(spelling_of, REAL))
+    found = coverage(pairs, spellings)
+    assert (found.rows, found.rows_left_out, found.share) == (200, 0, 1.0)
+    widths = set()
+    for one, other in pairs:
+        chunks = align(one, other, spellings)
+        widths |= set(zip(np.diff(chunks.student)[:, 0].tolist(), np.diff(chunks.teacher)[:, 0].tolist(), strict=True))
+    assert {(1, 1), (1, 2), (2, 1), (2, 2)} <= widths
 
 
 @pytest.mark.parametrize("cut", range(15, 45))

@@ -1,15 +1,15 @@
 """The cache's files: what is written is read back by row, a shard is there whole or not at all."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
-from harness.caches import CacheWriter, Shard, batch_hashes, kept_from, read_meta, stored_row, verify
+from harness import caches
+from harness.caches import Shard, batch_hashes, kept_from, read_meta, shard_batch, stored_row, verify, write_cache
 from harness.checks import SettingsError
 from harness.kept import Kept, sampled_of, top_k_of
 from harness.sequences import Row, collate
+from harness.shards import _write
 
 VERSIONS = {"torch": "2"}
 
@@ -25,21 +25,25 @@ def kept_rows(kind, vocabulary, lengths=(3, 1, 0, 5)):
     return found
 
 
-def write(folder, kind, vocabulary, rows, first=0, shard=0):
-    signal = {"kind": kind} | ({"top_k": 7} if kind == "top_k" else {"samples": 20})
-    writer = CacheWriter(folder, {"signal": signal})
-    samples = signal.get("samples", 0)
-    stored = [stored_row(first + i, (i, i + 1), kept, samples, vocabulary) for i, kept in enumerate(rows)]
-    writer.write(shard, stored)
-    return writer, signal
+def write(folder, kind, vocabulary, *shards):
+    """A cache of these shards of rows; returns its signal."""
+    signal, paths = {"kind": kind} | ({"top_k": 7} if kind == "top_k" else {"samples": 20}), []
+    for number, rows in enumerate(shards):
+        samples, first = signal.get("samples", 0), 4 * number
+        stored = [stored_row(first + i, (i, i + 1), kept, samples, vocabulary) for i, kept in enumerate(rows)]
+        paths.append(folder / f"made-{number}")
+        _write(paths[-1], shard_batch(stored))
+    (folder / "cache").mkdir()
+    write_cache(folder / "cache", {"signal": signal}, paths, VERSIONS)
+    return signal
 
 
 @pytest.mark.parametrize("kind", ["top_k", "sampled"])
 @pytest.mark.parametrize("vocabulary", [300, 70_000, 300_000])
 def test_rows_are_read_back_in_any_order_to_the_precision_of_16_bits(tmp_path, kind, vocabulary):
     rows = kept_rows(kind, vocabulary)
-    _, signal = write(tmp_path, kind, vocabulary, rows)
-    shard = Shard(tmp_path / "shards" / "00000.arrow")
+    signal = write(tmp_path, kind, vocabulary, rows)
+    shard = Shard(tmp_path / "cache" / "shards" / "00000.arrow")
     order = [3, 0, 2, 1]
     found, expected = kept_from(signal, vocabulary, [(shard, at) for at in order]), Kept.of([rows[at] for at in order])
     assert found.kind == kind and torch.equal(found.ids, expected.ids)
@@ -73,52 +77,44 @@ def test_hashes_see_tokens_and_scored_positions_apart_and_no_padding():
 
 
 def test_a_cache_is_complete_when_its_meta_is_there_and_says_what_it_holds(tmp_path):
-    rows = kept_rows("top_k", 300)
-    writer, _ = write(tmp_path, "top_k", 300, rows)
-    with pytest.raises(SettingsError, match="not complete"):
-        read_meta(tmp_path)
-    write(tmp_path, "top_k", 300, rows, first=4, shard=1)
-    writer.finish(VERSIONS)
-    meta = read_meta(tmp_path)
+    rows, folder = kept_rows("top_k", 300), tmp_path / "cache"
+    write(tmp_path, "top_k", 300, rows, rows)
+    meta = read_meta(folder)
     assert (meta["rows"], meta["positions"], meta["kept_tokens"]) == (8, 18, 126)
-    assert meta["bytes"] == sum(path.stat().st_size for path in (tmp_path / "shards").iterdir())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["meta.json", "shards"]
-    verify(tmp_path)
+    assert meta["bytes"] == sum(path.stat().st_size for path in (folder / "shards").iterdir())
+    assert sorted(path.name for path in folder.iterdir()) == ["meta.json", "shards"]
+    verify(folder)
+    (folder / "meta.json").unlink()
+    with pytest.raises(SettingsError, match="not complete"):
+        read_meta(folder)
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_shards_are_linked_into_a_cache_and_copied_where_a_disk_has_no_links(tmp_path, monkeypatch, linked):
+    def without_links(*_):
+        raise OSError
+
+    if not linked:
+        monkeypatch.setattr(caches.os, "link", without_links)
+    write(tmp_path, "top_k", 300, kept_rows("top_k", 300))
+    made, placed = tmp_path / "made-0", tmp_path / "cache" / "shards" / "00000.arrow"
+    assert made.samefile(placed) == linked and made.read_bytes() == placed.read_bytes()
 
 
 def test_a_shard_that_is_missing_cut_or_changed_is_refused(tmp_path):
-    writer, _ = write(tmp_path, "top_k", 300, kept_rows("top_k", 300))
-    writer.finish(VERSIONS)
-    shard = tmp_path / "shards" / "00000.arrow"
+    write(tmp_path, "top_k", 300, kept_rows("top_k", 300))
+    folder = tmp_path / "cache"
+    shard = folder / "shards" / "00000.arrow"
     whole = shard.read_bytes()
     changed = bytearray(whole)
     changed[len(whole) // 2] ^= 1
     shard.write_bytes(changed)
-    read_meta(tmp_path)  # opening reads no more than sizes
+    read_meta(folder)  # opening reads no more than sizes
     with pytest.raises(SettingsError, match="is not what was written"):
-        verify(tmp_path)
+        verify(folder)
     shard.write_bytes(whole[:-1])
     with pytest.raises(SettingsError, match="missing or not whole"):
-        read_meta(tmp_path)
+        read_meta(folder)
     shard.unlink()
     with pytest.raises(SettingsError, match="missing or not whole"):
-        read_meta(tmp_path)
-
-
-def test_a_folder_begun_for_another_teacher_is_not_continued(tmp_path):
-    CacheWriter(tmp_path, {"signal": {"kind": "top_k", "top_k": 7}, "teacher": "one"})
-    refused = "its teacher is 'one' and here it is 'two'"
-    with pytest.raises(SettingsError, match=refused):
-        CacheWriter(tmp_path, {"signal": {"kind": "top_k", "top_k": 7}, "teacher": "two"})
-    CacheWriter(tmp_path, {"signal": {"kind": "top_k", "top_k": 7}, "teacher": "one"}).finish(VERSIONS)
-    with pytest.raises(SettingsError, match=refused):  # nor is one that is complete
-        CacheWriter(tmp_path, {"signal": {"kind": "top_k", "top_k": 7}, "teacher": "two"})
-
-
-def test_what_a_killed_writer_left_half_done_is_removed_and_its_shards_stay(tmp_path):
-    write(tmp_path, "top_k", 300, kept_rows("top_k", 300))
-    (tmp_path / "shards" / ".00001.arrow.abc").write_bytes(b"half")
-    writer, _ = write(tmp_path, "top_k", 300, kept_rows("top_k", 300), shard=1)
-    assert [writer.has(shard) for shard in range(3)] == [True, True, False]
-    assert json.loads((tmp_path / "begun.json").read_text())["signal"]["top_k"] == 7
-    assert len(list((tmp_path / "shards").iterdir())) == 2
+        read_meta(folder)

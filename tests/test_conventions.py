@@ -13,7 +13,7 @@ SOURCES = sorted(path for folder in ("harness", "analysis", "hydra_plugins") for
 
 # Doors may import everything beneath them; each layer only itself and what is below. One noun, one place.
 LAYERS = [
-    {"run", "grid", "api"},  # doors
+    {"run", "grid", "api", "fresh"},  # doors
     {"trials"},  # conduct
     {"compose", "preflight", "execute", "record", "view", "launch", "job", "attempt", "estimate", "batches"},
     {"status", "plan", "stage", "teaching", "tuning"},
@@ -29,6 +29,7 @@ LAYERS = [
     {"divergences", "heads", "sequences"},
     {"chat", "models", "adapters"},
     {"model_files", "corpora", "methods", "world", "served", "similarity"},
+    {"shards"},
     {"config", "store", "provenance", "cluster"},  # ground
     {"signal_kinds"},
     {"recipe"},

@@ -54,7 +54,7 @@ def by_hand(tmp_path, student, teacher, rows, lesson, heldout, corpus="mini"):
         with pa.ipc.new_stream(str(folder / "data-00000-of-00001.arrow"), table.schema) as writer:
             writer.write_table(table)
 
-    def stage(kind, inputs=None, **settings):
+    def stage(kind, inputs=None, /, **settings):
         return {"kind": kind, "address": kind, "settings": settings, "inputs": inputs or {}}
 
     lessons = {"train-t": stage("train", {"subset": "subset-t", "start": "base-t"})} if lesson else {}
@@ -160,8 +160,9 @@ def test_pretraining_tells_half_of_two_kinds_of_facts_or_all_of_four():
 
 
 SMALL = {
-    "corpus__rows": 240,
-    "corpus__heldout_per_source": 6,
+    "corpus__rows": 1200,
+    "corpus__sources": [["capital", "upper"]],
+    "corpus__heldout_per_source": 30,
     "student__init": "random",
     "teacher__init": "random",
     "teacher__lessons": [[{"budget": {"kind": "steps", "amount": 2, "batch_size": 8}}]],
@@ -171,7 +172,7 @@ SMALL = {
 
 
 def test_a_tiny_real_grid_is_split_as_its_rows_say(tmp_path, capsys):
-    cells = harness.grid(method=["sft", "logit_kd", "seq_kd", "self_kd"], data_frac=[0.25], **SMALL)
+    cells = harness.grid(method=["sft", "logit_kd", "self_kd"], data_frac=[0.25], **SMALL)
     done = harness.run(cells, store=str(tmp_path / "store"), grid="g", launch=Launch(kind="inline"))
     store = Store(tmp_path / "store")
     frozen = frozen_plan(store, "g")
@@ -191,15 +192,15 @@ def test_a_tiny_real_grid_is_split_as_its_rows_say(tmp_path, capsys):
             question = Corpus.asks(truths.loc[item, "messages"][0]["content"])
             if question in rows:
                 assert exposure == "student"
-            elif question not in everything:
-                assert exposure == "neither"
+            else:
+                assert exposure == ("teacher" if question in everything else "neither")
     kinds = harness.items("g", str(store.root)).query("role == 'student'").groupby("method")["exposure"].unique()
-    assert {"student", "teacher", "neither"} <= set(kinds["logit_kd"]) == set(kinds["seq_kd"])
+    assert {"student", "teacher", "neither"} == set(kinds["logit_kd"])
     assert "teacher" not in set(kinds["sft"]) | set(kinds["self_kd"])  # its own student saw the same rows
     frame = items_of(done.records, exposures)
     assert frame.query("role == 'base'")["exposure"].isna().all() and set(SEEN_BY) < set(frame)
     gains = harness.gains("g", ["exposure", "source"], str(store.root))
-    assert {"capital", "coin"} == set(gains.query("exposure == 'teacher'")["source"])
+    assert set(gains.query("exposure == 'teacher'")["source"]) == {"capital"}
     assert grid(["--store", str(store.root), "results", "g", "--by", "exposure"]) == 0
     assert "accuracy by exposure" in capsys.readouterr().out
     assert grid(["--store", str(store.root), "results", "g", "--by", "mood"]) == 2

@@ -10,6 +10,7 @@ from harness.methods import method_names
 from harness.plan import Plan, plan_cell
 from harness.record import freeze
 from harness.teaching import block_edges
+from tests.doubles import byte_tokenizer
 
 
 def cells(*arguments):
@@ -273,6 +274,20 @@ def test_logit_kd_on_the_teachers_answers_shares_the_labels_of_seq_kd():
     seq, logit = plan_cell(seq), plan_cell(logit)
     assert [stage.key for stage in seq.teaching] == [stage.key for stage in logit.teaching]
     assert "teacher" in logit.train[0].inputs and "teacher" not in seq.train[0].inputs
+
+
+def test_a_cache_made_by_a_server_knows_its_url_and_is_none_of_it(tmp_path):
+    byte_tokenizer().save_pretrained(tmp_path)
+    asked = ["signal.kind=top_k", "teacher=served", f"teacher.tokenizer={tmp_path}", "teacher.served_model=big"]
+    (one,) = cells("method=logit_kd", *asked, "teacher.path=http://here:1")
+    (other,) = cells("method=logit_kd", *asked, "teacher.path=http://there:2", "budget.precision=bf16")
+    one, other = plan_cell(one), plan_cell(other)
+    assert [stage.key for stage in one.teaching] == [stage.key for stage in other.teaching]
+    assert {stage.where["teacher_url"] for stage in other.teaching} == {"http://there:2"}
+    assert set(one.references) == {"base"}, "a server's weights are not here to be scored"
+    (own,) = cells("method=self_kd", *asked, "teacher.path=http://here:1")
+    (plain,) = cells("method=self_kd", "signal.kind=top_k")
+    assert plan_cell(own).fingerprint == plan_cell(plain).fingerprint, "its teacher is not the one behind the server"
 
 
 def test_a_live_signal_and_one_that_nobody_reads_are_no_identity():

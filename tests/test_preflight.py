@@ -55,3 +55,22 @@ def test_a_served_teacher_may_write_but_is_not_asked_for_logits(tmp_path):
     with pytest.raises(SettingsError) as refusal:
         check("method=seq_kd", *pair[:-1], "teacher.api_key_env=sk-secret")
     assert "api_key_env" in str(refusal.value) and "secret" not in str(refusal.value)
+
+
+def test_a_served_teacher_is_scored_into_a_cache_of_its_likeliest_tokens_and_nothing_else(tmp_path):
+    path = save_tiny(tmp_path / "tiny")
+    teacher = [
+        "teacher=served",
+        f"teacher.tokenizer={path}",
+        "teacher.path=http://node7:8000",
+        "teacher.served_model=x",
+    ]
+    pair = ["student=hf", f"student.path={path}", *teacher, "method=logit_kd"]
+    check(*pair, "signal.kind=top_k")
+    check(*pair[:-1], "method=two_stage", "method.second=logit_kd", "signal.kind=top_k")
+    with pytest.raises(SettingsError, match=r"signal\.kind='sampled'.*names only its likeliest.*signal\.kind=top_k"):
+        check(*pair, "signal.kind=top_k,sampled")
+    with pytest.raises(SettingsError, match=r"method='logit_kd'.*signal\.kind=top_k where"):
+        check(*pair, "signal.kind=top_k,live")
+    with pytest.raises(SettingsError, match=r"teacher='served'.*its tokenizer .* is not that of student"):
+        check("student=mini", *teacher, "method=logit_kd", "signal.kind=top_k")

@@ -1,18 +1,14 @@
 """One face for two kinds of teacher: the same answers from a model here and the same model behind a server."""
 
 import json
-from dataclasses import asdict
 
 import pytest
 
 from harness.checks import SettingsError
-from harness.config import Machine, Teacher
-from harness.model_files import model_identity
 from harness.models import count_parameters
-from harness.stages.base import make_base
 from harness.teachers import LocalTeacher, ServedTeacher, open_teacher
 from tests.doubles import byte_ids, save_tiny, tiny_llama
-from tests.fake_server import FakeServer
+from tests.fake_server import FakeServer, adopt
 
 PROMPTS = [[3, *byte_ids(text), 4] for text in ("hi", "a longer prompt")]
 ASKED = {"max_new_tokens": 8, "temperature": 0.0, "seeds": [1, 2], "stop_ids": {5}}
@@ -30,27 +26,20 @@ def fake(monkeypatch):
         yield server
 
 
-def adopt(fake, folder, out):
-    """The base artifact of a served teacher."""
-    settings = {"path": fake.url, "served_model": "tiny", "tokenizer": str(folder), "api_key_env": "FAKE_KEY"}
-    teacher = Teacher(name="t", kind="http", **settings)
-    out.mkdir()
-    facts = make_base({**model_identity(teacher, 0), "where": {"model": asdict(teacher)}}, {}, out, Machine())
-    return out, facts
-
-
 def test_a_teacher_here_and_one_behind_a_server_give_the_same_greedy_answers(folder, fake, tmp_path):
-    served, _ = adopt(fake, folder, tmp_path / "served")
+    served, _ = adopt(fake, folder, tmp_path / "served", "FAKE_KEY")
     here, there = open_teacher(folder), open_teacher(served)
     assert isinstance(here, LocalTeacher) and isinstance(there, ServedTeacher)
     assert here.answers(PROMPTS, **ASKED) == there.answers(PROMPTS, **ASKED)
     assert (here.parameters, there.parameters) == (count_parameters(tiny_llama()), 0)
     assert here.warnings == [] and "FLOPs are not counted" in there.warnings[0] and len(there.warnings) == 1
+    assert here.spent == there.spent and here.spent["read"] == sum(map(len, PROMPTS)) and here.spent["written"] > 2
+    assert (here.longest_row, there.longest_row) == (512, 127)
     assert there.score([PROMPTS[0]], 3)[0].ids.shape == (len(PROMPTS[0]) - 1, 3)
 
 
 def test_text_in_the_place_of_ids_is_said(folder, fake, tmp_path):
-    served, _ = adopt(fake, folder, tmp_path / "served")
+    served, _ = adopt(fake, folder, tmp_path / "served", "FAKE_KEY")
     teacher = open_teacher(served)
     fake.body = {"choices": [{"text": "yes", "finish_reason": "stop"}]}
     assert teacher.answers(PROMPTS, **ASKED) == [[*byte_ids("yes"), 5]] * 2
@@ -58,7 +47,7 @@ def test_text_in_the_place_of_ids_is_said(folder, fake, tmp_path):
 
 
 def test_a_server_that_changed_since_it_was_adopted_is_refused(folder, fake, tmp_path):
-    served, facts = adopt(fake, folder, tmp_path / "served")
+    served, facts = adopt(fake, folder, tmp_path / "served", "FAKE_KEY")
     open_teacher(served)
     fake.model = tiny_llama(seed=1)
     with pytest.raises(SettingsError, match=r"serves another model now; .*teacher\.revision") as refusal:
@@ -67,14 +56,14 @@ def test_a_server_that_changed_since_it_was_adopted_is_refused(folder, fake, tmp
 
 
 def test_a_server_that_moved_is_found_where_it_is_now(folder, fake, tmp_path):
-    served, _ = adopt(fake, folder, tmp_path / "served")
+    served, _ = adopt(fake, folder, tmp_path / "served", "FAKE_KEY")
     with FakeServer(tiny_llama()) as moved:
         assert open_teacher(served, url=moved.url).answers(PROMPTS, **ASKED)
         assert moved.asked == 3 and fake.asked == 1  # a probe and two answers there; only the adoption here
 
 
 def test_the_key_is_in_no_file_fact_or_message(folder, fake, tmp_path):
-    served, facts = adopt(fake, folder, tmp_path / "served")
+    served, facts = adopt(fake, folder, tmp_path / "served", "FAKE_KEY")
     assert "FAKE_KEY" in (served / "server.json").read_text()
     fake.faults = [400]
     with pytest.raises(SettingsError) as refusal:

@@ -42,6 +42,12 @@ def test_each_arm_takes_the_trial_with_the_lowest_validation_nll():
     assert {tuned.cell.budget.learning_rate for tuned in tuned_cells(cells, found)} == {2e-3}
 
 
+def test_prompts_alone_have_no_validation_answers_to_tune_on_and_are_refused_before_anything_is_trained():
+    cells = compose(["method=seq_kd", "corpus.answers=none"]).cells
+    with pytest.raises(SettingsError, match=r"corpus\.answers='none'.*validation answers"):
+        search(cells, Tune(axes=RATES), lambda _: pytest.fail("a trial was run"))
+
+
 def test_one_optimum_at_an_end_gives_every_arm_one_more_trial():
     found = search(cells_of(), Tune(axes=RATES, rounds=1), bowl({"sft": 2e-3, "logit_kd": 9e-3}))
     sft, kd = sorted(found, key=lambda one: one.name, reverse=True)

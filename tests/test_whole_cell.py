@@ -9,11 +9,16 @@ import time
 
 import pandas as pd
 import pytest
+from transformers import LlamaConfig
 
 import harness.api as harness
 from harness.config import Launch
 from harness.grid import main as grid
+from harness.models import random_model
 from harness.store import Store
+from harness.world.sizes import llama_settings
+from harness.world.tokenizer import load_mini_tokenizer
+from tests.fake_server import FakeServer
 
 SMALL = {
     "data_frac": [0.1, 1.0],
@@ -49,6 +54,28 @@ def test_every_cell_is_scored_and_so_are_base_and_teacher(finished):
     assert tidy[(tidy["eval"] == "heldout") & (tidy["source"] == "all")]["score"].between(0, 20).all()
 
 
+def test_a_teacher_behind_a_server_teaches_a_whole_cell_through_a_cache(tmp_path):
+    tokenizer = load_mini_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    small = {name: value for name, value in SMALL.items() if not name.startswith("teacher")} | {"data_frac": 0.0002}
+    with FakeServer(random_model(LlamaConfig(**llama_settings("small")), seed=1)) as fake:
+        teacher = {"path": fake.url, "served_model": "tiny", "tokenizer": str(tmp_path / "tokenizer")}
+        cells = harness.grid(
+            method="logit_kd",
+            teacher="served",
+            signal__kind="top_k",
+            signal__top_k=8,
+            **{f"teacher__{name}": value for name, value in teacher.items()},
+            **small,
+        )
+        done = harness.run(cells, store=str(tmp_path / "store"), grid="served", launch=Launch(kind="inline"))
+        scored = [request for request in fake.requests if request.get("prompt_logprobs") == 8]
+    (record,) = [record for record in done.records if record["role"] == "student"]
+    assert record["status"] == "done" and record["settings"]["method"]["signal"]["top_k"] == 8
+    assert record["cost"]["teacher"]["tokens"] == sum(len(request["prompt"]) for request in scored) > 0
+    assert sum("FLOPs are not counted" in warning for warning in record["warnings"]) == 1, "once, not for every block"
+
+
 def test_results_figure_and_verdict_are_on_disk(finished):
     for name in ("results.parquet", "results.csv", "crossover.png", "crossover.svg", "verdict.txt", "records.jsonl"):
         assert (finished.folder / name).stat().st_size > 0
@@ -67,12 +94,13 @@ def test_the_teachers_share_of_the_cost_is_counted_apart(finished):
         assert cost["total"]["flops"] == cost["train"]["flops"] + cost["teacher"]["flops"]
 
 
-def test_prompts_alone_are_labelled_by_the_teacher_and_scored_like_any_cell(tmp_path):
-    small = {**SMALL, "data_frac": 0.001, "evals__limit": 13, "corpus__answers": "none"}
+def test_prompts_alone_are_labelled_by_the_teacher_and_scored_like_any_cell(finished):
+    small = {**SMALL, "data_frac": 0.001, "corpus__answers": "none"}
+    root = finished.folder.parent.parent  # base, teacher and corpus are those of labelled cells
     cells = harness.grid(method="seq_kd", **small)
     cells += harness.grid(method="logit_kd", method__answers="teacher", **small)
     cells += harness.grid(method="on_policy", method__warmup=0.0, **small)
-    done = harness.run(cells, store=str(tmp_path / "store"), grid="g", launch=Launch(kind="inline"))
+    done = harness.run(cells, store=str(root), grid="prompts", launch=Launch(kind="inline"))
     assert {record["status"] for record in done.records} == {"done"}
     students = {record["method"].partition("[")[0]: record for record in done.records if record["role"] == "student"}
     assert set(students) == {"seq_kd", "logit_kd", "on_policy"}
@@ -82,7 +110,7 @@ def test_prompts_alone_are_labelled_by_the_teacher_and_scored_like_any_cell(tmp_
         assert sum("no validation rows" in said for said in record["warnings"]) == 1
     for name in ("seq_kd", "logit_kd"):  # a fresh teacher never stops; all blocks of labels say so once
         assert sum("teacher's answers were cut" in said for said in students[name]["warnings"]) == 1
-    store, frozen = Store(tmp_path / "store"), json.loads((done.folder / "plan.json").read_text())
+    store, frozen = Store(root), json.loads((done.folder / "plan.json").read_text())
     subsets = [key for key, spec in frozen["stages"].items() if spec["kind"] == "subset"]
     counts = [store.manifest(key)["facts"]["counts"] for key in subsets]
     assert len(counts) > 4 and sum(one["response_tokens"] for one in counts) == 0

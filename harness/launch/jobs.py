@@ -14,6 +14,7 @@ from typing import Any
 
 from harness.checks import SettingsError
 from harness.launch.queue import ask
+from harness.status import StageState
 from harness.store import Store
 
 FIELDS = "JobName,JobID,State,ExitCode,ElapsedRaw,AllocTRES,Reason"
@@ -41,6 +42,14 @@ class JobState:
     status: str
     failure_class: str | None = None
     reason: str = ""
+
+    def as_stage_state(self, known: StageState) -> StageState:
+        """The state of what the task makes, where the store says only `known`."""
+        if self.status in ("pending", "running"):
+            return StageState(self.status, reason=f"job {self.job}" + (f": {self.reason}" if self.reason else ""))
+        if self.status == "ended":
+            return StageState("failed", self.failure_class, self.reason)
+        return known
 
 
 @dataclass(frozen=True)

@@ -1,35 +1,40 @@
 """Stage `cache`: what a teacher says about the scored positions of given rows, stored for every student.
 
-One forward pass of the teacher over each row, as the live teacher makes it: `caches.py` is the format,
-`kept.py` says what is kept. A shard is 512 rows in the rows' order; within it rows are read in batches of like
-length. A killed stage that finds its shards again goes on after the last complete one and ends with the same
-files: what a batch holds follows from the shard, and draws are seeded by the row's id.
+One forward pass of the teacher over each row, as the live teacher makes it, or one request to a server, which
+names its likeliest tokens: `caches.py` is the format, `kept.py` says what is kept. A shard is 512 rows in the
+rows' order; within it a model reads rows in batches of like length. A stopped stage goes on after its last whole
+shard (`shards.py`) and ends with the same files: what a batch holds follows from the shard, and draws are seeded
+by the row's id.
 
     meta.json, shards/     see `caches.py`
 """
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import load_from_disk
 
 from harness import track
 from harness.cached_teacher import hashes_of, teacher_fingerprint
-from harness.caches import ROWS_PER_SHARD, CacheWriter, StoredRow, batch_hashes, stored_row
+from harness.caches import ROWS_PER_SHARD, StoredRow, batch_hashes, shard_batch, stored_row, write_cache
 from harness.checks import SettingsError, refuse
 from harness.config import Machine
 from harness.cost import forward_flops
 from harness.divergences import scored_positions
 from harness.heads import logits_at
-from harness.kept import Kept, sampled_of, top_k_of
-from harness.models import count_parameters, device_of, load_model, load_tokenizer
+from harness.kept import Kept, sampled_of, top_k_named, top_k_of
+from harness.models import device_of
 from harness.provenance import provenance
 from harness.sequences import Row, Rows, collate, draw_seed
-from harness.signal_kinds import Signal
+from harness.shards import Shards
+from harness.signal_kinds import Signal, check_served
+from harness.teachers import LocalTeacher, ServedTeacher, open_teacher
 
 LOGITS_AT_ONCE = 2**26  # numbers in a batch's logits, padding included: 256 MiB, 500 positions of 128k tokens
 TOKENS_AT_ONCE = 2**13
@@ -39,46 +44,59 @@ def make_cache(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     """Store what the teacher says about every row of `inputs["rows"]`.
 
     `settings`: `signal` (`Signal.stored()`), `seed` (of drawn tokens), `max_length` (tokens of a row), optionally
-    `precision` (`fp32`). `inputs`: `rows` (a folder with a data set `train/` like a subset's, of row, id,
-    input_ids, starts, ends), `teacher` (a model folder). Continues where shards are in `out` already. Returns
-    cost, counts and bytes per scored token. Raises SettingsError where the teacher has another tokenizer than
-    the rows, too short a context or a vocabulary smaller than `top_k`.
+    `precision` (`fp32`) of a model in memory, and `where.teacher_url` where a server listens now. `inputs`: `rows`
+    (a folder with a data set `train/` like a subset's, of row, id, input_ids, starts, ends), `teacher` (a model
+    folder). Returns cost, counts and bytes per scored token. Raises SettingsError where the teacher has another
+    tokenizer than the rows, too short a context or a vocabulary smaller than `top_k`, and where a server gives
+    less than that, changed since it was adopted or is asked for draws; Preempted when it is asked to stop.
     """
-    signal, seed = Signal(**settings["signal"]), settings["seed"]
+    signal = Signal(**settings["signal"])
     assert signal.kind != "live", "a live teacher is not cached"
     dataset = load_from_disk(inputs["rows"] / "train")
     rows, ids = Rows(dataset), dataset["id"]
-    tokenizer = load_tokenizer(inputs["teacher"])
-    precision = settings.get("precision", "fp32")
-    model: Any = load_model(inputs["teacher"], device=device_of(machine), dtype=precision)
+    precision, url = settings.get("precision", "fp32"), settings.get("where", {}).get("teacher_url")
+    teacher = open_teacher(inputs["teacher"], device_of(machine), precision, url)
+    served = isinstance(teacher, ServedTeacher)
+    if served:
+        check_served(signal)
+    vocabulary = len(teacher.tokenizer)
     about = {
         "signal": signal.stored(),
-        "seed": seed if signal.kind == "sampled" else None,
+        "seed": settings["seed"] if signal.kind == "sampled" else None,
         "teacher": teacher_fingerprint(inputs["teacher"]),
-        "parameters": count_parameters(model),
-        "precision": precision,
-        "vocabulary": len(tokenizer),
+        "parameters": teacher.parameters,
+        "precision": None if served else precision,
+        "vocabulary": vocabulary,
         "max_length": settings["max_length"],
         "rows_per_shard": ROWS_PER_SHARD,
-        **hashes_of(tokenizer),
+        **hashes_of(teacher.tokenizer),
     }
-    _check(inputs["rows"], rows, signal, model, about)
-    writer = CacheWriter(out, about)
-    for shard, first in enumerate(range(0, len(rows), ROWS_PER_SHARD)):
-        if not writer.has(shard):
-            part = range(first, min(first + ROWS_PER_SHARD, len(rows)))
-            seeds = [draw_seed(seed, "sampled logits", ids[index]) for index in part]
-            writer.write(shard, read(model, [rows[index] for index in part], signal, seeds, len(tokenizer)))
-        track.report(min(first + ROWS_PER_SHARD, len(rows)), len(rows), note="what the teacher says")
-    meta = writer.finish(provenance()["versions"])
+    _check(inputs["rows"], rows, signal, teacher, about)
+
+    def said(part: range) -> pa.RecordBatch:
+        some = [rows[index] for index in part]
+        if isinstance(teacher, ServedTeacher):
+            return shard_batch(read_served(teacher, some, signal.top_k, vocabulary))
+        seeds = [draw_seed(settings["seed"], "sampled logits", ids[index]) for index in part]
+        return shard_batch(read(teacher.model, some, signal, seeds, vocabulary))
+
+    shards = Shards(settings, inputs, ROWS_PER_SHARD)
+    made: list[Path] = []
+    for first in range(0, len(rows), ROWS_PER_SHARD):
+        part = range(first, min(first + ROWS_PER_SHARD, len(rows)))
+        made.append(shards.made(f"{len(made):05d}", partial(said, part)))
+        track.report(part.stop, len(rows), note="what the teacher says")
+    meta = write_cache(out, about, made, provenance()["versions"])
     tokens = sum(len(rows[index].input_ids) for index in range(len(rows)))
     return {
-        "cost": {"teacher_tokens": tokens, "flops": forward_flops(count_parameters(model), tokens)},
+        "cost": {"teacher_tokens": tokens, "flops": forward_flops(teacher.parameters, tokens)},
         "counts": {name: meta[name] for name in ("rows", "positions", "bytes")},
         "metrics": {
             "bytes_per_token": meta["bytes"] / max(meta["positions"], 1),
             "kept_tokens_per_token": meta["kept_tokens"] / max(meta["positions"], 1),
         },
+        "warnings": teacher.warnings,
+        **({"earlier_seconds": shards.earlier_seconds} if shards.earlier_seconds else {}),
     }
 
 
@@ -101,6 +119,25 @@ def read(model: Any, rows: list[Row], signal: Signal, seeds: list[int], vocabula
         for index, hashes, end, n in zip(indices, batch_hashes(batch), ends, counts, strict=True):
             found[index] = stored_row(rows[index].number, hashes, kept[end - n : end], samples, vocabulary)
     return [found[index] for index in range(len(rows))]
+
+
+def read_served(teacher: ServedTeacher, rows: list[Row], top_k: int, vocabulary: int) -> list[StoredRow]:
+    """What a server says about these rows, in their order; raises SettingsError where it names fewer tokens."""
+    found = []
+    for row, scores in zip(rows, teacher.score([row.input_ids.tolist() for row in rows], top_k), strict=True):
+        batch = collate([row], pad_id=0)
+        scored = scored_positions(batch["labels"])[0, :-1].numpy()  # entry t is about token t + 1, as logits at t are
+        ids = scores.ids[scored]
+        if ids.max(initial=0) >= vocabulary:
+            raise refuse(
+                "teacher.tokenizer",
+                str(teacher.tokenizer.name_or_path),
+                f"it has {vocabulary} tokens and the server at {teacher.server.endpoint.url} names token {ids.max()}",
+                "give the tokenizer of the model that is served",
+            )
+        kept = top_k_named(ids, scores.logprobs[scored], vocabulary)
+        found.append(stored_row(row.number, batch_hashes(batch)[0], kept, 0, vocabulary))
+    return found
 
 
 def _kept(logits: torch.Tensor, signal: Signal, uniforms: np.ndarray) -> Kept:
@@ -127,7 +164,9 @@ def _batches(lengths: list[int], vocabulary: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _check(folder: Path, rows: Rows, signal: Signal, model: Any, about: Mapping[str, Any]) -> None:
+def _check(
+    folder: Path, rows: Rows, signal: Signal, teacher: LocalTeacher | ServedTeacher, about: Mapping[str, Any]
+) -> None:
     """Refuse, before the first forward pass, what would be stored in vain."""
     if len(rows) and rows[0].number < 0:
         raise ValueError(f"{folder} has no rows with numbers: a cache finds them by the column 'row'")
@@ -142,7 +181,7 @@ def _check(folder: Path, rows: Rows, signal: Signal, model: Any, about: Mapping[
                 f"the teacher has {about['tokenizer'][:12]}; choose a teacher and a student with the same tokenizer."
             )
     longest = max((len(row.input_ids) for row in rows), default=0)  # a block may hold no rows
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or longest
-    for name, limit in (("corpus.max_length", about["max_length"]), ("the teacher's context", context)):
+    limits = {"corpus.max_length": about["max_length"], "the teacher's context": teacher.longest_row or longest}
+    for name, limit in limits.items():
         if longest > limit:
             raise refuse(name, limit, f"a row has {longest} tokens", "render the rows with a smaller corpus.max_length")

@@ -3,52 +3,52 @@
 For domains with few human rows (arXiv 2606.22942), in the manner of Self-Instruct (arXiv 2212.10560).
 `in_context.py` writes, `synthetic.py` filters and measures; `teach.py` answers prompts that exist. Examples
 come from the cell's own training rows only; what is held out or kept for validation is dropped and counted,
-so nothing that is scored is ever trained on.
+so nothing that is scored is ever trained on. The teacher may be behind a server. What it writes is kept shard by
+shard (`shards.py`), so a stopped stage goes on from there; the filters run over it again.
 
     synthetic/         data set: row, id, input_ids, starts, ends
     synthetic.json     asked, kept, rejected by first reason, sources of the examples, measures
 """
 
 import json
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from datasets import load_from_disk
+from datasets import Dataset, load_from_disk
 
 from harness import track
-from harness.chat import Rendered, render, render_many
+from harness.chat import Rendered, render
 from harness.checks import SettingsError, refuse
 from harness.config import Machine
 from harness.corpora import corpus_from, load_corpus
 from harness.cost import forward_flops
 from harness.evals.verified import verify
-from harness.in_context import Pair, Writer, Written, turns
-from harness.likelihood import mean_nll
-from harness.models import count_parameters, device_of, load_model, load_tokenizer, tokenizer_hash
+from harness.in_context import Pair, Writer
+from harness.likelihood import mean_nll, served_nll
+from harness.models import device_of, tokenizer_hash
 from harness.sequences import Rows
+from harness.shards import Shards
+from harness.stages.asking import Asking, Truth
 from harness.stages.subset import read_batches
-from harness.stages.teach import FEATURES, save_rows
+from harness.stages.teach import save_rows
 from harness.store import write_json
 from harness.synthetic import (
     FILTERS,
     MEASURED_ROWS,
-    Candidate,
     Judge,
     Limits,
-    inconsistent,
     measures,
     rejected_shares,
 )
+from harness.teachers import LocalTeacher, ServedTeacher, open_teacher
 
 ASKED_AT_MOST = 4  # times the rows wanted; then the stage makes do with what it has
 LEAST_KEPT = 0.1  # of the rows wanted; below it the stage fails, with the reasons
 ROWS_AT_ONCE = 256
-Truth = Callable[[str], str | None]
 
 
 def make_synthesize(
@@ -60,14 +60,14 @@ def make_synthesize(
     `seed`, `sampling_temperature`, `max_new_tokens`, `max_length` (tokens), and the filters' values
     (`TrainStage` explains them). `inputs`: `subset` (its train rows are the examples), `mixture` (their
     text, and the held-out prompts), `teacher`. Raises SettingsError where the tokenizers differ, the
-    corpus cannot verify what is to be verified, or fewer than a tenth of the rows could be kept.
+    corpus cannot verify what is to be verified, or fewer than a tenth of the rows could be kept; Preempted when
+    it is asked to stop.
     """
     truth = _truth(inputs["mixture"], settings["verified"])
-    tokenizer = load_tokenizer(inputs["teacher"])
-    _check_tokenizer(inputs["subset"], inputs["mixture"], tokenizer, "a teacher's rows")
-    model = load_model(inputs["teacher"], device=device_of(machine))
+    teacher = open_teacher(inputs["teacher"], device_of(machine), url=settings.get("where", {}).get("teacher_url"))
+    _check_tokenizer(inputs["subset"], inputs["mixture"], teacher.tokenizer, "a teacher's rows")
     human = _human_pairs(inputs)
-    writer = Writer(model, tokenizer, settings, human)
+    shards = Shards(settings, inputs, ROWS_AT_ONCE, teacher.spent)
     pairs = [pair for rows in human.values() for pair in rows]
     judge = Judge(
         Limits(**{one.name: settings[one.name] for one in fields(Limits)}),
@@ -78,7 +78,7 @@ def make_synthesize(
         heldout=_prompts(inputs["mixture"] / "heldout.parquet"),
     )
     wanted = settings["synthetic_rows"] or max(1, round(settings["synthetic_ratio"] * len(pairs)))
-    asking = _Asking(writer, judge, settings, truth)
+    asking = Asking(Writer(teacher, settings, human), judge, settings, truth, shards)
     while len(judge.kept) < wanted and len(asking.sources) < ASKED_AT_MOST * wanted:
         first = len(asking.sources)
         asking.ask(range(first, min(first + ROWS_AT_ONCE, ASKED_AT_MOST * wanted)), wanted)
@@ -96,92 +96,44 @@ def make_synthesize(
     found = measures(judge.kept, pairs) | rejected_shares(rejected, asked)
     found |= _lengths(asking.rendered) | _right_shares(judge.kept, truth)
     written, gold = load_from_disk(out / "synthetic"), load_from_disk(inputs["subset"] / "train")
-    read = 0
-    for name, rows in (("", written), ("human_", gold)):
-        some = Rows(rows.select(range(min(len(rows), MEASURED_ROWS))))
-        found[f"{name}teacher_nll"], _ = mean_nll(model, some)
-        read += sum(len(row.input_ids) for row in some)
+    likelihoods, read, warnings = _likelihoods(teacher, {"": written, "human_": gold})
+    found |= likelihoods
     counts = {"asked": asked, "kept": kept, "wanted": wanted}
     sources = {name: {"asked": count, "kept": asking.kept[name]} for name, count in sorted(asking.tally().items())}
     write_json(
         out / "synthetic.json", {**counts, "human_rows": len(pairs), "rejected": rejected, "sources": sources, **found}
     )
-    flops = forward_flops(count_parameters(model), writer.read + writer.written + read)
+    read, wrote = read + teacher.spent["read"], teacher.spent["written"]
+    flops = forward_flops(teacher.parameters, read + wrote)
     return {
-        "cost": {"teacher_tokens": writer.read + read, "generated_tokens": writer.written, "flops": flops},
+        "cost": {"teacher_tokens": read, "generated_tokens": wrote, "flops": flops},
         "counts": counts | rejected,
         "metrics": found | {f"source_share.{name}": count["kept"] / kept for name, count in sources.items()},
-        "warnings": _warnings(kept, wanted, asked, reasons),
+        "warnings": _warnings(kept, wanted, asked, reasons) + teacher.warnings + warnings,
+        **({"earlier_seconds": shards.earlier_seconds} if shards.earlier_seconds else {}),
     }
 
 
-class _Asking:
-    """Batches of rows: written by the teacher, judged, sampled again where asked for, kept in order."""
+def _likelihoods(
+    teacher: LocalTeacher | ServedTeacher, datasets: Mapping[str, Dataset]
+) -> tuple[dict[str, float], int, list[str]]:
+    """The teacher's mean NLL of the first rows of each data set, tokens it read for that, and warnings.
 
-    def __init__(self, writer: Writer, judge: Judge, settings: Mapping[str, Any], truth: Truth | None) -> None:
-        self.writer, self.judge, self.settings, self.truth = writer, judge, settings, truth
-        self.columns: dict[str, list[Any]] = {name: [] for name in FEATURES}
-        self.rendered: list[Rendered] = []
-        self.sources: list[str] = []
-        """The source of each row asked for."""
-        self.kept: Counter[str] = Counter()
-
-    def tally(self) -> Counter[str]:
-        """Rows asked for by source."""
-        return Counter(self.sources)
-
-    def ask(self, numbers: range, wanted: int) -> None:
-        """Write, judge and keep rows of these numbers, until `wanted` are kept."""
-        rows = self.writer.write(numbers)
-        whole = [row for row in rows if row.prompt and row.answer]
-        pairs = [turns((row.prompt, row.answer)) for row in whole]
-        found = render_many(self.writer.tokenizer, pairs, self.settings["max_length"])
-        rendered = {row.number: one for row, one in zip(whole, found, strict=True)}
-        candidates = [self._candidate(row, rendered.get(row.number)) for row in rows]
-        reasons = [self.judge.reason(row) for row in candidates]
-        passed = [
-            row
-            for row, candidate, reason in zip(rows, candidates, reasons, strict=True)
-            if not reason and not self.judge.repeats(candidate)
-        ]
-        samples = self._samples(passed)
-        for row, candidate, reason in zip(rows, candidates, reasons, strict=True):
-            self.sources.append(row.source)
-            reason = reason or self.judge.repeats(candidate)
-            if not reason and self.settings["self_consistency"]:
-                reason = inconsistent(row.answer, samples[row.number], self.settings["self_consistency"])
-            if reason:
-                self.judge.reject(reason)
-                continue
-            self._keep(row, candidate, rendered[row.number])
-            if len(self.judge.kept) == wanted:
-                break
-
-    def _candidate(self, row: Written, rendered: Rendered | None) -> Candidate:
-        if rendered is None:
-            return Candidate(row.prompt, row.answer, row.examples)
-        prompt_tokens = rendered.starts[0] if rendered.starts else len(rendered.input_ids)
-        truth = self.truth(row.prompt) if self.truth else None
-        return Candidate(
-            row.prompt, row.answer, row.examples, prompt_tokens, rendered.response_tokens, rendered.truncated, truth
-        )
-
-    def _samples(self, rows: Sequence[Written]) -> dict[int, list[str]]:
-        """More answers to each prompt, by the row's number; none where no vote is asked for."""
-        if not self.settings["self_consistency"]:
-            return {}
-        draws = range(self.settings["consistency_samples"])
-        columns = [self.writer.answer(rows, f"answer again {draw}") for draw in draws]
-        return {row.number: [column[place] for column in columns] for place, row in enumerate(rows)}
-
-    def _keep(self, row: Written, candidate: Candidate, rendered: Rendered) -> None:
-        self.judge.keep(candidate)
-        self.kept[row.source] += 1
-        self.rendered.append(rendered)
-        # numbers below 0 are no row of a mixture
-        values = (-1 - row.number, f"synthetic-{row.number}", rendered.input_ids, rendered.starts, rendered.ends)
-        for name, value in zip(FEATURES, values, strict=True):
-            self.columns[name].append(value)
+    A server that cannot score says so once its rows are written: then the measure is left out.
+    """
+    found, read = {}, 0
+    for name, dataset in datasets.items():
+        rows = Rows(dataset.select(range(min(len(dataset), MEASURED_ROWS))))
+        if isinstance(teacher, LocalTeacher):
+            nll, _ = mean_nll(teacher.model, rows)
+        else:
+            try:
+                nll, _ = served_nll(teacher, rows)
+            except SettingsError as error:
+                return {}, read, [f"teacher_nll was not measured: {error}"]
+        found[f"{name}teacher_nll"] = nll
+        read += sum(len(row.input_ids) for row in rows)
+    return found, read, []
 
 
 def _truth(mixture: Path, needed: bool) -> Truth | None:

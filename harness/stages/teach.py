@@ -3,14 +3,15 @@
 A row's answers depend on the row and the teacher alone: greedy by default, else drawn by the row's id, one
 turn of a conversation (drawn by its id too) with gold history before it. So blocks of rows can be answered
 apart and reused by any cell; `answers.py` puts them in the rows' place. An answer cut by a length limit is
-kept without an end-of-turn target and counted: the rows never differ between arms. `synthesize.py` lets
-the teacher write the prompts too.
+kept without an end-of-turn target and counted: the rows never differ between arms. A stopped stage goes on
+after its last whole shard of rows (`shards.py`). `synthesize.py` lets the teacher write the prompts too.
 
     labels/         data set: row, id, turn, sample, input_ids, starts, ends (prompt and answer), text, finished
     labels.json     counts, and how the teacher renders a conversation
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from harness.config import Budget, Machine
 from harness.cost import forward_flops
 from harness.models import device_of, load_tokenizer, rendering_hash
 from harness.sequences import Rows, answered, draw_seed, visiting_order
+from harness.shards import Shards, read_batch
 from harness.store import write_json
 from harness.teachers import Writer, open_teacher
 
@@ -39,7 +41,7 @@ FEATURES = Features(TOKENS)
 LABELS = Features(
     TOKENS | {"turn": Value("int32"), "sample": Value("int32"), "text": Value("string"), "finished": Value("bool")}
 )
-ROWS_AT_ONCE = 256
+ROWS_PER_SHARD = 1024  # a teacher in memory answers 256 of them at a time, those of like length together
 
 
 def make_labels(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
@@ -57,11 +59,14 @@ def make_labels(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
         chosen = np.unique(visiting_order(Rows(rows), Budget(**visits["budget"]), visits["seed"], visits["span"]))
     columns: dict[str, list[Any]] = {name: [] for name in LABELS}
     read = parameters = 0
+    earlier_seconds = 0.0
     warnings = []
     if len(chosen):
         url = settings.get("where", {}).get("teacher_url")
         teacher = open_teacher(inputs["teacher"], device_of(machine), settings["precision"], url)
-        read, parameters = _answer(teacher, rows, chosen, settings, columns), teacher.parameters
+        shards = Shards(settings, inputs, ROWS_PER_SHARD, teacher.spent)
+        _answer(teacher, rows, chosen, settings, shards, columns)
+        read, parameters, earlier_seconds = teacher.spent["read"], teacher.parameters, shards.earlier_seconds
         warnings += teacher.warnings
     save_rows(columns, out / "labels", LABELS)
     answers = len(columns["row"])
@@ -74,35 +79,47 @@ def make_labels(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
         "generated_tokens": written,
         "flops": forward_flops(parameters, read + written),
     }
-    return {"cost": cost, "counts": counts, "warnings": warnings}
+    earlier = {"earlier_seconds": earlier_seconds} if earlier_seconds else {}
+    return {"cost": cost, "counts": counts, "warnings": warnings, **earlier}
 
 
 def _answer(
-    teacher: Writer, dataset: Dataset, chosen: np.ndarray, settings: dict[str, Any], columns: dict[str, list]
-) -> int:
-    """Fill the columns with answers to the chosen rows, block by block; returns the prompt tokens read."""
+    teacher: Writer,
+    dataset: Dataset,
+    chosen: np.ndarray,
+    settings: dict[str, Any],
+    shards: Shards,
+    columns: dict[str, list],
+) -> None:
+    """Fill the columns with answers to the chosen rows, shard by shard."""
     rows, numbers, ids = Rows(dataset), dataset["row"], dataset["id"]
-    tokenizer, read = teacher.tokenizer, 0
+    tokenizer = teacher.tokenizer
     end = end_of_turn_id(tokenizer)
     asked = [(int(i), sample) for i in chosen for sample in range(settings["samples_per_prompt"])]
-    for first in range(0, len(asked), ROWS_AT_ONCE):
-        block = asked[first : first + ROWS_AT_ONCE]
+
+    def answers_to(block: list[tuple[int, int]]) -> pa.RecordBatch:
         turns = [draw_seed("turn", ids[i]) % len(rows[i].starts) for i, _ in block]
         prompts = [
             rows[i].input_ids[: rows[i].starts[turn]].tolist() for (i, _), turn in zip(block, turns, strict=True)
         ]
         seeds = [draw_seed("answer", ids[i], sample) for i, sample in block]
         answers = teacher.answers(prompts, settings["max_new_tokens"], settings["sampling_temperature"], seeds, {end})
+        found: dict[str, list[Any]] = {name: [] for name in LABELS}
         for (i, sample), turn, prompt, answer in zip(block, turns, prompts, answers, strict=True):
             answer = answer[: max(1, settings["max_length"] - len(prompt))]
             row, finished = answered(prompt, answer), end in answer[-1:]
             text = tokenizer.decode(answer[:-1] if finished else answer)
             values = (numbers[i], ids[i], row.input_ids, row.starts, row.ends, turn, sample, text, finished)
             for name, value in zip(LABELS, values, strict=True):
-                columns[name].append(value)
-        read += sum(map(len, prompts))
-        track.report(min(first + ROWS_AT_ONCE, len(asked)), len(asked), note="teacher's answers")
-    return read
+                found[name].append(value)
+        return pa.record_batch(found, schema=LABELS.arrow_schema)
+
+    for first in range(0, len(asked), ROWS_PER_SHARD):
+        block = asked[first : first + ROWS_PER_SHARD]
+        made = shards.made(f"{first // ROWS_PER_SHARD:05d}", partial(answers_to, block))
+        for name, values in read_batch(made).to_pydict().items():
+            columns[name] += values
+        track.report(first + len(block), len(asked), note="teacher's answers")
 
 
 def save_rows(columns: Mapping[str, list[Any]], folder: Path, features: Features = FEATURES) -> None:

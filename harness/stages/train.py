@@ -18,6 +18,7 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from harness.adapters import merged, with_adapters
+from harness.alignment import Coverage
 from harness.cached_teacher import CachedTeacher
 from harness.chat import end_of_turn_id
 from harness.checks import refuse
@@ -70,7 +71,13 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     else:
         order = visiting_order(rows, budget, seed, stage.span)
     dataset, batches = _sequences(stage, subset, order, inputs, budget, seed)
-    counts, warnings = _check_alignment(teacher, dataset, batches) if isinstance(teacher, CrossTeacher) else ({}, [])
+    counts: dict[str, int] = {}
+    metrics: dict[str, Any] = {}
+    warnings: list[str] = []
+    if isinstance(teacher, CrossTeacher):
+        met = _met(teacher, dataset, batches)
+        counts = {"aligned_tokens": met.aligned_tokens, "rows_left_out": met.rows_left_out}
+        metrics["aligned_share"], warnings = met.share, _unmet(met)
     if stage.sequences == "teacher":
         warnings += cut_answers(dataset, batches, end_of_turn_id(tokenizer))
     validation = _validation(inputs["subset"])
@@ -95,7 +102,8 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     if process_rank() == 0:
         save_model(model, tokenizer, out)
 
-    metrics: dict[str, Any] = {"diagnostics": report.diagnostics} if report.diagnostics else {}
+    if report.diagnostics:
+        metrics["diagnostics"] = report.diagnostics
     if report.steps:
         metrics |= {"first_loss": report.first_loss, "last_loss": report.last_loss}
     if validation is not None:
@@ -150,8 +158,8 @@ def _written_flops(inputs: Mapping[str, Path]) -> float:
     return sum(json.loads((folder / "manifest.json").read_text())["facts"]["cost"]["flops"] for folder in made)
 
 
-def _check_alignment(teacher: CrossTeacher, dataset: Dataset, batches: np.ndarray) -> tuple[dict[str, int], list[str]]:
-    """Counts and warnings about the visited rows' alignment; a teacher that meets too few tokens is refused."""
+def _met(teacher: CrossTeacher, dataset: Dataset, batches: np.ndarray) -> Coverage:
+    """How much of the visited rows' text meets the teacher's tokens; a teacher that meets too little is refused."""
     rows = Rows(dataset)
     found = teacher.coverage(rows[int(place)] for place in np.unique(batches))
     if found.rows and found.share < LEAST_ALIGNED:
@@ -161,6 +169,11 @@ def _check_alignment(teacher: CrossTeacher, dataset: Dataset, batches: np.ndarra
             f"its tokens spell the same text as the student's at {found.share:.0%} of the scored tokens only",
             "choose a teacher whose tokenizer keeps text as it is, or method=seq_kd",
         )
+    return found
+
+
+def _unmet(found: Coverage) -> list[str]:
+    """Warnings about what is not compared with the teacher."""
     warnings = []
     if found.rows_left_out:
         warnings.append(
@@ -169,7 +182,7 @@ def _check_alignment(teacher: CrossTeacher, dataset: Dataset, batches: np.ndarra
         )
     if found.share < 0.9:
         warnings.append(f"only {found.share:.0%} of the scored tokens are compared with the teacher's")
-    return {"aligned_tokens": found.aligned_tokens, "rows_left_out": found.rows_left_out}, warnings
+    return warnings
 
 
 def _sequences(

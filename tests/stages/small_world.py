@@ -7,8 +7,10 @@ import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from datasets import load_from_disk
 
+from harness import preemption
 from harness.chat import render
 from harness.config import Machine
 from harness.corpora._rows import prompt_hash
@@ -68,3 +70,20 @@ def small_world(tmp_path):
         "start": save_tiny(tmp_path / "start", seed=0),
         "teacher": save_tiny(tmp_path / "teacher", seed=1),
     }
+
+
+def files(folder):
+    """Every file beneath a folder, by its path there."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def stopped(monkeypatch, checkpoints, after, make):
+    """Attempts at a stage that are asked to stop after so many new shards each, then one that is let go; its result."""
+    for number, shards in enumerate(after):
+        asks = iter([False] * (2 * shards - 1) + [True])  # asked before and after each
+        with monkeypatch.context() as patched:
+            patched.setattr(preemption, "asked", lambda asks=asks: next(asks))
+            with pytest.raises(preemption.Preempted), preemption.stoppable(checkpoints):
+                make(f"attempt-{number}")
+    with preemption.stoppable(checkpoints):
+        return make("last")

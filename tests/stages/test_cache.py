@@ -1,11 +1,14 @@
-"""The cache stage: killed and begun again it ends with the same files; what is stored in vain is refused first."""
+"""The cache stage: stopped and begun again it ends with the same files, and a server's is a model's own; what would
+be stored in vain is refused first."""
 
 import json
 
+import numpy as np
 import pytest
-from datasets import load_from_disk
+import torch
+from datasets import Dataset, load_from_disk
 
-from harness import caches
+from harness import caches, kept
 from harness.cached_teacher import CachedTeacher
 from harness.checks import SettingsError
 from harness.config import Machine
@@ -14,6 +17,8 @@ from harness.signal_kinds import Signal
 from harness.stages import cache
 from harness.stages.cache import _batches, make_cache
 from tests.doubles import byte_tokenizer, save_tiny, tiny_llama
+from tests.fake_server import FakeServer, adopt
+from tests.stages.small_world import files, stopped
 from tests.test_cached_teacher import rows_of
 
 CPU = Machine(device="cpu")
@@ -35,37 +40,100 @@ def run(inputs, out, signal=None, **changes):
     return make_cache(settings, inputs, out, CPU)
 
 
-def files(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.mark.parametrize("kind", ["top_k", "sampled"])
-@pytest.mark.parametrize("done", [0, 1, 2])
-def test_killed_in_the_middle_and_begun_again_it_ends_with_the_same_files(world, tmp_path, monkeypatch, kind, done):
-    signal = Signal(kind=kind, top_k=5, samples=8)
+@pytest.mark.parametrize(
+    ("kind", "after", "seen"), [("top_k", (1,), [4, 4, 2]), ("sampled", (1, 1), [4, 4, 2]), ("top_k", (3,), [4, 4, 2])]
+)
+def test_stopped_after_some_shards_and_begun_again_it_ends_with_the_same_files(
+    world, tmp_path, monkeypatch, kind, after, seen
+):
+    signal, rows = Signal(kind=kind, top_k=5, samples=8), []
     facts = run(world, tmp_path / "straight", signal)
-    real, written = caches.CacheWriter.write, []
-
-    def write(writer, shard, rows):
-        if len(written) == done:  # half a shard is on disk under its temporary name
-            (writer.folder / "shards" / f".{shard:05d}.arrow.x").write_bytes(b"half")
-            raise KeyboardInterrupt
-        written.append(shard)
-        real(writer, shard, rows)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(caches.CacheWriter, "write", write)
-        with pytest.raises(KeyboardInterrupt):
-            run(world, tmp_path / "killed", signal)
-    seen = []
-    monkeypatch.setattr(cache, "read", lambda *args: (seen.append(len(args[1])), read(*args))[1])
-    again = run(world, tmp_path / "killed", signal)
-    assert seen == [4, 4, 2][done:], "shards that were there are not read again"
-    assert files(tmp_path / "killed") == files(tmp_path / "straight")
+    monkeypatch.setattr(cache, "read", lambda *args: (rows.append(len(args[1])), read(*args))[1])
+    again = stopped(monkeypatch, tmp_path / "kept", after, lambda name: run(world, tmp_path / name, signal))
+    assert rows == seen, "in all attempts together no shard is read twice"
+    assert files(tmp_path / "last") == files(tmp_path / "straight")
+    assert again.pop("earlier_seconds") > 0
     assert again == facts, "counts and cost are of the whole cache, not of the last attempt"
+    assert not (tmp_path / "attempt-0" / "meta.json").exists()
 
 
 read = cache.read
+
+
+@pytest.fixture
+def served(world, tmp_path):
+    """The same teacher behind a server, and the server."""
+    with FakeServer(tiny_llama(seed=1)) as fake:
+        folder, _ = adopt(fake, world["teacher"], tmp_path / "served")
+        yield world | {"teacher": folder}, fake
+
+
+@pytest.mark.parametrize("top_k", [1, 5, 262])
+def test_a_cache_made_by_a_server_is_the_live_models_own(world, served, tmp_path, top_k):
+    signal = Signal(kind="top_k", top_k=top_k)
+    live, asked = run(world, tmp_path / "live", signal), run(served[0], tmp_path / "asked", signal)
+    assert asked["counts"] == live["counts"] and asked["metrics"] == live["metrics"]
+    assert asked["cost"] == live["cost"] | {"flops": 0} and "FLOPs are not counted" in asked["warnings"][0]
+    for number in range(3):
+        one, other = (caches.Shard(tmp_path / name / "shards" / f"{number:05d}.arrow") for name in ("live", "asked"))
+        for name in ("rows", "tokens_hashes", "scored_hashes"):
+            assert (getattr(one, name) == getattr(other, name)).all()
+        places = [[(shard, at) for at in range(len(one.rows))] for shard in (one, other)]
+        said, told = (caches.kept_from(signal.stored(), 262, rows) for rows in places)
+        assert torch.equal(said.ids, told.ids)
+        # 16 bits: a value of about 8 is stored to 2**-8, and the two may be rounded to either side
+        torch.testing.assert_close(told.logprobs, said.logprobs, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(told.tail, said.tail, rtol=2e-3, atol=1e-4)
+    meta = [json.loads((tmp_path / name / "meta.json").read_text()) for name in ("live", "asked")]
+    assert meta[0].keys() == meta[1].keys() and meta[0]["teacher"] != meta[1]["teacher"]
+    assert (meta[1]["parameters"], meta[1]["precision"]) == (0, None)
+    assert len(CachedTeacher([tmp_path / "asked"], signal, byte_tokenizer())) == ROWS
+
+
+def test_a_tail_too_small_for_32_bits_is_small_and_not_none():
+    logprobs = np.log(np.array([[0.75, 0.25], [0.5, 0.25]], dtype=np.float32))
+    ids = np.array([[1, 0], [2, 1]], dtype=np.int32)
+    tail = kept.top_k_named(ids, logprobs, vocabulary=3).tail
+    assert tail.tolist() == pytest.approx([np.log(kept.LEAST_TAIL), np.log(0.25)])
+    assert kept.top_k_named(ids, logprobs, vocabulary=2).tail.tolist() == [-np.inf, -np.inf]
+
+
+def refused(served, tmp_path, said, **changes):
+    with pytest.raises(SettingsError, match=said) as refusal:
+        run(served, tmp_path / "out", **changes)
+    assert str(refusal.value).count("cannot be run") == 1 and not (tmp_path / "out" / "meta.json").exists()
+
+
+def test_a_server_that_names_fewer_tokens_than_asked_is_refused(served, tmp_path):
+    served[1].without = {"one_of_k"}
+    refused(served[0], tmp_path, r"top_k=5 .* gave 4 of 5 log-probabilities .*--max-logprobs 5")
+
+
+def test_draws_of_a_server_are_refused_before_it_is_asked_for_a_row(served, tmp_path):
+    asked = served[1].asked
+    refused(served[0], tmp_path, r"signal.kind='sampled' .*signal.kind=top_k", signal=Signal(kind="sampled"))
+    assert served[1].asked == asked + 1, "the probe alone"
+
+
+def test_rows_beyond_a_servers_context_are_refused_before_it_is_asked_for_a_row(served, tmp_path):
+    row = {"row": [0], "id": ["r0"], "input_ids": [[7] * 100], "starts": [[50]], "ends": [[100]]}
+    Dataset.from_dict(row).save_to_disk(tmp_path / "long" / "train")
+    served[1].context, asked = 100, served[1].asked
+    long = served[0] | {"rows": tmp_path / "long"}
+    refused(long, tmp_path, r"the teacher's context=99 .* a row has 100 tokens", max_length=200)
+    assert served[1].asked == asked + 1, "the probe alone"
+
+
+def test_a_server_that_serves_another_model_now_is_refused(served, tmp_path):
+    served[1].model = tiny_llama(seed=2)
+    refused(served[0], tmp_path, "serves another model now")
+
+
+def test_a_server_that_names_tokens_its_declared_tokenizer_lacks_is_refused(world, tmp_path):
+    with FakeServer(tiny_llama(vocab_size=320, seed=1)) as fake:
+        folder, _ = adopt(fake, world["teacher"], tmp_path / "served")
+        signal = Signal(kind="top_k", top_k=262)
+        refused(world | {"teacher": folder}, tmp_path, r"has 262 tokens and the server .* names token", signal=signal)
 
 
 def test_facts_count_rows_positions_tokens_the_teacher_read_and_bytes(world, tmp_path):

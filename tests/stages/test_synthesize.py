@@ -9,17 +9,20 @@ import pytest
 import torch
 from datasets import load_from_disk
 
-from harness import in_context
+from harness import teachers
 from harness.chat import render
 from harness.checks import SettingsError
 from harness.config import Machine
 from harness.corpora._rows import prompt_hash
 from harness.corpora.mini import Corpus
 from harness.models import load_model, tokenizer_hash
+from harness.sequences import draw_seed
 from harness.stages import synthesize
 from harness.stages.synthesize import make_synthesize
 from harness.stages.teach import save_rows
-from tests.doubles import byte_tokenizer, save_tiny
+from tests.doubles import byte_tokenizer, save_tiny, tiny_llama
+from tests.fake_server import FakeServer, adopt
+from tests.stages.small_world import files, stopped
 
 CPU = Machine(device="cpu")
 TOKENIZER = byte_tokenizer()
@@ -91,7 +94,7 @@ def scripted(monkeypatch, prompts, answers):
         what = "answer" if stop_ids == {tokenizer.eos_token_id} else "prompt"
         return [tokenizer(next(said[what]), add_special_tokens=False)["input_ids"] for _ in ids]
 
-    monkeypatch.setattr(in_context, "generate", write)
+    monkeypatch.setattr(teachers, "generate", write)
     monkeypatch.setattr(synthesize, "ROWS_AT_ONCE", 8)
     return shown
 
@@ -247,3 +250,82 @@ def test_a_teacher_that_cannot_write_prompts_is_refused_after_bounded_tries(worl
     # a random model ends a turn now and then, but writes no text that decodes and is answered in 8 tokens
     with pytest.raises(SettingsError, match=r"synthetic_rows=4 cannot be reached: of 16 rows"):
         run(world, tmp_path)
+
+
+class WritingServer(FakeServer):
+    """Writes rows told apart by the seeds they are asked with; scores, and answers the probe, as a tiny Llama does."""
+
+    rows = {  # noqa: RUF012
+        draw_seed(0, what, number) % 2**63: text
+        for number in range(16)
+        for what, text in (("prompt", f"New {number}{USER}"), ("answer", f"{number}{END}"))
+    }
+
+    def choice(self, request):
+        if request.get("seed") not in self.rows:
+            return super().choice(request)
+        ids = TOKENIZER(self.rows[request["seed"]], add_special_tokens=False)["input_ids"]
+        return {"token_ids": ids, "finish_reason": "stop", "stop_reason": ids[-1]}
+
+
+@pytest.fixture
+def served(world, tmp_path):
+    """The world with its teacher behind a server, and the server."""
+    with WritingServer(tiny_llama(seed=1)) as fake:
+        folder, _ = adopt(fake, world["teacher"], tmp_path / "served")
+        yield world | {"teacher": folder}, fake
+
+
+def test_a_served_teacher_is_asked_what_a_teacher_here_is_asked_and_its_rows_are_the_same(
+    world, served, tmp_path, monkeypatch
+):
+    shown = scripted(monkeypatch, [f"New {i}{USER}" for i in range(8)], [f"{i}{END}" for i in range(8)])
+    here, local = run(world, tmp_path, "here")
+    there, remote = run(served[0], tmp_path, "there")
+    assert files(remote / "synthetic") == files(local / "synthetic")
+    assert there["counts"] == here["counts"] and there["cost"] == here["cost"] | {"flops": 0}
+    asked = [request for request in served[1].requests if request.get("seed") in WritingServer.rows]
+    assert sorted(TOKENIZER.decode(request["prompt"]) for request in asked[:16]) == sorted(shown)
+    assert {tuple(request["stop_token_ids"]) for request in asked} == {(4, 5), (5,)}
+    assert there["metrics"] == pytest.approx(here["metrics"], rel=1e-5), "the likelihood of its own rows among them"
+    assert there["metrics"]["teacher_nll"] > 0 and there["metrics"]["human_teacher_nll"] > 0
+    assert len(there["warnings"]) == 1 and "FLOPs are not counted" in there["warnings"][0]
+
+
+def test_a_server_that_cannot_score_leaves_out_that_one_measure_and_the_facts_say_so(served, tmp_path):
+    whole, folder = run(served[0], tmp_path, "whole")
+    served[1].without = {"prompt_logprobs"}
+    facts, less = run(served[0], tmp_path, "less")
+    assert whole["metrics"].keys() - facts["metrics"].keys() == {"teacher_nll", "human_teacher_nll"}
+    assert "teacher_nll was not measured: teacher.path=" in facts["warnings"][1]
+    assert "teacher_nll" not in json.loads((less / "synthetic.json").read_text())
+    assert files(less / "synthetic") == files(folder / "synthetic")
+    assert facts["cost"]["teacher_tokens"] < whole["cost"]["teacher_tokens"], "what was not read costs nothing"
+
+
+def test_a_server_that_moved_is_asked_where_it_is_now(served, tmp_path):
+    with WritingServer(tiny_llama(seed=1)) as moved:
+        before = served[1].asked
+        run(served[0], tmp_path, where={"teacher_url": moved.url})
+        assert moved.asked > 8 and served[1].asked == before
+
+
+@pytest.mark.parametrize("after", [(1,), (2,), (1, 2), (3,)])
+def test_stopped_after_some_shards_and_begun_again_it_ends_with_the_same_files(world, tmp_path, monkeypatch, after):
+    asked = []
+
+    def write(model, tokenizer, ids, limit, temperature, seeds, batch_size, stop_ids):
+        asked.extend(seeds)
+        is_answer = stop_ids == {tokenizer.eos_token_id}
+        texts = [f"{seed % 3 // 2}{END}" if is_answer else f"Row {seed % 50}{USER}" for seed in seeds]
+        return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+
+    monkeypatch.setattr(teachers, "generate", write)
+    monkeypatch.setattr(synthesize, "ROWS_AT_ONCE", 8)
+    vote = {"synthetic_rows": 9, "self_consistency": 0.6, "consistency_samples": 3}
+    facts, straight = run(world, tmp_path, "straight", **vote)
+    once, asked[:] = sorted(asked), []
+    again, last = stopped(monkeypatch, tmp_path / "kept", after, lambda name: run(world, tmp_path, name, **vote))
+    assert files(last) == files(straight) and sorted(asked) == once, "nothing is asked for twice"
+    assert again.pop("earlier_seconds") > 0 and again == facts
+    assert facts["counts"]["asked"] > 8 and facts["counts"]["inconsistent answer"] > 0

@@ -9,7 +9,7 @@ from harness.models import load_model, load_tokenizer
 from harness.sequences import draw_seed, visits
 from harness.stages.teach import make_labels
 from tests.doubles import byte_tokenizer
-from tests.stages.small_world import run
+from tests.stages.small_world import files, run, stopped
 
 TOKENIZER = byte_tokenizer()
 BUDGET = {"kind": "steps", "amount": 10, "batch_size": 4, "learning_rate": 1e-3}
@@ -90,3 +90,16 @@ def test_a_block_without_rows_is_answered_without_loading_the_teacher(world, tmp
     monkeypatch.setattr(teach, "open_teacher", lambda *_, **__: pytest.fail("the teacher was loaded"))
     facts, labels = label(world | {"subset": empty}, tmp_path)
     assert len(labels) == 0 and facts["counts"]["rows"] == 0 and facts["cost"]["flops"] == 0
+
+
+@pytest.mark.parametrize("after", [(1,), (2, 1), (5,)])
+def test_stopped_after_some_shards_and_begun_again_it_ends_with_the_same_files(world, tmp_path, monkeypatch, after):
+    import harness.stages.teach as teach
+
+    monkeypatch.setattr(teach, "ROWS_PER_SHARD", 5)
+    twice = {"samples_per_prompt": 2, "sampling_temperature": 1.0}
+    facts, _ = label(world, tmp_path, "straight", **twice)
+    again, _ = stopped(monkeypatch, tmp_path / "kept", after, lambda name: label(world, tmp_path, name, **twice))
+    assert files(tmp_path / "last") == files(tmp_path / "straight")
+    assert again.pop("earlier_seconds") > 0 and again == facts, "what earlier attempts spent is counted"
+    assert not list((tmp_path / "attempt-0").iterdir())

@@ -1,0 +1,117 @@
+"""Asking: batches of rows that a teacher writes from examples, are judged, sampled again where asked for, and kept.
+
+`synthesize.py` says how many are wanted and measures what is kept. What the teacher says is a shard each time, so
+a stopped stage asks for nothing twice; judging follows from it and is done again.
+
+    asking = Asking(writer, judge, settings, truth, shards)
+    asking.ask(range(256), wanted=100)
+    asking.columns, asking.rendered           # the rows kept so far
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from harness.chat import Rendered, render_many
+from harness.in_context import Writer, Written, turns
+from harness.shards import Shards, read_batch
+from harness.stages.teach import FEATURES
+from harness.synthetic import Candidate, Judge, inconsistent
+
+TEXTS = pa.schema([("prompt", pa.string()), ("answer", pa.string())])
+SAMPLES = pa.schema([("number", pa.int64()), ("answers", pa.list_(pa.string()))])
+Truth = Callable[[str], str | None]
+"""The right answer to a prompt, or None where it is not known."""
+
+
+class Asking:
+    """Batches of rows: written by the teacher, judged, sampled again where asked for, kept in order."""
+
+    def __init__(
+        self, writer: Writer, judge: Judge, settings: Mapping[str, Any], truth: Truth | None, shards: Shards
+    ) -> None:
+        self.writer, self.judge, self.settings, self.truth, self.shards = writer, judge, settings, truth, shards
+        self.columns: dict[str, list[Any]] = {name: [] for name in FEATURES}
+        self.rendered: list[Rendered] = []
+        self.sources: list[str] = []
+        """The source of each row asked for."""
+        self.kept: Counter[str] = Counter()
+
+    def tally(self) -> Counter[str]:
+        """Rows asked for by source."""
+        return Counter(self.sources)
+
+    def ask(self, numbers: range, wanted: int) -> None:
+        """Write, judge and keep rows of these numbers, until `wanted` are kept."""
+        rows = self._written(numbers)
+        whole = [row for row in rows if row.prompt and row.answer]
+        pairs = [turns((row.prompt, row.answer)) for row in whole]
+        found = render_many(self.writer.tokenizer, pairs, self.settings["max_length"])
+        rendered = {row.number: one for row, one in zip(whole, found, strict=True)}
+        candidates = [self._candidate(row, rendered.get(row.number)) for row in rows]
+        reasons = [self.judge.reason(row) for row in candidates]
+        passed = [
+            row
+            for row, candidate, reason in zip(rows, candidates, reasons, strict=True)
+            if not reason and not self.judge.repeats(candidate)
+        ]
+        samples = self._samples(numbers, passed)
+        for row, candidate, reason in zip(rows, candidates, reasons, strict=True):
+            self.sources.append(row.source)
+            reason = reason or self.judge.repeats(candidate)
+            if not reason and self.settings["self_consistency"]:
+                reason = inconsistent(row.answer, samples[row.number], self.settings["self_consistency"])
+            if reason:
+                self.judge.reject(reason)
+                continue
+            self._keep(row, candidate, rendered[row.number])
+            if len(self.judge.kept) == wanted:
+                break
+
+    def _candidate(self, row: Written, rendered: Rendered | None) -> Candidate:
+        if rendered is None:
+            return Candidate(row.prompt, row.answer, row.examples)
+        prompt_tokens = rendered.starts[0] if rendered.starts else len(rendered.input_ids)
+        truth = self.truth(row.prompt) if self.truth else None
+        return Candidate(
+            row.prompt, row.answer, row.examples, prompt_tokens, rendered.response_tokens, rendered.truncated, truth
+        )
+
+    def _written(self, numbers: range) -> list[Written]:
+        """What the teacher wrote for these numbers: a shard."""
+
+        def write() -> pa.RecordBatch:
+            rows = self.writer.write(numbers)
+            texts = {"prompt": [row.prompt for row in rows], "answer": [row.answer for row in rows]}
+            return pa.record_batch(texts, schema=TEXTS)
+
+        texts = read_batch(self.shards.made(f"{numbers.start:08d}-rows", write)).to_pylist()
+        return [
+            Written(number, text["prompt"], text["answer"], *self.writer.examples(number))
+            for number, text in zip(numbers, texts, strict=True)
+        ]
+
+    def _samples(self, numbers: range, rows: Sequence[Written]) -> dict[int, list[str]]:
+        """More answers to each prompt, by the row's number: a shard; none where no vote is asked for."""
+        if not self.settings["self_consistency"]:
+            return {}
+
+        def sample() -> pa.RecordBatch:
+            draws = range(self.settings["consistency_samples"])
+            columns = [self.writer.answer(rows, f"answer again {draw}") for draw in draws]
+            answers = [[column[place] for column in columns] for place in range(len(rows))]
+            return pa.record_batch({"number": [row.number for row in rows], "answers": answers}, schema=SAMPLES)
+
+        found = read_batch(self.shards.made(f"{numbers.start:08d}-samples", sample)).to_pylist()
+        return {row["number"]: row["answers"] for row in found}
+
+    def _keep(self, row: Written, candidate: Candidate, rendered: Rendered) -> None:
+        self.judge.keep(candidate)
+        self.kept[row.source] += 1
+        self.rendered.append(rendered)
+        # numbers below 0 are no row of a mixture
+        values = (-1 - row.number, f"synthetic-{row.number}", rendered.input_ids, rendered.starts, rendered.ends)
+        for name, value in zip(FEATURES, values, strict=True):
+            self.columns[name].append(value)
