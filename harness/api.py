@@ -10,7 +10,7 @@ The functions here are what notebooks and scripts need; `run.py` and `grid.py` s
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -19,6 +19,7 @@ from harness.checks import refuse
 from harness.cluster import Cluster
 from harness.compose import Composed, compose
 from harness.config import Cell, Settings
+from harness.estimate import plan_text
 from harness.execute import execute
 from harness.plan import Plan, plan_cell
 from harness.preflight import preflight
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from harness.exposure import Exposures
-    from harness.launch.slurm import Submission
 
 
 def grid(**settings: Any) -> tuple[Cell, ...]:
@@ -112,22 +112,32 @@ def run_grid(composed: Composed, stream: TextIO | None = None) -> "Finished":
     return Finished.collect(store, frozen)
 
 
-def submit_grid(composed: Composed) -> "Submission":
-    """Plan, check and send what the store lacks to the cluster of `composed.settings.slurm`; returns at once."""
-    from harness.launch.slurm import submit
+def submit_grid(composed: Composed, tell: Callable[[str], None] = print) -> "Finished | None":
+    """Plan, check and send what the store lacks to the cluster of `composed.settings.slurm`.
+
+    `tell` hears what the plan costs and what was sent. Returns at once, or with `wait` when all jobs have ended.
+    """
+    from harness.launch.slurm import submit, wait
 
     settings = composed.settings
     if settings.tune:
-        raise refuse("tune", "with slurm", "trials must end before the grid is known", "tune with wait=true")
+        raise refuse("tune", "with slurm", "trials must end before the grid is known", "leave slurm out, or tune")
     cluster = Cluster.of(settings.slurm)
     store = Store.open(settings.store)
     planned = Plan.of(composed.cells)
     preflight(planned)
+    tell(plan_text(planned, store))
     frozen = freeze(planned, _name(settings, planned, store))
+    submission = submit(planned, store, settings, cluster, frozen["grid"])
     folder = store.grid_folder(frozen["grid"])
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "plan.json", frozen)
-    return submit(planned, store, settings, cluster, frozen["grid"])
+    tell(submission.told())
+    if not settings.wait:
+        tell(f"python -m harness.grid status {frozen['grid']}")
+        return None
+    wait(store, [target.key for cell in planned.cells for target in (cell.evaluate, *cell.references.values())], tell)
+    return Finished.collect(store, frozen)
 
 
 @dataclass(frozen=True)

@@ -38,13 +38,11 @@ def run(overrides: Sequence[str]) -> None:
     from harness.api import run_grid, submit_grid
 
     composed = compose(overrides)
-    if composed.settings.slurm is not None:
-        print(submit_grid(composed).told())
-        return
-    finished = run_grid(composed)
-    finished.show()
-    if finished.failed:
-        sys.exit(1)
+    finished = run_grid(composed) if composed.settings.slurm is None else submit_grid(composed)
+    if finished is not None:
+        finished.show()
+        if finished.failed:
+            sys.exit(1)
 
 
 def ask(overrides: Sequence[str]) -> None:

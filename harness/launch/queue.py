@@ -68,7 +68,7 @@ class Queue:
         if partition is not None and partition not in names:
             raise refuse("slurm.partition", partition, f"{cluster.name} has {', '.join(names)}")
         nodes = [node for node in self.nodes if partition in (None, node.partition)]
-        asked = {"cpus": rule.cpus * rule.tasks_per_node, "memory_gb": rule.memory_gb, "gpus": rule.gpus}
+        asked = {"gpus": rule.gpus, "cpus": rule.cpus * rule.tasks_per_node, "memory_gb": rule.memory_gb}
         for name, amount in asked.items():
             most = max((getattr(node, name) for node in nodes), default=0)
             if amount > most:

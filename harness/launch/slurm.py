@@ -10,10 +10,11 @@ writes and sends the batch files. Jobs look at the store, not at Slurm: a depend
 
 import json
 import os
+import shlex
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,11 +27,13 @@ from harness.batches import Batch, batches, own_jobs
 from harness.checks import refuse
 from harness.cluster import Cluster, Resources
 from harness.config import Settings
+from harness.launch.jobs import read_notes
 from harness.launch.queue import Queue
 from harness.launch.snapshot import publish_code
 from harness.plan import Plan
 from harness.store import Store, write_json
 
+WATCH_SECONDS = 10.0
 SUBMITTING_SECONDS = 60.0
 """How long a live submitter may take between noting a target and having it in the queue."""
 
@@ -97,6 +100,23 @@ def submit(plan: Plan, store: Store, settings: Settings, cluster: Cluster, grid:
         after = [notes.job_of(key, sent) for key in sorted(batch.needs) if not store.done(key)]
         sent[array] = _send(folder, code, array, batch.resources, tasks, after, cluster, plan)
     return Submission(folder, sent, targets, attached)
+
+
+def wait(store: Store, targets: Sequence[str], tell: Callable[[str], None]) -> None:
+    """Return when no job in the queue makes any of the targets; `tell` hears of every change of the counts."""
+    queue, said = Queue.look(), ""
+    notes = read_notes(store, targets)
+    while True:
+        live = sum(queue.job_id(note["array"], note["task"]) is not None for note in notes.values())
+        done = sum(map(store.done, targets))
+        text = f"{done} of {len(targets)} evaluations done, {live} in the queue"
+        if text != said:
+            tell(text)
+        if not live:
+            return
+        said = text
+        time.sleep(WATCH_SECONDS)
+        queue.look_again()
 
 
 class Notes:
@@ -213,7 +233,7 @@ def parameters(code: Path, array: str, resources: Resources, after: Sequence[str
         "array_parallelism": cluster.throttle,
         "wckey": None,
         "dependency": f"afterok:{':'.join(after)}" if after else None,
-        "setup": [f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}", *cluster.setup],
+        "setup": [f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}", *cluster.setup],
         "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"},
     }
     return {name: value for name, value in told.items() if value is not None or name == "wckey"}

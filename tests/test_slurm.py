@@ -1,0 +1,203 @@
+"""The Slurm launcher against commands that answer as Slurm does; `test_real_slurm.py` asks a real one."""
+
+import json
+import os
+import re
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.checks import SettingsError
+from harness.cluster import Cluster
+from harness.compose import compose
+from harness.config import Settings
+from harness.launch.jobs import job_states
+from harness.launch.queue import Queue
+from harness.launch.slurm import Notes, submit
+from harness.launch.snapshot import publish_code
+from harness.plan import Plan
+from harness.store import Store
+
+RULES = [{"cpus": 2, "memory_gb": 4, "minutes": 30}]
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A folder of commands; what they are to say lies in files beside them, what sbatch was given too."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "config").write_text("MaxArraySize            = 1001\n")
+    (folder / "sinfo.txt").write_text("low|4|8000|gpu:2\nhigh|4|8000|gpu:2(S:0)\n")
+    (folder / "squeue.txt").write_text("")
+    (folder / "sacct.txt").write_text("")
+    scripts = {
+        "scontrol": f"cat {folder}/config",
+        "sinfo": f"cat {folder}/sinfo.txt",
+        "squeue": f"cat {folder}/squeue.txt",
+        "sacct": f"cat {folder}/sacct.txt",
+        "srun": "true",
+        "sbatch": f"n=$(ls {folder}/sent.* 2>/dev/null | wc -l); cp $1 {folder}/sent.$n; "
+        "echo Submitted batch job $((100 + n))",
+    }
+    for name, script in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store.open(tmp_path / "store")
+
+
+def plan_of(*arguments):
+    return Plan.of(compose(["data_frac=0.1,1.0", "method=sft,logit_kd", *arguments]).cells)
+
+
+def send(store, plan, grid="g", **cluster):
+    settings = Settings(method=None, corpus=None, store=str(store.root))
+    return submit(plan, store, settings, Cluster.of({"name": "test", "resources": RULES, **cluster}), grid)
+
+
+def sent(slurm):
+    return [(slurm / f"sent.{n}").read_text() for n in range(len(list(slurm.glob("sent.*"))))]
+
+
+def in_queue(slurm, submission):
+    """Put what was sent into the queue, as Slurm would."""
+    lines = [
+        f"{name}|{task if len(ids) > 1 else 'N/A'}|{job}"
+        for name, ids in submission.arrays.items()
+        for task, job in enumerate(ids)
+    ]
+    (slurm / "squeue.txt").write_text("\n".join(lines) + "\n")
+
+
+def plain(text, store):
+    """A batch file without what differs from run to run."""
+    text = re.sub(re.escape(str(store.root)), "STORE", text)
+    text = re.sub(r"\d{8}-\d{6}-[0-9a-f]{6}", "NAME", text)
+    text = re.sub(r"(cells|base|mixture|train)\.[0-9a-f]{6}\.", r"\1.NAME.", text)
+    text = re.sub(r"code/[0-9a-f]{32}", "code/HASH", text)
+    return re.sub(r"\S+/python\S* -u", "PYTHON -u", text)
+
+
+def test_the_batch_file_is_the_golden_one(slurm, store):
+    """Change tests/golden_sbatch.sh knowingly: it is what every cluster is told."""
+    more = {"account": "me", "constraint": "a100", "setup": ["module load cuda"]}
+    rules = [{"kinds": ["mixture", "base"], "cpus": 1, "memory_gb": 2}, {"cpus": 2, "memory_gb": 4, "gpus": 2}]
+    submission = send(store, plan_of(), partition="low", pack_minutes=0, resources=rules, **more)
+    array = next(n for n, ids in enumerate(submission.arrays.values()) if len(ids) > 1 and n > 1)
+    assert plain(sent(slurm)[array], store) == (Path(__file__).parent / "golden_sbatch.sh").read_text()
+
+
+def test_a_job_waits_for_exactly_what_it_needs(slurm, store):
+    submission = send(store, plan_of(), pack_minutes=0)
+    files = dict(zip(submission.arrays, sent(slurm), strict=True))
+    waits = {name: re.search(r"--dependency=afterok:(\S+)", text) for name, text in files.items()}
+    free = {name for name, found in waits.items() if found is None}
+    assert free == {name for name in files if ".mixture." in name or ".base." in name}
+    jobs = [job for ids in submission.arrays.values() for job in ids]
+    for found in filter(None, waits.values()):
+        assert set(found[1].split(":")) <= set(jobs)
+        assert all("_" in job or [job] in submission.arrays.values() for job in found[1].split(":"))
+
+
+def test_a_submission_is_whole_in_the_store_before_it_is_sent(slurm, store):
+    plan = plan_of()
+    submission = send(store, plan)
+    written = json.loads((submission.folder / "submission.json").read_text())
+    assert set(written["stages"]) == {stage.key for stage in plan.stages}
+    assert {key for tasks in written["arrays"].values() for task in tasks for key in task} == set(written["jobs"])
+    assert (store.root / "code").is_dir()
+
+
+def test_what_is_in_the_queue_is_not_sent_again(slurm, store):
+    first = send(store, plan_of())
+    in_queue(slurm, first)
+    again = send(store, plan_of())
+    assert again.arrays == {} and again.attached == first.targets
+
+
+def test_a_larger_grid_waits_for_the_jobs_of_a_smaller_one(slurm, store):
+    first = send(store, plan_of("seed=0"))
+    in_queue(slurm, first)
+    more = send(store, plan_of("seed=0,1"))
+    assert all(".cells." in name for name in more.arrays)  # base, teacher and data are being made
+    jobs = {job for ids in first.arrays.values() for job in ids}
+    for text in sent(slurm)[len(first.arrays) :]:
+        assert set(re.search(r"afterok:(\S+)", text)[1].split(":")) <= jobs
+
+
+def test_a_job_that_left_the_queue_without_its_artifact_is_sent_again(slurm, store):
+    first = send(store, plan_of())
+    for note in (store.root / "jobs").iterdir():
+        note.write_text(json.dumps({**json.loads(note.read_text()), "time": time.time() - 3600}))
+    assert send(store, plan_of()).targets == first.targets
+
+
+def test_two_submitters_at_the_same_moment_send_each_target_once(slurm, store):
+    queue = Queue.look()
+    one, other = Notes(store, queue), Notes(store, queue)
+    assert one.take("train-1", "a.0", 0)
+    (slurm / "squeue.txt").write_text("a.0|0|7_0\n")
+    assert not other.take("train-1", "b.0", 0)
+    assert other.job_of("train-1", {}) == "7_0"
+
+
+def test_arrays_are_no_longer_than_the_cluster_takes(slurm, store):
+    (slurm / "config").write_text("MaxArraySize = 3\n")
+    submission = send(store, plan_of("seed=0,1,2,3"), pack_minutes=0)
+    assert max(len(ids) for ids in submission.arrays.values()) == 3
+
+
+@pytest.mark.parametrize(
+    ("cluster", "words"),
+    [
+        ({"partition": "hihg"}, ["slurm.partition='hihg'", "high, low"]),
+        ({"resources": [{"gpus": 3}]}, ["slurm.resources.gpus=3", "has 2"]),
+        ({"resources": [{"cpus": 5}]}, ["slurm.resources.cpus=5", "has 4"]),
+        ({"resources": [{"memory_gb": 64}]}, ["slurm.resources.memory_gb=64", "has 7.8"]),
+    ],
+)
+def test_what_the_cluster_does_not_have_is_refused_and_nothing_is_sent(slurm, store, cluster, words):
+    with pytest.raises(SettingsError) as refused:
+        send(store, plan_of(), **cluster)
+    assert all(word in str(refused.value) for word in words)
+    assert sent(slurm) == [] and not (store.root / "submissions").exists()
+
+
+def test_without_slurm_one_sentence_says_so(store, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SettingsError, match=r"no sbatch on this machine.*slurm/dev_cluster start"):
+        send(store, plan_of())
+
+
+def test_accounts_say_why_a_job_ended_without_its_artifact(slurm, store):
+    submission = send(store, plan_of(), pack_minutes=0)
+    plan = plan_of()
+    key = plan.cells[0].evaluate.key
+    note = json.loads((store.root / "jobs" / key).read_text())
+    job = submission.arrays[note["array"]][note["task"]]
+    for line, status, failure, words in [
+        (f"{note['array']}|{job}|PENDING|0:0|0||Dependency", "pending", None, "Dependency"),
+        (f"{note['array']}|{job}|RUNNING|0:0|9|cpu=1|None", "running", None, ""),
+        (f"{note['array']}|{job}|OUT_OF_MEMORY|0:125|9|cpu=1|None", "ended", "oom_host", "out of memory"),
+        (f"{note['array']}|{job}|CANCELLED by 0|0:0|9|cpu=1|None", "ended", "cancelled", "cancelled"),
+        (f"{note['array']}|{job}|FAILED|1:0|9|cpu=1|None", "ended", "application", "exit code 1"),
+    ]:
+        (slurm / "sacct.txt").write_text(line + "\n")
+        state = job_states(store, [key])[key]
+        assert (state.status, state.failure_class) == (status, failure) and words in state.reason
+    (slurm / "sacct.txt").write_text("")
+    assert job_states(store, [key])[key].status == "unknown"
+
+
+def test_the_code_is_published_once_for_each_state_of_it(store):
+    first = publish_code(store)
+    assert (first / "harness" / "job.py").is_file()
+    assert publish_code(store) == first
+    assert len(list((store.root / "code").iterdir())) == 1
