@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--shape", choices=tuple(SHAPES), default="mini")
     parser.add_argument("--task", choices=tuple(RIVALS), action="append", help="default: all")
-    parser.add_argument("--steps", type=int, help="default: 60 (mini), 8 (small)")
+    parser.add_argument("--steps", type=int, help="default: 60 (mini), 6 (small)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)

@@ -11,7 +11,7 @@ token forward and 4 backward, the output layer at scored positions only, causal 
 (so it is a little below figures that count all of it). Prints JSON; `--out` writes it. Not yet run on a
 GPU; `--tiny` runs all of it on a CPU in seconds, with models too small for its figures to mean anything.
 
-    PYTHONPATH=. python benchmarks/gpu_objectives.py --out gpu_objectives.json
+    CUDA_VISIBLE_DEVICES=0 PYTHONPATH=. python benchmarks/gpu_objectives.py --out gpu_objectives.json
     PYTHONPATH=. python benchmarks/gpu_objectives.py --tiny
 """
 
@@ -39,13 +39,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from harness import track
 from harness.cached_teacher import CachedTeacher, hashes_of
-from harness.caches import ROWS_PER_SHARD, CacheWriter
+from harness.caches import ROWS_PER_SHARD, shard_batch, write_cache
 from harness.checks import refuse
 from harness.config import Budget, Machine
 from harness.fit_report import FitReport
 from harness.models import count_parameters
 from harness.recipe import TrainStage
 from harness.sequences import Rows
+from harness.shards import Shards
 from harness.signal_kinds import Signal
 from harness.signals import LiveTeacher
 from harness.stages.cache import read
@@ -236,11 +237,17 @@ def _write_cache(teacher: LiveTeacher, tokenizer: Any, dataset: Dataset, folder:
     }
     started = time.perf_counter()
     rows = list(Rows(dataset))
-    writer = CacheWriter(folder, about)
-    for shard, first in enumerate(range(0, len(rows), ROWS_PER_SHARD)):
-        part = rows[first : first + ROWS_PER_SHARD]
-        writer.write(shard, read(teacher.model, part, signal, [0] * len(part), len(tokenizer)))
-    meta = writer.finish({})
+    shards = Shards(about, {}, ROWS_PER_SHARD)
+    parts = [rows[first : first + ROWS_PER_SHARD] for first in range(0, len(rows), ROWS_PER_SHARD)]
+    made = [
+        shards.made(
+            f"{number:05d}",
+            lambda part=part: shard_batch(read(teacher.model, part, signal, [0] * len(part), len(tokenizer))),
+        )
+        for number, part in enumerate(parts)
+    ]
+    folder.mkdir()
+    meta = write_cache(folder, about, made, {})
     seconds = time.perf_counter() - started
     return {
         "cache_tokens_per_second": round(sum(len(row.input_ids) for row in rows) / seconds, 1),

@@ -40,7 +40,7 @@ class Shape:
     max_new_tokens: int
 
 
-SHAPES = {"mini": Shape(32, 60, 16), "small": Shape(8, 8, 48)}
+SHAPES = {"mini": Shape(32, 60, 16), "small": Shape(8, 6, 48)}
 
 
 @dataclass
