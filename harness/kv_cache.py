@@ -34,7 +34,7 @@ class RoomyLayer(DynamicLayer):
         assert layer.keys is not None and layer.values is not None
         self.lazy_initialization(layer.keys, layer.values)
         self.keys, self.values = layer.keys, layer.values
-        self._rooms = (self.keys, self.values)
+        self._rooms: tuple[torch.Tensor, ...] = (self.keys, self.values)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
