@@ -23,9 +23,8 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -58,6 +57,7 @@ ARMS = {
     "cached_top_64": TrainStage(divergence="forward_kl"),
     "sft": TrainStage(),
 }
+GIVEN = ("batch_size", "micro_batch_size", "gradient_checkpointing", "steps", "tiny")
 SPECIALS = ("<pad>", "<|user|>", "<|assistant|>", "<|end|>")
 TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
@@ -108,18 +108,18 @@ def main() -> None:
         "peak_tflops": peak,
         "length": scale.length,
         "new_tokens": scale.new_tokens,
-        **{name: getattr(options, name) for name in ("batch_size", "micro_batch_size", "steps", "tiny")},
-        "gradient_checkpointing": options.gradient_checkpointing,
+        **{name: getattr(options, name) for name in GIVEN},
         "arms": arms,
-        "seconds_per_step_against_sft": {
-            name: round(arm["seconds_per_step"] / arms["sft"]["seconds_per_step"], 2) for name, arm in arms.items()
-        }
-        if "sft" in arms
-        else {},
+        "seconds_per_step_against_sft": _ratios(arms, "sft"),
     }
     print(json.dumps(found, indent=1))
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _ratios(arms: dict[str, Any], floor: str) -> dict[str, float]:
+    seconds = {name: arm["seconds_per_step"] for name, arm in arms.items()}
+    return {name: round(value / seconds[floor], 2) for name, value in seconds.items()} if floor in seconds else {}
 
 
 def _peak_tflops(options: argparse.Namespace) -> float | None:
@@ -155,8 +155,8 @@ def _measure(options: argparse.Namespace, scale: Scale, peak: float | None, fold
         if name not in ("forward_kl", "on_policy"):
             teacher = None
         signal = cached if name == "cached_top_64" else teacher
-        with _freed(scale.device):
-            found[name] = _arm(name, options, scale, peak, tokenizer, prompts if on_policy else rows, signal, folder)
+        _free(scale.device)
+        found[name] = _arm(name, options, scale, peak, tokenizer, prompts if on_policy else rows, signal, folder)
         if name == "cached_top_64":
             found[name] |= written
     return found
@@ -237,17 +237,12 @@ def _write_cache(teacher: LiveTeacher, tokenizer: Any, dataset: Dataset, folder:
     }
     started = time.perf_counter()
     rows = list(Rows(dataset))
+    assert len(rows) <= ROWS_PER_SHARD, f"at most {ROWS_PER_SHARD} rows, so that one shard has them"
     shards = Shards(about, {}, ROWS_PER_SHARD)
-    parts = [rows[first : first + ROWS_PER_SHARD] for first in range(0, len(rows), ROWS_PER_SHARD)]
-    made = [
-        shards.made(
-            f"{number:05d}",
-            lambda part=part: shard_batch(read(teacher.model, part, signal, [0] * len(part), len(tokenizer))),
-        )
-        for number, part in enumerate(parts)
-    ]
+    read_by = partial(read, teacher.model, rows, signal, [0] * len(rows), len(tokenizer))
+    made = shards.made("00000", lambda: shard_batch(read_by()))
     folder.mkdir()
-    meta = write_cache(folder, about, made, {})
+    meta = write_cache(folder, about, [made], {})
     seconds = time.perf_counter() - started
     return {
         "cache_tokens_per_second": round(sum(len(row.input_ids) for row in rows) / seconds, 1),
@@ -255,14 +250,12 @@ def _write_cache(teacher: LiveTeacher, tokenizer: Any, dataset: Dataset, folder:
     }
 
 
-@contextmanager
-def _freed(device: str) -> Iterator[None]:
-    """The peak of the block is its own, and of what is needed still."""
+def _free(device: str) -> None:
+    """Make the peak of what follows its own, and that of what is needed still."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    yield
 
 
 def _peak_mib(device: str) -> float:
