@@ -23,8 +23,6 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -157,8 +155,8 @@ def _measure(options: argparse.Namespace, scale: Scale, peak: float | None, fold
         if name not in ("forward_kl", "on_policy"):
             teacher = None
         signal = cached if name == "cached_top_64" else teacher
-        with _freed(scale.device):
-            found[name] = _arm(name, options, scale, peak, tokenizer, prompts if on_policy else rows, signal, folder)
+        _free(scale.device)
+        found[name] = _arm(name, options, scale, peak, tokenizer, prompts if on_policy else rows, signal, folder)
         if name == "cached_top_64":
             found[name] |= written
     return found
@@ -252,14 +250,12 @@ def _write_cache(teacher: LiveTeacher, tokenizer: Any, dataset: Dataset, folder:
     }
 
 
-@contextmanager
-def _freed(device: str) -> Iterator[None]:
-    """The peak of the block is its own, and of what is needed still."""
+def _free(device: str) -> None:
+    """Make the peak of what follows its own, and that of what is needed still."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    yield
 
 
 def _peak_mib(device: str) -> float:
