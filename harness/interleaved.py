@@ -23,6 +23,7 @@ import torch
 
 from harness.chat import end_of_turn_id
 from harness.generate import choose, context_of, evaluating, padded_left, row_uniforms
+from harness.kv_cache import with_room
 from harness.recipe import TrainStage
 from harness.sequences import draw_seed
 
@@ -158,7 +159,7 @@ class _Batch:
                 use_cache=True,
                 logits_to_keep=1,
             )
-            cache = output.past_key_values
+            cache = with_room(output.past_key_values)
             logits = output.logits[:, -1, : self.vocabulary]
             uniforms = self._uniforms(self.student_draws, [ahead] * len(self.slots), self.stage.sampling_temperature)
             chosen.append(choose(logits, self.stage.sampling_temperature, uniforms, self.stage.sampling_top_p))
@@ -177,7 +178,7 @@ class _Batch:
             use_cache=True,
             logits_to_keep=count,
         )
-        self.caches = (self.caches[0], output.past_key_values)
+        self.caches = (self.caches[0], with_room(output.past_key_values))
         logits = output.logits[:, -count:, : self.vocabulary]
         accepted = among_likeliest(logits, proposals, self.stage.accepted_top_k).long().cumprod(dim=1).sum(dim=1)
         place = accepted.clamp(max=count - 1)

@@ -26,7 +26,7 @@ LAYERS = [
     {"interleaved", "hidden", "cross", "cached_teacher"},
     {"hidden_states", "caches", "kept"},
     {"adaptive", "generate", "signals", "spending", "teachers", "alignment", "agreement", "chunks", "controls"},
-    {"divergences", "heads", "sequences"},
+    {"divergences", "heads", "sequences", "kv_cache"},
     {"chat", "models", "adapters"},
     {"model_files", "corpora", "methods", "world", "served", "similarity"},
     {"shards"},

@@ -221,7 +221,7 @@ def test_workers_end_with_their_parent_and_leave_no_claim_behind(store, tmp_path
     _until(lambda: store.claimed(key))
     worker = json.loads((store.root / "claims" / key).read_text())["pid"]
     running.send_signal(sent)
-    running.wait(30)
+    running.wait(120)
     _until(lambda: not _alive(worker))
     assert not store.claimed(key) and not store.done(key)
     assert store.claim(key) is not None
@@ -242,11 +242,12 @@ def _until(condition, seconds=60):
 
 
 def test_the_pool_is_bounded(store, monkeypatch):
+    before = set(psutil.Process().children())  # of another test's pool, still on their way out
     pool = Pool(store, Machine(), 2, lambda key, progress: None)
     try:
         for number in range(6):
             pool.submit(Stage("mixture", f"m{number}", {"number": number}).spec(), MAKER)
-        assert len(psutil.Process().children()) == 2
+        assert len(set(psutil.Process().children()) - before) == 2
         done = []
         while len(done) < 6:
             done += pool.events(0.2)

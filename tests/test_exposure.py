@@ -118,6 +118,12 @@ def test_without_a_teacher_there_is_nothing_only_the_teacher_has_seen(tmp_path):
     assert not found[["teacher_rows", "teacher_pretraining"]].any(axis=None)
 
 
+def test_a_student_that_teaches_itself_has_seen_the_same_rows(tmp_path):
+    heldout = [capital(country, 4) for country in OTHER[:2]]
+    found = by_hand(tmp_path, FRESH, FRESH, [capital(OTHER[0])], [capital(OTHER[0], 1)], heldout)
+    assert list(found["exposure"]) == ["student", "neither"] and list(found["teacher_rows"]) == [True, False]
+
+
 def test_every_turn_of_a_dialogue_is_seen(tmp_path):
     rows = ["Add 36 and 8.|" + capital(OTHER[0])]
     found = by_hand(tmp_path, FRESH, None, rows, [], [capital(OTHER[0], 4), capital(OTHER[1], 4)])
@@ -166,37 +172,37 @@ SMALL = {
     "student__init": "random",
     "teacher__init": "random",
     "teacher__lessons": [[{"budget": {"kind": "steps", "amount": 2, "batch_size": 8}}]],
+    "evals__names": [["verified"]],
     "budget__amount": 2,
     "budget__batch_size": 8,
 }
 
 
 def test_a_tiny_real_grid_is_split_as_its_rows_say(tmp_path, capsys):
-    cells = harness.grid(method=["sft", "logit_kd", "self_kd"], data_frac=[0.25], **SMALL)
+    cells = harness.grid(method=["sft", "logit_kd"], data_frac=[0.25], **SMALL)
     done = harness.run(cells, store=str(tmp_path / "store"), grid="g", launch=Launch(kind="inline"))
     store = Store(tmp_path / "store")
     frozen = frozen_plan(store, "g")
     exposures = Exposures(store, frozen)
     mixture = next(store.folder(key) for key, spec in frozen["stages"].items() if spec["kind"] == "mixture")
-    truths = pd.read_parquet(mixture / "heldout.parquet").set_index("prompt_hash")
-    trained = pd.read_parquet(mixture / "train.parquet")
-    asked = [Corpus.asks(turns[0]["content"]) for turns in trained["messages"]]
-    for record in done.records:
-        if record["role"] != "student":
-            continue
-        key = next(c["train"][-1] for c in frozen["cells"] if c["fingerprint"] == record["cell"])
-        subset = store.folder(frozen["stages"][key]["inputs"]["subset"]) / "train"
-        rows = {asked[row] for row in load_from_disk(subset)["row"]}
-        everything = set(asked) if record["teacher"] not in (None, "self") else set()
-        for item, exposure in exposures.of(record)["exposure"].items():
-            question = Corpus.asks(truths.loc[item, "messages"][0]["content"])
-            if question in rows:
-                assert exposure == "student"
-            else:
-                assert exposure == ("teacher" if question in everything else "neither")
+    heldout = pd.read_parquet(mixture / "heldout.parquet").set_index("prompt_hash")["messages"]
+    trained = pd.read_parquet(mixture / "train.parquet")["messages"]
+
+    def asked_in(train):
+        subset = store.folder(frozen["stages"][train]["inputs"]["subset"]) / "train"
+        return {Corpus.asks(trained[row][0]["content"]) for row in load_from_disk(subset)["row"]}
+
+    for record in [record for record in done.records if record["role"] == "student"]:
+        (train,) = (cell["train"][-1] for cell in frozen["cells"] if cell["fingerprint"] == record["cell"])
+        teacher = frozen["stages"][train]["inputs"].get("teacher")
+        students, teachers = asked_in(train), asked_in(teacher) if teacher else set()
+        for prompt, exposure in exposures.of(record)["exposure"].items():
+            question = Corpus.asks(heldout[prompt][0]["content"])
+            expected = "student" if question in students else "teacher" if question in teachers else "neither"
+            assert exposure == expected
     kinds = harness.items("g", str(store.root)).query("role == 'student'").groupby("method")["exposure"].unique()
     assert {"student", "teacher", "neither"} == set(kinds["logit_kd"])
-    assert "teacher" not in set(kinds["sft"]) | set(kinds["self_kd"])  # its own student saw the same rows
+    assert set(kinds["sft"]) == {"student", "neither"}
     frame = items_of(done.records, exposures)
     assert frame.query("role == 'base'")["exposure"].isna().all() and set(SEEN_BY) < set(frame)
     gains = harness.gains("g", ["exposure", "source"], str(store.root))
