@@ -154,6 +154,7 @@ class Resumable(SFTTrainer):
                     "gold_nll": self.gold_nll,
                     "written_tokens": self.written_tokens,
                     "teacher_seconds": self.objective.teacher_seconds,
+                    "teacher_tokens": self.objective.teacher_tokens,
                     "seconds": time.perf_counter() - self._started,
                     "processes": processes,
                 },
@@ -177,6 +178,7 @@ class Resumable(SFTTrainer):
         self.gold_nll[:] = [(step, nll) for step, nll in state["gold_nll"]]
         self.written_tokens = state["written_tokens"]
         self.objective.teacher_seconds = state["teacher_seconds"]
+        self.objective.teacher_tokens = state["teacher_tokens"]
         self.texts.restore(state["processes"][self.args.process_index]["texts"])
         self._started -= state["seconds"]
         self.jsonl.write((folder / "log.jsonl").read_text())

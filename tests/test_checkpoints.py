@@ -17,6 +17,7 @@ from harness.objectives import Distributions
 from harness.recipe import TrainStage
 from harness.sequences import visits
 from harness.texts import Given
+from tests import test_cross as cross
 from tests.doubles import tiny_llama
 from tests.test_trainers import CPU, FORWARD, parameters, train
 
@@ -88,6 +89,15 @@ def test_a_stopped_fit_goes_on_number_for_number(tmp_path, monkeypatch, objectiv
     assert [line["step"] for line in expected[2]] == list(range(1, STEPS + 1))
     if objective == HALF:
         assert {line["sequences"] for line in expected[2]} == {"given", "student"}
+
+
+def test_what_a_teacher_with_a_rendering_of_its_own_read_before_the_stop_stays_counted(tmp_path, monkeypatch):
+    # a cross_kd cell that had been stopped said it had cost a third of what its neighbours cost
+    numbered, wise = cross.dataset(cross.BYTES, cross.ANSWERS * 2), cross.dataset(cross.BPE, cross.ANSWERS * 2)
+    changes = {"rows": numbered, "teacher": cross.teacher(rows=wise)}
+    expected = run(tmp_path / "whole", cross.SPANS, **changes)
+    assert expected[0]["teacher_tokens"] > 0
+    assert_equal(stopped(tmp_path, monkeypatch, cross.SPANS, after=(2, 1), **changes), expected)
 
 
 def test_weights_of_the_objective_and_the_state_of_texts_go_on_too(tmp_path, monkeypatch):
