@@ -195,7 +195,8 @@ def test_an_input_missing_from_the_store_is_named(store):
 
 
 RUN = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts us with Ctrl-C ignored
 import tests.test_execute as t
 from harness.store import Store
 import harness.stage, harness.execute
