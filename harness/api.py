@@ -23,7 +23,7 @@ from harness.estimate import plan_text
 from harness.execute import execute
 from harness.plan import Plan, plan_cell
 from harness.preflight import preflight
-from harness.record import freeze, records
+from harness.record import freeze, keep_plan, records
 from harness.store import Store, write_json, write_text
 from harness.trials import tune_grid
 from harness.tuning import Tune, Tuned
@@ -98,14 +98,13 @@ def run_grid(composed: Composed, stream: TextIO | None = None) -> "Finished":
     with view_of(stream or sys.stderr) as view:
         tuned: list[Tuned] = []
         if settings.tune:
-            name = settings.grid or settings.experiments or planned.name
+            name = _wanted_name(settings, planned)
             tuned, trials = tune_grid(composed.cells, Tune.of(settings.tune), name, store, settings, view)
-            planned = Plan.of(one.cell for one in tuned)
-        chosen = {plan_cell(one.cell).fingerprint: one for one in tuned}
+        plans = [plan_cell(one.cell) for one in tuned]
+        planned = Plan.union(plans) if tuned else planned
+        chosen = {plan.fingerprint: one for plan, one in zip(plans, tuned, strict=True)}
         frozen = freeze(planned, _name(settings, planned, store), chosen)
-        folder = store.grid_folder(frozen["grid"])
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "plan.json", frozen)
+        folder = keep_plan(store, frozen)
         if tuned:
             write_json(folder / "tuning.json", trials)
         execute(planned, store, settings, view)
@@ -129,14 +128,12 @@ def submit_grid(composed: Composed, tell: Callable[[str], None] = print) -> "Fin
     tell(plan_text(planned, store))
     frozen = freeze(planned, _name(settings, planned, store))
     submission = submit(planned, store, settings, cluster, frozen["grid"])
-    folder = store.grid_folder(frozen["grid"])
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "plan.json", frozen)
+    keep_plan(store, frozen)
     tell(submission.told())
     if not settings.wait:
         tell(f"python -m harness.grid status {frozen['grid']}")
         return None
-    wait(store, [target.key for cell in planned.cells for target in (cell.evaluate, *cell.references.values())], tell)
+    wait(store, [target.key for cell in planned.cells for target in cell.targets], tell)
     return Finished.collect(store, frozen)
 
 
@@ -217,9 +214,13 @@ def _records_and_exposures(name: str, store: str) -> "tuple[list[dict[str, Any]]
     return records(opened, frozen), Exposures(opened, frozen)
 
 
+def _wanted_name(settings: Settings, planned: Plan) -> str:
+    return settings.grid or settings.experiments or planned.name
+
+
 def _name(settings: Settings, planned: Plan, store: Store) -> str:
     """The grid's name: as asked, else the experiment's slug, else a hash; a name keeps its cells for good."""
-    name = settings.grid or settings.experiments or planned.name
+    name = _wanted_name(settings, planned)
     path = store.grid_folder(name) / "plan.json"
     if not path.is_file():
         return name

@@ -59,7 +59,7 @@ def batches(plan: Plan, done: Callable[[str], bool], cluster: Cluster) -> list[B
 def own_jobs(plan: Plan, done: Callable[[str], bool]) -> Mapping[str, list[Stage]]:
     """Targets of jobs, by key: the stages a job makes, its target last; those that others need come first."""
     stages = {stage.key: stage for stage in plan.stages}
-    targets = {stage.key: stage for cell in plan.cells for stage in (cell.evaluate, *cell.references.values())}
+    targets = {stage.key: stage for cell in plan.cells for stage in cell.targets}
     users = Counter(key for target in targets.values() for key in {stage.key for stage in target.ancestry()})
     teachers = {cell.teacher.key for cell in plan.cells if cell.taught_by == "given" and cell.teacher is not None}
     shared = {

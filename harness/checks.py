@@ -7,6 +7,8 @@ exit with code 2.
 """
 
 import math
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 
@@ -35,6 +37,13 @@ def check_at_least(name: str, value: Any, least: float) -> None:
     """Raise unless `value` is a finite number of at least `least`; null passes, it means a default."""
     if value is not None and not (isinstance(value, int | float) and math.isfinite(value) and value >= least):
         raise refuse(name, value, f"it must be a number of at least {least:g}")
+
+
+def check_known(name: str, settings: Mapping[str, Any], kind: type[Any]) -> None:
+    """Raise unless every one of `settings` is a field of the dataclass `kind`."""
+    known = [one.name for one in fields(kind)]
+    if unknown := sorted(set(settings) - set(known)):
+        raise refuse(name, unknown[0], f"it has {', '.join(known)}")
 
 
 def check_fraction(name: str, value: Any) -> None:

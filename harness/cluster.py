@@ -1,13 +1,13 @@
 """Cluster: what one Slurm cluster wants to be told, from one YAML file in `slurm/`; never identity.
 
-Cluster.of({"name": "dev", "partition": "low", "resources": [{"minutes": 10, "cpus": 1, "memory_gb": 2}]})
+cluster = Cluster.of({"name": "dev", "resources": [{"minutes": 10, "cpus": 1, "memory_gb": 2}]})
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
-from harness.checks import check_at_least, check_positive, refuse
+from harness.checks import check_at_least, check_known, check_positive, refuse
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,13 @@ class Cluster:
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Cluster":
         """The cluster of plain settings; unknown names are refused with the list of real ones."""
-        given = [{**rule, "kinds": tuple(rule.get("kinds") or ())} for rule in settings.get("resources") or ()]
-        rules = tuple(_checked(Resources, "slurm.resources", rule) for rule in given)
-        return _checked(cls, "slurm", {**settings, **({"resources": rules} if "resources" in settings else {})})
+        check_known("slurm", settings, cls)
+        if "resources" not in settings:
+            return cls(**settings)
+        for rule in settings["resources"] or ():
+            check_known("slurm.resources", rule, Resources)
+        rules = (Resources(**{**rule, "kinds": tuple(rule.get("kinds") or ())}) for rule in settings["resources"] or ())
+        return cls(**{**settings, "resources": tuple(rules)})
 
     def resources_for(self, kind: str, parameters: float) -> Resources:
         """What a job of this kind asks for; refused where no rule fits."""
@@ -102,10 +106,3 @@ class Cluster:
             f"no rule of slurm/{self.name}.yaml fits such a stage",
             "add one without `parameters` at the end",
         )
-
-
-def _checked(kind: type[Any], name: str, settings: Mapping[str, Any]) -> Any:
-    known = [one.name for one in fields(kind)]
-    if unknown := sorted(set(settings) - set(known)):
-        raise refuse(name, unknown[0], f"it has {', '.join(known)}")
-    return kind(**settings)

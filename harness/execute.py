@@ -48,7 +48,7 @@ class Run:
     def __init__(self, plan: Plan, store: Store, view: View, states: dict[str, StageState]) -> None:
         self.store, self.view, self.states = store, view, states
         self.stages = {stage.key: stage for stage in plan.stages}
-        self.targets = {target.key for cell in plan.cells for target in (cell.evaluate, *cell.references.values())}
+        self.targets = {target.key for cell in plan.cells for target in cell.targets}
         self.users: dict[str, list[str]] = {key: [] for key in states}
         self.unmade: dict[str, int] = {}
         self.retry_at: dict[str, float] = {}
@@ -200,7 +200,7 @@ def _needed(plan: Plan, store: Store, retry: bool) -> dict[str, StageState]:
                 visit(upstream)
 
     for cell in plan.cells:
-        for target in (cell.evaluate, *cell.references.values()):
+        for target in cell.targets:
             visit(target)
     return {stage.key: states[stage.key] for stage in plan.stages if stage.key in states}
 

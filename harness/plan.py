@@ -58,6 +58,11 @@ class CellPlan:
         """How tables call the teacher: its name, `self`, or None."""
         return self.cell.teacher.name if self.taught_by == "given" else self.taught_by
 
+    @property
+    def targets(self) -> tuple[Stage, ...]:
+        """What the cell is made for: its student's evaluation and those of the models it is compared with."""
+        return (self.evaluate, *self.references.values())
+
     def making_teacher(self) -> Iterator[Stage]:
         """The stages it takes to make the teacher; a cell's own student is made on a base that is there anyway."""
         if self.teacher is not None:
@@ -65,7 +70,7 @@ class CellPlan:
 
     def stages(self) -> Iterator[Stage]:
         """Every stage of the cell, references included."""
-        for stage in (self.evaluate, *self.references.values()):
+        for stage in self.targets:
             yield from stage.ancestry()
 
 

@@ -53,8 +53,12 @@ def received() -> int | None:
 
 @contextmanager
 def stoppable_between() -> Iterator[None]:
-    """While the block runs, signals end it by raising Preempted wherever no stage answers them itself."""
-    before = {number: signal.signal(number, _ask) for number in SIGNALS}
+    """While the block runs, signals end it by raising Preempted wherever no stage answers them itself.
+
+    Signals reach Python's main thread only; in another thread nothing asks.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, _ask) for number in SIGNALS} if in_main else {}
     try:
         yield
     finally:
@@ -72,16 +76,13 @@ def stoppable(checkpoints: Path) -> Iterator[None]:
     global _folder, _asked
     assert _folder is None, "one attempt at a time"
     _folder, _asked = checkpoints, False
-    in_main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, _ask) for number in SIGNALS} if in_main else {}
     try:
-        yield
-        if _asked:
-            raise Preempted("asked to stop when it was done")
+        with stoppable_between():
+            yield
+            if _asked:
+                raise Preempted("asked to stop when it was done")
     finally:
         _folder = None
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
 
 
 @contextmanager

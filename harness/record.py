@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -20,10 +21,11 @@ from harness.identity import plain
 from harness.methods import method_name
 from harness.plan import CellPlan, Plan
 from harness.status import cell_state
-from harness.store import Store
-from harness.tuning import Tuned
+from harness.store import Store, write_json
+from harness.tuning import DRAWS, Tuned
+from harness.tuning import SEEDS as CELL_SEEDS
 
-SEEDS = ("seed", "data_seed", "train_seed", "world_seed", "teacher_seed")
+SEEDS = (*CELL_SEEDS, *DRAWS)
 
 
 def freeze(plan: Plan, grid: str, tuned: Mapping[str, Tuned] = MappingProxyType({})) -> dict[str, Any]:
@@ -41,6 +43,14 @@ def freeze(plan: Plan, grid: str, tuned: Mapping[str, Tuned] = MappingProxyType(
             for cell_plan, label in zip(plan.cells, labels, strict=True)
         ],
     }
+
+
+def keep_plan(store: Store, frozen: Mapping[str, Any]) -> Path:
+    """Write a frozen plan into its grid's folder, which is returned."""
+    folder = store.grid_folder(frozen["grid"])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "plan.json", frozen)
+    return folder
 
 
 def records(store: Store, frozen: Mapping[str, Any]) -> list[dict[str, Any]]:

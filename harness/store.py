@@ -6,6 +6,9 @@
     checkpoints/<key>/     what a stopped attempt left for the next one; gone once the artifact is published
     claims/<key>           an advisory note that an attempt is under way
     grids/<name>/          a grid's plan, records and results
+    submissions/<name>/    what was sent to a cluster at once, and what its jobs printed
+    jobs/<key>             which job of a cluster makes the artifact
+    code/<hash>/           the code such jobs run
 
 Publishing is one rename of a folder whose manifest was written last, so a killed process leaves nothing
 half done and the loser of a race discards. Claims only save work; they are never needed for truth.

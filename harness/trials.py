@@ -16,8 +16,8 @@ from harness.execute import View, execute
 from harness.identity import plain
 from harness.plan import CellPlan, Plan, plan_cell
 from harness.preflight import preflight
-from harness.record import freeze
-from harness.store import Store, write_json
+from harness.record import freeze, keep_plan
+from harness.store import Store
 from harness.tuning import Search, Tune, Tuned, search, tuned_cells
 
 
@@ -36,9 +36,7 @@ def tune_grid(
         plan = Plan.union(plans)
         preflight(plan, settings.machine)
         known.update({one.fingerprint: one for one in plans})
-        folder = store.grid_folder(name)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "plan.json", freeze(Plan.union(known.values()), name))
+        keep_plan(store, freeze(Plan.union(known.values()), name))
         states = execute(plan, store, settings, view)
         return [_figure(store, one, states) for one in plans]
 

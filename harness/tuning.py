@@ -11,11 +11,11 @@ step beyond that end, or, for an arm whose optimum lies inside, between it and i
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
-from harness.checks import SettingsError, check_at_least, refuse
+from harness.checks import SettingsError, check_at_least, check_known, refuse
 from harness.config import Cell
 from harness.corpora import corpus_name
 from harness.identity import canonical
@@ -49,9 +49,7 @@ class Tune:
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Tune":
         """The settings' `tune`; refuses what it does not have."""
-        known = [one.name for one in fields(cls)]
-        if unknown := sorted(set(settings) - set(known)):
-            raise refuse("tune", unknown[0], f"it has {', '.join(known)}")
+        check_known("tune", settings, cls)
         return cls(**settings)
 
     def axes_of(self, method: str) -> dict[str, list[Any]]:
@@ -94,32 +92,28 @@ class Search:
         scored = [trial for trial in self.trials if trial.nll is not None]
         if not scored:
             raise SettingsError(f"no trial of {self.name} has a score: {self.trials[0].reason}")
-        return min(scored, key=lambda trial: trial.nll if trial.nll is not None else math.inf)
+        return min(scored, key=lambda trial: _or_worst(trial.nll))
 
     def open_end(self) -> tuple[str, Any] | None:
         """An axis on which the optimum is the last value tried, and the value beyond it; None if there is none.
 
         An end that the setting itself cannot pass (a weight decay of 0) is no open end.
         """
-        for name, values in self.axes.items():
-            if len(values) > 1 and _numeric(values):
-                at = values.index(self.best.values[name])
-                ends = {0: (values[1], values[0]), len(values) - 1: (values[-2], values[-1])}
-                if at in ends and (beyond := _beyond(*ends[at])) is not None and self._allowed(name, beyond):
-                    return name, beyond
+        for name, values, at in self._numeric_axes():
+            ends = {0: (values[1], values[0]), len(values) - 1: (values[-2], values[-1])}
+            if at in ends and self._allowed(name, beyond := _beyond(*ends[at])):
+                return name, beyond
         return None
 
     def between(self) -> tuple[str, Any] | None:
         """An axis and a value between the optimum and the better of its neighbours there; None if there is none."""
-        for name, values in self.axes.items():
-            if len(values) > 1 and _numeric(values):
-                at = values.index(self.best.values[name])
-                near = [values[i] for i in (at - 1, at + 1) if 0 <= i < len(values)]
-                known = {trial.values[name]: trial.nll for trial in self.trials if self._differs_in(trial, name)}
-                near.sort(key=lambda value: known.get(value) or math.inf)
-                value = _middle(near[0], values[at])
-                if value not in values and self._allowed(name, value):
-                    return name, value
+        for name, values, at in self._numeric_axes():
+            near = [values[i] for i in (at - 1, at + 1) if 0 <= i < len(values)]
+            known = {trial.values[name]: trial.nll for trial in self.trials if self._differs_in(trial, name)}
+            near.sort(key=lambda value: _or_worst(known.get(value)))
+            value = _middle(near[0], values[at])
+            if value not in values and self._allowed(name, value):
+                return name, value
         return None
 
     def extend(self) -> Trial | None:
@@ -132,6 +126,12 @@ class Search:
         self.axes[name] = sorted([*self.axes[name], value])
         self.trials.append(trial)
         return trial
+
+    def _numeric_axes(self) -> Iterator[tuple[str, list[Any], int]]:
+        """Axes of two numbers or more, and the optimum's place on each."""
+        for name, values in self.axes.items():
+            if len(values) > 1 and _numeric(values):
+                yield name, values, values.index(self.best.values[name])
 
     def _differs_in(self, trial: Trial, name: str) -> bool:
         return all(trial.values[other] == value for other, value in self.best.values.items() if other != name)
@@ -259,11 +259,15 @@ def _named(cell: Cell) -> dict[str, Any]:
     return {one.name: getattr(cell, one.name) for one in fields(cell)} | {"kinds": kinds}
 
 
+def _or_worst(nll: float | None) -> float:
+    return math.inf if nll is None else nll
+
+
 def _numeric(values: Sequence[Any]) -> bool:
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
-def _beyond(inner: float, end: float) -> float | None:
+def _beyond(inner: float, end: float) -> float:
     """The next value after `end`, as far from it as `inner` is: by ratio, or by difference where one is 0."""
     value = end * end / inner if inner > 0 and end > 0 else 2 * end - inner
     return _like(value, inner, end)
