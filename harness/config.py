@@ -16,6 +16,7 @@ from harness.checks import check_at_least, check_choice, check_fraction, check_p
 from harness.signal_kinds import Signal
 
 BUDGET_KINDS = ("epochs", "steps", "trained_tokens", "flops")
+QUANTISATIONS = ("int8", "nf4")
 MODEL_KINDS = ("none", "mini", "hf", "gguf", "http")
 INITS = ("pretrained", "random", "pruned")
 
@@ -164,9 +165,14 @@ class Teacher(Model):
     label_rows: str = "blocks"
     """Rows it answers for `seq_kd`: `blocks` (all of the fraction, in blocks that every other fraction, budget
     and student reuses) or `visited` (what the cell's budget visits; cheaper far below one epoch)."""
+    quantise: str | None = None
+    """Weights it teaches and is scored with, rounded after its lessons: `int8` (LLM.int8, arXiv 2208.07339) or
+    `nf4` (4 bits, arXiv 2305.14314); null: as they are."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.quantise is not None:
+            check_choice("teacher.quantise", self.quantise, QUANTISATIONS)
         check_choice("teacher.label_rows", self.label_rows, ("blocks", "visited"))
         if self.data_frac != "match":
             check_fraction("teacher.data_frac", self.data_frac)

@@ -49,6 +49,8 @@ def estimate(stage: Stage) -> Estimate:
         return Estimate(bytes=rows * row_tokens * 4)
     if stage.kind == "base":
         return _base(stage)
+    if stage.kind == "quantise":
+        return Estimate(bytes=_parameters(stage))
     if stage.kind == "train":
         return _train(stage)
     if stage.kind in ("labels", "synthesize"):
@@ -198,6 +200,4 @@ def model_parameters(stage: Stage) -> int:
 
 def _parameters(stage: Stage) -> int:
     """Parameters of the model a stage makes or uses."""
-    while stage.kind != "base":
-        stage = stage.inputs["start" if stage.kind == "train" else "model"]
-    return parameters_of(stage.where["model"])
+    return parameters_of(stage.adopted().where["model"])

@@ -61,8 +61,24 @@ def load_model(folder: Path, device: str = "cpu", dtype: str = "fp32") -> "PreTr
         way_out = "choose seq_kd, two_stage or signal.kind=top_k, or a teacher with weights"
         raise refuse("teacher.served_model", served, reason, way_out)
     path, revision = read_pointer(Path(folder))
-    model: Any = AutoModelForCausalLM.from_pretrained(path, revision=revision or "main", dtype=DTYPES[dtype])
-    return model.to(device).eval()
+    where: dict[str, Any] = {"revision": revision or "main", "dtype": DTYPES[dtype], "device_map": device}
+    model = AutoModelForCausalLM.from_pretrained(path, **where)
+    return _with_plain_kernels(model).eval()
+
+
+def load_quantised(folder: Path, to: str, device: str = "cpu") -> "PreTrainedModel":
+    """The model of a folder with the weights of its linear layers rounded: `int8` (LLM.int8, arXiv 2208.07339: outlying
+    columns stay in 16 bits) or `nf4` (QLoRA's 4-bit floats, arXiv 2305.14314). Embeddings and head are left alone.
+
+    `save_model` writes it as it is, and `load_model` reads that back.
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(load_in_8bit=to == "int8", load_in_4bit=to == "nf4", bnb_4bit_quant_type="nf4")
+    path, revision = read_pointer(Path(folder))
+    where: dict[str, Any] = {"revision": revision or "main", "dtype": "auto", "device_map": device}
+    model = AutoModelForCausalLM.from_pretrained(path, quantization_config=config, **where)
+    return _with_plain_kernels(model).eval()
 
 
 def load_gguf(file: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
@@ -152,12 +168,23 @@ def rendering_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 def count_parameters(model: "PreTrainedModel") -> int:
     """Number of weights, tied ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    return model.num_parameters()  # unlike the sum of sizes, right where two weights share a byte
 
 
 def count_frozen(model: "PreTrainedModel") -> int:
     """Number of weights that are not trained."""
     return sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+
+
+def _with_plain_kernels(model: "PreTrainedModel") -> "PreTrainedModel":
+    """4-bit layers compute in the type of what they are given, by the same arithmetic on every CPU.
+
+    The library's own short cut for some CPUs takes widths that are multiples of 32 and no others.
+    """
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "compute_type_is_set")]
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = layer.compute_type_is_set = False
+    return model
 
 
 def _with_padding(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":

@@ -7,7 +7,7 @@ downloaded and neither torch nor transformers is imported.
 import importlib.util
 
 from harness.checks import refuse
-from harness.config import Machine, Student
+from harness.config import Machine, Student, Teacher
 from harness.evals import eval_names
 from harness.launch.local import visible_gpus
 from harness.methods import method_name
@@ -27,7 +27,7 @@ def preflight(plan: Plan, machine: Machine | None = None) -> None:
         _once(checked, repr(cell.corpus), cell.corpus.check)
         _once(checked, repr(cell.evals), lambda cell=cell: _check_evals(cell.evals.names))
         if cell_plan.taught_by == "given":
-            _once(checked, repr(cell.teacher), lambda cell=cell: check_model(cell.teacher))
+            _once(checked, repr(cell.teacher), lambda cell=cell: _check_teacher(cell.teacher))
             _once(
                 checked,
                 repr((cell.student, cell.teacher, cell.signal, cell.method)),
@@ -49,6 +49,20 @@ def _check_student(student: Student) -> None:
             student.lora_rank,
             "training adapters needs the package peft",
             "pip install 'harness[lora]'",
+        )
+
+
+def _check_teacher(teacher: Teacher) -> None:
+    if teacher.quantise is not None and teacher.kind == "http":
+        way_out = "serve quantised weights, or set teacher.quantise=null"
+        raise refuse("teacher.quantise", teacher.quantise, "a server's weights are not here", way_out)
+    check_model(teacher)
+    if teacher.quantise is not None and importlib.util.find_spec("bitsandbytes") is None:
+        raise refuse(
+            "teacher.quantise",
+            teacher.quantise,
+            "rounding weights needs the package bitsandbytes",
+            "pip install 'harness[quantise]'",
         )
 
 

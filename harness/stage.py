@@ -17,6 +17,7 @@ from harness.identity import SHORT, fingerprint, plain
 MAKERS: dict[str, tuple[str, int]] = {
     "mixture": ("harness.stages.mixture:make_mixture", 1),
     "base": ("harness.stages.base:make_base", 1),
+    "quantise": ("harness.stages.quantise:make_quantise", 1),
     "subset": ("harness.stages.subset:make_subset", 1),
     "labels": ("harness.stages.teach:make_labels", 1),
     "cache": ("harness.stages.cache:make_cache", 1),
@@ -71,6 +72,11 @@ class Stage:
             "where": plain(self.where),
             "inputs": {role: stage.key for role, stage in self.inputs.items()},
         }
+
+    def adopted(self) -> "Stage":
+        """The base model that this model was before it was trained or rounded."""
+        before = next((self.inputs[role] for role in ("start", "model") if role in self.inputs), None)
+        return self if before is None else before.adopted()
 
     def ancestry(self) -> Iterator["Stage"]:
         """Every stage this one needs, inputs before those that use them, then itself; may repeat."""

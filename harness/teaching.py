@@ -158,6 +158,8 @@ def teacher_stage(cell: Cell, mixture: Stage) -> Stage:
             max_new_tokens=0,
             loss_on=lesson.loss_on,
         )
+    if teacher.quantise is not None:
+        model = Stage("quantise", f"{model.name}-{teacher.quantise}", {"to": teacher.quantise}, {"model": model})
     return model
 
 
@@ -240,12 +242,9 @@ def _where(cell: Cell) -> dict[str, Any]:
 
 
 def _blocks(cell: Cell, mixture: Stage, teacher: Stage) -> list[Stage]:
-    tokenizer = teacher
-    while tokenizer.kind == "train":  # a lesson changes no tokenizer
-        tokenizer = tokenizer.inputs["start"]
     assert cell.data_seed is not None
     return [
-        block_stage(mixture, tokenizer, edges, cell.data_seed, cell.corpus.max_length, cell.corpus.answers)
+        block_stage(mixture, teacher.adopted(), edges, cell.data_seed, cell.corpus.max_length, cell.corpus.answers)
         for edges in block_edges(cell.data_frac)
     ]
 
