@@ -116,7 +116,7 @@ def submit_grid(composed: Composed, tell: Callable[[str], None] = print) -> "Fin
 
     `tell` hears what the plan costs and what was sent. Returns at once, or with `wait` when all jobs have ended.
     """
-    from harness.launch.slurm import submit, wait
+    from harness.launch.slurm import Again, submit, wait
 
     settings = composed.settings
     if settings.tune:
@@ -127,13 +127,13 @@ def submit_grid(composed: Composed, tell: Callable[[str], None] = print) -> "Fin
     preflight(planned)
     tell(plan_text(planned, store))
     frozen = freeze(planned, _name(settings, planned, store))
-    submission = submit(planned, store, settings, cluster, frozen["grid"])
     keep_plan(store, frozen)
+    submission = submit(planned, store, settings.machine, cluster, frozen["grid"], Again() if settings.retry else None)
     tell(submission.told())
     if not settings.wait:
         tell(f"python -m harness.grid status {frozen['grid']}")
         return None
-    wait(store, [target.key for cell in planned.cells for target in cell.targets], tell)
+    wait(store, list(planned.targets), tell)
     return Finished.collect(store, frozen)
 
 

@@ -5,6 +5,8 @@ where. Failures get a class, so that a failed cell can be understood, and retrie
 """
 
 import importlib
+import os
+import socket
 import sys
 import threading
 import time
@@ -17,7 +19,7 @@ from typing import Any
 from harness import preemption, track
 from harness.checks import SettingsError
 from harness.config import Machine
-from harness.processes import process_rank
+from harness.processes import process_count, process_rank, threads, visible_gpus
 from harness.provenance import provenance
 from harness.store import Claim, Store, write_json
 
@@ -110,8 +112,10 @@ def _make(
         raise FileNotFoundError(f"{spec['address']} needs {', '.join(missing)}, not in the store {store.root}")
 
     started = time.time()
-    with track.listen(listener):
+    with track.listen(listener), threads(machine.threads or spec.get("threads")):
         facts = make({**spec["settings"], "where": spec["where"]}, inputs, out, machine)
+    if "retried" in spec:
+        facts["warnings"] = [*facts.get("warnings", []), f"made {spec['retried']}"]
     facts = {**facts, "seconds": time.time() - started + facts.get("earlier_seconds", 0.0)}
     ran_on = {**asdict(machine), "gpu": _gpu_name()}
     return facts, {
@@ -139,6 +143,7 @@ class Diary:
             "address": spec["address"],
             "started": time.time(),
             "outcome": "running",
+            **place(),
             **{name: None for name in ("step", "total", "loss", "ended", "failure_class", "reason", "traceback")},
         }
         self._stop = threading.Event()
@@ -178,6 +183,18 @@ class Diary:
         finite = loss is not None and abs(loss) < float("inf")
         with self._lock:
             write_json(self.path, {**self.page, "heartbeat": time.time(), "loss": loss if finite else None})
+
+
+def place() -> dict[str, Any]:
+    """Where this process runs and what it may use: `host`, `pid`, `job` (of Slurm, or None), `cpus`, `gpus`."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return {
+        "host": os.environ.get("SLURMD_NODENAME", socket.gethostname()),
+        "pid": os.getpid(),
+        "job": f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID"),
+        "cpus": int(os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("OMP_NUM_THREADS") or 1) * process_count(),
+        "gpus": int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) * len(visible_gpus()),
+    }
 
 
 def note_death(store: Store, key: str, reason: str) -> None:

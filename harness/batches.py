@@ -4,35 +4,29 @@ Only what several cells share and what is dear (mixture, base, teacher, labels, 
 job of its own; everything else of a cell is one task, which makes its private stages in order. Tasks that ask
 for the same and wait for the same are one array. Nothing here talks to a scheduler.
 
-    for batch in batches(plan, done, cluster): batch.tasks, batch.needs, batch.resources
+    for batch in batches(own_jobs(plan, done), cluster): batch.tasks, batch.needs, batch.resources
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 from harness.cluster import Cluster, Resources
-from harness.estimate import model_parameters, stage_seconds
-from harness.plan import Plan
-from harness.stage import Stage
+from harness.estimate import stage_seconds
+from harness.stage import Stage, Work
 
 DEAR = ("mixture", "base", "labels", "cache", "synthesize")
 """Kinds that are jobs of their own where several cells share them; so are trained teachers."""
-
-
-class Task(NamedTuple):
-    """What one job, or one task of an array, makes: these stages, with all that only they need."""
-
-    targets: tuple[str, ...]
-    """Keys; several where short cells share a job."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Tasks that ask for the same and wait for the same."""
 
-    tasks: tuple[Task, ...]
+    tasks: tuple[tuple[str, ...], ...]
+    """Keys of what each makes, with all that only they need; several where short cells share a task."""
     resources: Resources
     needs: frozenset[str]
     """Keys of the stages, made by earlier batches, that every task waits for."""
@@ -40,67 +34,65 @@ class Batch:
     """Of what the tasks make, for a job's name."""
 
 
-def batches(plan: Plan, done: Callable[[str], bool], cluster: Cluster) -> list[Batch]:
-    """Every batch that is needed, those that others wait for first."""
-    jobs = own_jobs(plan, done)
+class Job(NamedTuple):
+    """The stages that make one target, inputs first and the target last, and the jobs of others it waits for."""
+
+    stages: tuple[Stage, ...]
+    needs: frozenset[str]
+
+
+def batches(jobs: Mapping[str, Job], cluster: Cluster) -> list[Batch]:
+    """The jobs as few arrays, those that others wait for first."""
     found: dict[tuple[Resources, frozenset[str], str], list[tuple[str, float]]] = {}
-    for target, stages in jobs.items():
-        needs = frozenset(key for key in _direct_needs(stages[-1], jobs, done) if key != target)
-        asked = _resources(stages, cluster)
-        seconds = sum(map(stage_seconds, stages))
-        found.setdefault((asked, needs, _kind(stages)), []).append((target, seconds))
+    for target, job in jobs.items():
+        seconds = sum(map(stage_seconds, job.stages))
+        found.setdefault((_resources(job, cluster), job.needs, _kind(job)), []).append((target, seconds))
     result = []
     for (resources, needs, kind), targets in found.items():
         packed = _packed(targets, 60 * cluster.pack_minutes) if kind == "cells" else [(key,) for key, _ in targets]
-        result.append(Batch(tuple(Task(keys) for keys in packed), resources, needs, kind))
+        result.append(Batch(tuple(packed), resources, needs, kind))
     return _in_order(result)
 
 
-def own_jobs(plan: Plan, done: Callable[[str], bool]) -> Mapping[str, list[Stage]]:
-    """Targets of jobs, by key: the stages a job makes, its target last; those that others need come first."""
-    stages = {stage.key: stage for stage in plan.stages}
-    targets = {stage.key: stage for cell in plan.cells for stage in cell.targets}
-    users = Counter(key for target in targets.values() for key in {stage.key for stage in target.ancestry()})
-    teachers = {cell.teacher.key for cell in plan.cells if cell.taught_by == "given" and cell.teacher is not None}
-    shared = {
-        key: stage
-        for key, stage in stages.items()
-        if users[key] > 1 and (stage.kind in DEAR or key in teachers) and not done(key)
-    }
-    own = {**shared, **{key: stage for key, stage in targets.items() if not done(key)}}
-    return {key: _private(stage, own, done) for key, stage in own.items()}
+def own_jobs(work: Work, done: Callable[[str], bool]) -> dict[str, Job]:
+    """The jobs that make what is not done, by the key of their target."""
+    done = cache(done)
+    targets = {key: target for key, target in work.targets.items() if not done(key)}
+    ancestry = {key: {stage.key: stage for stage in target.ancestry()} for key, target in targets.items()}
+    stages = {key: stage for found in ancestry.values() for key, stage in found.items()}
+    users = Counter(key for found in ancestry.values() for key in found)
+    shared = (key for key, stage in stages.items() if users[key] > 1 and (stage.kind in DEAR or key in work.teachers))
+    own = {key for key in (*shared, *targets) if not done(key)}
+    return {key: _job(stages[key], own, done) for key in stages if key in own}
 
 
-def _private(target: Stage, own: Mapping[str, Stage], done: Callable[[str], bool]) -> list[Stage]:
-    """Unfinished stages that the target's job makes itself, inputs first."""
-    found: dict[str, Stage] = {}
+def _job(target: Stage, own: Collection[str], done: Callable[[str], bool]) -> Job:
+    """What a target's job makes itself, and what it leaves to others."""
+    mine: dict[str, Stage] = {}
+    needs: set[str] = set()
 
     def visit(stage: Stage) -> None:
-        if stage.key in found or done(stage.key) or (stage.key in own and stage is not target):
+        if stage.key in mine or done(stage.key):
+            return
+        if stage.key in own and stage is not target:
+            needs.add(stage.key)
             return
         for upstream in stage.inputs.values():
             visit(upstream)
-        found[stage.key] = stage
+        mine[stage.key] = stage
 
     visit(target)
-    return list(found.values())
+    return Job(tuple(mine.values()), frozenset(needs))
 
 
-def _direct_needs(target: Stage, jobs: Mapping[str, Sequence[Stage]], done: Callable[[str], bool]) -> set[str]:
-    """Keys of other jobs that the target's job waits for."""
-    mine = {stage.key for stage in jobs[target.key]}
-    inputs = {upstream.key for stage in jobs[target.key] for upstream in stage.inputs.values()}
-    return {key for key in inputs - mine if not done(key)}
-
-
-def _resources(stages: Sequence[Stage], cluster: Cluster) -> Resources:
+def _resources(job: Job, cluster: Cluster) -> Resources:
     """What the most demanding of a job's stages asks for, by GPUs, then memory, then time."""
-    asked = [cluster.resources_for(stage.kind, model_parameters(stage)) for stage in stages]
+    asked = [cluster.resources_for(stage.kind, stage.largest_model) for stage in job.stages]
     return max(asked, key=lambda one: (one.nodes * one.gpus, one.memory_gb, one.minutes))
 
 
-def _kind(stages: Sequence[Stage]) -> str:
-    return "cells" if stages[-1].kind == "evaluate" else stages[-1].kind
+def _kind(job: Job) -> str:
+    return "cells" if job.stages[-1].kind == "evaluate" else job.stages[-1].kind
 
 
 def _packed(targets: Sequence[tuple[str, float]], seconds: float) -> list[tuple[str, ...]]:
@@ -118,7 +110,7 @@ def _packed(targets: Sequence[tuple[str, float]], seconds: float) -> list[tuple[
 
 def _in_order(found: Sequence[Batch]) -> list[Batch]:
     """Batches after those they wait for."""
-    maker = {key: batch for batch in found for task in batch.tasks for key in task.targets}
+    maker = {key: batch for batch in found for task in batch.tasks for key in task}
     ordered: dict[int, Batch] = {}
 
     def visit(batch: Batch) -> None:

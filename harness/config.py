@@ -198,7 +198,7 @@ class Machine:
     device: str = "auto"
     """`auto`, `cpu` or `cuda`."""
     threads: int = 0
-    """Torch threads per worker; 0 shares the machine's cores between the workers."""
+    """Torch threads per worker; 0: one for models below 10 million parameters, else a fair share of the cores."""
     micro_batch_size: int | None = None
     """Rows per forward pass; null: the whole effective batch."""
     gradient_checkpointing: bool = False

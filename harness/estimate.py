@@ -16,7 +16,6 @@ from harness.adaptive import CHECKS
 from harness.corpora import Size, corpus_from
 from harness.cost import forward_flops, train_flops
 from harness.identity import canonical
-from harness.model_files import parameters_of
 from harness.plan import Plan
 from harness.stage import Stage
 from harness.store import Store
@@ -50,7 +49,7 @@ def estimate(stage: Stage) -> Estimate:
     if stage.kind == "base":
         return _base(stage)
     if stage.kind == "quantise":
-        return Estimate(bytes=_parameters(stage))
+        return Estimate(bytes=stage.parameters)
     if stage.kind == "train":
         return _train(stage)
     if stage.kind in ("labels", "synthesize"):
@@ -60,17 +59,17 @@ def estimate(stage: Stage) -> Estimate:
         else:
             asked = stage.settings["synthetic_rows"] or rows * stage.settings["synthetic_ratio"]
         tokens = asked * (row_tokens + response)
-        return Estimate(tokens, forward_flops(_parameters(stage.inputs["teacher"]), tokens), asked * row_tokens * 4)
+        return Estimate(tokens, forward_flops(stage.inputs["teacher"].parameters, tokens), asked * row_tokens * 4)
     if stage.kind == "cache":
         rows, response, row_tokens = _rows(stage.inputs["rows"])
         kept = stage.settings["signal"].get("top_k", 12)  # 50 draws fall on about a dozen different tokens
-        flops = forward_flops(_parameters(stage.inputs["teacher"]), rows * row_tokens)
+        flops = forward_flops(stage.inputs["teacher"].parameters, rows * row_tokens)
         return Estimate(rows * row_tokens, flops, rows * response * kept * 4.2)
     size = _mixture_size(stage.inputs["mixture"])
     scored = min(stage.settings["limit"] or size.heldout_rows, size.heldout_rows)
     generated = size.row_tokens + size.response_tokens if "verified" in stage.settings["evals"] else 0
     tokens = scored * (size.row_tokens + generated)
-    return Estimate(tokens, forward_flops(_parameters(stage.inputs["model"]), tokens), scored * 500)
+    return Estimate(tokens, forward_flops(stage.inputs["model"].parameters, tokens), scored * 500)
 
 
 def stage_seconds(stage: Stage, flops_per_second: float = DEFAULT_FLOPS_PER_SECOND) -> float:
@@ -157,7 +156,7 @@ def _visited(labels: Stage, rows: float) -> float:
 
 
 def _base(stage: Stage) -> Estimate:
-    parameters = _parameters(stage)
+    parameters = stage.parameters
     pretraining = stage.settings.get("pretraining")
     if not pretraining:
         return Estimate(bytes=0 if stage.settings["init"] == "pretrained" else 4.0 * parameters)
@@ -168,7 +167,7 @@ def _base(stage: Stage) -> Estimate:
 def _train(stage: Stage) -> Estimate:
     rows, response, row_tokens = _rows(stage.inputs["subset"])
     recipe, budget = stage.settings["stage"], stage.settings["budget"]
-    share, parameters = recipe["span"][1] - recipe["span"][0], _parameters(stage)
+    share, parameters = recipe["span"][1] - recipe["span"][0], stage.parameters
     if budget["kind"] == "flops":
         flops = share * budget["amount"]
         return Estimate(flops / train_flops(parameters, 1), flops, 4.0 * parameters)
@@ -179,7 +178,7 @@ def _train(stage: Stage) -> Estimate:
         flops += CHECKS * forward_flops(parameters, stage.inputs["subset"].settings["validation"] * rows * row_tokens)
     if "teacher" in stage.inputs:
         times = 2 if recipe["sequences"] == "interleaved" else 1  # it reads the text once more while it is written
-        flops += times * forward_flops(_parameters(stage.inputs["teacher"]), tokens)
+        flops += times * forward_flops(stage.inputs["teacher"].parameters, tokens)
     return Estimate(tokens, flops, 4.0 * parameters)
 
 
@@ -188,16 +187,3 @@ def _written_share(recipe: Mapping[str, Any]) -> float:
     if recipe["sequences"] == "interleaved":
         return 1.0
     return recipe.get("student_share", 0) * (0.5 if recipe.get("adaptive") else 1.0)
-
-
-def model_parameters(stage: Stage) -> int:
-    """Parameters of the largest model that a stage makes or uses; 0 where it needs none."""
-    if stage.kind == "base":
-        return _parameters(stage)
-    used = [stage.inputs[role] for role in ("start", "teacher", "model") if role in stage.inputs]
-    return max(map(_parameters, used), default=0)
-
-
-def _parameters(stage: Stage) -> int:
-    """Parameters of the model a stage makes or uses."""
-    return parameters_of(stage.adopted().where["model"])

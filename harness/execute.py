@@ -16,8 +16,7 @@ from harness.config import Machine, Settings
 from harness.estimate import stage_seconds
 from harness.launch.inline import Inline
 from harness.launch.local import Pool
-from harness.plan import Plan
-from harness.stage import MAKERS, Stage
+from harness.stage import MAKERS, Stage, Work
 from harness.status import StageState, stage_state
 from harness.store import Store
 from harness.track import Progress
@@ -45,10 +44,10 @@ class View(Protocol):
 class Run:
     """One execution under way: the states of its stages, and which are free to start."""
 
-    def __init__(self, plan: Plan, store: Store, view: View, states: dict[str, StageState]) -> None:
+    def __init__(self, plan: Work, store: Store, view: View, states: dict[str, StageState]) -> None:
         self.store, self.view, self.states = store, view, states
         self.stages = {stage.key: stage for stage in plan.stages}
-        self.targets = {target.key for cell in plan.cells for target in cell.targets}
+        self.targets = set(plan.targets)
         self.users: dict[str, list[str]] = {key: [] for key in states}
         self.unmade: dict[str, int] = {}
         self.retry_at: dict[str, float] = {}
@@ -143,7 +142,7 @@ class Run:
             self.set(key, state)
 
 
-def execute(plan: Plan, store: Store, settings: Settings, view: View) -> dict[str, StageState]:
+def execute(plan: Work, store: Store, settings: Settings, view: View) -> dict[str, StageState]:
     """Make what is missing; returns the state of every stage that was needed, by key.
 
     KeyboardInterrupt stops the workers and passes on; what is published stays, and the same command
@@ -182,7 +181,7 @@ def _launcher(store: Store, settings: Settings, listener: Callable[[str, Progres
     return Pool(store, machine, settings.launch.workers, listener)
 
 
-def _needed(plan: Plan, store: Store, retry: bool) -> dict[str, StageState]:
+def _needed(plan: Work, store: Store, retry: bool) -> dict[str, StageState]:
     """States of the stages that some unfinished cell needs, and of every cell's own evaluations."""
     states: dict[str, StageState] = {}
 
@@ -199,13 +198,12 @@ def _needed(plan: Plan, store: Store, retry: bool) -> dict[str, StageState]:
             for upstream in stage.inputs.values():
                 visit(upstream)
 
-    for cell in plan.cells:
-        for target in cell.targets:
-            visit(target)
+    for target in plan.targets.values():
+        visit(target)
     return {stage.key: states[stage.key] for stage in plan.stages if stage.key in states}
 
 
-def _remaining_seconds(plan: Plan) -> Mapping[str, float]:
+def _remaining_seconds(plan: Work) -> Mapping[str, float]:
     """Estimated seconds from the start of a stage to the end of the last stage that needs it."""
     remaining: dict[str, float] = {}
     users: dict[str, list[str]] = {stage.key: [] for stage in plan.stages}

@@ -1,10 +1,15 @@
-"""The verbs on grids: `python -m harness.grid plan|status|explain|results|gc`.
+"""The verbs on grids: `python -m harness.grid plan|status|watch|retry|cancel|explain|logs|cost|results|gc`.
 
-All but `plan` read the store alone; none but `gc --yes` changes anything.
+They read the store, and ask Slurm where the store is silent; only `retry`, `cancel` and `gc --yes` change anything.
 
     python -m harness.grid plan data_frac=0.01,1.0 method=sft,kd   what would run, and its cost
-    python -m harness.grid status [grid]                           every cell's state, and why
-    python -m harness.grid explain A B                             the settings in which two stages differ
+    python -m harness.grid status [grid] [--cells]                 cells by state, what runs, and every failure's reason
+    python -m harness.grid watch <grid>                            the same, until nothing runs or waits
+    python -m harness.grid retry <grid> [--class oom]              failed cells again, each class by its own rule
+    python -m harness.grid cancel <grid>                           take its jobs out of the queue; what is done stays
+    python -m harness.grid explain A [B]                           a stage's settings, or where two stages differ
+    python -m harness.grid logs A                                  what the last try at a stage, or a cell, left behind
+    python -m harness.grid cost <grid>                             hours of machines, CPUs and GPUs, lost tries too
     python -m harness.grid results <grid>                          table, figure and verdict again
     python -m harness.grid results <grid> --by exposure            gains by what student and teacher had seen
     python -m harness.grid gc [--yes]                              artifacts no grid needs
@@ -15,17 +20,21 @@ import json
 import os
 import shutil
 import sys
+import time
 import uuid
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.checks import SettingsError, refuse
 from harness.identity import differences
-from harness.launch.jobs import job_states
-from harness.status import StageState, cell_state
+from harness.launch.notes import arrays_of, log_files
+from harness.launch.queue import Queue, ask
+from harness.screen import Look, headline, screen
 from harness.store import Store
+
+CANCELLED_AT_ONCE = 500
+LOG_LINES = 40
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,8 +46,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     plan = verbs.add_parser("plan", help="what would run and what it would cost")
     plan.add_argument("overrides", nargs="*", help="as for harness.run, e.g. method=sft,kd")
-    status = verbs.add_parser("status", help="every cell's state, and why")
+    status = verbs.add_parser("status", help="cells by state, what runs, and every failure's reason")
     status.add_argument("grid", nargs="?", help="a grid's name; without it, all grids in a line each")
+    status.add_argument("--cells", action="store_true", help="every cell in a line")
+    watch = verbs.add_parser("watch", help="status again and again, until nothing runs or waits")
+    watch.add_argument("grid")
+    watch.add_argument("--every", type=float, default=10.0, help="seconds between two looks (default: 10)")
+    again = verbs.add_parser("retry", help="failed cells again, each class of failure by its own rule")
+    again.add_argument("grid")
+    again.add_argument("--class", dest="failure_class", help="only these, e.g. oom, timeout, node_failure, application")
+    cancel = verbs.add_parser("cancel", help="take a grid's jobs out of the queue")
+    cancel.add_argument("grid")
+    logs = verbs.add_parser("logs", help="what the last try at a stage, or a cell, left behind")
+    logs.add_argument("one", help="an address, key or the start of a fingerprint, as status prints it")
+    cost = verbs.add_parser("cost", help="hours of machines, CPUs and GPUs, lost tries too")
+    cost.add_argument("grid")
     explain = verbs.add_parser("explain", help="the settings in which two stages differ")
     explain.add_argument("one", help="an address, key or the start of a fingerprint")
     explain.add_argument("other", nargs="?", help="a second one; without it, what the first is made of")
@@ -76,37 +98,73 @@ def show_plan(given: argparse.Namespace) -> None:
 
 
 def show_status(given: argparse.Namespace) -> None:
-    """States of a grid's cells; all grids in a line each when none is named."""
+    """One screen on a grid; all grids in a line each when none is named."""
     store = _existing(given.store)
     for name in [given.grid] if given.grid else _grids(store):
         frozen = frozen_plan(store, name)
-        states = _states(store, frozen, ask_slurm=bool(given.grid))
-        counts = Counter(state.status for _, state in states)
-        rest = "".join(f", {count} {status}" for status, count in sorted(counts.items()) if status != "done")
-        print(f"{name}: {counts['done']} of {len(states)} cells done{rest}")
-        for cell, state in states if given.grid else []:
-            teacher = f" teacher={cell['teacher']}" if cell["teacher"] else ""
-            reason = f"  {state.reason}" if state.reason else ""
-            print(
-                f"  {state.status:<12}{cell['train'][-1].rsplit('-', 1)[-1][:8]}  {cell['method']} "
-                f"{cell['data_frac']:g} {cell['student']}{teacher} seed={cell['seed']}{reason}"
-            )
+        look = Look.at(store, frozen)
+        print("\n".join(screen(store, frozen, look, given.cells) if given.grid else [headline(name, look)]))
 
 
-def _states(store: Store, frozen: dict[str, Any], ask_slurm: bool) -> list[tuple[dict[str, Any], StageState]]:
-    """Every cell's state: what the store says, and of cells that wait in a queue what Slurm says."""
-    states = [
-        (cell, cell_state(store, {key: frozen["stages"][key]["address"] for key in cell["needs"]}, cell["evaluate"]))
-        for cell in frozen["cells"]
-    ]
-    silent = [cell["evaluate"] for cell, state in states if state.status in ("missing", "interrupted")]
-    if not (ask_slurm and silent and (store.root / "jobs").is_dir()):
-        return states
-    jobs = job_states(store, silent)
-    return [
-        (cell, jobs[cell["evaluate"]].as_stage_state(state) if cell["evaluate"] in jobs else state)
-        for cell, state in states
-    ]
+def watch(given: argparse.Namespace) -> None:
+    """The status screen anew every few seconds, until nothing of the grid runs or waits in a queue."""
+    store = _existing(given.store)
+    frozen = frozen_plan(store, given.grid)
+    clear = "\x1b[2J\x1b[H" if sys.stdout.isatty() else ""
+    while True:
+        look = Look.at(store, frozen)
+        print(clear + "\n".join(screen(store, frozen, look)), flush=True)
+        if not look.moving:
+            return
+        time.sleep(given.every)
+
+
+def try_again(given: argparse.Namespace) -> None:
+    """Failed cells again: on the cluster that had them, or here."""
+    from harness.retry import retry
+    from harness.view import view_of
+
+    store = _existing(given.store)
+    with view_of(sys.stderr) as view:
+        retry(store, frozen_plan(store, given.grid), given.failure_class, view, print)
+
+
+def cancel(given: argparse.Namespace) -> None:
+    """Take a grid's jobs out of the queue; those that run keep what they have done."""
+    store = _existing(given.store)
+    frozen_plan(store, given.grid)
+    queue, arrays = Queue.look(), arrays_of(store, given.grid)
+    jobs = sorted(job for (array, _), job in queue.jobs.items() if array in arrays)
+    for first in range(0, len(jobs), CANCELLED_AT_ONCE):
+        ask("scancel", *jobs[first : first + CANCELLED_AT_ONCE])
+    print(f"{len(jobs)} jobs of {given.grid} cancelled; the same command, or retry, goes on")
+
+
+def show_logs(given: argparse.Namespace) -> None:
+    """How the tries at a stage ended, the last one's traceback, and the end of what its job printed."""
+    store = _existing(given.store)
+    key = _find(_known_stages(store), given.one)
+    attempts = store.attempts(key)
+    if not attempts:
+        print(f"{key}: nobody has tried to make it yet")
+    for number, page in enumerate(attempts, start=1):
+        reason = f", {page['reason']}" if page.get("reason") else ""
+        print(f"try {number} on {page.get('host')}: {page.get('outcome')}{reason}")
+    if attempts and attempts[-1].get("traceback"):
+        print(attempts[-1]["traceback"])
+    for path in log_files(store, key, attempts):
+        lines = path.read_text(errors="replace").splitlines()
+        print(f"--- {path}", *lines[-LOG_LINES:], sep="\n")
+
+
+def show_cost(given: argparse.Namespace) -> None:
+    """What a grid took, by kind of work."""
+    from harness.ledger import ledger
+
+    store = _existing(given.store)
+    source, table = ledger(store, frozen_plan(store, given.grid))
+    print(f"{given.grid}, from {source}:")
+    print(table.to_string(float_format="{:.2f}".format))
 
 
 def show_explain(given: argparse.Namespace) -> None:
@@ -209,6 +267,11 @@ def _whole(known: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
 VERBS = {
     "plan": show_plan,
     "status": show_status,
+    "watch": watch,
+    "retry": try_again,
+    "cancel": cancel,
+    "logs": show_logs,
+    "cost": show_cost,
     "explain": show_explain,
     "results": show_results,
     "gc": collect_garbage,

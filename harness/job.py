@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def run(addresses: Sequence[str], submission: str) -> None:
 def make(addresses: Sequence[str], submission: Path) -> int:
     """Make every address with what only it needs; the first failure does not keep the others from being made."""
     _join_processes()
+    os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))  # read by torch at import
     written = json.loads(submission.read_text())
     store, machine = Store(Path(written["store"])), Machine(**written["machine"])
     jobs = {written["stages"][key]["address"]: keys for key, keys in written["jobs"].items()} | written["jobs"]
@@ -63,7 +65,7 @@ def make(addresses: Sequence[str], submission: Path) -> int:
     except preemption.Preempted as stopped:
         print(f"harness: {stopped}; what was done is kept", flush=True)
         if preemption.received() == signal.SIGUSR2 and process_rank() == 0:
-            _requeue(written["restarts"])
+            _requeue(written["cluster"]["restarts"])
         return preemption.EXIT_CODE
     for line in failed:
         print(f"harness: {line}", flush=True)
@@ -79,7 +81,7 @@ def _make_target(store: Store, written: Mapping[str, Any], keys: Sequence[str], 
         if missing and not store.done(key):
             address = written["stages"][missing[0]]["address"]
             return Outcome(key, "failed", "blocked", f"needs {address}, which is not in the store")
-        outcome = _make_stage(store, spec, machine)
+        outcome = _make_stage(store, spec, replace(machine, **written["machines"].get(key, {})))
         if outcome.status != "done":
             return outcome
     return outcome

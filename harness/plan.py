@@ -97,6 +97,17 @@ class Plan:
         return cls(tuple(planned.values()), tuple(stages.values()))
 
     @property
+    def targets(self) -> dict[str, Stage]:
+        """What the cells are made for, by key."""
+        return {target.key: target for cell in self.cells for target in cell.targets}
+
+    @property
+    def teachers(self) -> frozenset[str]:
+        """Keys of the cells' given teachers."""
+        given = (cell.teacher for cell in self.cells if cell.taught_by == "given")
+        return frozenset(teacher.key for teacher in given if teacher is not None)
+
+    @property
     def name(self) -> str:
         """A short hash of the cells, the grid's name when nobody gave one."""
         return "grid-" + fingerprint(sorted(plan.fingerprint for plan in self.cells))[:10]

@@ -9,10 +9,10 @@ import importlib.util
 from harness.checks import refuse
 from harness.config import Machine, Student, Teacher
 from harness.evals import eval_names
-from harness.launch.local import visible_gpus
 from harness.methods import method_name
 from harness.model_files import check_model, tokenizer_fingerprint
 from harness.plan import CellPlan, Plan
+from harness.processes import visible_gpus
 from harness.signal_kinds import check_served
 
 

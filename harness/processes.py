@@ -1,9 +1,14 @@
-"""Processes: which of several processes of one training run this is, as `torchrun` says it in the environment.
+"""Processes: which of several processes of one training run this is, and what of the machine it may use.
 
-Every process runs the same stage; the first alone claims, logs, keeps checkpoints and publishes.
+Which one it is stands in the environment, in `torchrun`'s words. Every process runs the same stage; the first alone
+claims, logs, keeps checkpoints and publishes.
 """
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 def process_count() -> int:
@@ -14,3 +19,41 @@ def process_count() -> int:
 def process_rank() -> int:
     """Number of this process among them, from 0."""
     return int(os.environ.get("RANK", "0"))
+
+
+def available_cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may be set to for each GPU, without importing torch.
+
+    Without that variable GPUs are numbered from 0 as CUDA numbers them, whatever their device files are called.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [gpu.strip() for gpu in visible.split(",") if gpu.strip() not in ("", "-1")]
+    return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """While the block runs torch computes with `count` threads, imported already or only then; None: as it was."""
+    if count is None:
+        yield
+        return
+    torch, before = sys.modules.get("torch"), os.environ.get("OMP_NUM_THREADS")
+    at_first = torch.get_num_threads() if torch else None
+    if torch:
+        torch.set_num_threads(count)
+    os.environ["OMP_NUM_THREADS"] = str(count)  # what torch reads when it is imported
+    try:
+        yield
+    finally:
+        if torch:
+            torch.set_num_threads(at_first)
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before

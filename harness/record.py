@@ -9,7 +9,8 @@ the grid's `plan.json`, so records of a grid can be read long after the command 
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,7 +21,8 @@ from harness.cost import cell_cost
 from harness.identity import plain
 from harness.methods import method_name
 from harness.plan import CellPlan, Plan
-from harness.status import cell_state
+from harness.stage import Stage
+from harness.status import cell_state, stage_state
 from harness.store import Store, write_json
 from harness.tuning import DRAWS, Tuned
 from harness.tuning import SEEDS as CELL_SEEDS
@@ -43,6 +45,25 @@ def freeze(plan: Plan, grid: str, tuned: Mapping[str, Tuned] = MappingProxyType(
             for cell_plan, label in zip(plan.cells, labels, strict=True)
         ],
     }
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a frozen plan, to be made: its stages inputs first, targets by key, and shared teachers' keys."""
+
+    stages: tuple[Stage, ...]
+    targets: Mapping[str, Stage]
+    teachers: frozenset[str]
+
+
+def thaw(frozen: Mapping[str, Any], targets: Iterable[str]) -> Part:
+    """The stages that make some targets of a frozen plan; refused where the code has changed since."""
+    stages = Stage.of(frozen["stages"])
+    wanted = {key: stages[key] for key in targets}
+    needed = {stage.key: stage for target in wanted.values() for stage in target.ancestry()}
+    taught = (cell for cell in frozen["cells"] if cell["making_teacher"] and cell["teacher"] != "self")
+    teachers = (cell["making_teacher"][-1] for cell in taught)
+    return Part(tuple(needed.values()), wanted, frozenset(teachers))
 
 
 def keep_plan(store: Store, frozen: Mapping[str, Any]) -> Path:
@@ -71,6 +92,7 @@ class _Facts:
 
     def __init__(self, store: Store, frozen: Mapping[str, Any]) -> None:
         self.store = store
+        self.state_of = cache(partial(stage_state, store))
         self.users = Counter(key for cell in frozen["cells"] for key in (*cell["teaching"], *cell["making_teacher"]))
         self._read: dict[str, dict[str, Any] | None] = {}
 
@@ -132,7 +154,7 @@ def _freeze_cell(plan: CellPlan, label: Mapping[str, Any], tuned: Tuned | None) 
 
 def _record(store: Store, frozen: Mapping[str, Any], cell: Mapping[str, Any], facts: _Facts) -> dict[str, Any]:
     addresses = {key: frozen["stages"][key]["address"] for key in cell["needs"]}
-    state = cell_state(store, addresses, cell["evaluate"])
+    state = cell_state(facts.state_of, addresses, cell["evaluate"])
     record = {
         name: cell[name]
         for name in ("role", "method", "student", "teacher", "corpus", "budget", "data_frac", *SEEDS, "settings")

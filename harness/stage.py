@@ -6,12 +6,14 @@ Nothing here runs anything: a stage is what a plan is made of and a store is fil
     stage.key        # train-3f2a...: the same settings and inputs, the same key
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
+from harness.checks import refuse
 from harness.identity import SHORT, fingerprint, plain
+from harness.model_files import parameters_of
 
 # Each kind of stage: the function that makes it and its version. Bump a version when its numbers change.
 MAKERS: dict[str, tuple[str, int]] = {
@@ -25,6 +27,9 @@ MAKERS: dict[str, tuple[str, int]] = {
     "train": ("harness.stages.train:make_train", 1),
     "evaluate": ("harness.stages.evaluate:make_evaluate", 1),
 }
+
+FEW_PARAMETERS = 10**7
+"""Models below it are trained and asked on one thread wherever they are, unless `machine.threads` says otherwise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,18 +65,51 @@ class Stage:
         """Kind, readable name and fingerprint."""
         return f"{self.kind}-{self.name}-{self.fingerprint[:SHORT]}"
 
+    @cached_property
+    def parameters(self) -> int:
+        """About how many parameters the model has that it makes, or scores; 0 where there is none."""
+        model = self.adopted().where.get("model")
+        return 0 if model is None else parameters_of(model)
+
+    @property
+    def largest_model(self) -> int:
+        """Parameters of the largest model it makes or asks."""
+        return max([self.parameters, *(stage.parameters for role, stage in self.inputs.items() if role == "teacher")])
+
     def spec(self) -> dict[str, Any]:
-        """All that a worker needs to make the stage, as plain JSON; inputs by key."""
+        """All that a worker needs to make the stage, as plain JSON; inputs by key.
+
+        `threads` is 1 where more would not help, so that arithmetic is the same on a laptop and on any cluster.
+        """
         return {
             "key": self.key,
             "address": self.address,
             "kind": self.kind,
             "name": self.name,
             "version": MAKERS[self.kind][1],
+            "threads": 1 if self.largest_model < FEW_PARAMETERS else None,
             "settings": plain(self.settings),
             "where": plain(self.where),
             "inputs": {role: stage.key for role, stage in self.inputs.items()},
         }
+
+    @classmethod
+    def of(cls, specs: Mapping[str, Mapping[str, Any]]) -> dict[str, "Stage"]:
+        """Stages by key from their `spec()`s; refused where this code would give one another key."""
+        made: dict[str, Stage] = {}
+
+        def visit(key: str) -> Stage:
+            if key not in made:
+                spec = specs[key]
+                inputs = {role: visit(upstream) for role, upstream in spec["inputs"].items()}
+                made[key] = cls(spec["kind"], spec["name"], spec["settings"], inputs, spec["where"])
+                if made[key].key != key:
+                    raise refuse("stage", spec["address"], "the code that makes it has changed", "run its grid again")
+            return made[key]
+
+        for key in specs:
+            visit(key)
+        return made
 
     def adopted(self) -> "Stage":
         """The base model that this model was before it was trained or rounded."""
@@ -83,3 +121,19 @@ class Stage:
         for stage in self.inputs.values():
             yield from stage.ancestry()
         yield self
+
+
+class Work(Protocol):
+    """What is to be made: a plan, or a part of one."""
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """All of it, inputs before those that use them."""
+
+    @property
+    def targets(self) -> Mapping[str, Stage]:
+        """What it is all for, by key."""
+
+    @property
+    def teachers(self) -> Collection[str]:
+        """Keys of teachers that several cells may share."""

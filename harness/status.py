@@ -3,7 +3,7 @@
 Truth in order: a published artifact, then a live claim, then how the last attempt ended.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,13 @@ STUCK_AFTER = 2
 
 @dataclass(frozen=True)
 class StageState:
-    """`done`, `running`, `waiting`, `failed`, `interrupted`, `missing` or `blocked`, and why."""
+    """`done`, `running`, `pending` (queued), `waiting`, `failed`, `interrupted`, `missing` or `blocked`, and why."""
 
     status: str
     failure_class: str | None = None
     reason: str | None = None
+    stage: str | None = None
+    """Of a cell: the key of the stage that decides it."""
 
 
 def stuck(attempts: Sequence[Mapping[str, Any]]) -> bool:
@@ -48,15 +50,15 @@ def stage_state(store: Store, key: str) -> StageState:
     return StageState("interrupted", "killed", f"{reason}; the next run starts it again")
 
 
-def cell_state(store: Store, addresses: Mapping[str, str], evaluate: str) -> StageState:
+def cell_state(state_of: Callable[[str], StageState], addresses: Mapping[str, str], evaluate: str) -> StageState:
     """The state of a cell: done when its `evaluate` key is, or what its stages (key -> address) say why not."""
-    if store.done(evaluate):
+    if state_of(evaluate).status == "done":
         return StageState("done")
-    found = {key: stage_state(store, key) for key in addresses}
-    for wanted in ("failed", "running", "interrupted"):
+    found = {key: state_of(key) for key in addresses}
+    for wanted in ("failed", "running", "interrupted", "pending"):
         for key, state in found.items():
             if state.status == wanted:
                 reason = f"{addresses[key]}: {state.reason}" if state.reason else f"{addresses[key]} is {wanted}"
-                return StageState(wanted, state.failure_class, reason)
+                return StageState(wanted, state.failure_class, reason, key)
     left = sum(state.status != "done" for state in found.values())
     return StageState("missing", reason=f"{left} of {len(found)} stages not made yet")

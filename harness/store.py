@@ -117,14 +117,7 @@ class Store:
     def claim(self, key: str) -> "Claim | None":
         """Take the claim on `key`, or None while a live attempt holds it."""
         path = self.root / "claims" / key
-        process = psutil.Process()
-        note: dict[str, Any] = {
-            "host": socket.gethostname(),
-            "pid": process.pid,
-            "process_started": process.create_time(),
-            "nonce": uuid.uuid4().hex,
-            "started": time.time(),
-        }
+        note = {**this_process(), "nonce": uuid.uuid4().hex, "started": time.time()}
         for _ in range(2):
             try:
                 with open(path, "x") as file:
@@ -146,14 +139,7 @@ class Store:
             return False
         except ValueError:  # being written this moment, or cut off by a crash
             return age_of(path) < STALE_SECONDS
-        if note["host"] != socket.gethostname():
-            return age < STALE_SECONDS
-        try:
-            holder = psutil.Process(note["pid"])
-            same = abs(holder.create_time() - note["process_started"]) < 1.0  # else the number was given to another
-            return same and holder.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
+        return age < STALE_SECONDS if note["host"] != socket.gethostname() else runs(note)
 
     def attempts(self, key: str) -> list[dict[str, Any]]:
         """Every attempt at `key`, oldest first."""
@@ -198,6 +184,22 @@ class Claim:
                 self.path.unlink()
         except (FileNotFoundError, ValueError):
             pass
+
+
+def this_process() -> dict[str, Any]:
+    """What tells this process from every other one, for a note that others read."""
+    process = psutil.Process()
+    return {"host": socket.gethostname(), "pid": process.pid, "process_started": process.create_time()}
+
+
+def runs(note: Mapping[str, Any]) -> bool:
+    """Whether the process of a note from this machine still runs."""
+    try:
+        process = psutil.Process(note["pid"])
+        same = abs(process.create_time() - note["process_started"]) < 1.0  # else the number was given to another
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def write_json(path: Path, value: Any) -> None:

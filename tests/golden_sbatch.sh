@@ -8,7 +8,7 @@
 #SBATCH --dependency=afterok:101_0:100
 #SBATCH --error=STORE/submissions/NAME/slurm/%A_%a_0_log.err
 #SBATCH --gpus-per-node=2
-#SBATCH --job-name=g.cells.NAME.3
+#SBATCH --job-name=g.cells.NAME.2
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=4096MB
 #SBATCH --nodes=1

@@ -20,11 +20,11 @@ def nothing(key):
 
 
 def batches_of(plan, done=nothing, **cluster):
-    return batches(plan, done, Cluster.of({**ANY, **cluster}))
+    return batches(own_jobs(plan, done), Cluster.of({**ANY, **cluster}))
 
 
 def targets_of(found):
-    return [key for batch in found for task in batch.tasks for key in task.targets]
+    return [key for batch in found for task in batch.tasks for key in task]
 
 
 def test_a_thousand_cells_over_few_shared_stages_take_few_arrays():
@@ -41,18 +41,18 @@ def test_a_thousand_cells_over_few_shared_stages_take_few_arrays():
 def test_every_unfinished_stage_is_made_by_one_job_or_by_the_cells_that_need_it():
     plan = plan_of("data_frac=0.1,1.0", "method=sft,seq_kd,two_stage,self_kd", "teacher=writer")
     jobs = own_jobs(plan, nothing)
-    made = {stage.key for stages in jobs.values() for stage in stages}
+    made = {stage.key for job in jobs.values() for stage in job.stages}
     assert made == {stage.key for stage in plan.stages}
     shared = {key for key in jobs if not key.startswith("evaluate")}
-    for key, stages in jobs.items():
-        assert stages[-1].key == key
-        assert not shared & {stage.key for stage in stages[:-1]}  # nobody makes another job's stage
+    for key, job in jobs.items():
+        assert job.stages[-1].key == key
+        assert not shared & {stage.key for stage in job.stages[:-1]}  # nobody makes another job's stage
 
 
 def test_a_job_waits_for_exactly_what_it_needs():
     plan = plan_of("data_frac=1.0", "method=sft,logit_kd")
     found = batches_of(plan)
-    by_target = {key: batch for batch in found for task in batch.tasks for key in task.targets}
+    by_target = {key: batch for batch in found for task in batch.tasks for key in task}
     cells = {cell.cell.method.__class__.__module__.rsplit(".")[-1]: cell for cell in plan.cells}
     sft, kd = by_target[cells["sft"].evaluate.key], by_target[cells["logit_kd"].evaluate.key]
     teacher = cells["logit_kd"].teacher.key
@@ -65,7 +65,7 @@ def test_arrays_that_others_wait_for_come_first():
     seen = set()
     for batch in found:
         assert batch.needs <= seen
-        seen |= {key for task in batch.tasks for key in task.targets}
+        seen |= {key for task in batch.tasks for key in task}
 
 
 def test_what_is_done_is_neither_made_nor_waited_for():

@@ -14,7 +14,8 @@ SOURCES = sorted(path for folder in ("harness", "analysis", "hydra_plugins") for
 # Doors may import everything beneath them; each layer only itself and what is below. One noun, one place.
 LAYERS = [
     {"run", "grid", "api", "fresh"},  # doors
-    {"trials"},  # conduct
+    {"trials", "retry"},  # conduct
+    {"screen", "ledger"},
     {"compose", "preflight", "execute", "record", "view", "launch", "job", "attempt", "estimate", "batches"},
     {"status", "plan", "stage", "teaching", "tuning"},
     {"stages"},

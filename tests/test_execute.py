@@ -114,7 +114,7 @@ def test_a_failing_stage_blocks_its_own_cell_and_the_others_finish(store, kind):
     written = store.attempts(bad.train[0].key)[-1]
     assert written["failure_class"] == "application" and "makers.py" in written["traceback"]
     addresses = {stage.key: stage.address for stage in bad.evaluate.ancestry()}
-    assert cell_state(store, addresses, bad.evaluate.key).status == "failed"
+    assert cell_state(lambda key: stage_state(store, key), addresses, bad.evaluate.key).status == "failed"
 
 
 def test_a_failed_stage_is_run_again_only_when_asked(store):

@@ -7,7 +7,7 @@ from analysis.false_alarms import false_alarms
 
 
 def aa_grid(shift=0.0):
-    """600 items under 4 data seeds x 3 training seeds; every item right with its own probability, `shift` for seed 2."""
+    """600 items under 4 data seeds x 3 training seeds; each right with its own probability, `shift` for seed 2."""
     random = np.random.default_rng(0)
     ease = random.uniform(0.1, 0.8, 600)
     rows = [

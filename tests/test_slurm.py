@@ -4,7 +4,6 @@ import json
 import os
 import re
 import stat
-import time
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,11 @@ import pytest
 from harness.checks import SettingsError
 from harness.cluster import Cluster
 from harness.compose import compose
-from harness.config import Settings
-from harness.launch.jobs import job_states
+from harness.config import Machine
+from harness.launch.jobs import states_of
+from harness.launch.notes import Notes
 from harness.launch.queue import Queue
-from harness.launch.slurm import Notes, submit
+from harness.launch.slurm import submit
 from harness.launch.snapshot import publish_code
 from harness.plan import Plan
 from harness.store import Store
@@ -57,9 +57,8 @@ def plan_of(*arguments):
     return Plan.of(compose(["data_frac=0.1,1.0", "method=sft,logit_kd", *arguments]).cells)
 
 
-def send(store, plan, grid="g", **cluster):
-    settings = Settings(method=None, corpus=None, store=str(store.root))
-    return submit(plan, store, settings, Cluster.of({"name": "test", "resources": RULES, **cluster}), grid)
+def send(store, plan, grid="g", again=None, **cluster):
+    return submit(plan, store, Machine(), Cluster.of({"name": "test", "resources": RULES, **cluster}), grid, again)
 
 
 def sent(slurm):
@@ -111,6 +110,7 @@ def test_a_submission_is_whole_in_the_store_before_it_is_sent(slurm, store):
     submission = send(store, plan)
     written = json.loads((submission.folder / "submission.json").read_text())
     assert set(written["stages"]) == {stage.key for stage in plan.stages}
+    assert written["cluster"]["name"] == "test" and written["machine"]["device"] == "auto"
     assert {key for tasks in written["arrays"].values() for task in tasks for key in task} == set(written["jobs"])
     assert (store.root / "code").is_dir()
 
@@ -134,18 +134,16 @@ def test_a_larger_grid_waits_for_the_jobs_of_a_smaller_one(slurm, store):
 
 def test_a_job_that_left_the_queue_without_its_artifact_is_sent_again(slurm, store):
     first = send(store, plan_of())
-    for note in (store.root / "jobs").iterdir():
-        note.write_text(json.dumps({**json.loads(note.read_text()), "time": time.time() - 3600}))
     assert send(store, plan_of()).targets == first.targets
 
 
 def test_two_submitters_at_the_same_moment_send_each_target_once(slurm, store):
     queue = Queue.look()
     one, other = Notes(store, queue), Notes(store, queue)
-    assert one.take("train-1", "a.0", 0)
+    assert one.take("train-1", "a", "a.0", 0)
     (slurm / "squeue.txt").write_text("a.0|0|7_0\n")
-    assert not other.take("train-1", "b.0", 0)
-    assert other.job_of("train-1", {}) == "7_0"
+    assert not other.take("train-1", "b", "b.0", 0)
+    assert other.job_id("train-1") == "7_0"
 
 
 def test_arrays_are_no_longer_than_the_cluster_takes(slurm, store):
@@ -182,18 +180,21 @@ def test_accounts_say_why_a_job_ended_without_its_artifact(slurm, store):
     key = plan.cells[0].evaluate.key
     note = json.loads((store.root / "jobs" / key).read_text())
     job = submission.arrays[note["array"]][note["task"]]
+    start = f"{note['array']}|{job}"
     for line, status, failure, words in [
-        (f"{note['array']}|{job}|PENDING|0:0|0||Dependency", "pending", None, "Dependency"),
-        (f"{note['array']}|{job}|RUNNING|0:0|9|cpu=1|None", "running", None, ""),
-        (f"{note['array']}|{job}|OUT_OF_MEMORY|0:125|9|cpu=1|None", "ended", "oom_host", "out of memory"),
-        (f"{note['array']}|{job}|CANCELLED by 0|0:0|9|cpu=1|None", "ended", "cancelled", "cancelled"),
-        (f"{note['array']}|{job}|FAILED|1:0|9|cpu=1|None", "ended", "application", "exit code 1"),
+        ("PENDING|0:0|0|||Dependency", "pending", None, "Dependency"),
+        ("RUNNING|0:0|9|cpu=1|n1|None", "running", None, "n1"),
+        ("OUT_OF_MEMORY|0:125|9|cpu=1|n1|None", "failed", "oom_host", "out of memory"),
+        ("CANCELLED by 0|0:0|9|cpu=1|n1|None", "failed", "cancelled", "cancelled"),
+        ("NODE_FAIL|0:0|9|cpu=1|n1|None", "failed", "node_failure", "node fail"),
+        ("FAILED|1:0|9|cpu=1|n1|None", "failed", "application", "exit code 1"),
+        ("FAILED|75:0|9|cpu=1|n1|None", "missing", None, ""),
     ]:
-        (slurm / "sacct.txt").write_text(line + "\n")
-        state = job_states(store, [key])[key]
-        assert (state.status, state.failure_class) == (status, failure) and words in state.reason
+        (slurm / "sacct.txt").write_text(f"{start}|{line}\n")
+        state = states_of(store, [key])[key]
+        assert (state.status, state.failure_class) == (status, failure) and words in (state.reason or "")
     (slurm / "sacct.txt").write_text("")
-    assert job_states(store, [key])[key].status == "unknown"
+    assert states_of(store, [key])[key].status == "missing"
 
 
 def test_the_code_is_published_once_for_each_state_of_it(store):

@@ -1,23 +1,24 @@
 """Jobs: what Slurm says of the tasks that were to make a grid's stages, where the store itself is silent.
 
 One call of `sacct` for a whole grid, or of `squeue` where the cluster keeps no accounts. Truth in order: the
-artifact, its attempts, then this. A job nobody sees is `unknown`, never failed.
+artifact, its attempts, then this. A job nobody sees says nothing; it is never a failure.
 
-    states = job_states(store, keys); states[key].status, states[key].reason
+    states_of(store, keys)["evaluate-3f2a..."]      # StageState("pending", reason="job 1234_3: Dependency")
 """
 
-import json
 import re
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from harness.checks import SettingsError
+from harness.launch.notes import read_notes
 from harness.launch.queue import ask
-from harness.status import StageState
+from harness.preemption import EXIT_CODE
+from harness.status import StageState, stage_state
 from harness.store import Store
 
-FIELDS = "JobName,JobID,State,ExitCode,ElapsedRaw,AllocTRES,Reason"
+FIELDS = "JobName,JobID,State,ExitCode,ElapsedRaw,AllocTRES,NodeList,Reason"
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
 RUNNING = ("RUNNING", "COMPLETING", "CONFIGURING", "STAGE_OUT", "RESIZING")
 CLASSES = {
@@ -28,28 +29,8 @@ CLASSES = {
     "NODE_FAIL": "node_failure",
     "BOOT_FAIL": "node_failure",
     "CANCELLED": "cancelled",
-    "FAILED": "application",
-    "COMPLETED": "application",
 }
-"""How a job that ended without its artifact is classed, by Slurm's word."""
-
-
-@dataclass(frozen=True)
-class JobState:
-    """One task as Slurm sees it: `pending`, `running`, `ended` (with a class) or `unknown`, and why."""
-
-    job: str
-    status: str
-    failure_class: str | None = None
-    reason: str = ""
-
-    def as_stage_state(self, known: StageState) -> StageState:
-        """The state of what the task makes, where the store says only `known`."""
-        if self.status in ("pending", "running"):
-            return StageState(self.status, reason=f"job {self.job}" + (f": {self.reason}" if self.reason else ""))
-        if self.status == "ended":
-            return StageState("failed", self.failure_class, self.reason)
-        return known
+"""How a job that ended without its artifact is classed, by Slurm's word; any other is `application`."""
 
 
 @dataclass(frozen=True)
@@ -60,78 +41,84 @@ class Account:
     task: int
     job: str
     state: str
-    exit_code: str
+    exit_code: int
     seconds: float
+    cpus: int
     gpus: int
+    nodes: str
     reason: str
 
 
-def job_states(store: Store, keys: Iterable[str]) -> dict[str, JobState]:
-    """The state of the task that makes each key, for keys that were ever sent to Slurm."""
-    notes = read_notes(store, keys)
-    latest: dict[tuple[str, int], Account] = {}
-    for account in accounts({note["array"] for note in notes.values()}):
-        latest[account.array, account.task] = account
-    return {key: _state(latest.get((note["array"], note["task"]))) for key, note in notes.items()}
-
-
-def read_notes(store: Store, keys: Iterable[str]) -> dict[str, Mapping[str, Any]]:
-    """The notes that say which task makes a key, where there is one."""
-    found = {}
-    for key in keys:
-        try:
-            found[key] = json.loads((store.root / "jobs" / key).read_text())
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            continue
+def states_of(store: Store, keys: Iterable[str]) -> dict[str, StageState]:
+    """The state of every key: what the store says, or where it has nothing, the job that was to make it."""
+    found = {key: stage_state(store, key) for key in keys}
+    for key, account in latest(store, (key for key, state in found.items() if not _tells(state))).items():
+        found[key] = _state(account) or found[key]
     return found
 
 
+def latest(store: Store, keys: Iterable[str]) -> dict[str, Account]:
+    """The last try at each of those keys that were sent to a cluster this machine can ask."""
+    notes = read_notes(store, keys)
+    tries = {(one.array, one.task): one for one in accounts({note["array"] for note in notes.values()})}
+    places = {key: (note["array"], note["task"]) for key, note in notes.items()}
+    return {key: tries[place] for key, place in places.items() if place in tries}
+
+
 def accounts(arrays: Iterable[str], every_try: bool = False) -> list[Account]:
-    """What the cluster's accounts say of the tasks of some arrays, older tries first; `every_try`: those before a
-    requeue too."""
-    names = sorted(arrays)
-    if not names:
+    """What the cluster's accounts say of the tasks of some arrays, older tries first.
+
+    `every_try`: those before a requeue too. Empty on a machine without Slurm.
+    """
+    names = set(arrays)
+    if not names or shutil.which("sacct") is None:
         return []
     more = ["--duplicates"] if every_try else []
     try:
-        text = ask(
-            "sacct", "-X", "-n", "-P", "--array", *more, f"--name={','.join(names)}", "-S", "now-90days", "-o", FIELDS
-        )
+        command = ("sacct", "-X", "-n", "-P", "--array", *more, f"--name={','.join(sorted(names))}")
+        text = ask(*command, "-S", "now-90days", "-o", FIELDS)
     except SettingsError as error:
         if "disabled" not in str(error):
             raise
-        text = ask("squeue", "-h", "-r", "-o", "%j|%i|%T|0:0|0||%r")
-    wanted = set(names)
-    found = [_account(line) for line in text.splitlines() if line.partition("|")[0] in wanted]
-    return [one for one in found if one is not None]
+        text = ask("squeue", "-h", "-r", "-o", "%j|%i|%T|0:0|0||%N|%r")
+    lines = (line.split("|") for line in text.splitlines())
+    # a pending array that Slurm has not split yet is one line for many tasks: "12_[3-9]"
+    return [_account(*line) for line in lines if line[0] in names and "[" not in line[1]]
 
 
-def _account(line: str) -> Account | None:
-    name, job, state, exit_code, seconds, resources, reason = line.split("|")[:7]
+def _tells(state: StageState) -> bool:
+    return state.status not in ("missing", "interrupted")
+
+
+def _account(
+    name: str, job: str, state: str, exit_code: str, seconds: str, resources: str, nodes: str, reason: str
+) -> Account:
     task = re.search(r"_(\d+)$", job)
-    if "[" in job:  # a pending array that Slurm has not split yet
-        return None
-    gpus = re.search(r"gres/gpu=(\d+)", resources)
+    amounts = dict(re.findall(r"(cpu|gres/gpu)=(\d+)", resources))
     return Account(
         name,
         int(task[1]) if task else 0,
         job,
         state.split()[0] if state else "",
-        exit_code,
+        int(exit_code.partition(":")[0] or 0),
         float(seconds or 0),
-        int(gpus[1]) if gpus else 0,
+        int(amounts.get("cpu", 0)),
+        int(amounts.get("gres/gpu", 0)),
+        "" if nodes == "None assigned" else nodes,
         reason,
     )
 
 
-def _state(account: Account | None) -> JobState:
-    if account is None:
-        return JobState("", "unknown", reason="Slurm no longer knows its job")
+def _state(account: Account) -> StageState | None:
+    """The state of what the task makes; None where a job that ended well left the store to speak."""
     if account.state in WAITING:
-        return JobState(account.job, "pending", reason=account.reason.strip("()"))
+        why = account.reason.strip("()")
+        return StageState("pending", reason=f"job {account.job}" + (f": {why}" if why not in ("", "None") else ""))
     if account.state in RUNNING:
-        return JobState(account.job, "running")
+        return StageState("running", reason=f"job {account.job} on {account.nodes}")
+    if account.state == "COMPLETED" or account.exit_code == EXIT_CODE:
+        return None  # asked to stop, and what it did is kept; or made, and removed since
     said = f"job {account.job} ended as {account.state.lower().replace('_', ' ')}"
     if account.state == "FAILED":
-        said += f" with exit code {account.exit_code.partition(':')[0]}"
-    return JobState(account.job, "ended", CLASSES.get(account.state, "application"), said)
+        said += f" with exit code {account.exit_code}"
+    return StageState("failed", CLASSES.get(account.state, "application"), said)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 from harness.attempt import Outcome, note_death
 from harness.config import Machine
 from harness.preemption import EXIT_CODE
+from harness.processes import available_cores, visible_gpus
 from harness.store import Store
 from harness.track import Progress
 
@@ -35,7 +36,7 @@ class Pool:
         cores = available_cores()
         self.gpus = visible_gpus() if machine.device != "cpu" else []
         self.slots = workers or (len(self.gpus) or min(cores, MAX_DEFAULT_WORKERS))
-        self.machine = replace(machine, threads=machine.threads or max(1, cores // self.slots))
+        self.machine, self.threads = machine, machine.threads or max(1, cores // self.slots)
         self.store, self.listener = store, listener
         self.workers: list[_Worker] = []
         self.waiting: deque[tuple[Mapping[str, Any], str]] = deque()
@@ -80,7 +81,7 @@ class Pool:
             if free is None and len(self.workers) < self.slots:
                 taken = {worker.number for worker in self.workers}
                 number = next(n for n in range(self.slots) if n not in taken)
-                free = _Worker(number, self.store.root, self.machine, self.gpus)
+                free = _Worker(number, self.store.root, self.machine, self.threads, self.gpus)
                 self.workers.append(free)
             if free is None:
                 return
@@ -114,12 +115,12 @@ class Pool:
 class _Worker:
     """A worker process, the connection to it, and the key it is working on."""
 
-    def __init__(self, number: int, root: Path, machine: Machine, gpus: list[str]) -> None:
+    def __init__(self, number: int, root: Path, machine: Machine, threads: int, gpus: list[str]) -> None:
         self.number = number
         self.connection, theirs = Pipe()
         environment = {
             **os.environ,
-            "OMP_NUM_THREADS": str(machine.threads),
+            "OMP_NUM_THREADS": str(threads),
             "TOKENIZERS_PARALLELISM": "false",
             "TQDM_DISABLE": "1",  # progress is reported through harness.track
         }
@@ -143,19 +144,3 @@ class _Worker:
         )
         theirs.close()
         self.key: str | None = None
-
-
-def available_cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def visible_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES may be set to for each GPU, without importing torch.
-
-    Without that variable GPUs are numbered from 0 as CUDA numbers them, whatever their device files are called.
-    """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [gpu.strip() for gpu in visible.split(",") if gpu.strip() not in ("", "-1")]
-    return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]

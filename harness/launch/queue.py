@@ -57,6 +57,10 @@ class Queue:
             name, task, job = line.rsplit("|", 2)
             self.jobs[name, int(task) if task.isdigit() else 0] = job
 
+    def add(self, array: str, jobs: Sequence[str]) -> None:
+        """Remember tasks that were sent after the last look."""
+        self.jobs |= {(array, task): job for task, job in enumerate(jobs)}
+
     def job_id(self, array: str, task: int) -> str | None:
         """The id of a task that waits or runs, as a dependency names it."""
         return self.jobs.get((array, task))

@@ -1,4 +1,4 @@
-"""The Slurm launcher: what a plan lacks becomes job arrays, in a few calls of sbatch, and the command returns.
+"""The Slurm launcher: what is not made yet becomes job arrays, in a few calls of sbatch, and the command returns.
 
 A submission is a folder of the store that is whole before the first call: the stages, the tasks of every
 array, and the code they run. Each target has a note in `jobs/` that says which task makes it, so whoever comes
@@ -8,98 +8,102 @@ writes and sends the batch files. Jobs look at the store, not at Slurm: a depend
     submission = submit(plan, store, settings, cluster, "my_grid")
 """
 
-import json
-import os
 import shlex
-import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from harness import job
-from harness.batches import Batch, batches, own_jobs
+from harness.batches import Batch, Job, batches, own_jobs
 from harness.checks import refuse
 from harness.cluster import Cluster, Resources
-from harness.config import Settings
-from harness.launch.jobs import read_notes
+from harness.config import Machine
+from harness.launch.notes import Notes, read_notes, write_sent
 from harness.launch.queue import Queue
 from harness.launch.snapshot import publish_code
-from harness.plan import Plan
+from harness.stage import Stage, Work
+from harness.status import StageState, stage_state
 from harness.store import Store, write_json
 
 WATCH_SECONDS = 10.0
-SUBMITTING_SECONDS = 60.0
-"""How long a live submitter may take between noting a target and having it in the queue."""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What was sent: arrays by name, and how many targets others were already making."""
+    """What was sent: arrays by name, and what was not because somebody makes it already, or it failed before."""
 
     folder: Path
     arrays: Mapping[str, list[str]]
     """Job ids of the tasks, by the array's name."""
     targets: int
     attached: int
+    failed: Mapping[str, StageState]
+    """By address, stages that failed and what needs them was therefore not sent."""
 
     def told(self) -> str:
         """What was sent, in words."""
         lines = [f"{name}: {len(ids)} tasks, job {ids[0].partition('_')[0]}" for name, ids in self.arrays.items()]
+        lines += [f"{address} failed ({state.failure_class}): {state.reason}" for address, state in self.failed.items()]
+        if self.failed:
+            lines.append("What needs it was not sent; `python -m harness.grid retry <grid>` tries again")
         waiting = f"; {self.attached} are being made already" if self.attached else ""
         lines.append(f"{self.targets} jobs' work sent in {len(self.arrays)} calls of sbatch{waiting}")
         return "\n".join(lines)
 
 
-def submit(plan: Plan, store: Store, settings: Settings, cluster: Cluster, grid: str) -> Submission:
-    """Send what is neither in the store nor in the queue; raises SettingsError before anything is sent."""
+@dataclass(frozen=True)
+class Again:
+    """What is different for stages that are tried again."""
+
+    machines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Settings of the machine by a stage's key."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """By key, what the stage's record is to say of it."""
+
+
+def submit(
+    work: Work, store: Store, machine: Machine, cluster: Cluster, grid: str, again: Again | None = None
+) -> Submission:
+    """Send what is neither in the store nor in the queue; raises SettingsError before anything is sent.
+
+    Stages that failed are left alone, with all that needs them, unless they are to be tried `again`.
+    """
     queue = Queue.look()
-    chunks = [part for batch in batches(plan, store.done, cluster) for part in _chunks(batch, queue.largest_array)]
+    failed: dict[str, StageState] = {}
+    jobs = own_jobs(work, store.done)
+    if again is None:
+        jobs, failed = _without_failed(jobs, store)
+    chunks = [part for batch in batches(jobs, cluster) for part in _chunks(batch, queue.largest_array)]
     for rule in {batch.resources for batch in chunks}:
         queue.check(rule, cluster)
     notes = Notes(store, queue)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
-    folder = store.root / "submissions" / name
-    jobs = own_jobs(plan, store.done)
-    sent: dict[str, list[str]] = {}
-    attached = targets = 0
-    made: list[tuple[str, Batch, list[tuple[str, ...]]]] = []
+    arrays: dict[str, Batch] = {}
     for number, batch in enumerate(chunks):
         array = f"{grid}.{batch.kind}.{name[-6:]}.{number}"
         tasks: list[tuple[str, ...]] = []
         for task in batch.tasks:
-            mine = tuple(key for key in task.targets if notes.take(key, array, len(tasks)))
-            attached += len(task.targets) - len(mine)
-            targets += len(mine)
-            if mine:
+            if mine := tuple(key for key in task if notes.take(key, name, array, len(tasks))):
                 tasks.append(mine)
         if tasks:
-            made.append((array, batch, tasks))
-    if made:
-        folder.mkdir(parents=True)
-        write_json(
-            folder / "submission.json",
-            {
-                "grid": grid,
-                "cluster": cluster.name,
-                "store": str(store.root),
-                "restarts": cluster.restarts,
-                "machine": asdict(settings.machine),
-                "stages": {stage.key: stage.spec() for stage in plan.stages},
-                "jobs": {key: [stage.key for stage in stages] for key, stages in jobs.items()},
-                "arrays": {array: tasks for array, _, tasks in made},
-            },
-        )
+            arrays[array] = Batch(tuple(tasks), batch.resources, batch.needs, batch.kind)
+    folder = store.root / "submissions" / name
+    sent: dict[str, list[str]] = {}
+    if arrays:
         code = publish_code(store)
-    for array, batch, tasks in made:
-        after = [notes.job_of(key, sent) for key in sorted(batch.needs) if not store.done(key)]
-        sent[array] = _send(folder, code, array, batch.resources, tasks, after, cluster, plan)
-    return Submission(folder, sent, targets, attached)
+        _write(folder, store, machine, cluster, grid, jobs, arrays, again or Again())
+    for array, batch in arrays.items():
+        after = [_job_id(notes, key) for key in sorted(batch.needs) if not store.done(key)]
+        addresses = [[jobs[key].stages[-1].address for key in task] for task in batch.tasks]
+        sent[array] = _send(folder, cluster, parameters(code, array, batch.resources, after, cluster), addresses)
+        write_sent(store, name, array, sent[array])
+        queue.add(array, sent[array])
+    targets = sum(len(task) for batch in arrays.values() for task in batch.tasks)
+    attached = sum(len(task) for batch in chunks for task in batch.tasks) - targets
+    return Submission(folder, sent, targets, attached, failed)
 
 
 def wait(store: Store, targets: Sequence[str], tell: Callable[[str], None]) -> None:
@@ -119,70 +123,57 @@ def wait(store: Store, targets: Sequence[str], tell: Callable[[str], None]) -> N
         queue.look_again()
 
 
-class Notes:
-    """Which task of which array makes a target: `jobs/<key>` in the store."""
+def _without_failed(jobs: Mapping[str, Job], store: Store) -> tuple[dict[str, Job], dict[str, StageState]]:
+    """The jobs that can be made, and by address the stages whose failure keeps the others from it."""
+    failed: dict[str, StageState] = {}
+    hopeless: dict[str, bool] = {}
 
-    def __init__(self, store: Store, queue: Queue) -> None:
-        self.folder, self.queue = store.root / "jobs", queue
-        self.folder.mkdir(exist_ok=True)
+    def visit(key: str) -> bool:
+        if key not in hopeless:
+            states = {stage.address: stage_state(store, stage.key) for stage in jobs[key].stages}
+            mine = {
+                address: state
+                for address, state in states.items()
+                if state.status == "failed" and state.failure_class != "settings"  # what was refused may be mended
+            }
+            failed.update(mine)
+            hopeless[key] = bool(mine) or any([visit(upstream) for upstream in jobs[key].needs if upstream in jobs])
+        return hopeless[key]
 
-    def take(self, key: str, array: str, task: int) -> bool:
-        """Note that `array` makes `key`; False where a live job, or one being sent, makes it already."""
-        process = psutil.Process()
-        note = {"array": array, "task": task, "host": socket.gethostname(), "pid": process.pid}
-        for _ in range(2):
-            try:
-                with open(self.folder / key, "x") as file:
-                    json.dump({**note, "time": time.time()}, file)
-                return True
-            except FileExistsError:
-                if self.live(key):
-                    return False
-                with suppress(FileNotFoundError):
-                    os.replace(self.folder / key, self.folder / f".{key}.{uuid.uuid4().hex}")
-        return False
-
-    def live(self, key: str) -> bool:
-        """Whether the noted job is in the queue, or is being sent at this moment."""
-        note = self._read(key)
-        if note is None:
-            return False
-        if self.queue.job_id(note["array"], note["task"]) is not None:
-            return True
-        if time.time() - note["time"] > SUBMITTING_SECONDS or not _alive(note):
-            return False
-        return self._sent_at_last(note) is not None
-
-    def job_of(self, key: str, sent: Mapping[str, list[str]]) -> str:
-        """The job id to wait for: of an array sent just now, or one that is in the queue."""
-        note = self._read(key)
-        assert note is not None, f"nobody makes {key}"
-        if note["array"] in sent:
-            return sent[note["array"]][note["task"]]
-        found = self.queue.job_id(note["array"], note["task"]) or self._sent_at_last(note)
-        if found is None:
-            raise refuse("slurm", note["array"], "its job left the queue while this one was sent", "run it again")
-        return found
-
-    def _sent_at_last(self, note: Mapping[str, Any]) -> str | None:
-        """The id of a job that another submitter is sending, once it is in the queue."""
-        while time.time() - note["time"] < SUBMITTING_SECONDS and _alive(note):
-            self.queue.look_again()
-            if (found := self.queue.job_id(note["array"], note["task"])) is not None:
-                return found
-            time.sleep(1.0)
-        return None
-
-    def _read(self, key: str) -> dict[str, Any] | None:
-        try:
-            return json.loads((self.folder / key).read_text())
-        except (FileNotFoundError, ValueError):
-            return None
+    return {key: job for key, job in jobs.items() if not visit(key)}, failed
 
 
-def _alive(note: Mapping[str, Any]) -> bool:
-    """Whether the process that noted it runs; that of another machine counts as alive for its minute."""
-    return note["host"] != socket.gethostname() or psutil.pid_exists(note["pid"])
+def _write(
+    folder: Path,
+    store: Store,
+    machine: Machine,
+    cluster: Cluster,
+    grid: str,
+    jobs: Mapping[str, Job],
+    arrays: Mapping[str, Batch],
+    again: Again,
+) -> None:
+    """All that the jobs of a submission read; they need nothing else of whoever sent them."""
+    mine = {key: jobs[key] for batch in arrays.values() for task in batch.tasks for key in task}
+    made = (stage for job in mine.values() for stage in job.stages)
+    stages: dict[str, Stage] = {one.key: one for stage in made for one in stage.ancestry()}
+    specs = {key: stage.spec() for key, stage in stages.items()}
+    for key, reason in again.reasons.items():
+        specs[key]["retried"] = reason
+    folder.mkdir(parents=True)
+    write_json(
+        folder / "submission.json",
+        {
+            "grid": grid,
+            "cluster": asdict(cluster),
+            "store": str(store.root),
+            "machine": asdict(machine),
+            "machines": {key: dict(changes) for key, changes in again.machines.items()},
+            "stages": specs,
+            "jobs": {key: [stage.key for stage in job.stages] for key, job in mine.items()},
+            "arrays": {array: batch.tasks for array, batch in arrays.items()},
+        },
+    )
 
 
 def _chunks(batch: Batch, largest: int) -> Iterator[Batch]:
@@ -191,27 +182,25 @@ def _chunks(batch: Batch, largest: int) -> Iterator[Batch]:
         yield Batch(batch.tasks[first : first + largest], batch.resources, batch.needs, batch.kind)
 
 
+def _job_id(notes: Notes, key: str) -> str:
+    found = notes.job_id(key)
+    if found is None:
+        raise refuse("slurm", key, "its job left the queue while this one was sent", "run it again")
+    return found
+
+
 def _send(
-    folder: Path,
-    code: Path,
-    array: str,
-    resources: Resources,
-    tasks: Sequence[Sequence[str]],
-    after: Sequence[str],
-    cluster: Cluster,
-    plan: Plan,
+    folder: Path, cluster: Cluster, parameters: Mapping[str, Any], addresses: Sequence[Sequence[str]]
 ) -> list[str]:
     """One call of sbatch; returns the tasks' job ids."""
     from submitit import SlurmExecutor
 
-    address = {stage.key: stage.address for stage in plan.stages}
     executor = SlurmExecutor(folder / "slurm", python=cluster.python)
-    executor.update_parameters(**parameters(code, array, resources, after, cluster))
-    told = [[address[key] for key in task] for task in tasks]
+    executor.update_parameters(**parameters)
     submission = str(folder / "submission.json")
-    if len(told) == 1:
-        return [str(executor.submit(job.run, told[0], submission).job_id)]
-    return [str(one.job_id) for one in executor.map_array(job.run, told, [submission] * len(told))]
+    if len(addresses) == 1:
+        return [str(executor.submit(job.run, addresses[0], submission).job_id)]
+    return [str(one.job_id) for one in executor.map_array(job.run, addresses, [submission] * len(addresses))]
 
 
 def parameters(code: Path, array: str, resources: Resources, after: Sequence[str], cluster: Cluster) -> dict[str, Any]:

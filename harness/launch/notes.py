@@ -1,0 +1,117 @@
+"""Notes: which task of which array makes a stage, one small file each in the store's `jobs/`.
+
+A note is an address in Slurm's queue and counts for as long as its task is there. Whoever takes a note first sends
+the task; a second submitter waits for it instead.
+
+    notes = Notes(store, Queue.look()); notes.take(key, "20260301-12", "my_grid.cells.3f2a10.0", 3)
+"""
+
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from harness.launch.queue import Queue
+from harness.store import Store, runs, this_process, write_json
+
+SUBMITTING_SECONDS = 60.0
+"""How long a live submitter may take between noting a stage and having its task in the queue."""
+
+
+def read_note(store: Store, key: str) -> dict[str, Any] | None:
+    """`submission`, `array` and `task` that make `key`, with who sent them and when; None where nobody ever did."""
+    try:
+        return json.loads((store.root / "jobs" / key).read_text())
+    except (FileNotFoundError, ValueError):  # ValueError: it is being written this moment
+        return None
+
+
+def read_notes(store: Store, keys: Iterable[str]) -> dict[str, Mapping[str, Any]]:
+    """The notes of the keys that have one."""
+    return {key: note for key in keys if (note := read_note(store, key)) is not None}
+
+
+def read_submission(store: Store, key: str) -> dict[str, Any] | None:
+    """The frozen submission that `key` was last sent with; None where it never was."""
+    note = read_note(store, key)
+    if note is None:
+        return None
+    return json.loads((store.root / "submissions" / note["submission"] / "submission.json").read_text())
+
+
+def write_sent(store: Store, submission: str, array: str, jobs: Sequence[str]) -> None:
+    """Keep the ids of an array's tasks once the cluster has taken it."""
+    write_json(_sent(store, submission, array), jobs)
+
+
+def read_sent(store: Store, note: Mapping[str, Any]) -> str | None:
+    """The id of a note's task as the cluster gave it; None where it was not sent yet, or never."""
+    try:
+        return json.loads(_sent(store, note["submission"], note["array"]).read_text())[note["task"]]
+    except FileNotFoundError:
+        return None
+
+
+def _sent(store: Store, submission: str, array: str) -> Path:
+    return store.root / "submissions" / submission / f"{array}.json"
+
+
+def log_files(store: Store, key: str, attempts: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """What the last job at `key` printed: of the last attempt's job, or of the one that never came to an attempt."""
+    note = read_note(store, key)
+    job = attempts[-1].get("job") if attempts else note and read_sent(store, note)
+    folders = (store.root / "submissions").glob("*/slurm")
+    return sorted(path for folder in folders for path in folder.glob(f"{job}_*_log.*")) if job else []
+
+
+def arrays_of(store: Store, grid: str) -> set[str]:
+    """Names of all arrays that were ever sent for a grid."""
+    names = (path.stem for path in (store.root / "submissions").glob("*/*.*.json"))
+    return {name for name in names if name.rsplit(".", 3)[0] == grid}
+
+
+class Notes:
+    """The notes of a store beside the queue of a cluster."""
+
+    def __init__(self, store: Store, queue: Queue) -> None:
+        self.store, self.queue = store, queue
+        self.folder = store.root / "jobs"
+        self.folder.mkdir(exist_ok=True)
+
+    def take(self, key: str, submission: str, array: str, task: int) -> bool:
+        """Note that `array` makes `key`; False where a live job, or one being sent, makes it already."""
+        note = {"submission": submission, "array": array, "task": task, **this_process(), "time": time.time()}
+        for _ in range(2):
+            try:
+                with open(self.folder / key, "x") as file:
+                    json.dump(note, file)
+                return True
+            except FileExistsError:
+                if self.job_id(key) is not None:
+                    return False
+                with suppress(FileNotFoundError):
+                    os.replace(self.folder / key, self.folder / f".{key}.{uuid.uuid4().hex}")
+        return False
+
+    def job_id(self, key: str) -> str | None:
+        """The id of the job that makes `key`, waiting or running, or being sent at this moment; else None."""
+        note = read_note(self.store, key)
+        if note is None:
+            return None
+        found = self.queue.job_id(note["array"], note["task"])
+        while found is None and self._being_sent(note):
+            time.sleep(1.0)
+            self.queue.look_again()
+            found = self.queue.job_id(note["array"], note["task"])
+        return found
+
+    def _being_sent(self, note: Mapping[str, Any]) -> bool:
+        """Whether its submitter may yet send it; one of another machine is given its minute."""
+        if read_sent(self.store, note) is not None or time.time() - note["time"] > SUBMITTING_SECONDS:
+            return False
+        return note["host"] != socket.gethostname() or runs(note)

@@ -1,0 +1,121 @@
+"""Retry: a grid's failed cells again, each class of failure by its own rule, and nothing that is finished.
+
+    oom_host      half as much memory again; the arithmetic is the same
+    oom_cuda      micro-batches of half the rows in the same batch: the same sums in another order, so scores agree
+                  and are not equal; the model's record says so
+    node_failure  without the node
+    any other     as it was; what was stopped goes on from its checkpoint
+
+retry(store, frozen, "oom", view, print)
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from harness.checks import refuse
+from harness.cluster import Cluster
+from harness.config import Machine, Settings
+from harness.execute import View, execute
+from harness.launch.jobs import latest
+from harness.launch.notes import read_submission
+from harness.record import Part, thaw
+from harness.screen import Look
+from harness.stage import Stage
+from harness.status import StageState
+from harness.store import Store
+
+MORE_MEMORY = 1.5
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A stage that failed, how, and on which node where that is known."""
+
+    stage: Stage
+    failure_class: str | None
+    node: str | None
+
+
+def retry(
+    store: Store, frozen: Mapping[str, Any], failure_class: str | None, view: View, tell: Callable[[str], None]
+) -> None:
+    """Send the failed cells to the cluster that had them before, or make them here where none had.
+
+    `failure_class`: of these only; `oom` means every `oom_...`. `tell` hears what is done differently.
+    """
+    part, failed = failures(store, frozen, failure_class)
+    before = next(filter(None, (read_submission(store, key) for key in part.targets)), None)
+    machines = smaller_batches(failed, before["machines"] if before else {})
+    reasons = {
+        key: f"in micro-batches of {changes['micro_batch_size']} rows, after CUDA ran out of memory"
+        for key, changes in machines.items()
+    }
+    for key, reason in reasons.items():
+        tell(f"{key} {reason}")
+    if before is None:
+        machine = replace(Machine(), **min(machines.values(), key=lambda one: one["micro_batch_size"], default={}))
+        settings = Settings(method=None, corpus=None, store=str(store.root), machine=machine, retry=True)
+        execute(part, store, settings, view)
+        return
+
+    from harness.launch.slurm import Again, submit
+
+    cluster = mended(Cluster.of(before["cluster"]), failed, tell)
+    machine = Machine(**before["machine"])
+    tell(submit(part, store, machine, cluster, frozen["grid"], Again(machines, reasons)).told())
+
+
+def failures(store: Store, frozen: Mapping[str, Any], failure_class: str | None) -> tuple[Part, list[Failure]]:
+    """The part of a grid that makes its failed cells of a class, and the stages they failed at."""
+    look = Look.at(store, frozen)
+    failed = [(cell, state) for cell, state in look.cells if state.status == "failed"]
+    wanted = [(cell, state) for cell, state in failed if _is(state, failure_class)]
+    if not wanted:
+        have = sorted({state.failure_class or "unknown" for _, state in failed})
+        raise refuse("class", failure_class, f"the failures of {frozen['grid']} are {', '.join(have) or 'none'}")
+    models = [model for cell, _ in wanted for model in (cell, *cell["references"].values())]
+    part = thaw(frozen, [model["evaluate"] for model in models])
+    at = {state.stage: state.failure_class for _, state in wanted if state.stage is not None}
+    jobs = latest(store, at)
+    stages = {stage.key: stage for stage in part.stages}
+    nodes = {key: jobs[key].nodes if key in jobs else (store.attempts(key) or [{}])[-1].get("host") for key in at}
+    return part, [Failure(stages[key], kind, nodes[key]) for key, kind in at.items()]
+
+
+def smaller_batches(failed: Sequence[Failure], before: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By key, the machine's settings for stages for which a GPU's memory was too small."""
+    found = {}
+    for one in failed:
+        if one.failure_class == "oom_cuda":
+            rows = before.get(one.stage.key, {}).get("micro_batch_size") or _batch_size(one.stage)
+            if rows == 1:
+                way_out = "set machine.gradient_checkpointing=true, or take a GPU with more memory"
+                raise refuse("class", "oom_cuda", f"{one.stage.address} ran with one row at a time", way_out)
+            found[one.stage.key] = {"micro_batch_size": max(1, rows // 2)}
+    return found
+
+
+def mended(cluster: Cluster, failed: Sequence[Failure], tell: Callable[[str], None]) -> Cluster:
+    """The cluster's rules with more memory, and without nodes, where stages failed for that."""
+    if any(one.failure_class == "oom_host" for one in failed):
+        tell(f"with {MORE_MEMORY:g} times the memory")
+        rules = [replace(rule, memory_gb=rule.memory_gb * MORE_MEMORY) for rule in cluster.resources]
+        cluster = replace(cluster, resources=rules)
+    bad = sorted({one.node for one in failed if one.failure_class == "node_failure" and one.node})
+    if bad:
+        tell(f"without {', '.join(bad)}")
+        cluster = replace(cluster, exclude=",".join(filter(None, (cluster.exclude, *bad))))
+    return cluster
+
+
+def _batch_size(stage: Stage) -> int:
+    if stage.kind != "train":
+        way_out = "take a GPU with more memory"
+        raise refuse("class", "oom_cuda", f"{stage.address} trains nothing, so it has no batch to halve", way_out)
+    return stage.settings["budget"]["batch_size"]
+
+
+def _is(state: StageState, failure_class: str | None) -> bool:
+    found = state.failure_class or "unknown"
+    return failure_class in (None, found) or found.startswith(f"{failure_class}_")

@@ -1,0 +1,102 @@
+"""The status screen: a grid's cells by state, what is running and how far, and every failure by its one line.
+
+for line in screen(store, frozen, Look.at(store, frozen)): print(line)
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from harness.launch.jobs import states_of
+from harness.status import StageState, cell_state
+from harness.store import Store
+
+ORDER = ("running", "pending", "interrupted", "missing", "failed")
+LISTED = 12
+"""Cells, running stages and kinds of failure in full; more are counted."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """A grid as it was at one moment: states of its stages by key, and of its cells in their order."""
+
+    stages: Mapping[str, StageState]
+    cells: list[tuple[Mapping[str, Any], StageState]]
+
+    @classmethod
+    def at(cls, store: Store, frozen: Mapping[str, Any]) -> "Look":
+        """Ask the store, and Slurm once where the store is silent; changes nothing."""
+        stages = states_of(store, frozen["stages"])
+        cells = []
+        for cell in frozen["cells"]:
+            addresses = {key: frozen["stages"][key]["address"] for key in cell["needs"]}
+            cells.append((cell, cell_state(lambda key: stages[key], addresses, cell["evaluate"])))
+        return cls(stages, cells)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Cells by state."""
+        return Counter(state.status for _, state in self.cells)
+
+    @property
+    def moving(self) -> bool:
+        """Whether anything runs or waits in a queue."""
+        return any(state.status in ("running", "pending") for state in self.stages.values())
+
+
+def headline(grid: str, look: Look) -> str:
+    """How many cells are in which state, in a line."""
+    rest = "".join(f", {look.counts[status]} {status}" for status in ORDER if look.counts[status])
+    return f"{grid}: {look.counts['done']} of {len(look.cells)} cells done{rest}"
+
+
+def screen(store: Store, frozen: Mapping[str, Any], look: Look, every_cell: bool = False) -> Iterator[str]:
+    """The lines of the screen; cells one by one where few are left, or `every_cell`."""
+    yield headline(frozen["grid"], look)
+    running = [key for key, state in look.stages.items() if state.status == "running"]
+    for key in running[:LISTED]:
+        yield f"  running     {frozen['stages'][key]['address']}  {_progress(store, key, look.stages[key])}"
+    if len(running) > LISTED:
+        yield f"  running     ... and {len(running) - LISTED} more stages"
+    yield from _failures(look)
+    left = [(cell, state) for cell, state in look.cells if state.status not in ("done", "failed")]
+    for cell, state in look.cells if every_cell else left if len(left) <= LISTED else []:
+        yield f"  {state.status:<12}{cell_line(cell)}" + (f"  {state.reason}" if state.reason else "")
+
+
+def cell_line(cell: Mapping[str, Any]) -> str:
+    """A cell's fingerprint, as `explain` and `logs` take it, and what tells it from the others."""
+    teacher = f" teacher={cell['teacher']}" if cell["teacher"] else ""
+    fingerprint = cell["train"][-1].rsplit("-", 1)[-1][:8]
+    return f"{fingerprint}  {cell['method']} {cell['data_frac']:g} {cell['student']}{teacher} seed={cell['seed']}"
+
+
+def _failures(look: Look) -> Iterator[str]:
+    """Failed cells by class and reason, the most frequent first, each with a cell to look at."""
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for cell, state in look.cells:
+        if state.status == "failed":
+            found.setdefault((state.failure_class or "unknown", state.reason or ""), []).append(cell)
+    ordered = sorted(found.items(), key=lambda one: -len(one[1]))
+    for (kind, reason), cells in ordered[:LISTED]:
+        more = f" and {len(cells) - 1} more" if len(cells) > 1 else ""
+        yield f"  failed      {cell_line(cells[0])}{more}  {kind}: {reason}"
+    if len(ordered) > LISTED:
+        yield f"  failed      ... and {len(ordered) - LISTED} other reasons"
+
+
+def _progress(store: Store, key: str, state: StageState) -> str:
+    """How far the last attempt at a running stage is, when it should end, and where it runs."""
+    page = (store.attempts(key) or [{}])[-1]
+    said = []
+    if page.get("step") and page.get("total"):
+        spent = page["heartbeat"] - page["started"]
+        left = spent / page["step"] * (page["total"] - page["step"]) - (time.time() - page["heartbeat"])
+        said.append(f"{page['step']}/{page['total']}")
+        if page.get("loss") is not None:
+            said.append(f"loss {page['loss']:.3f}")
+        said.append(f"about {max(left, 0) / 60:.0f} min left")
+    where = " ".join(filter(None, (page.get("host"), page.get("job") and f"job {page['job']}")))
+    return ", ".join(filter(None, [*said, where or state.reason]))
