@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 GPU ?= --tiny
 STAMP := $(VENV)/.installed
 
-.PHONY: env grid test lint smollm2 benchmarks clean
+.PHONY: env grid test test-slurm lint smollm2 benchmarks clean
 
 env: $(STAMP)
 
@@ -19,6 +19,9 @@ grid: env  ## build the miniature and run the main grid: table, figure, verdict
 
 test: env  ## the whole test suite: no network, no GPU
 	$(BIN)/python -m pytest
+
+test-slurm: env  ## the tests on a real Slurm, which slurm/dev_cluster starts and stops
+	$(BIN)/python -m pytest -n 0 -m cluster tests/cluster
 
 lint: env  ## style and types
 	$(BIN)/ruff check .

@@ -75,7 +75,7 @@ def accounts(arrays: Iterable[str], every_try: bool = False) -> list[Account]:
         return []
     more = ["--duplicates"] if every_try else []
     try:
-        command = ("sacct", "-X", "-n", "-P", "--array", *more, f"--name={','.join(sorted(names))}")
+        command = ("sacct", "-X", "-n", "-P", *more, f"--name={','.join(sorted(names))}")
         text = ask(*command, "-S", "now-90days", "-o", FIELDS)
     except SettingsError as error:
         if "disabled" not in str(error):
