@@ -32,11 +32,13 @@ def slurm(tmp_path, monkeypatch):
     (folder / "sinfo.txt").write_text("low|4|8000|gpu:2\nhigh|4|8000|gpu:2(S:0)\n")
     (folder / "squeue.txt").write_text("")
     (folder / "sacct.txt").write_text("")
+    (folder / "limits.txt").write_text("\n")
     scripts = {
         "scontrol": f"cat {folder}/config",
         "sinfo": f"cat {folder}/sinfo.txt",
         "squeue": f"cat {folder}/squeue.txt",
         "sacct": f"cat {folder}/sacct.txt",
+        "sacctmgr": f"cat {folder}/limits.txt",
         "srun": "true",
         "sbatch": f"n=$(ls {folder}/sent.* 2>/dev/null | wc -l); cp $1 {folder}/sent.$n; "
         "echo Submitted batch job $((100 + n))",
@@ -150,6 +152,23 @@ def test_arrays_are_no_longer_than_the_cluster_takes(slurm, store):
     (slurm / "config").write_text("MaxArraySize = 3\n")
     submission = send(store, plan_of("seed=0,1,2,3"), pack_minutes=0)
     assert max(len(ids) for ids in submission.arrays.values()) == 3
+
+
+@pytest.mark.parametrize(("config", "limits"), [("MaxJobCount = 30", ""), ("MaxJobCount = 10000", "30\n")])
+def test_more_cells_share_a_task_where_the_queue_takes_few_jobs(slurm, store, config, limits):
+    (slurm / "config").write_text(config + "\n")
+    (slurm / "limits.txt").write_text(limits)
+    plan = plan_of("seed=range(10)")
+    submission = send(store, plan, pack_minutes=0)
+    assert sum(len(ids) for ids in submission.arrays.values()) <= 20
+    assert submission.targets >= len(plan.cells)
+
+
+def test_a_queue_that_is_full_is_said_so_and_nothing_is_sent(slurm, store):
+    (slurm / "config").write_text("MaxJobCount = 12\n")
+    with pytest.raises(SettingsError, match=r"the queue takes 2 more jobs and the grid needs \d+"):
+        send(store, plan_of())
+    assert sent(slurm) == []
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,12 @@ One look is one call of `squeue`, one of `sinfo` and one of `scontrol`, whatever
     queue = Queue.look(); queue.job_id("my_grid.cells.3f2a10.0", task=3)      # "1234_3", or None
 """
 
+import getpass
 import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,6 +19,7 @@ from harness.cluster import Cluster, Resources
 
 SECONDS = 60.0  # a controller that is restarted answers within a minute
 DEFAULT_LARGEST_ARRAY = 1001
+DEFAULT_MOST_JOBS = 10000
 
 
 class Node(NamedTuple):
@@ -34,6 +37,8 @@ class Queue:
 
     nodes: Sequence[Node]
     largest_array: int
+    most_jobs: int
+    """Jobs that all users, or this one, may have in the queue at once, whichever is less."""
     jobs: dict[tuple[str, int], str] = field(default_factory=dict)
     """Ids of pending and running jobs, by name and task (0 for a job that is no array)."""
 
@@ -45,8 +50,12 @@ class Queue:
                 "slurm cannot be used: there is no sbatch on this machine; run this on a login node of the cluster, or "
                 "try `slurm/dev_cluster start`."
             )
-        found = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config"), re.MULTILINE)
-        queue = cls(_nodes(ask("sinfo", "-h", "-o", "%R|%c|%m|%G")), int(found[1]) if found else DEFAULT_LARGEST_ARRAY)
+        config = dict(re.findall(r"^(\w+)\s*=\s*(\d+)", ask("scontrol", "show", "config"), re.MULTILINE))
+        queue = cls(
+            _nodes(ask("sinfo", "-h", "-o", "%R|%c|%m|%G")),
+            int(config.get("MaxArraySize", DEFAULT_LARGEST_ARRAY)),
+            min([int(config.get("MaxJobCount", DEFAULT_MOST_JOBS)), *_own_limits()]),
+        )
         queue.look_again()
         return queue
 
@@ -56,6 +65,11 @@ class Queue:
         for line in ask("squeue", "-h", "-r", "-o", "%j|%K|%i").splitlines():
             name, task, job = line.rsplit("|", 2)
             self.jobs[name, int(task) if task.isdigit() else 0] = job
+
+    @property
+    def room(self) -> int:
+        """How many more tasks the queue takes."""
+        return self.most_jobs - len(self.jobs)
 
     def add(self, array: str, jobs: Sequence[str]) -> None:
         """Remember tasks that were sent after the last look."""
@@ -91,6 +105,14 @@ def ask(*command: str) -> str:
         reason = (answer.stderr.strip().splitlines() or ["no reason given"])[0]
         raise SettingsError(f"{' '.join(command[:3])} failed: {reason}; is this a login node of the cluster?")
     return answer.stdout
+
+
+def _own_limits() -> list[int]:
+    """How many jobs the cluster's accounts let this user have in the queue; empty where they set no limit."""
+    with suppress(SettingsError, FileNotFoundError):
+        limits = ask("sacctmgr", "-n", "-P", "show", "assoc", f"user={getpass.getuser()}", "format=MaxSubmitJobs")
+        return [int(limit) for limit in limits.split()]
+    return []
 
 
 def _nodes(text: str) -> list[Node]:

@@ -12,7 +12,7 @@ import shlex
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ from harness.status import StageState, stage_state
 from harness.store import Store, write_json
 
 WATCH_SECONDS = 10.0
+SPARE_JOBS = 10
+"""Room in the queue that is left for what the user sends by hand."""
+LONGEST_PACK_MINUTES = 24 * 60.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def submit(
     jobs = own_jobs(work, store.done)
     if again is None:
         jobs, failed = _without_failed(jobs, store)
-    chunks = [part for batch in batches(jobs, cluster) for part in _chunks(batch, queue.largest_array)]
+    chunks = [part for batch in _fitting(jobs, cluster, queue) for part in _chunks(batch, queue.largest_array)]
     for rule in {batch.resources for batch in chunks}:
         queue.check(rule, cluster)
     notes = Notes(store, queue)
@@ -174,6 +177,21 @@ def _write(
             "arrays": {array: batch.tasks for array, batch in arrays.items()},
         },
     )
+
+
+def _fitting(jobs: Mapping[str, Job], cluster: Cluster, queue: Queue) -> list[Batch]:
+    """The jobs in as many tasks as the queue takes: where short cells are too many, more of them share a task."""
+    room = queue.room - SPARE_JOBS
+    minutes = cluster.pack_minutes
+    while True:
+        found = batches(jobs, replace(cluster, pack_minutes=minutes))
+        tasks = sum(len(batch.tasks) for batch in found)
+        if tasks <= room:
+            return found
+        if minutes > LONGEST_PACK_MINUTES:
+            reason = f"the queue takes {max(room, 0)} more jobs and the grid needs {tasks}"
+            raise refuse("slurm", cluster.name, reason, "send a part of the grid first, or ask for a higher limit")
+        minutes = 2 * max(minutes, 1)
 
 
 def _chunks(batch: Batch, largest: int) -> Iterator[Batch]:

@@ -1,7 +1,7 @@
 """A real Slurm for the tests beside this file: `slurm/dev_cluster`, started once, and a small grid to send to it.
 
-`undisturbed` is that grid as one process made it. `grid` is the same grid with data, models and teacher there already, so
-that what a test disturbs is the training of two cells and nothing else.
+`undisturbed` is that grid as one process made it. `grid` is the same with data, models and teacher there already, so a
+test disturbs the training of two cells and nothing else.
 """
 
 import json
@@ -152,7 +152,7 @@ class Sent:
 
     def times(self):
         """When each artifact was published."""
-        return {key: self.store.manifest(key)["published"] for key in self.plan["stages"] if self.store.done(key)}
+        return {key: self.store.manifest(key)["published"] for key in self.store.published()}
 
 
 @pytest.fixture(scope="session")
