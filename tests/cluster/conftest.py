@@ -53,7 +53,7 @@ def cluster(tmp_path_factory):
     script = str(ROOT / "slurm" / "dev_cluster")
     subprocess.run([script, "start", str(folder)], check=True)
     before = dict(os.environ)
-    os.environ |= {"SLURM_CONF": str(folder / "etc" / "slurm.conf"), "HARNESS_DEV_CLUSTER": str(folder)}
+    os.environ |= {"SLURM_CONF": str(folder / "etc" / "slurm.conf"), "PYTHONPATH": str(ROOT)}
     yield folder
     subprocess.run([script, "stop", str(folder)], check=True)
     os.environ.clear()
