@@ -9,6 +9,7 @@ once for the whole grid. Nothing here imports torch or reads data.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from harness.checks import refuse
 from harness.config import Cell, Student
@@ -96,12 +97,12 @@ class Plan:
                 stages.setdefault(stage.key, stage)
         return cls(tuple(planned.values()), tuple(stages.values()))
 
-    @property
+    @cached_property
     def targets(self) -> dict[str, Stage]:
         """What the cells are made for, by key."""
         return {target.key: target for cell in self.cells for target in cell.targets}
 
-    @property
+    @cached_property
     def teachers(self) -> frozenset[str]:
         """Keys of the cells' given teachers."""
         given = (cell.teacher for cell in self.cells if cell.taught_by == "given")

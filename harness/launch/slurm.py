@@ -75,14 +75,15 @@ def submit(
     Stages that failed are left alone, with all that needs them, unless they are to be tried `again`.
     """
     queue = Queue.look()
+    notes = Notes(store, queue)
     failed: dict[str, StageState] = {}
     jobs = own_jobs(work, store.done)
     if again is None:
         jobs, failed = _without_failed(jobs, store)
-    chunks = [part for batch in _fitting(jobs, cluster, queue) for part in _chunks(batch, queue.largest_array)]
+    unsent = {key: one for key, one in jobs.items() if notes.job_id(key) is None}
+    chunks = [part for batch in _fitting(unsent, cluster, queue) for part in _chunks(batch, queue.largest_array)]
     for rule in {batch.resources for batch in chunks}:
         queue.check(rule, cluster)
-    notes = Notes(store, queue)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
     arrays: dict[str, Batch] = {}
     for number, batch in enumerate(chunks):
@@ -105,8 +106,7 @@ def submit(
         write_sent(store, name, array, sent[array])
         queue.add(array, sent[array])
     targets = sum(len(task) for batch in arrays.values() for task in batch.tasks)
-    attached = sum(len(task) for batch in chunks for task in batch.tasks) - targets
-    return Submission(folder, sent, targets, attached, failed)
+    return Submission(folder, sent, targets, len(jobs) - targets, failed)
 
 
 def wait(store: Store, targets: Sequence[str], tell: Callable[[str], None]) -> None:
