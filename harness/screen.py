@@ -74,15 +74,17 @@ def cell_line(cell: Mapping[str, Any]) -> str:
 
 
 def _failures(look: Look) -> Iterator[str]:
-    """Failed cells by class and reason, the most frequent first, each with a cell to look at."""
-    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    """Failed cells, those of one class and reason together, the most frequent first, each with a cell to look at."""
+    found: dict[tuple[str | None, str | None], list[tuple[Mapping[str, Any], StageState]]] = {}
     for cell, state in look.cells:
         if state.status == "failed":
-            found.setdefault((state.failure_class or "unknown", state.reason or ""), []).append(cell)
-    ordered = sorted(found.items(), key=lambda one: -len(one[1]))
-    for (kind, reason), cells in ordered[:LISTED]:
-        more = f" and {len(cells) - 1} more" if len(cells) > 1 else ""
-        yield f"  failed      {cell_line(cells[0])}{more}  {kind}: {reason}"
+            reason = look.stages[state.stage].reason if state.stage else state.reason
+            found.setdefault((state.failure_class, reason), []).append((cell, state))
+    ordered = sorted(found.values(), key=lambda alike: -len(alike))
+    for alike in ordered[:LISTED]:
+        cell, state = alike[0]
+        more = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
+        yield f"  failed      {cell_line(cell)}{more}  {state.failure_class}: {state.reason}"
     if len(ordered) > LISTED:
         yield f"  failed      ... and {len(ordered) - LISTED} other reasons"
 
