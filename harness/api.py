@@ -24,9 +24,10 @@ from harness.execute import execute
 from harness.plan import Plan, plan_cell
 from harness.preflight import preflight
 from harness.record import freeze, keep_plan, records
+from harness.status import StageState, stage_state
 from harness.store import Store, write_json, write_text
 from harness.trials import tune_grid
-from harness.tuning import Tune, Tuned
+from harness.tuning import Tune
 from harness.view import view_of
 
 if TYPE_CHECKING:
@@ -96,17 +97,12 @@ def run_grid(composed: Composed, stream: TextIO | None = None) -> "Finished":
     planned = Plan.of(composed.cells)
     preflight(planned, settings.machine)
     with view_of(stream or sys.stderr) as view:
-        tuned: list[Tuned] = []
-        if settings.tune:
-            name = _wanted_name(settings, planned)
-            tuned, trials = tune_grid(composed.cells, Tune.of(settings.tune), name, store, settings, view)
-        plans = [plan_cell(one.cell) for one in tuned]
-        planned = Plan.union(plans) if tuned else planned
-        chosen = {plan.fingerprint: one for plan, one in zip(plans, tuned, strict=True)}
-        frozen = freeze(planned, _name(settings, planned, store), chosen)
-        folder = keep_plan(store, frozen)
-        if tuned:
-            write_json(folder / "tuning.json", trials)
+
+        def make(plan: Plan, grid: str) -> Mapping[str, StageState]:
+            preflight(plan, settings.machine)
+            return execute(plan, store, settings, view)
+
+        planned, frozen = _settled(composed, planned, store, make)
         execute(planned, store, settings, view)
     return Finished.collect(store, frozen)
 
@@ -119,22 +115,52 @@ def submit_grid(composed: Composed, tell: Callable[[str], None] = print) -> "Fin
     from harness.launch.slurm import Again, submit, wait
 
     settings = composed.settings
-    if settings.tune:
-        raise refuse("tune", "with slurm", "trials must end before the grid is known", "leave slurm out, or tune")
+    if settings.tune and not settings.wait:
+        raise refuse("wait", False, "trials must end before the grid is known", "set wait=true, or leave tune out")
     cluster = Cluster.of(settings.slurm)
     store = Store.open(settings.store)
     planned = Plan.of(composed.cells)
     preflight(planned)
-    tell(plan_text(planned, store))
-    frozen = freeze(planned, _name(settings, planned, store))
-    keep_plan(store, frozen)
-    submission = submit(planned, store, settings.machine, cluster, frozen["grid"], Again() if settings.retry else None)
-    tell(submission.told())
+
+    def send(plan: Plan, grid: str) -> None:
+        tell(plan_text(plan, store))
+        again = Again() if settings.retry else None
+        tell(submit(plan, store, settings.machine, cluster, grid, again).told())
+
+    def make(plan: Plan, grid: str) -> Mapping[str, StageState]:
+        preflight(plan)
+        send(plan, grid)
+        wait(store, list(plan.targets), tell)
+        return {key: stage_state(store, key) for key in plan.targets}
+
+    planned, frozen = _settled(composed, planned, store, make)
+    send(planned, frozen["grid"])
     if not settings.wait:
         tell(f"python -m harness.grid status {frozen['grid']}")
         return None
     wait(store, list(planned.targets), tell)
     return Finished.collect(store, frozen)
+
+
+def _settled(
+    composed: Composed, planned: Plan, store: Store, make: Callable[[Plan, str], Mapping[str, StageState]]
+) -> tuple[Plan, dict[str, Any]]:
+    """The plan, with every arm at the settings that trials chose where it is to be tuned, and as it is kept.
+
+    `make` makes the trials' plan under a grid's name, and returns how its stages ended.
+    """
+    settings = composed.settings
+    if not settings.tune:
+        frozen = freeze(planned, _name(settings, planned, store))
+        keep_plan(store, frozen)
+        return planned, frozen
+    tuned, trials = tune_grid(composed.cells, Tune.of(settings.tune), _wanted_name(settings, planned), store, make)
+    plans = [plan_cell(one.cell) for one in tuned]
+    planned = Plan.union(plans)
+    chosen = {plan.fingerprint: one for plan, one in zip(plans, tuned, strict=True)}
+    frozen = freeze(planned, _name(settings, planned, store), chosen)
+    write_json(keep_plan(store, frozen) / "tuning.json", trials)
+    return planned, frozen
 
 
 @dataclass(frozen=True)

@@ -4,28 +4,32 @@
 trained and never scored on held-out rows. Trials are stages like any other: stopped and run again, the same
 command goes on, and `python -m harness.grid status <grid>-tuning` shows them.
 
-    tuned, told = tune_grid(cells, Tune.of({...}), "my_grid", store, settings, view)
+    tuned, told = tune_grid(cells, Tune.of({...}), "my_grid", store, make)
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from harness.config import Cell, Settings
-from harness.execute import View, execute
+from harness.config import Cell
 from harness.identity import plain
 from harness.plan import CellPlan, Plan, plan_cell
-from harness.preflight import preflight
 from harness.record import freeze, keep_plan
+from harness.status import StageState
 from harness.store import Store
 from harness.tuning import Search, Tune, Tuned, search, tuned_cells
 
 
 def tune_grid(
-    cells: Sequence[Cell], tune: Tune, grid: str, store: Store, settings: Settings, view: View
+    cells: Sequence[Cell],
+    tune: Tune,
+    grid: str,
+    store: Store,
+    make: Callable[[Plan, str], Mapping[str, StageState]],
 ) -> tuple[list[Tuned], dict[str, Any]]:
     """Run the trials; returns every cell at the settings chosen for its arm, and all trials as plain JSON.
 
+    `make` makes a plan under a grid's name, wherever it runs, and returns how its stages ended.
     Raises SettingsError where an arm has no trial with a score, before the grid itself is begun.
     """
     known: dict[str, CellPlan] = {}
@@ -34,10 +38,9 @@ def tune_grid(
     def run(wanted: list[Cell]) -> list[float | str]:
         plans = [trial_plan(plan_cell(cell)) for cell in wanted]
         plan = Plan.union(plans)
-        preflight(plan, settings.machine)
         known.update({one.fingerprint: one for one in plans})
         keep_plan(store, freeze(Plan.union(known.values()), name))
-        states = execute(plan, store, settings, view)
+        states = make(plan, name)
         return [_figure(store, one, states) for one in plans]
 
     searches = search(cells, tune, run)
@@ -49,7 +52,7 @@ def trial_plan(plan: CellPlan) -> CellPlan:
     return replace(plan, evaluate=plan.train[-1], references={})
 
 
-def _figure(store: Store, plan: CellPlan, states: Mapping[str, Any]) -> float | str:
+def _figure(store: Store, plan: CellPlan, states: Mapping[str, StageState]) -> float | str:
     key = plan.train[-1].key
     if not store.done(key):
         state = states[key]
