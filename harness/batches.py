@@ -87,7 +87,7 @@ def _job(target: Stage, own: Collection[str], done: Callable[[str], bool]) -> Jo
 
 def _resources(job: Job, cluster: Cluster) -> Resources:
     """What the most demanding of a job's stages asks for, by GPUs, then memory, then time."""
-    asked = [cluster.resources_for(stage.kind, stage.largest_model) for stage in job.stages]
+    asked = [cluster.resources_for(stage.kind, stage.name, stage.largest_model) for stage in job.stages]
     return max(asked, key=lambda one: (one.nodes * one.gpus, one.memory_gb, one.minutes))
 
 

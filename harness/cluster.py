@@ -5,6 +5,7 @@ cluster = Cluster.of({"name": "dev", "resources": [{"minutes": 10, "cpus": 1, "m
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 from harness.checks import check_at_least, check_known, check_positive, refuse
@@ -16,6 +17,8 @@ class Resources:
 
     kinds: Sequence[str] = ()
     """Kinds of stages the rule is for (mixture, base, train, labels, cache, synthesize, evaluate); none: all."""
+    names: Sequence[str] = ()
+    """Patterns of the names in addresses, e.g. `on_policy-*` or `kd-1-s0`, for single cells; none: all."""
     parameters: float | None = None
     """The rule is for models of at most so many parameters; null: of any size."""
     minutes: int = 60
@@ -41,9 +44,11 @@ class Resources:
         check_at_least("slurm.resources.gpus", self.gpus, 0)
         check_at_least("slurm.resources.processes", self.processes, 1)
 
-    def fits(self, kind: str, parameters: float) -> bool:
-        """Whether the rule is for a stage of this kind with a model of so many parameters."""
-        return (not self.kinds or kind in self.kinds) and (self.parameters is None or parameters <= self.parameters)
+    def fits(self, kind: str, name: str, parameters: float) -> bool:
+        """Whether the rule is for a stage of this kind and name with a model of so many parameters."""
+        named = not self.names or any(fnmatchcase(name, pattern) for pattern in self.names)
+        large = self.parameters is not None and parameters > self.parameters
+        return named and not large and (not self.kinds or kind in self.kinds)
 
     @property
     def tasks_per_node(self) -> int:
@@ -92,13 +97,16 @@ class Cluster:
             return cls(**settings)
         for rule in settings["resources"] or ():
             check_known("slurm.resources", rule, Resources)
-        rules = (Resources(**{**rule, "kinds": tuple(rule.get("kinds") or ())}) for rule in settings["resources"] or ())
-        return cls(**{**settings, "resources": tuple(rules)})
+        rules = tuple(
+            Resources(**{**rule, "kinds": tuple(rule.get("kinds") or ()), "names": tuple(rule.get("names") or ())})
+            for rule in settings["resources"] or ()
+        )
+        return cls(**{**settings, "resources": rules})
 
-    def resources_for(self, kind: str, parameters: float) -> Resources:
-        """What a job of this kind asks for; refused where no rule fits."""
+    def resources_for(self, kind: str, name: str, parameters: float) -> Resources:
+        """What a stage asks for; refused where no rule fits."""
         for rule in self.resources:
-            if rule.fits(kind, parameters):
+            if rule.fits(kind, name, parameters):
                 return rule
         raise refuse(
             "slurm.resources",

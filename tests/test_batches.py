@@ -119,3 +119,11 @@ def test_a_cluster_file_that_cannot_be_meant_is_refused(settings, words):
     with pytest.raises(SettingsError) as refused:
         Cluster.of(settings)
     assert all(word in str(refused.value) for word in words)
+
+
+def test_single_cells_may_ask_for_more_than_their_like():
+    more = {"names": ["logit_kd-1-*"], "memory_gb": 64, "minutes": 600}
+    found = batches_of(plan_of("data_frac=0.1,1.0", "method=sft,logit_kd"), resources=[more, {"memory_gb": 4}])
+    large = {key for batch in found if batch.resources.memory_gb == 64 for task in batch.tasks for key in task}
+    (cell,) = plan_of("data_frac=1.0", "method=logit_kd").cells
+    assert large == {cell.evaluate.key}
