@@ -29,7 +29,7 @@ GRID = [
     "teacher.lessons.0.budget.amount=20",
     "budget.amount=300",
     "evals.limit=20",
-    "machine.checkpoint_minutes=0.03",
+    "machine.checkpoint_minutes=0.05",
 ]
 PATIENCE = 240.0
 
@@ -125,12 +125,16 @@ class Sent:
         return key
 
     def finished(self):
-        """Wait until every evaluation of the grid is there, hurrying what Slurm holds back after a requeue."""
+        """Wait until every evaluation of the grid is there; what Slurm holds back after a requeue for two minutes, for
+        its node to be cleaned up, is held back for ten seconds."""
+        held: dict[str, float] = {}
 
         def all_there():
-            for job in slurm("squeue", "-h", "-t", "PD", "-r", "-o", "%i %r").splitlines():
-                if job.split()[1] == "BeginTime":
-                    subprocess.run(["scontrol", "update", f"JobId={job.split()[0]}", "StartTime=now"], check=False)
+            for line in slurm("squeue", "-h", "-t", "PD", "-r", "-o", "%i %r").splitlines():
+                job, reason = line.split(maxsplit=1)
+                if reason == "BeginTime" and time.monotonic() - held.setdefault(job, time.monotonic()) > 10:
+                    del held[job]
+                    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=False)
             return all(self.store.done(key) for key in self.targets)
 
         until("all evaluations", all_there)
