@@ -102,7 +102,7 @@ def show_status(given: argparse.Namespace) -> None:
     store = _existing(given.store)
     for name in [given.grid] if given.grid else _grids(store):
         frozen = frozen_plan(store, name)
-        look = Look.at(store, frozen)
+        look = Look.at(store, frozen, ask_slurm=bool(given.grid))
         print("\n".join(screen(store, frozen, look, given.cells) if given.grid else [headline(name, look)]))
 
 

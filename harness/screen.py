@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.launch.jobs import states_of
-from harness.status import StageState, cell_state
+from harness.status import StageState, cell_state, stage_state
 from harness.store import Store
 
 ORDER = ("running", "pending", "interrupted", "missing", "failed")
@@ -26,9 +26,10 @@ class Look:
     cells: list[tuple[Mapping[str, Any], StageState]]
 
     @classmethod
-    def at(cls, store: Store, frozen: Mapping[str, Any]) -> "Look":
+    def at(cls, store: Store, frozen: Mapping[str, Any], ask_slurm: bool = True) -> "Look":
         """Ask the store, and Slurm once where the store is silent; changes nothing."""
-        stages = states_of(store, frozen["stages"])
+        keys = frozen["stages"]
+        stages = states_of(store, keys) if ask_slurm else {key: stage_state(store, key) for key in keys}
         cells = []
         for cell in frozen["cells"]:
             addresses = {key: frozen["stages"][key]["address"] for key in cell["needs"]}
