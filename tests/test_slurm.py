@@ -216,6 +216,19 @@ def test_accounts_say_why_a_job_ended_without_its_artifact(slurm, store):
     assert states_of(store, [key])[key].status == "missing"
 
 
+def test_a_controller_that_is_away_for_a_moment_is_asked_again(slurm, monkeypatch):
+    monkeypatch.setattr("harness.launch.queue.AGAIN_SECONDS", 0)
+    away = (
+        f"test -e {slurm}/asked && exit 0; touch {slurm}/asked; echo 'Unable to contact slurm controller' >&2; exit 1"
+    )
+    (slurm / "squeue").write_text(f"#!/bin/sh\n{away}\n")
+    assert Queue.look().jobs == {}
+    (slurm / "asked").unlink()
+    monkeypatch.setattr("harness.launch.queue.AWAY_SECONDS", -1)
+    with pytest.raises(SettingsError, match="squeue -h -r failed: Unable to contact"):
+        Queue.look()
+
+
 def test_the_code_is_published_once_for_each_state_of_it(store):
     first = publish_code(store)
     assert (first / "harness" / "job.py").is_file()

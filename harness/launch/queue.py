@@ -9,6 +9,7 @@ import getpass
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,7 +18,9 @@ from typing import NamedTuple
 from harness.checks import SettingsError, refuse
 from harness.cluster import Cluster, Resources
 
-SECONDS = 60.0  # a controller that is restarted answers within a minute
+SECONDS = 60.0
+AWAY_SECONDS = 120.0  # a controller that is restarted is back by then
+AGAIN_SECONDS = 5.0
 DEFAULT_LARGEST_ARRAY = 1001
 DEFAULT_MOST_JOBS = 10000
 
@@ -96,15 +99,19 @@ class Queue:
 
 
 def ask(*command: str) -> str:
-    """What a command of Slurm prints; one sentence where it fails."""
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise SettingsError(f"{command[0]} did not answer within {SECONDS:g} s; is the controller up?") from error
-    if answer.returncode:
-        reason = (answer.stderr.strip().splitlines() or ["no reason given"])[0]
-        raise SettingsError(f"{' '.join(command[:3])} failed: {reason}; is this a login node of the cluster?")
-    return answer.stdout
+    """What a command of Slurm prints; one sentence where it fails, or where no controller answers for a minute or two."""
+    end = time.monotonic() + AWAY_SECONDS
+    while True:
+        try:
+            answer = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise SettingsError(f"{command[0]} did not answer within {SECONDS:g} s; is the controller up?") from error
+        if not answer.returncode:
+            return answer.stdout
+        if "Unable to contact" not in answer.stderr or time.monotonic() > end:
+            reason = (answer.stderr.strip().splitlines() or ["no reason given"])[0]
+            raise SettingsError(f"{' '.join(command[:3])} failed: {reason}; is this a login node of the cluster?")
+        time.sleep(AGAIN_SECONDS)
 
 
 def _own_limits() -> list[int]:

@@ -97,17 +97,20 @@ def test_a_job_is_killed_for_memory_and_retried_with_more(grid, undisturbed):
 
 
 def test_the_controller_is_away_while_a_grid_is_planned_and_watched(grid, undisturbed, cluster):
-    grid.run()
+    watching = grid.start("wait=true")
+    until("the submission", lambda: list(grid.store.root.glob("submissions/*/g.*.json")))
     grid.begun("sft")
     slurm("dev_cluster", "stop-controller", str(cluster))
     try:
         plan = [sys.executable, "-m", "harness.grid", "--store", str(grid.store.root), "plan", *grid.settings]
         assert "2 cells" in subprocess.run(plan, capture_output=True, text=True, check=True).stdout
         assert "g: " in grid.verb("status", "g")
-        time.sleep(30)
+        time.sleep(60)
     finally:
         slurm("dev_cluster", "start-controller", str(cluster))
     whole(grid, undisturbed)
+    out, err = watching.communicate(timeout=60)
+    assert watching.returncode == 0 and "sft" in out, out + err
 
 
 @pytest.mark.parametrize("after", [0, 1])
