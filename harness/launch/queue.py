@@ -99,7 +99,7 @@ class Queue:
 
 
 def ask(*command: str) -> str:
-    """What a command of Slurm prints; one sentence where it fails, or where no controller answers for a minute or two."""
+    """What a command of Slurm prints; one sentence where it fails, or no controller answers for two minutes."""
     end = time.monotonic() + AWAY_SECONDS
     while True:
         try:
