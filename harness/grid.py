@@ -28,7 +28,7 @@ from typing import Any
 
 from harness.checks import SettingsError, refuse
 from harness.identity import differences
-from harness.launch.notes import arrays_of, log_files
+from harness.launch.notes import arrays_of, log_files, read_note, read_sent
 from harness.launch.queue import Queue, ask
 from harness.screen import Look, headline, screen
 from harness.store import Store
@@ -152,7 +152,9 @@ def show_logs(given: argparse.Namespace) -> None:
         print(f"try {number} on {page.get('host')}: {page.get('outcome')}{reason}")
     if attempts and attempts[-1].get("traceback"):
         print(attempts[-1]["traceback"])
-    for path in log_files(store, key, attempts):
+    note = read_note(store, key)
+    job = attempts[-1].get("job") if attempts else note and read_sent(store, note)
+    for path in log_files(store, job) if job else []:
         lines = path.read_text(errors="replace").splitlines()
         print(f"--- {path}", *lines[-LOG_LINES:], sep="\n")
 

@@ -212,6 +212,11 @@ def test_accounts_say_why_a_job_ended_without_its_artifact(slurm, store):
         (slurm / "sacct.txt").write_text(f"{start}|{line}\n")
         state = states_of(store, [key])[key]
         assert (state.status, state.failure_class) == (status, failure) and words in (state.reason or "")
+    log = store.root / "submissions" / note["submission"] / "slurm" / f"{job}_0_log.err"
+    log.parent.mkdir(exist_ok=True)
+    log.write_text("slurmstepd-n1: error: Exceeded job memory limit\n")
+    (slurm / "sacct.txt").write_text(f"{start}|FAILED|9:0|9|cpu=1|n1|None\n")
+    assert states_of(store, [key])[key].failure_class == "oom_host"
     (slurm / "sacct.txt").write_text("")
     assert states_of(store, [key])[key].status == "missing"
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from harness.checks import SettingsError
-from harness.launch.notes import read_notes
+from harness.launch.notes import log_files, read_notes
 from harness.launch.queue import ask
 from harness.preemption import EXIT_CODE
 from harness.status import StageState, stage_state
@@ -31,6 +31,8 @@ CLASSES = {
     "CANCELLED": "cancelled",
 }
 """How a job that ended without its artifact is classed, by Slurm's word; any other is `application`."""
+OUT_OF_MEMORY = ("exceeded job memory limit", "exceeded memory limit", "oom-kill", "oom_kill", "out of memory")
+LOG_TAIL = 4000
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def states_of(store: Store, keys: Iterable[str]) -> dict[str, StageState]:
     """The state of every key: what the store says, or where it has nothing, the job that was to make it."""
     found = {key: stage_state(store, key) for key in keys}
     for key, account in latest(store, (key for key, state in found.items() if not _tells(state))).items():
-        found[key] = _state(account) or found[key]
+        found[key] = _state(account, store) or found[key]
     return found
 
 
@@ -109,7 +111,7 @@ def _account(
     )
 
 
-def _state(account: Account) -> StageState | None:
+def _state(account: Account, store: Store) -> StageState | None:
     """The state of what the task makes; None where a job that ended well left the store to speak."""
     if account.state in WAITING:
         why = account.reason.strip("()")
@@ -121,4 +123,12 @@ def _state(account: Account) -> StageState | None:
     said = f"job {account.job} ended as {account.state.lower().replace('_', ' ')}"
     if account.state == "FAILED":
         said += f" with exit code {account.exit_code}"
+        if _ran_out_of_memory(account, store):
+            return StageState("failed", "oom_host", f"{said}, out of memory")
     return StageState("failed", CLASSES.get(account.state, "application"), said)
+
+
+def _ran_out_of_memory(account: Account, store: Store) -> bool:
+    """Whether Slurm says so in the job's own output, as it does where its accounts only call the job failed."""
+    tails = (path.read_text(errors="replace")[-LOG_TAIL:].lower() for path in log_files(store, account.job))
+    return any(word in tail for tail in tails for word in OUT_OF_MEMORY)

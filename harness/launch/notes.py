@@ -61,12 +61,9 @@ def _sent(store: Store, submission: str, array: str) -> Path:
     return store.root / "submissions" / submission / f"{array}.json"
 
 
-def log_files(store: Store, key: str, attempts: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """What the last job at `key` printed: of the last attempt's job, or of the one that never came to an attempt."""
-    note = read_note(store, key)
-    job = attempts[-1].get("job") if attempts else note and read_sent(store, note)
-    folders = (store.root / "submissions").glob("*/slurm")
-    return sorted(path for folder in folders for path in folder.glob(f"{job}_*_log.*")) if job else []
+def log_files(store: Store, job: str) -> list[Path]:
+    """What the processes of a job printed."""
+    return sorted((store.root / "submissions").glob(f"*/slurm/{job}_*_log.*"))
 
 
 def arrays_of(store: Store, grid: str) -> set[str]:

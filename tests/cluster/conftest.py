@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.cluster)
-            item.add_marker(pytest.mark.timeout(600))
+            item.add_marker(pytest.mark.timeout(900))
             if missing or config.option.markexpr != "cluster":
                 item.add_marker(pytest.mark.skip(reason=reason))
 
@@ -124,7 +124,7 @@ class Sent:
         until(f"a checkpoint of {key}", lambda: list(self.store.checkpoints(key).glob("*/*")))
         return key
 
-    def finished(self):
+    def finished(self, patience=PATIENCE):
         """Wait until every evaluation of the grid is there; what Slurm holds back after a requeue for two minutes, for
         its node to be cleaned up, is held back for ten seconds."""
         held: dict[str, float] = {}
@@ -137,7 +137,7 @@ class Sent:
                     subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=False)
             return all(self.store.done(key) for key in self.targets)
 
-        until("all evaluations", all_there)
+        until("all evaluations", all_there, patience)
 
     @property
     def targets(self):

@@ -74,11 +74,12 @@ def test_a_node_dies(grid, undisturbed, cluster):
 
 
 def test_a_time_limit_shorter_than_a_stage(grid, undisturbed):
-    """The job is told before its minute is over, as often as it takes; only then does it write a checkpoint."""
-    grid.settings += ["method=sft", "budget.amount=900", "machine.checkpoint_minutes=10"]
-    grid.run("slurm.resources=[{cpus: 1, memory_gb: 2, minutes: 1}]", "slurm.notice_seconds=20")
+    """The job is told before its time is over, as often as it takes; only then does it write a checkpoint."""
+    grid.settings[1:2] = ["method=sft"]
+    grid.settings += ["budget.amount=3000", "machine.checkpoint_minutes=10"]
+    grid.run("slurm.resources=[{cpus: 1, memory_gb: 2, minutes: 2}]", "slurm.notice_seconds=60")
     key = grid.training("sft")
-    grid.finished()
+    grid.finished(patience=600)
     went_on(grid, key)
 
 
