@@ -4,7 +4,7 @@ cluster = Cluster.of({"name": "dev", "resources": [{"minutes": 10, "cpus": 1, "m
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -114,3 +114,7 @@ class Cluster:
             f"no rule of slurm/{self.name}.yaml fits such a stage",
             "add one without `parameters` at the end",
         )
+
+
+DEFAULTS = {one.name: one.default for one in fields(Cluster) if one.default is not MISSING}
+"""What a cluster's file need not say."""

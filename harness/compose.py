@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.checks import SettingsError, refuse
+from harness.cluster import DEFAULTS
 from harness.config import Cell, Settings
 from harness.corpora import corpus_names, load_corpus
 from harness.methods import load_method, method_names
@@ -64,7 +65,8 @@ def register() -> None:
     for path in sorted((presets_folder() / "experiments").glob("*.yaml")):
         store.store(group="experiments", name=path.stem, node=OmegaConf.load(path), package="_global_")
     for path in sorted((presets_folder() / "slurm").glob("*.yaml")):
-        store.store(group="slurm", name=path.stem, node=OmegaConf.merge({"name": path.stem}, OmegaConf.load(path)))
+        every = {"name": path.stem, **DEFAULTS}  # so that the command line may set what the file leaves out
+        store.store(group="slurm", name=path.stem, node=OmegaConf.merge(every, OmegaConf.load(path)))
 
 
 @contextmanager

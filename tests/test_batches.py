@@ -127,3 +127,9 @@ def test_single_cells_may_ask_for_more_than_their_like():
     large = {key for batch in found if batch.resources.memory_gb == 64 for task in batch.tasks for key in task}
     (cell,) = plan_of("data_frac=1.0", "method=logit_kd").cells
     assert large == {cell.evaluate.key}
+
+
+def test_the_command_line_may_set_what_a_clusters_file_leaves_out():
+    slurm = compose(["slurm=dev", "slurm.throttle=3", "slurm.notice_seconds=5"]).settings.slurm
+    cluster = Cluster.of(slurm)
+    assert (cluster.throttle, cluster.notice_seconds, cluster.partition, cluster.name) == (3, 5, "low", "dev")
