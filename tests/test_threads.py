@@ -1,0 +1,32 @@
+"""Threads: one for small models wherever they are made, and the caller's own number afterwards."""
+
+import os
+
+import torch
+
+from harness.compose import compose
+from harness.plan import Plan
+from harness.processes import threads
+
+
+def test_the_block_alone_computes_with_so_many_threads(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    before = torch.get_num_threads()
+    with threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        assert os.environ["OMP_NUM_THREADS"] == str(before + 1)  # for a torch that is imported in the block
+    assert torch.get_num_threads() == before and os.environ["OMP_NUM_THREADS"] == "7"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    with threads(1):
+        pass
+    assert "OMP_NUM_THREADS" not in os.environ
+    with threads(None):
+        assert torch.get_num_threads() == before and "OMP_NUM_THREADS" not in os.environ
+
+
+def test_small_models_are_made_on_one_thread_and_large_ones_as_the_machine_says():
+    mini = Plan.of(compose(["data_frac=0.1", "method=sft,kd"]).cells)
+    assert {stage.spec()["threads"] for stage in mini.stages} == {1}
+    large = Plan.of(compose(["data_frac=0.1", "student=llama_1b", "method=sft"]).cells)
+    found = {stage.kind: stage.spec()["threads"] for stage in large.stages}
+    assert found["train"] is None and found["mixture"] == 1
