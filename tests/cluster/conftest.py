@@ -83,10 +83,10 @@ class Sent:
     store: Store
     settings: list[str] = field(default_factory=lambda: list(GRID))
 
-    def start(self, *more, slurm="dev"):
+    def start(self, *more, slurm="dev", name="g"):
         """Begin the command that runs the grid; with `slurm`, there."""
         where = [f"slurm={slurm}"] if slurm else ["launch.kind=inline"]
-        command = [sys.executable, "-m", "harness.run", "-m", *self.settings, *more, *where, "grid=g"]
+        command = [sys.executable, "-m", "harness.run", "-m", *self.settings, *more, *where, f"grid={name}"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen([*command, f"store={self.store.root}"], cwd=self.store.root, **pipes)
 

@@ -143,7 +143,7 @@ def test_a_failed_teacher_fails_what_needs_it_and_nothing_else(grid, undisturbed
 
 
 def test_two_people_send_overlapping_grids_at_the_same_moment(grid, undisturbed):
-    both = [grid.start(), grid.start("method=sft,logit_kd,reverse_kd", "grid=h")]
+    both = [grid.start(), grid.start("method=sft,logit_kd,reverse_kd", name="h")]
     for process in both:
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, out + err
