@@ -26,4 +26,4 @@ module load cuda
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output STORE/submissions/NAME/slurm/%A_%a_%t_log.out --error STORE/submissions/NAME/slurm/%A_%a_%t_log.err PYTHON -u -m submitit.core._submit STORE/submissions/NAME/slurm
+srun --unbuffered --output STORE/submissions/NAME/slurm/%A_%a_%t_log.out --error STORE/submissions/NAME/slurm/%A_%a_%t_log.err --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit STORE/submissions/NAME/slurm
