@@ -2,7 +2,7 @@
 
 # Parameters
 #SBATCH --account=me
-#SBATCH --array=0-2%3
+#SBATCH --array=0-1%2
 #SBATCH --constraint=a100
 #SBATCH --cpus-per-task=2
 #SBATCH --dependency=afterok:101_0:100

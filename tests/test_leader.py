@@ -4,7 +4,6 @@ The processes are forked from a server that has imported the job once; nothing h
 """
 
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -40,10 +39,8 @@ def make(settings, inputs, out, machine):
 
 
 @pytest.fixture(scope="module")
-def server():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_leader"])
-    return context
+def server(forked):
+    return forked("tests.test_leader")
 
 
 class Job:

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
-import yaml
+from omegaconf import OmegaConf
 
 from harness.checks import SettingsError
 from harness.cluster import Cluster
@@ -145,7 +145,7 @@ def test_a_job_that_left_the_queue_without_its_artifact_is_sent_again(slurm, sto
     "path", sorted((Path(__file__).parents[1] / "slurm").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_every_cluster_file_has_a_rule_for_every_stage(path):
-    cluster = Cluster.of({"name": path.stem, **yaml.safe_load(path.read_text())})
+    cluster = Cluster.of({"name": path.stem, **OmegaConf.to_container(OmegaConf.load(path))})
     for kind in MAKERS:
         cluster.resources_for(kind, "name", 7e10).check_batch(32)
 
