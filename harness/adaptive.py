@@ -8,11 +8,12 @@ Most such steps replay answers written earlier. `texts.py` turns the decision in
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from harness.processes import process_count, process_rank
 from harness.sequences import Row
 
 CHECKS = 10
@@ -52,6 +53,37 @@ class AdaptiveShare:
 def check_every(steps: int) -> int:
     """Steps between two looks at the validation loss, so that a stage has at least `CHECKS` where it can."""
     return max(1, (steps - 1) // CHECKS)
+
+
+def of_all_processes(groups: list[list[Row]]) -> list[Row]:
+    """The rows of a step's micro-batches in every process, in the order one process alone would visit them."""
+    if process_count() == 1:
+        return [row for group in groups for row in group]
+    from accelerate.utils import gather_object
+
+    gathered = gather_object([groups])  # processes take a micro-batch each, in turns
+    return [row for turn in zip(*gathered, strict=True) for group in turn for row in group]
+
+
+def own_share(rows: list[Row], groups: Sequence[Sequence[Any]]) -> list[Row]:
+    """Of such rows those for this process's micro-batches."""
+    found: list[Row] = []
+    turn = len(rows) // len(groups)
+    for number, group in enumerate(groups):
+        first = number * turn + process_rank() * len(group)
+        found += rows[first : first + len(group)]
+    return found
+
+
+def found_by_first(loss: Callable[[], float]) -> float:
+    """A loss that the first process alone finds and tells the others: what follows from it is the same in all."""
+    if process_count() == 1:
+        return loss()
+    from accelerate.utils import broadcast_object_list
+
+    found = [loss() if process_rank() == 0 else 0.0]
+    broadcast_object_list(found)
+    return found[0]
 
 
 class ReplayBuffer:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from trl import SFTConfig
 
+from harness.checks import refuse
 from harness.config import Budget, Machine
 from harness.models import device_of
 from harness.processes import process_count
@@ -32,7 +33,9 @@ def trainer_arguments(
     `machine.micro_batch_size` rows."""
     use_cpu = device_of(machine) == "cpu"
     processes = process_count()
-    assert batch_size % processes == 0, f"{batch_size} rows a step do not divide among {processes} processes"
+    if batch_size % processes:
+        reason = f"the rows of a step do not divide among the {processes} processes that train"
+        raise refuse("budget.batch_size", batch_size, reason, "start another number of them, which moves no number")
     own = batch_size // processes
     wanted = min(machine.micro_batch_size or own, own)
     micro = next(size for size in range(wanted, 0, -1) if own % size == 0)

@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,11 @@ from typing import Any
 from harness import preemption, track
 from harness.checks import SettingsError
 from harness.config import Machine
-from harness.processes import process_count, process_rank, threads, visible_gpus
+from harness.processes import ProcessError, process_count, threads, visible_gpus
 from harness.provenance import provenance
 from harness.store import Claim, Store, write_json
 
 HEARTBEAT_SECONDS = 15.0
-PUBLISH_SECONDS = 1800.0  # how long the first process may take to save what all have made
 
 
 @dataclass(frozen=True)
@@ -38,21 +38,29 @@ class Outcome:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+Others = Callable[[str, Claim], AbstractContextManager[None]]
+"""Surrounds the making of a stage by its key and claim: what the other processes of the job do meanwhile."""
+
+
+def alone(key: str, claim: Claim) -> AbstractContextManager[None]:
+    """There are no other processes, or they wait."""
+    return nullcontext()
+
+
 def attempt(
     store: Store,
     spec: Mapping[str, Any],
     maker: str,
     machine: Machine,
     listener: Callable[[track.Progress], None] = lambda progress: None,
+    others: Others = alone,
 ) -> Outcome:
     """Make one stage unless it is done or claimed elsewhere; never raises for a stage's own failure.
 
     `spec` is `Stage.spec()`, `maker` is "module:function". Inputs must be published. Raises Preempted when the
     process is asked to stop (SIGTERM, SIGUSR2): the next attempt goes on from the checkpoints left behind.
-    Of several processes that make one stage together, the first alone claims it, writes it down and publishes.
+    `others(key, claim)` surrounds the making: of several processes the first attempts it, the others `follow`.
     """
-    if process_rank() > 0:
-        return _follow(store, spec, maker, machine)
     key = spec["key"]
     if store.done(key):
         return Outcome(key, "done", facts=store.manifest(key)["facts"])
@@ -69,7 +77,8 @@ def attempt(
                 listener(progress)
 
             with store.scratch(key) as out:
-                facts, manifest = _make(store, spec, maker, machine, out, heard)
+                with others(key, claim):
+                    facts, manifest = _make(store, spec, maker, machine, out, heard)
                 store.publish(key, out, manifest)
         return Outcome(key, "done", facts=facts)
     except Exception as error:
@@ -78,21 +87,24 @@ def attempt(
         claim.release()
 
 
-def _follow(store: Store, spec: Mapping[str, Any], maker: str, machine: Machine) -> Outcome:
-    """Make a stage beside the first process, and wait until that one has published it."""
-    key = spec["key"]
-    if not store.done(key):
-        try:
-            with preemption.stoppable(store.checkpoints(key)), store.scratch(key) as out:
-                _make(store, spec, maker, machine, out, lambda progress: None)
-        except Exception as error:
-            return Outcome(key, "failed", failure_class(error), one_line(error))
-        deadline = time.monotonic() + PUBLISH_SECONDS
-        while not store.done(key):
-            if time.monotonic() > deadline:
-                return Outcome(key, "failed", "application", "the first process has not published the stage")
-            time.sleep(0.1)
-    return Outcome(key, "done", facts=store.manifest(key)["facts"])
+def follow(store: Store, spec: Mapping[str, Any], maker: str, machine: Machine) -> tuple[str, str] | None:
+    """Make a stage beside the process that attempts it; class and line of what went wrong here, or None.
+
+    Nothing is claimed, written down or published. A signal is only seen by a maker that polls, and answered
+    there by all processes at once.
+    """
+    try:
+        with (
+            preemption.stoppable(store.checkpoints(spec["key"])),
+            preemption.polling(),
+            store.scratch(spec["key"]) as out,
+        ):
+            _make(store, spec, maker, machine, out, lambda progress: None)
+    except preemption.Preempted:
+        return None  # the attempt's process was, too
+    except Exception as error:
+        return failure_class(error), one_line(error)
+    return None
 
 
 def _make(
@@ -117,7 +129,7 @@ def _make(
     if "retried" in spec:
         facts["warnings"] = [*facts.get("warnings", []), f"made {spec['retried']}"]
     facts = {**facts, "seconds": time.time() - started + facts.get("earlier_seconds", 0.0)}
-    ran_on = {**asdict(machine), "gpu": _gpu_name()}
+    ran_on = {**asdict(machine), "gpu": _gpu_name(), "processes": process_count()}
     return facts, {
         **spec,
         "facts": facts,
@@ -164,7 +176,7 @@ class Diary:
         self._thread.join()
         self.page |= {"outcome": "done", "ended": time.time()}
         if error is not None:
-            stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+            stopped = isinstance(error, KeyboardInterrupt | SystemExit) or failure_class(error) == "killed"
             self.page |= {
                 "outcome": "interrupted" if stopped else "failed",
                 "failure_class": failure_class(error),
@@ -192,16 +204,18 @@ def place() -> dict[str, Any]:
         "host": os.environ.get("SLURMD_NODENAME", socket.gethostname()),
         "pid": os.getpid(),
         "job": f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID"),
-        "cpus": int(os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("OMP_NUM_THREADS") or 1) * process_count(),
+        "cpus": int(os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("OMP_NUM_THREADS") or 1)
+        * int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")),
         "gpus": int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) * len(visible_gpus()),
     }
 
 
-def note_death(store: Store, key: str, reason: str) -> None:
+def note_death(store: Store, key: str, reason: str, failure: str = "killed") -> None:
     """Write down how the last attempt ended when its process died without a word."""
     attempts = store.attempts(key)
     if attempts and attempts[-1].get("outcome", "running") == "running":
-        page = {**attempts[-1], "outcome": "interrupted", "failure_class": "killed", "reason": reason}
+        outcome = "interrupted" if failure == "killed" else "failed"
+        page = {**attempts[-1], "outcome": outcome, "failure_class": failure, "reason": reason}
         write_json(store.attempt_file(key, len(attempts)), {**page, "ended": time.time()})
 
 
@@ -215,6 +229,8 @@ def note_failure(store: Store, spec: Mapping[str, Any], failure: str, reason: st
 def failure_class(error: BaseException) -> str:
     """The cause by which a failure is shown and retried."""
     name = type(error).__name__
+    if isinstance(error, ProcessError):
+        return error.failure
     if isinstance(error, SettingsError):
         return "settings"
     if isinstance(error, ImportError):
@@ -235,4 +251,4 @@ def failure_class(error: BaseException) -> str:
 def one_line(error: BaseException) -> str:
     """The first line of what went wrong, with its type unless it is a sentence of ours."""
     first = (str(error).strip().splitlines() or [""])[0]
-    return first if isinstance(error, SettingsError) else f"{type(error).__name__}: {first}"
+    return first if isinstance(error, SettingsError | ProcessError) else f"{type(error).__name__}: {first}"

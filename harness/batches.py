@@ -9,13 +9,13 @@ for the same and wait for the same are one array. Nothing here talks to a schedu
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
 from harness.cluster import Cluster, Resources
 from harness.estimate import stage_seconds
-from harness.stage import Stage, Work
+from harness.stage import TOGETHER, Stage, Work
 
 DEAR = ("mixture", "base", "labels", "cache", "synthesize")
 """Kinds that are jobs of their own where several cells share them; so are trained teachers."""
@@ -66,6 +66,14 @@ def own_jobs(work: Work, done: Callable[[str], bool]) -> dict[str, Job]:
     return {key: _job(stages[key], own, done) for key in stages if key in own}
 
 
+def check_batch_sizes(found: Sequence[Batch], jobs: Mapping[str, Job]) -> None:
+    """Raise SettingsError where a training stage's rows do not divide among the processes of its job."""
+    for batch in found:
+        for stage in (stage for task in batch.tasks for key in task for stage in jobs[key].stages):
+            if stage.kind in TOGETHER:
+                batch.resources.check_batch(stage.settings["budget"]["batch_size"])
+
+
 def _job(target: Stage, own: Collection[str], done: Callable[[str], bool]) -> Job:
     """What a target's job makes itself, and what it leaves to others."""
     mine: dict[str, Stage] = {}
@@ -86,9 +94,10 @@ def _job(target: Stage, own: Collection[str], done: Callable[[str], bool]) -> Jo
 
 
 def _resources(job: Job, cluster: Cluster) -> Resources:
-    """What the most demanding of a job's stages asks for, by GPUs, then memory, then time."""
+    """What the most demanding of a job's stages asks for, by GPUs, then processes, memory and time."""
     asked = [cluster.resources_for(stage.kind, stage.name, stage.largest_model) for stage in job.stages]
-    return max(asked, key=lambda one: (one.nodes * one.gpus, one.memory_gb, one.minutes))
+    most = max(asked, key=lambda one: (one.nodes * one.gpus, one.count, one.memory_gb, one.minutes))
+    return most if any(stage.kind in TOGETHER for stage in job.stages) else replace(most, nodes=1, processes=1)
 
 
 def _kind(job: Job) -> str:

@@ -36,6 +36,7 @@ from trl import SFTTrainer
 from harness import preemption
 from harness.fit_report import FitReport
 from harness.objectives import Objective
+from harness.processes import process_rank
 from harness.store import STALE_SECONDS, age_of, fsync, fsync_tree
 from harness.texts import Texts
 
@@ -57,7 +58,8 @@ class Checkpoints:
             return 0.0
         if preemption.asked():
             return ASKED
-        late = self.minutes > 0 and time.monotonic() - self._written >= 60 * self.minutes
+        # the clock is the first process's: what two want for their clocks would add up to an ask
+        late = process_rank() == 0 and self.minutes > 0 and time.monotonic() - self._written >= 60 * self.minutes
         return TIMED if late else 0.0
 
     def newest(self) -> Path | None:
@@ -136,7 +138,7 @@ class Resumable(SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         wanted, self._wanted = self._wanted, 0.0
-        own = [{"texts": self.texts.state(), "random": random_state()}]
+        own = [{"texts": self.texts.state(), "random": random_state(), "teacher_tokens": self.objective.teacher_tokens}]
         processes = gather_object(own) if self.accelerator.num_processes > 1 else own
         step = self.state.global_step
         if self.is_world_process_zero():
@@ -154,7 +156,6 @@ class Resumable(SFTTrainer):
                     "gold_nll": self.gold_nll,
                     "written_tokens": self.written_tokens,
                     "teacher_seconds": self.objective.teacher_seconds,
-                    "teacher_tokens": self.objective.teacher_tokens,
                     "seconds": time.perf_counter() - self._started,
                     "processes": processes,
                 },
@@ -178,8 +179,9 @@ class Resumable(SFTTrainer):
         self.gold_nll[:] = [(step, nll) for step, nll in state["gold_nll"]]
         self.written_tokens = state["written_tokens"]
         self.objective.teacher_seconds = state["teacher_seconds"]
-        self.objective.teacher_tokens = state["teacher_tokens"]
-        self.texts.restore(state["processes"][self.args.process_index]["texts"])
+        own = state["processes"][self.args.process_index]
+        self.objective.teacher_tokens = own["teacher_tokens"]
+        self.texts.restore(own["texts"])
         self._started -= state["seconds"]
         self.jsonl.write((folder / "log.jsonl").read_text())
 

@@ -30,7 +30,7 @@ class Resources:
     gpus: int = 0
     """GPUs per node; each has a process of its own where a stage trains."""
     nodes: int = 1
-    """Nodes a stage trains on together."""
+    """Nodes a stage trains on together; a job that trains nothing gets one, and one process."""
     processes: int | None = None
     """Processes per node where a stage trains; null: one per GPU, or one."""
     partition: str | None = None
@@ -54,6 +54,21 @@ class Resources:
     def tasks_per_node(self) -> int:
         """Processes per node."""
         return self.processes or max(1, self.gpus)
+
+    @property
+    def count(self) -> int:
+        """Processes that train together."""
+        return self.nodes * self.tasks_per_node
+
+    def check_batch(self, batch_size: int) -> None:
+        """Raise SettingsError where so many rows a step do not divide among the processes."""
+        if batch_size % self.count:
+            raise refuse(
+                "budget.batch_size",
+                batch_size,
+                f"the rows of a step do not divide among {self.nodes} nodes x {self.tasks_per_node} processes",
+                "change slurm.resources.nodes or processes, which move no number",
+            )
 
 
 @dataclass(frozen=True)

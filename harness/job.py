@@ -4,7 +4,8 @@
 
 Exit code 0: all there. 1: a stage failed, the last line says why. 75: stopped, run it again, it goes on; a job
 told so by SIGUSR2 (the notice before a time limit, or a preemption) puts itself back into Slurm's queue first.
-Run by hand on any machine that sees the store, it does the same.
+Run by hand on any machine that sees the store, it does the same. Started several times at once by srun or
+`torchrun`, it trains with all of its processes (`leader.py`).
 """
 
 import argparse
@@ -16,14 +17,17 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness import preemption
-from harness.attempt import Outcome, attempt, note_failure
+from harness.attempt import Outcome, alone, attempt, follow, note_failure
 from harness.config import Machine
-from harness.processes import process_rank
-from harness.stage import MAKERS
+from harness.follower import Follower
+from harness.leader import Leader
+from harness.members import own_member
+from harness.stage import MAKERS, TOGETHER
 from harness.status import STUCK_AFTER, stuck
 from harness.store import Store
 
@@ -49,22 +53,43 @@ def run(addresses: Sequence[str], submission: str) -> None:
 
 
 def make(addresses: Sequence[str], submission: Path) -> int:
-    """Make every address with what only it needs; the first failure does not keep the others from being made."""
-    _join_processes()
+    """Make every address with what only it needs; the first failure does not keep the others from being made.
+
+    Of several processes of one job the first makes all this, and the others with it what takes all of them.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))  # read by torch at import
-    written = json.loads(submission.read_text())
+    text = submission.read_text()
+    written = json.loads(text)
     store, machine = Store(Path(written["store"])), Machine(**written["machine"])
+    member = own_member()
+    if member is None:
+        return _make_all(addresses, written, store, machine, None)
+    if member.rank > 0:
+        return Follower(member, text, store).serve(partial(_follow, store, written, machine))
+    leader, code = Leader(member, text, store), 1
+    try:
+        code = _make_all(addresses, written, store, machine, leader)
+    finally:
+        leader.end(code)
+    return code
+
+
+def _make_all(
+    addresses: Sequence[str], written: Mapping[str, Any], store: Store, machine: Machine, leader: Leader | None
+) -> int:
     jobs = {written["stages"][key]["address"]: keys for key, keys in written["jobs"].items()} | written["jobs"]
     failed = []
     try:
         with preemption.stoppable_between():
             for address in addresses:
-                outcome = _make_target(store, written, jobs[address], machine)
+                outcome = _make_target(store, written, jobs[address], machine, leader)
                 if outcome.status != "done":
                     failed.append(f"{address}: {outcome.failure_class}: {outcome.reason}")
+                if leader is not None and leader.lost:
+                    break
     except preemption.Preempted as stopped:
         print(f"harness: {stopped}; what was done is kept", flush=True)
-        if preemption.received() == signal.SIGUSR2 and process_rank() == 0:
+        if preemption.received() == signal.SIGUSR2:
             _requeue(written["cluster"]["restarts"])
         return preemption.EXIT_CODE
     for line in failed:
@@ -72,7 +97,19 @@ def make(addresses: Sequence[str], submission: Path) -> int:
     return 1 if failed else 0
 
 
-def _make_target(store: Store, written: Mapping[str, Any], keys: Sequence[str], machine: Machine) -> Outcome:
+def _follow(store: Store, written: Mapping[str, Any], machine: Machine, key: str) -> tuple[str, str] | None:
+    """Make one stage beside the first process."""
+    spec = written["stages"][key]
+    return follow(store, spec, MAKERS[spec["kind"]][0], _machine_for(machine, written, key))
+
+
+def _machine_for(machine: Machine, written: Mapping[str, Any], key: str) -> Machine:
+    return replace(machine, **written["machines"].get(key, {}))
+
+
+def _make_target(
+    store: Store, written: Mapping[str, Any], keys: Sequence[str], machine: Machine, leader: Leader | None
+) -> Outcome:
     """One target: its private stages in order, inputs looked up again; how the last, or the failed one, ended."""
     outcome = Outcome("", "done")
     for key in keys:
@@ -81,48 +118,27 @@ def _make_target(store: Store, written: Mapping[str, Any], keys: Sequence[str], 
         if missing and not store.done(key):
             address = written["stages"][missing[0]]["address"]
             return Outcome(key, "failed", "blocked", f"needs {address}, which is not in the store")
-        outcome = _make_stage(store, spec, replace(machine, **written["machines"].get(key, {})))
+        outcome = _make_stage(store, spec, _machine_for(machine, written, key), leader)
         if outcome.status != "done":
             return outcome
     return outcome
 
 
-def _make_stage(store: Store, spec: Mapping[str, Any], machine: Machine) -> Outcome:
+def _make_stage(store: Store, spec: Mapping[str, Any], machine: Machine, leader: Leader | None) -> Outcome:
     """One stage; where another job is making it, that one is waited for."""
     key = spec["key"]
-    if not store.done(key) and not store.claimed(key) and stuck(store.attempts(key)) and process_rank() == 0:
+    if not store.done(key) and not store.claimed(key) and stuck(store.attempts(key)):
         reason = f"stopped {STUCK_AFTER} times in a row without getting further; give it more time or memory"
         note_failure(store, spec, "stuck", reason)
         return Outcome(key, "failed", "stuck", reason)
+    others = alone if leader is None else partial(leader.stage, all_make=spec["kind"] in TOGETHER)
     while True:
         print(f"harness: {spec['address']}", flush=True)
-        outcome = attempt(store, spec, MAKERS[spec["kind"]][0], machine)
+        outcome = attempt(store, spec, MAKERS[spec["kind"]][0], machine, others=others)
         if outcome.status != "busy":
             return outcome
         while store.claimed(key) and not store.done(key):
             time.sleep(BUSY_SECONDS)
-
-
-def _join_processes() -> None:
-    """Say in `torchrun`'s words which of the step's processes this is, where Slurm started several."""
-    count = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
-    if count > 1 and "WORLD_SIZE" not in os.environ:
-        os.environ |= {
-            "WORLD_SIZE": str(count),
-            "RANK": os.environ["SLURM_PROCID"],
-            "LOCAL_RANK": os.environ["SLURM_LOCALID"],
-            "MASTER_ADDR": _first_node(),
-            "MASTER_PORT": str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000),
-        }
-
-
-def _first_node() -> str:
-    names = subprocess.run(
-        ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]], capture_output=True, text=True, check=True
-    )
-    first = names.stdout.split()[0]
-    found = subprocess.run(["scontrol", "show", "node", first], capture_output=True, text=True, check=True).stdout
-    return next((word[9:] for word in found.split() if word.startswith("NodeAddr=")), first)
 
 
 def _requeue(restarts: int) -> None:

@@ -18,6 +18,7 @@ from harness.checks import refuse
 from harness.config import Machine
 from harness.identity import fingerprint
 from harness.model_files import SERVER, read_pointer, tokenizer_json_fingerprint
+from harness.processes import local_rank, process_count
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -28,10 +29,15 @@ DTYPES: dict[str, Any] = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto":
 
 
 def device_of(machine: Machine) -> str:
-    """`cpu` or `cuda`: what `machine.device` means here; a GPU that is not there is refused."""
+    """`cpu` or `cuda`: what `machine.device` means here; a GPU that is not there is refused.
+
+    Of several processes that train together each has a GPU of its own: `cuda:1`.
+    """
     if machine.device == "cuda" and not torch.cuda.is_available():
         raise refuse("machine.device", "cuda", "no CUDA device is visible", "set machine.device=auto")
-    return "cuda" if machine.device != "cpu" and torch.cuda.is_available() else "cpu"
+    if machine.device == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{local_rank() % torch.cuda.device_count()}" if process_count() > 1 else "cuda"
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":

@@ -1,7 +1,7 @@
 """Processes: which of several processes of one training run this is, and what of the machine it may use.
 
-Which one it is stands in the environment, in `torchrun`'s words. Every process runs the same stage; the first alone
-claims, logs, keeps checkpoints and publishes.
+Which one it is stands in the environment, in `torchrun`'s words, while a stage is made together (`members.py`). The
+first alone logs, keeps checkpoints and saves.
 """
 
 import os
@@ -9,6 +9,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+class ProcessError(RuntimeError):
+    """A stage failed because of another process that made it too: it failed there, or is gone."""
+
+    def __init__(self, reason: str, failure: str) -> None:
+        """`failure` is its class there (`attempt.failure_class`); `killed` where the process is gone."""
+        super().__init__(reason)
+        self.failure = failure
 
 
 def process_count() -> int:
@@ -19,6 +28,11 @@ def process_count() -> int:
 def process_rank() -> int:
     """Number of this process among them, from 0."""
     return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    """Number of this process among those of its node, from 0."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def available_cores() -> int:

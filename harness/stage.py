@@ -30,6 +30,8 @@ MAKERS: dict[str, tuple[str, int]] = {
 
 FEW_PARAMETERS = 10**7
 """Models below it are trained and asked on one thread wherever they are, unless `machine.threads` says otherwise."""
+TOGETHER = ("train",)
+"""Kinds that all processes of a job make together; any other is made by the first alone."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from harness.adaptive import AdaptiveShare, ReplayBuffer, check_every
+from harness.adaptive import AdaptiveShare, ReplayBuffer, check_every, found_by_first, of_all_processes, own_share
 from harness.checks import refuse
 from harness.generate import generate
 from harness.interleaved import interleave
+from harness.processes import process_count, process_rank
 from harness.recipe import TrainStage
 from harness.sequences import Row, answered, draw_seed, prompt_of
 from harness.signals import LiveTeacher
@@ -184,16 +185,17 @@ class AdaptiveText(StudentText):
         """New answers, stored answers, or the rows as they are; the validation loss is looked at before that."""
         read, seen = 0, {}
         if step % check_every(self.steps) == 0:
-            nll = self.validation.nll()
+            nll = found_by_first(self.validation.nll)
             self.share.observe(nll)
-            read, seen = self.validation.tokens, {"validation_nll": nll}
+            read, seen = self.validation.tokens if process_rank() == 0 else 0, {"validation_nll": nll}
         uniform = draw_seed(self.seed, "coin", step) / 2**64
         origin = self.share.decide(uniform, step / self.steps, self.buffer.full)
         if origin == "student":
             text = self.written(groups)
-            self.buffer.add(row for group in text.groups for row in group)
+            self.buffer.add(of_all_processes(text.groups))
         elif origin == "replay":
-            stored = self.buffer.draw(sum(map(len, groups)), draw_seed(self.seed, "replay", step))
+            count = process_count() * sum(map(len, groups))
+            stored = own_share(self.buffer.draw(count, draw_seed(self.seed, "replay", step)), groups)
             text = StepText(_grouped(groups, stored), origin="replay")
         else:
             text = Given().rows(step, groups)

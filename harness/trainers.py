@@ -113,7 +113,7 @@ def fit(
     report.flops = train_flops(parameters, report.read_tokens, count_frozen(model))
     report.flops += forward_flops(parameters, trainer.written_tokens)
     report.teacher_seconds += measured.teacher_seconds
-    report.teacher_tokens += measured.teacher_tokens
+    report.teacher_tokens += trainer.over_processes(measured.teacher_tokens)
     if teacher is not None:
         report.teacher_flops = forward_flops(teacher.parameters, report.teacher_tokens)
         report.flops += report.teacher_flops
@@ -222,6 +222,12 @@ class Trainer(Resumable):
             lambda step: learning_rate_share(self.budget, step, num_training_steps),
         )
         return self.lr_scheduler
+
+    def over_processes(self, count: int) -> int:
+        """The sum of what every process counted for itself."""
+        if self.accelerator.num_processes == 1:
+            return count
+        return int(cast(torch.Tensor, self.accelerator.reduce(torch.tensor(count, device=self.accelerator.device))))
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted here: `cost.py` has the one formula, and counting parameters each step is slow."""

@@ -1,6 +1,8 @@
 """Every test runs offline, on one thread, and away from the user's folders."""
 
+import multiprocessing
 import os
+from multiprocessing import forkserver
 
 import pytest
 
@@ -22,3 +24,16 @@ def one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def forked():
+    """Starts processes that are forked from a server with modules imported already; the server is a test file's own."""
+
+    def server(*modules):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(modules))  # of no effect on a server that runs
+        return context
+
+    yield server
+    forkserver._forkserver._stop()

@@ -2,7 +2,7 @@
 
 # Parameters
 #SBATCH --account=me
-#SBATCH --array=0-2%3
+#SBATCH --array=0-1%2
 #SBATCH --constraint=a100
 #SBATCH --cpus-per-task=2
 #SBATCH --dependency=afterok:101_0:100
@@ -26,4 +26,4 @@ module load cuda
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output STORE/submissions/NAME/slurm/%A_%a_%t_log.out --error STORE/submissions/NAME/slurm/%A_%a_%t_log.err PYTHON -u -m submitit.core._submit STORE/submissions/NAME/slurm
+srun --unbuffered --output STORE/submissions/NAME/slurm/%A_%a_%t_log.out --error STORE/submissions/NAME/slurm/%A_%a_%t_log.err --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit STORE/submissions/NAME/slurm

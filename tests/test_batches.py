@@ -133,3 +133,10 @@ def test_the_command_line_may_set_what_a_clusters_file_leaves_out():
     slurm = compose(["slurm=dev", "slurm.throttle=3", "slurm.notice_seconds=5"]).settings.slurm
     cluster = Cluster.of(slurm)
     assert (cluster.throttle, cluster.notice_seconds, cluster.partition, cluster.name) == (3, 5, "low", "dev")
+
+
+def test_only_a_job_that_trains_gets_several_nodes_and_processes():
+    rule = {"nodes": 2, "processes": 2, "cpus": 1, "memory_gb": 4}
+    found = batches_of(plan_of("data_frac=1.0", "method=sft"), resources=[rule])
+    assert {batch.kind: batch.resources.count for batch in found if batch.kind != "cells"} == {"mixture": 1, "base": 1}
+    assert max(batch.resources.count for batch in found if batch.kind == "cells") == 4

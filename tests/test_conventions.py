@@ -16,7 +16,8 @@ LAYERS = [
     {"run", "grid", "api", "fresh"},  # doors
     {"trials", "retry"},  # conduct
     {"screen", "ledger"},
-    {"compose", "preflight", "execute", "record", "view", "launch", "job", "attempt", "estimate", "batches"},
+    {"compose", "preflight", "execute", "record", "view", "launch", "job", "attempt", "estimate", "batches"}
+    | {"leader", "follower"},
     {"status", "plan", "stage", "teaching", "tuning"},
     {"stages"},
     {"table", "breakdown", "verdict", "gains", "items", "exposure", "arms", "crossover", "stats"},  # reading
@@ -31,7 +32,7 @@ LAYERS = [
     {"chat", "models", "adapters"},
     {"model_files", "corpora", "methods", "world", "served", "similarity"},
     {"shards"},
-    {"config", "store", "provenance", "cluster"},  # ground
+    {"config", "store", "provenance", "cluster", "rendezvous", "members"},  # ground
     {"signal_kinds"},
     {"recipe"},
     {"checks", "identity", "registry", "cost", "track", "preemption", "processes", "endpoint"},

@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from harness.checks import SettingsError
 from harness.cluster import Cluster
@@ -18,6 +19,7 @@ from harness.launch.queue import Queue
 from harness.launch.slurm import submit
 from harness.launch.snapshot import publish_code
 from harness.plan import Plan
+from harness.stage import MAKERS
 from harness.store import Store
 
 RULES = [{"cpus": 2, "memory_gb": 4, "minutes": 30}]
@@ -139,6 +141,15 @@ def test_a_job_that_left_the_queue_without_its_artifact_is_sent_again(slurm, sto
     assert send(store, plan_of()).targets == first.targets
 
 
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "slurm").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_cluster_file_has_a_rule_for_every_stage(path):
+    cluster = Cluster.of({"name": path.stem, **OmegaConf.to_container(OmegaConf.load(path))})
+    for kind in MAKERS:
+        cluster.resources_for(kind, "name", 7e10).check_batch(32)
+
+
 def test_two_submitters_at_the_same_moment_send_each_target_once(slurm, store):
     queue = Queue.look()
     one, other = Notes(store, queue), Notes(store, queue)
@@ -178,6 +189,10 @@ def test_a_queue_that_is_full_is_said_so_and_nothing_is_sent(slurm, store):
         ({"resources": [{"gpus": 3}]}, ["slurm.resources.gpus=3", "has 2"]),
         ({"resources": [{"cpus": 5}]}, ["slurm.resources.cpus=5", "has 4"]),
         ({"resources": [{"memory_gb": 64}]}, ["slurm.resources.memory_gb=64", "has 7.8"]),
+        (
+            {"resources": [{"nodes": 3, "cpus": 1, "memory_gb": 4}]},
+            ["budget.batch_size=32", "among 3 nodes x 1 processes"],
+        ),
     ],
 )
 def test_what_the_cluster_does_not_have_is_refused_and_nothing_is_sent(slurm, store, cluster, words):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import job
-from harness.batches import Batch, Job, batches, own_jobs
+from harness.batches import Batch, Job, batches, check_batch_sizes, own_jobs
 from harness.checks import refuse
 from harness.cluster import Cluster, Resources
 from harness.config import Machine
@@ -84,6 +84,7 @@ def submit(
     chunks = [part for batch in _fitting(unsent, cluster, queue) for part in _chunks(batch, queue.largest_array)]
     for rule in {batch.resources for batch in chunks}:
         queue.check(rule, cluster)
+    check_batch_sizes(chunks, jobs)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
     arrays: dict[str, Batch] = {}
     for number, batch in enumerate(chunks):
@@ -242,5 +243,6 @@ def parameters(code: Path, array: str, resources: Resources, after: Sequence[str
         "dependency": f"afterok:{':'.join(after)}" if after else None,
         "setup": [f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}", *cluster.setup],
         "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"},
+        "srun_args": ["--kill-on-bad-exit=1"] if resources.count > 1 else None,
     }
     return {name: value for name, value in told.items() if value is not None or name == "wckey"}
