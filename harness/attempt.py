@@ -19,6 +19,7 @@ from typing import Any
 from harness import preemption, track
 from harness.checks import SettingsError
 from harness.config import Machine
+from harness.endpoint import ServerError
 from harness.processes import process_count, process_rank, threads, visible_gpus
 from harness.provenance import provenance
 from harness.store import Claim, Store, write_json
@@ -216,7 +217,7 @@ def failure_class(error: BaseException) -> str:
     """The cause by which a failure is shown and retried."""
     name = type(error).__name__
     if isinstance(error, SettingsError):
-        return "settings"
+        return "server" if isinstance(error, ServerError) else "settings"
     if isinstance(error, ImportError):
         return "import"
     if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate" in str(error):

@@ -65,7 +65,7 @@ def make(addresses: Sequence[str], submission: Path) -> int:
     except preemption.Preempted as stopped:
         print(f"harness: {stopped}; what was done is kept", flush=True)
         if preemption.received() == signal.SIGUSR2 and process_rank() == 0:
-            _requeue(written["cluster"]["restarts"])
+            requeue(written["cluster"]["restarts"])
         return preemption.EXIT_CODE
     for line in failed:
         print(f"harness: {line}", flush=True)
@@ -125,7 +125,7 @@ def _first_node() -> str:
     return next((word[9:] for word in found.split() if word.startswith("NodeAddr=")), first)
 
 
-def _requeue(restarts: int) -> None:
+def requeue(restarts: int) -> None:
     """Put this job back into the queue, a bounded number of times."""
     if "SLURM_JOB_ID" not in os.environ:
         return
