@@ -20,6 +20,7 @@ from typing import Any
 from harness import preemption, track
 from harness.checks import SettingsError
 from harness.config import Machine
+from harness.endpoint import ServerError
 from harness.processes import ProcessError, process_count, threads, visible_gpus
 from harness.provenance import provenance
 from harness.store import Claim, Store, write_json
@@ -232,7 +233,7 @@ def failure_class(error: BaseException) -> str:
     if isinstance(error, ProcessError):
         return error.failure
     if isinstance(error, SettingsError):
-        return "settings"
+        return "server" if isinstance(error, ServerError) else "settings"
     if isinstance(error, ImportError):
         return "import"
     if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate" in str(error):

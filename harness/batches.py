@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from harness.cluster import Cluster, Resources
 from harness.estimate import stage_seconds
+from harness.launch.servers import Server, server_of
 from harness.stage import TOGETHER, Stage, Work
 
 DEAR = ("mixture", "base", "labels", "cache", "synthesize")
@@ -32,6 +33,8 @@ class Batch:
     """Keys of the stages, made by earlier batches, that every task waits for."""
     kind: str
     """Of what the tasks make, for a job's name."""
+    servers: frozenset[Server] = frozenset()
+    """Those of the cluster that every task asks."""
 
 
 class Job(NamedTuple):
@@ -40,17 +43,23 @@ class Job(NamedTuple):
     stages: tuple[Stage, ...]
     needs: frozenset[str]
 
+    @property
+    def servers(self) -> frozenset[Server]:
+        """Those of the cluster that its stages ask."""
+        return frozenset(server for stage in self.stages if (server := server_of(stage)))
+
 
 def batches(jobs: Mapping[str, Job], cluster: Cluster) -> list[Batch]:
     """The jobs as few arrays, those that others wait for first."""
-    found: dict[tuple[Resources, frozenset[str], str], list[tuple[str, float]]] = {}
+    found: dict[tuple[Resources, frozenset[str], str, frozenset[Server]], list[tuple[str, float]]] = {}
     for target, job in jobs.items():
         seconds = sum(map(stage_seconds, job.stages))
-        found.setdefault((_resources(job, cluster), job.needs, _kind(job)), []).append((target, seconds))
+        alike = (_resources(job, cluster), job.needs, _kind(job), job.servers)
+        found.setdefault(alike, []).append((target, seconds))
     result = []
-    for (resources, needs, kind), targets in found.items():
+    for (resources, needs, kind, servers), targets in found.items():
         packed = _packed(targets, 60 * cluster.pack_minutes) if kind == "cells" else [(key,) for key, _ in targets]
-        result.append(Batch(tuple(packed), resources, needs, kind))
+        result.append(Batch(tuple(packed), resources, needs, kind, servers))
     return _in_order(result)
 
 

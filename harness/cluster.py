@@ -3,6 +3,7 @@
 cluster = Cluster.of({"name": "dev", "resources": [{"minutes": 10, "cpus": 1, "memory_gb": 2}]})
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from fnmatch import fnmatchcase
@@ -72,6 +73,52 @@ class Resources:
 
 
 @dataclass(frozen=True)
+class Serve:
+    """How the cluster serves a teacher with `teacher.path=slurm`: one job for each model, while jobs need it."""
+
+    command: str
+    """What starts the server, without a shell: {model} (`teacher.served_model`), {revision} and {port} are filled in. A
+    key reaches it through the environment alone."""
+    resources: Resources = field(default_factory=lambda: Resources(processes=1))
+    """What its job asks for, on one node. At its time limit it is started anew while jobs need it."""
+    ready_minutes: float = 30
+    """How long it may take to load the model and answer."""
+    look_seconds: float = 20
+    """How often it looks whether a job still needs it."""
+
+    def __post_init__(self) -> None:
+        if "{port}" not in self.command:
+            raise refuse("slurm.serve.command", self.command, "the server must listen where it is told", "add {port}")
+        if self.resources.nodes != 1:
+            raise refuse("slurm.serve.resources.nodes", self.resources.nodes, "a server runs on one node")
+        check_positive("slurm.serve.ready_minutes", self.ready_minutes)
+        check_positive("slurm.serve.look_seconds", self.look_seconds)
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "Serve":
+        """From plain settings; unknown names are refused with the list of real ones."""
+        check_known("slurm.serve", settings, cls)
+        if not settings.get("command"):
+            raise refuse("slurm.serve.command", None, "it starts the server", "see slurm/example_a100.yaml")
+        rule = settings.get("resources") or {}
+        check_known("slurm.serve.resources", rule, Resources)
+        chosen = [name for name in ("kinds", "names", "parameters") if rule.get(name)]
+        if chosen:
+            raise refuse(
+                f"slurm.serve.resources.{chosen[0]}", rule[chosen[0]], "it is for every server", "leave it out"
+            )
+        return cls(**{**settings, "resources": Resources(**{**rule, "kinds": (), "names": (), "processes": 1})})
+
+    def words(self, model: str, revision: str | None, port: int) -> list[str]:
+        """The command with its words filled in; a revision nobody named is the hub's `main`."""
+        values = {"{model}": model, "{revision}": revision or "main", "{port}": str(port)}
+        words = shlex.split(self.command)
+        for name, value in values.items():
+            words = [word.replace(name, value) for word in words]
+        return words
+
+
+@dataclass(frozen=True)
 class Cluster:
     """One cluster; the first rule of `resources` that fits a job is its own."""
 
@@ -95,6 +142,8 @@ class Cluster:
     pack_minutes: float = 10
     """Short cells share a job that is expected to take about so long."""
     resources: Sequence[Resources] = field(default_factory=lambda: (Resources(),))
+    serve: Serve | None = None
+    """How it serves a teacher; null: it does not."""
 
     def __post_init__(self) -> None:
         check_positive("slurm.throttle", self.throttle)
@@ -108,6 +157,8 @@ class Cluster:
     def of(cls, settings: Mapping[str, Any]) -> "Cluster":
         """The cluster of plain settings; unknown names are refused with the list of real ones."""
         check_known("slurm", settings, cls)
+        if settings.get("serve") is not None:
+            settings = {**settings, "serve": Serve.of(settings["serve"])}
         if "resources" not in settings:
             return cls(**settings)
         for rule in settings["resources"] or ():

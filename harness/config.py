@@ -31,8 +31,8 @@ class Model:
     """`mini` (built and pre-trained here), `hf` (folder or hub id), `gguf` (one file), `http` (a teacher
     behind an OpenAI-compatible completions server), `none`."""
     path: str | None = None
-    """Folder or hub id (`hf`), file (`gguf`), or the server's address (`http`: http://host:port, or `$NAME`
-    of an environment variable that holds it; never identity); null for `mini`."""
+    """Folder or hub id (`hf`), file (`gguf`), or the server's address (`http`: http://host:port, `$NAME` of a
+    variable that holds it, or `slurm`: the cluster serves it; never identity); null for `mini`."""
     revision: str | None = None
     """Hub revision (`http`: of what is served, and of a tokenizer from the hub); null means: resolve at
     first use and record what was found."""

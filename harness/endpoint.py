@@ -20,6 +20,8 @@ from urllib.parse import urlsplit
 from harness.checks import SettingsError, refuse
 
 FIELD = "teacher.path"
+BY_SLURM = "slurm"
+"""In the place of an address: the cluster serves it (`serving.py`)."""
 START = "start the server there, or set teacher.path to where it listens"
 LONGEST_WAIT_S = 60.0
 QUOTED = 200  # characters of a server's own words in a message
@@ -48,6 +50,10 @@ def base_url(path: str) -> str:
     return path.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
+class ServerError(SettingsError):
+    """A server that does not answer; later, or started anew, it may."""
+
+
 class Endpoint:
     """A server's address, its key's place, and how patiently it is asked."""
 
@@ -71,7 +77,8 @@ class Endpoint:
     ) -> dict[str, Any]:
         """The JSON object a server answers with: POST where there is a `body`, else GET.
 
-        `stopped` ends the waiting between attempts. Raises SettingsError where no such answer can be had.
+        `stopped` ends the waiting between attempts. Raises SettingsError where no such answer can be had, and
+        ServerError, which is one, where there is none at all.
         """
         stopped, said, wait = stopped or threading.Event(), "", 0.0
         for attempt in range(self.attempts):
@@ -93,7 +100,7 @@ class Endpoint:
             else:
                 return self._object(content)
         asked = f"the server does not answer ({said}; asked {self.attempts} times)"
-        raise refuse(FIELD, self.url, asked, START)
+        raise ServerError(str(refuse(FIELD, self.url, asked, START)))
 
     def malformed(self, wanted: str, way_out: str = START) -> SettingsError:
         """The refusal of an answer that lacks what was asked for."""

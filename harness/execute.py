@@ -17,7 +17,7 @@ from harness.estimate import stage_seconds
 from harness.launch.inline import Inline
 from harness.launch.local import Pool
 from harness.stage import MAKERS, Stage, Work
-from harness.status import StageState, stage_state
+from harness.status import MENDABLE, StageState, stage_state
 from harness.store import Store
 from harness.track import Progress
 
@@ -189,8 +189,7 @@ def _needed(plan: Work, store: Store, retry: bool) -> dict[str, StageState]:
         if stage.key in states:
             return
         state = stage_state(store, stage.key)
-        # a refused setting may be mended by now (the row, the folder): looking again costs nothing
-        if state.status == "failed" and state.failure_class != "settings" and not retry:
+        if state.status == "failed" and state.failure_class not in MENDABLE and not retry:
             states[stage.key] = state
             return
         states[stage.key] = state if state.status == "done" else StageState("waiting")

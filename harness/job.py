@@ -90,7 +90,7 @@ def _make_all(
     except preemption.Preempted as stopped:
         print(f"harness: {stopped}; what was done is kept", flush=True)
         if preemption.received() == signal.SIGUSR2:
-            _requeue(written["cluster"]["restarts"])
+            requeue(written["cluster"]["restarts"])
         return preemption.EXIT_CODE
     for line in failed:
         print(f"harness: {line}", flush=True)
@@ -141,7 +141,7 @@ def _make_stage(store: Store, spec: Mapping[str, Any], machine: Machine, leader:
             time.sleep(BUSY_SECONDS)
 
 
-def _requeue(restarts: int) -> None:
+def requeue(restarts: int) -> None:
     """Put this job back into the queue, a bounded number of times."""
     if "SLURM_JOB_ID" not in os.environ:
         return

@@ -208,7 +208,7 @@ def _check_folder(model: Model, folder: Path) -> None:
 
 def _check_served(model: Model) -> None:
     """Only a teacher is served, as it is; the server itself is asked when its base stage is made."""
-    from harness.endpoint import base_url
+    from harness.endpoint import BY_SLURM, base_url
 
     if not isinstance(model, Teacher):
         raise refuse(f"{model.name}.kind", "http", "a student is trained, so its weights must be here", "use kind=hf")
@@ -218,7 +218,7 @@ def _check_served(model: Model) -> None:
     for field in ("path", "served_model", "tokenizer"):
         if not getattr(model, field):
             raise refuse(f"{model.name}.{field}", None, "kind=http needs it", "see conf/teacher/served.yaml")
-    if not re.fullmatch(r"\$[A-Za-z_]\w*", model.path or ""):  # set where the stages run, not here
+    if model.path != BY_SLURM and not re.fullmatch(r"\$[A-Za-z_]\w*", model.path or ""):  # known where stages run
         base_url(model.path or "")
     folder = local_folder(model.tokenizer)
     field = f"{model.name}.tokenizer"

@@ -8,6 +8,7 @@ import importlib.util
 
 from harness.checks import refuse
 from harness.config import Machine, Student, Teacher
+from harness.endpoint import BY_SLURM
 from harness.evals import eval_names
 from harness.methods import method_name
 from harness.model_files import check_model, tokenizer_fingerprint
@@ -17,7 +18,8 @@ from harness.signal_kinds import check_served
 
 
 def preflight(plan: Plan, machine: Machine | None = None) -> None:
-    """Check every distinct part of the plan's cells, and the machine where they are to run; raises SettingsError."""
+    """Check every distinct part of the plan's cells, and the machine where they are to run, None where that is no
+    matter or a cluster; raises SettingsError."""
     if machine is not None and machine.device == "cuda" and not visible_gpus():
         raise refuse("machine.device", "cuda", "no GPU is visible here", "set machine.device=auto")
     checked: set[str] = set()
@@ -27,7 +29,7 @@ def preflight(plan: Plan, machine: Machine | None = None) -> None:
         _once(checked, repr(cell.corpus), cell.corpus.check)
         _once(checked, repr(cell.evals), lambda cell=cell: _check_evals(cell.evals.names))
         if cell_plan.taught_by == "given":
-            _once(checked, repr(cell.teacher), lambda cell=cell: _check_teacher(cell.teacher))
+            _once(checked, repr(cell.teacher), lambda cell=cell: _check_teacher(cell.teacher, machine))
             _once(
                 checked,
                 repr((cell.student, cell.teacher, cell.signal, cell.method)),
@@ -52,7 +54,10 @@ def _check_student(student: Student) -> None:
         )
 
 
-def _check_teacher(teacher: Teacher) -> None:
+def _check_teacher(teacher: Teacher, machine: Machine | None) -> None:
+    if teacher.kind == "http" and teacher.path == BY_SLURM and machine is not None:
+        way_out = "send the grid with slurm=<cluster>, or set teacher.path to where a server listens"
+        raise refuse("teacher.path", BY_SLURM, "only a cluster can serve it by a job", way_out)
     if teacher.quantise is not None and teacher.kind == "http":
         way_out = "serve quantised weights, or set teacher.quantise=null"
         raise refuse("teacher.quantise", teacher.quantise, "a server's weights are not here", way_out)

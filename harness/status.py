@@ -10,6 +10,8 @@ from typing import Any
 from harness.store import Store
 
 STUCK_AFTER = 2
+MENDABLE = ("settings", "server")
+"""Classes of failures that may be mended by now, the row, the folder or the server: looking again costs nothing."""
 
 
 @dataclass(frozen=True)

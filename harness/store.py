@@ -9,6 +9,7 @@
     submissions/<name>/    what was sent to a cluster at once, and what its jobs printed
     jobs/<key>             which job of a cluster makes the artifact
     code/<hash>/           the code such jobs run
+    servers/               where teachers listen that the cluster serves, and who wants them
 
 Publishing is one rename of a folder whose manifest was written last, so a killed process leaves nothing
 half done and the loser of a race discards. Claims only save work; they are never needed for truth.

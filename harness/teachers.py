@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.chat import end_of_turn_id, prompt_ids
 from harness.checks import refuse
-from harness.endpoint import Endpoint
 from harness.generate import context_of, generate
 from harness.model_files import SERVER
 from harness.models import count_parameters, load_model, load_tokenizer
 from harness.served import CompletionsServer, Probe, Scores
+from harness.serving import endpoint_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -158,13 +158,14 @@ def open_teacher(
     """The teacher of a model folder: loaded, or asked where the folder only names a server.
 
     `device` and `precision` (`fp32`, `bf16`) are for a model in memory. `url` is where the server listens
-    now, in place of the address it was adopted at. Raises SettingsError where the server is down or changed.
+    now (or the page that says so, `serving.py`), in place of the address it was adopted at. Raises SettingsError
+    where the server is down or changed.
     """
     tokenizer = load_tokenizer(folder)
     if not (folder / SERVER).is_file():
         return LocalTeacher(load_model(folder, device=device, dtype=precision), tokenizer)
     written = json.loads((folder / SERVER).read_text())
-    endpoint = Endpoint(url or written["url"], written["api_key_env"])
+    endpoint = endpoint_at(url or written["url"], written["api_key_env"])
     teacher = ServedTeacher(CompletionsServer(endpoint, written["served_model"]), tokenizer)
     probe = written["probe"]
     teacher.check_unchanged(Probe(written["served_model"], tuple(probe["ids"]), tuple(probe["logprobs"])))

@@ -33,8 +33,8 @@ class FakeServer:
     left out of answers (`token_ids`, `logprobs`, `stop_token`, `one_of_k`, `prompt_logprobs`, `context`);
     `context`: tokens it takes; `body`: sent in place of any completion."""
 
-    def __init__(self, model, served=("tiny",), key=None):
-        self.model, self.served, self.key = model, served, key
+    def __init__(self, model, served=("tiny",), key=None, port=0):
+        self.model, self.served, self.key, self.port = model, served, key, port
         self.faults, self.without, self.delay_s, self.body = [], set(), lambda number: 0.0, None
         self.context, self.requests, self.asked, self.busy, self.most_busy = 128, [], 0, 0, 0
         self.lock = threading.Lock()
@@ -65,7 +65,7 @@ class FakeServer:
             def log_message(self, *args):
                 pass
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
         self.http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.http.server_port}"
         threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()

@@ -1,5 +1,8 @@
 """Batches: few arrays for many cells, each waiting for exactly what it needs."""
 
+import json
+from dataclasses import asdict
+
 import pytest
 
 from harness.batches import batches, own_jobs
@@ -113,6 +116,11 @@ def test_resources_follow_the_kind_of_stage_and_the_largest_model():
         ({"name": "x", "resources": [{"gpu": 1}]}, ["slurm.resources", "gpu", "gpus"]),
         ({"name": "x", "resources": [{"minutes": 0}]}, ["slurm.resources.minutes=0", "above 0"]),
         ({"name": "x", "restarts": -1}, ["slurm.restarts=-1", "at least 0"]),
+        ({"name": "x", "serve": {"command": "vllm serve {model}"}}, ["slurm.serve.command", "add {port}"]),
+        ({"name": "x", "serve": {"resources": {"gpus": 4}}}, ["slurm.serve.command=None"]),
+        ({"name": "x", "serve": {"command": "{port}", "resources": {"nodes": 2}}}, ["slurm.serve.resources.nodes=2"]),
+        ({"name": "x", "serve": {"command": "{port}", "resources": {"kinds": ["base"]}}}, ["every server"]),
+        ({"name": "x", "serve": {"command": "{port}", "gpus": 1}}, ["slurm.serve='gpus'", "ready_minutes"]),
     ],
 )
 def test_a_cluster_file_that_cannot_be_meant_is_refused(settings, words):
@@ -140,3 +148,12 @@ def test_only_a_job_that_trains_gets_several_nodes_and_processes():
     found = batches_of(plan_of("data_frac=1.0", "method=sft"), resources=[rule])
     assert {batch.kind: batch.resources.count for batch in found if batch.kind != "cells"} == {"mixture": 1, "base": 1}
     assert max(batch.resources.count for batch in found if batch.kind == "cells") == 4
+
+
+def test_a_server_is_started_with_its_words_filled_in_and_nothing_else_touched():
+    command = "vllm serve {model} -r {revision} -p {port} -x '{\"a b\": 1}'"
+    serve = Cluster.of({"name": "x", "serve": {"command": command}}).serve
+    assert serve.words("my model", None, 7)[2:-1] == ["my model", "-r", "main", "-p", "7", "-x"]
+    assert serve.words("m", "v2", 7)[-1] == '{"a b": 1}' and serve.words("m", "v2", 7)[4] == "v2"
+    kept = json.loads(json.dumps(asdict(serve)))
+    assert Cluster.of({"name": "x", "serve": kept}).serve == serve, "a submission keeps it for a retry"

@@ -16,7 +16,7 @@ LAYERS = [
     {"run", "grid", "api", "fresh"},  # doors
     {"trials", "retry"},  # conduct
     {"screen", "ledger"},
-    {"compose", "preflight", "execute", "record", "view", "launch", "job", "attempt", "estimate", "batches"}
+    {"compose", "preflight", "execute", "record", "view", "launch", "job", "serve", "attempt", "estimate", "batches"}
     | {"leader", "follower"},
     {"status", "plan", "stage", "teaching", "tuning"},
     {"stages"},
@@ -31,7 +31,7 @@ LAYERS = [
     {"divergences", "heads", "sequences", "kv_cache"},
     {"chat", "models", "adapters"},
     {"model_files", "corpora", "methods", "world", "served", "similarity"},
-    {"shards"},
+    {"shards", "serving"},
     {"config", "store", "provenance", "cluster", "rendezvous", "members"},  # ground
     {"signal_kinds"},
     {"recipe"},

@@ -4,6 +4,7 @@ import pytest
 
 from harness.checks import SettingsError
 from harness.compose import compose
+from harness.config import Machine
 from harness.plan import Plan
 from harness.preflight import preflight
 from tests.doubles import byte_tokenizer, save_tiny
@@ -55,6 +56,15 @@ def test_a_served_teacher_may_write_but_is_not_asked_for_logits(tmp_path):
     with pytest.raises(SettingsError) as refusal:
         check("method=seq_kd", *pair[:-1], "teacher.api_key_env=sk-secret")
     assert "api_key_env" in str(refusal.value) and "secret" not in str(refusal.value)
+
+
+def test_a_teacher_that_only_a_cluster_can_serve_is_refused_on_one_machine(tmp_path):
+    path = save_tiny(tmp_path / "tiny")
+    teacher = ["teacher=served", f"teacher.tokenizer={path}", "teacher.path=slurm", "teacher.served_model=org/big"]
+    plan = Plan.of(compose(["student=hf", f"student.path={path}", "method=seq_kd", *teacher]).cells)
+    preflight(plan)
+    with pytest.raises(SettingsError, match=r"teacher\.path='slurm' .*slurm=<cluster>"):
+        preflight(plan, Machine())
 
 
 def test_a_served_teacher_is_scored_into_a_cache_of_its_likeliest_tokens_and_nothing_else(tmp_path):

@@ -23,6 +23,11 @@ SUBMITTING_SECONDS = 60.0
 """How long a live submitter may take between noting a stage and having its task in the queue."""
 
 
+def new_note(submission: str, array: str, task: int) -> dict[str, Any]:
+    """A note of this moment by this process."""
+    return {"submission": submission, "array": array, "task": task, **this_process(), "time": time.time()}
+
+
 def read_note(store: Store, key: str) -> dict[str, Any] | None:
     """`submission`, `array` and `task` that make `key`, with who sent them and when; None where nobody ever did."""
     try:
@@ -57,6 +62,13 @@ def read_sent(store: Store, note: Mapping[str, Any]) -> str | None:
         return None
 
 
+def being_sent(store: Store, note: Mapping[str, Any]) -> bool:
+    """Whether its submitter may yet send it; one of another machine is given its minute."""
+    if read_sent(store, note) is not None or time.time() - note["time"] > SUBMITTING_SECONDS:
+        return False
+    return note["host"] != socket.gethostname() or runs(note)
+
+
 def _sent(store: Store, submission: str, array: str) -> Path:
     return store.root / "submissions" / submission / f"{array}.json"
 
@@ -82,7 +94,7 @@ class Notes:
 
     def take(self, key: str, submission: str, array: str, task: int) -> bool:
         """Note that `array` makes `key`; False where a live job, or one being sent, makes it already."""
-        note = {"submission": submission, "array": array, "task": task, **this_process(), "time": time.time()}
+        note = new_note(submission, array, task)
         for _ in range(2):
             try:
                 with open(self.folder / key, "x") as file:
@@ -101,14 +113,8 @@ class Notes:
         if note is None:
             return None
         found = self.queue.job_id(note["array"], note["task"])
-        while found is None and self._being_sent(note):
+        while found is None and being_sent(self.store, note):
             time.sleep(1.0)
             self.queue.look_again()
             found = self.queue.job_id(note["array"], note["task"])
         return found
-
-    def _being_sent(self, note: Mapping[str, Any]) -> bool:
-        """Whether its submitter may yet send it; one of another machine is given its minute."""
-        if read_sent(self.store, note) is not None or time.time() - note["time"] > SUBMITTING_SECONDS:
-            return False
-        return note["host"] != socket.gethostname() or runs(note)

@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -64,10 +64,7 @@ class Queue:
 
     def look_again(self) -> None:
         """Ask what is in the queue now."""
-        self.jobs = {}
-        for line in ask("squeue", "-h", "-r", "-o", "%j|%K|%i").splitlines():
-            name, task, job = line.rsplit("|", 2)
-            self.jobs[name, int(task) if task.isdigit() else 0] = job
+        self.jobs = tasks_of()
 
     @property
     def room(self) -> int:
@@ -98,9 +95,19 @@ class Queue:
                 )
 
 
-def ask(*command: str) -> str:
-    """What a command of Slurm prints; one sentence where it fails, or no controller answers for two minutes."""
-    end = time.monotonic() + AWAY_SECONDS
+def tasks_of(arrays: Collection[str] = (), patience: float | None = None) -> dict[tuple[str, int], str]:
+    """Ids of the tasks that wait or run, by name and task; of all jobs, or of these arrays."""
+    found = {}
+    chosen = [f"--name={','.join(sorted(arrays))}"] if arrays else []
+    for line in ask("squeue", "-h", "-r", "-o", "%j|%K|%i", *chosen, patience=patience).splitlines():
+        name, task, job = line.rsplit("|", 2)
+        found[name, int(task) if task.isdigit() else 0] = job
+    return found
+
+
+def ask(*command: str, patience: float | None = None) -> str:
+    """What a command of Slurm prints; one sentence where it fails, or no controller answers for `patience` (s)."""
+    end = time.monotonic() + (AWAY_SECONDS if patience is None else patience)
     while True:
         try:
             answer = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)

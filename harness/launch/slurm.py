@@ -16,16 +16,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from harness import job
+from harness import job, serve
 from harness.batches import Batch, Job, batches, check_batch_sizes, own_jobs
 from harness.checks import refuse
 from harness.cluster import Cluster, Resources
 from harness.config import Machine
 from harness.launch.notes import Notes, read_notes, write_sent
 from harness.launch.queue import Queue
+from harness.launch.servers import Server, pointed, take_servers
 from harness.launch.snapshot import publish_code
 from harness.stage import Stage, Work
-from harness.status import StageState, stage_state
+from harness.status import MENDABLE, StageState, stage_state
 from harness.store import Store, write_json
 
 WATCH_SECONDS = 10.0
@@ -82,8 +83,7 @@ def submit(
         jobs, failed = _without_failed(jobs, store)
     unsent = {key: one for key, one in jobs.items() if notes.job_id(key) is None}
     chunks = [part for batch in _fitting(unsent, cluster, queue) for part in _chunks(batch, queue.largest_array)]
-    for rule in {batch.resources for batch in chunks}:
-        queue.check(rule, cluster)
+    _check(chunks, cluster, queue)
     check_batch_sizes(chunks, jobs)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
     arrays: dict[str, Batch] = {}
@@ -94,18 +94,31 @@ def submit(
             if mine := tuple(key for key in task if notes.take(key, name, array, len(tasks))):
                 tasks.append(mine)
         if tasks:
-            arrays[array] = Batch(tuple(tasks), batch.resources, batch.needs, batch.kind)
+            arrays[array] = replace(batch, tasks=tuple(tasks))
     folder = store.root / "submissions" / name
     sent: dict[str, list[str]] = {}
-    if arrays:
-        code = publish_code(store)
-        _write(folder, store, machine, cluster, grid, jobs, arrays, again or Again())
-    for array, batch in arrays.items():
-        after = [_job_id(notes, key) for key in sorted(batch.needs) if not store.done(key)]
-        addresses = [[jobs[key].stages[-1].address for key in task] for task in batch.tasks]
-        sent[array] = _send(folder, cluster, parameters(code, array, batch.resources, after, cluster), addresses)
+
+    def send(array: str, told: Mapping[str, Any], function: Callable[..., None], given: Sequence[Any]) -> None:
+        sent[array] = _send(folder, cluster, told, function, given)
         write_sent(store, name, array, sent[array])
         queue.add(array, sent[array])
+
+    if arrays:
+        code = publish_code(store)
+        asking = {
+            array: [[stage for key in task for stage in jobs[key].stages] for task in batch.tasks]
+            for array, batch in arrays.items()
+        }
+        servers = take_servers(store, notes, cluster, f"{grid}.serve.{name[-6:]}", name, asking)
+        _write(folder, store, machine, cluster, grid, jobs, arrays, servers, again or Again())
+        for server in servers:
+            assert cluster.serve is not None
+            send(server, parameters(code, server, cluster.serve.resources, [], cluster), serve.run, [server])
+    for array, batch in arrays.items():
+        after = [_job_id(notes, key) for key in sorted(batch.needs) if not store.done(key)]
+        started = sorted({_job_id(notes, server.key) for server in batch.servers})
+        addresses = [[jobs[key].stages[-1].address for key in task] for task in batch.tasks]
+        send(array, parameters(code, array, batch.resources, after, cluster, started), job.run, addresses)
     targets = sum(len(task) for batch in arrays.values() for task in batch.tasks)
     return Submission(folder, sent, targets, len(jobs) - targets, failed)
 
@@ -138,13 +151,25 @@ def _without_failed(jobs: Mapping[str, Job], store: Store) -> tuple[dict[str, Jo
             mine = {
                 address: state
                 for address, state in states.items()
-                if state.status == "failed" and state.failure_class != "settings"  # what was refused may be mended
+                if state.status == "failed" and state.failure_class not in MENDABLE
             }
             failed.update(mine)
             hopeless[key] = bool(mine) or any([visit(upstream) for upstream in jobs[key].needs if upstream in jobs])
         return hopeless[key]
 
     return {key: job for key, job in jobs.items() if not visit(key)}, failed
+
+
+def _check(chunks: Sequence[Batch], cluster: Cluster, queue: Queue) -> None:
+    """Raise SettingsError where the cluster has not what the jobs, or a server they ask, want of it."""
+    rules = {batch.resources for batch in chunks}
+    for server in {server for batch in chunks for server in batch.servers}:
+        if cluster.serve is None:
+            way_out = f"give slurm/{cluster.name}.yaml one as in slurm/example_a100.yaml, or set teacher.path"
+            raise refuse("slurm.serve", None, f"nothing says how {cluster.name} serves {server.model}", way_out)
+        rules.add(cluster.serve.resources)
+    for rule in rules:
+        queue.check(rule, cluster)
 
 
 def _write(
@@ -155,6 +180,7 @@ def _write(
     grid: str,
     jobs: Mapping[str, Job],
     arrays: Mapping[str, Batch],
+    servers: Mapping[str, Server],
     again: Again,
 ) -> None:
     """All that the jobs of a submission read; they need nothing else of whoever sent them."""
@@ -162,6 +188,8 @@ def _write(
     made = (stage for job in mine.values() for stage in job.stages)
     stages: dict[str, Stage] = {one.key: one for stage in made for one in stage.ancestry()}
     specs = {key: stage.spec() for key, stage in stages.items()}
+    for key, stage in stages.items():
+        specs[key] = pointed(specs[key], stage, store)
     for key, reason in again.reasons.items():
         specs[key]["retried"] = reason
     folder.mkdir(parents=True)
@@ -176,6 +204,7 @@ def _write(
             "stages": specs,
             "jobs": {key: [stage.key for stage in job.stages] for key, job in mine.items()},
             "arrays": {array: batch.tasks for array, batch in arrays.items()},
+            "servers": {server: model._asdict() for server, model in servers.items()},
         },
     )
 
@@ -198,7 +227,7 @@ def _fitting(jobs: Mapping[str, Job], cluster: Cluster, queue: Queue) -> list[Ba
 def _chunks(batch: Batch, largest: int) -> Iterator[Batch]:
     """The batch in arrays that the cluster takes."""
     for first in range(0, len(batch.tasks), largest):
-        yield Batch(batch.tasks[first : first + largest], batch.resources, batch.needs, batch.kind)
+        yield replace(batch, tasks=batch.tasks[first : first + largest])
 
 
 def _job_id(notes: Notes, key: str) -> str:
@@ -209,21 +238,29 @@ def _job_id(notes: Notes, key: str) -> str:
 
 
 def _send(
-    folder: Path, cluster: Cluster, parameters: Mapping[str, Any], addresses: Sequence[Sequence[str]]
+    folder: Path, cluster: Cluster, parameters: Mapping[str, Any], function: Callable[..., None], given: Sequence[Any]
 ) -> list[str]:
-    """One call of sbatch; returns the tasks' job ids."""
+    """One call of sbatch, a task for each of `given`; returns the tasks' job ids."""
     from submitit import SlurmExecutor
 
     executor = SlurmExecutor(folder / "slurm", python=cluster.python)
     executor.update_parameters(**parameters)
     submission = str(folder / "submission.json")
-    if len(addresses) == 1:
-        return [str(executor.submit(job.run, addresses[0], submission).job_id)]
-    return [str(one.job_id) for one in executor.map_array(job.run, addresses, [submission] * len(addresses))]
+    if len(given) == 1:
+        return [str(executor.submit(function, given[0], submission).job_id)]
+    return [str(one.job_id) for one in executor.map_array(function, given, [submission] * len(given))]
 
 
-def parameters(code: Path, array: str, resources: Resources, after: Sequence[str], cluster: Cluster) -> dict[str, Any]:
-    """What sbatch is told, in submitit's words."""
+def parameters(
+    code: Path,
+    array: str,
+    resources: Resources,
+    after: Sequence[str],
+    cluster: Cluster,
+    started: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What sbatch is told, in submitit's words: `after` these jobs ended well, and those have `started`."""
+    waits = [f"{how}:{':'.join(ids)}" for how, ids in (("afterok", after), ("after", started)) if ids]
     told: dict[str, Any] = {
         "job_name": array,
         "partition": resources.partition or cluster.partition,
@@ -240,7 +277,7 @@ def parameters(code: Path, array: str, resources: Resources, after: Sequence[str
         "signal_delay_s": cluster.notice_seconds,
         "array_parallelism": cluster.throttle,
         "wckey": None,
-        "dependency": f"afterok:{':'.join(after)}" if after else None,
+        "dependency": ",".join(waits) or None,
         "setup": [f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}", *cluster.setup],
         "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"},
         "srun_args": ["--kill-on-bad-exit=1"] if resources.count > 1 else None,

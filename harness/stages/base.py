@@ -19,7 +19,6 @@ from harness import chat
 from harness.checks import refuse
 from harness.config import Budget, Machine
 from harness.corpora._files import file_sha256
-from harness.endpoint import Endpoint
 from harness.model_files import POINTER, SERVER, local_folder, read_pointer
 from harness.models import (
     count_parameters,
@@ -35,6 +34,7 @@ from harness.models import (
 from harness.recipe import TrainStage
 from harness.sequences import draw_seed, of_like_length, visits
 from harness.served import CompletionsServer
+from harness.serving import endpoint_at
 from harness.store import write_json
 from harness.teachers import ServedTeacher, server_page
 
@@ -155,7 +155,7 @@ def _served(settings: Mapping[str, Any], where: Mapping[str, Any], out: Path) ->
         folder = _snapshot("tokenizer", where["tokenizer"], where["revision"], TOKENIZER_PATTERNS)
     tokenizer = load_tokenizer(folder)
     chat.set_template(tokenizer, settings["chat_template"])
-    endpoint = Endpoint(where["path"], where["api_key_env"])
+    endpoint = endpoint_at(where["path"], where["api_key_env"])
     page = server_page(where["path"], ServedTeacher(CompletionsServer(endpoint, settings["served_model"]), tokenizer))
     tokenizer.save_pretrained(out)
     write_json(out / SERVER, page)
