@@ -130,10 +130,11 @@ def try_again(given: argparse.Namespace) -> None:
 
 
 def cancel(given: argparse.Namespace) -> None:
-    """Take a grid's jobs out of the queue; those that run keep what they have done."""
+    """Take a grid's jobs out of the queue; those that run keep what they have done, and servers end by themselves."""
     store = _existing(given.store)
     frozen_plan(store, given.grid)
-    queue, arrays = Queue.look(), arrays_of(store, given.grid)
+    queue = Queue.look()
+    arrays = {array for array in arrays_of(store, given.grid) if ".serve." not in array}
     jobs = sorted(job for (array, _), job in queue.jobs.items() if array in arrays)
     for first in range(0, len(jobs), CANCELLED_AT_ONCE):
         ask("scancel", *jobs[first : first + CANCELLED_AT_ONCE])

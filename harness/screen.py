@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.launch.jobs import states_of
+from harness.serving import read_page
 from harness.status import StageState, cell_state, stage_state
 from harness.store import Store
 
@@ -61,6 +62,7 @@ def screen(store: Store, frozen: Mapping[str, Any], look: Look, every_cell: bool
         yield f"  running     {frozen['stages'][key]['address']}  {_progress(store, key, look.stages[key])}"
     if len(running) > LISTED:
         yield f"  running     ... and {len(running) - LISTED} more stages"
+    yield from _servers(store, frozen)
     yield from _failures(look)
     left = [(cell, state) for cell, state in look.cells if state.status not in ("done", "failed")]
     for cell, state in look.cells if every_cell else left if len(left) <= LISTED else []:
@@ -88,6 +90,15 @@ def _failures(look: Look) -> Iterator[str]:
         yield f"  failed      {cell_line(cell)}{more}  {state.failure_class}: {state.reason}"
     if len(ordered) > LISTED:
         yield f"  failed      ... and {len(ordered) - LISTED} other reasons"
+
+
+def _servers(store: Store, frozen: Mapping[str, Any]) -> Iterator[str]:
+    """The jobs that serve the grid's teachers, and where they listen."""
+    served = {spec["settings"].get("served_model") for spec in frozen["stages"].values() if spec["kind"] == "base"}
+    for path in sorted((store.root / "servers").glob("*.json")):
+        page = read_page(path)
+        if page is not None and page["model"] in served:
+            yield f"  server      {page['model']}  {page.get('failed') or page['url'] or 'starts'}, job {page['job']}"
 
 
 def _progress(store: Store, key: str, state: StageState) -> str:

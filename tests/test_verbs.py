@@ -17,6 +17,7 @@ from harness.record import keep_plan, thaw
 from harness.retry import Failure, failures, mended, smaller_batches
 from harness.retry import retry as try_again
 from harness.screen import Look, screen
+from harness.serving import page_of, write_page
 from harness.stage import Stage
 from harness.store import Store
 from tests.test_execute import MAKER, Watcher, settings
@@ -84,6 +85,17 @@ def test_the_screen_counts_cells_and_tells_every_failure_once(store):
     assert lines[2].endswith(f"seed=2 and 1 more  oom_cuda: {address}: OutOfMemoryError: 3 GB")
     assert "diverged" in lines[3] and "seed=4" in lines[3]
     assert not Look.at(store, frozen_grid(store, cell(0))).moving
+
+
+def test_the_screen_shows_the_server_of_the_grids_teacher(store):
+    frozen = frozen_grid(store, cell(0))
+    base = Stage("base", "served", {"kind": "http", "served_model": "org/large"})
+    frozen["stages"][base.key] = base.spec()
+    for key, model, url in (("a", "org/large", "http://n1:8000"), ("b", "org/other", None)):
+        write_page(page_of(store, key), name="s", job="12", model=model, ready_minutes=1, url=url)
+    lines = list(screen(store, frozen, Look.at(store, frozen)))
+    assert lines[1] == "  server      org/large  http://n1:8000, job 12"
+    assert not any("org/other" in line for line in lines)
 
 
 def test_looking_changes_nothing(store, capsys):
