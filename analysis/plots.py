@@ -25,6 +25,7 @@ from harness.table import headline, percent, select
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart under the common kinds of colour blindness
 COLOURS = {
@@ -58,7 +59,6 @@ def crossover_figure(
     `size` is in inches, of a row; it grows wider where long names need it. Files are the same bytes for the
     same summary. Without any score the figure says so.
     """
-    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -85,6 +85,13 @@ def crossover_figure(
         part.text(left, 0.06 / height, "\n".join(note), fontsize=7.5, color=GREY, va="bottom")
     if not panels:
         figure.text(0.5, 0.5, "No cell has a score", ha="center", color=GREY)
+    return save(figure, path)
+
+
+def save(figure: "Figure", path: Path) -> list[Path]:
+    """Write `path`.png and `path`.svg, the same bytes for the same figure."""
+    import matplotlib
+
     paths = [path.with_name(f"{path.name}.{ending}") for ending in ("png", "svg")]
     path.parent.mkdir(parents=True, exist_ok=True)
     with _SAVING, matplotlib.rc_context({"svg.hashsalt": "harness"}):

@@ -176,6 +176,7 @@ class Finished:
     @classmethod
     def collect(cls, store: Store, frozen: Mapping[str, Any]) -> "Finished":
         """Read records from the store; write table, figure and verdict into the grid's folder."""
+        from analysis.forest import MANY, arms_of, forest_figure
         from analysis.plots import crossover_figure
         from harness.gains import crossovers
         from harness.table import headline, summary, write
@@ -189,6 +190,8 @@ class Finished:
         folder = store.grid_folder(frozen["grid"])
         write(folder, found, frame)
         crossover_figure(frame, folder / "crossover", crossed)
+        if arms_of(frame, metric)["name"].nunique() > MANY:
+            forest_figure(frame, folder / "methods", metric)
         write_text(folder / "verdict.txt", text + "\n")
         write_text(folder / "records.jsonl", "".join(json.dumps(record) + "\n" for record in found))
         return cls(frozen["grid"], folder, found, frame, text)
