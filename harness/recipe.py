@@ -133,6 +133,12 @@ class TrainStage:
         return (self.divergence != "cross_entropy" and not self._unheard) or self.sequences == "interleaved"
 
     @property
+    def fragile(self) -> bool:
+        """Whether a student that knows nothing yet is lost to it: its loss is flat there, or the student writes."""
+        writes = self.sequences in ("student", "interleaved")
+        return self.asks_teacher and (writes or self.divergence != "forward_kl")
+
+    @property
     def reads_answers(self) -> bool:
         """Whether an answer of the data is read: trained on, shown to a teacher, or what its teacher was taught."""
         if self.sequences == "student":

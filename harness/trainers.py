@@ -117,7 +117,7 @@ def fit(
     if teacher is not None:
         report.teacher_flops = forward_flops(teacher.parameters, report.teacher_tokens)
         report.flops += report.teacher_flops
-    report.warnings += find_warnings(trainer.gold_nll, steps, report.gold_end_mass)
+    report.warnings += find_warnings(trainer.gold_nll, steps, report.gold_end_mass, stage.fragile)
     report.warnings += texts.warnings() + measured.warnings
     report.seconds = time.perf_counter() - started + report.earlier_seconds
     return report

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -267,6 +268,13 @@ def test_a_cold_start_and_a_loss_that_stands_still_are_told_and_nothing_else():
         [],
         [],
     ]
+    assert [text.split(":")[0] for text in find_warnings(still, 100, fragile=False)] == ["not moved"]
+
+
+def test_only_what_a_cold_student_cannot_learn_from_warns_of_a_cold_start():
+    assert not TrainStage().fragile and not FORWARD.fragile
+    assert replace(FORWARD, divergence="reverse_kl").fragile
+    assert replace(FORWARD, sequences="student", student_share=1.0).fragile
 
 
 def test_progress_is_reported_each_step(tmp_path, monkeypatch):
