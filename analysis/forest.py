@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from analysis.labels import GREY, subtitle, title
-from analysis.plots import COLOURS, PANEL, save
+from analysis.plots import COLOURS, PANEL, names_of, save
 from harness.arms import Metric
 from harness.gains import MARGIN
 from harness.table import headline, percent, select
@@ -32,11 +32,9 @@ def arms_of(frame: pd.DataFrame, metric: Metric | None) -> pd.DataFrame:
         return frame.iloc[:0]
     rows = select(frame, metric)
     rows = rows[(rows["role"] == "student") & rows["gain"].notna() & rows["data_frac"].notna()].copy()
-    several = rows["teacher"].dropna().nunique() > 1
-    rows["name"] = [
-        f"{method} · {teacher}" if several and isinstance(teacher, str) else method
-        for method, teacher in zip(rows["method"], rows["teacher"], strict=True)
-    ]
+    arms = list(zip(rows["method"], rows["teacher"].fillna(""), strict=True))
+    names = names_of(dict.fromkeys(arms))
+    rows["name"] = [names[arm] for arm in arms]
     return rows
 
 

@@ -67,7 +67,7 @@ def crossover_figure(
     students = rows[(rows["role"] == "student") & rows["score"].notna()] if len(rows) else rows
     panels = list(students.groupby(PANEL, dropna=False).groups) if len(students) else []
     # names stand right of each panel, about 0.072 inch a letter
-    aside = 0.35 + 0.072 * max((len(name) for name in _names(_lines(students)).values()), default=0) if panels else 0
+    aside = 0.35 + 0.072 * max((len(name) for name in names_of(_lines(students)).values()), default=0) if panels else 0
     width, height = max(size[0], 2 * (0.75 + 2.0 + aside)), size[1]
     figure = Figure(figsize=(width, height * max(1, len(panels))), facecolor="white")
     FigureCanvasAgg(figure)
@@ -164,7 +164,7 @@ def gain_curves(frame: pd.DataFrame, ax: "Axes", crossovers: Mapping[Arm, Crosso
 
 def _draw(ax: "Axes", lines: Mapping[Any, pd.DataFrame], column: str, band: bool = False) -> list[tuple[Any, ...]]:
     """Draw the lines; returns (x, y, name, colour) of their right ends."""
-    styles, names, ends = _styles(lines), _names(lines), []
+    styles, names, ends = _styles(lines), names_of(lines), []
     for number, (who, part) in enumerate(lines.items()):
         style = styles[who]
         part = part.sort_values("data_frac")
@@ -223,7 +223,7 @@ def _styles(lines: Mapping[tuple[str, str], pd.DataFrame]) -> dict[tuple[str, st
     return styles
 
 
-def _names(lines: Mapping[tuple[str, str], Any]) -> dict[tuple[str, str], str]:
+def names_of(lines: Mapping[tuple[str, str], Any]) -> dict[tuple[str, str], str]:
     """What a line is called; the teacher only where there are several."""
     several = len({teacher for _, teacher in lines if teacher}) > 1
     return {

@@ -21,7 +21,7 @@ from harness import preemption, track
 from harness.checks import SettingsError
 from harness.config import Machine
 from harness.endpoint import ServerError
-from harness.processes import ProcessError, process_count, threads, visible_gpus
+from harness.processes import ProcessError, process_count, slurm_job, threads, visible_gpus
 from harness.provenance import provenance
 from harness.store import Claim, Store, write_json
 
@@ -200,11 +200,10 @@ class Diary:
 
 def place() -> dict[str, Any]:
     """Where this process runs and what it may use: `host`, `pid`, `job` (of Slurm, or None), `cpus`, `gpus`."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return {
         "host": os.environ.get("SLURMD_NODENAME", socket.gethostname()),
         "pid": os.getpid(),
-        "job": f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID"),
+        "job": slurm_job(),
         "cpus": int(os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("OMP_NUM_THREADS") or 1)
         * int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")),
         "gpus": int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) * len(visible_gpus()),

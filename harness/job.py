@@ -27,6 +27,7 @@ from harness.config import Machine
 from harness.follower import Follower
 from harness.leader import Leader
 from harness.members import own_member
+from harness.processes import slurm_job
 from harness.stage import MAKERS, TOGETHER
 from harness.status import STUCK_AFTER, stuck
 from harness.store import Store
@@ -143,13 +144,12 @@ def _make_stage(store: Store, spec: Mapping[str, Any], machine: Machine, leader:
 
 def requeue(restarts: int) -> None:
     """Put this job back into the queue, a bounded number of times."""
-    if "SLURM_JOB_ID" not in os.environ:
+    job = slurm_job()
+    if job is None:
         return
     if int(os.environ.get("SLURM_RESTART_COUNT", "0")) >= restarts:
         print(f"harness: not queued again after {restarts} restarts; slurm.restarts allows more", flush=True)
         return
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    job = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
     subprocess.run(["scontrol", "requeue", job], timeout=REQUEUE_SECONDS, check=False)
 
 

@@ -59,17 +59,12 @@ def load_model(folder: Path, device: str = "cpu", dtype: str = "fp32") -> "PreTr
 
     Raises SettingsError for a folder that only names a server; `teachers.open_teacher` opens both.
     """
-    from transformers import AutoModelForCausalLM
-
     if (Path(folder) / SERVER).is_file():
         served = json.loads((Path(folder) / SERVER).read_text())["served_model"]
         reason = "its weights are behind a server, which gives text and top-k log-probabilities and nothing else"
         way_out = "choose seq_kd, two_stage or signal.kind=top_k, or a teacher with weights"
         raise refuse("teacher.served_model", served, reason, way_out)
-    path, revision = read_pointer(Path(folder))
-    where: dict[str, Any] = {"revision": revision or "main", "dtype": DTYPES[dtype], "device_map": device}
-    model = AutoModelForCausalLM.from_pretrained(path, **where)
-    return _with_plain_kernels(model).eval()
+    return _from_pretrained(folder, device, dtype)
 
 
 def load_quantised(folder: Path, to: str, device: str = "cpu") -> "PreTrainedModel":
@@ -78,13 +73,10 @@ def load_quantised(folder: Path, to: str, device: str = "cpu") -> "PreTrainedMod
 
     `save_model` writes it as it is, and `load_model` reads that back.
     """
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
     config = BitsAndBytesConfig(load_in_8bit=to == "int8", load_in_4bit=to == "nf4", bnb_4bit_quant_type="nf4")
-    path, revision = read_pointer(Path(folder))
-    where: dict[str, Any] = {"revision": revision or "main", "dtype": "auto", "device_map": device}
-    model = AutoModelForCausalLM.from_pretrained(path, quantization_config=config, **where)
-    return _with_plain_kernels(model).eval()
+    return _from_pretrained(folder, device, "auto", quantization_config=config)
 
 
 def load_gguf(file: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
@@ -180,6 +172,14 @@ def count_parameters(model: "PreTrainedModel") -> int:
 def count_frozen(model: "PreTrainedModel") -> int:
     """Number of weights that are not trained."""
     return sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+
+
+def _from_pretrained(folder: Path, device: str, dtype: str, **more: Any) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
+
+    path, revision = read_pointer(Path(folder))
+    where: dict[str, Any] = {"revision": revision or "main", "dtype": DTYPES[dtype], "device_map": device}
+    return _with_plain_kernels(AutoModelForCausalLM.from_pretrained(path, **where, **more)).eval()
 
 
 def _with_plain_kernels(model: "PreTrainedModel") -> "PreTrainedModel":

@@ -45,13 +45,8 @@ def _once(checked: set[str], what: str, check) -> None:  # type: ignore[no-untyp
 
 def _check_student(student: Student) -> None:
     check_model(student)
-    if student.lora_rank is not None and importlib.util.find_spec("peft") is None:
-        raise refuse(
-            "student.lora_rank",
-            student.lora_rank,
-            "training adapters needs the package peft",
-            "pip install 'harness[lora]'",
-        )
+    if student.lora_rank is not None:
+        _check_package("student.lora_rank", student.lora_rank, "training adapters", "peft", "lora")
 
 
 def _check_teacher(teacher: Teacher, machine: Machine | None) -> None:
@@ -62,13 +57,13 @@ def _check_teacher(teacher: Teacher, machine: Machine | None) -> None:
         way_out = "serve quantised weights, or set teacher.quantise=null"
         raise refuse("teacher.quantise", teacher.quantise, "a server's weights are not here", way_out)
     check_model(teacher)
-    if teacher.quantise is not None and importlib.util.find_spec("bitsandbytes") is None:
-        raise refuse(
-            "teacher.quantise",
-            teacher.quantise,
-            "rounding weights needs the package bitsandbytes",
-            "pip install 'harness[quantise]'",
-        )
+    if teacher.quantise is not None:
+        _check_package("teacher.quantise", teacher.quantise, "rounding weights", "bitsandbytes", "quantise")
+
+
+def _check_package(name: str, value: object, what: str, package: str, extra: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise refuse(name, value, f"{what} needs the package {package}", f"pip install 'harness[{extra}]'")
 
 
 def _check_evals(names: list[str]) -> None:

@@ -5,7 +5,7 @@ array, and the code they run. Each target has a note in `jobs/` that says which 
 later waits for that task and submits nothing twice; if its job is gone, the note counts for nothing. submitit
 writes and sends the batch files. Jobs look at the store, not at Slurm: a dependency only spares them the wait.
 
-    submission = submit(plan, store, settings, cluster, "my_grid")
+    submission = submit(plan, store, machine, cluster, "my_grid")
 """
 
 import shlex
@@ -187,9 +187,7 @@ def _write(
     mine = {key: jobs[key] for batch in arrays.values() for task in batch.tasks for key in task}
     made = (stage for job in mine.values() for stage in job.stages)
     stages: dict[str, Stage] = {one.key: one for stage in made for one in stage.ancestry()}
-    specs = {key: stage.spec() for key, stage in stages.items()}
-    for key, stage in stages.items():
-        specs[key] = pointed(specs[key], stage, store)
+    specs = {key: pointed(stage.spec(), stage, store) for key, stage in stages.items()}
     for key, reason in again.reasons.items():
         specs[key]["retried"] = reason
     folder.mkdir(parents=True)
