@@ -105,7 +105,8 @@ def test_two_processes_are_one(server, tmp_path):
                 load_file(folder / f"{rank}.safetensors")["all"], parameters(model), rtol=1e-3, atol=1e-5
             )
             found = json.loads((folder / f"{rank}.json").read_text())
-            assert found["warnings"] == report.warnings != []
+            assert found["warnings"] == report.warnings
+            assert bool(report.warnings) == CASES[name][0].fragile
             for key, value in asdict(report).items():
                 if "seconds" not in key and key != "warnings":
                     assert found[key] == (value and pytest.approx(value, rel=1e-4)), (name, key)
