@@ -51,14 +51,15 @@ class Job(NamedTuple):
 
 def batches(jobs: Mapping[str, Job], cluster: Cluster) -> list[Batch]:
     """The jobs as few arrays, those that others wait for first."""
-    found: dict[tuple[Resources, frozenset[str], str, frozenset[Server]], list[tuple[str, float]]] = {}
-    for target, job in jobs.items():
-        seconds = sum(map(stage_seconds, job.stages))
+    found: dict[tuple[Resources, frozenset[str], str, frozenset[Server]], list[tuple[tuple[str, ...], float]]] = {}
+    for keys in _units(jobs):
+        stages = {stage.key: stage for key in keys for stage in jobs[key].stages}
+        job = Job(tuple(stages.values()), frozenset().union(*(jobs[key].needs for key in keys)))
         alike = (_resources(job, cluster), job.needs, _kind(job), job.servers)
-        found.setdefault(alike, []).append((target, seconds))
+        found.setdefault(alike, []).append((keys, sum(map(stage_seconds, job.stages))))
     result = []
-    for (resources, needs, kind, servers), targets in found.items():
-        packed = _packed(targets, 60 * cluster.pack_minutes) if kind == "cells" else [(key,) for key, _ in targets]
+    for (resources, needs, kind, servers), units in found.items():
+        packed = _packed(units, 60 * cluster.pack_minutes) if kind == "cells" else [keys for keys, _ in units]
         result.append(Batch(tuple(packed), resources, needs, kind, servers))
     return _in_order(result)
 
@@ -81,6 +82,17 @@ def check_batch_sizes(found: Sequence[Batch], jobs: Mapping[str, Job]) -> None:
         for stage in (stage for task in batch.tasks for key in task for stage in jobs[key].stages):
             if stage.kind in TOGETHER:
                 batch.resources.check_batch(stage.settings["budget"]["batch_size"])
+
+
+def _units(jobs: Mapping[str, Job]) -> list[tuple[str, ...]]:
+    """Targets that belong into one task: evaluations of a model that is made on the way to them."""
+    units: dict[str, list[str]] = {}
+    for key, job in jobs.items():
+        *before, target = job.stages
+        model = target.inputs.get("model")
+        together = target.kind == "evaluate" and model is not None and model.key in {stage.key for stage in before}
+        units.setdefault(model.key if together and model is not None else key, []).append(key)
+    return [tuple(keys) for keys in units.values()]
 
 
 def _job(target: Stage, own: Collection[str], done: Callable[[str], bool]) -> Job:
@@ -113,15 +125,15 @@ def _kind(job: Job) -> str:
     return "cells" if job.stages[-1].kind == "evaluate" else job.stages[-1].kind
 
 
-def _packed(targets: Sequence[tuple[str, float]], seconds: float) -> list[tuple[str, ...]]:
-    """Targets in packs that are expected to take about `seconds`, at least one each."""
+def _packed(units: Sequence[tuple[tuple[str, ...], float]], seconds: float) -> list[tuple[str, ...]]:
+    """Units in packs that are expected to take about `seconds`, at least one each."""
     packs: list[list[str]] = []
     filled = 0.0
-    for key, expected in targets:
+    for keys, expected in units:
         if not packs or filled + expected > seconds:
             packs.append([])
             filled = 0.0
-        packs[-1].append(key)
+        packs[-1] += keys
         filled += expected
     return [tuple(pack) for pack in packs]
 

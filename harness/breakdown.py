@@ -74,7 +74,7 @@ def items(records: Iterable[Record], exposures: Exposures, load_items: LoadItems
     columns = [name for name in CELL_COLUMNS if name not in ("status", "reason", "failure_class")]
     frames = []
     for record in {(r["cell"], r["role"]): r for r in records if r.get("items")}.values():
-        frame = load_items(record["items"])
+        frame = pd.concat([load_items(path) for path in record["items"].values()])
         if record["role"] == "student":
             frame = frame.join(exposures.of(record), on="prompt_hash")
         frames.append(pd.concat([pd.DataFrame({n: record.get(n) for n in columns}, index=frame.index), frame], axis=1))

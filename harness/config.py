@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from harness.checks import check_at_least, check_choice, check_fraction, check_positive, refuse
+from harness.scoring import Evals
 from harness.signal_kinds import Signal
 
 BUDGET_KINDS = ("epochs", "steps", "trained_tokens", "flops")
@@ -176,19 +177,6 @@ class Teacher(Model):
         check_choice("teacher.label_rows", self.label_rows, ("blocks", "visited"))
         if self.data_frac != "match":
             check_fraction("teacher.data_frac", self.data_frac)
-
-
-@dataclass
-class Evals:
-    """What every model is scored on."""
-
-    names: list[str] = field(default_factory=lambda: ["heldout", "verified"])
-    """Evaluations to run: files in `harness/evals/`."""
-    limit: int | None = None
-    """At most this many held-out rows, a seeded sample stratified by source; null: all."""
-
-    def __post_init__(self) -> None:
-        check_at_least("evals.limit", self.limit, 1)
 
 
 @dataclass

@@ -23,6 +23,7 @@ from harness.store import Store
 DEFAULT_FLOPS_PER_SECOND = 2e10
 OVERHEAD_SECONDS = 2.0
 UNKNOWN = Size(rows=1000, response_tokens=200.0, row_tokens=400.0, heldout_rows=1000)
+BENCHMARK_ITEMS, ITEM_TOKENS = 1000, 200  # of a benchmark nobody has opened yet; tokens of a prompt, or of one shot
 STUDENT_TEXT_FACTOR = 2.0  # generating costs about as much again as training on what was generated
 
 
@@ -65,11 +66,21 @@ def estimate(stage: Stage) -> Estimate:
         kept = stage.settings["signal"].get("top_k", 12)  # 50 draws fall on about a dozen different tokens
         flops = forward_flops(stage.inputs["teacher"].parameters, rows * row_tokens)
         return Estimate(rows * row_tokens, flops, rows * response * kept * 4.2)
-    size = _mixture_size(stage.inputs["mixture"])
-    scored = min(stage.settings["limit"] or size.heldout_rows, size.heldout_rows)
-    generated = size.row_tokens + size.response_tokens if "verified" in stage.settings["evals"] else 0
-    tokens = scored * (size.row_tokens + generated)
+    scored, item_tokens = _scored(stage)
+    tokens = scored * item_tokens
     return Estimate(tokens, forward_flops(stage.inputs["model"].parameters, tokens), scored * 500)
+
+
+def _scored(stage: Stage) -> tuple[int, float]:
+    """About how many items an evaluation has, and tokens that are read and written for each."""
+    limit = stage.settings["limit"]
+    if "card" in stage.settings:
+        card = stage.settings["card"]
+        length = ITEM_TOKENS * (1 + card["shots"]) + card["samples"] * (card["max_new_tokens"] or 0) / 2
+        return min(limit or BENCHMARK_ITEMS, BENCHMARK_ITEMS), length
+    size = _mixture_size(stage.inputs["mixture"])
+    length = size.row_tokens + (size.response_tokens if stage.settings["eval"] == "verified" else 0)
+    return min(limit or size.heldout_rows, size.heldout_rows), length
 
 
 def stage_seconds(stage: Stage, flops_per_second: float = DEFAULT_FLOPS_PER_SECOND) -> float:

@@ -73,7 +73,7 @@ class Exposures:
         cell = self._cells.get(record["cell"]) if record["role"] == "student" else None
         if cell is None:
             raise refuse("record", record["cell"], "exposure is of the grid's own students")
-        mixture = self._stages[cell["evaluate"]]["inputs"]["mixture"]
+        mixture = self._stages[next(iter(cell["evaluations"].values()))]["inputs"]["mixture"]
         teacher = self._teacher(cell["train"])
         return self._frame(mixture, self._training(cell["train"][-1]), teacher and self._training(teacher))
 

@@ -9,7 +9,7 @@ one number for each place in the answer: a row's draws depend on its seed and no
     answers = generate(model, tokenizer, prompts, max_new_tokens=16, temperature=1.0, seeds=[3, 4, 5])
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -34,14 +34,15 @@ def generate(
     batch_size: int = 256,
     stop_ids: Collection[int] | None = None,
     top_p: float = 1.0,
+    ended: Callable[[list[int]], bool] | None = None,
 ) -> list[list[int]]:
     """New token ids for each prompt, in the prompts' order, the stop token included where it was reached.
 
     An answer that does not end in a stop token was cut by `max_new_tokens` or by the model's context
     (then possibly empty). `temperature` 0 is greedy; above it, tokens are drawn from the full
     distribution at that temperature, or from its nucleus of `top_p`. `seeds`: one for each prompt, or one
-    from which row i gets its own. `stop_ids` defaults to the tokenizer's end of turn. The model is put in
-    eval mode meanwhile.
+    from which row i gets its own. `stop_ids` defaults to the tokenizer's end of turn; `ended` says of an
+    answer so far whether it ends there too (a text that stops it). The model is put in eval mode meanwhile.
     """
     assert temperature >= 0 and 0 < top_p <= 1 and all(len(prompt) > 0 for prompt in prompts)
     if isinstance(seeds, int):
@@ -58,7 +59,7 @@ def generate(
             limits = [min(max_new_tokens, (context or 2**31) - len(prompts[row])) for row in rows]
             draws = np.stack([row_uniforms(seeds[row], max_new_tokens) for row in rows]) if temperature else None
             batch = _Batch(model, [prompts[row] for row in rows], limits, pad_id, context)
-            for row, answer in zip(rows, batch.run(temperature, top_p, draws, stops), strict=True):
+            for row, answer in zip(rows, batch.run(temperature, top_p, draws, stops, ended), strict=True):
                 answers[row] = answer
     return answers
 
@@ -84,7 +85,14 @@ class _Batch:
         self.model, self.limits, self.context = model, limits, context
         self.ids, self.mask, self.positions = padded_left(prompts, pad_id, model.device)
 
-    def run(self, temperature: float, top_p: float, draws: np.ndarray | None, stops: set[int]) -> list[list[int]]:
+    def run(
+        self,
+        temperature: float,
+        top_p: float,
+        draws: np.ndarray | None,
+        stops: set[int],
+        ended: Callable[[list[int]], bool] | None = None,
+    ) -> list[list[int]]:
         """Decode until every row has stopped or reached its limit."""
         answers: list[list[int]] = [[] for _ in self.limits]
         done = [limit <= 0 for limit in self.limits]
@@ -107,6 +115,7 @@ class _Batch:
                 if not done[row]:
                     answers[row].append(token)
                     done[row] = token in stops or len(answers[row]) >= self.limits[row]
+                    done[row] = done[row] or (ended is not None and ended(answers[row]))
             left = [slot for slot, row in enumerate(slots) if not done[row]]
             if not left:
                 break

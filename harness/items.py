@@ -2,7 +2,7 @@
 
 `gains.py` brings the cells of an arm together and pairs them; here is one cell's part of it.
 
-    item_values(read_items(record["items"]), Metric("verified", "accuracy"))     # columns value, source
+    item_values(read_items(record["items"]["verified"]), Metric("verified", "accuracy"))     # columns value, source
 """
 
 from collections.abc import Callable
@@ -53,7 +53,8 @@ def scored(
     score = score_of(record, metric)
     if score is None:
         return None
-    items = values(record["items"], metric) if record.get("items") else None
+    path = (record.get("items") or {}).get(metric.eval)
+    items = values(path, metric) if path else None
     known = items is not None and abs(items["value"].mean() - score) <= 1e-4 * max(1.0, abs(score))
     if mask is not None:
         some = items[mask(items)] if items is not None and known else pd.DataFrame()

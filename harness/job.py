@@ -79,13 +79,15 @@ def _make_all(
     addresses: Sequence[str], written: Mapping[str, Any], store: Store, machine: Machine, leader: Leader | None
 ) -> int:
     jobs = {written["stages"][key]["address"]: keys for key, keys in written["jobs"].items()} | written["jobs"]
-    failed = []
+    failed: dict[str, str] = {}
     try:
         with preemption.stoppable_between():
             for address in addresses:
+                if failed.keys() & jobs[address]:
+                    continue  # what it needs has just failed, and that has been said
                 outcome = _make_target(store, written, jobs[address], machine, leader)
                 if outcome.status != "done":
-                    failed.append(f"{address}: {outcome.failure_class}: {outcome.reason}")
+                    failed[outcome.key] = f"{address}: {outcome.failure_class}: {outcome.reason}"
                 if leader is not None and leader.lost:
                     break
     except preemption.Preempted as stopped:
@@ -93,7 +95,7 @@ def _make_all(
         if preemption.received() == signal.SIGUSR2:
             requeue(written["cluster"]["restarts"])
         return preemption.EXIT_CODE
-    for line in failed:
+    for line in failed.values():
         print(f"harness: {line}", flush=True)
     return 1 if failed else 0
 

@@ -13,6 +13,7 @@ from functools import cached_property
 
 from harness.checks import refuse
 from harness.config import Cell, Student
+from harness.evaluations import evaluate_stages, fingerprint_of
 from harness.identity import fingerprint
 from harness.methods import method_name
 from harness.recipe import CROSS, TrainStage
@@ -36,18 +37,19 @@ class CellPlan:
 
     cell: Cell
     train: tuple[Stage, ...]
-    evaluate: Stage
+    evaluations: Mapping[str, Stage]
+    """The student's `evaluate` stages by evaluation; none for a trial, which is trained only."""
     teaching: tuple[Stage, ...]
     taught_by: str | None
     """`given` (the cell's teacher), `self` (its own fine-tuned student) or None."""
     teacher: Stage | None
-    references: Mapping[str, Stage]
-    """`evaluate` stages of the models the student is compared with: base, and teacher where there is one."""
+    references: Mapping[str, Mapping[str, Stage]]
+    """The same of the models the student is compared with: base, and teacher where there is one."""
 
     @property
     def fingerprint(self) -> str:
-        """The cell is what its student's evaluation is."""
-        return self.evaluate.fingerprint
+        """The cell is what its student's evaluations are."""
+        return fingerprint_of(self.evaluations) if self.evaluations else self.train[-1].fingerprint
 
     @property
     def stored_signal(self) -> bool:
@@ -61,8 +63,9 @@ class CellPlan:
 
     @property
     def targets(self) -> tuple[Stage, ...]:
-        """What the cell is made for: its student's evaluation and those of the models it is compared with."""
-        return (self.evaluate, *self.references.values())
+        """What the cell is made for: its student's evaluations and those of the models it is compared with."""
+        compared = (stage for evaluations in self.references.values() for stage in evaluations.values())
+        return (*(self.evaluations.values() or self.train[-1:]), *compared)
 
     def making_teacher(self) -> Iterator[Stage]:
         """The stages it takes to make the teacher; a cell's own student is made on a base that is there anyway."""
@@ -144,12 +147,12 @@ def plan_cell(cell: Cell) -> CellPlan:
             teaching += said.values()
             inputs |= said | _asked(cell, stage, mixture, teacher)
         train.append(_train(cell, stage, index, inputs, method_name(cell.method)))
-    references = {"base": evaluate_stage(cell, base, mixture)}
+    references = {"base": evaluate_stages(cell, base, mixture)}
     if taught_by == "given" and cell.teacher.kind != "http":  # a server is asked for text, its weights are not here
         assert teacher is not None
-        references["teacher"] = evaluate_stage(cell, teacher, mixture)
-    evaluate = evaluate_stage(cell, train[-1], mixture)
-    return CellPlan(cell, tuple(train), evaluate, tuple(teaching), taught_by, teacher, references)
+        references["teacher"] = evaluate_stages(cell, teacher, mixture)
+    evaluations = evaluate_stages(cell, train[-1], mixture)
+    return CellPlan(cell, tuple(train), evaluations, tuple(teaching), taught_by, teacher, references)
 
 
 def _taught_by(cell: Cell, recipe: tuple[TrainStage, ...]) -> str | None:
@@ -236,13 +239,3 @@ def lora_of(student: Student) -> dict[str, float] | None:
         return None
     alpha = 2 * student.lora_rank if student.lora_alpha is None else student.lora_alpha
     return {"rank": student.lora_rank, "alpha": float(alpha), "dropout": float(student.lora_dropout)}
-
-
-def evaluate_stage(cell: Cell, model: Stage, mixture: Stage) -> Stage:
-    """Scores of one model on the held-out rows."""
-    settings = {
-        "evals": sorted(cell.evals.names),
-        "limit": cell.evals.limit,
-        "max_new_tokens": cell.corpus.max_new_tokens,
-    }
-    return Stage("evaluate", model.name, settings, {"model": model, "mixture": mixture})

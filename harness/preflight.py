@@ -6,6 +6,7 @@ downloaded and neither torch nor transformers is imported.
 
 import importlib.util
 
+from harness.cards import card_names
 from harness.checks import refuse
 from harness.config import Machine, Student, Teacher
 from harness.endpoint import BY_SLURM
@@ -67,9 +68,12 @@ def _check_package(name: str, value: object, what: str, package: str, extra: str
 
 
 def _check_evals(names: list[str]) -> None:
-    unknown = [name for name in names if name not in eval_names()]
+    known = (*eval_names(), *card_names())
+    unknown = [name for name in names if name not in known]
     if unknown or not names:
-        raise refuse("evals.names", unknown[0] if unknown else names, f"allowed are {', '.join(eval_names())}")
+        raise refuse("evals.names", unknown[0] if unknown else names, f"allowed are {', '.join(known)}")
+    for name in set(names) & set(card_names()):
+        _check_package("evals.names", name, "a benchmark", "lm_eval", "evals")
 
 
 def _check_pair(cell_plan: CellPlan) -> None:

@@ -8,7 +8,7 @@ the grid's `plan.json`, so records of a grid can be read long after the command 
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 from harness.config import Cell
 from harness.corpora import corpus_name
 from harness.cost import cell_cost
+from harness.evaluations import fingerprint_of
 from harness.identity import plain
 from harness.methods import method_name
 from harness.plan import CellPlan, Plan
@@ -56,6 +57,11 @@ class Part:
     teachers: frozenset[str]
 
 
+def targets_of(cell: Mapping[str, Any]) -> list[str]:
+    """Keys of what a frozen cell, or one of its references, is made for: a trial's is its last training stage."""
+    return list(cell["evaluations"].values()) or cell["train"][-1:]
+
+
 def thaw(frozen: Mapping[str, Any], targets: Iterable[str]) -> Part:
     """The stages that make some targets of a frozen plan; refused where the code has changed since."""
     stages = Stage.of(frozen["stages"])
@@ -81,8 +87,8 @@ def records(store: Store, frozen: Mapping[str, Any]) -> list[dict[str, Any]]:
     seen: set[str] = set()
     for cell in frozen["cells"]:
         for role, reference in cell["references"].items():
-            if reference["evaluate"] not in seen:
-                seen.add(reference["evaluate"])
+            if reference["fingerprint"] not in seen:
+                seen.add(reference["fingerprint"])
                 found.append(_record(store, frozen, {**cell, **reference, "role": role}, facts))
     return found
 
@@ -110,9 +116,13 @@ class _Facts:
         return self._read[key]
 
 
+def _needs(targets: Iterable[Stage]) -> Iterator[str]:
+    return (stage.key for target in targets for stage in target.ancestry())
+
+
 def _freeze_cell(plan: CellPlan, label: Mapping[str, Any], tuned: Tuned | None) -> dict[str, Any]:
     cell = plan.cell
-    once = dict.fromkeys(stage.key for stage in plan.evaluate.ancestry())
+    once = dict.fromkeys(_needs(plan.evaluations.values() or plan.train[-1:]))
     making = list(dict.fromkeys(stage.key for stage in plan.making_teacher()))
     frozen = {
         "fingerprint": plan.fingerprint,
@@ -122,7 +132,7 @@ def _freeze_cell(plan: CellPlan, label: Mapping[str, Any], tuned: Tuned | None) 
         "teacher": plan.teacher_name,
         **{name: getattr(cell, name) for name in SEEDS},
         "settings": settings_of(plan) | ({} if plan.taught_by == "given" else {"teacher": plan.taught_by}),
-        "evaluate": plan.evaluate.key,
+        "evaluations": {name: stage.key for name, stage in plan.evaluations.items()},
         "needs": list(once),
         "train": [stage.key for stage in plan.train],
         "teaching": [stage.key for stage in plan.teaching],
@@ -131,12 +141,12 @@ def _freeze_cell(plan: CellPlan, label: Mapping[str, Any], tuned: Tuned | None) 
     if tuned is not None:
         frozen["tuned"] = plain(tuned.values)
     references: dict[str, dict[str, Any]] = {}
-    for role, evaluate in plan.references.items():
-        needs = list(dict.fromkeys(stage.key for stage in evaluate.ancestry()))
+    for role, evaluations in plan.references.items():
+        needs = list(dict.fromkeys(_needs(evaluations.values())))
         model = cell.student if role == "base" else cell.teacher
         references[role] = {
-            "fingerprint": evaluate.fingerprint,
-            "evaluate": evaluate.key,
+            "fingerprint": fingerprint_of(evaluations),
+            "evaluations": {name: stage.key for name, stage in evaluations.items()},
             "needs": needs,
             "method": role,
             "train": [key for key in needs if key.startswith(("train-", "base-"))],
@@ -154,7 +164,7 @@ def _freeze_cell(plan: CellPlan, label: Mapping[str, Any], tuned: Tuned | None) 
 
 def _record(store: Store, frozen: Mapping[str, Any], cell: Mapping[str, Any], facts: _Facts) -> dict[str, Any]:
     addresses = {key: frozen["stages"][key]["address"] for key in cell["needs"]}
-    state = cell_state(facts.state_of, addresses, cell["evaluate"])
+    state = cell_state(facts.state_of, addresses, targets_of(cell))
     record = {
         name: cell[name]
         for name in ("role", "method", "student", "teacher", "corpus", "budget", "data_frac", *SEEDS, "settings")
@@ -166,7 +176,7 @@ def _record(store: Store, frozen: Mapping[str, Any], cell: Mapping[str, Any], fa
         "reason": state.reason,
         "failure_class": state.failure_class,
         "scores": [],
-        "items": None,
+        "items": {},
         "warnings": [],
         "tuned": cell.get("tuned", {}),
         "cost": cell_cost(
@@ -177,10 +187,10 @@ def _record(store: Store, frozen: Mapping[str, Any], cell: Mapping[str, Any], fa
     own = [key for key in cell["needs"] if key not in cell["making_teacher"]]
     said = [warning for stage in facts.of(own) for warning in stage.get("warnings", [])]
     record["warnings"] = list(dict.fromkeys(said))  # blocks of one kind say the same
-    if state.status == "done" and cell["evaluate"] not in cell["train"]:  # a trial is trained and not scored
-        folder = store.folder(cell["evaluate"])
-        record["scores"] = json.loads((folder / "scores.json").read_text())
-        record["items"] = str(folder / "items.parquet")
+    for name, key in cell["evaluations"].items():
+        if store.done(key):  # one that failed takes nothing from the others
+            record["scores"] += json.loads((store.folder(key) / "scores.json").read_text())
+            record["items"][name] = str(store.folder(key) / "items.parquet")
     return record
 
 

@@ -19,7 +19,7 @@ from harness.config import Machine, Settings
 from harness.execute import View, execute
 from harness.launch.jobs import latest
 from harness.launch.notes import read_submission
-from harness.record import Part, thaw
+from harness.record import Part, targets_of, thaw
 from harness.screen import Look
 from harness.stage import Stage
 from harness.status import StageState
@@ -75,7 +75,7 @@ def failures(store: Store, frozen: Mapping[str, Any], failure_class: str | None)
         have = sorted({state.failure_class or "unknown" for _, state in failed})
         raise refuse("class", failure_class, f"the failures of {frozen['grid']} are {', '.join(have) or 'none'}")
     models = [model for cell, _ in wanted for model in (cell, *cell["references"].values())]
-    part = thaw(frozen, [model["evaluate"] for model in models])
+    part = thaw(frozen, [key for model in models for key in targets_of(model)])
     at = {state.stage: state.failure_class for _, state in wanted if state.stage is not None}
     jobs = latest(store, at)
     stages = {stage.key: stage for stage in part.stages}

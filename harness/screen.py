@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.launch.jobs import states_of
+from harness.record import targets_of
 from harness.serving import read_page
 from harness.status import StageState, cell_state, stage_state
 from harness.store import Store
@@ -34,7 +35,7 @@ class Look:
         cells = []
         for cell in frozen["cells"]:
             addresses = {key: frozen["stages"][key]["address"] for key in cell["needs"]}
-            cells.append((cell, cell_state(lambda key: stages[key], addresses, cell["evaluate"])))
+            cells.append((cell, cell_state(lambda key: stages[key], addresses, targets_of(cell))))
         return cls(stages, cells)
 
     @property

@@ -25,7 +25,7 @@ MAKERS: dict[str, tuple[str, int]] = {
     "cache": ("harness.stages.cache:make_cache", 1),
     "synthesize": ("harness.stages.synthesize:make_synthesize", 2),
     "train": ("harness.stages.train:make_train", 1),
-    "evaluate": ("harness.stages.evaluate:make_evaluate", 1),
+    "evaluate": ("harness.stages.evaluate:make_evaluate", 2),
 }
 
 FEW_PARAMETERS = 10**7

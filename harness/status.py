@@ -3,7 +3,7 @@
 Truth in order: a published artifact, then a live claim, then how the last attempt ended.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,9 +52,11 @@ def stage_state(store: Store, key: str) -> StageState:
     return StageState("interrupted", "killed", f"{reason}; the next run starts it again")
 
 
-def cell_state(state_of: Callable[[str], StageState], addresses: Mapping[str, str], evaluate: str) -> StageState:
-    """The state of a cell: done when its `evaluate` key is, or what its stages (key -> address) say why not."""
-    if state_of(evaluate).status == "done":
+def cell_state(
+    state_of: Callable[[str], StageState], addresses: Mapping[str, str], targets: Iterable[str]
+) -> StageState:
+    """The state of a cell: done when all its `targets` (keys) are, or what its stages (key -> address) say why not."""
+    if all(state_of(key).status == "done" for key in targets):
         return StageState("done")
     found = {key: state_of(key) for key in addresses}
     for wanted in ("failed", "running", "interrupted", "pending"):

@@ -53,7 +53,7 @@ def cell(
             "total": {"tokens": 1.1e5, "flops": 2.1e11, "seconds": 10.0},
         },
         "scores": [],
-        "items": None,
+        "items": {},
         "warnings": [],
     }
     if scores is not None:
@@ -68,7 +68,7 @@ def cell(
                 "items": len(scores),
             }
         ]
-        record["items"] = name
+        record["items"] = {"verified": name}
     return record | changes
 
 
@@ -107,7 +107,7 @@ def grid(
     ) -> None:
         scores = (generator.random(size) * 0.3 + difficulty * 0.7 < mean).astype(float).tolist()
         record = cell(method, fraction, seed, scores, **changes)
-        shelf[record["items"]] = items(scores, tuple("abcdefghijkl"), changes["world_seed"])
+        shelf[record["items"]["verified"]] = items(scores, tuple("abcdefghijkl"), changes["world_seed"])
         records.append(record)
 
     fractions = sorted({fraction for curve in gains.values() for fraction in curve})

@@ -38,7 +38,9 @@ def test_a_thousand_cells_over_few_shared_stages_take_few_arrays():
     shared = [batch for batch in found if batch.kind != "cells"]
     assert sum(len(batch.tasks) for batch in shared) <= 10
     assert len(found) <= 20
-    assert sum(len(batch.tasks) for batch in found if batch.kind == "cells") == 1000 + 2  # base and teacher are scored
+    assert (
+        sum(len(batch.tasks) for batch in found if batch.kind == "cells") == 1000 + 4
+    )  # base and teacher are scored twice
 
 
 def test_every_unfinished_stage_is_made_by_one_job_or_by_the_cells_that_need_it():
@@ -52,12 +54,21 @@ def test_every_unfinished_stage_is_made_by_one_job_or_by_the_cells_that_need_it(
         assert not shared & {stage.key for stage in job.stages[:-1]}  # nobody makes another job's stage
 
 
+def test_all_evaluations_of_a_cell_are_one_task_and_those_of_a_shared_model_are_not():
+    plan = plan_of("data_frac=1.0", "method=sft")
+    tasks = {task for batch in batches_of(plan, pack_minutes=0) for task in batch.tasks}
+    (cell,) = plan.cells
+    base = cell.references["base"]
+    assert tuple(stage.key for stage in cell.evaluations.values()) in tasks and len(cell.evaluations) == 2
+    assert {(stage.key,) for stage in base.values()} <= tasks
+
+
 def test_a_job_waits_for_exactly_what_it_needs():
     plan = plan_of("data_frac=1.0", "method=sft,logit_kd")
     found = batches_of(plan)
     by_target = {key: batch for batch in found for task in batch.tasks for key in task}
     cells = {cell.cell.method.__class__.__module__.rsplit(".")[-1]: cell for cell in plan.cells}
-    sft, kd = by_target[cells["sft"].evaluate.key], by_target[cells["logit_kd"].evaluate.key]
+    sft, kd = (by_target[cells[name].targets[0].key] for name in ("sft", "logit_kd"))
     teacher = cells["logit_kd"].teacher.key
     assert teacher in kd.needs and teacher not in sft.needs
     assert {key.partition("-")[0] for key in sft.needs} == {"mixture", "base"}
@@ -88,7 +99,7 @@ def test_short_cells_share_a_job_and_long_ones_do_not():
     count = {
         name: sum(len(b.tasks) for b in found if b.kind == "cells") for name, found in [("a", alone), ("p", packed)]
     }
-    assert count["p"] < count["a"] == 13
+    assert count["p"] < count["a"] == 14
 
 
 def test_resources_follow_the_kind_of_stage_and_the_largest_model():
@@ -134,7 +145,7 @@ def test_single_cells_may_ask_for_more_than_their_like():
     found = batches_of(plan_of("data_frac=0.1,1.0", "method=sft,logit_kd"), resources=[more, {"memory_gb": 4}])
     large = {key for batch in found if batch.resources.memory_gb == 64 for task in batch.tasks for key in task}
     (cell,) = plan_of("data_frac=1.0", "method=logit_kd").cells
-    assert large == {cell.evaluate.key}
+    assert large == {stage.key for stage in cell.evaluations.values()}
 
 
 def test_the_command_line_may_set_what_a_clusters_file_leaves_out():

@@ -35,7 +35,7 @@ def by_hand():
         ("kd", 1): [1, 0, 1, 1, 0, 0],
     }
     records = [cell(method, 0.1, seed, values) for (method, seed), values in scores.items()]
-    shelf = {r["items"]: items(scores[r["method"], r["seed"]]) for r in records}
+    shelf = {r["items"]["verified"]: items(scores[r["method"], r["seed"]]) for r in records}
     mine = {0: (0, 1, 2), 1: (0, 3)}
     told = {
         r["cell"]: {f"0-{n}": "student" if n in mine[r["seed"]] else "teacher" for n in range(6)}
@@ -62,7 +62,7 @@ def test_a_class_that_is_the_same_in_all_seeds_has_the_interval_of_those_items_a
     assert len(found) == 12
     only = {}
     for record in records:
-        frame = load_items(record["items"]).query("source == 'c'")
+        frame = load_items(record["items"]["verified"]).query("source == 'c'")
         only[record["cell"]] = record | {"scores": [record["scores"][0] | {"score": frame["score"].mean()}]}
     expected = summary(list(only.values()), lambda path: load_items(path).query("source == 'c'"))
     expected = expected.query("method == 'kd'").iloc[0]
@@ -96,9 +96,9 @@ def test_a_loss_per_token_is_the_ratio_within_the_class():
     tokens = np.array([1, 2, 3, 4, 5, 6])
     shelf = {}
     for record in records:
-        frame = load_items(record["items"]).assign(nll_tokens=tokens)
+        frame = load_items(record["items"]["verified"]).assign(nll_tokens=tokens)
         frame["nll"] = tokens * (2.0 if record["method"] == "sft" else 1.0) + np.arange(6) * (record["seed"] + 1)
-        shelf[record["items"]] = frame
+        shelf[record["items"]["verified"]] = frame
         ratio = frame["nll"].sum() / tokens.sum()
         record["scores"] = [{"eval": "verified", "metric": "nll", "source": "all", "score": ratio}]
     frame = breakdown(records, ["exposure"], told, shelf.__getitem__).set_index("exposure")
@@ -150,7 +150,7 @@ def interval(draw, truth, share, seeds, count):
         gains = truth + draw.normal(0, 0.03) + easy + draw.normal(0, 0.3, count)
         for method, scores in (("kd", gains), ("sft", np.zeros(count))):
             record = cell(method, 0.1, seed, list(scores))
-            values[record["items"]] = names.assign(value=scores, total=scores)
+            values[record["items"]["verified"]] = names.assign(value=scores, total=scores)
             records[method].append(record)
         told[records["kd"][-1]["cell"]] = pd.Series(draw.random(count) < share)
     pairs = gain(

@@ -18,11 +18,13 @@ LAYERS = [
     {"screen", "ledger"},
     {"compose", "preflight", "execute", "record", "view", "launch", "job", "serve", "attempt", "estimate", "batches"}
     | {"leader", "follower"},
-    {"status", "plan", "stage", "teaching", "tuning"},
+    {"status", "plan", "stage", "teaching", "tuning", "evaluations"},
     {"stages"},
     {"table", "breakdown", "verdict", "gains", "items", "exposure", "arms", "crossover", "stats"},  # reading
     {"synthetic"},
+    {"suite"},
     {"evals"},
+    {"suite_model"},
     {"trainers", "checkpoints", "fit_report", "arguments"},  # field
     {"texts", "objectives", "in_context", "likelihood"},
     {"interleaved", "hidden", "cross", "cached_teacher"},
@@ -33,9 +35,10 @@ LAYERS = [
     {"model_files", "corpora", "methods", "world", "served", "similarity"},
     {"shards", "serving"},
     {"config", "store", "provenance", "cluster", "rendezvous", "members"},  # ground
-    {"signal_kinds"},
+    {"signal_kinds", "scoring"},
+    {"cards"},
     {"recipe"},
-    {"checks", "identity", "registry", "cost", "track", "preemption", "processes", "endpoint"},
+    {"checks", "identity", "registry", "cost", "track", "preemption", "processes", "endpoint", "sampling"},
 ]
 LIGHT = [
     "config",
@@ -55,6 +58,9 @@ LIGHT = [
     "estimate",
     "preflight",
     "signal_kinds",
+    "scoring",
+    "cards",
+    "evaluations",
     "execute",
     "grid",
     "api",

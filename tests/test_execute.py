@@ -57,7 +57,7 @@ def chain(number, do=None, data=None):
     mixture = Stage("mixture", "data", {"do": data})
     train = Stage("train", f"train{number}", {"number": number, "do": do}, {"subset": mixture})
     evaluate = Stage("evaluate", f"evaluate{number}", {"number": number}, {"model": train, "mixture": mixture})
-    return CellPlan(None, (train,), evaluate, (), None, None, {})
+    return CellPlan(None, (train,), {"verified": evaluate}, (), None, None, {})
 
 
 def plan_of(*cells):
@@ -106,15 +106,15 @@ def test_what_a_finished_cell_needed_is_not_made_again(store):
 def test_a_failing_stage_blocks_its_own_cell_and_the_others_finish(store, kind):
     bad, good = chain(1, do="raise"), chain(2)
     states = execute(plan_of(bad, good), store, settings(kind), Watcher())
-    assert states[good.evaluate.key].status == "done"
+    assert states[good.targets[0].key].status == "done"
     assert states[bad.train[0].key].status == "failed"
-    assert states[bad.evaluate.key].status == "blocked"
-    assert "the weights caught fire" in states[bad.evaluate.key].reason
-    assert "second line" not in states[bad.evaluate.key].reason
+    assert states[bad.targets[0].key].status == "blocked"
+    assert "the weights caught fire" in states[bad.targets[0].key].reason
+    assert "second line" not in states[bad.targets[0].key].reason
     written = store.attempts(bad.train[0].key)[-1]
     assert written["failure_class"] == "application" and "makers.py" in written["traceback"]
-    addresses = {stage.key: stage.address for stage in bad.evaluate.ancestry()}
-    assert cell_state(lambda key: stage_state(store, key), addresses, bad.evaluate.key).status == "failed"
+    addresses = {stage.key: stage.address for stage in bad.targets[0].ancestry()}
+    assert cell_state(lambda key: stage_state(store, key), addresses, [bad.targets[0].key]).status == "failed"
 
 
 def test_a_failed_stage_is_run_again_only_when_asked(store):
@@ -145,7 +145,9 @@ def test_what_only_doomed_cells_need_is_not_made(store):
     base = Stage("base", "base", {})
     train = Stage("train", "train", {}, {"subset": mixture, "start": base})
     evaluate = Stage("evaluate", "evaluate", {}, {"model": train, "mixture": mixture})
-    states = execute(plan_of(CellPlan(None, (train,), evaluate, (), None, None, {})), store, settings(), Watcher())
+    states = execute(
+        plan_of(CellPlan(None, (train,), {"verified": evaluate}, (), None, None, {})), store, settings(), Watcher()
+    )
     assert states[base.key].status == "blocked" and not store.done(base.key)
 
 
@@ -153,7 +155,7 @@ def test_a_killed_worker_costs_one_attempt_and_the_rest_goes_on(store):
     bad, good = chain(1, do="die"), chain(2)
     states = execute(plan_of(bad, good), store, settings("local", workers=1), Watcher())
     assert states[bad.train[0].key].failure_class == "killed" and "SIGKILL" in states[bad.train[0].key].reason
-    assert states[good.evaluate.key].status == "done"
+    assert states[good.targets[0].key].status == "done"
     # the next run starts it again by itself: nobody can say that it would fail twice
     assert stage_state(store, bad.train[0].key).status == "interrupted"
 
@@ -180,7 +182,7 @@ def _first(pool):
 
 def test_a_stage_that_another_run_makes_is_waited_for(store):
     plan = plan_of(chain(1))
-    execute(plan_of(CellPlan(None, (), plan.stages[0], (), None, None, {})), store, settings(), Watcher())
+    execute(plan_of(CellPlan(None, (plan.stages[0],), {}, (), None, None, {})), store, settings(), Watcher())
     train = plan.cells[0].train[0]
     claim = store.claim(train.key)
     assert attempt(store, train.spec(), MAKER, Machine()).status == "busy"

@@ -70,7 +70,10 @@ def by_hand(tmp_path, student, teacher, rows, lesson, heldout, corpus="mini"):
         "train-s": stage("train", {"subset": "subset-s", "start": "base-s", **taught}),
         "evaluate-s": stage("evaluate", {"mixture": "mixture-m", "model": "train-s"}),
     }
-    frozen = {"stages": stages, "cells": [{"fingerprint": "c", "evaluate": "evaluate-s", "train": ["train-s"]}]}
+    frozen = {
+        "stages": stages,
+        "cells": [{"fingerprint": "c", "evaluations": {"verified": "evaluate-s"}, "train": ["train-s"]}],
+    }
     found = Exposures(store, frozen).of({"cell": "c", "role": "student"})
     return found.loc[[prompt_hash([{"role": "user", "content": text}]) for text in heldout]].reset_index(drop=True)
 
@@ -148,7 +151,7 @@ def test_rows_that_left_the_store_are_refused_and_not_called_clean(tmp_path):
             "t": {"kind": "train", "settings": {}, "inputs": {"subset": "s", "start": "b"}},
             "e": {"kind": "evaluate", "settings": {}, "inputs": {"mixture": "m"}},
         }
-        cell = {"fingerprint": "c", "evaluate": "e", "train": ["t"]}
+        cell = {"fingerprint": "c", "evaluations": {"verified": "e"}, "train": ["t"]}
         Exposures(store, {"stages": stages, "cells": [cell]}).of({"cell": "c", "role": "student"})
 
 

@@ -211,7 +211,7 @@ def test_without_slurm_one_sentence_says_so(store, monkeypatch, tmp_path):
 def test_accounts_say_why_a_job_ended_without_its_artifact(slurm, store):
     submission = send(store, plan_of(), pack_minutes=0)
     plan = plan_of()
-    key = plan.cells[0].evaluate.key
+    key = plan.cells[0].targets[0].key
     note = json.loads((store.root / "jobs" / key).read_text())
     job = submission.arrays[note["array"]][note["task"]]
     start = f"{note['array']}|{job}"

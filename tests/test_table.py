@@ -28,7 +28,7 @@ def by_hand():
     records, shelf = [], {}
     for (method, seed), scores in answers.items():
         record = cell(method, 0.1, seed, scores)
-        shelf[record["items"]] = items(scores)
+        shelf[record["items"]["verified"]] = items(scores)
         records.append(record)
     return records, lambda path: shelf[path]
 
@@ -49,7 +49,7 @@ def test_gain_is_method_minus_sft_paired_by_seed():
 
 def test_without_items_the_gain_has_a_paired_t_interval_that_says_what_it_leaves_out():
     records, _ = by_hand()
-    records = [record | {"items": None} for record in records]
+    records = [record | {"items": {}} for record in records]
     row = row_of(summary(records), method="kd")
     low, high = reference.ttest_1samp([0.5, 0.25], 0).confidence_interval()
     assert (row["gain_low"], row["gain_high"]) == pytest.approx((low, high))
@@ -114,7 +114,7 @@ def with_a_diverged_seed(metric="accuracy"):
         record["scores"][0]["metric"] = metric
         if (record["method"], record["seed"]) == ("kd", 1):
             record |= {"status": "failed", "failure_class": "diverged", "reason": "loss is NaN", "scores": []}
-            record |= {"items": None}
+            record |= {"items": {}}
     return records, load_items
 
 
@@ -169,7 +169,7 @@ def test_training_seeds_of_one_data_seed_are_averaged_before_they_are_replicates
     gains = {(0, 0): [1, 1, 0, 0], (0, 1): [1, 0, 0, 0], (1, 0): [1, 1, 1, 0], (1, 1): [1, 1, 1, 1]}
     records = []
     for (data, train), scores in gains.items():
-        seeds = {"data_seed": data, "train_seed": train, "items": None}
+        seeds = {"data_seed": data, "train_seed": train, "items": {}}
         records += [cell("sft", 0.1, 0, [0, 0, 0, 0], **seeds), cell("kd", 0.1, 0, scores, **seeds)]
     row = row_of(summary(records), method="kd")
     low, high = reference.ttest_1samp([0.375, 0.875], 0).confidence_interval()
@@ -306,6 +306,6 @@ def test_reading_imports_neither_torch_nor_transformers_nor_matplotlib():
 
 def test_one_world_without_items_leaves_items_out_of_the_interval_over_both():
     records, load_items = grid({"kd": {0.1: 0.1}}, seeds=2, worlds=(0, 1))
-    records = [r | {"items": None} if r["world_seed"] else r for r in records]
+    records = [r | {"items": {}} if r["world_seed"] else r for r in records]
     row = row_of(summary(records, load_items), method="kd", headline=True)
     assert row["gain_covers"] == "seeds only within draws, for these 2 draws only"

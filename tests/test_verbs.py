@@ -13,7 +13,7 @@ from harness.checks import SettingsError
 from harness.cluster import Cluster
 from harness.execute import execute
 from harness.ledger import ledger
-from harness.record import keep_plan, thaw
+from harness.record import keep_plan, targets_of, thaw
 from harness.retry import Failure, failures, mended, smaller_batches
 from harness.retry import retry as try_again
 from harness.screen import Look, screen
@@ -40,7 +40,12 @@ def cell(number, do=None):
     evaluate = Stage("evaluate", f"kd{number}", {"number": number}, {"model": train, "mixture": mixture})
     stages = {stage.key: stage.spec() for stage in (mixture, train, evaluate)}
     label = {"method": "kd", "data_frac": 0.1, "student": "mini", "teacher": "weak", "seed": number, "references": {}}
-    keys = {"needs": list(stages), "train": [train.key], "evaluate": evaluate.key, "making_teacher": []}
+    keys = {
+        "needs": list(stages),
+        "train": [train.key],
+        "evaluations": {"verified": evaluate.key},
+        "making_teacher": [],
+    }
     return stages, {**label, **keys}
 
 
@@ -60,7 +65,7 @@ def store(tmp_path):
 
 
 def make(store, frozen, *numbers):
-    targets = [frozen["cells"][number]["evaluate"] for number in numbers]
+    targets = [key for number in numbers for key in targets_of(frozen["cells"][number])]
     execute(thaw(frozen, targets), store, settings(), Watcher())
 
 
@@ -116,12 +121,12 @@ def test_retry_takes_the_class_that_is_named_and_leaves_the_rest(store):
     fail(store, frozen, 2, "diverged")
     told = []
     try_again(store, frozen, "oom", Watcher(), told.append)
-    done = [store.done(one["evaluate"]) for one in frozen["cells"]]
+    done = [store.done(key) for one in frozen["cells"] for key in targets_of(one)]
     assert done == [True, True, False] and told == []
     with pytest.raises(SettingsError, match=r"class='oom'.*failures of g are diverged"):
         try_again(store, frozen, "oom", Watcher(), told.append)
     try_again(store, frozen, None, Watcher(), told.append)
-    assert store.done(frozen["cells"][2]["evaluate"])
+    assert store.done(targets_of(frozen["cells"][2])[0])
 
 
 def test_cuda_memory_halves_the_micro_batch_and_the_batch_stays(store):
@@ -180,7 +185,7 @@ def test_logs_show_the_last_traceback(store, capsys):
     assert grid.main(["--store", str(store.root), "logs", key]) == 0
     said = capsys.readouterr().out
     assert "failed, RuntimeError: the weights caught fire" in said and "makers.py" in said
-    assert grid.main(["--store", str(store.root), "logs", frozen["cells"][0]["evaluate"]]) == 0
+    assert grid.main(["--store", str(store.root), "logs", targets_of(frozen["cells"][0])[0]]) == 0
     assert "nobody has tried" in capsys.readouterr().out
 
 

@@ -122,7 +122,7 @@ def test_every_arm_of_one_seed_and_fraction_was_given_the_same_rows_and_held_out
         cells = [cell for cell in frozen["cells"] if cell["data_frac"] == fraction]
         subsets = {frozen["stages"][key]["inputs"]["subset"] for cell in cells for key in cell["train"]}
         assert len(subsets) == 1
-    ids = {tuple(pd.read_parquet(record["items"]).query("eval == 'heldout'")["id"]) for record in finished.records}
+    ids = {tuple(pd.read_parquet(record["items"]["heldout"])["id"]) for record in finished.records}
     assert len(ids) == 1
 
 

@@ -1,9 +1,10 @@
-"""Evaluations: each file here scores a model on held-out rows, item by item.
+"""Evaluations: each file here scores a model on a corpus's held-out rows, item by item.
 
 An evaluation is a file with `score(model, tokenizer, rows, options) -> Scored`, the results item by item,
 and `summary(items) -> list[Score]`, pure arithmetic on them. The file's name is the evaluation's name;
 nothing else needs to change to add one. Items are kept, so a new statistic needs no new run. Rows of the
-source `canary` (facts nobody was taught) are scored on their own and never enter `all`.
+source `canary` (facts nobody was taught) are scored on their own and never enter `all`. Public benchmarks are
+in `harness/cards/` and leave the same items.
 
     load_eval("heldout").score(model, tokenizer, rows, Options()).items[0].nll
 """
@@ -17,6 +18,8 @@ from harness.registry import load_from, names_in
 
 ALL = "all"
 CANARY = "canary"
+UNREAD = "[invalid]"
+"""What is kept of an answer in which nothing was found that could be compared."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,12 @@ class Item:
     """The row was longer than the model's context."""
     hit_length_limit: bool = False
     """The model's answer was cut off by `max_new_tokens`."""
+    parsed: str | None = None
+    """What was read out of the answer, where that is compared."""
+    cluster: str | None = None
+    """Items of one cluster (a passage, a story) are not independent."""
+    tokens: int | None = None
+    """Tokens the model wrote."""
 
 
 @dataclass(frozen=True)

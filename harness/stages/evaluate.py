@@ -1,4 +1,4 @@
-"""Evaluate stage: one model scored on a mixture's held-out rows, item by item.
+"""Evaluate stage: one model scored by one evaluation, item by item: on a mixture's held-out rows, or a benchmark.
 
 Base models, teachers and students all pass through here, on the same rows in the same way. What an
 evaluation does is in `harness/evals/`; comparing arms is `stats.py`'s matter, from the items kept here.
@@ -7,18 +7,21 @@ evaluation does is in `harness/evals/`; comparing arms is `stats.py`'s matter, f
     scores.json      [{"eval", "metric", "source" ("all" or a name), "score", "standard_error", "items"}, ...]
 """
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from harness import track
+from harness.cards import load_card
+from harness.checks import refuse
 from harness.config import Machine
+from harness.corpora._files import file_sha256
 from harness.cost import forward_flops
-from harness.evals import ALL, HeldoutRow, Item, Options, Score, load_eval
+from harness.evals import ALL, UNREAD, HeldoutRow, Item, Options, Score, Scored, load_eval
 from harness.models import count_parameters, device_of, load_model, load_tokenizer
+from harness.sampling import in_proportion
 from harness.store import write_json
 
 CUT_OFF_SHARE = 0.05  # more answers than this at the length limit are worth a warning
@@ -26,36 +29,59 @@ TOO_TIDY_ITEMS = 20  # as many items all right or all wrong are worth one
 
 
 def make_evaluate(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
-    """Score the model and write items and scores.
+    """Score the model on one evaluation and write items and scores.
 
-    `settings`: `evals` (names), `limit` (rows, or null for all), `max_new_tokens`, and optionally `seed` (of
-    the sample that `limit` takes).
-    `inputs`: `model`, `mixture`.
+    `settings`: `eval` (its name), `limit` (rows, or null for all), and optionally `seed` (of the sample that
+    `limit` takes), `precision` (else fp32), `max_new_tokens` where it writes answers to held-out rows, and of a
+    benchmark its `card` with `revision` or `files`.
+    `inputs`: `model`, and `mixture` for held-out rows.
     """
-    evaluations = {name: load_eval(name) for name in settings["evals"]}
-    rows = choose_rows(read_heldout(inputs["mixture"]), settings["limit"], settings.get("seed", 0))
     tokenizer = load_tokenizer(inputs["model"])
-    model = load_model(inputs["model"], device_of(machine), dtype="fp32")  # base, teacher and student alike
-    options = Options(max_new_tokens=settings["max_new_tokens"])
-    items: list[Item] = []
-    scores: list[Score] = []
-    counts, read, generated = {"rows": len(rows)}, 0, 0
-    for done, (name, evaluation) in enumerate(evaluations.items()):
-        track.report(done, len(evaluations), note=name)
-        scored = evaluation.score(model, tokenizer, rows, options)
-        items += scored.items
-        scores += evaluation.summary(scored.items)
-        read, generated = read + scored.read_tokens, generated + scored.generated_tokens
-        counts |= {f"{name}.{what}": number for what, number in scored.counts.items()}
-    _write_items(items, out / "items.parquet")
+    # base, teacher and student alike
+    model = load_model(inputs["model"], device_of(machine), dtype=settings.get("precision", "fp32"))
+    track.report(0, 1, note=settings["eval"])
+    score = _benchmark if "card" in settings else _heldout
+    scored, scores, resolved = score(settings, inputs, model, tokenizer)
+    _write_items(scored.items, out / "items.parquet")
     write_json(out / "scores.json", [_plain(score) for score in scores])
-    flops = forward_flops(count_parameters(model), read + generated)
+    flops = forward_flops(count_parameters(model), scored.read_tokens + scored.generated_tokens)
     return {
-        "cost": {"generated_tokens": generated, "flops": flops},
-        "counts": counts,
+        "cost": {"generated_tokens": scored.generated_tokens, "flops": flops},
+        "counts": {f"{settings['eval']}.{what}": number for what, number in scored.counts.items()},
         "metrics": {f"{score.eval}.{score.metric}": score.score for score in scores if score.source == ALL},
-        "warnings": _warnings(scores, items),
+        "warnings": _warnings(settings, scores, scored.items),
+        **({"resolved": resolved} if resolved else {}),
     }
+
+
+def _heldout(
+    settings: Mapping[str, Any], inputs: Mapping[str, Path], model: Any, tokenizer: Any
+) -> tuple[Scored, list[Score], dict[str, Any]]:
+    evaluation = load_eval(settings["eval"])
+    rows = read_heldout(inputs["mixture"])
+    chosen = in_proportion([(row.source, row.id) for row in rows], settings["limit"], settings.get("seed", 0))
+    rows = [rows[index] for index in chosen]
+    options = Options(max_new_tokens=settings.get("max_new_tokens", 0))
+    scored = evaluation.score(model, tokenizer, rows, options)
+    counts = {"rows": len(rows), **scored.counts}
+    return replace(scored, counts=counts), evaluation.summary(scored.items), {}
+
+
+def _benchmark(
+    settings: Mapping[str, Any], inputs: Mapping[str, Path], model: Any, tokenizer: Any
+) -> tuple[Scored, list[Score], dict[str, Any]]:
+    from harness.suite import Data, run_card, summary
+
+    name, card = settings["eval"], load_card(settings["eval"])
+    if card.identity() != settings["card"]:
+        raise refuse("evals.names", name, "its card has changed since it was planned", "run its grid again")
+    files = tuple(map(Path, settings.get("where", {}).get("files", ())))
+    if changed := [path for path in files if file_sha256(path) != settings["files"][path.name]]:
+        raise refuse("evals.data_dir", str(changed[0]), "it has changed since it was planned", "run its grid again")
+    data = Data(files, settings.get("revision"))
+    limit, seed = settings["limit"], settings.get("seed", 0)
+    scored, resolved = run_card(name, card, data, model, tokenizer, limit, seed)
+    return scored, summary(name, card, scored.items), resolved
 
 
 def read_heldout(mixture: Path) -> list[HeldoutRow]:
@@ -64,25 +90,6 @@ def read_heldout(mixture: Path) -> list[HeldoutRow]:
 
     columns = [field.name for field in fields(HeldoutRow)]
     return [HeldoutRow(**row) for row in pq.read_table(mixture / "heldout.parquet", columns=columns).to_pylist()]
-
-
-def choose_rows(rows: list[HeldoutRow], limit: int | None, seed: int) -> list[HeldoutRow]:
-    """At most `limit` rows, each source in proportion; the same for every model, and nested in `limit`."""
-    if limit is None or limit >= len(rows):
-        return rows
-    by_source: dict[str, list[int]] = {}
-    for index, row in enumerate(rows):
-        by_source.setdefault(row.source, []).append(index)
-    place: dict[int, float] = {}
-    for mine in by_source.values():
-        mine.sort(key=lambda index: _draw(seed, rows[index]))
-        place |= {index: (rank + 0.5) / len(mine) for rank, index in enumerate(mine)}
-    chosen = sorted(place, key=lambda index: (place[index], rows[index].source))[:limit]
-    return [rows[index] for index in sorted(chosen)]
-
-
-def _draw(seed: int, row: HeldoutRow) -> bytes:
-    return hashlib.sha256(f"{seed}\x1f{row.source}\x1f{row.id}".encode()).digest()
 
 
 def _write_items(items: Sequence[Item], path: Path) -> None:
@@ -110,19 +117,25 @@ def _plain(score: Score) -> dict[str, Any]:
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
 
 
-def _warnings(scores: Sequence[Score], items: Sequence[Item]) -> list[str]:
+def _warnings(settings: Mapping[str, Any], scores: Sequence[Score], items: Sequence[Item]) -> list[str]:
+    bounds = {0.0: "the floor", 1.0: "the ceiling"}
+    if "card" in settings:
+        bounds |= {load_card(settings["eval"]).floor: "what guessing scores"}
     found = [
-        f"{score.eval} {score.metric} is exactly {score.score:g} on {score.items} items: look at the answers"
+        f"{score.eval} {score.metric} is exactly {score.score:g}, {bounds[score.score]}, on {score.items} items: "
+        "look at the answers"
         for score in scores
         if score.source == ALL
-        and score.metric == "accuracy"
+        and not score.metric.startswith("nll")
         and score.items >= TOO_TIDY_ITEMS
-        and score.score in (0.0, 1.0)
+        and score.score in bounds
     ]
     answered = [item for item in items if item.prediction is not None]
     cut = sum(item.hit_length_limit for item in answered)
     if cut > CUT_OFF_SHARE * len(answered):
-        found.append(f"{cut} of {len(answered)} answers were cut off by max_new_tokens")
+        found.append(f"{settings['eval']}: {cut} of {len(answered)} answers were cut off by max_new_tokens")
+    if unread := sum(item.parsed == UNREAD for item in items):
+        found.append(f"{settings['eval']}: {unread} of {len(items)} answers could not be read and count as wrong")
     if truncated := sum(item.truncated for item in items):
-        found.append(f"{truncated} held-out rows are longer than the model's context")
+        found.append(f"{settings['eval']}: {truncated} of {len(items)} prompts are longer than the model's context")
     return found

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.record import targets_of
 from harness.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -142,11 +143,7 @@ class Sent:
     @property
     def targets(self):
         cells = self.plan["cells"]
-        return {
-            key
-            for cell in cells
-            for key in (cell["evaluate"], *(one["evaluate"] for one in cell["references"].values()))
-        }
+        return {key for cell in cells for one in (cell, *cell["references"].values()) for key in targets_of(one)}
 
     def made(self):
         """What was computed, by key: the checksums of every model and every table of scores."""
@@ -171,7 +168,7 @@ def undisturbed(tmp_path_factory):
 def grid(cluster, undisturbed, tmp_path):
     """The grid with everything made but its two cells; at the end nothing of it is left in the queue."""
     sent = Sent(Store.open(tmp_path / "store"))
-    cells = {key for cell in undisturbed.plan["cells"] for key in (*cell["train"], cell["evaluate"])}
+    cells = {key for cell in undisturbed.plan["cells"] for key in (*cell["train"], *targets_of(cell))}
     for key in undisturbed.plan["stages"].keys() - cells:
         shutil.copytree(undisturbed.store.folder(key), sent.store.folder(key))
     yield sent

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from harness.record import targets_of
 from harness.store import Store
 from tests.cluster.conftest import Sent, until
 
@@ -43,7 +44,7 @@ def same(sent, alone):
     for target in sent.targets:
         mine, theirs = (json.loads((s.store.folder(target) / "scores.json").read_text()) for s in (alone, sent))
         assert [score["score"] for score in theirs] == pytest.approx([score["score"] for score in mine], rel=1e-3)
-    mine = next(cell["evaluate"] for cell in sent.plan["cells"])
+    mine = next(targets_of(cell)[0] for cell in sent.plan["cells"])
     assert len(sent.store.attempts(mine)) == 1 and sent.store.manifest(mine)["machine"]["processes"] == 1
     assert sent.store.manifest(key)["machine"]["processes"] == 4
     return sent.store.attempts(key)

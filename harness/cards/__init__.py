@@ -1,0 +1,142 @@
+"""Cards: public benchmarks, one a file; all that decides a score is written on the benchmark's card.
+
+A benchmark is run by lm-eval (EleutherAI), whose task it names; what is set differently here stands on the card,
+and the whole card is identity. Its name is the file's name and stands in `evals.names` beside the evaluations of
+`harness/evals/`. Nothing here imports lm-eval, so a grid is planned without it.
+
+    load_card("gsm8k").floor; print(load_card("gsm8k").told("gsm8k"))
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from harness.checks import refuse
+from harness.identity import fingerprint
+from harness.registry import load_from, names_in
+
+LM_EVAL = "0.4.13"
+"""The version of lm-eval that cards are written for; another one would be another suite."""
+REAL, INVENTED = "run on real data", "plumbing tested on invented rows"
+
+
+@dataclass(frozen=True)
+class Card:
+    """A public benchmark, and how it is asked here."""
+
+    title: str
+    paper: str
+    """Where it was published."""
+    data: str
+    """Hub id of its data."""
+    licence: str
+    """Of the data as its publisher states it; `not read here` where nobody has."""
+    asks: str
+    """What a model is shown and what it must answer, in a sentence."""
+    tasks: str | None
+    """lm-eval's task files under `lm_eval/tasks`, a glob; null: `changes` is the whole task."""
+    metric: str
+    """The column of lm-eval's samples that is the item's score."""
+    floor: float
+    """What guessing scores."""
+    tested: str
+    """REAL or INVENTED: what this card was tried on here."""
+    example: tuple[str, str]
+    """A prompt of the data (cut short) and its right answer."""
+    shots: int = 0
+    chat: bool = True
+    """Whether prompts are chats in the model's own template; else plain text."""
+    multiturn: bool = True
+    """Whether the shots of a chat are turns of their own; else all is one user turn."""
+    system: str | None = None
+    """System prompt; null leaves it to the template."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer, beside the end of turn."""
+    max_new_tokens: int | None = None
+    """The longest answer; null where given choices are compared by likelihood and nothing is written."""
+    temperature: float = 0.0
+    top_p: float = 1.0
+    samples: int = 1
+    """Answers drawn to each prompt."""
+    filter: str = "none"
+    """Name of the lm-eval filter that reads the answer."""
+    cluster: str | None = None
+    """The field of an item that says which items belong together (a passage, a story)."""
+    runs_code: bool = False
+    """Whether scoring runs code that the model wrote."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Other keys of lm-eval's task that are set differently here."""
+    reads: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    """Functions that take the place of the task's own (`process_results`, ...); `version` tells theirs apart."""
+    deviation: str = ""
+    """Where this differs from the published way to run it."""
+    version: int = 1
+    """Raised when the card's functions would give another number."""
+
+    def __post_init__(self) -> None:
+        assert self.tested in (REAL, INVENTED) and self.samples >= 1
+        assert self.max_new_tokens is not None or not (self.stop or self.temperature or self.samples > 1)
+
+    def identity(self) -> dict[str, Any]:
+        """Everything of the card that can move a score, and lm-eval's version."""
+        told = ("title", "paper", "licence", "asks", "tested", "example", "deviation", "reads", "floor", "cluster")
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in told}
+        return {**values, "lm_eval": LM_EVAL}
+
+    @property
+    def column(self) -> str:
+        """The metric's name in tables: with the suite's version and the card's hash, so that no published score,
+        made in another way, is taken for the same."""
+        return f"{self.metric}@lm-eval-{LM_EVAL}/{fingerprint(self.identity())[:6]}"
+
+    def told(self, name: str) -> str:
+        """The card as a person reads it."""
+        asked = f"{self.shots} shots" if self.shots else "no shots"
+        if self.chat:
+            asked += ", as a chat" + (", each a turn" if self.shots and self.multiturn else "")
+        else:
+            asked += ", as plain text"
+        if self.max_new_tokens is None:
+            asked += "; choices compared by likelihood"
+        else:
+            draws = f"{self.samples} answers at temperature {self.temperature:g}, top-p {self.top_p:g}"
+            asked += f"; at most {self.max_new_tokens} tokens, {draws if self.temperature else 'greedy'}"
+            asked += f"; stops at {', '.join(map(repr, self.stop))} or the end of turn" if self.stop else ""
+        lines = [
+            f"{name}: {self.title} ({self.paper})",
+            f"  data     {self.data}, licence: {self.licence}",
+            f"  asks     {self.asks}",
+            f"  how      {asked}",
+            f"  system   {self.system or 'none but what the template brings'}",
+            f"  metric   {self.column}, filter {self.filter}; guessing scores {self.floor:g}",
+            f"  tried    {self.tested}",
+            f"  example  {self.example[0]!r} -> {self.example[1]!r}",
+        ]
+        return "\n".join([*lines, *([f"  differs  {self.deviation}"] if self.deviation else [])])
+
+
+def card_names() -> tuple[str, ...]:
+    """Names of all benchmarks: the files beside this one."""
+    return names_in(__path__)
+
+
+def load_card(name: str) -> Card:
+    """The card of a benchmark; unknown names are refused with the list of real ones."""
+    return load_from(__name__, __path__, name, "evals.names").CARD
+
+
+def data_files(name: str, folder: str | Path) -> list[Path]:
+    """The benchmark's own files in a folder of JSON lines, sorted; raises SettingsError where there are none.
+
+    `<name>.jsonl` (what is scored), `<name>_<split>.jsonl`, or, for a benchmark of several subsets,
+    `<name>/<subset>_<split>.jsonl`; rows have the fields of the data on the hub.
+    """
+    root = Path(folder).expanduser()
+    found = {path for glob in (f"{name}.jsonl", f"{name}_*.jsonl", f"{name}/*.jsonl") for path in root.glob(glob)}
+    longer = [other for other in card_names() if other.startswith(f"{name}_")]
+    mine = sorted(path for path in found if not any(path.name.startswith(other) for other in longer))
+    if not mine:
+        allowed = f"{name} needs {name}.jsonl, {name}_<split>.jsonl or {name}/<subset>_<split>.jsonl there"
+        raise refuse("evals.data_dir", str(folder), allowed, "add the file, or leave evals.data_dir out to use the hub")
+    return mine

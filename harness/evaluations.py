@@ -1,0 +1,52 @@
+"""Evaluations of one model, planned: a stage for each, so that a suite that is interrupted loses at most one.
+
+What a benchmark's score depends on is its card and its data, by content or by hub revision; what a held-out score
+depends on is the mixture, and there alone the corpus is part of its identity.
+
+    evaluate_stages(cell, model, mixture)["gsm8k"].key
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from harness.cards import card_names, data_files, load_card
+from harness.config import Cell
+from harness.corpora._files import file_sha256
+from harness.identity import fingerprint
+from harness.scoring import Evals
+from harness.stage import Stage
+
+
+def evaluate_stages(cell: Cell, model: Stage, mixture: Stage) -> dict[str, Stage]:
+    """The stages that score one model, by evaluation."""
+    return {name: _stage(cell, name, model, mixture) for name in sorted(set(cell.evals.names))}
+
+
+def fingerprint_of(stages: Mapping[str, Stage]) -> str:
+    """One fingerprint of several stages, by what each is for."""
+    return fingerprint({name: stage.fingerprint for name, stage in stages.items()})
+
+
+def _stage(cell: Cell, name: str, model: Stage, mixture: Stage) -> Stage:
+    settings: dict[str, Any] = {"eval": name, "limit": cell.evals.limit}
+    if cell.evals.precision != "fp32":
+        settings["precision"] = cell.evals.precision
+    if name in card_names():
+        settings, where = settings | _benchmark(cell.evals, name), _where(cell.evals, name)
+        return Stage("evaluate", f"{model.name}-{name}", settings, {"model": model}, where)
+    if name == "verified":
+        settings["max_new_tokens"] = cell.corpus.max_new_tokens
+    return Stage("evaluate", f"{model.name}-{name}", settings, {"model": model, "mixture": mixture})
+
+
+def _benchmark(evals: Evals, name: str) -> dict[str, Any]:
+    card = {"card": load_card(name).identity()}
+    if evals.data_dir is None:
+        return card | {"revision": evals.revisions.get(name)}
+    return card | {"files": {path.name: file_sha256(path) for path in data_files(name, evals.data_dir)}}
+
+
+def _where(evals: Evals, name: str) -> dict[str, Any]:
+    return (
+        {} if evals.data_dir is None else {"files": [str(path.resolve()) for path in data_files(name, evals.data_dir)]}
+    )

@@ -1,0 +1,40 @@
+"""Scoring: what every model of a cell is scored on.
+
+Evals(names=["heldout", "gsm8k"], limit=100, data_dir="data")
+"""
+
+from dataclasses import dataclass, field
+
+from harness.cards import card_names, load_card
+from harness.checks import check_at_least, check_choice, refuse
+
+
+@dataclass
+class Evals:
+    """What every model is scored on."""
+
+    names: list[str] = field(default_factory=lambda: ["heldout", "verified"])
+    """Evaluations to run: files in `harness/evals/` (on the corpus's held-out rows) and in `harness/cards/` (public
+    benchmarks)."""
+    limit: int | None = None
+    """At most this many rows or items of each, a seeded sample in proportion to the sources; null: all."""
+    data_dir: str | None = None
+    """Folder of JSON lines with the benchmarks' items (harness/cards); null: from the hub."""
+    revisions: dict[str, str] = field(default_factory=dict)
+    """Hub revision of a benchmark's data by the benchmark's name; one that is not named is resolved and recorded."""
+    run_code: bool = False
+    """Whether code that a model wrote may be run (HumanEval, MBPP), in a sandbox; never identity."""
+    precision: str = "fp32"
+    """Of the weights while a model is scored: `fp32` or `bf16`."""
+
+    def __post_init__(self) -> None:
+        check_at_least("evals.limit", self.limit, 1)
+        check_choice("evals.precision", self.precision, ("fp32", "bf16"))
+        benchmarks = [name for name in card_names() if name in self.names]
+        for name in self.revisions:
+            if name not in benchmarks:
+                raise refuse("evals.revisions", name, f"the benchmarks of evals.names are {', '.join(benchmarks)}")
+        for name in benchmarks:
+            if load_card(name).runs_code and not self.run_code:
+                way_out = "set evals.run_code=true to allow it, or leave the evaluation out"
+                raise refuse("evals.names", name, "scoring it runs code that the model wrote, in a sandbox", way_out)
