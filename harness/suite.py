@@ -58,6 +58,8 @@ def run_card(
     revision = data.revision if data.files else resolved(card.data, data.revision)
     with _quiet():
         tasks = dict(_tasks(name, card, data.files, revision))
+        if not tasks:
+            raise refuse("evals.data_dir", str(data.files[0].parent), f"no file there has the rows {name} is scored on")
         sizes = {task: len(one.eval_docs) for task, one in tasks.items()}
         docs = [(task, doc) for task, size in sizes.items() for doc in range(size)]
         chosen = [docs[index] for index in in_proportion([(task, str(doc)) for task, doc in docs], limit, seed)]
@@ -84,6 +86,7 @@ def run_card(
     counts = {
         "items": len(items),
         "of": sum(sizes.values()),
+        "subsets": len(tasks),
         "truncated": sum(item.truncated for item in items),
         "hit_length_limit": sum(item.hit_length_limit for item in items),
         "unparsed_answers": sum(item.parsed == UNREAD for item in items),
@@ -128,14 +131,21 @@ def _tasks(name: str, card: Card, files: Sequence[Path], revision: str | None) -
 
     for config in _configs(name, card):
         config |= {"num_fewshot": card.shots, "repeats": card.samples, **card.changes, **card.reads}
+        own = [key for key, value in config.items() if _in_lm_eval(value)]
+        assert not own, f"card {name} reads with functions of its own, and must set {own[0]} too"
         config |= {"dataset_kwargs": dict(config.get("dataset_kwargs") or {})}
         if card.max_new_tokens is not None:
             sampled = {"temperature": card.temperature, "top_p": card.top_p} if card.temperature else {}
             options = {"until": list(card.stop), "max_gen_toks": card.max_new_tokens}
             config["generation_kwargs"] = {**options, "do_sample": bool(card.temperature), **sampled}
+        if not card.shots:
+            config = {key: value for key, value in config.items() if not key.startswith("fewshot")}
         if files:
             subset = config.get("dataset_name") if card.tasks and "*" in card.tasks else None
             rows = _local(name, files, subset, config)
+            if rows is None:
+                continue
+            config |= {key: None for key in ("training_split", "validation_split") if config.get(key) not in rows}
             config |= {"custom_dataset": lambda rows=rows, **_: rows, "dataset_kwargs": {}, "metadata": None}
         else:
             config["dataset_kwargs"]["revision"] = revision
@@ -156,14 +166,22 @@ def _configs(name: str, card: Card) -> Iterator[dict[str, Any]]:
     found = sorted(root.glob(card.tasks))
     assert found, f"lm-eval {LM_EVAL} has no {card.tasks}"
     for path in found:
-        config = load_yaml(path)
+        config = load_yaml(path, resolve_func=not card.reads)  # some task files import what is not here
         for key in ("tag", "group", "group_alias", "task_alias"):
             config.pop(key, None)
         yield config
 
 
-def _local(name: str, files: Sequence[Path], subset: str | None, config: Mapping[str, Any]) -> "DatasetDict":
-    """The rows of a benchmark (of one subset) from JSON lines, under the names its task gives to splits."""
+def _in_lm_eval(value: Any) -> bool:
+    """Whether a value of a task file names a function that was not loaded."""
+    return isinstance(value, str) and "/lm_eval/tasks/" in value
+
+
+def _local(name: str, files: Sequence[Path], subset: str | None, config: Mapping[str, Any]) -> "DatasetDict | None":
+    """The rows of a benchmark (of one subset) from JSON lines, under the names its task gives to splits.
+
+    None for a subset that the folder has no row of.
+    """
     from datasets import Dataset, DatasetDict
 
     scored = str(config.get("test_split") or config.get("validation_split"))
@@ -175,13 +193,16 @@ def _local(name: str, files: Sequence[Path], subset: str | None, config: Mapping
     if whole and not subset:
         by_split[scored] = whole[0]
     if scored not in by_split:
-        missing = f"{name}/{begin}{scored}.jsonl" if subset else f"{name}_{scored}.jsonl"
-        raise refuse("evals.data_dir", str(files[0].parent), f"{name} is scored on {missing}", "add that file")
-    read = {
-        split: [json.loads(line) for line in by_split[split].open() if line.strip()]
-        for split in wanted & by_split.keys()
-    }
-    return DatasetDict({split: Dataset.from_list(rows) for split, rows in read.items()})
+        return None
+    read = {split: _rows(by_split[split]) for split in wanted & by_split.keys()}
+    found = DatasetDict({split: Dataset.from_list(rows) for split, rows in read.items()})
+    mine = (config.get("process_docs") or (lambda rows: rows))(found[scored])
+    return found if len(mine) else None
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines if line.strip()]
 
 
 def _item(name: str, card: Card, source: str, sample: Mapping[str, Any], asked: Asked) -> Item:

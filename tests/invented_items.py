@@ -1,0 +1,119 @@
+"""Invented rows of public benchmarks: the fields of the real data, none of its content.
+
+`ITEMS[benchmark]` is {file name: rows}, in the layout that `evals.data_dir` reads.
+"""
+
+import json
+
+GSM8K = [
+    {"question": "Ann has 3 nuts and finds 4. How many has she?", "answer": "3 + 4 = <<3+4=7>>7\n#### 7"},
+    {"question": "Bo earns $1,000 twice. How much is that?", "answer": "#### 2,000"},
+    {"question": "Cy has 9 pens and gives 2 away. How many are left?", "answer": "#### 7"},
+]
+PUBMEDQA = [
+    {"pubid": str(n), "question": f"Does {n} help?", "contexts": [f"We gave {n}.", "They slept."], "final_decision": d}
+    for n, d in enumerate(("yes", "no", "maybe"))
+]
+BBH = {
+    "bbh/boolean_expressions_test.jsonl": [
+        {"input": "not ( True ) is", "target": "False"},
+        {"input": "True or False is", "target": "True"},
+    ],
+    "bbh/object_counting_test.jsonl": [{"input": "I have a pan and 23 pots. How many things?", "target": "24"}],
+}
+GPQA = [
+    {
+        "Question": f"What is {n} + {n}?",
+        "Correct Answer": str(2 * n),
+        "Incorrect Answer 1": str(2 * n + 1),
+        "Incorrect Answer 2": str(2 * n + 2),
+        "Incorrect Answer 3": str(2 * n + 3),
+    }
+    for n in range(6)
+]
+CHOICES = ["five", "six", "seven", "eight"]
+MMLU = {
+    f"mmlu/{subject}_test.jsonl": [
+        {"question": f"Which follows {n}?", "subject": subject, "choices": CHOICES, "answer": n} for n in range(2)
+    ]
+    for subject in ("anatomy", "virology")
+}
+MMLU_PRO = [
+    {
+        "question": f"Which is {n}?",
+        "options": ["zero", "one", "two"],
+        "answer": "ABC"[n],
+        "answer_index": n,
+        "category": category,
+        "cot_content": "",
+    }
+    for n, category in enumerate(("biology", "physics", "computer science"))
+]
+NO_DATE = {"day": "", "month": "", "year": ""}
+DROP = [
+    {
+        "query_id": str(n),
+        "section_id": f"s{n // 2}",
+        "passage": f"The {n // 2} Lions won 2{n} to 14 against Rome.",
+        "question": "Against whom?" if n % 2 else "How many did they score?",
+        "answer": {
+            "number": "" if n % 2 else f"2{n}",
+            "date": NO_DATE,
+            "spans": ["Rome"] if n % 2 else [],
+            "hit_id": "",
+        },
+        "validated_answers": {"number": [], "date": [], "spans": []},
+    }
+    for n in range(4)
+]
+TRUTHFULQA = [
+    {
+        "question": f"Is {n} lucky?",
+        "mc1_targets": {"choices": ["No", "Yes"], "labels": [1, 0]},
+        "mc2_targets": {"choices": ["No", "Not at all", "Yes"], "labels": [1, 1, 0]},
+    }
+    for n in range(2)
+]
+POPQA = [
+    {
+        "id": n,
+        "question": f"What is the capital of land {n}?",
+        "possible_answers": json.dumps([f"City {n}", f"Town {n}"]),
+    }
+    for n in range(17)
+]
+MUSR = {
+    f"musr_{kind}.jsonl": [
+        {
+            "narrative": f"Story {n}.",
+            "question": "Who?",
+            "choices": "['Ann', 'Bob']",
+            "answer_index": n,
+            "answer_choice": a,
+        }
+        for n, a in enumerate(("Ann", "Bob"))
+    ]
+    for kind in ("murder_mysteries", "object_placements", "team_allocation")
+}
+
+ITEMS: dict[str, dict[str, list[dict]]] = {
+    "gsm8k": {"gsm8k_test.jsonl": GSM8K},
+    "pubmedqa": {"pubmedqa.jsonl": PUBMEDQA},
+    "bbh": BBH,
+    "gpqa": {"gpqa.jsonl": GPQA},
+    "mmlu": MMLU,
+    "mmlu_pro": {"mmlu_pro_test.jsonl": MMLU_PRO},
+    "drop": {"drop_validation.jsonl": DROP, "drop_train.jsonl": DROP},
+    "truthfulqa": {"truthfulqa.jsonl": TRUTHFULQA},
+    "popqa": {"popqa.jsonl": POPQA},
+    "musr": MUSR,
+}
+
+
+def write_items(name, folder):
+    """Write a benchmark's rows into `folder`; returns it."""
+    for file, rows in ITEMS[name].items():
+        path = folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder

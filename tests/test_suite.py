@@ -1,0 +1,210 @@
+"""Public benchmarks: every card on invented rows, known answers, and scores equal to plain lm-eval's."""
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from harness.cards import INVENTED, REAL, card_names, data_files, load_card
+from harness.checks import SettingsError
+from harness.evals import UNREAD
+from harness.suite import Data, check_lm_eval, run_card, summary
+from harness.suite_model import SuiteModel
+from tests.doubles import byte_tokenizer, tiny_llama
+from tests.invented_items import ITEMS, write_items
+from tests.real import DATA
+
+pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install -e '.[evals]'")
+
+# What tells a row's prompt from another's, and its right answer in the words of a chatty model.
+ASKED = {
+    "gsm8k": ("question", lambda row: f"Let me see. The answer is {row['answer'].split('#### ')[1]}."),
+    "bbh": ("input", lambda row: f"Thinking.\n\nSo the answer is {row['target']}"),
+    "gpqa": ("Question", None),
+    "mmlu": ("question", lambda row: f"Well, it is ({'ABCD'[row['answer']]})"),
+    "mmlu_pro": ("question", lambda row: f"So the answer is ({row['answer']})."),
+    "drop": ("passage", lambda row: row["answer"]["number"] or row["answer"]["spans"][0]),
+    "popqa": ("question", lambda row: json.loads(row["possible_answers"])[1].upper() + ", I think"),
+}
+CHOSEN = {
+    "pubmedqa": ("question", lambda row, said: said.strip() == row["final_decision"]),
+    "truthfulqa": ("question", lambda row, said: said.strip() != "Yes"),
+    "musr": ("narrative", lambda row, said: said.strip() == row["answer_choice"]),
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return byte_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = tiny_llama()
+    model.config.max_position_embeddings = 1 << 15
+    return model
+
+
+@pytest.fixture
+def ask(model, tokenizer, tmp_path):
+    """Run a card on its invented rows; (card, scored, score of all)."""
+
+    def run(name, write=None, model=model, **options):
+        data = Data(tuple(data_files(name, write_items(name, tmp_path))))
+        scored, _ = run_card(name, load_card(name), data, model, tokenizer, write=write, **options)
+        return scored, next(score for score in summary(name, load_card(name), scored.items) if score.source == "all")
+
+    return run
+
+
+def asked_row(name, prompt):
+    """The row that a prompt asks: of those that it shows, the last."""
+    rows = [row for found in ITEMS[name].values() for row in found]
+    field = (ASKED | CHOSEN)[name][0]
+    return max(rows, key=lambda row: prompt.rfind(str(row[field])))
+
+
+def perfect_writer(name, tokenizer):
+    def answer(prompt):
+        row = asked_row(name, prompt)
+        if name == "gpqa":
+            line = next(line for line in prompt.splitlines() if line.endswith(f") {row['Correct Answer']}"))
+            return f"Hence {line[:3]} it is"
+        if name == "drop":  # two questions on one passage
+            row = next(one for one in ITEMS[name]["drop_train.jsonl"] if _asks(one, prompt))
+        return ASKED[name][1](row)
+
+    def write(prompts, told):
+        texts = [answer(tokenizer.decode(prompt)) for prompt in prompts]
+        return [
+            [*tokenizer.encode(text, add_special_tokens=False), tokenizer.convert_tokens_to_ids("<|end|>")]
+            for text in texts
+        ]
+
+    return write
+
+
+def _asks(row, prompt):
+    return prompt.rstrip().endswith(f"Passage: {row['passage']}\nQuestion: {row['question']}\nAnswer:<|assistant|>")
+
+
+def test_every_card_is_tried_on_rows_and_says_on_which():
+    code = {name for name in card_names() if load_card(name).runs_code}
+    assert set(ITEMS) | code | {"ifeval", "math"} >= set(card_names())
+    for name in card_names():
+        card = load_card(name)
+        text = card.told(name)
+        assert card.column in text and card.tested in (REAL, INVENTED) and card.example[1] in text
+        assert 0 <= card.floor < 1 and card.data.count("/") == 1
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_right_answers_in_a_chatty_models_words_score_1(name, ask, tokenizer):
+    scored, score = ask(name, perfect_writer(name, tokenizer))
+    assert score.score == 1.0, [(item.prediction, item.parsed, item.target) for item in scored.items]
+    assert scored.counts["unparsed_answers"] == scored.counts["hit_length_limit"] == 0
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_silence_scores_nothing_and_is_counted(name, ask):
+    scored, score = ask(name, lambda prompts, told: [[] for _ in prompts])
+    assert score.score == 0.0
+    assert scored.counts["empty_answers"] == len(scored.items)
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_the_likeliest_choice_counts(name, ask, monkeypatch):
+    right = CHOSEN[name][1]
+
+    def likelihood(self, requests, **_):
+        return [(0.0 if right(asked_row(name, prompt), said) else -50.0, False) for (prompt, said), _, _ in requests]
+
+    monkeypatch.setattr(SuiteModel, "_loglikelihood_tokens", likelihood)
+    assert ask(name)[1].score == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "musr"])
+def test_a_prompt_that_does_not_fit_is_never_cut(name, ask):
+    small = tiny_llama()
+    small.config.max_position_embeddings = 40
+    scored, score = ask(name, model=small)
+    assert score.score == 0.0 and scored.counts["truncated"] == len(scored.items) > 0
+    assert all(item.truncated for item in scored.items)
+
+
+def test_gpqa_shows_every_model_the_choices_in_one_order(ask):
+    one, two = (ask("gpqa", lambda prompts, told: [[] for _ in prompts])[0].items for _ in range(2))
+    assert [item.prompt_hash for item in one] == [item.prompt_hash for item in two]
+    assert len({item.target for item in one}) > 1
+
+
+@pytest.mark.parametrize("name", ["mmlu", "pubmedqa"])
+def test_batches_and_their_order_change_no_score(name, ask, monkeypatch):
+    card = load_card(name)
+    monkeypatch.setattr(f"harness.cards.{name}.CARD", replace(card, max_new_tokens=card.max_new_tokens and 12))
+    found = []
+    for rows in (64, 1, 3):
+        monkeypatch.setattr("harness.suite.SuiteModel", partial(SuiteModel, rows_at_once=rows))
+        found.append([(item.id, item.source, item.prediction, item.score) for item in ask(name)[0].items])
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_sample_is_in_proportion_to_the_subsets_and_nested(ask):
+    few, all_ = (
+        ask("mmlu", lambda p, told: [[] for _ in p], limit=2)[0],
+        ask("mmlu", lambda p, told: [[] for _ in p])[0],
+    )
+    assert sorted(item.source for item in few.items) == sorted({item.source for item in all_.items})
+    assert few.counts["of"] == len(all_.items) == 4
+
+
+def test_columns_name_the_suite_and_change_with_the_card():
+    card = load_card("gsm8k")
+    assert card.column.startswith("exact_match@lm-eval-0.4.13/")
+    assert replace(card, shots=4).column != card.column != replace(card, stop=("\n",)).column
+    assert replace(card, title="another").column == card.column
+
+
+def test_data_that_is_not_there_and_another_lm_eval_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(SettingsError, match=r"evals.data_dir=.*gsm8k needs gsm8k.jsonl"):
+        data_files("gsm8k", tmp_path)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.4.12")
+    with pytest.raises(SettingsError, match=r"lm-eval 0.4.12.*written for lm-eval 0.4.13"):
+        check_lm_eval()
+
+
+def test_an_answer_that_cannot_be_read_is_wrong_and_counted(ask, tokenizer):
+    said = tokenizer.encode("no idea", add_special_tokens=False)
+    scored, score = ask("bbh", lambda prompts, told: [said for _ in prompts])
+    assert score.score == 0.0 and {item.parsed for item in scored.items} == {UNREAD}
+    assert scored.counts["unparsed_answers"] == 3
+
+
+@pytest.fixture(scope="module")
+def plain(model, tokenizer):
+    """lm-eval's own back end on the same model."""
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3, device="cpu", max_length=1 << 15)
+
+
+@pytest.mark.parametrize(("name", "new"), [("gsm8k", 24), ("pubmedqa", None)])
+def test_scores_are_those_of_plain_lm_eval(name, new, model, tokenizer, plain, tmp_path, monkeypatch):
+    """The same prompts, answers and scores, item by item, on real rows where they are there."""
+    if not (DATA / f"{name}_test.jsonl").is_file():
+        pytest.skip(f"no real rows in {DATA}")
+    card = replace(load_card(name), max_new_tokens=new, shots=1 if new else 0)
+    data = Data(tuple(data_files(name, DATA)))
+    ours, _ = run_card(name, card, data, model, tokenizer, limit=6)
+    monkeypatch.setattr("harness.suite.SuiteModel", lambda *_: plain)
+    plain.asked = SuiteModel(model, tokenizer, chat=True).asked
+    theirs, _ = run_card(name, card, data, model, tokenizer, limit=6)
+    for one, other in zip(ours.items, theirs.items, strict=True):
+        assert (one.id, one.prompt_hash, one.prediction, one.parsed, one.score) == (
+            other.id,
+            other.prompt_hash,
+            other.prediction,
+            other.parsed,
+            other.score,
+        )
