@@ -35,7 +35,8 @@ LAYERS = [
     {"config", "store", "provenance", "cluster", "rendezvous", "members"},  # ground
     {"signal_kinds"},
     {"recipe"},
-    {"checks", "identity", "registry", "cost", "track", "preemption", "processes", "endpoint"},
+    {"checks", "identity", "registry", "cost", "track", "preemption", "processes", "endpoint"}
+    | {"sandbox", "sandboxed"},
 ]
 LIGHT = [
     "config",
@@ -60,6 +61,7 @@ LIGHT = [
     "api",
     "tuning",
     "trials",
+    "sandbox",
 ]
 
 
