@@ -36,7 +36,7 @@ LAYERS = [
     {"signal_kinds"},
     {"recipe"},
     {"checks", "identity", "registry", "cost", "track", "preemption", "processes", "endpoint"}
-    | {"sandbox", "sandboxed"},
+    | {"sandbox", "sandboxed", "code_answers", "math_answers"},
 ]
 LIGHT = [
     "config",
@@ -62,6 +62,7 @@ LIGHT = [
     "tuning",
     "trials",
     "sandbox",
+    "code_answers",
 ]
 
 
