@@ -1,6 +1,7 @@
 """Real rows and a real model, which no checkout holds: tests that need them skip with a reason where they are absent.
 
 conversations()            5,996 conversations of eight public sources
+benchmark("humaneval")     a benchmark as published
 real_tokenizer("smollm2")  of the model that `make smollm2` fetches; "own" is a BPE trained here on the rows
 """
 
@@ -22,6 +23,15 @@ def rows_file() -> Path:
     if not file.is_file():
         pytest.skip(f"no real rows in {DATA}")
     return file
+
+
+def benchmark(name: str) -> list[dict]:
+    """Every row of a published benchmark: gsm8k_test, humaneval, ifeval, mbpp, pubmedqa_test."""
+    file = DATA / f"{name}.jsonl"
+    if not file.is_file():
+        pytest.skip(f"no {name}.jsonl in {DATA}")
+    with file.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def smollm2_file() -> Path:

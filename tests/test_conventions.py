@@ -38,7 +38,8 @@ LAYERS = [
     {"signal_kinds", "scoring"},
     {"cards"},
     {"recipe"},
-    {"checks", "identity", "registry", "cost", "track", "preemption", "processes", "endpoint", "sampling"},
+    {"checks", "identity", "registry", "cost", "track", "preemption", "processes", "endpoint", "sampling"}
+    | {"sandbox", "sandboxed", "code_answers", "math_answers"},
 ]
 LIGHT = [
     "config",
@@ -66,6 +67,8 @@ LIGHT = [
     "api",
     "tuning",
     "trials",
+    "sandbox",
+    "code_answers",
 ]
 
 

@@ -1,0 +1,73 @@
+"""From a model's answer to a program that tests it: HumanEval (arXiv 2107.03374) and MBPP (arXiv 2108.07732).
+
+An answer is a plain completion of the prompt, or a chat answer with its code between fences. `sandbox.py` runs
+the program; nothing is run here.
+
+    pass@k = mean over problems of  1 - C(n - c, k) / C(n, k)     n samples, c of them right (2107.03374, eq. 1)
+"""
+
+import re
+from collections.abc import Mapping
+from math import comb
+from typing import Any
+
+from harness.checks import refuse
+
+FENCE = re.compile(r" {0,3}(`{3,}|~{3,})\s*([\w+-]*)[^`]*$")
+
+
+def humaneval_program(row: Mapping[str, Any], answer: str, in_fence: bool = False) -> str:
+    """The prompt, the answer and the row's tests (`prompt`, `entry_point`, `test`).
+
+    An answer that defines the function anew replaces the prompt's stub and keeps its imports and helpers; any
+    other continues the prompt. `in_fence`: the prompt ended inside a block of code that the answer may close.
+    """
+    code = code_of(answer, [row["entry_point"]], in_fence)
+    between = "\n" if _defines(code, row["entry_point"]) else ""
+    return f"{row['prompt']}{between}{code}\n{row['test']}\ncheck({row['entry_point']})\n"
+
+
+def mbpp_program(row: Mapping[str, Any], answer: str, in_fence: bool = False) -> str:
+    """The answer's code, then the row's `test_setup_code` (it may use that code) and `test_list`."""
+    called = sorted({name for test in row["test_list"] for name in re.findall(r"\b([A-Za-z_]\w*)\s*\(", test)})
+    return "\n".join([code_of(answer, called, in_fence), row.get("test_setup_code") or "", *row["test_list"], ""])
+
+
+def code_of(answer: str, names: list[str], in_fence: bool = False) -> str:
+    """The first fenced block that defines one of `names`, else the first block; without a fence, all of it.
+
+    A block that is never closed (the answer was cut) goes to the end.
+    """
+    found = blocks(answer, in_fence)
+    fitting = [code for code in found if any(_defines(code, name) for name in names)]
+    return next(iter(fitting + found), answer)
+
+
+def blocks(answer: str, in_fence: bool = False) -> list[str]:
+    """The fenced blocks of an answer, in order, without their fences."""
+    found: list[list[str]] = [[]] if in_fence else []
+    fence = "`" * 3 if in_fence else ""
+    for line in answer.split("\n"):
+        mark = FENCE.match(line.rstrip())
+        if not fence and mark:
+            fence = mark[1]
+            found.append([])
+        elif mark and fence and mark[1].startswith(fence) and not mark[2]:
+            fence = ""
+        elif fence:
+            found[-1].append(line)
+    return ["\n".join(lines) for lines in found]
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """The unbiased estimate that one of `k` samples is right, from `right` of `samples` for one problem."""
+    if not 1 <= k <= samples:
+        raise refuse("k", k, f"pass@k needs from 1 to as many as the {samples} samples of each problem")
+    if not 0 <= right <= samples:
+        raise refuse("right", right, f"it counts some of the {samples} samples")
+    return 1 - comb(samples - right, k) / comb(samples, k)
+
+
+def _defines(code: str, name: str) -> bool:
+    """Whether code defines a function (or class) of that name at its outermost level."""
+    return bool(re.search(rf"^(?:async\s+def|def|class)\s+{re.escape(name)}\b", code, re.MULTILINE))
