@@ -9,9 +9,10 @@ one number for each place in the answer: a row's draws depend on its seed and no
     answers = generate(model, tokenizer, prompts, max_new_tokens=16, temperature=1.0, seeds=[3, 4, 5])
 """
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ from harness.sequences import draw_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SHARED_TOKENS = 32
+"""A common beginning of prompts of as many tokens is worth being read once."""
 
 
 def generate(
@@ -35,6 +39,7 @@ def generate(
     stop_ids: Collection[int] | None = None,
     top_p: float = 1.0,
     ended: Callable[[list[int]], bool] | None = None,
+    share_prefix: bool = False,
 ) -> list[list[int]]:
     """New token ids for each prompt, in the prompts' order, the stop token included where it was reached.
 
@@ -42,7 +47,8 @@ def generate(
     (then possibly empty). `temperature` 0 is greedy; above it, tokens are drawn from the full
     distribution at that temperature, or from its nucleus of `top_p`. `seeds`: one for each prompt, or one
     from which row i gets its own. `stop_ids` defaults to the tokenizer's end of turn; `ended` says of an
-    answer so far whether it ends there too (a text that stops it). The model is put in eval mode meanwhile.
+    answer so far whether it ends there too (a text that stops it). `share_prefix`: what all prompts begin with
+    (worked examples) is read once. The model is put in eval mode meanwhile.
     """
     assert temperature >= 0 and 0 < top_p <= 1 and all(len(prompt) > 0 for prompt in prompts)
     if isinstance(seeds, int):
@@ -54,14 +60,35 @@ def generate(
     answers: list[list[int]] = [[] for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     with evaluating(model), torch.no_grad():
+        prefix = _read(model, prompts) if share_prefix else None
         for start in range(0, len(by_length), batch_size):
             rows = by_length[start : start + batch_size]
             limits = [min(max_new_tokens, (context or 2**31) - len(prompts[row])) for row in rows]
             draws = np.stack([row_uniforms(seeds[row], max_new_tokens) for row in rows]) if temperature else None
-            batch = _Batch(model, [prompts[row] for row in rows], limits, pad_id, context)
+            batch = _Batch(model, [prompts[row] for row in rows], limits, pad_id, context, prefix)
             for row, answer in zip(rows, batch.run(temperature, top_p, draws, stops, ended), strict=True):
                 answers[row] = answer
     return answers
+
+
+class _Prefix(NamedTuple):
+    """What all prompts begin with, read."""
+
+    length: int
+    cache: Any
+
+
+def _read(model: Any, prompts: Sequence[Sequence[int]]) -> _Prefix | None:
+    """Read the common beginning of all prompts once, where it is long enough to be worth it."""
+    shortest, last = min(prompts), max(prompts)
+    length = next((i for i, pair in enumerate(zip(shortest, last, strict=False)) if pair[0] != pair[1]), len(shortest))
+    length = min(length, len(min(prompts, key=len)) - 1)
+    if len(prompts) == 1 or length < SHARED_TOKENS:
+        return None
+    ids = torch.tensor([prompts[0][:length]], device=model.device)
+    output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+    repeatable = hasattr(output.past_key_values, "batch_repeat_interleave")
+    return _Prefix(length, output.past_key_values) if repeatable else None
 
 
 @contextmanager
@@ -80,10 +107,22 @@ class _Batch:
     """Prompts of similar length, decoded together; finished rows leave once half of the batch is done."""
 
     def __init__(
-        self, model: Any, prompts: list[Sequence[int]], limits: list[int], pad_id: int, context: int | None
+        self,
+        model: Any,
+        prompts: list[Sequence[int]],
+        limits: list[int],
+        pad_id: int,
+        context: int | None,
+        prefix: _Prefix | None = None,
     ) -> None:
-        self.model, self.limits, self.context = model, limits, context
-        self.ids, self.mask, self.positions = padded_left(prompts, pad_id, model.device)
+        self.model, self.limits, self.context, self.cache = model, limits, context, None
+        length = prefix.length if prefix else 0
+        self.ids, self.mask, self.positions = padded_left([one[length:] for one in prompts], pad_id, model.device)
+        if prefix:
+            self.mask = torch.cat([self.mask.new_ones(len(prompts), length), self.mask], dim=1)
+            self.positions = self.positions + length
+            self.cache = copy.deepcopy(prefix.cache)
+            self.cache.batch_repeat_interleave(len(prompts))
 
     def run(
         self,
@@ -97,7 +136,7 @@ class _Batch:
         answers: list[list[int]] = [[] for _ in self.limits]
         done = [limit <= 0 for limit in self.limits]
         slots = list(range(len(self.limits)))  # which row sits in each place of the batch
-        cache = None
+        cache = self.cache
         for step in range(max(self.limits)):
             output = self.model(
                 input_ids=self.ids,

@@ -131,6 +131,8 @@ def _tasks(name: str, card: Card, files: Sequence[Path], revision: str | None) -
 
     for config in _configs(name, card):
         config |= {"num_fewshot": card.shots, "repeats": card.samples, **card.changes, **card.reads}
+        if card.grade is not None:
+            config |= _graded(card.metric, card.grade, card.samples)
         own = [key for key, value in config.items() if _in_lm_eval(value)]
         assert not own, f"card {name} reads with functions of its own, and must set {own[0]} too"
         config |= {"dataset_kwargs": dict(config.get("dataset_kwargs") or {})}
@@ -166,10 +168,19 @@ def _configs(name: str, card: Card) -> Iterator[dict[str, Any]]:
     found = sorted(root.glob(card.tasks))
     assert found, f"lm-eval {LM_EVAL} has no {card.tasks}"
     for path in found:
-        config = load_yaml(path, resolve_func=not card.reads)  # some task files import what is not here
+        config = load_yaml(path, resolve_func=not (card.reads or card.grade))  # some task files import what is not here
         for key in ("tag", "group", "group_alias", "task_alias"):
             config.pop(key, None)
         yield config
+
+
+def _graded(metric: str, grade: Callable[..., float], samples: int) -> dict[str, Any]:
+    """What makes lm-eval take an item's score from a card's own function."""
+    return {
+        "process_results": lambda row, results: {metric: grade(row, results[0])},
+        "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True}],
+        "filter_list": [{"name": "none", "filter": [{"function": "take_first_k", "k": samples}]}],
+    }
 
 
 def _in_lm_eval(value: Any) -> bool:
@@ -212,7 +223,8 @@ def _item(name: str, card: Card, source: str, sample: Mapping[str, Any], asked: 
     written = card.max_new_tokens is not None
     draws = [(prompts[0], draw) for draw in range(card.samples)]
     if written:
-        prediction, parsed = str(sample["resps"][0][0]), str(sample["filtered_resps"][0])
+        prediction = str(sample["resps"][0][0])
+        parsed = None if card.grade else str(sample["filtered_resps"][0])
     else:
         likeliest = max(range(len(sample["resps"])), key=lambda choice: sample["resps"][choice][0][0])
         prediction, parsed = str(sample["arguments"][likeliest][1]), None

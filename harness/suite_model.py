@@ -156,6 +156,7 @@ class SuiteModel(TemplateLM):
             batch_size=len(prompts),
             stop_ids={self.eot_token_id},
             ended=ended if longest else None,
+            share_prefix=True,
         )
 
     def _loglikelihood_tokens(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:

@@ -38,8 +38,8 @@ LAYERS = [
     {"signal_kinds", "scoring"},
     {"cards"},
     {"recipe"},
-    {"checks", "identity", "registry", "cost", "track", "preemption", "processes", "endpoint", "sampling"}
-    | {"sandbox", "sandboxed", "code_answers", "math_answers"},
+    {"sandbox", "code_answers", "math_answers", "instructions"},
+    {"checks", "identity", "registry", "cost", "track", "preemption", "processes", "endpoint", "sampling", "sandboxed"},
 ]
 LIGHT = [
     "config",

@@ -8,7 +8,7 @@ import torch
 from transformers import TopPLogitsWarper
 
 from harness.generate import choose, generate
-from tests.doubles import byte_tokenizer, tiny_llama
+from tests.doubles import byte_ids, byte_tokenizer, tiny_llama
 
 END = 5
 TOKENIZER = byte_tokenizer()
@@ -132,3 +132,22 @@ def test_text_never_runs_past_the_models_context():
     model.config.max_position_embeddings = 10
     answers = generate(model, TOKENIZER, [[7] * 4, [7] * 8, [7] * 12], 5, stop_ids={261})
     assert [len(answer) for answer in answers] == [5, 2, 0]
+
+
+def test_what_all_prompts_begin_with_may_be_read_once_and_answers_stay_the_same():
+    model = tiny_llama(seed=3)
+    common = byte_ids("a long beginning of worked examples, the same for all")
+    asked = [[*common, *byte_ids(end)] for end in ("b", "", "a much longer ending", "b")]
+    alone = [generate(model, TOKENIZER, [prompt], 9, temperature=1.0, seeds=[5])[0] for prompt in asked]
+    widths, forward = [], model.forward
+    model.forward = lambda **given: (widths.append(tuple(given["input_ids"].shape)), forward(**given))[1]
+    assert generate(model, TOKENIZER, asked, 9, 1.0, [5] * 4, batch_size=3, share_prefix=True) == alone
+    assert widths[0] == (1, len(common) - 1) and max(width for _, width in widths[1:]) == 21
+    assert generate(model, TOKENIZER, asked[:1] * 2, 9, 1.0, [5] * 2, share_prefix=True) == alone[:1] * 2
+
+
+def test_an_answer_ends_where_its_caller_says():
+    model = tiny_llama(seed=3)
+    whole = generate(model, TOKENIZER, prompts(2), 9, temperature=1.0, seeds=[1, 2])
+    cut = generate(model, TOKENIZER, prompts(2), 9, 1.0, [1, 2], ended=lambda answer: len(answer) == 4)
+    assert cut == [answer[:4] for answer in whole]

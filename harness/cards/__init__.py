@@ -68,11 +68,13 @@ class Card:
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Other keys of lm-eval's task that are set differently here."""
     reads: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
-    """Functions that take the place of the task's own (`process_results`, ...); `version` tells theirs apart."""
+    """Functions that take the place of the task's own (`process_docs`, ...)."""
+    grade: Callable[[Mapping[str, Any], list[str]], float] | None = None
+    """From an item's row and the answers drawn to its score; null: the task's own metric."""
     deviation: str = ""
     """Where this differs from the published way to run it."""
     version: int = 1
-    """Raised when the card's functions would give another number."""
+    """Raised when the card's functions (`reads`, `grade`) give another number."""
 
     def __post_init__(self) -> None:
         assert self.tested in (REAL, INVENTED) and self.samples >= 1
@@ -80,7 +82,19 @@ class Card:
 
     def identity(self) -> dict[str, Any]:
         """Everything of the card that can move a score, and lm-eval's version."""
-        told = ("title", "paper", "licence", "asks", "tested", "example", "deviation", "reads", "floor", "cluster")
+        told = (
+            "title",
+            "paper",
+            "licence",
+            "asks",
+            "tested",
+            "example",
+            "deviation",
+            "reads",
+            "grade",
+            "floor",
+            "cluster",
+        )
         values = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in told}
         return {**values, "lm_eval": LM_EVAL}
 

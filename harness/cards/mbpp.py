@@ -1,0 +1,45 @@
+"""MBPP: short Python programs from a sentence and three tests; right where all tests pass, in a sandbox."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from harness.cards import REAL, Card
+from harness.code_answers import mbpp_program
+from harness.sandbox import run
+
+SECONDS, MEMORY_MB = 5, 2048
+TEST = range(11, 511)  # the task ids of the test split
+
+
+def of_the_test_split(rows: Any) -> Any:
+    """The rows that are scored, where a file holds all splits."""
+    return rows.filter(lambda row: int(row["task_id"]) in TEST)
+
+
+def passes(row: Mapping[str, Any], answers: list[str]) -> float:
+    """1 where the program passes all tests."""
+    return float(run(mbpp_program(row, answers[0], in_fence=True), SECONDS, MEMORY_MB).passed)
+
+
+CARD = Card(
+    title="MBPP, short Python programs",
+    paper="Austin et al. 2021, arXiv 2108.07732",
+    data="google-research-datasets/mbpp",
+    licence="CC-BY-4.0",
+    asks="a sentence and three tests; a program that passes them",
+    tasks="mbpp/mbpp_instruct.yaml",
+    metric="pass@1",
+    floor=0.0,
+    tested=REAL,
+    example=(
+        "You are an expert Python programmer, and here is your task:\nWrite a python function to remove first and "
+        "last occurrence of a given character from the string.\nYour code should pass these tests: [...]",
+        'assert remove_Occ("hello","l") == "heo"',
+    ),
+    stop=("\n```",),
+    max_new_tokens=256,
+    runs_code=True,
+    reads={"process_docs": of_the_test_split},
+    grade=passes,
+    deviation="no examples (lm-eval gives three)",
+)
