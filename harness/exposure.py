@@ -73,9 +73,14 @@ class Exposures:
         cell = self._cells.get(record["cell"]) if record["role"] == "student" else None
         if cell is None:
             raise refuse("record", record["cell"], "exposure is of the grid's own students")
-        mixture = self._stages[next(iter(cell["evaluations"].values()))]["inputs"]["mixture"]
+        inputs = [self._stages[key]["inputs"] for key in cell["evaluations"].values()]
+        mixture = next((one["mixture"] for one in inputs if "mixture" in one), None)
+        if mixture is None:
+            raise refuse(
+                "record", record["cell"], "nothing of it is scored on held-out rows", "add evals.names=heldout"
+            )
         teacher = self._teacher(cell["train"])
-        return self._frame(mixture, self._training(cell["train"][-1]), teacher and self._training(teacher))
+        return self._frame(mixture, self._training(inputs[0]["model"]), teacher and self._training(teacher))
 
     def _teacher(self, train: list[str]) -> str | None:
         """The stage that made the teacher of a student's train stages: asked live, or for labels, text, caches."""

@@ -10,6 +10,7 @@ one number for each place in the answer: a row's draws depend on its seed and no
 """
 
 import copy
+import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -80,9 +81,8 @@ class _Prefix(NamedTuple):
 
 def _read(model: Any, prompts: Sequence[Sequence[int]]) -> _Prefix | None:
     """Read the common beginning of all prompts once, where it is long enough to be worth it."""
-    shortest, last = min(prompts), max(prompts)
-    length = next((i for i, pair in enumerate(zip(shortest, last, strict=False)) if pair[0] != pair[1]), len(shortest))
-    length = min(length, len(min(prompts, key=len)) - 1)
+    same = itertools.takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False))
+    length = min(sum(1 for _ in same), min(map(len, prompts)) - 1)
     if len(prompts) == 1 or length < SHARED_TOKENS:
         return None
     ids = torch.tensor([prompts[0][:length]], device=model.device)

@@ -13,6 +13,7 @@ They read the store, and ask Slurm where the store is silent; only `retry`, `can
     python -m harness.grid results <grid>                          table, figure and verdict again
     python -m harness.grid results <grid> --by exposure            gains by what student and teacher had seen
     python -m harness.grid gc [--yes]                              artifacts no grid needs
+    python -m harness.grid cards [name]                            a public benchmark: what it asks, and how
 """
 
 import argparse
@@ -69,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results.add_argument("--by", help="gains by class of held-out item: exposure, source, or exposure,source")
     gc = verbs.add_parser("gc", help="artifacts no grid needs")
     gc.add_argument("--yes", action="store_true", help="delete them; without it they are listed")
+    cards = verbs.add_parser("cards", help="public benchmarks: data, prompt, metric, floor, an example")
+    cards.add_argument("name", nargs="?", help="one of them; without it, a line for each")
     given = parser.parse_args(arguments)
     try:
         VERBS[given.verb](given)
@@ -267,6 +270,16 @@ def _whole(known: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
     }
 
 
+def show_cards(given: argparse.Namespace) -> None:
+    """One card whole, or all in a line each."""
+    from harness.cards import card_names, load_card
+
+    for name in [] if given.name else card_names():
+        print(f"{name:<16}{load_card(name).title}")
+    if given.name:
+        print(load_card(given.name).told(given.name))
+
+
 VERBS = {
     "plan": show_plan,
     "status": show_status,
@@ -278,6 +291,7 @@ VERBS = {
     "explain": show_explain,
     "results": show_results,
     "gc": collect_garbage,
+    "cards": show_cards,
 }
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ def plan_cell(cell: Cell) -> CellPlan:
     if taught_by == "given" and cell.teacher.kind != "http":  # a server is asked for text, its weights are not here
         assert teacher is not None
         references["teacher"] = evaluate_stages(cell, teacher, mixture)
-    evaluations = evaluate_stages(cell, train[-1], mixture)
+    evaluations = evaluate_stages(cell, train[-1] if train else base, mixture)
     return CellPlan(cell, tuple(train), evaluations, tuple(teaching), taught_by, teacher, references)
 
 

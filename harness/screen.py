@@ -73,7 +73,7 @@ def screen(store: Store, frozen: Mapping[str, Any], look: Look, every_cell: bool
 def cell_line(cell: Mapping[str, Any]) -> str:
     """A cell's fingerprint, as `explain` and `logs` take it, and what tells it from the others."""
     teacher = f" teacher={cell['teacher']}" if cell["teacher"] else ""
-    fingerprint = cell["train"][-1].rsplit("-", 1)[-1][:8]
+    fingerprint = (cell["train"] or targets_of(cell))[-1].rsplit("-", 1)[-1][:8]
     return f"{fingerprint}  {cell['method']} {cell['data_frac']:g} {cell['student']}{teacher} seed={cell['seed']}"
 
 

@@ -176,6 +176,8 @@ def plan_searches(cells: Sequence[Cell], tune: Tune) -> list[Search]:
     if any(cell.corpus.answers == "none" for cell in cells):
         reason = "a trial's figure is the NLL of validation answers, and on prompts alone there are none"
         raise refuse("corpus.answers", "none", reason, "tune with corpus.answers=given and set what was chosen")
+    if idle := [method_name(cell.method) for cell in cells if not cell.method.stages()]:
+        raise refuse("method", idle[0], "nothing of it is trained, so nothing can be tuned", "leave it out of the grid")
     methods = {method_name(cell.method) for cell in cells}
     if unknown := sorted(set(tune.arms) - methods):
         raise refuse("tune.arms", unknown[0], f"the grid's methods are {', '.join(sorted(methods))}")

@@ -149,7 +149,7 @@ def test_rows_that_left_the_store_are_refused_and_not_called_clean(tmp_path):
             "b": {"kind": "base", "settings": FRESH, "inputs": {}},
             "s": {"kind": "subset", "settings": {}, "inputs": {"mixture": "m"}, "address": "subset-s"},
             "t": {"kind": "train", "settings": {}, "inputs": {"subset": "s", "start": "b"}},
-            "e": {"kind": "evaluate", "settings": {}, "inputs": {"mixture": "m"}},
+            "e": {"kind": "evaluate", "settings": {}, "inputs": {"mixture": "m", "model": "t"}},
         }
         cell = {"fingerprint": "c", "evaluations": {"verified": "e"}, "train": ["t"]}
         Exposures(store, {"stages": stages, "cells": [cell]}).of({"cell": "c", "role": "student"})

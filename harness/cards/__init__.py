@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.checks import refuse
-from harness.identity import fingerprint
+from harness.identity import fingerprint, plain
 from harness.registry import load_from, names_in
 
 LM_EVAL = "0.4.13"
@@ -96,7 +96,7 @@ class Card:
             "cluster",
         )
         values = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in told}
-        return {**values, "lm_eval": LM_EVAL}
+        return plain({**values, "lm_eval": LM_EVAL})
 
     @property
     def column(self) -> str:
