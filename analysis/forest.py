@@ -29,7 +29,7 @@ OTHERS = "#404040"
 def arms_of(frame: pd.DataFrame, metric: Metric | None) -> pd.DataFrame:
     """Rows with a gain, one per arm and fraction, with the arm's `name`: the teacher where there are several."""
     if metric is None:
-        return frame.iloc[:0]
+        return frame.iloc[:0].assign(name="")
     rows = select(frame, metric)
     rows = rows[(rows["role"] == "student") & rows["gain"].notna() & rows["data_frac"].notna()].copy()
     arms = list(zip(rows["method"], rows["teacher"].fillna(""), strict=True))

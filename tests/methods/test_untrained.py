@@ -35,3 +35,14 @@ def test_there_is_nothing_to_tune():
     cells = compose(["method=sft,untrained", "data_frac=0.1"]).cells
     with pytest.raises(SettingsError, match=r"method='untrained'.*nothing can be tuned"):
         plan_searches(cells, Tune(axes={"budget.learning_rate": [1e-3, 1e-4]}))
+
+
+def test_a_grid_without_a_single_score_ends_in_a_table_of_reasons(tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    save_tiny(tmp_path / "model")
+    words = ["method=untrained", "student=hf", f"student.path={tmp_path / 'model'}", "evals.names=[pubmedqa]"]
+    cells = compose([*words, f"evals.data_dir={write_items('pubmedqa', tmp_path / 'data')}"]).cells
+    monkeypatch.setattr("harness.suite.LM_EVAL", "9")
+    done = api.run(cells, store=str(tmp_path / "store"), grid="scored", launch=Launch(kind="inline"))
+    assert [record["status"] for record in done.records] == ["failed", "failed"]
+    assert all("written for lm-eval 9" in record["reason"] for record in done.records)
