@@ -11,7 +11,7 @@ teacher's cells. A diverged cell counts as 0 in accuracy, and no pair is dropped
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ import pandas as pd
 from harness.arms import Arm, Metric, Record, by_arm, seeds_of
 from harness.crossover import Crossover, crossover
 from harness.items import LoadItems, Part, Scored, Values, read_items, scored, values_of
-from harness.stats import LEAST_DRAWS, Array, Curve, curve_over_draws
+from harness.stats import LEAST_DRAWS, Array, Curve, curve_over_draws, ratio
 
 MARGIN = 0.02
 """Gains in accuracy within it are called equal."""
@@ -128,6 +128,39 @@ def estimate(name: str, parts: Mapping[Arm, Replicates | None]) -> dict[str, Any
         scope = f"these {len(known)} draws only" if len(known) > 1 else "one draw of world and teacher"
         covers += f"{' within draws' if len(known) > 1 else ''}, for {scope}"
     return columns | {f"{name}_covers": covers}
+
+
+def gap_closed(
+    arms: Mapping[Arm, Sequence[Record]], draws: Iterable[Arm], metric: Metric, values: Values
+) -> dict[str, float]:
+    """Columns `gap_closed`, `_low`, `_high`: (student - base) / (teacher - base) over an arm's draws.
+
+    With the interval of a ratio (`stats.ratio`); blank where the teacher is not clearly better than the base, where
+    an arm has none or several, and where items are not known.
+    """
+    cubes = [_gap(arms, arm, metric, values) for arm in draws]
+    found = (math.nan, math.nan, math.nan)
+    if cubes and all(cube is not None for cube in cubes):
+        found = ratio(_over_draws([cube for cube in cubes if cube is not None]))
+    return dict(zip(("gap_closed", "gap_closed_low", "gap_closed_high"), found, strict=True))
+
+
+def _gap(arms: Mapping[Arm, Sequence[Record]], arm: Arm, metric: Metric, values: Values) -> Cube | None:
+    """Student - base and teacher - base of one draw (S, 2, N), the better one above 0."""
+    near = [one for one in arms if (one.corpus, one.world_seed) == (arm.corpus, arm.world_seed)]
+    bases = [one for one in near if one.role == "base" and one.student == arm.student.partition("[")[0]]
+    teachers = [one for one in near if one.role == "teacher" and one.data_frac in (None, arm.data_frac)]
+    if arm.teacher is not None:
+        teachers = [one for one in teachers if (one.teacher, one.teacher_seed) == (arm.teacher, arm.teacher_seed)]
+    if arm.role != "student" or (len(bases), len(teachers)) != (1, 1):
+        return None
+    own, base, teacher = (scores(arms[one], metric, values) for one in (arm, bases[0], teachers[0]))
+    if own is None or base is None or teacher is None or not own.ids or not own.ids == base.ids == teacher.ids:
+        return None
+    sign = 1 if metric.higher_is_better else -1
+    gap = np.broadcast_to(teacher.values.mean(0) - base.values.mean(0), own.values.shape)
+    parts = [replace(own, values=sign * part) for part in (own.values - base.values.mean(0), gap)]
+    return _cube(parts)
 
 
 def crossovers(

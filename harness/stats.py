@@ -193,6 +193,29 @@ def equivalence(
     return Equivalence(p < alpha, p, margin, interval)
 
 
+def ratio(parts: Curve, level: float = 0.95) -> tuple[float, float, float]:
+    """The ratio of the first of a curve's two means to the second, with its Fieller (1954) interval.
+
+    All NaN unless the second is clearly above 0: near it the ratio could be anything, and the set of ratios that
+    fit is no interval.
+    """
+    _, errors, _ = parts.errors(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]]))
+    above, below = parts.mean
+    _, bottom = parts.intervals(np.eye(2), level)
+    if not bottom.low > 0:
+        return math.nan, math.nan, math.nan
+    found = above / below
+    df = parts.errors(np.array([[1.0, -found]]))[2]
+    t = stdtrit(df[0], (1 + level) / 2)
+    v_above, v_below, v_difference = errors**2
+    shared = (v_above + v_below - v_difference) / 2
+    a, b, c = below**2 - t**2 * v_below, above * below - t**2 * shared, above**2 - t**2 * v_above
+    if a <= 0:  # another df than the denominator's own: nothing can be said after all
+        return math.nan, math.nan, math.nan
+    half = math.sqrt(max(b**2 - a * c, 0.0))
+    return found, (b - half) / a, (b + half) / a
+
+
 def holm(p_values: ArrayLike) -> Array:
     """Holm's (1979) adjusted p values of one family (M,), in the order given; NaN stays, uncounted."""
     p = np.asarray(p_values, dtype=float)

@@ -29,7 +29,7 @@ from harness.arms import (
     score_of,
     why_unpaired,
 )
-from harness.gains import Replicates, estimate, gain, scores
+from harness.gains import Replicates, estimate, gain, gap_closed, scores
 from harness.items import LoadItems, Values, read_items, values_of
 from harness.stats import holm
 
@@ -83,8 +83,8 @@ def summary(
 
     Several draws of the world: a row each, and a `pooled` one (world and teacher seed null), whose interval
     is one over draws from five draws on and else one within them, `for these 2 draws only`. `draws` counts
-    those with a gain (without any, with a score). `headline` marks the rows a figure shows: the pooled one,
-    else the single draw's. `diverged` cells count as 0 in accuracy, `score_survivors` and `gain_survivors`
+    those with a gain (without any, with a score); `gap_closed` with `_low`, `_high` is `gains.gap_closed`. `headline`
+    marks the rows a figure shows: the pooled one, else the single draw's. `diverged` cells count as 0 in accuracy, `score_survivors` and `gain_survivors`
     leave them out; `note` says so, and why a gain is absent.
     """
     values = values_of(functools.cache(load_items))
@@ -218,6 +218,7 @@ def _rows(arms: Mapping[Arm, list[Record]], metric: Metric, values: Values) -> l
             notes += [name_diverged(cells, metric), f"SFT {text}" if (text := name_diverged(partners, metric)) else ""]
             left = [f"{n} {row[key]:{form}}" for n, form in FORMS if not math.isnan(row[key := f"{n}_survivors"])]
             notes += [f"without: {', '.join(left)}"] * bool(left)
+            row |= gap_closed(arms, group, metric, values)
             row |= {"pooled": len(group) > 1, "headline": len(group) == len(parts)}
             rows.append(row | {"note": "; ".join(filter(None, notes))})
     return rows
