@@ -69,6 +69,7 @@ LIGHT = [
     "trials",
     "sandbox",
     "code_answers",
+    "math_answers",
 ]
 
 
