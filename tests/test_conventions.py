@@ -70,6 +70,7 @@ LIGHT = [
     "sandbox",
     "code_answers",
     "math_answers",
+    "instructions",
 ]
 
 
