@@ -44,12 +44,16 @@ def code_of(answer: str, names: list[str], in_fence: bool = False) -> str:
 
 
 def blocks(answer: str, in_fence: bool = False) -> list[str]:
-    """The fenced blocks of an answer, in order, without their fences."""
+    """The fenced blocks of an answer, in order, without their fences.
+
+    A model that ignores the block it was put in (`in_fence`) and opens one of its own, with a language, is heard.
+    """
     found: list[list[str]] = [[]] if in_fence else []
     fence = "`" * 3 if in_fence else ""
     for line in answer.split("\n"):
         mark = FENCE.match(line.rstrip())
-        if not fence and mark:
+        ignored = in_fence and len(found) == 1 and mark and mark[2]
+        if mark and (ignored or not fence):
             fence = mark[1]
             found.append([])
         elif mark and fence and mark[1].startswith(fence) and not mark[2]:

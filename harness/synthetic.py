@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.corpora._rows import prompt_hash, row_hash
-from harness.evals.verified import final_number, normalise, verify
+from harness.evals.verified import normalise, verify
 from harness.in_context import Pair, turns
+from harness.math_answers import final_number
 from harness.similarity import Ngrams, Pool, distinct, self_similarity
 
 COPIED_NGRAM, COPIED_SHARE = 8, 0.5

@@ -57,6 +57,12 @@ def test_a_wrong_or_empty_answer_fails(answer):
     assert not run(humaneval_program(ADD, answer), 5, 512).passed
 
 
+def test_a_model_that_ignores_the_open_block_and_opens_its_own_is_heard():
+    answer = "Sure, here it is:\n```python\ndef add(a, b):\n    return a + b\n```\nDone."
+    assert blocks(answer, in_fence=True) == ["Sure, here it is:", "def add(a, b):\n    return a + b"]
+    assert run(humaneval_program(ADD, answer, in_fence=True), 5, 512).passed
+
+
 def test_an_answer_that_goes_on_inside_an_open_block_ends_where_it_closes_it():
     answer = "    return a + b\n```\nThis adds `a` and `b`.\n"
     assert run(humaneval_program(ADD, answer, in_fence=True), 5, 512).passed

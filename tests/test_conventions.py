@@ -69,6 +69,8 @@ LIGHT = [
     "trials",
     "sandbox",
     "code_answers",
+    "math_answers",
+    "instructions",
 ]
 
 

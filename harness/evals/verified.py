@@ -8,21 +8,19 @@ the truth: rows without one are left out and counted. What cannot be parsed, or 
     accuracy = mean over items of [answer = truth]
 """
 
-import re
 import unicodedata
 from collections.abc import Sequence
-from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from harness import track
 from harness.chat import end_of_turn_id, prompt_ids_many
 from harness.evals import HeldoutRow, Item, Options, Score, Scored, scores_by_source
 from harness.generate import generate
+from harness.math_answers import final_number
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-FINAL_NUMBER = re.compile(r"####\s*\$?\s*(-?(?:\d[\d,]*(?:\.\d+)?|\.\d+))")
 ROWS_BETWEEN_REPORTS = 4  # batches
 
 
@@ -79,12 +77,6 @@ def verify(answer: str, truth: str) -> bool | None:
         return normalise(answer) == normalise(truth)
     given = final_number(answer)
     return None if given is None else given == number
-
-
-def final_number(text: str) -> Decimal | None:
-    """The number after the last `####`, commas and dollar sign dropped; None where there is none."""
-    found = FINAL_NUMBER.findall(text)
-    return Decimal(found[-1].replace(",", "")) if found else None
 
 
 def normalise(text: str) -> str:
