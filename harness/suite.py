@@ -22,6 +22,7 @@ from harness.cards import LM_EVAL, Card
 from harness.checks import refuse
 from harness.evals import UNREAD, Item, Score, Scored, scores_by_source
 from harness.sampling import in_proportion
+from harness.sandbox import check_sandbox
 from harness.suite_model import Asked, SuiteModel
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ def run_card(
     Raises SettingsError where lm-eval is not the version that cards are written for, or data is missing.
     """
     check_lm_eval()
+    if card.runs_code:
+        check_sandbox()
+    prepared = dict(card.prepare()) if card.prepare else {}
     from lm_eval.evaluator import evaluate
 
     revision = data.revision if data.files else resolved(card.data, data.revision)
@@ -83,7 +87,7 @@ def run_card(
         if sample["filter"] == card.filter
     ]
     assert len(items) == len(chosen), f"{len(items)} items of {len(chosen)}: is filter {card.filter} in the task?"
-    counts = {
+    counts = prepared | {
         "items": len(items),
         "of": sum(sizes.values()),
         "subsets": len(tasks),

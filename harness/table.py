@@ -84,8 +84,8 @@ def summary(
     Several draws of the world: a row each, and a `pooled` one (world and teacher seed null), whose interval
     is one over draws from five draws on and else one within them, `for these 2 draws only`. `draws` counts
     those with a gain (without any, with a score); `gap_closed` with `_low`, `_high` is `gains.gap_closed`. `headline`
-    marks the rows a figure shows: the pooled one, else the single draw's. `diverged` cells count as 0 in accuracy, `score_survivors` and `gain_survivors`
-    leave them out; `note` says so, and why a gain is absent.
+    marks the rows a figure shows: the pooled one, else the single draw's. `diverged` cells count as 0 in accuracy,
+    `score_survivors` and `gain_survivors` leave them out; `note` says so, and why a gain is absent.
     """
     values = values_of(functools.cache(load_items))
     arms = by_arm(records)

@@ -96,6 +96,35 @@ MUSR = {
     for kind in ("murder_mysteries", "object_placements", "team_allocation")
 }
 
+MATH = [
+    {"problem": f"What is half of {n}?", "solution": f"It is $\\boxed{{\\frac{{{n}}}{{2}}}}$."} for n in (1, 3, 5, 7)
+]
+IFEVAL = [
+    {"key": 1, "prompt": "Say hi. No commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
+    {"key": 2, "prompt": "End it. Be loud.", "instruction_id_list": ["change_case:english_capital"], "kwargs": [{}]},
+]
+HUMANEVAL = [
+    {
+        "task_id": f"Invented/{n}",
+        "prompt": f'def more{n}(x: int) -> int:\n    """x and {n} more."""\n',
+        "canonical_solution": f"    return x + {n}\n",
+        "test": f"def check(candidate):\n    assert candidate(1) == {n + 1}\n",
+        "entry_point": f"more{n}",
+    }
+    for n in range(2)
+]
+MBPP = [
+    {
+        "task_id": 11 + n,
+        "text": f"Write a function to add {n}.",
+        "code": f"def add(x):\n    return x + {n}",
+        "test_list": [f"assert add({x}) == {x + n}" for x in range(3)],
+        "test_setup_code": "",
+        "challenge_test_list": [],
+    }
+    for n in range(2)
+]
+
 ITEMS: dict[str, dict[str, list[dict]]] = {
     "gsm8k": {"gsm8k_test.jsonl": GSM8K},
     "pubmedqa": {"pubmedqa.jsonl": PUBMEDQA},
@@ -107,6 +136,11 @@ ITEMS: dict[str, dict[str, list[dict]]] = {
     "truthfulqa": {"truthfulqa.jsonl": TRUTHFULQA},
     "popqa": {"popqa.jsonl": POPQA},
     "musr": MUSR,
+    "math": {"math/algebra_test.jsonl": MATH[:2], "math/algebra_train.jsonl": MATH},
+    "ifeval": {"ifeval.jsonl": IFEVAL},
+    "humaneval": {"humaneval.jsonl": HUMANEVAL},
+    "humaneval_plus": {"humaneval_plus.jsonl": HUMANEVAL},
+    "mbpp": {"mbpp.jsonl": MBPP},
 }
 
 

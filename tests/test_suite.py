@@ -25,6 +25,11 @@ ASKED = {
     "mmlu": ("question", lambda row: f"Well, it is ({'ABCD'[row['answer']]})"),
     "mmlu_pro": ("question", lambda row: f"So the answer is ({row['answer']})."),
     "drop": ("passage", lambda row: row["answer"]["number"] or row["answer"]["spans"][0]),
+    "math": ("problem", lambda row: f"So it is $\\boxed{{{row['problem'].split()[4][:-1]}/2}}$, I hope"),
+    "ifeval": ("prompt", lambda row: "HELLO THERE MY FRIEND"),
+    "humaneval": ("prompt", lambda row: row["canonical_solution"]),
+    "humaneval_plus": ("prompt", lambda row: "```python\n" + row["prompt"] + row["canonical_solution"]),
+    "mbpp": ("text", lambda row: row["code"]),
     "popqa": ("question", lambda row: json.loads(row["possible_answers"])[1].upper() + ", I think"),
 }
 CHOSEN = {
@@ -90,12 +95,11 @@ def _asks(row, prompt):
 
 
 def test_every_card_is_tried_on_rows_and_says_on_which():
-    code = {name for name in card_names() if load_card(name).runs_code}
-    assert set(ITEMS) | code | {"ifeval", "math"} >= set(card_names())
+    assert set(ITEMS) == set(ASKED | CHOSEN) == set(card_names())
     for name in card_names():
         card = load_card(name)
         text = card.told(name)
-        assert card.column in text and card.tested in (REAL, INVENTED) and card.example[1] in text
+        assert card.column in text and card.tested in (REAL, INVENTED) and repr(card.example[1]) in text
         assert 0 <= card.floor < 1 and card.data.count("/") == 1
 
 

@@ -19,6 +19,10 @@ from harness.registry import load_from, names_in
 LM_EVAL = "0.4.13"
 """The version of lm-eval that cards are written for; another one would be another suite."""
 REAL, INVENTED = "run on real data", "plumbing tested on invented rows"
+ONLY_TOLD = frozenset(
+    "title paper licence asks tested example deviation reads prepare grade floor cluster".split(),
+)
+"""What of a card moves no score, and its functions, which `version` stands for."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ class Card:
     """Other keys of lm-eval's task that are set differently here."""
     reads: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     """Functions that take the place of the task's own (`process_docs`, ...)."""
+    prepare: Callable[[], Mapping[str, int]] | None = None
+    """Called before a model is asked: what grading needs, with counts that say how it will be done."""
     grade: Callable[[Mapping[str, Any], list[str]], float] | None = None
     """From an item's row and the answers drawn to its score; null: the task's own metric."""
     deviation: str = ""
@@ -82,20 +88,7 @@ class Card:
 
     def identity(self) -> dict[str, Any]:
         """Everything of the card that can move a score, and lm-eval's version."""
-        told = (
-            "title",
-            "paper",
-            "licence",
-            "asks",
-            "tested",
-            "example",
-            "deviation",
-            "reads",
-            "grade",
-            "floor",
-            "cluster",
-        )
-        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in told}
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ONLY_TOLD}
         return plain({**values, "lm_eval": LM_EVAL})
 
     @property

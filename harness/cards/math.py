@@ -8,8 +8,9 @@ from harness.math_answers import grade_math
 
 
 def equal(row: Mapping[str, Any], answers: list[str]) -> float:
-    """1 where the answer's boxed, stated or last expression equals the solution's."""
-    return float(grade_math(answers[0], str(row["solution"])).flexible or False)
+    """1 where the answer's boxed, stated or last expression equals the solution's; 0 where comparing takes 5 s."""
+    grades = grade_math(answers[0], str(row["solution"]))
+    return float(grades.strict or grades.flexible or False)
 
 
 CARD = Card(

@@ -1,0 +1,36 @@
+"""IFEval: instructions whose following a program can check; right where all of a prompt's are followed, loosely."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from harness.cards import REAL, Card
+from harness.instructions import follow, prepare
+
+
+def ready() -> dict[str, int]:
+    """Make the checks importable; says whether sentences are split by punkt without its training."""
+    return {"untrained_sentence_splitter": int(prepare())}
+
+
+def loosely(row: Mapping[str, Any], answers: list[str]) -> float:
+    """1 where the answer follows all instructions, an opening or closing line and asterisks forgiven."""
+    return float(follow(row, answers[0]).prompt_loose)
+
+
+CARD = Card(
+    title="IFEval, instructions that a program can check",
+    paper="Zhou et al. 2023, arXiv 2311.07911",
+    data="google/IFEval",
+    licence="Apache-2.0",
+    asks="a task with one to three instructions; all of them must be followed (prompt-level, loose)",
+    tasks="ifeval/ifeval.yaml",
+    metric="prompt_level_loose_acc",
+    floor=0.0,
+    tested=REAL,
+    example=("Write a 300+ word summary of the wikipedia page [...]. Do not use any commas [...]", "(checked)"),
+    max_new_tokens=1280,
+    prepare=ready,
+    grade=loosely,
+    deviation="1,280 tokens as in lm-eval (Tülu 3: 2,048); where nltk's punkt_tab is not installed sentences are split "
+    "by punkt without its training, which the counts tell",
+)
