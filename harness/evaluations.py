@@ -40,13 +40,16 @@ def _stage(cell: Cell, name: str, model: Stage, mixture: Stage) -> Stage:
 
 
 def _benchmark(evals: Evals, name: str) -> dict[str, Any]:
-    card = {"card": load_card(name).identity()}
+    card: dict[str, Any] = {"card": load_card(name).identity()}
+    if evals.server is not None and load_card(name).max_new_tokens is not None:
+        card["served"] = True
     if evals.data_dir is None:
         return card | {"revision": evals.revisions.get(name)}
     return card | {"files": {path.name: file_sha256(path) for path in data_files(name, evals.data_dir)}}
 
 
 def _where(evals: Evals, name: str) -> dict[str, Any]:
-    return (
-        {} if evals.data_dir is None else {"files": [str(path.resolve()) for path in data_files(name, evals.data_dir)]}
-    )
+    where: dict[str, Any] = {} if evals.server is None else {"server": evals.server}
+    if evals.data_dir is not None:
+        where["files"] = [str(path.resolve()) for path in data_files(name, evals.data_dir)]
+    return where

@@ -67,6 +67,23 @@ def load_model(folder: Path, device: str = "cpu", dtype: str = "fp32") -> "PreTr
     return _from_pretrained(folder, device, dtype)
 
 
+def weights_folder(folder: Path) -> Path:
+    """The folder on this machine that holds a model folder's weights, fetched from the hub where they are there."""
+    from huggingface_hub import snapshot_download
+
+    path, revision = read_pointer(Path(folder))
+    return Path(path) if Path(path).is_dir() else Path(snapshot_download(path, revision=revision))
+
+
+def load_shape(folder: Path) -> "PreTrainedModel":
+    """The model of a folder without its weights (on torch's `meta` device), for what counts and configs tell."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path, revision = read_pointer(Path(folder))
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, revision=revision))
+
+
 def load_quantised(folder: Path, to: str, device: str = "cpu") -> "PreTrainedModel":
     """The model of a folder with the weights of its linear layers rounded: `int8` (LLM.int8, arXiv 2208.07339: outlying
     columns stay in 16 bits) or `nf4` (QLoRA's 4-bit floats, arXiv 2305.14314). Embeddings and head are left alone.

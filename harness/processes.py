@@ -5,10 +5,14 @@ first alone logs, keeps checkpoints and saves.
 """
 
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+GRACE_SECONDS = 20.0  # for a process to end by itself
 
 
 class ProcessError(RuntimeError):
@@ -55,6 +59,15 @@ def visible_gpus() -> list[str]:
     if visible is not None:
         return [gpu.strip() for gpu in visible.split(",") if gpu.strip() not in ("", "-1")]
     return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+
+
+def end_group(child: "subprocess.Popen[bytes]") -> None:
+    """End a process and all of its group, first by asking."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(GRACE_SECONDS)
 
 
 @contextmanager

@@ -24,11 +24,16 @@ class Evals:
     """Hub revision of a benchmark's data by the benchmark's name; one that is not named is resolved and recorded."""
     run_code: bool = False
     """Whether code that a model wrote may be run (HumanEval, MBPP), in a sandbox; never identity."""
+    server: str | None = None
+    """Command that serves a model's folder while a benchmark has it write, with {model} and {port} (`vllm serve {model}
+    --port {port}`); that it is served is identity, the command is not. Null: answers are written here."""
     precision: str = "fp32"
     """Of the weights while a model is scored: `fp32` or `bf16`."""
 
     def __post_init__(self) -> None:
         check_at_least("evals.limit", self.limit, 1)
+        if self.server is not None and not ("{model}" in self.server and "{port}" in self.server):
+            raise refuse("evals.server", self.server, "the command is told {model} and {port}", "add them")
         check_choice("evals.precision", self.precision, ("fp32", "bf16"))
         benchmarks = [name for name in card_names() if name in self.names]
         for name in self.revisions:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,12 @@ from harness.job import requeue
 from harness.launch.notes import read_note
 from harness.launch.queue import ask
 from harness.launch.servers import Server, wanted
+from harness.processes import end_group
 from harness.served import CompletionsServer
 from harness.serving import answers, page_of, read_page, write_page
 from harness.store import Store
 
 STEP_SECONDS = 0.5
-GRACE_SECONDS = 20.0  # for the server to end by itself
 SIGNAL_SECONDS = 1.0  # Slurm tells the processes of a job one after the other
 
 
@@ -193,16 +193,7 @@ class ServerJob:
         try:
             yield child
         finally:
-            _end(child)
-
-
-def _end(child: "subprocess.Popen[bytes]") -> None:
-    """End a process and all of its group, first by asking."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(GRACE_SECONDS)
+            end_group(child)
 
 
 def _free_port() -> int:

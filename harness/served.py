@@ -107,22 +107,28 @@ class CompletionsServer:
         temperature: float,
         seeds: Sequence[int],
         stop_ids: Collection[int],
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
     ) -> list[list[int]]:
         """New token ids for each prompt, in order, the stop token included where it was reached.
 
-        As `generate`: temperature 0 is greedy, else the full distribution; an answer cut by
-        `max_new_tokens` or the context has no stop token. A seed goes with its prompt, but how far a
+        As `generate`: temperature 0 is greedy, else the full distribution or its nucleus; an answer cut by
+        `max_new_tokens` or the context has no stop token, nor has one that a text of `stop` ended, which is part of
+        it. A seed goes with its prompt, but how far a
         server's draws follow it is the server's affair. Raises SettingsError where the server fails.
         """
         assert temperature >= 0 and len(seeds) == len(prompts) and all(len(prompt) > 0 for prompt in prompts)
         stops, context = frozenset(stop_ids), self.context
+        more: dict[str, Any] = {"top_p": top_p} if top_p < 1 else {}
+        if stop:
+            more |= {"stop": list(stop), "include_stop_str_in_output": True}
 
         def answer(item: tuple[Sequence[int], int], stopped: threading.Event) -> tuple[list[int], bool]:
             prompt, seed = item
             limit = min(max_new_tokens, (context or 2**31) - len(prompt))
             if limit <= 0:
                 return [], False
-            choice = self._choice(_writing(prompt, limit, temperature, seed, stops), stopped)
+            choice = self._choice({**_writing(prompt, limit, temperature, seed, stops), **more}, stopped)
             return self._written(choice, stops, limit)
 
         answers = self._each(answer, list(zip(prompts, seeds, strict=True)))

@@ -32,8 +32,8 @@ TOKENS_AT_ONCE = 1 << 14  # padded tokens of one batch, the longest answer inclu
 ROWS_AT_ONCE = 64
 NEVER = -1e9  # the log-likelihood of a choice that could not be asked: finite, so that differences are numbers
 
-Write = Callable[[Sequence[Sequence[int]], dict[str, Any]], list[list[int]]]
-"""From prompts (ids) and `max_new_tokens`, `temperature`, `top_p`, `seeds`, `stop` to answers (ids)."""
+Write = Callable[..., list[list[int]]]
+"""From prompts (ids) and, by name, `max_new_tokens`, `temperature`, `top_p`, `seeds` and `stop` to answers (ids)."""
 
 
 @dataclass
@@ -120,7 +120,7 @@ class SuiteModel(TemplateLM):
             told = _options(options[name])
             for batch in self._batches(group, lambda one: len(one[3]), told["max_new_tokens"]):
                 seeds = [_seed(prompt, draw) for _, prompt, draw, _ in batch]
-                answers = self.write([ids for *_, ids in batch], {**told, "seeds": seeds})
+                answers = self.write([ids for *_, ids in batch], seeds=seeds, **told)
                 for (index, prompt, draw, ids), answer in zip(batch, answers, strict=True):
                     texts[index] = self._text((prompt, draw), ids, answer, told["stop"])
                 done += len(batch)
@@ -138,21 +138,29 @@ class SuiteModel(TemplateLM):
             self.asked.cut.add(name)
         return text
 
-    def _write(self, prompts: Sequence[Sequence[int]], told: dict[str, Any]) -> list[list[int]]:
-        longest = max((len(self.tok_encode(text, add_special_tokens=False)) for text in told["stop"]), default=0)
+    def _write(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        seeds: Sequence[int],
+        stop: Sequence[str],
+    ) -> list[list[int]]:
+        longest = max((len(self.tok_encode(text, add_special_tokens=False)) for text in stop), default=0)
 
         def ended(answer: list[int]) -> bool:
             tail = str(self.tokenizer.decode(answer[-longest - 4 :]))
-            return any(text in tail for text in told["stop"])
+            return any(text in tail for text in stop)
 
         return generate(
             self.model,
             self.tokenizer,
             prompts,
-            told["max_new_tokens"],
-            temperature=told["temperature"],
-            top_p=told["top_p"],
-            seeds=told["seeds"],
+            max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seeds=seeds,
             batch_size=len(prompts),
             stop_ids={self.eot_token_id},
             ended=ended if longest else None,

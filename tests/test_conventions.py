@@ -22,7 +22,7 @@ LAYERS = [
     {"stages"},
     {"table", "breakdown", "verdict", "gains", "items", "exposure", "arms", "crossover", "stats"},  # reading
     {"synthetic"},
-    {"suite"},
+    {"suite", "own_server"},
     {"evals"},
     {"suite_model"},
     {"trainers", "checkpoints", "fit_report", "arguments"},  # field

@@ -80,7 +80,7 @@ def perfect_writer(name, tokenizer):
             row = next(one for one in ITEMS[name]["drop_train.jsonl"] if _asks(one, prompt))
         return ASKED[name][1](row)
 
-    def write(prompts, told):
+    def write(prompts, **_):
         texts = [answer(tokenizer.decode(prompt)) for prompt in prompts]
         return [
             [*tokenizer.encode(text, add_special_tokens=False), tokenizer.convert_tokens_to_ids("<|end|>")]
@@ -112,7 +112,7 @@ def test_right_answers_in_a_chatty_models_words_score_1(name, ask, tokenizer):
 
 @pytest.mark.parametrize("name", ASKED)
 def test_silence_scores_nothing_and_is_counted(name, ask):
-    scored, score = ask(name, lambda prompts, told: [[] for _ in prompts])
+    scored, score = ask(name, lambda prompts, **_: [[] for _ in prompts])
     assert score.score == 0.0
     assert scored.counts["empty_answers"] == len(scored.items)
 
@@ -138,7 +138,7 @@ def test_a_prompt_that_does_not_fit_is_never_cut(name, ask):
 
 
 def test_gpqa_shows_every_model_the_choices_in_one_order(ask):
-    one, two = (ask("gpqa", lambda prompts, told: [[] for _ in prompts])[0].items for _ in range(2))
+    one, two = (ask("gpqa", lambda prompts, **_: [[] for _ in prompts])[0].items for _ in range(2))
     assert [item.prompt_hash for item in one] == [item.prompt_hash for item in two]
     assert len({item.target for item in one}) > 1
 
@@ -156,8 +156,8 @@ def test_batches_and_their_order_change_no_score(name, ask, monkeypatch):
 
 def test_a_sample_is_in_proportion_to_the_subsets_and_nested(ask):
     few, all_ = (
-        ask("mmlu", lambda p, told: [[] for _ in p], limit=2)[0],
-        ask("mmlu", lambda p, told: [[] for _ in p])[0],
+        ask("mmlu", lambda p, **_: [[] for _ in p], limit=2)[0],
+        ask("mmlu", lambda p, **_: [[] for _ in p])[0],
     )
     assert sorted(item.source for item in few.items) == sorted({item.source for item in all_.items})
     assert few.counts["of"] == len(all_.items) == 4
@@ -180,7 +180,7 @@ def test_data_that_is_not_there_and_another_lm_eval_are_refused(tmp_path, monkey
 
 def test_an_answer_that_cannot_be_read_is_wrong_and_counted(ask, tokenizer):
     said = tokenizer.encode("no idea", add_special_tokens=False)
-    scored, score = ask("bbh", lambda prompts, told: [said for _ in prompts])
+    scored, score = ask("bbh", lambda prompts, **_: [said for _ in prompts])
     assert score.score == 0.0 and {item.parsed for item in scored.items} == {UNREAD}
     assert scored.counts["unparsed_answers"] == 3
 

@@ -9,18 +9,22 @@ evaluation does is in `harness/evals/`; comparing arms is `stats.py`'s matter, f
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness import track
 from harness.cards import load_card
+from harness.chat import end_of_turn_id
 from harness.checks import refuse
 from harness.config import Machine
 from harness.corpora._files import file_sha256
 from harness.cost import forward_flops
 from harness.evals import ALL, UNREAD, HeldoutRow, Item, Options, Score, Scored, load_eval
-from harness.models import count_parameters, device_of, load_model, load_tokenizer
+from harness.models import count_parameters, device_of, load_model, load_shape, load_tokenizer, weights_folder
+from harness.own_server import serving
 from harness.sampling import in_proportion
 from harness.store import write_json
 
@@ -37,8 +41,10 @@ def make_evaluate(settings: dict[str, Any], inputs: Mapping[str, Path], out: Pat
     `inputs`: `model`, and `mixture` for held-out rows.
     """
     tokenizer = load_tokenizer(inputs["model"])
-    # base, teacher and student alike
-    model = load_model(inputs["model"], device_of(machine), dtype=settings.get("precision", "fp32"))
+    if settings.get("served"):
+        model = load_shape(inputs["model"])
+    else:  # base, teacher and student alike
+        model = load_model(inputs["model"], device_of(machine), dtype=settings.get("precision", "fp32"))
     track.report(0, 1, note=settings["eval"])
     score = _benchmark if "card" in settings else _heldout
     scored, scores, resolved = score(settings, inputs, model, tokenizer)
@@ -80,7 +86,12 @@ def _benchmark(
         raise refuse("evals.data_dir", str(changed[0]), "it has changed since it was planned", "run its grid again")
     data = Data(files, settings.get("revision"))
     limit, seed = settings["limit"], settings.get("seed", 0)
-    scored, resolved = run_card(name, card, data, model, tokenizer, limit, seed)
+    with ExitStack() as stack:
+        write = None
+        if settings.get("served"):
+            server = stack.enter_context(serving(settings["where"]["server"], weights_folder(inputs["model"])))
+            write = partial(server.complete, stop_ids={end_of_turn_id(tokenizer)})
+        scored, resolved = run_card(name, card, data, model, tokenizer, limit, seed, write)
     return scored, summary(name, card, scored.items), resolved
 
 

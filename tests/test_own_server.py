@@ -1,0 +1,62 @@
+"""A benchmark whose answers a server writes: the same text, from a server of our own that ends with the stage."""
+
+import json
+import sys
+
+import pytest
+
+from harness import own_server
+from harness.cards import load_card
+from harness.checks import SettingsError
+from harness.compose import compose
+from harness.config import Machine
+from harness.plan import plan_cell
+from harness.stages.evaluate import make_evaluate
+from tests.doubles import save_tiny
+from tests.invented_items import write_items
+
+pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install -e '.[evals]'")
+SERVER = f"{sys.executable} -m tests.serve_tiny {{model}} {{port}}"
+
+
+def test_a_server_writes_what_is_written_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(own_server, "STEP_SECONDS", 0.05)
+    model = save_tiny(tmp_path / "model")
+    files = [str(path) for path in write_items("mmlu_pro", tmp_path / "data").glob("*.jsonl")]
+    settings = {"eval": "mmlu_pro", "limit": None, "card": load_card("mmlu_pro").identity(), "files": {}}
+    monkeypatch.setattr("harness.stages.evaluate.file_sha256", {path: None for path in files}.get)
+    settings["files"] = dict.fromkeys(path.rpartition("/")[2] for path in files)
+    found = {}
+    for served in (False, True):
+        out = tmp_path / str(served)
+        out.mkdir()
+        where = {"files": files} | ({"server": SERVER} if served else {})
+        more = {"served": True} if served else {}
+        facts = make_evaluate({**settings, **more, "where": where}, {"model": model}, out, Machine(device="cpu"))
+        found[served] = facts["cost"], json.loads((out / "scores.json").read_text())
+    assert found[True] == found[False]
+    assert found[True][0]["generated_tokens"] > 0
+
+
+def test_a_server_that_does_not_start_says_why(tmp_path):
+    with (
+        pytest.raises(SettingsError, match=r"evals\.server=.*ended with exit code 1: no memory"),
+        own_server.serving("sh -c 'echo no memory; exit 1' {model} {port}", tmp_path),
+    ):
+        pass
+    with (
+        pytest.raises(SettingsError, match=r"no-such-program cannot be started"),
+        own_server.serving("no-such-program {model} {port}", tmp_path),
+    ):
+        pass
+
+
+def test_that_it_is_served_is_identity_and_by_what_is_not():
+    def key(*words):
+        (cell,) = compose(["method=sft", "evals.names=[gsm8k]", *words]).cells
+        return plan_cell(cell).evaluations["gsm8k"].key
+
+    one, other = (key(f"evals.server='{command} {{model}} {{port}}'") for command in ("vllm", "sglang"))
+    assert one == other != key()
+    with pytest.raises(SettingsError, match=r"evals\.server='vllm'.*add them"):
+        key("evals.server=vllm")
