@@ -185,7 +185,7 @@ def test_every_grid_the_readme_shows_can_be_planned():
     commands = re.findall(r"python -m harness\.run (?:-m )?([^\n`#]+)", README)
     assert len(commands) >= 3
     for command in commands:
-        words = [word for word in shlex.split(command) if not word.startswith("--")]
+        words = [word for word in shlex.split(command.rstrip("\\ ")) if not word.startswith("--")]
         if not any("<" in word or "path/to" in word for word in words):
             assert Plan.of(compose(words).cells).stages
 
