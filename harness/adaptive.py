@@ -75,13 +75,16 @@ def own_share(rows: list[Row], groups: Sequence[Sequence[Any]]) -> list[Row]:
     return found
 
 
-def found_by_first(loss: Callable[[], float]) -> float:
-    """A loss that the first process alone finds and tells the others: what follows from it is the same in all."""
+def found_by_first(loss: Callable[[], float], by_all: bool) -> float:
+    """A loss that the first process finds and tells the others: what follows from it is the same in all.
+
+    `by_all`: the others have to look too, since it takes all of them.
+    """
     if process_count() == 1:
         return loss()
     from accelerate.utils import broadcast_object_list
 
-    found = [loss() if process_rank() == 0 else 0.0]
+    found = [loss() if by_all or process_rank() == 0 else 0.0]
     broadcast_object_list(found)
     return found[0]
 

@@ -17,6 +17,7 @@ from harness.config import Budget, Machine
 from harness.models import device_of
 from harness.processes import process_count
 from harness.recipe import TrainStage
+from harness.sharding import shards
 
 
 def trainer_arguments(
@@ -60,6 +61,8 @@ def trainer_arguments(
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
         dataloader_pin_memory=not use_cpu,
+        # gradients in parts are added up in parts: every micro-batch's are averaged at once
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": True}} if shards(machine) else None,
         ddp_find_unused_parameters=False,  # none is unused; the search would miss weights beside the model's forward
         logging_strategy="steps" if watched else "no",
         logging_steps=10,

@@ -10,7 +10,7 @@ a whole one or none. It belongs to one fit, named by a fingerprint, and is never
              log.jsonl              the log so far
 
 The model that a stage exports is no checkpoint (`models.save_model` writes that). What is under way is asked
-to stop in `preemption.py`; here a fit answers. Whole models only: FSDP and DeepSpeed shards are not kept.
+to stop in `preemption.py`; here a fit answers. A model in parts (`sharding.py`) is kept whole, by the first process.
 
     class Trainer(Resumable): ...
     trainer.train(resume_from_checkpoint=trainer.newest_checkpoint())
@@ -30,13 +30,16 @@ from typing import IO, Any, cast
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
 from trl import SFTTrainer
 
 from harness import preemption
 from harness.fit_report import FitReport
 from harness.objectives import Objective
 from harness.processes import process_rank
+from harness.sharding import is_sharded, part_of, whole
 from harness.store import STALE_SECONDS, age_of, fsync, fsync_tree
 from harness.texts import Texts
 
@@ -121,6 +124,15 @@ class Resumable(SFTTrainer):
     _started: float
     _wanted: float = 0.0
 
+    def __init__(self, *, model: PreTrainedModel, **named: Any) -> None:
+        super().__init__(model=model, **named)
+        # the trainer's words for: no wrapper is needed to move, gather or average it
+        self.is_distributed_loading_by_transformers = is_sharded(model)
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        if not is_sharded(model):  # its parts are where they belong
+            super()._move_model_to_device(model, device)
+
     def newest_checkpoint(self) -> str | None:
         """The checkpoint to go on from, the same for every process, or None."""
         found: list[Any] = [self.checkpoints.newest()]
@@ -141,12 +153,13 @@ class Resumable(SFTTrainer):
         own = [{"texts": self.texts.state(), "random": random_state(), "teacher_tokens": self.objective.teacher_tokens}]
         processes = gather_object(own) if self.accelerator.num_processes > 1 else own
         step = self.state.global_step
+        moments, rest = _taken_apart(self.optimizer.state_dict())  # type: ignore[union-attr]
+        tensors = {"model": whole(self._trained_tensors()), "optimizer": whole(moments)}  # all processes take part
         if self.is_world_process_zero():
-            moments, rest = _taken_apart(self.optimizer.state_dict())  # type: ignore[union-attr]
             self.jsonl.flush()
             self.checkpoints.write(
                 step,
-                {"model": self._trained_tensors(), "optimizer": moments},
+                tensors,
                 {
                     "step": step,
                     "steps": self.state.max_steps,
@@ -169,11 +182,11 @@ class Resumable(SFTTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
         state = _read(folder)
-        saved, mine = load_file(folder / "model.safetensors"), self._trained_tensors()
-        assert saved.keys() == mine.keys(), "a checkpoint of another model"
-        with torch.no_grad():
+        mine = self._trained_tensors()
+        with torch.no_grad(), safe_open(folder / "model.safetensors", "pt") as saved:
+            assert saved.keys() == sorted(mine), "a checkpoint of another model"
             for name, tensor in mine.items():
-                tensor.copy_(saved[name])
+                tensor.copy_(part_of(saved.get_tensor(name), tensor))
         self.report = FitReport(**state["report"])
         self.report.earlier_seconds = state["seconds"]
         self.gold_nll[:] = [(step, nll) for step, nll in state["gold_nll"]]
@@ -188,7 +201,10 @@ class Resumable(SFTTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             state = _read(Path(checkpoint))
-            moments = load_file(Path(checkpoint) / "optimizer.safetensors")
+            weights: list[Any] = [weight for group in self.optimizer.param_groups for weight in group["params"]]  # type: ignore[union-attr]
+            with safe_open(Path(checkpoint) / "optimizer.safetensors", "pt") as saved:
+                names: list[str] = saved.keys()
+                moments = {key: part_of(saved.get_tensor(key), weights[int(key.partition(".")[0])]) for key in names}
             self.optimizer.load_state_dict(_put_together(moments, state["optimizer"]))  # type: ignore[union-attr]
             self.lr_scheduler.load_state_dict(state["schedule"])  # type: ignore[union-attr]
 

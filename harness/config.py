@@ -50,8 +50,7 @@ class Model:
     layers: int | None = None
     """Layers kept when `init=pruned`."""
     init_seed: int | None = None
-    """Seed of fresh weights (mini pre-training and `init=random`); null: the teacher's seed for a
-    teacher, else the world's."""
+    """Seed of fresh weights (mini, `init=random`); null: the teacher's seed for a teacher, else the world's."""
     knows: str = "half"
     """Mini only: the share of the world's facts met in pre-training, `half` or `all` (scarce domain too)."""
     chat_template: str = "own"
@@ -99,8 +98,7 @@ class Budget:
     max_grad_norm: float = 1.0
     """Global gradient clipping norm."""
     precision: str = "fp32"
-    """`fp32`, or `bf16` activations by autocast; weights and optimizer stay fp32, since pure bf16 loses
-    small updates."""
+    """`fp32`, or `bf16` activations by autocast; weights and optimizer stay fp32: pure bf16 loses small updates."""
 
     def __post_init__(self) -> None:
         check_choice("budget.kind", self.kind, BUDGET_KINDS)
@@ -191,6 +189,8 @@ class Machine:
     """Rows per forward pass; null: the whole effective batch."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
+    shard: bool = False
+    """Split weights, gradients and optimizer among the processes that train a stage (FSDP); one alone has them all."""
     checkpoint_minutes: float = 10.0
     """Minutes between checkpoints of a fit; 0: only when it is asked to stop."""
     wandb: str = "disabled"

@@ -21,6 +21,7 @@ import torch
 from harness.chat import end_of_turn_id
 from harness.kv_cache import with_room
 from harness.sequences import draw_seed
+from harness.sharding import gathered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -93,11 +94,12 @@ def _read(model: Any, prompts: Sequence[Sequence[int]]) -> _Prefix | None:
 
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Dropout off while the block runs; modules that were training train again afterwards."""
+    """Dropout off while the block runs, and a model in parts whole; modules that were training do so again after it."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        yield
+        with gathered(model):
+            yield
     finally:
         for module in training:
             module.training = True

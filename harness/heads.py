@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from harness.sharding import layers_left_out
+
 TOLERANCE = 1e-2
 """Two ways to the same logits may differ by this share of the largest: rounding of bf16, never a scale."""
 
@@ -60,12 +62,13 @@ def logits_from(model: torch.nn.Module, states: torch.Tensor) -> torch.Tensor:
     inner = causal_model(model)
     token = torch.zeros(1, 1, dtype=torch.long, device=states.device)
     with _head_input(inner, lambda _: states[None]), _without_layers(inner, states[None]):
-        return inner(input_ids=token, use_cache=False).logits[0]
+        # `forward` itself: a call would tell FSDP of one more pass through the model, in which all processes take part
+        return inner.forward(input_ids=token, use_cache=False).logits[0]
 
 
 def agrees(model: torch.nn.Module) -> bool:
     """Whether `logits_from` makes the logits that the model's plain forward makes, tried on four tokens."""
-    inner = causal_model(model)
+    inner: Any = getattr(model, "module", model)  # DistributedDataParallel expects a backward pass after each forward
     device = next(inner.parameters()).device
     input_ids = torch.arange(4, device=device)[None]
     mask = torch.ones_like(input_ids)
@@ -75,7 +78,9 @@ def agrees(model: torch.nn.Module) -> bool:
         # under autocast, a weight first cast without gradient would stay without it for the whole step
         with torch.enable_grad():
             whole = inner(input_ids=input_ids, attention_mask=mask, use_cache=False).logits[0].detach().float()
-            parts = logits_from(inner, states_at(inner, input_ids, mask, mask.bool())).detach().float()
+            states = states_at(inner, input_ids, mask, mask.bool())
+            with layers_left_out(inner):
+                parts = logits_from(inner, states).detach().float()
     except Exception:  # whatever an unknown architecture does with half a forward, the plain one is there
         return False
     finally:

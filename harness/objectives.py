@@ -27,6 +27,7 @@ from harness.heads import agrees, logits_at, logits_from, states_at
 from harness.hidden import Features, Relations
 from harness.kept import KeptTeacher, compare_kept
 from harness.recipe import CROSS, HIDDEN, SHARP, TrainStage
+from harness.sharding import is_sharded
 from harness.signal_kinds import check_signal
 from harness.signals import LiveTeacher
 
@@ -151,6 +152,8 @@ class Distributions:
         input_ids, attention_mask, labels = batch["input_ids"], batch["attention_mask"], batch["labels"]
         scored, tokens = scored_positions(labels), scored_tokens(labels)
         size = self._chunk or positions_at_once(labels.device, self.vocabulary)
+        if is_sharded(model):
+            self._splits("student", model)  # all processes try it in their first micro-batch, whatever its length
         teacher = self._teacher(batch, scored, len(tokens), whole=len(tokens) <= size)
         if len(tokens) <= size or not self._splits("student", model):
             logits = self._cut(logits_at(model, input_ids, attention_mask, scored))

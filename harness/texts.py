@@ -59,6 +59,8 @@ class Validation:
     """Nats per token of the student as it is now, in eval mode."""
     tokens: int
     """Tokens it reads for that."""
+    by_all: bool = False
+    """Whether all processes have to look at once: the student is in parts."""
 
 
 class Texts(Protocol):
@@ -185,7 +187,7 @@ class AdaptiveText(StudentText):
         """New answers, stored answers, or the rows as they are; the validation loss is looked at before that."""
         read, seen = 0, {}
         if step % check_every(self.steps) == 0:
-            nll = found_by_first(self.validation.nll)
+            nll = found_by_first(self.validation.nll, self.validation.by_all)
             self.share.observe(nll)
             read, seen = self.validation.tokens if process_rank() == 0 else 0, {"validation_nll": nll}
         uniform = draw_seed(self.seed, "coin", step) / 2**64

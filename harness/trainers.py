@@ -42,6 +42,7 @@ from harness.models import count_frozen, count_parameters
 from harness.objectives import Objective, objective_for, trained_together
 from harness.recipe import TrainStage
 from harness.sequences import IGNORED, Row, Rows, collate
+from harness.sharding import shard, shards
 from harness.signals import TeacherSignal
 from harness.texts import StepText, Texts, Validation, texts_for
 
@@ -67,7 +68,8 @@ def fit(
     max_new_tokens: int = 0,
     run_name: str = "",
 ) -> FitReport:
-    """Train `model` in place on `dataset[batches[step]]`, step by step, and report.
+    """Train `model` in place on `dataset[batches[step]]`, step by step, and report. Where `shards(machine)`, it is
+    left in parts.
 
     `dataset` has columns `input_ids`, `starts`, `ends` (spans of assistant turns); `batches` is
     (steps, batch_size) row numbers. Learning rate, schedule, optimizer and precision come from `budget`,
@@ -93,7 +95,7 @@ def fit(
     steps, batch_size = batches.shape
     if steps == 0:
         return FitReport(warnings=["the stage's share of the budget rounds to 0 steps: nothing was trained"])
-    held = None if validation is None or not len(validation) else _validation(model, validation)
+    held = None if validation is None or not len(validation) else _validation(model, validation, shards(machine))
     texts = texts_for(stage, model, tokenizer, teacher, seed, max_new_tokens, steps, held)
     arguments = trainer_arguments(budget, stage, machine, batch_size, steps, seed, out, run_name)
     visited = hashlib.sha256(np.ascontiguousarray(batches, np.int64).tobytes()).hexdigest()
@@ -102,8 +104,10 @@ def fit(
     log_file = out / "log.jsonl" if arguments.process_index == 0 else Path(os.devnull)
     with wandb_environment(machine, run_name), preemption.polling(), log_file.open("w", buffering=1) as log:
         visits = _Visits(rows, batches)
-        trainer = Trainer(model, arguments, tokenizer, dataset, visits, budget, texts, measured, log, checkpoints)
         with trained_together(model, measured):
+            if shards(machine):
+                shard(model, arguments.device)
+            trainer = Trainer(model, arguments, tokenizer, dataset, visits, budget, texts, measured, log, checkpoints)
             trainer.train(resume_from_checkpoint=trainer.newest_checkpoint())
     for module in model.modules():  # the forward that TRL and Accelerate put on instances would outlive the fit
         module.__dict__.pop("forward", None)
@@ -272,8 +276,8 @@ class Trainer(Resumable):
         return dict(zip(named, totals.tolist(), strict=True))
 
 
-def _validation(model: PreTrainedModel, rows: Rows) -> Validation:
-    return Validation(lambda: mean_nll(model, rows)[0], sum(len(row.input_ids) for row in rows))
+def _validation(model: PreTrainedModel, rows: Rows, by_all: bool) -> Validation:
+    return Validation(lambda: mean_nll(model, rows)[0], sum(len(row.input_ids) for row in rows), by_all)
 
 
 class _Visits(torch.utils.data.Dataset):

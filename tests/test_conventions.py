@@ -32,7 +32,7 @@ LAYERS = [
     {"hidden_states", "caches", "kept"},
     {"adaptive", "generate", "signals", "spending", "teachers", "alignment", "agreement", "chunks", "controls"},
     {"divergences", "heads", "sequences", "kv_cache"},
-    {"chat", "models", "adapters"},
+    {"chat", "models", "adapters", "sharding"},
     {"model_files", "corpora", "methods", "world", "served", "similarity"},
     {"shards", "serving"},
     {"config", "store", "provenance", "cluster", "rendezvous", "members"},  # ground

@@ -30,6 +30,7 @@ from harness.models import count_frozen, count_parameters, device_of, load_model
 from harness.processes import process_rank
 from harness.recipe import CROSS, TrainStage
 from harness.sequences import Rows, draw_seed, mixed_visits, visiting_order, visits
+from harness.sharding import shards, whole
 from harness.signal_kinds import Signal
 from harness.signals import LiveTeacher, TeacherSignal
 from harness.spending import Sizes, off_budget, steps_for, visit_flops
@@ -60,10 +61,8 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
         raise ValueError(f"{stage.sequences} x {stage.divergence} reads the data's answers and some rows have none")
     device = device_of(machine)
     tokenizer = load_tokenizer(inputs["start"])
-    model = load_model(inputs["start"], device=device)
-    lora = settings.get("lora")
-    if lora is not None:
-        model = with_adapters(model, lora, draw_seed(seed, "lora", settings["index"]))
+    in_parts = shards(machine)
+    model = _student(settings, inputs, "cpu" if in_parts else device)  # a GPU gets its parts alone
     signal = Signal(**settings.get("signal", {}))
     teacher = _teacher(stage, signal, inputs, tokenizer, device, budget.precision)
     if budget.kind == "flops":
@@ -97,7 +96,13 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
         max_new_tokens=settings.get("max_new_tokens", 0),
         run_name=fingerprint([settings, str(inputs["subset"].name), str(inputs["start"].name)])[:16],
     )
-    if lora is not None:
+    if in_parts:
+        trained = whole(model.state_dict())
+        if process_rank() > 0:
+            return {}  # what is left is one process's work, and it alone has the model
+        model = _student(settings, inputs, device)
+        model.load_state_dict(trained)
+    if settings.get("lora") is not None:
         model = merged(model)
     if process_rank() == 0:
         save_model(model, tokenizer, out)
@@ -118,6 +123,14 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
         "warnings": warnings + report.warnings,
         **({"earlier_seconds": report.earlier_seconds} if report.earlier_seconds else {}),
     }
+
+
+def _student(settings: Mapping[str, Any], inputs: Mapping[str, Path], device: str) -> Any:
+    """The model the stage starts from, with fresh adapters where it trains them."""
+    model = load_model(inputs["start"], device=device)
+    if settings.get("lora") is None:
+        return model
+    return with_adapters(model, settings["lora"], draw_seed(settings["seed"], "lora", settings["index"]))
 
 
 def _teacher(
