@@ -24,6 +24,7 @@ from harness.execute import execute
 from harness.plan import Plan, plan_cell
 from harness.preflight import preflight
 from harness.record import freeze, keep_plan, records
+from harness.stage import Again
 from harness.status import StageState, stage_state
 from harness.store import Store, write_json, write_text
 from harness.trials import tune_grid
@@ -112,7 +113,7 @@ def submit_grid(composed: Composed, tell: Callable[[str], None] = print) -> "Fin
 
     `tell` hears what the plan costs and what was sent. Returns at once, or with `wait` when all jobs have ended.
     """
-    from harness.launch.slurm import Again, submit, wait
+    from harness.launch.slurm import submit, wait
 
     settings = composed.settings
     if settings.tune and not settings.wait:
@@ -124,7 +125,7 @@ def submit_grid(composed: Composed, tell: Callable[[str], None] = print) -> "Fin
 
     def send(plan: Plan, grid: str) -> None:
         tell(plan_text(plan, store))
-        again = Again() if settings.retry else None
+        again: Again | None = {} if settings.retry else None
         tell(submit(plan, store, settings.machine, cluster, grid, again).told())
 
     def make(plan: Plan, grid: str) -> Mapping[str, StageState]:

@@ -15,7 +15,7 @@ from trl import SFTConfig
 from harness.checks import refuse
 from harness.config import Budget, Machine
 from harness.models import device_of
-from harness.processes import process_count
+from harness.processes import equal_part, process_count
 from harness.recipe import TrainStage
 from harness.sharding import shards
 
@@ -38,8 +38,7 @@ def trainer_arguments(
         reason = f"the rows of a step do not divide among the {processes} processes that train"
         raise refuse("budget.batch_size", batch_size, reason, "start another number of them, which moves no number")
     own = batch_size // processes
-    wanted = min(machine.micro_batch_size or own, own)
-    micro = next(size for size in range(wanted, 0, -1) if own % size == 0)
+    micro = equal_part(own, machine.micro_batch_size or own)
     watched = machine.wandb != "disabled"
     return SFTConfig(
         output_dir=str(out),

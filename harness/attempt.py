@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,12 @@ def attempt(
 ) -> Outcome:
     """Make one stage unless it is done or claimed elsewhere; never raises for a stage's own failure.
 
-    `spec` is `Stage.spec()`, `maker` is "module:function". Inputs must be published. Raises Preempted when the
+    `spec` is `Stage.spec()`, maybe with settings of the `machine` that are the stage's own and with what its record is
+    to say of it (`retried`); `maker` is "module:function". Inputs must be published. Raises Preempted when the
     process is asked to stop (SIGTERM, SIGUSR2): the next attempt goes on from the checkpoints left behind.
     `others(key, claim)` surrounds the making: of several processes the first attempts it, the others `follow`.
     """
-    key = spec["key"]
+    key, machine = spec["key"], replace(machine, **spec.get("machine", {}))
     if store.done(key):
         return Outcome(key, "done", facts=store.manifest(key)["facts"])
     claim = store.claim(key)
@@ -79,6 +80,7 @@ def attempt(
 
             with store.scratch(key) as out:
                 with others(key, claim):
+                    diary.page |= {"machine": asdict(machine), "processes": process_count()}
                     facts, manifest = _make(store, spec, maker, machine, out, heard)
                 store.publish(key, out, manifest)
         return Outcome(key, "done", facts=facts)
@@ -94,6 +96,7 @@ def follow(store: Store, spec: Mapping[str, Any], maker: str, machine: Machine) 
     Nothing is claimed, written down or published. A signal is only seen by a maker that polls, and answered
     there by all processes at once.
     """
+    machine = replace(machine, **spec.get("machine", {}))
     try:
         with (
             preemption.stoppable(store.checkpoints(spec["key"])),

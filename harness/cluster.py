@@ -34,6 +34,8 @@ class Resources:
     """Nodes a stage trains on together; a job that trains nothing gets one, and one process."""
     processes: int | None = None
     """Processes per node where a stage trains; null: one per GPU, or one."""
+    shard: bool = False
+    """Whether they split the model among them (`machine.shard`), so that it need not fit one GPU with its optimizer."""
     partition: str | None = None
     """Instead of the cluster's."""
     constraint: str | None = None

@@ -8,6 +8,7 @@ it and nothing else. Stages that another live run has claimed are waited for, no
 
 import time
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 from harness.attempt import Outcome
@@ -16,7 +17,7 @@ from harness.config import Machine, Settings
 from harness.estimate import stage_seconds
 from harness.launch.inline import Inline
 from harness.launch.local import Pool
-from harness.stage import MAKERS, Stage, Work
+from harness.stage import MAKERS, Again, Stage, Work
 from harness.status import MENDABLE, StageState, stage_state
 from harness.store import Store
 from harness.track import Progress
@@ -142,7 +143,9 @@ class Run:
             self.set(key, state)
 
 
-def execute(plan: Work, store: Store, settings: Settings, view: View) -> dict[str, StageState]:
+def execute(
+    plan: Work, store: Store, settings: Settings, view: View, again: Again = MappingProxyType({})
+) -> dict[str, StageState]:
     """Make what is missing; returns the state of every stage that was needed, by key.
 
     KeyboardInterrupt stops the workers and passes on; what is published stays, and the same command
@@ -162,7 +165,7 @@ def execute(plan: Work, store: Store, settings: Settings, view: View) -> dict[st
                     break
                 if run.start(key):
                     busy.add(key)
-                    launcher.submit(run.stages[key].spec(), MAKERS[run.stages[key].kind][0])
+                    launcher.submit({**run.stages[key].spec(), **again.get(key, {})}, MAKERS[run.stages[key].kind][0])
             if not busy:
                 time.sleep(0.2)
             for outcome in launcher.events(timeout=0.25):

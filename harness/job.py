@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,11 +102,7 @@ def _make_all(
 def _follow(store: Store, written: Mapping[str, Any], machine: Machine, key: str) -> tuple[str, str] | None:
     """Make one stage beside the first process."""
     spec = written["stages"][key]
-    return follow(store, spec, MAKERS[spec["kind"]][0], _machine_for(machine, written, key))
-
-
-def _machine_for(machine: Machine, written: Mapping[str, Any], key: str) -> Machine:
-    return replace(machine, **written["machines"].get(key, {}))
+    return follow(store, spec, MAKERS[spec["kind"]][0], machine)
 
 
 def _make_target(
@@ -121,7 +116,7 @@ def _make_target(
         if missing and not store.done(key):
             address = written["stages"][missing[0]]["address"]
             return Outcome(key, "failed", "blocked", f"needs {address}, which is not in the store")
-        outcome = _make_stage(store, spec, _machine_for(machine, written, key), leader)
+        outcome = _make_stage(store, spec, machine, leader)
         if outcome.status != "done":
             return outcome
     return outcome

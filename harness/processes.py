@@ -70,6 +70,11 @@ def end_group(child: "subprocess.Popen[bytes]") -> None:
             child.wait(GRACE_SECONDS)
 
 
+def equal_part(rows: int, most: int) -> int:
+    """The most rows, at most `most`, of which equal parts make up `rows`."""
+    return next(size for size in range(min(rows, most), 0, -1) if rows % size == 0)
+
+
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
     """While the block runs torch computes with `count` threads, imported already or only then; None: as it was."""

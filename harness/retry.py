@@ -10,7 +10,7 @@ retry(store, frozen, "oom", view, print)
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.checks import refuse
@@ -19,9 +19,10 @@ from harness.config import Machine, Settings
 from harness.execute import View, execute
 from harness.launch.jobs import latest
 from harness.launch.notes import read_submission
+from harness.processes import equal_part
 from harness.record import Part, targets_of, thaw
 from harness.screen import Look
-from harness.stage import Stage
+from harness.stage import Again, Stage
 from harness.status import StageState
 from harness.store import Store
 
@@ -35,6 +36,10 @@ class Failure:
     stage: Stage
     failure_class: str | None
     node: str | None
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    """Settings it ran with, where that was written down."""
+    processes: int = 1
+    """How many made it together."""
 
 
 def retry(
@@ -46,24 +51,19 @@ def retry(
     """
     part, failed = failures(store, frozen, failure_class)
     before = next(filter(None, (read_submission(store, key) for key in part.targets)), None)
-    machines = smaller_batches(failed, before["machines"] if before else {})
-    reasons = {
-        key: f"in micro-batches of {changes['micro_batch_size']} rows, after CUDA ran out of memory"
-        for key, changes in machines.items()
-    }
-    for key, reason in reasons.items():
-        tell(f"{key} {reason}")
+    again: Again = {one.stage.key: {"machine": one.machine} for one in failed} | smaller_batches(failed)
+    for key, changes in again.items():
+        if "retried" in changes:
+            tell(f"{key} {changes['retried']}")
     if before is None:
-        machine = replace(Machine(), **min(machines.values(), key=lambda one: one["micro_batch_size"], default={}))
-        settings = Settings(method=None, corpus=None, store=str(store.root), machine=machine, retry=True)
-        execute(part, store, settings, view)
+        settings = Settings(method=None, corpus=None, store=str(store.root), retry=True)
+        execute(part, store, settings, view, again)
         return
 
-    from harness.launch.slurm import Again, submit
+    from harness.launch.slurm import submit
 
     cluster = mended(Cluster.of(before["cluster"]), failed, tell)
-    machine = Machine(**before["machine"])
-    tell(submit(part, store, machine, cluster, frozen["grid"], Again(machines, reasons)).told())
+    tell(submit(part, store, Machine(**before["machine"]), cluster, frozen["grid"], again).told())
 
 
 def failures(store: Store, frozen: Mapping[str, Any], failure_class: str | None) -> tuple[Part, list[Failure]]:
@@ -79,20 +79,29 @@ def failures(store: Store, frozen: Mapping[str, Any], failure_class: str | None)
     at = {state.stage: state.failure_class for _, state in wanted if state.stage is not None}
     jobs = latest(store, at)
     stages = {stage.key: stage for stage in part.stages}
-    nodes = {key: jobs[key].nodes if key in jobs else (store.attempts(key) or [{}])[-1].get("host") for key in at}
-    return part, [Failure(stages[key], kind, nodes[key]) for key, kind in at.items()]
+    found = []
+    for key, kind in at.items():
+        last = (store.attempts(key) or [{}])[-1]
+        node = jobs[key].nodes if key in jobs else last.get("host")
+        found.append(Failure(stages[key], kind, node, last.get("machine", {}), last.get("processes", 1)))
+    return part, found
 
 
-def smaller_batches(failed: Sequence[Failure], before: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By key, the machine's settings for stages for which a GPU's memory was too small."""
+def smaller_batches(failed: Sequence[Failure]) -> dict[str, dict[str, Any]]:
+    """By key, what is different for stages for which a GPU's memory was too small (`stage.Again`)."""
     found = {}
     for one in failed:
         if one.failure_class == "oom_cuda":
-            rows = before.get(one.stage.key, {}).get("micro_batch_size") or _batch_size(one.stage)
+            own = _batch_size(one.stage) // one.processes
+            rows = equal_part(own, one.machine.get("micro_batch_size") or own)
             if rows == 1:
                 way_out = "set machine.gradient_checkpointing=true, or take a GPU with more memory"
                 raise refuse("class", "oom_cuda", f"{one.stage.address} ran with one row at a time", way_out)
-            found[one.stage.key] = {"micro_batch_size": max(1, rows // 2)}
+            smaller = equal_part(own, rows // 2)
+            found[one.stage.key] = {
+                "machine": {**one.machine, "micro_batch_size": smaller},
+                "retried": f"in micro-batches of {smaller} rows, after CUDA ran out of memory at {rows}",
+            }
     return found
 
 

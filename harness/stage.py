@@ -32,6 +32,9 @@ FEW_PARAMETERS = 10**7
 """Models below it are trained and asked on one thread wherever they are, unless `machine.threads` says otherwise."""
 TOGETHER = ("train",)
 """Kinds that all processes of a job make together; any other is made by the first alone."""
+Again = Mapping[str, Mapping[str, Any]]
+"""By the key of a stage that is tried again, what its spec has more: `machine`, settings of its own, and maybe
+`retried`, what its record is to say of it."""
 
 
 @dataclass(frozen=True, eq=False)

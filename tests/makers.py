@@ -9,11 +9,17 @@ from harness import track
 from harness.checks import SettingsError
 
 
+class OutOfMemoryError(RuntimeError):
+    """Named as torch names its own, which is how it is known."""
+
+
 def make(settings, inputs, out, machine):
     """Writes its settings; `settings["do"]` makes it fail, die, wait or report first."""
     do = settings.get("do")
     if do == "raise":
         raise RuntimeError("the weights caught fire\nsecond line")
+    if do == "out of memory":
+        raise OutOfMemoryError("CUDA out of memory")
     if do == "refuse":
         raise SettingsError("corpus.path='x' cannot be run: there is no such file.")
     if do == "die":

@@ -61,7 +61,6 @@ class Job:
             "store": str(self.store.root),
             "machine": Machine().__dict__,
             "cluster": {"restarts": 0},
-            "machines": {},
             "stages": {stage.key: stage.spec() for stage in self.stages},
             "jobs": {stage.key: [stage.key] for stage in self.stages},
         }

@@ -212,7 +212,6 @@ def submission(root):
         "store": str(store.root),
         "machine": asdict(Machine(device="cpu", checkpoint_minutes=1e-9)),
         "cluster": {"restarts": 0},
-        "machines": {},
         "stages": {one.key: one.spec() for one in (stage, then)},
         "jobs": {then.key: [stage.key, then.key]},
     }

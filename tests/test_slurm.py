@@ -119,6 +119,19 @@ def test_a_submission_is_whole_in_the_store_before_it_is_sent(slurm, store):
     assert (store.root / "code").is_dir()
 
 
+def test_a_rule_may_split_the_model_among_its_processes_and_a_stage_may_be_tried_again_otherwise(slurm, store):
+    plan = plan_of("data_frac=1.0", "method=sft")
+    trained = next(stage.key for stage in plan.stages if stage.kind == "train")
+    again = {trained: {"machine": {"micro_batch_size": 4}, "retried": "in smaller ones"}}
+    submission = send(store, plan, again=again, resources=[{**RULES[0], "processes": 2, "shard": True}])
+    stages = json.loads((submission.folder / "submission.json").read_text())["stages"]
+    assert {key for key, spec in stages.items() if "machine" in spec} == {
+        stage.key for stage in plan.stages if stage.kind == "train"
+    }
+    assert stages[trained]["machine"] == {"shard": True, "micro_batch_size": 4}
+    assert stages[trained]["retried"] == "in smaller ones"
+
+
 def test_what_is_in_the_queue_is_not_sent_again(slurm, store):
     first = send(store, plan_of())
     in_queue(slurm, first)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from harness import grid
 from harness.attempt import note_failure
 from harness.checks import SettingsError
 from harness.cluster import Cluster
+from harness.config import Launch, Machine, Settings
 from harness.execute import execute
 from harness.ledger import ledger
 from harness.record import keep_plan, targets_of, thaw
@@ -135,14 +137,38 @@ def test_cuda_memory_halves_the_micro_batch_and_the_batch_stays(store):
     key = frozen["cells"][0]["train"][0]
     told = []
     _, failed = failures(store, frozen, "oom")
-    assert smaller_batches(failed, {}) == {key: {"micro_batch_size": 16}}
-    assert smaller_batches(failed, {key: {"micro_batch_size": 16}}) == {key: {"micro_batch_size": 8}}
+    assert rows_after(failed) == 16
+    assert rows_after(failed, micro_batch_size=16) == 8
+    assert rows_after(failed, processes=4) == 4 == rows_after(failed, processes=4, micro_batch_size=16)
     with pytest.raises(SettingsError, match="one row at a time"):
-        smaller_batches(failed, {key: {"micro_batch_size": 1}})
+        rows_after(failed, micro_batch_size=1)
     try_again(store, frozen, "oom", Watcher(), told.append)
     assert store.manifest(key)["machine"]["micro_batch_size"] == 16
     assert store.manifest(key)["settings"]["budget"]["batch_size"] == 32
-    assert told == [f"{key} in micro-batches of 16 rows, after CUDA ran out of memory"]
+    said = "in micro-batches of 16 rows, after CUDA ran out of memory at 32"
+    assert told == [f"{key} {said}"] and store.manifest(key)["facts"]["warnings"] == [f"made {said}"]
+
+
+def rows_after(failed, processes=1, **machine):
+    """The micro-batch of the next try where the last was with these settings."""
+    (changes,) = smaller_batches([replace(failed[0], machine=machine, processes=processes)]).values()
+    return changes["machine"]["micro_batch_size"]
+
+
+def test_a_stage_that_is_tried_again_runs_as_it_did_and_the_others_as_always(store):
+    frozen = frozen_grid(store, cell(0, do="out of memory"))
+    asked = Settings(
+        method=None,
+        corpus=None,
+        launch=Launch(kind="inline"),
+        machine=Machine(micro_batch_size=6, checkpoint_minutes=3.0),
+    )
+    execute(thaw(frozen, [frozen["cells"][0]["evaluate"]]), store, asked, Watcher())
+    key = frozen["cells"][0]["train"][0]
+    page = store.attempts(key)[-1]
+    assert page["failure_class"] == "oom_cuda" and page["machine"]["micro_batch_size"] == 6 and page["processes"] == 1
+    try_again(store, frozen, "oom", Watcher(), [].append)  # 6 does not divide 32, so there were 4
+    assert store.attempts(key)[-1]["machine"] == page["machine"] | {"micro_batch_size": 2}
 
 
 def test_host_memory_and_bad_nodes_change_what_the_cluster_is_asked_for(store):

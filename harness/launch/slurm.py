@@ -12,7 +12,7 @@ import shlex
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from harness.launch.notes import Notes, read_notes, write_sent
 from harness.launch.queue import Queue
 from harness.launch.servers import Server, pointed, take_servers
 from harness.launch.snapshot import publish_code
-from harness.stage import Stage, Work
+from harness.stage import TOGETHER, Again, Stage, Work
 from harness.status import MENDABLE, StageState, stage_state
 from harness.store import Store, write_json
 
@@ -56,16 +56,6 @@ class Submission:
         waiting = f"; {self.attached} are being made already" if self.attached else ""
         lines.append(f"{self.targets} jobs' work sent in {len(self.arrays)} calls of sbatch{waiting}")
         return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class Again:
-    """What is different for stages that are tried again."""
-
-    machines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Settings of the machine by a stage's key."""
-    reasons: Mapping[str, str] = field(default_factory=dict)
-    """By key, what the stage's record is to say of it."""
 
 
 def submit(
@@ -110,7 +100,7 @@ def submit(
             for array, batch in arrays.items()
         }
         servers = take_servers(store, notes, cluster, f"{grid}.serve.{name[-6:]}", name, asking)
-        _write(folder, store, machine, cluster, grid, jobs, arrays, servers, again or Again())
+        _write(folder, store, machine, cluster, grid, jobs, arrays, servers, again or {})
         for server in servers:
             assert cluster.serve is not None
             send(server, parameters(code, server, cluster.serve.resources, [], cluster), serve.run, [server])
@@ -188,8 +178,12 @@ def _write(
     made = (stage for job in mine.values() for stage in job.stages)
     stages: dict[str, Stage] = {one.key: one for stage in made for one in stage.ancestry()}
     specs = {key: pointed(stage.spec(), stage, store) for key, stage in stages.items()}
-    for key, reason in again.reasons.items():
-        specs[key]["retried"] = reason
+    for batch in (one for one in arrays.values() if one.resources.shard):
+        for stage in (stage for task in batch.tasks for key in task for stage in mine[key].stages):
+            if stage.kind in TOGETHER:
+                specs[stage.key]["machine"] = {"shard": True}
+    for key in again.keys() & specs.keys():
+        specs[key] |= {**again[key], "machine": {**specs[key].get("machine", {}), **again[key]["machine"]}}
     folder.mkdir(parents=True)
     write_json(
         folder / "submission.json",
@@ -198,7 +192,6 @@ def _write(
             "cluster": asdict(cluster),
             "store": str(store.root),
             "machine": asdict(machine),
-            "machines": {key: dict(changes) for key, changes in again.machines.items()},
             "stages": specs,
             "jobs": {key: [stage.key for stage in job.stages] for key, job in mine.items()},
             "arrays": {array: batch.tasks for array, batch in arrays.items()},
