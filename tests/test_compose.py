@@ -74,6 +74,8 @@ def test_seeds_left_alone_follow_the_seed():
         (["method=magic"], ["method='magic'", *method_names()]),
         (["teacher=magic"], ["teacher='magic'", "weak", "strong"]),
         (["corpus=magic"], ["corpus='magic'", "mini", "tulu3", "jsonl"]),
+        (["slurm=nowhere"], ["slurm='nowhere'", "dev", "example_a100"]),
+        (["experiments=nothing"], ["experiments='nothing'", "data_scaling"]),
         (["bugdet.amount=3"], ["bugdet is not a setting", "budget"]),
         (["budget.amuont=3"], ["budget.amuont is not a setting", "amount"]),
         (["budget.kind=days"], ["budget.kind='days'", "epochs, steps, trained_tokens, flops"]),

@@ -19,6 +19,7 @@ from harness.launch.queue import Queue
 from harness.launch.slurm import submit
 from harness.launch.snapshot import publish_code
 from harness.plan import Plan
+from harness.run import run
 from harness.stage import MAKERS
 from harness.store import Store
 
@@ -213,6 +214,12 @@ def test_what_the_cluster_does_not_have_is_refused_and_nothing_is_sent(slurm, st
         send(store, plan_of(), **cluster)
     assert all(word in str(refused.value) for word in words)
     assert sent(slurm) == [] and not (store.root / "submissions").exists()
+
+
+def test_a_cluster_that_nobody_described_is_refused_and_nothing_is_sent_or_made_here(slurm, tmp_path):
+    with pytest.raises(SettingsError, match=r"slurm='nowhere' cannot be run: allowed are dev, example_a100"):
+        run(["slurm=nowhere", f"store={tmp_path}/new"])
+    assert sent(slurm) == [] and not (tmp_path / "new").exists()
 
 
 def test_without_slurm_one_sentence_says_so(store, monkeypatch, tmp_path):
