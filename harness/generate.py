@@ -26,6 +26,7 @@ from harness.sharding import gathered
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+LIKELIEST = 512
 SHARED_TOKENS = 32
 """A common beginning of prompts of as many tokens is worth being read once."""
 
@@ -206,9 +207,24 @@ def choose(logits: torch.Tensor, temperature: float, uniforms: np.ndarray | None
     # fp64 keeps the tail of a large vocabulary reachable: fp32 sums of 100,000 terms stop short of 1
     probabilities = torch.softmax(logits.double() / temperature, dim=-1)
     if top_p < 1:
-        ordered, tokens = probabilities.sort(dim=-1, descending=True, stable=True)
-        outside = ordered.cumsum(-1) - ordered >= top_p
-        probabilities = probabilities.masked_fill(torch.empty_like(outside).scatter(-1, tokens, outside), 0.0)
+        probabilities = probabilities.masked_fill(~_nucleus(probabilities, top_p), 0.0)
     cumulative = probabilities.cumsum(-1)
     targets = torch.from_numpy(uniforms).to(logits.device)[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, targets, right=True).clamp(max=logits.shape[-1] - 1)[:, 0]
+
+
+def _nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Which tokens of `probabilities` (B, V) are in the nucleus, as booleans.
+
+    A whole vocabulary is sorted only where its first few hundred tokens do not hold `top_p`.
+    """
+    size = probabilities.shape[-1]
+    for first in (min(LIKELIEST, size), size):
+        ordered = probabilities.topk(first).values
+        held = ordered.cumsum(-1)
+        if first == size or bool((held[:, -1] >= top_p).all()):
+            break
+    count = (held - ordered < top_p).sum(-1, keepdim=True)
+    least = ordered.gather(-1, count - 1)
+    above, equal = probabilities > least, probabilities == least
+    return above | (equal & (equal.cumsum(-1) <= count - above.sum(-1, keepdim=True)))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import TopPLogitsWarper
 
-from harness.generate import choose, generate
+from harness.generate import _nucleus, choose, generate
 from tests.doubles import byte_ids, byte_tokenizer, tiny_llama
 
 END = 5
@@ -151,3 +151,13 @@ def test_an_answer_ends_where_its_caller_says():
     whole = generate(model, TOKENIZER, prompts(2), 9, temperature=1.0, seeds=[1, 2])
     cut = generate(model, TOKENIZER, prompts(2), 9, 1.0, [1, 2], ended=lambda answer: len(answer) == 4)
     assert cut == [answer[:4] for answer in whole]
+
+
+@pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.999])
+def test_a_nucleus_found_among_the_likeliest_is_that_of_the_whole_vocabulary(top_p, monkeypatch):
+    monkeypatch.setattr("harness.generate.LIKELIEST", 8)
+    generator = torch.Generator().manual_seed(0)
+    peaked = torch.softmax(torch.randn(6, 50, generator=generator).round() * 2, -1).double()  # with many ties
+    ordered, tokens = peaked.sort(dim=-1, descending=True, stable=True)
+    inside = ordered.cumsum(-1) - ordered < top_p
+    assert torch.equal(_nucleus(peaked, top_p), torch.zeros_like(inside).scatter(-1, tokens, inside))
