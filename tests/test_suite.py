@@ -212,3 +212,15 @@ def test_scores_are_those_of_plain_lm_eval(name, new, model, tokenizer, plain, t
             other.parsed,
             other.score,
         )
+
+
+def test_cards_are_shown_one_by_one_and_in_a_list(capsys):
+    from harness import grid
+
+    assert grid.main(["cards"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["heldout", "verified", *card_names()]
+    assert grid.main(["cards", "verified"]) == grid.main(["cards", "drop"]) == 0
+    assert "accuracy = mean over items" in (shown := capsys.readouterr().out) and "F1 of the answer's words" in shown
+    assert grid.main(["cards", "gsm9k"]) == 2
+    assert "gsm9k" in capsys.readouterr().err

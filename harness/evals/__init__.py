@@ -9,11 +9,14 @@ in `harness/cards/` and leave the same items.
     load_eval("heldout").score(model, tokenizer, rows, Options()).items[0].nll
 """
 
+import ast
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 
+from harness.checks import check_choice
 from harness.registry import load_from, names_in
 
 ALL = "all"
@@ -108,6 +111,13 @@ def eval_names() -> tuple[str, ...]:
 def load_eval(name: str) -> ModuleType:
     """The file of one evaluation; unknown names are refused with the list of real ones."""
     return load_from(__name__, __path__, name, "evals.names")
+
+
+def told(name: str) -> str:
+    """What an evaluation says of itself, read from its file without importing it."""
+    check_choice("evals.names", name, eval_names())
+    (file,) = (Path(folder) / f"{name}.py" for folder in __path__)
+    return ast.get_docstring(ast.parse(file.read_text())) or ""
 
 
 def scores_by_source(
