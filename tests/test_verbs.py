@@ -12,7 +12,7 @@ from harness import grid
 from harness.attempt import note_failure
 from harness.checks import SettingsError
 from harness.cluster import Cluster
-from harness.config import Launch, Machine, Settings
+from harness.config import Machine
 from harness.execute import execute
 from harness.ledger import ledger
 from harness.record import keep_plan, targets_of, thaw
@@ -66,9 +66,9 @@ def store(tmp_path):
     return Store.open(tmp_path / "store")
 
 
-def make(store, frozen, *numbers):
+def make(store, frozen, *numbers, **asked):
     targets = [key for number in numbers for key in targets_of(frozen["cells"][number])]
-    execute(thaw(frozen, targets), store, settings(), Watcher())
+    execute(thaw(frozen, targets), store, replace(settings(), **asked), Watcher())
 
 
 def fail(store, frozen, number, kind, reason="it was too large"):
@@ -157,13 +157,7 @@ def rows_after(failed, processes=1, **machine):
 
 def test_a_stage_that_is_tried_again_runs_as_it_did_and_the_others_as_always(store):
     frozen = frozen_grid(store, cell(0, do="out of memory"))
-    asked = Settings(
-        method=None,
-        corpus=None,
-        launch=Launch(kind="inline"),
-        machine=Machine(micro_batch_size=6, checkpoint_minutes=3.0),
-    )
-    execute(thaw(frozen, [frozen["cells"][0]["evaluate"]]), store, asked, Watcher())
+    make(store, frozen, 0, machine=Machine(micro_batch_size=6, checkpoint_minutes=3.0))
     key = frozen["cells"][0]["train"][0]
     page = store.attempts(key)[-1]
     assert page["failure_class"] == "oom_cuda" and page["machine"]["micro_batch_size"] == 6 and page["processes"] == 1
