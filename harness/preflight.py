@@ -6,7 +6,7 @@ downloaded and neither torch nor transformers is imported.
 
 import importlib.util
 
-from harness.cards import card_names
+from harness.cards import card_names, load_card
 from harness.checks import refuse
 from harness.config import Machine, Student, Teacher
 from harness.endpoint import BY_SLURM
@@ -15,6 +15,7 @@ from harness.methods import method_name
 from harness.model_files import check_model, tokenizer_fingerprint
 from harness.plan import CellPlan, Plan
 from harness.processes import visible_gpus
+from harness.scoring import Evals
 from harness.signal_kinds import check_served
 
 
@@ -28,7 +29,7 @@ def preflight(plan: Plan, machine: Machine | None = None) -> None:
         cell = cell_plan.cell
         _once(checked, repr(cell.student), lambda cell=cell: _check_student(cell.student))
         _once(checked, repr(cell.corpus), cell.corpus.check)
-        _once(checked, repr(cell.evals), lambda cell=cell: _check_evals(cell.evals.names))
+        _once(checked, repr(cell.evals), lambda cell=cell: _check_evals(cell.evals))
         if cell_plan.taught_by == "given":
             _once(checked, repr(cell.teacher), lambda cell=cell: _check_teacher(cell.teacher, machine))
             _once(
@@ -67,13 +68,17 @@ def _check_package(name: str, value: object, what: str, package: str, extra: str
         raise refuse(name, value, f"{what} needs the package {package}", f"pip install 'harness[{extra}]'")
 
 
-def _check_evals(names: list[str]) -> None:
+def _check_evals(evals: Evals) -> None:
+    names = evals.names
     known = (*eval_names(), *card_names())
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise refuse("evals.names", unknown[0] if unknown else names, f"allowed are {', '.join(known)}")
     for name in set(names) & set(card_names()):
         _check_package("evals.names", name, "a benchmark", "lm_eval", "evals")
+        if load_card(name).runs_code and not evals.run_code:
+            way_out = "set evals.run_code=true to allow it, or leave the evaluation out"
+            raise refuse("evals.names", name, "scoring it runs code that the model wrote, in a sandbox", way_out)
 
 
 def _check_pair(cell_plan: CellPlan) -> None:

@@ -5,7 +5,7 @@ Evals(names=["heldout", "gsm8k"], limit=100, data_dir="data")
 
 from dataclasses import dataclass, field
 
-from harness.cards import card_names, load_card
+from harness.cards import card_names
 from harness.checks import check_at_least, check_choice, refuse
 
 
@@ -39,7 +39,3 @@ class Evals:
         for name in self.revisions:
             if name not in benchmarks:
                 raise refuse("evals.revisions", name, f"the benchmarks of evals.names are {', '.join(benchmarks)}")
-        for name in benchmarks:
-            if load_card(name).runs_code and not self.run_code:
-                way_out = "set evals.run_code=true to allow it, or leave the evaluation out"
-                raise refuse("evals.names", name, "scoring it runs code that the model wrote, in a sandbox", way_out)

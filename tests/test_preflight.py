@@ -84,3 +84,9 @@ def test_a_served_teacher_is_scored_into_a_cache_of_its_likeliest_tokens_and_not
         check(*pair, "signal.kind=top_k,live")
     with pytest.raises(SettingsError, match=r"teacher='served'.*its tokenizer .* is not that of student"):
         check("student=mini", *teacher, "method=logit_kd", "signal.kind=top_k")
+
+
+def test_code_that_a_model_wrote_is_run_only_where_that_was_allowed():
+    with pytest.raises(SettingsError, match=r"evals\.names='humaneval'.*evals\.run_code=true"):
+        check("method=untrained", "evals.names=[humaneval]")
+    check("method=untrained", "evals.names=[humaneval]", "evals.run_code=true")
