@@ -8,9 +8,10 @@ import importlib.util
 
 from harness.cards import card_names
 from harness.checks import refuse
-from harness.config import Machine, Student, Teacher
+from harness.config import Student, Teacher
 from harness.endpoint import BY_SLURM
 from harness.evals import eval_names
+from harness.machine import Machine
 from harness.methods import method_name
 from harness.model_files import check_model, tokenizer_fingerprint
 from harness.plan import CellPlan, Plan

@@ -4,7 +4,7 @@ import pytest
 
 from harness.checks import SettingsError
 from harness.compose import compose
-from harness.config import Machine
+from harness.machine import Machine
 from harness.plan import Plan
 from harness.preflight import preflight
 from tests.doubles import byte_tokenizer, save_tiny

@@ -12,8 +12,8 @@ import pytest
 from transformers import LlamaConfig
 
 import harness.api as harness
-from harness.config import Launch
 from harness.grid import main as grid
+from harness.machine import Launch
 from harness.models import random_model
 from harness.store import Store
 from harness.world.sizes import llama_settings
