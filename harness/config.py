@@ -19,6 +19,7 @@ from harness.signal_kinds import Signal
 
 BUDGET_KINDS = ("epochs", "steps", "trained_tokens", "flops")
 QUANTISATIONS = ("int8", "nf4")
+FORMATS = ("fp32", "bf16", *QUANTISATIONS)
 MODEL_KINDS = ("none", "mini", "hf", "gguf", "http")
 INITS = ("pretrained", "random", "pruned")
 
@@ -179,6 +180,19 @@ class Teacher(Model):
 
 
 @dataclass
+class Measure:
+    """What the models of a cell take to run; never identity."""
+
+    formats: list[str] = field(default_factory=lambda: ["fp32"])
+    """Number formats in which size, memory and speed of student and teacher are measured: `fp32`, `bf16`, `int8`,
+    `nf4`; the last two are scored too. Empty: none."""
+
+    def __post_init__(self) -> None:
+        for name in self.formats:
+            check_choice("measure.formats", name, FORMATS)
+
+
+@dataclass
 class Cell:
     """One point of the grid."""
 
@@ -198,6 +212,8 @@ class Cell:
     """Training budget, the same for every arm."""
     evals: Evals = field(default_factory=Evals)
     """What every model is scored on."""
+    measure: Measure = field(default_factory=Measure)
+    """What the models take to run; it changes no score and is no identity."""
     seed: int = 0
     """Sets `data_seed` and `train_seed`."""
     world_seed: int = 0

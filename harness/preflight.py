@@ -8,7 +8,7 @@ import importlib.util
 
 from harness.cards import card_names
 from harness.checks import refuse
-from harness.config import Student, Teacher
+from harness.config import QUANTISATIONS, Student, Teacher
 from harness.endpoint import BY_SLURM
 from harness.evals import eval_names
 from harness.machine import Machine
@@ -30,6 +30,7 @@ def preflight(plan: Plan, machine: Machine | None = None) -> None:
         _once(checked, repr(cell.student), lambda cell=cell: _check_student(cell.student))
         _once(checked, repr(cell.corpus), cell.corpus.check)
         _once(checked, repr(cell.evals), lambda cell=cell: _check_evals(cell.evals.names))
+        _once(checked, repr(cell.measure), lambda cell=cell: _check_formats(cell.measure.formats))
         if cell_plan.taught_by == "given":
             _once(checked, repr(cell.teacher), lambda cell=cell: _check_teacher(cell.teacher, machine))
             _once(
@@ -61,6 +62,12 @@ def _check_teacher(teacher: Teacher, machine: Machine | None) -> None:
     check_model(teacher)
     if teacher.quantise is not None:
         _check_package("teacher.quantise", teacher.quantise, "rounding weights", "bitsandbytes", "quantise")
+
+
+def _check_formats(formats: list[str]) -> None:
+    for name in formats:
+        if name in QUANTISATIONS:
+            _check_package("measure.formats", name, "rounding weights", "bitsandbytes", "quantise")
 
 
 def _check_package(name: str, value: object, what: str, package: str, extra: str) -> None:

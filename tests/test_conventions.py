@@ -19,7 +19,7 @@ LAYERS = [
     {"screen", "ledger"},
     {"compose", "preflight", "execute", "record", "view", "launch", "job", "serve", "attempt", "estimate", "batches"}
     | {"leader", "follower"},
-    {"status", "plan", "stage", "teaching", "tuning", "evaluations"},
+    {"status", "plan", "stage", "teaching", "tuning", "evaluations", "deployment"},
     {"stages"},
     {"table", "breakdown", "verdict", "gains", "items", "exposure", "arms", "crossover", "stats"},  # reading
     {"synthetic"},
