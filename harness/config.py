@@ -169,9 +169,17 @@ class Teacher(Model):
     quantise: str | None = None
     """Weights it teaches and is scored with, rounded after its lessons: `int8` (LLM.int8, arXiv 2208.07339) or
     `nf4` (4 bits, arXiv 2305.14314); null: as they are."""
+    distillation_allowed: str = "unknown"
+    """Whether its licence lets others be trained on what it says: `yes`, `no` (the run is refused) or `unknown`, where
+    nobody here has read it (said in the receipt)."""
+    acknowledge_license: bool = False
+    """Train on it although `distillation_allowed=no`: you have its owner's leave. Said in the receipt."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        said = str(self.distillation_allowed).lower()
+        self.distillation_allowed = {"true": "yes", "false": "no"}.get(said, said)  # YAML reads a bare `no` as false
+        check_choice("teacher.distillation_allowed", self.distillation_allowed, ("yes", "no", "unknown"))
         if self.quantise is not None:
             check_choice("teacher.quantise", self.quantise, QUANTISATIONS)
         check_choice("teacher.label_rows", self.label_rows, ("blocks", "visited"))

@@ -59,6 +59,12 @@ def _check_teacher(teacher: Teacher, machine: Machine | None) -> None:
     if teacher.quantise is not None and teacher.kind == "http":
         way_out = "serve quantised weights, or set teacher.quantise=null"
         raise refuse("teacher.quantise", teacher.quantise, "a server's weights are not here", way_out)
+    if teacher.distillation_allowed == "no" and not teacher.acknowledge_license:
+        reason = (
+            f"the licence of teacher={teacher.name} ({teacher.license or 'not named'}) forbids training on what it says"
+        )
+        way_out = "choose another teacher, or set teacher.acknowledge_license=true if its owner lets you"
+        raise refuse("teacher.distillation_allowed", "no", reason, way_out)
     check_model(teacher)
     if teacher.quantise is not None:
         _check_package("teacher.quantise", teacher.quantise, "rounding weights", "bitsandbytes", "quantise")

@@ -39,7 +39,7 @@ LAYERS = [
     {"signal_kinds", "scoring", "machine"},
     {"cards"},
     {"recipe"},
-    {"sandbox", "code_answers", "math_answers", "instructions"},
+    {"sandbox", "code_answers", "math_answers", "instructions", "licences"},
     {"checks", "identity", "registry", "cost", "track", "preemption", "processes", "endpoint", "sampling", "sandboxed"},
 ]
 LIGHT = [
