@@ -21,7 +21,8 @@ LAYERS = [
     | {"leader", "follower"},
     {"status", "plan", "stage", "teaching", "tuning", "evaluations", "deployment"},
     {"stages"},
-    {"table", "breakdown", "verdict", "gains", "items", "exposure", "arms", "crossover", "stats"},  # reading
+    {"table", "breakdown", "verdict", "gains", "items", "exposure", "arms", "crossover", "stats"}  # reading
+    | {"receipt", "origins", "model_card", "comparison"},
     {"synthetic"},
     {"suite", "own_server"},
     {"evals"},
@@ -53,6 +54,7 @@ LIGHT = [
     "table",
     "stats",
     "verdict",
+    "receipt",
     "breakdown",
     "exposure",
     "cost",
