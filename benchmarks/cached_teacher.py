@@ -28,8 +28,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness import track
 from harness.cached_teacher import CachedTeacher
-from harness.config import Budget, Machine
+from harness.config import Budget
 from harness.divergences import scored_positions
+from harness.machine import Machine
 from harness.models import count_parameters, load_model, save_model
 from harness.recipe import TrainStage
 from harness.sequences import Rows, collate, visits

@@ -19,10 +19,10 @@ from typing import Any
 
 from harness.cluster import Cluster
 from harness.compose import compose
-from harness.config import Machine
 from harness.launch.notes import arrays_of
 from harness.launch.queue import Queue
 from harness.launch.slurm import submit
+from harness.machine import Machine
 from harness.plan import Plan
 from harness.record import freeze, keep_plan
 from harness.screen import Look

@@ -40,8 +40,9 @@ from harness import track
 from harness.cached_teacher import CachedTeacher, hashes_of
 from harness.caches import ROWS_PER_SHARD, shard_batch, write_cache
 from harness.checks import refuse
-from harness.config import Budget, Machine
+from harness.config import Budget
 from harness.fit_report import FitReport
+from harness.machine import Machine
 from harness.models import count_parameters
 from harness.recipe import TrainStage
 from harness.sequences import Rows

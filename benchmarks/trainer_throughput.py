@@ -27,7 +27,8 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from harness.config import Budget, Machine
+from harness.config import Budget
+from harness.machine import Machine
 from harness.models import count_parameters, load_model, load_tokenizer
 from harness.recipe import TrainStage
 from harness.sequences import Rows, collate, visits

@@ -173,6 +173,8 @@ class Finished:
     records: list[dict[str, Any]]
     summary: "pd.DataFrame"
     verdict: str
+    models: list[Path]
+    """Folders of the finished students, each with its receipt."""
 
     @classmethod
     def collect(cls, store: Store, frozen: Mapping[str, Any]) -> "Finished":
@@ -180,6 +182,7 @@ class Finished:
         from analysis.forest import MANY, arms_of, forest_figure
         from analysis.plots import crossover_figure
         from harness.gains import crossovers
+        from harness.receipt import write_receipts
         from harness.table import headline, summary, write
         from harness.verdict import verdict
 
@@ -190,12 +193,13 @@ class Finished:
         text = verdict(frame, crossed, metric)
         folder = store.grid_folder(frozen["grid"])
         write(folder, found, frame)
+        models = write_receipts(store, frozen, found)
         crossover_figure(frame, folder / "crossover", crossed)
         if arms_of(frame, metric)["name"].nunique() > MANY:
             forest_figure(frame, folder / "methods", metric)
         write_text(folder / "verdict.txt", text + "\n")
         write_text(folder / "records.jsonl", "".join(json.dumps(record) + "\n" for record in found))
-        return cls(frozen["grid"], folder, found, frame, text)
+        return cls(frozen["grid"], folder, found, frame, text, models)
 
     @property
     def failed(self) -> list[dict[str, Any]]:
@@ -233,6 +237,9 @@ class Finished:
             highlight=False,
             markup=False,
         )
+        if self.models:
+            told = f"{self.models[0].parent}: {len(self.models)} models, each with its RECEIPT.md"
+            console.print(told, soft_wrap=True, highlight=False, markup=False)
 
 
 def _records_and_exposures(name: str, store: str) -> "tuple[list[dict[str, Any]], Exposures]":

@@ -13,7 +13,8 @@ from pathlib import Path
 from trl import SFTConfig
 
 from harness.checks import refuse
-from harness.config import Budget, Machine
+from harness.config import Budget
+from harness.machine import Machine
 from harness.models import device_of
 from harness.processes import equal_part, process_count
 from harness.recipe import TrainStage

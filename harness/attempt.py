@@ -19,8 +19,8 @@ from typing import Any
 
 from harness import preemption, track
 from harness.checks import SettingsError
-from harness.config import Machine
 from harness.endpoint import ServerError
+from harness.machine import Machine
 from harness.processes import ProcessError, process_count, slurm_job, threads, visible_gpus
 from harness.provenance import provenance
 from harness.store import Claim, Store, write_json

@@ -85,13 +85,15 @@ def check_batch_sizes(found: Sequence[Batch], jobs: Mapping[str, Job]) -> None:
 
 
 def _units(jobs: Mapping[str, Job]) -> list[tuple[str, ...]]:
-    """Targets that belong into one task: evaluations of a model that is made on the way to them."""
+    """Targets that belong into one task: evaluations of a model that is made on the way to them, rounded or not."""
     units: dict[str, list[str]] = {}
     for key, job in jobs.items():
         *before, target = job.stages
-        model = target.inputs.get("model")
-        together = target.kind == "evaluate" and model is not None and model.key in {stage.key for stage in before}
-        units.setdefault(model.key if together and model is not None else key, []).append(key)
+        made, together = {stage.key for stage in before}, key
+        model = target.inputs.get("model") if target.kind == "evaluate" else None
+        while model is not None and model.key in made:
+            together, model = model.key, model.inputs.get("model")
+        units.setdefault(together, []).append(key)
     return [tuple(keys) for keys in units.values()]
 
 

@@ -13,11 +13,13 @@ from typing import Any
 from omegaconf import MISSING
 
 from harness.checks import check_at_least, check_choice, check_fraction, check_positive, refuse
+from harness.machine import Launch, Machine
 from harness.scoring import Evals
 from harness.signal_kinds import Signal
 
 BUDGET_KINDS = ("epochs", "steps", "trained_tokens", "flops")
 QUANTISATIONS = ("int8", "nf4")
+FORMATS = ("fp32", "bf16", *QUANTISATIONS)
 MODEL_KINDS = ("none", "mini", "hf", "gguf", "http")
 INITS = ("pretrained", "random", "pruned")
 
@@ -167,9 +169,17 @@ class Teacher(Model):
     quantise: str | None = None
     """Weights it teaches and is scored with, rounded after its lessons: `int8` (LLM.int8, arXiv 2208.07339) or
     `nf4` (4 bits, arXiv 2305.14314); null: as they are."""
+    distillation_allowed: str = "unknown"
+    """Whether its licence lets others be trained on what it says: `yes`, `no` (the run is refused) or `unknown`, where
+    nobody here has read it (said in the receipt)."""
+    acknowledge_license: bool = False
+    """Train on it although `distillation_allowed=no`: you have its owner's leave. Said in the receipt."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        said = str(self.distillation_allowed).lower()
+        self.distillation_allowed = {"true": "yes", "false": "no"}.get(said, said)  # YAML reads a bare `no` as false
+        check_choice("teacher.distillation_allowed", self.distillation_allowed, ("yes", "no", "unknown"))
         if self.quantise is not None:
             check_choice("teacher.quantise", self.quantise, QUANTISATIONS)
         check_choice("teacher.label_rows", self.label_rows, ("blocks", "visited"))
@@ -178,43 +188,16 @@ class Teacher(Model):
 
 
 @dataclass
-class Machine:
-    """Where a stage runs. Never identity: it must not change what a stage means."""
+class Measure:
+    """What the models of a cell take to run; never identity."""
 
-    device: str = "auto"
-    """`auto`, `cpu` or `cuda`."""
-    threads: int = 0
-    """Torch threads per worker; 0: one for models below 10 million parameters, else a fair share of the cores."""
-    micro_batch_size: int | None = None
-    """Rows per forward pass; null: the whole effective batch."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
-    shard: bool = False
-    """Split weights, gradients and optimizer among the processes that train a stage (FSDP); one alone has them all."""
-    checkpoint_minutes: float = 10.0
-    """Minutes between checkpoints of a fit; 0: only when it is asked to stop."""
-    wandb: str = "disabled"
-    """Weights & Biases: `disabled`, `offline` or `online`; our JSONL log is written regardless."""
+    formats: list[str] = field(default_factory=lambda: ["fp32"])
+    """Number formats in which size, memory and speed of student and teacher are measured: `fp32`, `bf16`, `int8`,
+    `nf4`; the last two are scored too. Empty: none."""
 
     def __post_init__(self) -> None:
-        check_choice("machine.device", self.device, ("auto", "cpu", "cuda"))
-        check_choice("machine.wandb", self.wandb, ("disabled", "offline", "online"))
-        for name, least in (("threads", 0), ("micro_batch_size", 1), ("checkpoint_minutes", 0)):
-            check_at_least(f"machine.{name}", getattr(self, name), least)
-
-
-@dataclass
-class Launch:
-    """How stages are executed. Never identity."""
-
-    kind: str = "local"
-    """`local` (a bounded pool of workers) or `inline` (this process, one stage at a time)."""
-    workers: int = 0
-    """Workers of the local pool; 0: one per GPU, or one per CPU core (at most 4)."""
-
-    def __post_init__(self) -> None:
-        check_choice("launch.kind", self.kind, ("local", "inline"))
-        check_at_least("launch.workers", self.workers, 0)
+        for name in self.formats:
+            check_choice("measure.formats", name, FORMATS)
 
 
 @dataclass
@@ -237,6 +220,8 @@ class Cell:
     """Training budget, the same for every arm."""
     evals: Evals = field(default_factory=Evals)
     """What every model is scored on."""
+    measure: Measure = field(default_factory=Measure)
+    """What the models take to run; it changes no score and is no identity."""
     seed: int = 0
     """Sets `data_seed` and `train_seed`."""
     world_seed: int = 0

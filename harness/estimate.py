@@ -66,6 +66,10 @@ def estimate(stage: Stage) -> Estimate:
         kept = stage.settings["signal"].get("top_k", 12)  # 50 draws fall on about a dozen different tokens
         flops = forward_flops(stage.inputs["teacher"].parameters, rows * row_tokens)
         return Estimate(rows * row_tokens, flops, rows * response * kept * 4.2)
+    if stage.kind == "measure":
+        asked = stage.settings
+        tokens = (1 + asked["repeats"]) * asked["batch_size"] * (asked["prompt_tokens"] + asked["new_tokens"])
+        return Estimate(tokens, forward_flops(stage.parameters, tokens))
     scored, item_tokens = _scored(stage)
     tokens = scored * item_tokens
     return Estimate(tokens, forward_flops(stage.inputs["model"].parameters, tokens), scored * 500)

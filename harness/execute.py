@@ -13,10 +13,11 @@ from typing import Protocol
 
 from harness.attempt import Outcome
 from harness.checks import SettingsError
-from harness.config import Machine, Settings
+from harness.config import Settings
 from harness.estimate import stage_seconds
 from harness.launch.inline import Inline
 from harness.launch.local import Pool
+from harness.machine import Machine
 from harness.stage import MAKERS, Again, Stage, Work
 from harness.status import MENDABLE, StageState, stage_state
 from harness.store import Store

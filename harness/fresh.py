@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.checks import SettingsError, refuse
-from harness.config import Cell, Machine
+from harness.config import Cell
+from harness.machine import Machine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

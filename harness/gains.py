@@ -104,8 +104,8 @@ def gain(
     return _stack({seed: (own[seed], other[seed]) for seed in sorted(own.keys() & other.keys())}, part is not None)
 
 
-def estimate(name: str, parts: Mapping[Arm, Replicates | None]) -> dict[str, Any]:
-    """Columns `name`, `_low`, `_high`, `_p`, `_covers` and `_survivors` of one arm, over its draws if several.
+def estimate(name: str, parts: Mapping[Any, Replicates | None]) -> dict[str, Any]:
+    """Columns `name`, `_low`, `_high`, `_p`, `_covers` and `_survivors` of one arm, over its draws, by any name.
 
     `_survivors` is the mean without diverged cells, null where there are none.
     """

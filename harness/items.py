@@ -13,6 +13,7 @@ import pandas as pd
 
 from harness.arms import Metric, Record, diverged, score_of
 from harness.evals import ALL, CANARY
+from harness.stats import Array
 
 LoadItems = Callable[[str], pd.DataFrame]
 Values = Callable[[str, Metric], pd.DataFrame | None]
@@ -64,6 +65,14 @@ def scored(
     return Scored(score, items) if known else Scored(score, mismatch=True)
 
 
+def linearised(total: Array, count: Array) -> Array:
+    """Values whose mean is sum(total) / sum(count), each (N,); the totals themselves where every count is 1."""
+    if (count == 1).all():
+        return total
+    ratio = total.sum() / count.sum()
+    return (total - ratio * count) / count.mean() + ratio
+
+
 def item_values(items: pd.DataFrame, metric: Metric) -> pd.DataFrame | None:
     """Values per item (column value, beside source, prompt_hash, total, count) whose mean is the metric; null if none.
 
@@ -89,8 +98,4 @@ def item_values(items: pd.DataFrame, metric: Metric) -> pd.DataFrame | None:
 
 
 def _values(items: pd.DataFrame) -> pd.Series:
-    """Values whose mean is sum(total) / sum(count), linearised; the totals themselves where every count is 1."""
-    if (items["count"].to_numpy() == 1).all():
-        return items["total"]
-    ratio = items["total"].sum() / items["count"].sum()
-    return (items["total"] - ratio * items["count"]) / items["count"].mean() + ratio
+    return pd.Series(linearised(items["total"].to_numpy(float), items["count"].to_numpy(float)), items.index)

@@ -22,9 +22,9 @@ from typing import Any
 
 from harness import preemption
 from harness.attempt import Outcome, alone, attempt, follow, note_failure
-from harness.config import Machine
 from harness.follower import Follower
 from harness.leader import Leader
+from harness.machine import Machine
 from harness.members import own_member
 from harness.processes import slurm_job
 from harness.stage import MAKERS, TOGETHER

@@ -28,7 +28,7 @@ _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "adde
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
 _READ_SUFFIXES = (*WEIGHTS, ".json", ".jinja", ".model", ".txt")  # what loading may read
 _NEVER_READ = ("generation_config.json", "trainer_state.json")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def check_model(model: Model) -> None:
@@ -44,7 +44,7 @@ def check_model(model: Model) -> None:
         _check_folder(model, folder)
     elif model.kind == "http":
         _check_served(model)
-    elif model.kind == "hf" and not _HUB_ID.fullmatch(model.path or ""):
+    elif model.kind == "hf" and not HUB_ID.fullmatch(model.path or ""):
         raise refuse(
             f"{model.name}.path",
             model.path,
@@ -222,7 +222,7 @@ def _check_served(model: Model) -> None:
         base_url(model.path or "")
     folder = local_folder(model.tokenizer)
     field = f"{model.name}.tokenizer"
-    if folder is None and not _HUB_ID.fullmatch(model.tokenizer or ""):
+    if folder is None and not HUB_ID.fullmatch(model.tokenizer or ""):
         raise refuse(field, model.tokenizer, "no such folder, and a hub id has the form org/name")
     if folder is not None:
         _check_tokenizer(model, folder, field, model.tokenizer)

@@ -15,8 +15,8 @@ import torch
 
 from harness.chat import end_of_turn_id, render
 from harness.checks import refuse
-from harness.config import Machine
 from harness.identity import fingerprint
+from harness.machine import Machine
 from harness.model_files import SERVER, read_pointer, tokenizer_json_fingerprint
 from harness.processes import local_rank, process_count
 

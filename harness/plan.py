@@ -8,11 +8,12 @@ once for the whole grid. Nothing here imports torch or reads data.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from harness.checks import refuse
 from harness.config import Cell, Student
+from harness.deployment import Deployment, deployments
 from harness.evaluations import evaluate_stages, fingerprint_of
 from harness.identity import fingerprint
 from harness.methods import method_name
@@ -45,6 +46,8 @@ class CellPlan:
     teacher: Stage | None
     references: Mapping[str, Mapping[str, Stage]]
     """The same of the models the student is compared with: base, and teacher where there is one."""
+    deployments: Mapping[str, Mapping[str, Deployment]] = field(default_factory=dict)
+    """What is measured, by role (student, teacher) and number format; no part of what the cell is."""
 
     @property
     def fingerprint(self) -> str:
@@ -63,9 +66,11 @@ class CellPlan:
 
     @property
     def targets(self) -> tuple[Stage, ...]:
-        """What the cell is made for: its student's evaluations and those of the models it is compared with."""
+        """What the cell is made for: its student's evaluations, those of what it is compared with, and measures."""
         compared = (stage for evaluations in self.references.values() for stage in evaluations.values())
-        return (*(self.evaluations.values() or self.train[-1:]), *compared)
+        measured = (one for formats in self.deployments.values() for one in formats.values())
+        taken = (stage for one in measured for stage in one.targets)
+        return (*(self.evaluations.values() or self.train[-1:]), *compared, *taken)
 
     def making_teacher(self) -> Iterator[Stage]:
         """The stages it takes to make the teacher; a cell's own student is made on a base that is there anyway."""
@@ -148,11 +153,14 @@ def plan_cell(cell: Cell) -> CellPlan:
             inputs |= said | _asked(cell, stage, mixture, teacher)
         train.append(_train(cell, stage, index, inputs, method_name(cell.method)))
     references = {"base": evaluate_stages(cell, base, mixture)}
+    last = train[-1] if train else base
+    deployed = {"student": deployments(cell, last, mixture)}
     if taught_by == "given" and cell.teacher.kind != "http":  # a server is asked for text, its weights are not here
         assert teacher is not None
         references["teacher"] = evaluate_stages(cell, teacher, mixture)
-    evaluations = evaluate_stages(cell, train[-1] if train else base, mixture)
-    return CellPlan(cell, tuple(train), evaluations, tuple(teaching), taught_by, teacher, references)
+        deployed["teacher"] = deployments(cell, teacher, mixture)
+    evaluations = evaluate_stages(cell, last, mixture)
+    return CellPlan(cell, tuple(train), evaluations, tuple(teaching), taught_by, teacher, references, deployed)
 
 
 def _taught_by(cell: Cell, recipe: tuple[TrainStage, ...]) -> str | None:

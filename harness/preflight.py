@@ -8,9 +8,10 @@ import importlib.util
 
 from harness.cards import card_names, load_card
 from harness.checks import refuse
-from harness.config import Machine, Student, Teacher
+from harness.config import QUANTISATIONS, Student, Teacher
 from harness.endpoint import BY_SLURM
 from harness.evals import eval_names
+from harness.machine import Machine
 from harness.methods import method_name
 from harness.model_files import check_model, tokenizer_fingerprint
 from harness.plan import CellPlan, Plan
@@ -30,6 +31,7 @@ def preflight(plan: Plan, machine: Machine | None = None) -> None:
         _once(checked, repr(cell.student), lambda cell=cell: _check_student(cell.student))
         _once(checked, repr(cell.corpus), cell.corpus.check)
         _once(checked, repr(cell.evals), lambda cell=cell: _check_evals(cell.evals))
+        _once(checked, repr(cell.measure), lambda cell=cell: _check_formats(cell.measure.formats))
         if cell_plan.taught_by == "given":
             _once(checked, repr(cell.teacher), lambda cell=cell: _check_teacher(cell.teacher, machine))
             _once(
@@ -58,9 +60,21 @@ def _check_teacher(teacher: Teacher, machine: Machine | None) -> None:
     if teacher.quantise is not None and teacher.kind == "http":
         way_out = "serve quantised weights, or set teacher.quantise=null"
         raise refuse("teacher.quantise", teacher.quantise, "a server's weights are not here", way_out)
+    if teacher.distillation_allowed == "no" and not teacher.acknowledge_license:
+        reason = (
+            f"the licence of teacher={teacher.name} ({teacher.license or 'not named'}) forbids training on what it says"
+        )
+        way_out = "choose another teacher, or set teacher.acknowledge_license=true if its owner lets you"
+        raise refuse("teacher.distillation_allowed", "no", reason, way_out)
     check_model(teacher)
     if teacher.quantise is not None:
         _check_package("teacher.quantise", teacher.quantise, "rounding weights", "bitsandbytes", "quantise")
+
+
+def _check_formats(formats: list[str]) -> None:
+    for name in formats:
+        if name in QUANTISATIONS:
+            _check_package("measure.formats", name, "rounding weights", "bitsandbytes", "quantise")
 
 
 def _check_package(name: str, value: object, what: str, package: str, extra: str) -> None:

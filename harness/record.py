@@ -1,4 +1,4 @@
-"""Records: the receipt of each cell and reference model, read from a frozen plan and the store.
+"""Records: what is known of each cell and reference model, read from a frozen plan and the store.
 
 A record says what was asked, what it cost, how it scored, or why there is no score. The frozen plan is
 the grid's `plan.json`, so records of a grid can be read long after the command that made them.
@@ -18,6 +18,7 @@ from typing import Any
 from harness.config import Cell
 from harness.corpora import corpus_name
 from harness.cost import cell_cost
+from harness.deployment import Deployment
 from harness.evaluations import fingerprint_of
 from harness.identity import plain
 from harness.methods import method_name
@@ -138,6 +139,10 @@ def _freeze_cell(plan: CellPlan, label: Mapping[str, Any], tuned: Tuned | None) 
         "teaching": [stage.key for stage in plan.teaching],
         "making_teacher": making,
     }
+    frozen["deployments"] = {
+        role: {name: _freeze_deployment(one) for name, one in formats.items()}
+        for role, formats in plan.deployments.items()
+    }
     if tuned is not None:
         frozen["tuned"] = plain(tuned.values)
     references: dict[str, dict[str, Any]] = {}
@@ -160,6 +165,11 @@ def _freeze_cell(plan: CellPlan, label: Mapping[str, Any], tuned: Tuned | None) 
             "tuned": {},
         }
     return {**frozen, "references": references}
+
+
+def _freeze_deployment(one: Deployment) -> dict[str, Any]:
+    evaluations = {name: stage.key for name, stage in one.evaluations.items()}
+    return {"measure": one.measure.key, "evaluations": evaluations}
 
 
 def _record(store: Store, frozen: Mapping[str, Any], cell: Mapping[str, Any], facts: _Facts) -> dict[str, Any]:

@@ -15,10 +15,11 @@ from typing import Any
 
 from harness.checks import refuse
 from harness.cluster import Cluster
-from harness.config import Machine, Settings
+from harness.config import Settings
 from harness.execute import View, execute
 from harness.launch.jobs import latest
 from harness.launch.notes import read_submission
+from harness.machine import Machine
 from harness.processes import equal_part
 from harness.record import Part, targets_of, thaw
 from harness.screen import Look

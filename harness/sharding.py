@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from harness.checks import refuse
-from harness.config import Machine
+from harness.machine import Machine
 from harness.processes import process_count, process_rank
 
 

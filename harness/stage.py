@@ -26,6 +26,7 @@ MAKERS: dict[str, tuple[str, int]] = {
     "synthesize": ("harness.stages.synthesize:make_synthesize", 2),
     "train": ("harness.stages.train:make_train", 1),
     "evaluate": ("harness.stages.evaluate:make_evaluate", 2),
+    "measure": ("harness.stages.measure:make_measure", 1),
 }
 
 FEW_PARAMETERS = 10**7

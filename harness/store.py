@@ -6,6 +6,7 @@
     checkpoints/<key>/     what a stopped attempt left for the next one; gone once the artifact is published
     claims/<key>           an advisory note that an attempt is under way
     grids/<name>/          a grid's plan, records and results
+    models/<grid>/<cell>/  a finished student: links to its artifact's files, and its receipt
     submissions/<name>/    what was sent to a cluster at once, and what its jobs printed
     jobs/<key>             which job of a cluster makes the artifact
     code/<hash>/           the code such jobs run
@@ -68,6 +69,10 @@ class Store:
     def grid_folder(self, grid: str) -> Path:
         """The folder of a grid's plan, records and results."""
         return self.root / "grids" / grid
+
+    def model_folder(self, grid: str, cell: str) -> Path:
+        """The folder in which a finished student is found by name."""
+        return self.root / "models" / grid / cell
 
     def checkpoints(self, key: str) -> Path:
         """Where attempts at `key` leave their checkpoints, or will."""

@@ -158,9 +158,12 @@ def teacher_stage(cell: Cell, mixture: Stage) -> Stage:
             max_new_tokens=0,
             loss_on=lesson.loss_on,
         )
-    if teacher.quantise is not None:
-        model = Stage("quantise", f"{model.name}-{teacher.quantise}", {"to": teacher.quantise}, {"model": model})
-    return model
+    return model if teacher.quantise is None else quantise_stage(model, teacher.quantise)
+
+
+def quantise_stage(model: Stage, to: str) -> Stage:
+    """A model with its weights rounded to `int8` or `nf4`."""
+    return Stage("quantise", f"{model.name}-{to}", {"to": to}, {"model": model})
 
 
 def label_stages(cell: Cell, stage: TrainStage, mixture: Stage, subset: Stage, teacher: Stage) -> dict[str, Stage]:

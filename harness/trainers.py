@@ -32,12 +32,13 @@ from harness import preemption, track
 from harness.arguments import learning_rate_share, trainer_arguments, wandb_environment
 from harness.chat import end_of_turn_id
 from harness.checkpoints import Checkpoints, Resumable
-from harness.config import Budget, Machine
+from harness.config import Budget
 from harness.controls import unigram_logprobs
 from harness.cost import forward_flops, train_flops
 from harness.fit_report import FitReport, find_warnings
 from harness.identity import fingerprint
 from harness.likelihood import mean_nll
+from harness.machine import Machine
 from harness.models import count_frozen, count_parameters
 from harness.objectives import Objective, objective_for, trained_together
 from harness.recipe import TrainStage

@@ -63,6 +63,18 @@ def test_all_evaluations_of_a_cell_are_one_task_and_those_of_a_shared_model_are_
     assert {(stage.key,) for stage in base.values()} <= tasks
 
 
+def test_a_student_that_is_scored_in_several_formats_is_trained_in_one_task():
+    plan = plan_of("data_frac=1.0", "method=sft", "measure.formats=[int8,nf4]")
+    (cell,) = plan.cells
+    trained = [task for batch in batches_of(plan, pack_minutes=0) for task in batch.tasks if set(task) & _scored(cell)]
+    assert len(trained) == 1 and set(trained[0]) == _scored(cell) and len(trained[0]) == 6
+
+
+def _scored(cell):
+    evaluations = [cell.evaluations, *(one.evaluations for one in cell.deployments["student"].values())]
+    return {stage.key for stages in evaluations for stage in stages.values()}
+
+
 def test_a_job_waits_for_exactly_what_it_needs():
     plan = plan_of("data_frac=1.0", "method=sft,logit_kd")
     found = batches_of(plan)
@@ -157,7 +169,11 @@ def test_the_command_line_may_set_what_a_clusters_file_leaves_out():
 def test_only_a_job_that_trains_gets_several_nodes_and_processes():
     rule = {"nodes": 2, "processes": 2, "cpus": 1, "memory_gb": 4}
     found = batches_of(plan_of("data_frac=1.0", "method=sft"), resources=[rule])
-    assert {batch.kind: batch.resources.count for batch in found if batch.kind != "cells"} == {"mixture": 1, "base": 1}
+    assert {batch.kind: batch.resources.count for batch in found if batch.kind != "cells"} == {
+        "mixture": 1,
+        "base": 1,
+        "measure": 1,
+    }
     assert max(batch.resources.count for batch in found if batch.kind == "cells") == 4
 
 

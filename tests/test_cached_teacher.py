@@ -11,7 +11,8 @@ from datasets import Dataset
 
 from harness.cached_teacher import CachedTeacher
 from harness.checks import SettingsError
-from harness.config import Budget, Machine
+from harness.config import Budget
+from harness.machine import Machine
 from harness.models import load_model
 from harness.objectives import KeptDistributions, objective_for
 from harness.recipe import TrainStage

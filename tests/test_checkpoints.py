@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 from harness import preemption
 from harness.checkpoints import random_state, set_random_state
-from harness.config import Budget, Machine
+from harness.config import Budget
 from harness.divergences import Divergence
+from harness.machine import Machine
 from harness.objectives import Distributions
 from harness.recipe import TrainStage
 from harness.sequences import visits

@@ -12,8 +12,9 @@ from scipy.special import rel_entr
 from harness.alignment import align
 from harness.chat import render
 from harness.checks import SettingsError
-from harness.config import Budget, Machine
+from harness.config import Budget
 from harness.cross import CrossTeacher, rows_of, spans, token_logprobs, uld
+from harness.machine import Machine
 from harness.objectives import objective_for
 from harness.recipe import TrainStage
 from harness.sequences import Rows, collate, visits

@@ -14,9 +14,10 @@ import harness.execute
 import harness.stage
 from harness.attempt import attempt
 from harness.checks import SettingsError
-from harness.config import Launch, Machine, Settings
+from harness.config import Settings
 from harness.execute import execute
 from harness.launch.local import Pool
+from harness.machine import Launch, Machine
 from harness.plan import CellPlan, Plan
 from harness.stage import Stage
 from harness.status import cell_state, stage_state

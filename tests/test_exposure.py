@@ -9,12 +9,12 @@ from datasets import load_from_disk
 import harness.api as harness
 from harness.breakdown import items as items_of
 from harness.checks import SettingsError
-from harness.config import Launch
 from harness.corpora._rows import prompt_hash
 from harness.corpora.mini import Corpus
 from harness.exposure import SEEN_BY, Exposures
 from harness.grid import frozen_plan
 from harness.grid import main as grid
+from harness.machine import Launch
 from harness.store import Store
 from harness.world.facts import draw_facts
 from harness.world.lines import facts_told

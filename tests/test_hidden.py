@@ -20,8 +20,9 @@ from transformers import (
 )
 
 from harness.checks import SettingsError
-from harness.config import Budget, Machine
+from harness.config import Budget
 from harness.hidden import Features, Relations
+from harness.machine import Machine
 from harness.methods import load_method
 from harness.models import save_model
 from harness.objectives import objective_for, trained_together

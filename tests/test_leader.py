@@ -11,7 +11,7 @@ import time
 import pytest
 
 from harness import follower, job, leader, preemption
-from harness.config import Machine
+from harness.machine import Machine
 from harness.stage import Stage
 from harness.status import stage_state
 from harness.store import Store

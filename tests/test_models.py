@@ -7,7 +7,7 @@ import torch
 
 from harness.chat import set_template
 from harness.checks import SettingsError
-from harness.config import Machine
+from harness.machine import Machine
 from harness.model_files import tokenizer_fingerprint_of_folder
 from harness.models import (
     count_parameters,

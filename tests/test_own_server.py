@@ -9,7 +9,7 @@ from harness import own_server
 from harness.cards import load_card
 from harness.checks import SettingsError
 from harness.compose import compose
-from harness.config import Machine
+from harness.machine import Machine
 from harness.plan import plan_cell
 from harness.stages.evaluate import make_evaluate
 from tests.doubles import save_tiny

@@ -28,7 +28,7 @@ def test_the_main_grid_makes_each_shared_stage_once():
     plan = Plan.of(cells("data_frac=0.01,0.1,1.0", "method=sft,kd"))
     # train: 3 sft, 3 warm-ups, 3 distillations, 1 teacher; evaluate: twice 6 cells, base, teacher
     # subset: 3 fractions for the student, the whole mixture for the teacher
-    assert kinds(plan) == {"mixture": 1, "base": 2, "subset": 4, "train": 10, "evaluate": 16}
+    assert kinds(plan) == {"mixture": 1, "base": 2, "subset": 4, "train": 10, "evaluate": 16, "measure": 2}
 
 
 def test_inputs_come_before_the_stages_that_use_them():
@@ -73,6 +73,11 @@ def test_kd_and_its_control_share_the_warm_up():
         "student.name=other",
         "grid=mine",
         "student.license=MIT",
+        "teacher.license=MIT",
+        "teacher.distillation_allowed=unknown",
+        "teacher.acknowledge_license=true",
+        "measure=deploy",
+        "measure.formats=[]",
     ],
 )
 def test_what_cannot_change_a_number_keeps_the_address(override):
@@ -313,3 +318,41 @@ def test_a_method_that_no_cache_can_serve_is_refused_in_the_plan(method):
 def test_cells_that_differ_in_their_signal_have_names_that_differ():
     frozen = freeze(Plan.of(cells("method=sft,logit_kd", "signal.kind=live,top_k")), "g")
     assert sorted(cell["method"] for cell in frozen["cells"]) == ["logit_kd", "logit_kd[signal=top_k]", "sft"]
+
+
+def test_measures_are_shared_by_every_cell_of_a_grid_and_are_no_part_of_what_a_cell_is():
+    asked = ["method=sft,kd", "data_frac=0.1,1.0", "seed=0,1"]
+    plan, without = Plan.of(cells(*asked, "measure=deploy")), Plan.of(cells(*asked, "measure.formats=[]"))
+    assert [cell.fingerprint for cell in plan.cells] == [cell.fingerprint for cell in without.cells]
+    assert "measure" not in kinds(without) and "quantise" not in kinds(without)
+    assert kinds(plan)["measure"] == 2 * 4  # student and teacher in four formats
+    assert kinds(plan)["quantise"] == 2 * (2 + 8 + 1)  # to int8, nf4: two bases, eight students, the trained teacher
+    (rounded,) = {cell.deployments["student"]["nf4"].measure.key for cell in plan.cells}
+    (base,) = {cell.train[0].inputs["start"].key for cell in plan.cells if str(cell.cell.method).startswith("Method")}
+    assert next(s for s in plan.stages if s.key == rounded).inputs["model"].inputs["model"].key == base
+
+
+def test_rounded_weights_are_scored_like_any_model_and_others_are_not_scored_again():
+    (cell,) = cells("method=kd", "measure=deploy", "evals.names=[heldout,verified]")
+    plan = plan_cell(cell)
+    for role, model in (("student", plan.train[-1]), ("teacher", plan.teacher)):
+        found = plan.deployments[role]
+        assert not found["fp32"].evaluations and not found["bf16"].evaluations
+        for name in ("int8", "nf4"):
+            assert set(found[name].evaluations) == {"heldout", "verified"}
+            (scored,) = {stage.inputs["model"] for stage in found[name].evaluations.values()}
+            assert (scored.settings, scored.inputs["model"].key) == ({"to": name}, model.key)
+
+
+def test_a_teacher_that_is_rounded_already_is_rounded_from_its_whole_weights():
+    (plain,), (four,) = (cells("method=kd", "measure.formats=[nf4]", *more) for more in ([], ["teacher.quantise=nf4"]))
+    plain, four = plan_cell(plain).deployments["teacher"], plan_cell(four)
+    assert four.deployments["teacher"]["nf4"].measure.key == plain["nf4"].measure.key
+    assert four.deployments["teacher"]["nf4"].evaluations["verified"].key == four.references["teacher"]["verified"].key
+
+
+def test_a_teacher_behind_a_server_and_a_cells_own_student_are_not_measured(tmp_path):
+    byte_tokenizer().save_pretrained(tmp_path)
+    served = [f"teacher.tokenizer={tmp_path}", "teacher.served_model=big", "teacher.path=http://here:1"]
+    for asked in (["method=seq_kd", "teacher=served", *served], ["method=self_kd"], ["method=sft"]):
+        assert set(plan_cell(cells(*asked)[0]).deployments) == {"student"}

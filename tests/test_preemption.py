@@ -7,7 +7,7 @@ import pytest
 
 from harness import preemption
 from harness.attempt import attempt
-from harness.config import Machine
+from harness.machine import Machine
 from harness.preemption import Preempted
 from harness.stage import Stage
 from harness.status import stage_state

@@ -4,7 +4,8 @@ import pytest
 
 from harness.checks import SettingsError
 from harness.compose import compose
-from harness.config import Machine
+from harness.config import Teacher
+from harness.machine import Machine
 from harness.plan import Plan
 from harness.preflight import preflight
 from tests.doubles import byte_tokenizer, save_tiny
@@ -90,3 +91,35 @@ def test_code_that_a_model_wrote_is_run_only_where_that_was_allowed():
     with pytest.raises(SettingsError, match=r"evals\.names='humaneval'.*evals\.run_code=true"):
         check("method=untrained", "evals.names=[humaneval]")
     check("method=untrained", "evals.names=[humaneval]", "evals.run_code=true")
+
+
+def test_a_teacher_whose_licence_forbids_distillation_is_refused_unless_acknowledged():
+    forbidden = ["method=kd", "teacher.license=Restricted-1", "teacher.distillation_allowed=no"]
+    with pytest.raises(
+        SettingsError, match=r"distillation_allowed='no'.*Restricted-1.*acknowledge_license=true"
+    ) as said:
+        check(*forbidden)
+    assert "\n" not in str(said.value)
+    check(*forbidden, "teacher.acknowledge_license=true")
+    check("method=sft", *forbidden[1:])  # nobody is taught by it
+    check("method=kd", "teacher.distillation_allowed=unknown")
+
+
+@pytest.mark.parametrize(("written", "meant"), [("no", "no"), (False, "no"), (True, "yes"), ("unknown", "unknown")])
+def test_a_bare_yes_or_no_in_a_yaml_file_means_what_it_says(written, meant):
+    assert Teacher(name="t", kind="mini", distillation_allowed=written).distillation_allowed == meant
+
+
+def test_only_yes_no_and_unknown_are_answers():
+    with pytest.raises(SettingsError, match=r"distillation_allowed='perhaps'.*yes, no, unknown"):
+        check("method=kd", "teacher.distillation_allowed=perhaps")
+
+
+def test_formats_are_checked_by_name_and_by_package(monkeypatch):
+    with pytest.raises(SettingsError, match=r"measure\.formats='int3'.*fp32, bf16, int8, nf4"):
+        check("method=sft", "measure.formats=[int3]")
+    check("method=sft", "measure=deploy")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    check("method=sft")
+    with pytest.raises(SettingsError, match=r"measure\.formats='int8'.*bitsandbytes.*harness\[quantise\]"):
+        check("method=sft", "measure=deploy")

@@ -23,8 +23,9 @@ from harness.adapters import with_adapters
 from harness.attempt import attempt
 from harness.checks import SettingsError
 from harness.chunks import CHUNK_ELEMENTS
-from harness.config import Budget, Machine
+from harness.config import Budget
 from harness.heads import agrees
+from harness.machine import Machine
 from harness.recipe import TrainStage
 from harness.sequences import Rows, visits
 from harness.stage import Stage

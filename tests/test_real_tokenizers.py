@@ -11,8 +11,8 @@ import pytest
 
 from harness.api import run_grid
 from harness.compose import compose
-from harness.config import Launch
 from harness.fresh import main
+from harness.machine import Launch
 from harness.store import Store
 from tests import real
 

@@ -12,7 +12,7 @@ import pytest
 
 from harness import preemption, shards
 from harness.attempt import attempt
-from harness.config import Machine
+from harness.machine import Machine
 from harness.shards import Shards, read_batch
 from harness.stage import Stage
 from harness.store import Store

@@ -12,12 +12,12 @@ from omegaconf import OmegaConf
 from harness.checks import SettingsError
 from harness.cluster import Cluster
 from harness.compose import compose
-from harness.config import Machine
 from harness.launch.jobs import states_of
 from harness.launch.notes import Notes
 from harness.launch.queue import Queue
 from harness.launch.slurm import submit
 from harness.launch.snapshot import publish_code
+from harness.machine import Machine
 from harness.plan import Plan
 from harness.run import run
 from harness.stage import MAKERS

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from harness.checks import SettingsError
-from harness.config import Machine
 from harness.generate import generate
 from harness.interleaved import interleave
 from harness.likelihood import mean_nll
+from harness.machine import Machine
 from harness.recipe import TrainStage
 from harness.sequences import Rows, draw_seed, prompt_of, visits
 from harness.signals import LiveTeacher

@@ -14,7 +14,8 @@ import torch
 from datasets import Dataset
 
 from harness.chat import render
-from harness.config import Budget, Machine
+from harness.config import Budget
+from harness.machine import Machine
 from harness.recipe import TrainStage
 from harness.sequences import IGNORED, Row, collate, visits
 from harness.signals import LiveTeacher

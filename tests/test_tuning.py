@@ -8,8 +8,9 @@ import pytest
 import harness.api as harness
 from harness.checks import SettingsError
 from harness.compose import Composed, compose
-from harness.config import Launch, Settings
+from harness.config import Settings
 from harness.grid import main as grid
+from harness.machine import Launch
 from harness.methods import method_name
 from harness.plan import Plan, plan_cell
 from harness.store import Store

@@ -12,9 +12,9 @@ from harness import grid
 from harness.attempt import note_failure
 from harness.checks import SettingsError
 from harness.cluster import Cluster
-from harness.config import Machine
 from harness.execute import execute
 from harness.ledger import ledger
+from harness.machine import Machine
 from harness.record import keep_plan, targets_of, thaw
 from harness.retry import Failure, failures, mended, smaller_batches
 from harness.retry import retry as try_again

@@ -1,5 +1,6 @@
 """One whole grid on the miniature, data to figure, small enough for every run of the suite; and the doors."""
 
+import itertools
 import json
 import os
 import signal
@@ -9,12 +10,15 @@ import time
 
 import pandas as pd
 import pytest
-from transformers import LlamaConfig
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 import harness.api as harness
-from harness.config import Launch
 from harness.grid import main as grid
-from harness.models import random_model
+from harness.machine import Launch
+from harness.models import load_model, random_model
+from harness.receipt import write_receipts
 from harness.store import Store
 from harness.world.sizes import llama_settings
 from harness.world.tokenizer import load_mini_tokenizer
@@ -29,6 +33,7 @@ SMALL = {
     "teacher__lessons": [[]],
     "budget__amount": 5,
     "budget__batch_size": 8,
+    "measure__formats": [[]],
 }
 
 
@@ -41,7 +46,8 @@ def words_of(settings):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("grids")
-    cells = harness.grid(method=["sft", "sft_restart", "kd", "logit_kd", "seq_kd"], **SMALL)
+    small = {**SMALL, "measure__formats": [["fp32"]]}
+    cells = harness.grid(method=["sft", "sft_restart", "kd", "logit_kd", "seq_kd"], **small)
     return harness.run(cells, store=str(root / "store"), grid="small", launch=Launch(kind="inline"))
 
 
@@ -126,6 +132,105 @@ def test_every_arm_of_one_seed_and_fraction_was_given_the_same_rows_and_held_out
     assert len(ids) == 1
 
 
+def receipts_of(done):
+    return {folder: json.loads((folder / "receipt.json").read_text()) for folder in done.models}
+
+
+def test_every_students_folder_loads_like_any_other_and_has_its_chat_template(finished):
+    assert len(finished.models) == 10
+    cells = {record["cell"]: record for record in finished.records}
+    for folder, receipt in list(receipts_of(finished).items())[::4]:
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        asked = {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}
+        prompt = tokenizer.apply_chat_template([{"role": "user", "content": "add 1 2"}], **asked)
+        trained = load_model(cells[receipt["cell"]]["artifact"])
+        with torch.no_grad():
+            assert torch.equal(model(**prompt).logits, trained(**prompt).logits)
+        assert (folder / "README.md").read_text() == (folder / "RECEIPT.md").read_text()
+        assert ModelCard.load(folder / "RECEIPT.md").data.eval_results
+
+
+def test_the_figures_of_a_receipt_are_those_of_the_table(finished):
+    table = finished.summary
+    for receipt in receipts_of(finished).values():
+        row = table[(table["method"] == receipt["method"]) & (table["data_frac"] == receipt["data_frac"])]
+        assert receipt["scores"]
+        for score in receipt["scores"]:
+            (told,) = row[(row["eval"] == score["eval"]) & (row["metric"] == score["metric"])].to_dict("records")
+            for name in ("score", "low", "high"):
+                column = "score" if name == "score" else f"score_{name}"
+                assert score[name] == pytest.approx(told[column], nan_ok=True)
+            gain = score["against"].get("sft")
+            assert (gain is None) == (receipt["method"] == "sft")
+            if gain is not None:
+                values = [gain["gain"], gain["low"], gain["high"]]
+                assert values == pytest.approx([told["gain"], told["gain_low"], told["gain_high"]])
+            for role in ("base", "teacher")[: 1 if receipt["teacher"] is None else 2]:
+                other = table[(table["role"] == role) & (table["eval"] == score["eval"])]
+                other = other[other["metric"] == score["metric"]]["score"].item()
+                assert score["against"][role]["score"] == pytest.approx(other)
+        for purpose, cost in receipt["cost"].items():
+            assert cost["flops"] == row[f"{purpose}_flops"].iloc[0]
+
+
+def test_a_receipt_says_what_the_student_was_made_of(finished):
+    receipts = list(receipts_of(finished).values())
+    for receipt in receipts:
+        data = receipt["data"]
+        assert data["rows"] == sum(one["rows"] for one in data["sources"]) > 0
+        assert {one["license"] for one in data["sources"]} == {"Apache-2.0"}
+        assert receipt["licences"] == {"says": "nothing stated stands against use", "reasons": []}
+        assert (receipt["teacher"] is None) == receipt["method"].startswith("sft")
+        assert receipt["provenance"]["versions"]["torch"] and receipt["provenance"]["weights_sha256"]
+        assert "not measured in bf16, int8, nf4: measure.formats=[fp32]" in receipt["missing"]
+        assert {row["role"] for row in receipt["deployment"]} == {"student", "teacher"} - {
+            "teacher" if receipt["teacher"] is None else ""
+        }
+        assert all(row["peak_memory_bytes"] > 0 and row["problem"] is None for row in receipt["deployment"])
+    written = {receipt["method"]: receipt["data"]["written"] for receipt in receipts if receipt["data_frac"] == 1.0}
+    assert written["seq_kd"]["labels"] >= 216 and written["logit_kd"] == {}
+
+
+def test_an_unchanged_receipt_is_left_alone_and_a_changed_one_is_written_again(finished, capsys):
+    root = finished.folder.parent.parent
+    receipts = [folder / "RECEIPT.md" for folder in finished.models]
+    before = [path.stat().st_mtime_ns for path in receipts]
+    receipts[0].with_name("receipt.json").write_text("{")  # cut off
+    assert grid(["--store", str(root), "results", "small"]) == 0
+    assert "10 models, each with its RECEIPT.md" in capsys.readouterr().out
+    after = [path.stat().st_mtime_ns for path in receipts]
+    assert after[0] > before[0] and after[1:] == before[1:]
+
+
+def test_a_student_that_was_not_trained_or_did_not_finish_has_no_folder(finished):
+    store, frozen = Store(finished.folder.parent.parent), json.loads((finished.folder / "plan.json").read_text())
+    one, two, *others = finished.records
+    changed = [{**one, "artifact": None}, {**two, "status": "failed"}, *others]
+    folders = write_receipts(store, {**frozen, "grid": "partly"}, changed)
+    assert len(folders) == 8 and sorted(folders[0].parent.iterdir()) == sorted(folders)
+
+
+def test_rounded_weights_are_scored_beside_whole_ones(finished):
+    pytest.importorskip("bitsandbytes")
+    root = finished.folder.parent.parent
+    small = {**SMALL, "data_frac": 1.0, "measure__formats": [["fp32", "nf4"]]}
+    cells = harness.grid(method="logit_kd", **small)
+    done = harness.run(cells, store=str(root), grid="deploy", launch=Launch(kind="inline"))
+    ((folder, receipt),) = receipts_of(done).items()
+    rows = {(row["role"], row["format"]): row for row in receipt["deployment"]}
+    assert set(rows) == set(itertools.product(("student", "teacher"), ("fp32", "nf4")))
+    assert rows["student", "fp32"]["scores"] == []
+    whole = {(one["eval"], one["metric"]): one["score"] for one in receipt["scores"]}
+    for score in rows["student", "nf4"]["scores"]:
+        change = score["against_whole"]
+        assert change["score"] == pytest.approx(whole[score["eval"], score["metric"]])
+        assert score["score"] - change["score"] == pytest.approx(change["gain"])
+    assert {(one["eval"], one["metric"]) for one in rows["student", "nf4"]["scores"]} == set(whole)
+    assert rows["student", "nf4"]["weight_bytes"] < rows["student", "fp32"]["weight_bytes"] / 4
+    assert any("no comparison with SFT" in one for one in receipt["missing"])
+    assert "Whether it beats SFT at the same budget is not known" in (folder / "RECEIPT.md").read_text()
+
+
 def test_running_it_again_computes_nothing(finished, capsys):
     cells = harness.grid(method=["sft", "kd"], **SMALL)
     again = harness.run(cells, store=str(finished.folder.parent.parent), grid="again", launch=Launch(kind="inline"))
@@ -185,6 +290,7 @@ def test_a_failing_cell_is_a_row_with_its_reason_and_the_others_finish(tmp_path)
     table = pd.read_csv(next((tmp_path / "s" / "grids").glob("*/results.csv")))
     students = table[table["role"] == "student"]
     assert set(students["status"]) == {"done", "failed"}
+    assert len(list((tmp_path / "s" / "models").glob("*/*/receipt.json"))) == 1, "a failed cell has no model"
 
 
 @pytest.mark.parametrize(

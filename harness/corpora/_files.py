@@ -24,7 +24,7 @@ from harness.corpora import corpus_name
 
 SUFFIXES = (".jsonl", ".parquet", ".arrow")
 ROWS_AT_ONCE = 1000
-CHANGE_NO_ROW = ("path", "max_length", "max_new_tokens")  # settings that are no part of a corpus's identity
+CHANGE_NO_ROW = ("path", "max_length", "max_new_tokens", "license")  # settings that are no part of a corpus's identity
 RACY_SECONDS = 2.0  # a file touched this recently may change again without a new mtime, so it is not cached
 
 

@@ -45,6 +45,8 @@ class Corpus(CorpusSettings):
     """Column of the row's id; rows without one are numbered."""
     truth_column: str | None = None
     """Column of the right final answer, for verifiers; null: none is known."""
+    license: str | None = None
+    """Licence of the rows, for receipts (e.g. CC-BY-4.0); null: none is stated. It changes no row."""
 
     def identity(self, world_seed: int) -> dict[str, Any]:
         """Every field that changes rows, and the sha256 of each file in reading order."""

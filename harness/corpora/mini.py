@@ -24,6 +24,7 @@ from harness.world.reading import read_prompt
 from harness.world.sources import CANARY, DOMAINS, MOST_HELDOUT, SOURCES, Prompt
 from harness.world.tokenizer import build
 
+LICENSE = "Apache-2.0"
 DIALOGUE_TURNS = 4
 DIALOGUE_LENGTH = 128
 
@@ -132,6 +133,10 @@ class Corpus(CorpusSettings):
         """The fact or operands asked for; None for other text and for the canary."""
         read = read_prompt(prompt)
         return None if read is None else read.question
+
+    def provenance(self) -> dict[str, Any]:
+        """The licence of every source: all of it is drawn here."""
+        return {"licenses": dict.fromkeys((*DOMAINS[self.domain], CANARY), LICENSE)}
 
     def size(self) -> Size | None:
         """Train rows, exactly, and mean tokens per row, from a few rows of one world; None for no rows."""

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from harness.attempt import Outcome, attempt
-from harness.config import Machine
+from harness.machine import Machine
 from harness.store import Store
 from harness.track import Progress
 

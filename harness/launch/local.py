@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.attempt import Outcome, note_death
-from harness.config import Machine
+from harness.machine import Machine
 from harness.preemption import EXIT_CODE
 from harness.processes import available_cores, visible_gpus
 from harness.store import Store

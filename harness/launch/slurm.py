@@ -20,11 +20,11 @@ from harness import job, serve
 from harness.batches import Batch, Job, batches, check_batch_sizes, own_jobs
 from harness.checks import refuse
 from harness.cluster import Cluster, Resources
-from harness.config import Machine
 from harness.launch.notes import Notes, read_notes, write_sent
 from harness.launch.queue import Queue
 from harness.launch.servers import Server, pointed, take_servers
 from harness.launch.snapshot import publish_code
+from harness.machine import Machine
 from harness.stage import TOGETHER, Again, Stage, Work
 from harness.status import MENDABLE, StageState, stage_state
 from harness.store import Store, write_json

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.attempt import attempt
-from harness.config import Machine
+from harness.machine import Machine
 from harness.store import Store
 
 PARENT_CHECK_SECONDS = 0.5

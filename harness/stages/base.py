@@ -17,8 +17,9 @@ import numpy as np
 
 from harness import chat
 from harness.checks import refuse
-from harness.config import Budget, Machine
+from harness.config import Budget
 from harness.corpora._files import file_sha256
+from harness.machine import Machine
 from harness.model_files import POINTER, SERVER, local_folder, read_pointer
 from harness.models import (
     count_parameters,

@@ -24,11 +24,11 @@ from harness import track
 from harness.cached_teacher import hashes_of, teacher_fingerprint
 from harness.caches import ROWS_PER_SHARD, StoredRow, batch_hashes, shard_batch, stored_row, write_cache
 from harness.checks import SettingsError, refuse
-from harness.config import Machine
 from harness.cost import forward_flops
 from harness.divergences import scored_positions
 from harness.heads import logits_at
 from harness.kept import Kept, sampled_of, top_k_named, top_k_of
+from harness.machine import Machine
 from harness.models import device_of
 from harness.provenance import provenance
 from harness.sequences import Row, Rows, collate, draw_seed

@@ -19,10 +19,10 @@ from harness import track
 from harness.cards import load_card
 from harness.chat import end_of_turn_id
 from harness.checks import refuse
-from harness.config import Machine
 from harness.corpora._files import file_sha256
 from harness.cost import forward_flops
 from harness.evals import ALL, UNREAD, HeldoutRow, Item, Options, Score, Scored, load_eval
+from harness.machine import Machine
 from harness.models import count_parameters, device_of, load_model, load_shape, load_tokenizer, weights_folder
 from harness.own_server import serving
 from harness.sampling import in_proportion

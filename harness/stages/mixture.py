@@ -24,10 +24,10 @@ import pyarrow.parquet as pq
 
 from harness import track
 from harness.checks import refuse
-from harness.config import Machine
 from harness.corpora import corpus_from
 from harness.corpora._files import file_sha256
 from harness.corpora._rows import is_answered, nothing_to_score, prompt_hash, row_hash
+from harness.machine import Machine
 from harness.store import write_json
 
 ROWS_AT_ONCE = 500

@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 
 from harness import chat, models, track
 from harness.checks import refuse
-from harness.config import Machine
 from harness.corpora._rows import without_answers
+from harness.machine import Machine
 from harness.store import write_json
 
 ROWS_AT_ONCE = 1000

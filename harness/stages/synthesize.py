@@ -23,12 +23,12 @@ from datasets import Dataset, load_from_disk
 from harness import track
 from harness.chat import Rendered, render
 from harness.checks import SettingsError, refuse
-from harness.config import Machine
 from harness.corpora import corpus_from, load_corpus
 from harness.cost import forward_flops
 from harness.evals.verified import verify
 from harness.in_context import Pair, Writer
 from harness.likelihood import mean_nll, served_nll
+from harness.machine import Machine
 from harness.models import device_of, tokenizer_hash
 from harness.sequences import Rows
 from harness.shards import Shards

@@ -21,8 +21,9 @@ from datasets import Dataset, Features, List, Value, load_from_disk
 
 from harness import track
 from harness.chat import end_of_turn_id
-from harness.config import Budget, Machine
+from harness.config import Budget
 from harness.cost import forward_flops
+from harness.machine import Machine
 from harness.models import device_of, load_tokenizer, rendering_hash
 from harness.sequences import Rows, answered, draw_seed, visiting_order
 from harness.shards import Shards, read_batch

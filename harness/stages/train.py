@@ -22,10 +22,11 @@ from harness.alignment import Coverage
 from harness.cached_teacher import CachedTeacher
 from harness.chat import end_of_turn_id
 from harness.checks import refuse
-from harness.config import Budget, Machine
+from harness.config import Budget
 from harness.cross import CrossTeacher
 from harness.identity import fingerprint
 from harness.likelihood import mean_nll
+from harness.machine import Machine
 from harness.models import count_frozen, count_parameters, device_of, load_model, load_tokenizer, save_model
 from harness.processes import process_rank
 from harness.recipe import CROSS, TrainStage

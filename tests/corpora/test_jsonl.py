@@ -45,6 +45,11 @@ def test_rows_of_jsonl_parquet_and_a_saved_data_set_are_the_same(tmp_path):
         assert [(e.id, e.messages, e.source) for e in read(tmp_path / name)] == expected, name
 
 
+def test_the_licence_of_the_rows_is_no_part_of_their_identity(tmp_path):
+    path = str(write(tmp_path / "rows.jsonl", GOOD))
+    assert Corpus(path=path, license="CC-BY-4.0").identity(0) == Corpus(path=path).identity(0)
+
+
 def test_prompt_and_completion_columns_become_one_exchange(tmp_path):
     path = write(tmp_path / "qa.jsonl", {"question": "2+2?", "answer": "#### 4"})
     (row,) = read(path, prompt_column="question", completion_column="answer", truth_column="answer", name="gsm8k")

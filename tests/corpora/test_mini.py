@@ -255,3 +255,9 @@ def test_settings_that_cannot_be_run_are_refused(settings: dict, said: str) -> N
 
 
 GOLDEN = "b5f97a63fedf4b936d5063515dfdf5ffd0a77a80acb1b5715a813fe2c0b7b072"
+
+
+def test_every_source_has_the_licence_of_what_is_made_here():
+    corpus = Corpus(rows=24, heldout_per_source=1)
+    licenses = corpus.provenance()["licenses"]
+    assert {licenses[example.source] for example in corpus.examples(0)} == {"Apache-2.0"}

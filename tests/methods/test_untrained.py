@@ -5,7 +5,7 @@ import pytest
 from harness import api
 from harness.checks import SettingsError
 from harness.compose import compose
-from harness.config import Launch
+from harness.machine import Launch
 from harness.plan import Plan
 from harness.tuning import Tune, plan_searches
 from tests.doubles import save_tiny

@@ -12,8 +12,8 @@ from datasets import load_from_disk
 
 from harness import preemption
 from harness.chat import render
-from harness.config import Machine
 from harness.corpora._rows import prompt_hash
+from harness.machine import Machine
 from harness.models import tokenizer_hash
 from harness.stages.teach import save_rows
 from tests.doubles import byte_tokenizer, save_tiny

@@ -9,7 +9,8 @@ import torch
 
 from harness.chat import TULU_TEMPLATE
 from harness.checks import SettingsError
-from harness.config import Machine, Model, Teacher
+from harness.config import Model, Teacher
+from harness.machine import Machine
 from harness.model_files import model_identity
 from harness.models import load_model, load_tokenizer
 from harness.stages.base import line_rows, make_base

@@ -11,7 +11,7 @@ from datasets import Dataset, load_from_disk
 from harness import caches, kept
 from harness.cached_teacher import CachedTeacher
 from harness.checks import SettingsError
-from harness.config import Machine
+from harness.machine import Machine
 from harness.models import load_tokenizer
 from harness.signal_kinds import Signal
 from harness.stages import cache

@@ -7,7 +7,7 @@ import pytest
 from datasets import load_from_disk
 
 from harness.checks import SettingsError
-from harness.config import Machine
+from harness.machine import Machine
 from harness.stages.subset import choose_rows, choose_validation, make_subset
 from harness.teaching import block_edges
 from tests.doubles import byte_ids, byte_tokenizer, special_id

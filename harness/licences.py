@@ -1,0 +1,87 @@
+"""Licences: what the stated licences of a model's parts say together, in words a person can check.
+
+Only what publishers state is compared, by its name; no text of a licence is read, and nothing here is legal
+advice. What nobody stated is told as such, never guessed.
+
+    flag_of("CC-BY-NC-4.0")                                        # "non-commercial"
+    judge("Apache-2.0", [("no_robots", "CC-BY-NC-4.0")], None)     # Verdict("not for commercial use", [...])
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+NON_COMMERCIAL = "non-commercial"
+NOT_STATED = "no licence stated"
+NOT_READ = "stated from memory, not read"
+HUB_NAMES = {"odc-by-1.0": "odc-by"}
+"""Names the Hugging Face hub gives to licences, where it has another than SPDX in lower case."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What stands in the way of using a model, by what is stated."""
+
+    says: str
+    """One of `not for commercial use`, `not allowed as stated`, `unclear`, `nothing stated stands against use`."""
+    reasons: list[str]
+    """Every part that has to do with it, a sentence each."""
+
+    @property
+    def clear(self) -> bool:
+        """Whether every part states a licence and none restricts use."""
+        return not self.reasons
+
+
+def flag_of(license: str | None) -> str:
+    """What to look out for in a stated licence: `non-commercial`, `no licence stated`, `stated from memory, not
+    read`, or nothing."""
+    if license is None or license.startswith("not "):
+        return NOT_STATED
+    if re.search(r"-NC\b|non-?commercial", license, re.IGNORECASE):
+        return NON_COMMERCIAL
+    return NOT_READ if "from memory" in license else ""
+
+
+def judge(student: str | None, sources: Iterable[tuple[str, str | None]], teacher: Mapping[str, Any] | None) -> Verdict:
+    """What the licences of a student's weights, its rows (source, licence) and its teacher say together.
+
+    `teacher`: `name`, `license`, `distillation_allowed` and `acknowledge_license`; null where nobody taught it.
+    """
+    named: dict[str, list[str]] = {}
+    for source, license in sources:
+        named.setdefault(flag_of(license), []).append(source)
+    telling = [flag for flag in (NON_COMMERCIAL, NOT_STATED, NOT_READ) if flag in named]
+    reasons = [f"data, {flag}: {', '.join(named[flag])}" for flag in telling]
+    flags = [flag for flag in named if flag]
+    if student_flag := flag_of(student):
+        reasons.append(f"student's start weights: {student_flag}")
+        flags.append(student_flag)
+    forbidden = False
+    if teacher is not None:
+        if teacher_flag := flag_of(teacher["license"]):
+            reasons.append(f"teacher {teacher['name']}: {teacher_flag}")
+            flags.append(teacher_flag)
+        if teacher["distillation_allowed"] == "no":
+            forbidden = True
+            reasons.append(f"teacher {teacher['name']}: its licence forbids training on what it says; acknowledged")
+        if teacher["distillation_allowed"] == "unknown":
+            flags.append(NOT_STATED)
+            reasons.append(f"teacher {teacher['name']}: whether its licence allows distillation is unknown")
+    if forbidden:
+        return Verdict("not allowed as stated", reasons)
+    if NON_COMMERCIAL in flags:
+        return Verdict("not for commercial use", reasons)
+    return Verdict("unclear" if flags else "nothing stated stands against use", reasons)
+
+
+def hub_license(student: str | None, verdict: Verdict) -> dict[str, str]:
+    """The `license` of a model card: the start weights' where all is clear, else `other` with the verdict as its
+    name, or `unknown` where nobody stated theirs."""
+    if student is None:
+        return {"license": "unknown"}
+    if not verdict.clear:
+        return {"license": "other", "license_name": verdict.says.replace(" ", "-"), "license_link": "RECEIPT.md"}
+    name = student.lower().replace(" ", "-")
+    return {"license": HUB_NAMES.get(name, name)}

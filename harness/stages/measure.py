@@ -1,0 +1,161 @@
+"""Measure stage: what one model takes to run, in one number format: size, memory and speed on this machine.
+
+Lengths are forced (no token stops an answer), so models of one shape do the same work, whatever they say: a base
+stands for every student that is trained from it. Timings are this machine's at that hour; no number of the study
+is made of them. Rounded weights (`quantise.py`) come in as `model` and are loaded as they are scored.
+
+    measure.json    the facts below, on their own
+"""
+
+import ctypes
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+
+from harness.generate import context_of
+from harness.kv_cache import with_room
+from harness.machine import Machine
+from harness.models import DTYPES, count_parameters, device_of, load_model
+from harness.store import write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SAMPLE_SECONDS = 0.002
+
+
+def make_measure(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+    """Load the model, read a prompt and write an answer; then again, several times, for the median speed.
+
+    `settings`: `format` (`fp32`, `bf16`, `int8`, `nf4`), `precision` of what is not rounded (the last two only),
+    `prompt_tokens`, `new_tokens`, `batch_size`, `repeats`.
+    `inputs`: `model`, a model folder; for `int8` and `nf4` one whose weights are rounded already.
+
+    `counts`: `parameters`, `weight_bytes` (of the weights as saved in this format), `peak_memory_bytes` (from before
+    loading until the last token, above what was in use: resident memory on a CPU, the allocator's on a GPU), and the
+    lengths in force, which a short context cuts. `metrics`: tokens per second over the whole batch.
+    """
+    device, dtype = device_of(machine), settings.get("precision", settings["format"])
+    _import_ahead(inputs["model"], settings["format"])
+    load_average = os.getloadavg()[0]
+    with _peak_memory(device) as peak:
+        model = load_model(inputs["model"], device, dtype)
+        context, new_tokens = context_of(model) or 2**31, settings["new_tokens"]
+        prompt_tokens = max(1, min(settings["prompt_tokens"], context - new_tokens))
+        new_tokens = min(new_tokens, context - prompt_tokens)
+        prompts = _prompts(model, settings["batch_size"], prompt_tokens)
+        _read_and_write(model, prompts, new_tokens)  # warms up, and needs what every later run needs
+    timed = [_read_and_write(model, prompts, new_tokens) for _ in range(settings["repeats"])]
+    prefill, decode = (median(seconds) for seconds in zip(*timed, strict=True))
+    facts = {
+        "counts": {
+            "parameters": count_parameters(model),
+            "weight_bytes": weight_bytes(model),
+            "peak_memory_bytes": peak(),
+            "prompt_tokens": prompt_tokens,
+            "new_tokens": new_tokens,
+            "batch_size": settings["batch_size"],
+            "repeats": settings["repeats"],
+        },
+        "metrics": {
+            "prefill_tokens_per_second": prompts.numel() / prefill,
+            "decode_tokens_per_second": len(prompts) * new_tokens / decode,
+        },
+        "measured_on": {
+            "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
+            "threads": torch.get_num_threads(),
+            "load_average": load_average,
+        },
+    }
+    write_json(out / "measure.json", facts)
+    return facts
+
+
+def weight_bytes(model: "PreTrainedModel") -> int:
+    """Bytes of all weights as a file of them holds them: tied ones once, with the scales of rounded ones."""
+    tensors = [tensor for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor)]
+    return sum({(tensor.data_ptr(), tensor.nbytes): tensor.nbytes for tensor in tensors}.values())
+
+
+def _read_and_write(model: "PreTrainedModel", prompts: torch.Tensor, new_tokens: int) -> tuple[float, float]:
+    """Seconds of reading the prompts (B, P) at once, and of writing `new_tokens` greedy tokens after them."""
+    with torch.no_grad():
+        read_from = _now(model)
+        output: Any = model(input_ids=prompts, use_cache=True, logits_to_keep=1)
+        token = output.logits[:, -1:].argmax(-1)
+        written_from = _now(model)
+        cache = with_room(output.past_key_values)
+        for _ in range(new_tokens):
+            output = model(input_ids=token, past_key_values=cache, use_cache=True)
+            token, cache = output.logits[:, -1:].argmax(-1), output.past_key_values
+        return written_from - read_from, _now(model) - written_from
+
+
+def _prompts(model: "PreTrainedModel", batch_size: int, prompt_tokens: int) -> torch.Tensor:
+    """Any ids of the vocabulary, (B, P): which they are changes nothing."""
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.config.get_text_config().vocab_size
+    return torch.randint(vocabulary, (batch_size, prompt_tokens), generator=generator).to(model.device)
+
+
+def _now(model: "PreTrainedModel") -> float:
+    """The time when all that was asked of the device so far is done."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()
+
+
+def _import_ahead(folder: Path, number_format: str) -> None:
+    """Import what loading would, so that code is not counted as the model's memory."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    from harness.model_files import read_pointer
+
+    path, revision = read_pointer(folder)
+    config = AutoConfig.from_pretrained(path, revision=revision or "main")
+    assert MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if number_format not in DTYPES:
+        import bitsandbytes
+
+        assert bitsandbytes
+
+
+@contextmanager
+def _peak_memory(device: str) -> Iterator[Callable[[], int]]:
+    """Yields what tells, after the block, the most bytes in use within it above those in use before."""
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield lambda: torch.cuda.max_memory_allocated(device) - before
+        return
+    with suppress(OSError, AttributeError):  # memory freed earlier goes back to the system, where libc can do that
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    process, ended = psutil.Process(), threading.Event()
+    before = process.memory_info().rss
+    most = before
+
+    def watch() -> None:
+        nonlocal most
+        while not ended.wait(SAMPLE_SECONDS):
+            most = max(most, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield lambda: most - before
+    finally:
+        most = max(most, process.memory_info().rss)
+        ended.set()
+        watcher.join()

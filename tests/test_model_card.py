@@ -1,0 +1,138 @@
+"""The sentence at the top says what was found and no more; the front matter is one the hub reads."""
+
+import pytest
+
+from harness.model_card import card_text, verdict
+
+COST = {"seconds": 10.0, "flops": 2e9, "tokens": 1e5}
+SMALL = {"seconds": 4.0, "flops": 1e9, "tokens": 1e5}
+
+
+def receipt(gain=0.05, p=0.001, **changes):
+    found = {"score": 0.5, "gain": gain, "low": gain - 0.02, "high": gain + 0.02, "p": p, "covers": "items only"}
+    score = {"eval": "verified", "metric": "accuracy", "higher_is_better": True, "score": 0.5 + gain, "items": 400}
+    score |= {"low": 0.4, "high": 0.6, "covers": "items only", "against": {"sft": found, "base": found}}
+    made = {
+        "name": "kd-weak-0.1-s0",
+        "headline": {"eval": "verified", "metric": "accuracy"},
+        "scores": [score],
+        "recipe": {"name": "kd"},
+        "budget": {"label": "300 steps x 32 rows"},
+        "sft_cost": {"total": SMALL},
+        "cost": dict.fromkeys(("train", "teacher", "total", "amortised"), COST)
+        | {"with_teacher_training": {**COST, "flops": 5e9}},
+        "arm": None,
+    }
+    return made | changes
+
+
+@pytest.mark.parametrize(
+    ("gain", "p", "says"),
+    [
+        (
+            0.05,
+            0.001,
+            "Beats SFT at the same budget (300 steps x 32 rows) in verified accuracy: +0.050 [+0.030, +0.070]",
+        ),
+        (-0.05, 0.001, "Loses to SFT at the same budget"),
+        (0.05, 0.2, "Cannot be told from SFT at the same budget"),
+        (0.05, None, "Cannot be told from SFT at the same budget"),
+        (0.05, 0.0, "Beats SFT"),
+    ],
+)
+def test_the_sentence_says_what_the_interval_allows(gain, p, says):
+    text = verdict(receipt(gain, p))
+    assert text.startswith(says) and "at 2 times its FLOPs (+1e+09) and +6 s" in text
+    assert "not counting the teacher's making (3e+09 FLOPs)" in text
+    assert text.endswith("the interval covers test items, not another seed.")
+
+
+def test_of_a_loss_lower_is_better():
+    made = receipt(gain=-0.05)
+    made["scores"][0] |= {"higher_is_better": False}
+    assert verdict(made).startswith("Beats SFT")
+
+
+def test_sft_itself_is_told_as_the_alternative_and_compared_with_its_base():
+    text = verdict(receipt(recipe={"name": "sft"}, sft_cost=None))
+    assert text.startswith("Plain fine-tuning, the obvious alternative itself. Beats the untouched base in verified")
+    assert "FLOPs" not in text
+
+
+def test_without_an_sft_cell_nobody_claims_a_win():
+    made = receipt()
+    made["scores"][0]["against"] = {"base": made["scores"][0]["against"]["base"]}
+    assert verdict(made).startswith("Whether it beats SFT at the same budget is not known")
+    assert verdict(receipt(headline=None, scores=[])) == "Nobody can say what this model is worth: it has no score."
+
+
+PART = {"name": "small", "kind": "hf", "path": "org/small-1B", "revision": "0123abc", "license": "Apache-2.0"}
+FULL = {
+    "cell": "f" * 64,
+    "grid": "g",
+    "lost": [],
+    "deployment": [],
+    "student": PART,
+    "teacher": PART | {"name": "big|one", "distillation_allowed": "unknown", "quantise": None},
+    "data": {
+        "corpus": "tulu3",
+        "data_set": "allenai/tulu-3-sft-mixture",
+        "revision": "abc",
+        "data_frac": 0.1,
+        "rows": 30,
+        "validation_rows": 3,
+        "sources": [{"source": "no_robots", "rows": 30, "license": "CC-BY-NC-4.0", "flag": "non-commercial"}],
+        "written": {"labels": 40},
+    },
+    "licences": {"says": "not for commercial use", "reasons": ["data, non-commercial: no_robots"]},
+    "tuned": {},
+    "data_seed": 0,
+    "train_seed": 0,
+    "world_seed": 0,
+    "teacher_seed": 0,
+    "warnings": ["something: odd"],
+    "missing": ["not measured in bf16"],
+    "provenance": {
+        "machine": {"gpu": None, "processes": 1},
+        "hardware": {"cpu": "a cpu", "machine": "x86_64", "cores": 2},
+        "commits": {"c0ffee": 3},
+        "changed_stages": 0,
+        "python": "3.11.7",
+        "versions": {"torch": "2.13.0", "trl": None},
+        "trained": 1.7e9,
+        "weights_sha256": {"model.safetensors": "ab"},
+    },
+}
+
+
+def test_the_front_matter_is_a_model_card_the_hub_reads(tmp_path):
+    from huggingface_hub import ModelCard, metadata_load
+
+    made = receipt(**FULL)
+    made["scores"].append({**made["scores"][0], "eval": "gsm8k", "metric": "exact_match", "score": 0.25})
+    path = tmp_path / "RECEIPT.md"
+    path.write_text(card_text(made))
+    card = ModelCard.load(path, ignore_metadata_errors=False).data
+    assert metadata_load(path)["library_name"] == "transformers" and card.pipeline_tag == "text-generation"
+    assert (card.license, card.base_model, card.datasets) == ("other", "org/small-1B", ["allenai/tulu-3-sft-mixture"])
+    results = {(one.dataset_type, one.dataset_config, one.metric_type): one.metric_value for one in card.eval_results}
+    assert results == {
+        ("allenai/tulu-3-sft-mixture", "verified", "accuracy"): pytest.approx(0.55),
+        ("openai/gsm8k", "gsm8k", "exact_match"): 0.25,
+    }
+    assert card.model_name == "kd-weak-0.1-s0"
+
+
+def test_the_text_names_what_a_reader_must_know():
+    text = card_text(receipt(**FULL))
+    for words in (
+        "| no_robots | 30 | CC-BY-NC-4.0 | non-commercial |",
+        "distillation allowed: unknown",
+        "**By what is stated: not for commercial use.**",
+        "something: odd",
+        "not measured in bf16",
+        "c0ffee (3 stages)",
+        "labels 40",
+        "revision=0123abc",
+    ):
+        assert words in text
