@@ -210,10 +210,13 @@ class Finished:
         """Print the table, the failures, the verdict and where the files are."""
         from rich.console import Console
 
+        from harness.overview import overview
         from harness.table import render
 
         console = Console(width=None if sys.stdout.isatty() else 160)
         console.print(render(self.summary))
+        if (benchmarks := overview(self.summary)) is not None:
+            console.print(benchmarks)
         kinds: dict[str, list[str]] = {}
         for record in self.records:
             for warning in record["warnings"]:

@@ -21,6 +21,7 @@ LAYERS = [
     | {"leader", "follower"},
     {"status", "plan", "stage", "teaching", "tuning", "evaluations", "deployment"},
     {"stages"},
+    {"overview"},
     {"table", "breakdown", "verdict", "gains", "items", "exposure", "arms", "crossover", "stats"}  # reading
     | {"receipt", "origins", "model_card", "comparison"},
     {"synthetic"},
