@@ -124,7 +124,7 @@ def _resources(job: Job, cluster: Cluster) -> Resources:
 
 
 def _kind(job: Job) -> str:
-    return "cells" if job.stages[-1].kind == "evaluate" else job.stages[-1].kind
+    return "cells" if job.stages[-1].kind in ("evaluate", "overlap") else job.stages[-1].kind
 
 
 def _packed(units: Sequence[tuple[tuple[str, ...], float]], seconds: float) -> list[tuple[str, ...]]:

@@ -57,7 +57,7 @@ def breakdown(
     metric = metric or headline(found)
     rows: list[dict[str, Any]] = []
     if metric is not None:
-        labels = _Labels(by, exposures)
+        labels = _Labels(by, exposures, metric.eval)
         for whole, draws in _by_line(by_arm(records)):
             rows += _rows(whole, draws, metric, labels, values)
     frame = pd.DataFrame(rows)
@@ -74,10 +74,12 @@ def items(records: Iterable[Record], exposures: Exposures, load_items: LoadItems
     columns = [name for name in CELL_COLUMNS if name not in ("status", "reason", "failure_class")]
     frames = []
     for record in {(r["cell"], r["role"]): r for r in records if r.get("items")}.values():
-        frame = pd.concat([load_items(path) for path in record["items"].values()])
-        if record["role"] == "student":
-            frame = frame.join(exposures.of(record), on="prompt_hash")
-        frames.append(pd.concat([pd.DataFrame({n: record.get(n) for n in columns}, index=frame.index), frame], axis=1))
+        for name, path in record["items"].items():
+            frame = load_items(path)
+            if record["role"] == "student":
+                frame = frame.join(exposures.of_items(record, name, frame))
+            who = pd.DataFrame({n: record.get(n) for n in columns}, index=frame.index)
+            frames.append(pd.concat([who, frame], axis=1))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*columns, "exposure", *SEEN_BY])
 
 
@@ -143,9 +145,8 @@ class _Pairs(NamedTuple):
 class _Labels:
     """The class of each item of a cell, as text; several names are joined by newlines."""
 
-    def __init__(self, by: Sequence[str], exposures: Exposures) -> None:
-        self.by = by
-        self.exposures = exposures
+    def __init__(self, by: Sequence[str], exposures: Exposures, evaluation: str) -> None:
+        self.by, self.exposures, self.evaluation = by, exposures, evaluation
         self._known: dict[tuple[str, int], tuple[pd.DataFrame, pd.Series]] = {}
 
     def __call__(self, record: Record, frame: pd.DataFrame) -> pd.Series:
@@ -156,7 +157,7 @@ class _Labels:
         return self._known[key][1]
 
     def _labels(self, record: Record, frame: pd.DataFrame) -> pd.Series:
-        seen = frame if set(self.by) == {"source"} else self.exposures.of(record).reindex(frame["prompt_hash"])
+        seen = frame if set(self.by) == {"source"} else self.exposures.of_items(record, self.evaluation, frame)
         columns = [(frame if name == "source" else seen)[name].astype("string").fillna("unknown") for name in self.by]
         return pd.Series(reduce(lambda one, other: one + "\n" + other, map(np.asarray, columns)), frame.index)
 

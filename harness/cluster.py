@@ -17,8 +17,8 @@ class Resources:
     """What a job asks for where a rule fits: its kind of stage, and the largest model in it."""
 
     kinds: Sequence[str] = ()
-    """Kinds of stages the rule is for (mixture, base, train, labels, cache, synthesize, quantise, evaluate, measure);
-    none: all."""
+    """Kinds of stages the rule is for (mixture, base, train, labels, cache, synthesize, quantise, evaluate, measure,
+    overlap); none: all."""
     names: Sequence[str] = ()
     """Patterns of the names in addresses, e.g. `on_policy-*` or `kd-1-s0`, for single cells; none: all."""
     parameters: float | None = None

@@ -44,6 +44,8 @@ def estimate(stage: Stage) -> Estimate:
     if stage.kind == "mixture":
         size = _mixture_size(stage)
         return Estimate(bytes=size.rows * size.row_tokens * 4)
+    if stage.kind == "overlap":
+        return Estimate(bytes=1e6)
     if stage.kind == "subset":
         rows, _, row_tokens = _rows(stage)
         return Estimate(bytes=rows * row_tokens * 4)

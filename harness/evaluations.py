@@ -1,4 +1,5 @@
-"""Evaluations of one model, planned: a stage for each, so that a suite that is interrupted loses at most one.
+"""Evaluations of one model, planned: a stage for each, so that a suite that is interrupted loses at most one; and
+where training rows are compared with what is asked there.
 
 What a benchmark's score depends on is its card and its data, by content or by hub revision; what a held-out score
 depends on is the mixture, and there alone the corpus is part of its identity.
@@ -7,12 +8,14 @@ depends on is the mixture, and there alone the corpus is part of its identity.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from harness.cards import card_names, data_files, load_card
 from harness.config import Cell
 from harness.corpora._files import file_sha256
 from harness.identity import fingerprint
+from harness.overlap import SHARE, SIZE
 from harness.scoring import Evals
 from harness.stage import Stage
 
@@ -20,6 +23,27 @@ from harness.stage import Stage
 def evaluate_stages(cell: Cell, model: Stage, mixture: Stage) -> dict[str, Stage]:
     """The stages that score one model, by evaluation."""
     return {name: _stage(cell, name, model, mixture) for name in sorted(set(cell.evals.names))}
+
+
+def overlap_stage(cell: Cell, rows: Stage, mixture: Stage) -> Stage:
+    """Where rows (a mixture, or synthetic ones) are compared with every item the cell is scored on.
+
+    `mixture` is the cell's own, whose held-out rows are scored. How many items are, and by which model, is no part.
+    """
+    names = sorted(set(cell.evals.names))
+    benchmarks = [name for name in names if name in card_names()]
+    evals = replace(cell.evals, server=None)  # who writes answers changes no item
+    settings = {"size": SIZE, "share": SHARE, "benchmarks": {name: _benchmark(evals, name) for name in benchmarks}}
+    where = {"files": {name: _where(evals, name).get("files", []) for name in benchmarks}}
+    inputs = {"rows": rows} | ({"heldout": mixture} if len(benchmarks) < len(names) else {})
+    if "subset" in rows.inputs:  # synthetic rows are kept as tokens
+        inputs["tokenizer"] = rows.inputs["subset"].inputs["tokenizer"]
+    return Stage("overlap", rows.name, settings, inputs, where)
+
+
+def dropped_by(cell: Cell, rows: Stage, mixture: Stage) -> Stage | None:
+    """The stage that says which of a mixture's rows are left out of training; None where all may stay."""
+    return overlap_stage(cell, rows, mixture) if cell.evals.overlap == "drop" else None
 
 
 def fingerprint_of(stages: Mapping[str, Stage]) -> str:

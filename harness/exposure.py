@@ -2,13 +2,15 @@
 
 A held-out prompt itself is in no training row (rows are removed by prompt hash), so exposure is of what it
 asks: in the miniature the fact or the operands, read back from the words (`Corpus.asks`; operands of skills
-are held out with the prompt, so skills are never seen). A corpus that cannot tell is compared by prompt
-hash alone: near-duplicates are not looked for, and `neither` says no more than that.
+are held out with the prompt, so skills are never seen). Of a corpus that cannot tell, and of a benchmark, the item's
+words are looked for in rows (`contamination.py`): a paraphrase is not found, and `neither` says no more than that.
+Where words were not compared, held-out rows are by prompt hash alone, and of a benchmark's items nothing is known.
 
 Each model may have seen it in rows or been told in pre-training, and the two are kept apart:
 
     student_rows           a train row of the cell asks it, whether or not the budget visits it; rows that a
                            teacher wrote are its teaching, not the cell's data, and do not count
+    synthetic_rows         but where such a row repeats the item's own words, the student has seen it
     student_pretraining    the student's base was told it: a mini is told the facts of `knows`, fresh weights
                            nothing, and of any other model (hub, folder, GGUF, server) nobody here knows: null
     teacher_rows, teacher_pretraining    the same of the teacher and its lessons' rows; false without a teacher
@@ -21,13 +23,13 @@ Seen is rows or pre-training, in three-valued logic. A row whose answer is wrong
     unknown    else: not in the cell's rows and the student's base is one of the others; or the student has not
                seen it, nor do the lessons ask it, and the teacher's base is one of the others
 
-    exposures = Exposures(store, frozen_plan); exposures.of(record).loc[items["prompt_hash"], "exposure"]
+    exposures = Exposures(store, frozen_plan); exposures.of_items(record, "gsm8k", items)["exposure"]
 """
 
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,23 +38,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from harness.checks import refuse
+from harness.contamination import ROWS, Contamination, Training, keys, row_numbers, teacher_of, training_of
 from harness.corpora import load_corpus
 from harness.store import Store
 from harness.world.lines import facts_told
 
 EXPOSURES = ("student", "teacher", "neither", "unknown")
-SEEN_BY = ("student_rows", "student_pretraining", "teacher_rows", "teacher_pretraining")
-
-
-class Training(NamedTuple):
-    """What a model was trained on: the rows of its train stages, and the base it began from (keys of stages)."""
-
-    subsets: tuple[str, ...]
-    base: str
+SEEN_BY = ("student_rows", "synthetic_rows", "student_pretraining", "teacher_rows", "teacher_pretraining")
 
 
 class Exposures:
-    """The exposure of a grid's held-out items, cell by cell; rows are read once, whatever the number of cells.
+    """The exposure of a grid's scored items, cell by cell; rows are read once, whatever the number of cells.
 
     `frozen` is the grid's plan (`harness/record.py`).
     """
@@ -61,6 +57,7 @@ class Exposures:
         self._store = store
         self._stages: Mapping[str, Any] = frozen["stages"]
         self._cells = {cell["fingerprint"]: cell for cell in frozen["cells"]}
+        self._contamination = Contamination(store, frozen)
         self._frame = cache(self._frame_of)
         self._asked = cache(_asked)
         self._matches = cache(self._matches_of)
@@ -70,48 +67,74 @@ class Exposures:
 
         Raises SettingsError for a record that is no student's of this grid, and where rows left the store.
         """
-        cell = self._cells.get(record["cell"]) if record["role"] == "student" else None
-        if cell is None:
-            raise refuse("record", record["cell"], "exposure is of the grid's own students")
-        inputs = [self._stages[key]["inputs"] for key in cell["evaluations"].values()]
-        mixture = next((one["mixture"] for one in inputs if "mixture" in one), None)
-        if mixture is None:
+        cell = self._cell(record)
+        mixtures = {name: self._inputs(cell, name).get("mixture") for name in cell["evaluations"]}
+        evaluation = next((name for name, mixture in mixtures.items() if mixture), None)
+        if evaluation is None:
             raise refuse(
                 "record", record["cell"], "nothing of it is scored on held-out rows", "add evals.names=heldout"
             )
-        teacher = self._teacher(cell["train"])
-        return self._frame(mixture, self._training(inputs[0]["model"]), teacher and self._training(teacher))
+        asked = self._frame(mixtures[evaluation], *self._trainings(cell))
+        repeated = self._repeated(cell, evaluation, asked.index).fillna(False)
+        seen = {name: asked[name] | repeated[name] if name in repeated else asked[name] for name in SEEN_BY}
+        return pd.DataFrame({"exposure": _exposure(seen), **seen})
 
-    def _teacher(self, train: list[str]) -> str | None:
-        """The stage that made the teacher of a student's train stages: asked live, or for labels, text, caches."""
-        for key in train:
-            for role, upstream in self._stages[key]["inputs"].items():
-                if role == "teacher":
-                    return upstream
-                if role not in ("subset", "start") and "teacher" in self._stages[upstream]["inputs"]:
-                    return self._stages[upstream]["inputs"]["teacher"]
-        return None
+    def of_items(self, record: Mapping[str, Any], evaluation: str, items: pd.DataFrame) -> pd.DataFrame:
+        """The same for items of any evaluation (columns source, id, prompt_hash), with their index.
 
-    def _training(self, key: str) -> Training:
-        subsets: list[str] = []
-        while self._stages[key]["kind"] == "train":
-            inputs = self._stages[key]["inputs"]
-            subsets.append(inputs["subset"])
-            key = inputs["start"]
-        return Training(tuple(dict.fromkeys(subsets)), key)
+        Raises SettingsError as `of` does.
+        """
+        cell = self._cell(record)
+        heldout = "mixture" in self._inputs(cell, evaluation)
+        named = keys(items, heldout)
+        frame = self.of(record) if heldout else self._of_benchmark(cell, evaluation, pd.Index(named.unique()))
+        return frame.reindex(named).set_axis(items.index)
+
+    def _of_benchmark(self, cell: Mapping[str, Any], evaluation: str, index: pd.Index) -> pd.DataFrame:
+        repeated = self._repeated(cell, evaluation, index)
+        nothing = pd.Series(pd.NA, index, dtype="string")  # what a miniature is told is in no benchmark
+        seen = {name: repeated[name] for name in SEEN_BY if name in ROWS}
+        for name, training in zip(("student", "teacher"), self._trainings(cell), strict=True):
+            told = self._told(training.base, nothing) if training else False
+            seen[f"{name}_pretraining"] = pd.Series(told, index, dtype="boolean")
+        return pd.DataFrame({"exposure": _exposure(seen), **{name: seen[name] for name in SEEN_BY}})
+
+    def _repeated(self, cell: Mapping[str, Any], evaluation: str, index: pd.Index) -> pd.DataFrame:
+        """Whether rows repeat each item, by the names in SEEN_BY; null where they were not compared."""
+        flags = self._contamination.flags(cell, evaluation)
+        names = [name for name in SEEN_BY if name in ROWS]
+        if flags is None:
+            return pd.DataFrame({name: pd.Series(pd.NA, index, dtype="boolean") for name in names})
+        return flags[names].reindex(index, fill_value=False).astype("boolean")
+
+    def _cell(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        cell = self._cells.get(record["cell"]) if record["role"] == "student" else None
+        if cell is None:
+            raise refuse("record", record["cell"], "exposure is of the grid's own students")
+        return cell
+
+    def _inputs(self, cell: Mapping[str, Any], evaluation: str) -> Mapping[str, str]:
+        return self._stages[cell["evaluations"][evaluation]]["inputs"]
+
+    def _trainings(self, cell: Mapping[str, Any]) -> tuple[Training, Training | None]:
+        """What the student of a cell and its teacher were trained on."""
+        model, teacher = self._inputs(cell, next(iter(cell["evaluations"])))["model"], None
+        if (key := teacher_of(self._stages, cell["train"])) is not None:
+            teacher = training_of(self._stages, key)
+        return training_of(self._stages, model), teacher
 
     def _frame_of(self, mixture: str, student: Training, teacher: Training | None) -> pd.DataFrame:
         asked = self._asked(self._file(mixture, "heldout.parquet"), self._corpus(mixture))
-        seen: dict[str, pd.Series] = {}
+        seen: dict[str, pd.Series] = {"synthetic_rows": pd.Series(False, asked.index, dtype="boolean")}
         for name, training in (("student", student), ("teacher", teacher)):
             in_rows = np.zeros(len(asked), dtype=bool)
             for subset in training.subsets if training else ():
                 rows, items = self._matches(self._stages[subset]["inputs"]["mixture"], mixture)
-                in_rows[items[np.isin(rows, self._rows(subset))]] = True
+                in_rows[items[np.isin(rows, row_numbers(self._file(subset, "train")))]] = True
             told = self._told(training.base, asked["question"]) if training else False
             seen[f"{name}_rows"] = pd.Series(in_rows, asked.index, dtype="boolean")
             seen[f"{name}_pretraining"] = pd.Series(told, asked.index, dtype="boolean")
-        return pd.DataFrame({"exposure": _exposure(seen), **seen})
+        return pd.DataFrame(seen)
 
     def _told(self, base: str, questions: pd.Series) -> Any:
         """Which questions a base's pre-training answered (n,); null of a base whose pre-training nobody here knows."""
@@ -136,12 +159,6 @@ class Exposures:
             found.append(turns.dropna().merge(_number(items).dropna()))
         pairs = pd.concat([pair[["row", "item"]] for pair in found])
         return pairs["row"].to_numpy(), pairs["item"].to_numpy()
-
-    def _rows(self, subset: str) -> np.ndarray:
-        """Row numbers in its mixture of what a subset trains on."""
-        folder = self._file(subset, "train")
-        tables = [pa.ipc.open_stream(pa.memory_map(str(path))).read_all() for path in sorted(folder.glob("*.arrow"))]
-        return np.concatenate([table["row"].to_numpy() for table in tables])
 
     def _corpus(self, mixture: str) -> str:
         return self._stages[mixture]["settings"]["corpus"]["kind"]
@@ -180,7 +197,7 @@ def _number(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def _exposure(seen: Mapping[str, pd.Series]) -> pd.Series:
-    by_student = seen["student_rows"] | seen["student_pretraining"]
+    by_student = seen["student_rows"] | seen["synthetic_rows"] | seen["student_pretraining"]
     by_teacher = seen["teacher_rows"] | seen["teacher_pretraining"]
     exposure = pd.Series("unknown", by_student.index, dtype="string")
     exposure[by_student.fillna(False)] = "student"

@@ -74,7 +74,7 @@ def linearised(total: Array, count: Array) -> Array:
 
 
 def item_values(items: pd.DataFrame, metric: Metric) -> pd.DataFrame | None:
-    """Values per item (column value, beside source, prompt_hash, total, count) whose mean is the metric; null if none.
+    """Values per item whose mean is the metric, beside source, id, prompt_hash, total, count; null if none.
 
     The index is an item's source, id and prompt: ids count from 0 in every world, prompts tell worlds apart.
     A loss per token is a ratio of sums, r = sum(nll) / sum(tokens): its items are
@@ -91,7 +91,7 @@ def item_values(items: pd.DataFrame, metric: Metric) -> pd.DataFrame | None:
         rows = rows[rows[tokens] > 0]
     if rows.empty:
         return None
-    frame = rows[["source", "prompt_hash"]].astype(str)
+    frame = rows[["source", "id", "prompt_hash"]].astype(str)
     frame["total"] = rows[column].astype(float)
     frame["count"] = rows[tokens].astype(float) if tokens in rows else 1.0
     return frame.assign(value=_values(frame))

@@ -7,14 +7,14 @@ once for the whole grid. Nothing here imports torch or reads data.
     plan = Plan.of([cell_a, cell_b]); [stage.address for stage in plan.stages]
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from harness.checks import refuse
 from harness.config import Cell, Student
 from harness.deployment import Deployment, deployments
-from harness.evaluations import evaluate_stages, fingerprint_of
+from harness.evaluations import dropped_by, evaluate_stages, fingerprint_of, overlap_stage
 from harness.identity import fingerprint
 from harness.methods import method_name
 from harness.recipe import CROSS, TrainStage
@@ -48,6 +48,8 @@ class CellPlan:
     """The same of the models the student is compared with: base, and teacher where there is one."""
     deployments: Mapping[str, Mapping[str, Deployment]] = field(default_factory=dict)
     """What is measured, by role (student, teacher) and number format; no part of what the cell is."""
+    overlaps: tuple[Stage, ...] = ()
+    """Where the rows that student and teacher are trained on are compared with what is scored."""
 
     @property
     def fingerprint(self) -> str:
@@ -66,11 +68,12 @@ class CellPlan:
 
     @property
     def targets(self) -> tuple[Stage, ...]:
-        """What the cell is made for: its student's evaluations, those of what it is compared with, and measures."""
+        """What the cell is made for: its student's evaluations, those of what it is compared with, overlaps, and
+        measures."""
         compared = (stage for evaluations in self.references.values() for stage in evaluations.values())
         measured = (one for formats in self.deployments.values() for one in formats.values())
         taken = (stage for one in measured for stage in one.targets)
-        return (*(self.evaluations.values() or self.train[-1:]), *compared, *taken)
+        return (*(self.evaluations.values() or self.train[-1:]), *compared, *self.overlaps, *taken)
 
     def making_teacher(self) -> Iterator[Stage]:
         """The stages it takes to make the teacher; a cell's own student is made on a base that is there anyway."""
@@ -129,9 +132,7 @@ def plan_cell(cell: Cell) -> CellPlan:
     recipe = tuple(stage.normal() for stage in cell.method.stages())
     mixture = mixture_stage(cell, cell.corpus)
     base = base_stage(cell, cell.student)
-    subset = subset_stage(
-        mixture, base, cell.data_frac, cell.data_seed, cell.corpus.max_length, answers=cell.corpus.answers
-    )
+    subset = _subset(cell, mixture, base, cell.corpus.answers)
     taught_by = _taught_by(cell, recipe)
     for stage in recipe:
         check_signal(cell.signal, stage)
@@ -160,7 +161,10 @@ def plan_cell(cell: Cell) -> CellPlan:
         references["teacher"] = evaluate_stages(cell, teacher, mixture)
         deployed["teacher"] = deployments(cell, teacher, mixture)
     evaluations = evaluate_stages(cell, last, mixture)
-    return CellPlan(cell, tuple(train), evaluations, tuple(teaching), taught_by, teacher, references, deployed)
+    overlaps = _overlaps(cell, train, mixture)
+    return CellPlan(
+        cell, tuple(train), evaluations, tuple(teaching), taught_by, teacher, references, deployed, overlaps
+    )
 
 
 def _taught_by(cell: Cell, recipe: tuple[TrainStage, ...]) -> str | None:
@@ -219,10 +223,24 @@ def _asked(cell: Cell, stage: TrainStage, mixture: Stage, teacher: Stage) -> dic
         return {}
     if stage.divergence not in CROSS:
         return {"teacher": teacher}
+    return {"teacher": teacher, "teacher_rows": _subset(cell, mixture, base_stage(cell, cell.teacher))}
+
+
+def _subset(cell: Cell, mixture: Stage, tokenizer: Stage, answers: str = "given") -> Stage:
+    """The cell's rows, rendered for one tokenizer."""
     assert cell.data_seed is not None
-    own = base_stage(cell, cell.teacher)
-    rows = subset_stage(mixture, own, cell.data_frac, cell.data_seed, cell.corpus.max_length)
-    return {"teacher": teacher, "teacher_rows": rows}
+    dropped = dropped_by(cell, mixture, mixture)
+    return subset_stage(
+        mixture, tokenizer, cell.data_frac, cell.data_seed, cell.corpus.max_length, answers=answers, overlap=dropped
+    )
+
+
+def _overlaps(cell: Cell, train: Sequence[Stage], mixture: Stage) -> tuple[Stage, ...]:
+    """A stage for each mixture, and for each set of synthetic rows, that student or teacher are trained on."""
+    if cell.evals.overlap == "none":
+        return ()
+    needed = {one.key: one for last in train[-1:] for one in last.ancestry() if one.kind in ("mixture", "synthesize")}
+    return tuple(overlap_stage(cell, rows, mixture) for rows in needed.values())
 
 
 def _train(cell: Cell, stage: TrainStage, index: int, inputs: Mapping[str, Stage], name: str) -> Stage:

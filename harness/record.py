@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.config import Cell
 from harness.corpora import corpus_name
@@ -28,6 +28,9 @@ from harness.status import cell_state, stage_state
 from harness.store import Store, write_json
 from harness.tuning import DRAWS, Tuned
 from harness.tuning import SEEDS as CELL_SEEDS
+
+if TYPE_CHECKING:
+    from harness.contamination import Contamination
 
 SEEDS = (*CELL_SEEDS, *DRAWS)
 
@@ -84,13 +87,14 @@ def keep_plan(store: Store, frozen: Mapping[str, Any]) -> Path:
 def records(store: Store, frozen: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One record per cell, then one per reference model (base, teacher), in plan order."""
     facts = _Facts(store, frozen)
-    found = [_record(store, frozen, cell, facts) for cell in frozen["cells"]]
+    contamination = _contamination(store, frozen)
+    found = [_record(store, frozen, cell, facts, contamination) for cell in frozen["cells"]]
     seen: set[str] = set()
     for cell in frozen["cells"]:
         for role, reference in cell["references"].items():
             if reference["fingerprint"] not in seen:
                 seen.add(reference["fingerprint"])
-                found.append(_record(store, frozen, {**cell, **reference, "role": role}, facts))
+                found.append(_record(store, frozen, {**cell, **reference, "role": role}, facts, contamination))
     return found
 
 
@@ -117,6 +121,12 @@ class _Facts:
         return self._read[key]
 
 
+def _contamination(store: Store, frozen: Mapping[str, Any]) -> "Contamination":
+    from harness.contamination import Contamination  # it reads tables, which planning does without
+
+    return Contamination(store, frozen)
+
+
 def _needs(targets: Iterable[Stage]) -> Iterator[str]:
     return (stage.key for target in targets for stage in target.ancestry())
 
@@ -138,6 +148,7 @@ def _freeze_cell(plan: CellPlan, label: Mapping[str, Any], tuned: Tuned | None) 
         "train": [stage.key for stage in plan.train],
         "teaching": [stage.key for stage in plan.teaching],
         "making_teacher": making,
+        "overlaps": [stage.key for stage in plan.overlaps],
     }
     frozen["deployments"] = {
         role: {name: _freeze_deployment(one) for name, one in formats.items()}
@@ -172,7 +183,9 @@ def _freeze_deployment(one: Deployment) -> dict[str, Any]:
     return {"measure": one.measure.key, "evaluations": evaluations}
 
 
-def _record(store: Store, frozen: Mapping[str, Any], cell: Mapping[str, Any], facts: _Facts) -> dict[str, Any]:
+def _record(
+    store: Store, frozen: Mapping[str, Any], cell: Mapping[str, Any], facts: _Facts, contamination: "Contamination"
+) -> dict[str, Any]:
     addresses = {key: frozen["stages"][key]["address"] for key in cell["needs"]}
     state = cell_state(facts.state_of, addresses, targets_of(cell))
     record = {
@@ -187,6 +200,7 @@ def _record(store: Store, frozen: Mapping[str, Any], cell: Mapping[str, Any], fa
         "failure_class": state.failure_class,
         "scores": [],
         "items": {},
+        "contamination": {},
         "warnings": [],
         "tuned": cell.get("tuned", {}),
         "cost": cell_cost(
@@ -201,6 +215,9 @@ def _record(store: Store, frozen: Mapping[str, Any], cell: Mapping[str, Any], fa
         if store.done(key):  # one that failed takes nothing from the others
             record["scores"] += json.loads((store.folder(key) / "scores.json").read_text())
             record["items"][name] = str(store.folder(key) / "items.parquet")
+            told, warnings = contamination.told(cell, name, record["scores"], record["items"][name])
+            record["contamination"] |= {name: told} if told else {}
+            record["warnings"] += warnings
     return record
 
 

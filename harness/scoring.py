@@ -27,6 +27,9 @@ class Evals:
     server: str | None = None
     """Command that serves a model's folder while a benchmark has it write, with {model} and {port} (`vllm serve {model}
     --port {port}`); that it is served is identity, the command is not. Null: answers are written here."""
+    overlap: str = "count"
+    """Rows that repeat what is scored (harness/overlap.py): `count` them and say which items they are, `drop` them from
+    all that student and teacher are trained on here (which changes the rows, so it is identity), or look for `none`."""
     precision: str = "fp32"
     """Of the weights while a model is scored: `fp32` or `bf16`."""
 
@@ -34,6 +37,7 @@ class Evals:
         check_at_least("evals.limit", self.limit, 1)
         if self.server is not None and not ("{model}" in self.server and "{port}" in self.server):
             raise refuse("evals.server", self.server, "the command is told {model} and {port}", "add them")
+        check_choice("evals.overlap", self.overlap, ("count", "drop", "none"))
         check_choice("evals.precision", self.precision, ("fp32", "bf16"))
         benchmarks = [name for name in card_names() if name in self.names]
         for name in self.revisions:

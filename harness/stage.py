@@ -27,6 +27,7 @@ MAKERS: dict[str, tuple[str, int]] = {
     "train": ("harness.stages.train:make_train", 1),
     "evaluate": ("harness.stages.evaluate:make_evaluate", 2),
     "measure": ("harness.stages.measure:make_measure", 1),
+    "overlap": ("harness.stages.overlap:make_overlap", 1),
 }
 
 FEW_PARAMETERS = 10**7

@@ -18,6 +18,7 @@ from harness.corpora._rows import prompt_hash, row_hash
 from harness.evals.verified import normalise, verify
 from harness.in_context import Pair, turns
 from harness.math_answers import final_number
+from harness.overlap import Items
 from harness.similarity import Ngrams, Pool, distinct, self_similarity
 
 COPIED_NGRAM, COPIED_SHARE = 8, 0.5
@@ -66,6 +67,7 @@ FILTERS = (
     "like a held-out prompt",
     "validation prompt",
     "like a validation prompt",
+    "repeats a scored item",
     "copy of a human row",
     "like a human row",
     "copies its examples",
@@ -76,7 +78,7 @@ FILTERS = (
     "inconsistent answer",
 )
 """Reasons a row is dropped for, in the order they are looked for."""
-CONTAMINATION = FILTERS[4:8]
+CONTAMINATION = FILTERS[4:9]
 """Reasons that would have put what is scored into training."""
 
 
@@ -142,10 +144,17 @@ class Judge:
     """The filters with what they compare against; it remembers the rows that were kept."""
 
     def __init__(
-        self, limits: Limits, human: Sequence[Pair], validation: Sequence[str], heldout: Sequence[str]
+        self,
+        limits: Limits,
+        human: Sequence[Pair],
+        validation: Sequence[str],
+        heldout: Sequence[str],
+        items: Items | None = None,
     ) -> None:
-        """`human`: the cell's training rows; `validation`, `heldout`: prompts that are scored."""
+        """`human`: the cell's training rows; `validation`, `heldout`: prompts that are scored; `items`: whatever else
+        is, where rows that repeat it are dropped."""
         self.limits = limits
+        self.items = items or Items([])
         self.heldout = Known(heldout, limits.near_duplicate)
         self.validation = Known(validation, limits.near_duplicate)
         self.human_prompts = {_hash(prompt) for prompt, _ in human}
@@ -166,6 +175,8 @@ class Judge:
                 return f"{name} prompt"
             if known.like(row.prompt):
                 return f"like a {name} prompt"
+        if len(self.items.overlaps([(row.prompt, row.answer)]).row):
+            return "repeats a scored item"
         if _hash(row.prompt) in self.human_prompts:
             return "copy of a human row"
         if limits.near_duplicate and self.human_pool.nearest(row.prompt, limits.near_duplicate).index >= 0:

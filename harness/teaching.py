@@ -15,6 +15,7 @@ from typing import Any
 from harness.checks import refuse
 from harness.config import Budget, Cell, Lesson, Model, Teacher
 from harness.corpora import corpus_from, corpus_name
+from harness.evaluations import dropped_by
 from harness.model_files import model_identity
 from harness.recipe import TrainStage
 from harness.stage import Stage
@@ -83,10 +84,12 @@ def subset_stage(
     max_length: int,
     exclude: Stage | None = None,
     answers: str = "given",
+    overlap: Stage | None = None,
 ) -> Stage:
     """The rows a fraction holds, rendered for one tokenizer, with validation carved from them where they have
-    answers."""
+    answers; without those whose prompt `exclude` holds out, or that `overlap` names."""
     inputs = {"mixture": mixture, "tokenizer": tokenizer} | ({"exclude": exclude} if exclude else {})
+    inputs |= {"overlap": overlap} if overlap else {}
     settings: dict[str, Any] = {"data_frac": data_frac, "data_seed": data_seed, "max_length": max_length}
     settings |= {"validation": 0.1} if answers == "given" else {"validation": 0.0, "answers": answers}
     return Stage("subset", f"{mixture.name}-{data_frac:g}-s{data_seed}", settings, inputs)
@@ -236,6 +239,7 @@ def synthesize_stage(cell: Cell, stage: TrainStage, mixture: Stage, subset: Stag
     }
     settings |= {name: getattr(stage, name) for name in SYNTHESIS}
     inputs = {"subset": subset, "mixture": mixture, "teacher": teacher}
+    inputs |= {"overlap": dropped} if (dropped := dropped_by(cell, mixture, mixture)) else {}
     return Stage("synthesize", f"{teacher.name}-s{cell.data_seed}", settings, inputs, _where(cell))
 
 
@@ -269,6 +273,7 @@ def _lesson_rows(cell: Cell, teacher: Teacher, lesson: Lesson, mixture: Stage, m
             cell.data_frac if matched else float(teacher.data_frac),
             cell.data_seed if matched else cell.teacher_seed,
             cell.corpus.max_length,
+            overlap=dropped_by(cell, mixture, mixture),
         )
     corpus = corpus_from(lesson.corpus)
     if corpus.answers == "none":
@@ -278,4 +283,5 @@ def _lesson_rows(cell: Cell, teacher: Teacher, lesson: Lesson, mixture: Stage, m
     own = mixture_stage(cell, corpus)
     disjoint = corpus_name(corpus) == corpus_name(cell.corpus) == "mini"  # one held-out set per world
     exclude = None if disjoint else mixture
-    return subset_stage(own, model, 1.0, cell.teacher_seed, corpus.max_length, exclude=exclude)
+    dropped = dropped_by(cell, own, mixture)
+    return subset_stage(own, model, 1.0, cell.teacher_seed, corpus.max_length, exclude, overlap=dropped)

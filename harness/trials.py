@@ -49,7 +49,7 @@ def tune_grid(
 
 def trial_plan(plan: CellPlan) -> CellPlan:
     """The cell's stages up to its trained student, with nothing scored."""
-    return replace(plan, evaluations={}, references={}, deployments={})
+    return replace(plan, evaluations={}, references={}, deployments={}, overlaps=())
 
 
 def _figure(store: Store, plan: CellPlan, states: Mapping[str, StageState]) -> float | str:

@@ -38,9 +38,8 @@ def test_a_thousand_cells_over_few_shared_stages_take_few_arrays():
     shared = [batch for batch in found if batch.kind != "cells"]
     assert sum(len(batch.tasks) for batch in shared) <= 10
     assert len(found) <= 20
-    assert (
-        sum(len(batch.tasks) for batch in found if batch.kind == "cells") == 1000 + 4
-    )  # base and teacher are scored twice
+    # base and teacher are scored twice, and their rows are compared with what is scored
+    assert sum(len(batch.tasks) for batch in found if batch.kind == "cells") == 1000 + 4 + 1
 
 
 def test_every_unfinished_stage_is_made_by_one_job_or_by_the_cells_that_need_it():
@@ -111,7 +110,7 @@ def test_short_cells_share_a_job_and_long_ones_do_not():
     count = {
         name: sum(len(b.tasks) for b in found if b.kind == "cells") for name, found in [("a", alone), ("p", packed)]
     }
-    assert count["p"] < count["a"] == 14
+    assert count["p"] < count["a"] == 15
 
 
 def test_resources_follow_the_kind_of_stage_and_the_largest_model():

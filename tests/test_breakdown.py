@@ -16,13 +16,14 @@ ACCURACY = Metric("verified", "accuracy")
 
 
 class Told:
-    """Exposures by cell, as a test sets them: {cell: {prompt_hash: exposure}}."""
+    """Exposures of the one evaluation by cell, as a test sets them: {cell: {prompt_hash: exposure}}."""
 
     def __init__(self, told):
         self.told = told
 
-    def of(self, record):
-        series = pd.Series(self.told[record["cell"]], dtype="string")
+    def of_items(self, record, evaluation, items):
+        series = pd.Series(self.told[record["cell"]], dtype="string").reindex(items["prompt_hash"])
+        series.index = items.index
         return pd.DataFrame({"exposure": series, "student_rows": pd.array(series == "student", "boolean")})
 
 
@@ -86,8 +87,8 @@ def test_several_names_are_crossed_and_nobody_knows_is_shown_as_unknown():
     assert set(zip(frame["source"], frame["student_rows"], strict=True)) == {
         (source, seen) for source in ("add", "sort") for seen in ("yes", "no")
     }
-    of = told.of
-    told.of = lambda record: of(record).assign(student_rows=pd.array([pd.NA] * 6, "boolean"))
+    of_items = told.of_items
+    told.of_items = lambda *asked: of_items(*asked).assign(student_rows=pd.array([pd.NA] * 6, "boolean"))
     assert set(breakdown(records, ["student_rows"], told, load_items)["student_rows"]) == {"unknown"}
 
 

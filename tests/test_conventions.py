@@ -23,9 +23,10 @@ LAYERS = [
     {"stages"},
     {"overview"},
     {"table", "breakdown", "verdict", "gains", "items", "exposure", "arms", "crossover", "stats"}  # reading
-    | {"receipt", "origins", "model_card", "comparison"},
+    | {"contamination", "receipt", "origins", "model_card", "comparison"},
     {"synthetic"},
     {"suite", "own_server"},
+    {"suite_tasks"},
     {"evals"},
     {"suite_model"},
     {"trainers", "checkpoints", "fit_report", "arguments"},  # field
@@ -35,7 +36,8 @@ LAYERS = [
     {"adaptive", "generate", "signals", "spending", "teachers", "alignment", "agreement", "chunks", "controls"},
     {"divergences", "heads", "sequences", "kv_cache"},
     {"chat", "models", "adapters", "sharding"},
-    {"model_files", "corpora", "methods", "world", "served", "similarity"},
+    {"model_files", "corpora", "methods", "world", "served", "overlap"},
+    {"similarity"},
     {"shards", "serving"},
     {"config", "store", "provenance", "cluster", "rendezvous", "members"},  # ground
     {"signal_kinds", "scoring", "machine"},
@@ -58,6 +60,8 @@ LIGHT = [
     "receipt",
     "breakdown",
     "exposure",
+    "contamination",
+    "overlap",
     "cost",
     "compose",
     "estimate",

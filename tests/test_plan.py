@@ -28,7 +28,8 @@ def test_the_main_grid_makes_each_shared_stage_once():
     plan = Plan.of(cells("data_frac=0.01,0.1,1.0", "method=sft,kd"))
     # train: 3 sft, 3 warm-ups, 3 distillations, 1 teacher; evaluate: twice 6 cells, base, teacher
     # subset: 3 fractions for the student, the whole mixture for the teacher
-    assert kinds(plan) == {"mixture": 1, "base": 2, "subset": 4, "train": 10, "evaluate": 16, "measure": 2}
+    counts = {"mixture": 1, "base": 2, "subset": 4, "train": 10, "evaluate": 16, "measure": 2, "overlap": 1}
+    assert kinds(plan) == counts
 
 
 def test_inputs_come_before_the_stages_that_use_them():

@@ -58,9 +58,8 @@ def test_a_prompt_made_of_held_out_words_is_contamination_whatever_the_settings(
     mine = Judge(Limits(), [], [], heldout=[f"Read: {LONG} and say."])
     assert mine.reason(Candidate(f"So {LONG} then", "x")) == "like a held-out prompt"  # 10 of 12 words
     assert mine.reason(Candidate("one two three four five six seven", "x")) == "", "no 8-gram"
-    assert set(CONTAMINATION) == {
-        f"{like}{a}" for like in ("", "like a ") for a in ("held-out prompt", "validation prompt")
-    }
+    prompts = {f"{like}{a}" for like in ("", "like a ") for a in ("held-out prompt", "validation prompt")}
+    assert set(CONTAMINATION) == {*prompts, "repeats a scored item"}
 
 
 def test_words_taken_over_from_the_examples_are_copied_in_prompt_and_answer():

@@ -51,6 +51,8 @@ class CorpusSettings:
 
     knows_truth: ClassVar[bool] = False
     """Whether `truth` can tell the right answer to prompts that are not among the corpus's rows."""
+    knows_questions: ClassVar[bool] = False
+    """Whether `asks` can tell what a prompt asks; elsewhere only its words can."""
 
     sources: list[str] | None = None
     """Keep only rows of these sources; null keeps all."""

@@ -18,8 +18,6 @@ from typing import Any
 from harness import track
 from harness.cards import load_card
 from harness.chat import end_of_turn_id
-from harness.checks import refuse
-from harness.corpora._files import file_sha256
 from harness.cost import forward_flops
 from harness.evals import ALL, UNREAD, HeldoutRow, Item, Options, Score, Scored, load_eval
 from harness.machine import Machine
@@ -76,15 +74,11 @@ def _heldout(
 def _benchmark(
     settings: Mapping[str, Any], inputs: Mapping[str, Path], model: Any, tokenizer: Any
 ) -> tuple[Scored, list[Score], dict[str, Any]]:
-    from harness.suite import Data, run_card, summary
+    from harness.suite import run_card, summary
+    from harness.suite_tasks import planned
 
-    name, card = settings["eval"], load_card(settings["eval"])
-    if card.identity() != settings["card"]:
-        raise refuse("evals.names", name, "its card has changed since it was planned", "run its grid again")
-    files = tuple(map(Path, settings.get("where", {}).get("files", ())))
-    if changed := [path for path in files if file_sha256(path) != settings["files"][path.name]]:
-        raise refuse("evals.data_dir", str(changed[0]), "it has changed since it was planned", "run its grid again")
-    data = Data(files, settings.get("revision"))
+    name = settings["eval"]
+    card, data = planned(name, settings, settings.get("where", {}).get("files", ()))
     limit, seed = settings["limit"], settings.get("seed", 0)
     with ExitStack() as stack:
         write = None

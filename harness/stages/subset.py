@@ -43,7 +43,8 @@ def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
     a block of rows `block` (start, end): the rows of the fraction `end` that are not in `start`, maybe none,
     and for prompts alone `answers` (`none`).
     `inputs`: `mixture`, `tokenizer` (a model folder), and optionally `exclude`, another mixture: rows whose
-    prompt it holds out are dropped and counted. Raises SettingsError when no row is left to train on.
+    prompt it holds out are dropped and counted; and `overlap`: so are the rows it found an item in.
+    Raises SettingsError when no row is left to train on.
     """
     path = inputs["mixture"] / "train.parquet"
     unanswered = settings.get("answers") == "none"
@@ -63,6 +64,10 @@ def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
         excluded = np.isin(prompts[chosen], _first_64_bits(others["prompt_hash"]))
         dropped["prompt is held out in another mixture"] = int(excluded.sum())
         chosen, order = chosen[~excluded], order[~excluded]
+    if "overlap" in inputs:
+        repeating = np.isin(chosen, pq.read_table(inputs["overlap"] / "pairs.parquet", columns=["row"])["row"])
+        dropped["it repeats an item that is scored"] = int(repeating.sum())
+        chosen, order = chosen[~repeating], order[~repeating]
     validation = choose_validation(
         codes[chosen], names, prompts[chosen], order, settings["validation"], settings["data_seed"]
     )

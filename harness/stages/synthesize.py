@@ -33,6 +33,7 @@ from harness.models import device_of, tokenizer_hash
 from harness.sequences import Rows
 from harness.shards import Shards
 from harness.stages.asking import Asking, Truth
+from harness.stages.overlap import read_items
 from harness.stages.subset import read_batches
 from harness.stages.teach import save_rows
 from harness.store import write_json
@@ -59,9 +60,9 @@ def make_synthesize(
     `settings`: `synthetic_rows`, or `synthetic_ratio` (rows per human training row), `examples_in_context`,
     `seed`, `sampling_temperature`, `max_new_tokens`, `max_length` (tokens), and the filters' values
     (`TrainStage` explains them). `inputs`: `subset` (its train rows are the examples), `mixture` (their
-    text, and the held-out prompts), `teacher`. Raises SettingsError where the tokenizers differ, the
-    corpus cannot verify what is to be verified, or fewer than a tenth of the rows could be kept; Preempted when
-    it is asked to stop.
+    text, and the held-out prompts), `teacher`, and `overlap` where rows that repeat its items are dropped.
+    Raises SettingsError where the tokenizers differ, the corpus cannot verify what is to be verified, or fewer than
+    a tenth of the rows could be kept; Preempted when it is asked to stop.
     """
     truth = _truth(inputs["mixture"], settings["verified"])
     teacher = open_teacher(inputs["teacher"], device_of(machine), url=settings.get("where", {}).get("teacher_url"))
@@ -76,6 +77,7 @@ def make_synthesize(
             inputs["mixture"] / "train.parquet", load_from_disk(inputs["subset"] / "validation")["row"]
         ),
         heldout=_prompts(inputs["mixture"] / "heldout.parquet"),
+        items=read_items(inputs["overlap"]) if "overlap" in inputs else None,
     )
     wanted = settings["synthetic_rows"] or max(1, round(settings["synthetic_ratio"] * len(pairs)))
     asking = Asking(Writer(teacher, settings, human), judge, settings, truth, shards)

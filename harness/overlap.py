@@ -1,0 +1,218 @@
+"""Overlap: which rows of training data repeat items that are scored, by the n-grams of words they share.
+
+The rule is Tülu 3's (arXiv 2411.15124, section 3.2): a row overlaps an item when more than half of the item's words
+lie in 8-grams that this one row has too. GPT-3's (arXiv 2005.14165, appendix C), any one 13-gram, would flag every
+item that is asked in words many rows use, as instruction data does; one row that covers half an item is a copy, and
+8-grams lose fewer of them (arXiv 2411.03923). An item of fewer than 8 words has no 8-gram: a turn repeats it that
+has all its words in one piece, and few others. Words are those of `similarity.words`: case, punctuation and white
+space are no difference. Not seen are paraphrases, translations, scripts without spaces, and an item with a long
+passage of which a row has only the question; items that fill one template with a word or two are seen as alike.
+
+N-grams are found by hashes and judged by their words, so nothing is flagged by chance. Time is linear in the words
+of the rows (one to two million a second on one core), memory in the words of the items.
+
+    items = Items([words("What is the tallest mountain of the island of Crete?")])
+    items.overlaps([["hi"], ["Tell me: what is THE tallest mountain, of the island of Crete?", "Psiloritis."]])
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+from typing import NamedTuple
+
+import numpy as np
+
+from harness.similarity import words
+
+HELDOUT = "heldout"
+"""What evaluations of held-out rows are called together: their items are the same."""
+SIZE = 8
+"""Words of an n-gram."""
+SHARE = 0.5
+"""More than this share of an item's words must lie in n-grams that one row shares with it."""
+AT_ONCE = 1 << 21  # n-grams looked up together, which bounds memory
+MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that powers of it lose no bit
+
+
+class Overlaps(NamedTuple):
+    """Pairs of a row and an item it overlaps (m,), and the share of the item's words that it covers (m,)."""
+
+    row: np.ndarray
+    item: np.ndarray
+    share: np.ndarray
+
+
+class Items:
+    """The items of evaluations, to be looked for in rows."""
+
+    def __init__(self, items: Sequence[Sequence[str]], size: int = SIZE, share: float = SHARE) -> None:
+        """`items`: the words of each; one without words is never found."""
+        self.size, self.share = size, share
+        self._lengths = np.array([len(item) for item in items], dtype=np.int64)
+        self._numbers: dict[str, int] = {}
+        for item in items:
+            for word in item:
+                self._numbers.setdefault(word, len(self._numbers) + 1)
+        # what a word adds to a hash; number 0 is a word that no item has, or the end of a turn
+        self._codes = np.random.default_rng(0).integers(0, 1 << 64, len(self._numbers) + 1, dtype=np.uint64)
+        by_size: dict[int, list[int]] = {}
+        for number, length in enumerate(self._lengths.tolist()):
+            if length:
+                by_size.setdefault(min(length, size), []).append(number)
+        self._tables = {n: self._table(n, items, numbers) for n, numbers in sorted(by_size.items())}
+
+    def overlaps(self, rows: Sequence[Sequence[str]]) -> Overlaps:
+        """The pairs among these rows, numbered by their place; a row is the texts of its turns."""
+        ids, turn_of, lengths, row_of = self._read(rows)
+        pairs = []
+        for n, at, hashes in _windows(ids, self._codes, list(self._tables)):
+            table = self._tables[n]
+            at, gram = table.find(ids, at, hashes)
+            turn = turn_of[at]
+            if n < self.size:
+                mostly = 2 * n > lengths[turn]
+                row, item, _ = table.postings(row_of[turn[mostly]], gram[mostly])
+                row, item = np.unique(np.stack([row, item]), axis=1)
+                pairs.append(Overlaps(row, item, np.ones(len(row))))
+            else:
+                pairs.append(self._half(table, row_of[turn], gram))
+        found = Overlaps(*(np.concatenate(column) for column in zip(NONE, *pairs, strict=True)))
+        order = np.lexsort((found.item, found.row))
+        return Overlaps(*(column[order] for column in found))
+
+    def _read(self, rows: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Numbers of the words, a 0 after each turn; each one's turn; words in each turn; each turn's row."""
+        ids: list[int] = []
+        lengths, row_of = [], []
+        for row, turns in enumerate(rows):
+            for turn in turns:
+                own = words(turn)
+                ids.extend(map(self._numbers.get, own, repeat(0)))
+                ids.append(0)
+                lengths.append(len(own))
+                row_of.append(row)
+        counts = np.array(lengths, dtype=np.int64)
+        turn_of = np.repeat(np.arange(len(counts)), counts + 1)
+        return np.array(ids, dtype=np.int64), turn_of, counts, np.array(row_of, dtype=np.int64)
+
+    def _table(self, size: int, items: Sequence[Sequence[str]], numbers: Sequence[int]) -> "_Table":
+        ids = np.array([self._numbers.get(word, 0) for one in numbers for word in (*items[one], "")], dtype=np.int64)
+        lengths = self._lengths[numbers] + 1
+        item_of, first = np.repeat(numbers, lengths), np.repeat(np.cumsum(lengths) - lengths, lengths)
+        ((_, at, hashes),) = _windows(ids, self._codes, [size])
+        return _Table(size, hashes, ids[at[:, None] + np.arange(size)], item_of[at], at - first[at])
+
+    def _half(self, table: "_Table", row: np.ndarray, gram: np.ndarray) -> Overlaps:
+        """Pairs of which enough is covered, given rows' n-grams (m,). Rows with the same ones are looked at once:
+        wording that many items use costs no more in many rows than in one."""
+        row, gram = np.divmod(np.unique(row * len(table.grams) + gram), len(table.grams))
+        begins = np.flatnonzero(np.diff(row, prepend=-1))
+        if not len(begins):
+            return NONE
+        sets = np.add.reduceat(table.codes[gram], begins)
+        _, first, set_of = np.unique(sets, return_index=True, return_inverse=True)
+        taken = np.repeat(np.isin(np.arange(len(begins)), first), np.diff(np.append(begins, len(row))))
+        number = np.repeat(set_of, np.diff(np.append(begins, len(row))))
+        parts = [self._covered(*found) for found in _portions(table, number[taken], gram[taken])]
+        one, item, share = (np.concatenate(column) for column in zip(*parts, strict=True))
+        rows, counts = row[begins][np.argsort(set_of, kind="stable")], np.bincount(set_of)
+        at = _spread(counts[one], (np.cumsum(counts) - counts)[one])
+        return Overlaps(rows[at], np.repeat(item, counts[one]), np.repeat(share, counts[one]))
+
+    def _covered(self, row: np.ndarray, item: np.ndarray, place: np.ndarray) -> Overlaps:
+        """Pairs of which enough is covered, given a row's n-grams (m,) by item and place of the first word."""
+        longest = int(self._lengths.max())
+        keys = np.unique((row * len(self._lengths) + item) * longest + place)
+        pair, place = np.divmod(keys, longest)
+        begins = np.flatnonzero(np.diff(pair, prepend=-1))
+        new = np.minimum(np.diff(place, append=0), self.size)  # words up to the next n-gram, which covers them itself
+        new[np.append(begins[1:], len(pair)) - 1] = self.size
+        row, item = np.divmod(pair[begins], len(self._lengths))
+        share = np.add.reduceat(new, begins) / self._lengths[item]
+        enough = share > self.share
+        return Overlaps(row[enough], item[enough], share[enough])
+
+
+def own_words(texts: Sequence[str]) -> list[list[str]]:
+    """The words of each text without those that all of them begin or end with: the wording they are asked in.
+
+    A single text is left whole.
+    """
+    found = [words(text) for text in texts]
+    if len(found) < 2:
+        return found
+    begin = _in_common(found)
+    found = [one[begin:] for one in found]
+    end = _in_common([one[::-1] for one in found])
+    return [one[: len(one) - end] for one in found]
+
+
+class _Table:
+    """The n-grams of one size that items have, and where."""
+
+    def __init__(self, size: int, hashes: np.ndarray, grams: np.ndarray, item: np.ndarray, place: np.ndarray) -> None:
+        self.size = size
+        order = np.argsort(hashes, kind="stable")
+        self._hashes, first, number = np.unique(hashes[order], return_index=True, return_inverse=True)
+        self.grams, self._item, self._place = grams[order[first]], item[order], place[order]
+        assert (self.grams[number] == grams[order]).all(), "two n-grams of items have one hash"
+        self._first = np.append(first, len(hashes))
+        self._shift = np.uint64(64 - max(16, (8 * len(self._hashes)).bit_length()))
+        self._maybe = np.zeros(1 << (64 - int(self._shift)), dtype=bool)
+        self._maybe[self._hashes >> self._shift] = True
+        self.codes = np.random.default_rng(1).integers(0, 1 << 64, len(self.grams), dtype=np.uint64)
+        """By which sets of n-grams are told apart."""
+
+    def find(self, ids: np.ndarray, at: np.ndarray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Places in `ids` where an n-gram of an item begins, and its number."""
+        maybe = self._maybe[hashes >> self._shift]
+        at, hashes = at[maybe], hashes[maybe]
+        gram = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
+        same = (ids[at[:, None] + np.arange(self.size)] == self.grams[gram]).all(1)
+        return at[same], gram[same]
+
+    def count(self, gram: np.ndarray) -> np.ndarray:
+        """At how many places of items each n-gram stands."""
+        return self._first[gram + 1] - self._first[gram]
+
+    def postings(self, row: np.ndarray, gram: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Each row's n-grams by item and place in it."""
+        counts = self.count(gram)
+        at = _spread(counts, self._first[gram])
+        return np.repeat(row, counts), self._item[at], self._place[at]
+
+
+NONE = Overlaps(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0))
+
+
+def _windows(ids: np.ndarray, codes: np.ndarray, sizes: Sequence[int]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """For each size (ascending) where its n-grams without a 0 begin, and their hashes."""
+    coded, hashes = codes[ids], np.zeros(len(ids), dtype=np.uint64)
+    ends = np.where(ids == 0, np.arange(len(ids)), len(ids))
+    known = np.minimum.accumulate(ends[::-1])[::-1] - np.arange(len(ids))  # words up to the next 0
+    for n in range(1, max(sizes, default=0) + 1):
+        hashes[: len(ids) - n + 1] += coded[n - 1 :] * np.uint64(pow(MULTIPLIER, n - 1, 1 << 64))
+        if n in sizes:
+            at = np.flatnonzero(known >= n)
+            yield n, at, hashes[at]
+
+
+def _portions(table: _Table, row: np.ndarray, gram: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Rows' n-grams by item and place, whole rows together and about `AT_ONCE` at a time."""
+    before = np.cumsum(table.count(gram)) - table.count(gram)
+    begins = np.flatnonzero(np.diff(row, prepend=-1))
+    portion = np.repeat(before[begins] // AT_ONCE, np.diff(np.append(begins, len(row))))
+    for number in np.unique(portion):
+        mine = portion == number
+        yield table.postings(row[mine], gram[mine])
+
+
+def _spread(counts: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Ranges of `counts` numbers from `first` on, one after another."""
+    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts - first, counts)
+
+
+def _in_common(lists: Sequence[Sequence[str]]) -> int:
+    """How many words all lists begin with, one fewer than the shortest has at most."""
+    shortest = min(map(len, lists)) - 1
+    first = lists[0]
+    return next((n for n in range(shortest) if any(one[n] != first[n] for one in lists)), max(shortest, 0))

@@ -1,0 +1,202 @@
+"""Suite's tasks: lm-eval's task files as a card sets them, on data from JSON lines or the hub, and the items in them.
+
+`suite.py` asks a model what is here. Nothing of lm-eval is imported before a task is opened.
+
+    tasks, revision = open_tasks("gsm8k", load_card("gsm8k"), Data((Path("gsm8k_test.jsonl"),)))
+    item_texts("gsm8k", card, data)[0][0]       # ("gsm8k", "0", "Q: Janet's ducks lay 16 eggs per day. [...]")
+"""
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.cards import LM_EVAL, Card, load_card
+from harness.checks import refuse
+from harness.corpora._files import file_sha256
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where a benchmark's items are: JSON lines by name of file, or the hub at a revision (null: the newest)."""
+
+    files: tuple[Path, ...] = ()
+    revision: str | None = None
+
+
+def planned(name: str, settings: Mapping[str, Any], files: Sequence[str]) -> tuple[Card, Data]:
+    """A benchmark's card and data; raises SettingsError where they are no longer what a stage's `settings` say."""
+    card, paths = load_card(name), tuple(map(Path, files))
+    if card.identity() != settings["card"]:
+        raise refuse("evals.names", name, "its card has changed since it was planned", "run its grid again")
+    if changed := [path for path in paths if file_sha256(path) != settings["files"][path.name]]:
+        raise refuse("evals.data_dir", str(changed[0]), "it has changed since it was planned", "run its grid again")
+    return card, Data(paths, settings.get("revision"))
+
+
+def open_tasks(name: str, card: Card, data: Data) -> tuple[dict[str, Any], str | None]:
+    """lm-eval's tasks of a card, by name, and the hub revision where the data is from there."""
+    revision = None if data.files else resolved(card.data, data.revision)
+    tasks = dict(_tasks(name, card, data.files, revision))
+    if not tasks:
+        raise refuse("evals.data_dir", str(data.files[0].parent), f"no file there has the rows {name} is scored on")
+    return tasks, revision
+
+
+def source_of(name: str, task: str, tasks: Mapping[str, Any]) -> str:
+    """What the items of a task have as their source: the task, where the benchmark has several."""
+    return name if len(tasks) == 1 else task
+
+
+def item_texts(name: str, card: Card, data: Data) -> tuple[list[tuple[str, str, str]], str | None]:
+    """Source, id and text of every item, as `run_card` calls them, and the hub revision where the data is from there.
+
+    The text is the prompt without chat template, system prompt and shots.
+    """
+    check_lm_eval()
+    if card.prepare:
+        card.prepare()
+    with quiet():
+        tasks, revision = open_tasks(name, card, data)
+        found = [
+            (source_of(name, task, tasks), str(number), str(one.doc_to_text(doc)))
+            for task, one in tasks.items()
+            for number, doc in enumerate(one.eval_docs)
+        ]
+    return found, revision
+
+
+def check_lm_eval() -> None:
+    """Raise SettingsError unless the lm-eval that cards are written for is installed."""
+    found = importlib.metadata.version("lm_eval") if importlib.util.find_spec("lm_eval") else None
+    if found != LM_EVAL:
+        way_out = 'pip install -c constraints.txt -e ".[evals]"'
+        raise refuse("evals.names", f"lm-eval {found}", f"the cards are written for lm-eval {LM_EVAL}", way_out)
+
+
+def resolved(data: str, revision: str | None) -> str:
+    """The commit of a hub dataset that is used, whatever name it was asked by."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        sha = HfApi().dataset_info(data, revision=revision).sha
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        way_out = "check the name and your access, or give JSON lines by evals.data_dir"
+        raise refuse(
+            "evals.names", data, f"the hub did not tell its revision ({type(error).__name__})", way_out
+        ) from error
+    assert sha is not None
+    return sha
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """lm-eval's logging below errors off, and its progress bars: `track` tells how far it is."""
+    logger = logging.getLogger("lm_eval")
+    before, logger.level = logger.level, logging.ERROR
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+def _tasks(name: str, card: Card, files: Sequence[Path], revision: str | None) -> Iterator[tuple[str, Any]]:
+    """lm-eval's tasks of a card, by name."""
+    from lm_eval.api.task import ConfigurableTask
+
+    for config in _configs(name, card):
+        config |= {"num_fewshot": card.shots, "repeats": card.samples, **card.changes, **card.reads}
+        if card.grade is not None:
+            config |= _graded(card.metric, card.grade, card.samples)
+        own = [key for key, value in config.items() if _in_lm_eval(value)]
+        assert not own, f"card {name} reads with functions of its own, and must set {own[0]} too"
+        config |= {"dataset_kwargs": dict(config.get("dataset_kwargs") or {})}
+        if card.max_new_tokens is not None:
+            sampled = {"temperature": card.temperature, "top_p": card.top_p} if card.temperature else {}
+            options = {"until": list(card.stop), "max_gen_toks": card.max_new_tokens}
+            config["generation_kwargs"] = {**options, "do_sample": bool(card.temperature), **sampled}
+        if not card.shots:
+            config = {key: value for key, value in config.items() if not key.startswith("fewshot")}
+        if files:
+            subset = config.get("dataset_name") if card.tasks and "*" in card.tasks else None
+            rows = _local(name, files, subset, config)
+            if rows is None:
+                continue
+            config |= {key: None for key in ("training_split", "validation_split") if config.get(key) not in rows}
+            config |= {"custom_dataset": lambda rows=rows, **_: rows, "dataset_kwargs": {}, "metadata": None}
+        else:
+            config["dataset_kwargs"]["revision"] = revision
+        task = ConfigurableTask(config=config)
+        task.set_fewshot_seed(seed=1234)
+        yield config["task"], task
+
+
+def _configs(name: str, card: Card) -> Iterator[dict[str, Any]]:
+    """lm-eval's own task files, includes resolved."""
+    if card.tasks is None:
+        yield {"task": name}
+        return
+    import lm_eval.tasks
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    root = Path(lm_eval.tasks.__file__).parent
+    found = sorted(root.glob(card.tasks))
+    assert found, f"lm-eval {LM_EVAL} has no {card.tasks}"
+    for path in found:
+        config = load_yaml(path, resolve_func=not (card.reads or card.grade))  # some task files import what is not here
+        for key in ("tag", "group", "group_alias", "task_alias"):
+            config.pop(key, None)
+        yield config
+
+
+def _graded(metric: str, grade: Callable[..., float], samples: int) -> dict[str, Any]:
+    """What makes lm-eval take an item's score from a card's own function."""
+    return {
+        "process_results": lambda row, results: {metric: grade(row, results[0])},
+        "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True}],
+        "filter_list": [{"name": "none", "filter": [{"function": "take_first_k", "k": samples}]}],
+    }
+
+
+def _in_lm_eval(value: Any) -> bool:
+    """Whether a value of a task file names a function that was not loaded."""
+    return isinstance(value, str) and "/lm_eval/tasks/" in value
+
+
+def _local(name: str, files: Sequence[Path], subset: str | None, config: Mapping[str, Any]) -> "DatasetDict | None":
+    """The rows of a benchmark (of one subset) from JSON lines, under the names its task gives to splits.
+
+    None for a subset that the folder has no row of.
+    """
+    from datasets import Dataset, DatasetDict
+
+    scored = str(config.get("test_split") or config.get("validation_split"))
+    shots = (config.get("fewshot_config") or {}).get("split") or config.get("fewshot_split")
+    wanted = {split for split in (scored, shots, config.get("training_split")) if split}
+    begin = f"{subset}_" if subset else f"{name}_"
+    by_split = {path.stem.removeprefix(begin): path for path in files if path.stem.startswith(begin)}
+    whole = [path for path in files if path.stem == name]
+    if whole and not subset:
+        by_split[scored] = whole[0]
+    if scored not in by_split:
+        return None
+    read = {split: _rows(by_split[split]) for split in wanted & by_split.keys()}
+    found = DatasetDict({split: Dataset.from_list(rows) for split, rows in read.items()})
+    mine = (config.get("process_docs") or (lambda rows: rows))(found[scored])
+    return found if len(mine) else None
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines if line.strip()]
