@@ -3,7 +3,8 @@
 console.print(overview(frame))      # frame: table.summary(records)
 """
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -12,7 +13,7 @@ from harness.table import percent
 if TYPE_CHECKING:
     from rich.table import Table
 
-PLACE = ["role", "data_frac", "method", "teacher", "student"]
+NAMED = ["method", "teacher", "student"]
 
 
 def overview(frame: pd.DataFrame) -> "Table | None":
@@ -31,20 +32,22 @@ def overview(frame: pd.DataFrame) -> "Table | None":
     order = rows["role"].map({"base": 0, "student": 1, "teacher": 2})
     rows = rows.assign(order=order).sort_values(["order", "data_frac", "method"], kind="stable")
     table = Table(title="Public benchmarks", box=box.SIMPLE_HEAD, title_justify="left")
-    for name in ("data", "method", "teacher", "student"):
-        table.add_column(name, justify="right" if name == "data" else "left")
+    table.add_column("data", justify="right")
+    for column in NAMED:
+        table.add_column(column)
     for name, metric in names:
         table.add_column(escape(f"{name}\n{metric.partition('@')[0]}"), justify="right")
-    for (_, fraction, method, teacher, student), part in rows.groupby(PLACE, sort=False, dropna=False):
-        cells = {(row["eval"], row["metric"]): row for row in part.to_dict("records")}
+    for _, part in rows.groupby(["role", "data_frac", *NAMED], sort=False, dropna=False):
+        first: dict[Any, Any] = part.iloc[0].to_dict()
+        cells: dict[Any, dict[Any, Any]] = {(row["eval"], row["metric"]): row for row in part.to_dict("records")}
         scores = []
         for name in names:
-            row = cells.get(name)
-            known = row is not None and not pd.isna(row["score"])
-            clear = known and row is not None and row["gain_p_holm"] < 0.05
-            scores.append(Text(f"{row['score']:.3f}" if known and row is not None else "", "bold" if clear else ""))
-        shown = ["" if pd.isna(value) else escape(str(value)) for value in (method, teacher, student)]
-        table.add_row(percent(fraction), *shown, *scores)
+            row = cells.get(name) or {"score": math.nan, "gain_p_holm": math.nan}
+            text = "" if pd.isna(row["score"]) else f"{row['score']:.3f}"
+            scores.append(Text(text, "bold" if row["gain_p_holm"] < 0.05 else ""))
+        named = [first[column] for column in NAMED]
+        shown = ["" if pd.isna(value) else escape(str(value)) for value in named]
+        table.add_row(percent(first["data_frac"]), *shown, *scores)
     suite = names[0][1].partition("@")[2].rpartition("/")[0]
     table.caption = f"By {suite}, each card's hash in results.csv; not to be put beside scores made in another way."
     table.caption_justify = "left"

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -24,8 +25,7 @@ def test_a_server_writes_what_is_written_here(tmp_path, monkeypatch):
     model = save_tiny(tmp_path / "model")
     files = [str(path) for path in write_items("mmlu_pro", tmp_path / "data").glob("*.jsonl")]
     settings = {"eval": "mmlu_pro", "limit": None, "card": load_card("mmlu_pro").identity(), "files": {}}
-    monkeypatch.setattr("harness.stages.evaluate.file_sha256", {path: None for path in files}.get)
-    settings["files"] = dict.fromkeys(path.rpartition("/")[2] for path in files)
+    settings["files"] = {path.name: file_sha256(path) for path in map(Path, files)}
     found = {}
     for served in (False, True):
         out = tmp_path / str(served)
