@@ -34,8 +34,9 @@ class Corpus(CorpusSettings):
     """Settings of the miniature's rows."""
 
     knows_truth: ClassVar[bool] = True
-    knows_questions: ClassVar[bool] = True
     """Prompts are read back, so rows a teacher wrote can be verified too."""
+    knows_questions: ClassVar[bool] = True
+    """The fact or the operands, however they are asked for."""
     max_length: int = 64
     """Longest rendered row in tokens; raised to 128 where there are dialogues, so that they fit."""
     max_new_tokens: int = 16
