@@ -17,7 +17,7 @@ from harness.status import stage_state
 from harness.store import Store
 
 COUNT = 3
-GRACE = 2.0
+GRACE = 5.0
 ALONE, ALL = "subset", "train"
 
 

@@ -17,7 +17,7 @@ def test_its_evaluations_are_those_of_its_base():
     (cell,) = plan.cells
     own, base = ([stage.key for stage in stages.values()] for stages in (cell.evaluations, cell.references["base"]))
     assert own == base and not cell.train
-    assert {stage.kind for stage in plan.stages} == {"mixture", "base", "evaluate"}
+    assert {stage.kind for stage in plan.stages} == {"mixture", "base", "evaluate", "measure"}
 
 
 def test_a_model_is_scored_on_a_benchmark_without_a_study(tmp_path):
@@ -42,7 +42,7 @@ def test_a_grid_without_a_single_score_ends_in_a_table_of_reasons(tmp_path, monk
     save_tiny(tmp_path / "model")
     words = ["method=untrained", "student=hf", f"student.path={tmp_path / 'model'}", "evals.names=[pubmedqa]"]
     cells = compose([*words, f"evals.data_dir={write_items('pubmedqa', tmp_path / 'data')}"]).cells
-    monkeypatch.setattr("harness.suite.LM_EVAL", "9")
+    monkeypatch.setattr("harness.suite_tasks.LM_EVAL", "9")
     done = api.run(cells, store=str(tmp_path / "store"), grid="scored", launch=Launch(kind="inline"))
     assert [record["status"] for record in done.records] == ["failed", "failed"]
     assert all("written for lm-eval 9" in record["reason"] for record in done.records)
