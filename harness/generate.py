@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LIKELIEST = 512
+"""Tokens among which a nucleus is looked for before the whole vocabulary is sorted."""
 SHARED_TOKENS = 32
 """A common beginning of prompts of as many tokens is worth being read once."""
 

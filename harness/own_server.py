@@ -8,7 +8,6 @@ shell, on the machine of the stage, with the model's folder; it ends with the bl
 
 import os
 import shlex
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from harness.checks import SettingsError, refuse
 from harness.endpoint import Endpoint
 from harness.processes import end_group
+from harness.rendezvous import free_port
 from harness.served import CompletionsServer
 from harness.serving import answers
 
@@ -32,8 +32,7 @@ def serving(command: str, folder: Path) -> Iterator[CompletionsServer]:
 
     Raises SettingsError where it cannot be started, ends, or does not answer within half an hour.
     """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     log = Path(tempfile.gettempdir()) / f"harness-server-{os.getpid()}-{port}.log"
     words = [word.replace("{model}", str(folder)).replace("{port}", str(port)) for word in shlex.split(command)]
 

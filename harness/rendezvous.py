@@ -91,6 +91,7 @@ def call(member: Member, known: str) -> Line:
 
 
 def free_port() -> int:
+    """A port of this machine that nobody listens at now."""
     with socket.create_server(("", 0)) as server:
         return server.getsockname()[1]
 

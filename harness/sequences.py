@@ -9,9 +9,9 @@ t predict token t + 1, so a span's first token is scored from the position befor
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 IGNORED = -100  # the label of a token that is read but not scored (the value torch ignores)
+
+Item = TypeVar("Item")
+TOKENS_AT_ONCE = 1 << 14  # padded tokens of one batch that is scored or answered
 
 
 @dataclass(frozen=True)
@@ -215,6 +218,20 @@ def collate(rows: Sequence[Row], pad_id: int) -> dict[str, "torch.Tensor"]:
     numbers = np.array([row.number for row in rows], dtype=np.int64)
     arrays = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, "rows": numbers}
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def longest_first(
+    waiting: Iterable[Item], length: Callable[[Item], int], most_rows: int, new_tokens: int = 0
+) -> Iterator[list[Item]]:
+    """Batches of like length to be read, and continued by `new_tokens`, with TOKENS_AT_ONCE padded tokens at most.
+
+    The longest come first, so that what does not fit into memory is known at once.
+    """
+    left = sorted(waiting, key=length, reverse=True)
+    while left:
+        size = max(1, min(most_rows, TOKENS_AT_ONCE // (length(left[0]) + new_tokens)))
+        yield left[:size]
+        left = left[size:]
 
 
 def _stream(num_rows: int, count: int, seed: int) -> np.ndarray:

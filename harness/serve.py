@@ -29,6 +29,7 @@ from harness.launch.notes import read_note
 from harness.launch.queue import ask
 from harness.launch.servers import Server, wanted
 from harness.processes import end_group
+from harness.rendezvous import free_port
 from harness.served import CompletionsServer
 from harness.serving import answers, page_of, read_page, write_page
 from harness.store import Store
@@ -91,7 +92,7 @@ class ServerJob:
         if self._over():
             return
         self._tell()
-        port = _free_port()
+        port = free_port()
         url = f"http://{_own_address()}:{port}"
         command = self.settings.words(self.server.model, self.server.revision, port)
         with self._child(command) as child:
@@ -194,11 +195,6 @@ class ServerJob:
             yield child
         finally:
             end_group(child)
-
-
-def _free_port() -> int:
-    with socket.create_server(("", 0)) as server:
-        return server.getsockname()[1]
 
 
 def _own_address() -> str:

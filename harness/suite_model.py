@@ -23,12 +23,11 @@ from harness.chat import end_of_turn_id
 from harness.divergences import scored_positions, scored_tokens
 from harness.generate import context_of, evaluating, generate
 from harness.heads import logits_at
-from harness.sequences import Row, collate
+from harness.sequences import Row, collate, longest_first
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TOKENS_AT_ONCE = 1 << 14  # padded tokens of one batch, the longest answer included
 ROWS_AT_ONCE = 64
 NEVER = -1e9  # the log-likelihood of a choice that could not be asked: finite, so that differences are numbers
 
@@ -118,7 +117,7 @@ class SuiteModel(TemplateLM):
         total, done = sum(map(len, waiting.values())), 0
         for name, group in waiting.items():
             told = _options(options[name])
-            for batch in self._batches(group, lambda one: len(one[3]), told["max_new_tokens"]):
+            for batch in longest_first(group, lambda one: len(one[3]), self.rows_at_once, told["max_new_tokens"]):
                 seeds = [_seed(prompt, draw) for _, prompt, draw, _ in batch]
                 answers = self.write([ids for *_, ids in batch], seeds=seeds, **told)
                 for (index, prompt, draw, ids), answer in zip(batch, answers, strict=True):
@@ -181,7 +180,7 @@ class SuiteModel(TemplateLM):
                 alike[(*before, *after[:-1])].append(index)
         done = 0
         with evaluating(self.model), torch.no_grad():
-            for batch in self._batches(list(alike.items()), lambda one: len(one[0]), 1):
+            for batch in longest_first(alike.items(), lambda one: len(one[0]), self.rows_at_once, 1):
                 self.asked.read_tokens += sum(len(ids) for ids, _ in batch)
                 for (_, indices), logits in zip(batch, self._logits(batch, requests), strict=True):
                     for index in indices:
@@ -209,14 +208,6 @@ class SuiteModel(TemplateLM):
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """No card asks for it."""
         raise ValueError("perplexity of whole documents is not asked here; held-out NLL is harness/evals/heldout.py")
-
-    def _batches(self, waiting: list[Any], length: Callable[[Any], int], new: int) -> Iterator[list[Any]]:
-        """Longest first, so that what does not fit into memory is known at once."""
-        waiting = sorted(waiting, key=length, reverse=True)
-        while waiting:
-            size = max(1, min(self.rows_at_once, TOKENS_AT_ONCE // (length(waiting[0]) + new)))
-            yield waiting[:size]
-            waiting = waiting[size:]
 
 
 def _options(told: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from statsmodels.stats.multitest import multipletests
 
 from harness.checks import SettingsError
 from harness.crossover import crossover
-from harness.stats import curve_over_draws, equivalence, holm, seeds_and_items
+from harness.stats import curve, curve_over_draws, equivalence, holm, ratio, seeds_and_items
 
 FRACTIONS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
@@ -230,3 +230,26 @@ def test_fractions_must_be_distinct_and_gains_must_fit_them():
         crossover([0.1, 0.1], [[0.0, 0.0]])
     with pytest.raises(SettingsError, match="2 fractions"):
         crossover([0.1, 0.2], [[0.0, 0.0, 0.0]])
+
+
+def test_a_ratio_ends_where_the_difference_of_its_terms_stops_being_told_from_zero():
+    generator = np.random.default_rng(3)
+    values = generator.normal([0.3, 0.6], 0.05, (8, 2))[:, :, None]
+    found, *ends = ratio(curve(values))
+    assert found == pytest.approx(values[:, 0].mean() / values[:, 1].mean())
+    for end in ends:
+        assert reference.ttest_1samp(values[:, 0, 0] - end * values[:, 1, 0], 0).pvalue == pytest.approx(0.05, abs=1e-6)
+
+
+def test_the_interval_of_a_ratio_covers_over_seeds_and_items():
+    generator, hits, repetitions = np.random.default_rng(5), 0, 600
+    for _ in range(repetitions):
+        shared = generator.normal(0, 0.3, (1, 2, 60)) + generator.normal(0, 0.02, (5, 2, 1))
+        values = np.array([0.3, 0.6])[None, :, None] + shared + generator.normal(0, 0.3, (5, 2, 60))
+        _, low, high = ratio(curve(values))
+        hits += low <= 0.5 <= high
+    assert 0.925 <= hits / repetitions <= 0.985
+
+
+def test_a_ratio_to_what_may_be_nothing_is_blank():
+    assert all(map(math.isnan, ratio(curve(np.array([[0.3, 0.1], [0.3, -0.1], [0.2, 0.05]])[:, :, None]))))

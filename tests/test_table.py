@@ -1,6 +1,7 @@
 """Tables: pairing, aggregation over seeds and draws, failed cells, files; values worked out by hand."""
 
 import io
+import math
 import subprocess
 import sys
 
@@ -309,3 +310,22 @@ def test_one_world_without_items_leaves_items_out_of_the_interval_over_both():
     records = [r | {"items": {}} if r["world_seed"] else r for r in records]
     row = row_of(summary(records, load_items), method="kd", headline=True)
     assert row["gain_covers"] == "seeds only within draws, for these 2 draws only"
+
+
+def test_the_gap_closed_is_the_students_way_from_base_to_teacher_and_blank_where_they_are_alike():
+    shelf = {}
+
+    def record(method, scores, **changes):
+        one = cell(method, changes.pop("data_frac", None), changes.pop("seed", 0), scores, **changes)
+        shelf[one["items"]["verified"]] = items(scores)
+        return one
+
+    half, full = [1.0, 0.0] * 200, [1.0] * 390 + [0.0] * 10
+    base = record("base", [0.0] * 400, role="base", teacher=None)
+    students = [record("kd", half, data_frac=0.1, seed=seed) for seed in (0, 1)]
+    for scores, closed in ((full, 0.5 / 0.975), ([1.0] + [0.0] * 399, math.nan)):
+        records = [base, *students, record("teacher", scores, role="teacher")]
+        row = row_of(summary(records, shelf.get), method="kd")
+        assert row["gap_closed"] == pytest.approx(closed, nan_ok=True)
+        if not math.isnan(closed):
+            assert row["gap_closed_low"] < closed < row["gap_closed_high"] < closed + 0.1

@@ -21,12 +21,11 @@ from harness.divergences import scored_positions, scored_tokens
 from harness.evals import HeldoutRow, Item, Options, Score, Scored, scores_by_source
 from harness.generate import evaluating
 from harness.heads import logits_at
-from harness.sequences import Row, collate
+from harness.sequences import Row, collate, longest_first
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TOKENS_AT_ONCE = 1 << 14  # padded tokens of one forward pass
 UNLIMITED = 1 << 30
 
 
@@ -92,21 +91,14 @@ def summary(items: Sequence[Item]) -> list[Score]:
 def nll_sums(model: "PreTrainedModel", rendered: Sequence[Rendered], batch_size: int) -> list[float]:
     """Summed negative log-likelihood (nats) of each sequence's spans, in order; 0 where nothing is scored."""
     sums = [0.0] * len(rendered)
-    waiting = sorted(
-        (i for i, row in enumerate(rendered) if row.response_tokens),
-        key=lambda i: len(rendered[i].input_ids),
-        reverse=True,
-    )
+    waiting = [index for index, row in enumerate(rendered) if row.response_tokens]
     scored = 0
     with evaluating(model), torch.no_grad():
-        while waiting:
-            longest = len(rendered[waiting[0]].input_ids)
-            chosen = waiting[: max(1, min(batch_size, TOKENS_AT_ONCE // longest))]
-            waiting = waiting[len(chosen) :]
+        for chosen in longest_first(waiting, lambda index: len(rendered[index].input_ids), batch_size):
             for index, nats in zip(chosen, _batch(model, [rendered[i] for i in chosen]), strict=True):
                 sums[index] = nats
             scored += len(chosen)
-            track.report(scored, scored + len(waiting), note="held-out NLL")
+            track.report(scored, len(waiting), note="held-out NLL")
     return sums
 
 
