@@ -3,9 +3,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 GPU ?= --tiny
+QUICK := $(if $(quick),_quick)
 STAMP := $(VENV)/.installed
 
-.PHONY: env grid test test-slurm lint smollm2 benchmarks clean
+.PHONY: env grid study test test-slurm lint smollm2 benchmarks clean
 
 env: $(STAMP)
 
@@ -16,6 +17,12 @@ $(STAMP): pyproject.toml constraints.txt
 
 grid: env  ## build the miniature and run the main grid: table, figure, verdict
 	$(BIN)/python -m harness.run -m data_frac=0.01,0.1,1.0 method=sft,kd
+
+study: env  ## the paper's four claims in the miniature, from nothing to a report; `make study quick=1`: one draw
+	$(BIN)/python -m harness.run -m experiments=data_scaling $(if $(quick),draws=1 grid=data_scaling_quick)
+	$(BIN)/python -m harness.run -m experiments=strong_teacher $(if $(quick),draws=1 grid=strong_teacher_quick)
+	$(BIN)/python -m harness.run -m experiments=two_stage $(if $(quick),draws=1 grid=two_stage_quick)
+	$(BIN)/python -m harness.report data_scaling$(QUICK) strong_teacher$(QUICK) two_stage$(QUICK)
 
 test: env  ## the whole test suite: no network, no GPU
 	$(BIN)/python -m pytest

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from harness.checks import refuse
+from harness.claims import declare
 from harness.cluster import Cluster
 from harness.compose import Composed, compose
 from harness.config import Cell, Settings
@@ -153,6 +154,7 @@ def _settled(
     settings = composed.settings
     if not settings.tune:
         frozen = freeze(planned, _name(settings, planned, store))
+        declare(store, frozen, settings.claims)
         keep_plan(store, frozen)
         return planned, frozen
     tuned, trials = tune_grid(composed.cells, Tune.of(settings.tune), _wanted_name(settings, planned), store, make)
@@ -160,6 +162,7 @@ def _settled(
     planned = Plan.union(plans)
     chosen = {plan.fingerprint: one for plan, one in zip(plans, tuned, strict=True)}
     frozen = freeze(planned, _name(settings, planned, store), chosen)
+    declare(store, frozen, settings.claims)
     write_json(keep_plan(store, frozen) / "tuning.json", trials)
     return planned, frozen
 

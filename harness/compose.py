@@ -25,7 +25,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.checks import SettingsError, refuse
+from harness.checks import SettingsError, check_at_least, check_choice, refuse
 from harness.cluster import DEFAULTS
 from harness.config import Cell, Settings
 from harness.corpora import corpus_names, load_corpus
@@ -64,6 +64,8 @@ def register() -> None:
         store.store(group="corpus", name=name, node=load_corpus(name))
     for path in sorted((presets_folder() / "experiments").glob("*.yaml")):
         store.store(group="experiments", name=path.stem, node=OmegaConf.load(path), package="_global_")
+    for path in sorted((presets_folder() / "experiments" / "paper").glob("*.yaml")):
+        store.store(group="experiments/paper", name=path.stem, node=OmegaConf.load(path), package="_global_")
     for path in sorted((presets_folder() / "slurm").glob("*.yaml")):
         every = {"name": path.stem, **DEFAULTS}  # so that the command line may set what the file leaves out
         store.store(group="slurm", name=path.stem, node=OmegaConf.merge(every, OmegaConf.load(path)))
@@ -86,7 +88,7 @@ def compose(arguments: Sequence[str], sweep: Mapping[str, Any] | None = None) ->
     Raises SettingsError for unknown names and keys, and values a setting cannot take.
     """
     with hydra_ready(), plain_errors():
-        overrides = OverridesParser.create().parse_overrides(list(arguments))
+        overrides = OverridesParser.create().parse_overrides(_at_scale(arguments))
         fixed = [override for override in overrides if not override.is_sweep_override()]
         swept = [override for override in overrides if override.is_sweep_override()]
         first = _settings(
@@ -100,7 +102,7 @@ def compose(arguments: Sequence[str], sweep: Mapping[str, Any] | None = None) ->
                 ],
             )
         )
-        points = _points(swept, {**first.sweep, **(sweep or {})})
+        points = _drawn(_points(swept, {**first.sweep, **(sweep or {})}), first.draws)
         composer = _Composer([_text(override) for override in fixed])
         cells = tuple(composer.cell(point) for point in points)
     if not cells:
@@ -225,6 +227,29 @@ def _points(swept: Sequence[Override], sweep: Mapping[str, Any]) -> list[dict[st
             )
     points = [point for point in points if not any(_matches(point, pattern) for pattern in sweep.get("exclude") or [])]
     return points + [point for entry in sweep.get("include") or [] for point in _product(entry)]
+
+
+def _drawn(points: list[dict[str, Any]], draws: int | None) -> list[dict[str, Any]]:
+    """Every point in each draw of world and teacher; one that names a draw itself stays as it is."""
+    if draws is None:
+        return points
+    check_at_least("draws", draws, 1)
+    alone = [point for point in points if {"world_seed", "teacher_seed"} & set(point)]
+    rest = [point for point in points if point not in alone]
+    return [{**point, "world_seed": draw, "teacher_seed": draw} for draw in range(draws) for point in rest] + alone
+
+
+def _at_scale(arguments: Sequence[str]) -> list[str]:
+    """With `scale=paper`, the experiment's file for real models in place of the miniature's."""
+    chosen = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    scale, slug = chosen.get("scale", "mini"), chosen.get("experiments")
+    check_choice("scale", scale, ("mini", "paper"))
+    if scale == "mini":
+        return list(arguments)
+    there = sorted(path.stem for path in (presets_folder() / "experiments" / "paper").glob("*.yaml"))
+    if slug not in there:
+        raise refuse("experiments", slug, f"scale=paper needs one of {', '.join(there)}")
+    return [f"experiments=paper/{slug}" if argument == f"experiments={slug}" else argument for argument in arguments]
 
 
 def _product(axes: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -114,20 +114,26 @@ def estimate(name: str, parts: Mapping[Any, Replicates | None]) -> dict[str, Any
     columns |= {f"{name}{end}": math.nan for end in ("", "_low", "_high", "_p", "_survivors")}
     if not known:
         return columns
-    interval = _over_draws([_cube([part]) for part in known]).intervals(np.ones((1, 1)))[0]
+    interval = over_draws([cube_of([part]) for part in known]).intervals(np.ones((1, 1)))[0]
     for end, field in (("", "estimate"), ("_low", "low"), ("_high", "high"), ("_p", "p")):
         columns[f"{name}{end}"] = getattr(interval, field)
     if any(floor for part in known for floor in part.at_floor):
         means = [mean for part in known if not math.isnan(mean := part.survivors)]
         columns[f"{name}_survivors"] = float(np.mean(means)) if means else math.nan
+    covers = covers_of(known, len(parts))
+    return columns | {f"{name}_covers": covers}
+
+
+def covers_of(known: Sequence[Replicates], draws: int) -> str:
+    """Which variance an interval over the draws that are known contains, of so many that there are, in words."""
+    if len(known) >= LEAST_DRAWS:
+        return f"{len(known)} draws of the world"
     least = [part for part in known if not part.ids] or known  # one draw without items leaves them out of all
     covers = " or ".join(dict.fromkeys(part.covers for part in least))
-    if len(known) >= LEAST_DRAWS:
-        covers = f"{len(known)} draws of the world"
-    elif len(parts) > 1:
-        scope = f"these {len(known)} draws only" if len(known) > 1 else "one draw of world and teacher"
-        covers += f"{' within draws' if len(known) > 1 else ''}, for {scope}"
-    return columns | {f"{name}_covers": covers}
+    if draws == 1:
+        return covers
+    scope = f"these {len(known)} draws only" if len(known) > 1 else "one draw of world and teacher"
+    return f"{covers}{' within draws' if len(known) > 1 else ''}, for {scope}"
 
 
 def gap_closed(
@@ -141,7 +147,7 @@ def gap_closed(
     cubes = [_gap(arms, arm, metric, values) for arm in draws]
     found = (math.nan, math.nan, math.nan)
     if cubes and all(cube is not None for cube in cubes):
-        found = ratio(_over_draws([cube for cube in cubes if cube is not None]))
+        found = ratio(over_draws([cube for cube in cubes if cube is not None]))
     return dict(zip(("gap_closed", "gap_closed_low", "gap_closed_high"), found, strict=True))
 
 
@@ -160,7 +166,7 @@ def _gap(arms: Mapping[Arm, Sequence[Record]], arm: Arm, metric: Metric, values:
     sign = 1 if metric.higher_is_better else -1
     gap = np.broadcast_to(teacher.values.mean(0) - base.values.mean(0), own.values.shape)
     parts = [replace(own, values=sign * part) for part in (own.values - base.values.mean(0), gap)]
-    return _cube(parts)
+    return cube_of(parts)
 
 
 def crossovers(
@@ -194,17 +200,17 @@ def crossovers(
         fractions = sorted(set.intersection(*(set(points) for points in draws.values())))
         if len(fractions) < 2:
             continue
-        cubes = {draw: _cube([points[f] for f in fractions]) for draw, points in draws.items()}
+        cubes = {draw: cube_of([points[f] for f in fractions]) for draw, points in draws.items()}
         known = {draw: cube._replace(values=sign * cube.values) for draw, cube in cubes.items() if len(cube.values)}
         if known:
             world_seed, teacher_seed = next(iter(known)) if len(known) == 1 else (None, None)
             key = line._replace(world_seed=world_seed, teacher_seed=teacher_seed)
-            found[key] = crossover(fractions, _over_draws(list(known.values())), delta=delta, margin=margin)
+            found[key] = crossover(fractions, over_draws(list(known.values())), delta=delta, margin=margin)
     return found
 
 
-def _cube(points: Sequence[Replicates]) -> Cube:
-    """Values at several fractions, of the seeds that all have; S is 0 if there is none."""
+def cube_of(points: Sequence[Replicates]) -> Cube:
+    """Values at several points (fractions, or arms), of the seeds that all have; S is 0 if there is none."""
     seeds = [seed for seed in points[0].seeds if all(seed in point.seeds for point in points)]
     same = all(point.ids == points[0].ids for point in points)
     width = points[0].values.shape[1] if same else 1
@@ -224,7 +230,7 @@ def _independent(seeds: Sequence[tuple[int, int]]) -> dict[int, list[int]]:
     return groups
 
 
-def _over_draws(cubes: Sequence[Cube]) -> Curve:
+def over_draws(cubes: Sequence[Cube]) -> Curve:
     """One curve over the draws; without items wherever one draw has none."""
     if not all(cube.ids for cube in cubes):
         cubes = [Cube(cube.values.mean(2, keepdims=True), (), None) for cube in cubes]

@@ -23,7 +23,7 @@ LAYERS = [
     {"stages"},
     {"overview"},
     {"table", "breakdown", "verdict", "gains", "items", "exposure", "arms", "crossover", "stats"}  # reading
-    | {"contamination", "receipt", "origins", "model_card", "comparison"},
+    | {"contamination", "receipt", "origins", "model_card", "comparison", "claims"},
     {"synthetic"},
     {"suite", "own_server"},
     {"suite_tasks"},
