@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from harness.exposure import Exposures
+    from harness.outcome import Outcome
 
 
 def grid(**settings: Any) -> tuple[Cell, ...]:
@@ -68,6 +69,20 @@ def results(name: str, store: str = "outputs") -> "pd.DataFrame":
 
     opened = Store(Path(store).absolute())
     return tidy(records(opened, frozen_plan(opened, name)))
+
+
+def read(name: str, store: str = "outputs") -> "Outcome":
+    """A grid of a store, or a folder that `Outcome.export` wrote: summary, verdict, crossovers, claims.
+
+    `read("data_scaling").summary`, `.results`, `.verdict`, `.findings`, `.export(folder)`.
+    """
+    from harness.grid import frozen_plan
+    from harness.outcome import RECORDS, Outcome
+
+    if (Path(name) / RECORDS).is_file() and not (Path(name) / "plan.json").is_file():
+        return Outcome.read(Path(name))
+    opened = Store(Path(store).absolute())
+    return Outcome.of(opened, frozen_plan(opened, name))
 
 
 def gains(name: str, by: str | Sequence[str] = "exposure", store: str = "outputs") -> "pd.DataFrame":
@@ -184,25 +199,21 @@ class Finished:
         """Read records from the store; write table, figure and verdict into the grid's folder."""
         from analysis.forest import MANY, arms_of, forest_figure
         from analysis.plots import crossover_figure
-        from harness.gains import crossovers
+        from harness.outcome import Outcome
         from harness.receipt import write_receipts
-        from harness.table import headline, summary, write
-        from harness.verdict import verdict
+        from harness.table import write
 
-        found = records(store, frozen)
-        frame = summary(found)
-        metric = headline(frame)
-        crossed = crossovers(found, metric) if metric else {}
-        text = verdict(frame, crossed, metric)
+        outcome = Outcome.of(store, frozen)
+        found, frame = outcome.records, outcome.summary
         folder = store.grid_folder(frozen["grid"])
         write(folder, found, frame)
         models = write_receipts(store, frozen, found)
-        crossover_figure(frame, folder / "crossover", crossed)
-        if arms_of(frame, metric)["name"].nunique() > MANY:
-            forest_figure(frame, folder / "methods", metric)
-        write_text(folder / "verdict.txt", text + "\n")
+        crossover_figure(frame, folder / "crossover", outcome.crossovers)
+        if arms_of(frame, outcome.metric)["name"].nunique() > MANY:
+            forest_figure(frame, folder / "methods", outcome.metric)
+        write_text(folder / "verdict.txt", outcome.verdict + "\n")
         write_text(folder / "records.jsonl", "".join(json.dumps(record) + "\n" for record in found))
-        return cls(frozen["grid"], folder, found, frame, text, models)
+        return cls(frozen["grid"], folder, found, frame, outcome.verdict, models)
 
     @property
     def failed(self) -> list[dict[str, Any]]:

@@ -232,7 +232,11 @@ def frozen_plan(store: Store, grid: str) -> dict[str, Any]:
     path = store.grid_folder(grid) / "plan.json"
     if not path.is_file():
         raise refuse("grid", grid, f"the store {store.root} has {', '.join(_grids(store)) or 'no grid yet'}")
-    return json.loads(path.read_text())
+    frozen = json.loads(path.read_text())
+    if any("evaluations" not in cell for cell in frozen["cells"]):
+        why = "its plan was kept by an older version of this program"
+        raise refuse("grid", grid, why, "run its command again; what is finished is reused")
+    return frozen
 
 
 def _existing(root: str | None) -> Store:

@@ -15,6 +15,7 @@ SOURCES = sorted(path for folder in ("harness", "analysis", "hydra_plugins") for
 # Doors may import everything beneath them; each layer only itself and what is below. One noun, one place.
 LAYERS = [
     {"run", "grid", "api", "fresh"},  # doors
+    {"outcome"},  # what doors show
     {"trials", "retry"},  # conduct
     {"screen", "ledger"},
     {"compose", "preflight", "execute", "record", "view", "launch", "job", "serve", "attempt", "estimate", "batches"}

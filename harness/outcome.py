@@ -1,0 +1,119 @@
+"""Outcome: what came of a grid, ready to be looked at, from a store or from a folder that was exported.
+
+Everything is computed from the grid's records and the scores of single items, when it is first asked for.
+
+    outcome = Outcome.of(store, frozen_plan)
+    outcome.summary, outcome.verdict, outcome.findings
+    outcome.export(Path("shared/data_scaling"))     # three small files without weights, texts or rows
+    Outcome.read(Path("shared/data_scaling")).summary
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.arms import Arm, Metric
+from harness.checks import refuse
+from harness.claims import Claim, Finding, declared, judge
+from harness.crossover import Crossover
+from harness.gains import crossovers
+from harness.items import LoadItems, read_items
+from harness.record import records
+from harness.store import Store, write_json, write_text
+from harness.table import headline, summary, tidy
+from harness.verdict import verdict
+
+RECORDS, ITEMS, CLAIMS = "records.jsonl", "items.parquet", "claims.json"
+NAMES = ("eval", "id", "source", "prompt_hash")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A grid's records and what is read out of them."""
+
+    grid: str
+    records: list[dict[str, Any]]
+    declaration: Mapping[str, Any] | None = None
+    """The claims as they were kept: `sha256`, `declared`, `cells_finished`, `claims`; null where none were made."""
+    load_items: LoadItems = read_items
+    """From a path in a record's `items` to the scores of single items."""
+
+    @classmethod
+    def of(cls, store: Store, frozen: Mapping[str, Any]) -> "Outcome":
+        """Of a grid in a store, by its frozen plan."""
+        return cls(frozen["grid"], records(store, frozen), declared(store, frozen["grid"]), cache(read_items))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Outcome":
+        """Of a folder that `export` wrote; refuses another one."""
+        if not (folder / RECORDS).is_file() or not (folder / ITEMS).is_file():
+            raise refuse("folder", str(folder), f"it lacks {RECORDS} or {ITEMS}", "export a grid into it first")
+        found = [json.loads(line) for line in (folder / RECORDS).read_text().splitlines()]
+        items = pd.read_parquet(folder / ITEMS)
+        parts = {str(name): part.drop(columns="of") for name, part in items.groupby("of", observed=True)}
+        path = folder / CLAIMS
+        claims = json.loads(path.read_text()) if path.is_file() else None
+        return cls(found[0]["grid"] if found else folder.name, found, claims, parts.__getitem__)
+
+    @cached_property
+    def results(self) -> pd.DataFrame:
+        """One row per cell x evaluation x metric x source (`table.tidy`)."""
+        return tidy(self.records)
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """One row per arm x evaluation x metric, over seeds and draws (`table.summary`)."""
+        return summary(self.records, self.load_items)
+
+    @cached_property
+    def metric(self) -> Metric | None:
+        """What figures and the verdict speak of; null without any score."""
+        return headline(self.summary) if len(self.summary) else None
+
+    @cached_property
+    def crossovers(self) -> dict[Arm, Crossover]:
+        """Where each line's gain may be zero (`gains.crossovers`)."""
+        return crossovers(self.records, self.metric, self.load_items) if self.metric else {}
+
+    @cached_property
+    def verdict(self) -> str:
+        """What the grid says and how sure it is, in words."""
+        return verdict(self.summary, self.crossovers, self.metric)
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        """What became of the claims; none where none were made."""
+        if self.declaration is None or self.metric is None:
+            return []
+        claims = [Claim.of(one) for one in self.declaration["claims"]]
+        return judge(self.records, claims, self.metric, self.load_items)
+
+    def export(self, folder: Path) -> Path:
+        """Write records, scores of items (no texts) and claims into `folder`, which is returned."""
+        folder.mkdir(parents=True, exist_ok=True)
+        parts, exported = {}, []
+        for record in self.records:
+            paths = {name: f"{record['role']}-{record['cell']}-{name}" for name in record["items"]}
+            for name, key in paths.items():
+                parts[key] = _scores_only(self.load_items(record["items"][name])).assign(of=key)
+            exported.append({**record, "items": paths, "artifact": None})
+        empty = pd.DataFrame(columns=[*NAMES, "of"])
+        frame = pd.concat(parts.values(), ignore_index=True) if parts else empty
+        for column in (*NAMES, "of"):
+            frame[column] = frame[column].astype("category")
+        frame.to_parquet(folder / ITEMS, index=False, compression="zstd")
+        write_text(folder / RECORDS, "".join(json.dumps(record) + "\n" for record in exported))
+        if self.declaration is not None:
+            write_json(folder / CLAIMS, self.declaration)
+        return folder
+
+
+def _scores_only(items: pd.DataFrame) -> pd.DataFrame:
+    """What statistics read of items: names and numbers, no prompt and no answer."""
+    numbers = items.select_dtypes(["number", "bool"]).columns
+    return items[[*NAMES, *(name for name in numbers if name not in NAMES)]].astype({name: str for name in NAMES})
