@@ -24,7 +24,7 @@ from harness.estimate import plan_text
 from harness.execute import execute
 from harness.plan import Plan, plan_cell
 from harness.preflight import preflight
-from harness.record import freeze, keep_plan, records
+from harness.record import freeze, frozen_plan, keep_plan, records
 from harness.stage import Again
 from harness.status import StageState, stage_state
 from harness.store import Store, write_json, write_text
@@ -64,7 +64,6 @@ def run(cells: Sequence[Cell], store: str = "outputs", **settings: Any) -> "Fini
 
 def results(name: str, store: str = "outputs") -> "pd.DataFrame":
     """One row per cell x evaluation x metric x source of a grid, with identity, cost and status."""
-    from harness.grid import frozen_plan
     from harness.table import tidy
 
     opened = Store(Path(store).absolute())
@@ -76,7 +75,6 @@ def read(name: str, store: str = "outputs") -> "Outcome":
 
     `read("data_scaling").summary`, `.results`, `.verdict`, `.findings`, `.export(folder)`.
     """
-    from harness.grid import frozen_plan
     from harness.outcome import RECORDS, Outcome
 
     if (Path(name) / RECORDS).is_file() and not (Path(name) / "plan.json").is_file():
@@ -140,7 +138,7 @@ def submit_grid(composed: Composed, tell: Callable[[str], None] = print) -> "Fin
     preflight(planned)
 
     def send(plan: Plan, grid: str) -> None:
-        tell(plan_text(plan, store))
+        tell(plan_text(plan, store, cluster))
         again: Again | None = {} if settings.retry else None
         tell(submit(plan, store, settings.machine, cluster, grid, again).told())
 
@@ -261,7 +259,6 @@ class Finished:
 
 def _records_and_exposures(name: str, store: str) -> "tuple[list[dict[str, Any]], Exposures]":
     from harness.exposure import Exposures
-    from harness.grid import frozen_plan
 
     opened = Store(Path(store).absolute())
     frozen = frozen_plan(opened, name)

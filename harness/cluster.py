@@ -11,6 +11,9 @@ from typing import Any
 
 from harness.checks import check_at_least, check_known, check_positive, refuse
 
+READ_BYTES_PER_SECOND = 1e9
+"""At which weights in bf16 come from a shared file system, for the price of a plan."""
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -37,13 +40,15 @@ class Resources:
     """Processes per node where a stage trains; null: one per GPU, or one."""
     shard: bool = False
     """Whether they split the model among them (`machine.shard`), so that it need not fit one GPU with its optimizer."""
+    teraflops: float = 100
+    """TFLOP/s that one of its GPUs is expected to reach in such stages, for the price of a plan and nothing else."""
     partition: str | None = None
     """Instead of the cluster's."""
     constraint: str | None = None
     """Instead of the cluster's."""
 
     def __post_init__(self) -> None:
-        for name in ("minutes", "cpus", "memory_gb", "nodes"):
+        for name in ("minutes", "cpus", "memory_gb", "nodes", "teraflops"):
             check_positive(f"slurm.resources.{name}", getattr(self, name))
         check_at_least("slurm.resources.gpus", self.gpus, 0)
         check_at_least("slurm.resources.processes", self.processes, 1)
@@ -53,6 +58,11 @@ class Resources:
         named = not self.names or any(fnmatchcase(name, pattern) for pattern in self.names)
         large = self.parameters is not None and parameters > self.parameters
         return named and not large and (not self.kinds or kind in self.kinds)
+
+    def gpu_hours(self, flops: float, parameters: float) -> float:
+        """Expected GPU-hours of a stage: the model is read once on every GPU, then they share the arithmetic."""
+        reading = 2 * parameters / READ_BYTES_PER_SECOND * self.nodes * self.gpus
+        return (reading + flops / (self.teraflops * 1e12)) / 3600 if self.gpus else 0.0
 
     @property
     def tasks_per_node(self) -> int:

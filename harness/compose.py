@@ -53,6 +53,7 @@ def presets_folder() -> Path:
     raise SettingsError("the presets (conf/config.yaml) are missing; install the project with `pip install -e .`")
 
 
+@functools.cache
 def register() -> None:
     """Tell Hydra the schema, and the methods, corpora and experiments that exist; safe to call again."""
     OmegaConf.register_new_resolver("checkout", lambda path: str(presets_folder() / path), replace=True)

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from harness.adaptive import CHECKS
+from harness.cluster import Cluster
 from harness.corpora import Size, corpus_from
 from harness.cost import forward_flops, train_flops
 from harness.identity import canonical
@@ -23,6 +24,7 @@ from harness.store import Store
 DEFAULT_FLOPS_PER_SECOND = 2e10
 OVERHEAD_SECONDS = 2.0
 UNKNOWN = Size(rows=1000, response_tokens=200.0, row_tokens=400.0, heldout_rows=1000)
+COSTS = ("tokens", "flops", "seconds", "bytes", "gpu_hours")
 BENCHMARK_ITEMS, ITEM_TOKENS = 1000, 200  # of a benchmark nobody has opened yet; tokens of a prompt, or of one shot
 STUDENT_TEXT_FACTOR = 2.0  # generating costs about as much again as training on what was generated
 
@@ -105,14 +107,17 @@ def measured_speed(store: Store, stages: Iterable[Stage]) -> Mapping[str, float]
     return {kind: statistics.median(found) for kind, found in speeds.items()}
 
 
-def plan_rows(plan: Plan, store: Store) -> list[dict[str, Any]]:
-    """One row per kind of stage: how many, how many are done, and what the rest is expected to cost."""
+def plan_rows(plan: Plan, store: Store, cluster: Cluster | None = None) -> list[dict[str, Any]]:
+    """One row per kind of stage: how many, how many are done, and what the rest is expected to cost.
+
+    GPU-hours are those of `cluster`, by the speed that its rules state; 0 without one.
+    """
     speeds = measured_speed(store, plan.stages)
     rows: dict[str, dict[str, Any]] = {}
     for stage in plan.stages:
         row = rows.setdefault(
             stage.kind,
-            {"kind": stage.kind, "stages": 0, "done": 0, "tokens": 0.0, "flops": 0.0, "seconds": 0.0, "bytes": 0.0},
+            {"kind": stage.kind, "stages": 0, "done": 0} | dict.fromkeys(COSTS, 0.0),
         )
         row["stages"] += 1
         if store.done(stage.key):
@@ -123,20 +128,30 @@ def plan_rows(plan: Plan, store: Store) -> list[dict[str, Any]]:
         row["flops"] += expected.flops
         row["bytes"] += expected.bytes
         row["seconds"] += stage_seconds(stage, speeds.get(stage.kind, DEFAULT_FLOPS_PER_SECOND))
+        if cluster is not None:
+            largest = max(one.parameters for one in (stage, *stage.inputs.values()))
+            rule = cluster.resources_for(stage.kind, stage.name, largest)
+            row["gpu_hours"] += rule.gpu_hours(expected.flops, largest)
     return list(rows.values())
 
 
-def plan_text(plan: Plan, store: Store) -> str:
-    """The rows of `plan_rows` as a table, with their sum."""
-    rows = plan_rows(plan, store)
+def plan_text(plan: Plan, store: Store, cluster: Cluster | None = None) -> str:
+    """The rows of `plan_rows` as a table, with their sum; on a cluster in GPU-hours, else in minutes of one worker."""
+    rows = plan_rows(plan, store, cluster)
     total = {name: sum(row[name] for row in rows) for name in rows[0] if name != "kind"} | {"kind": "to make"}
-    lines = [f"{'stage':<12}{'count':>7}{'done':>7}{'tokens':>10}{'FLOPs':>10}{'disk':>9}{'one worker':>12}"]
+    time = "one worker" if cluster is None else "GPU-hours"
+    lines = [f"{'stage':<12}{'count':>7}{'done':>7}{'tokens':>10}{'FLOPs':>10}{'disk':>12}{time:>13}"]
     lines += [
         f"{row['kind']:<12}{row['stages']:>7}{row['done']:>7}{row['tokens']:>10.2g}{row['flops']:>10.2g}"
-        f"{row['bytes'] / 2**20:>6.0f} MB{row['seconds'] / 60:>8.1f} min"
+        f"{_disk(row['bytes']):>12}"
+        + (f"{row['seconds'] / 60:>9.1f} min" if cluster is None else f"{row['gpu_hours']:>13,.1f}")
         for row in [*rows, total]
     ]
     return "\n".join(lines)
+
+
+def _disk(size: float) -> str:
+    return f"{size / 2**20:,.0f} MB" if size < 2**33 else f"{size / 2**30:,.0f} GB"
 
 
 def _mixture_size(stage: Stage) -> Size:

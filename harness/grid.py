@@ -31,6 +31,7 @@ from harness.checks import SettingsError, refuse
 from harness.identity import differences
 from harness.launch.notes import arrays_of, log_files, read_note, read_sent
 from harness.launch.queue import Queue, ask
+from harness.record import frozen_plan, grid_names
 from harness.screen import Look, headline, screen
 from harness.store import Store
 
@@ -83,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def show_plan(given: argparse.Namespace) -> None:
     """Cells, unique stages, what the store already has, and the expected cost of the rest."""
+    from harness.cluster import Cluster
     from harness.compose import compose
     from harness.estimate import plan_text
     from harness.plan import Plan
@@ -97,13 +99,14 @@ def show_plan(given: argparse.Namespace) -> None:
         f"{len(composed.cells)} cells asked for, {len(plan.cells)} different, {len(plan.stages)} stages, "
         f"{done} of them in the store"
     )
-    print(plan_text(plan, store))
+    slurm = composed.settings.slurm
+    print(plan_text(plan, store, None if slurm is None else Cluster.of(slurm)))
 
 
 def show_status(given: argparse.Namespace) -> None:
     """One screen on a grid; all grids in a line each when none is named."""
     store = _existing(given.store)
-    for name in [given.grid] if given.grid else _grids(store):
+    for name in [given.grid] if given.grid else grid_names(store):
         frozen = frozen_plan(store, name)
         look = Look.at(store, frozen, ask_slurm=bool(given.grid))
         print("\n".join(screen(store, frozen, look, given.cells) if given.grid else [headline(name, look)]))
@@ -209,7 +212,7 @@ def show_results(given: argparse.Namespace) -> None:
 def collect_garbage(given: argparse.Namespace) -> None:
     """List or delete artifacts that no grid's plan names, and what dead attempts left behind."""
     store = _existing(given.store)
-    named = {key for name in _grids(store) for key in frozen_plan(store, name)["stages"]}
+    named = {key for name in grid_names(store) for key in frozen_plan(store, name)["stages"]}
     unneeded = [key for key in store.published() if key not in named]
     left = [path for path in (store.root / "tmp").iterdir() if not store.claimed(path.name.split(".")[0])]
     stopped = [path for path in (store.root / "checkpoints").glob("*") if not store.claimed(path.name)]
@@ -227,18 +230,6 @@ def collect_garbage(given: argparse.Namespace) -> None:
     )
 
 
-def frozen_plan(store: Store, grid: str) -> dict[str, Any]:
-    """The plan a grid was run with."""
-    path = store.grid_folder(grid) / "plan.json"
-    if not path.is_file():
-        raise refuse("grid", grid, f"the store {store.root} has {', '.join(_grids(store)) or 'no grid yet'}")
-    frozen = json.loads(path.read_text())
-    if any("evaluations" not in cell for cell in frozen["cells"]):
-        why = "its plan was kept by an older version of this program"
-        raise refuse("grid", grid, why, "run its command again; what is finished is reused")
-    return frozen
-
-
 def _existing(root: str | None) -> Store:
     root = root or "outputs"
     if not Path(root).is_dir():
@@ -246,12 +237,8 @@ def _existing(root: str | None) -> Store:
     return Store(Path(root).absolute())
 
 
-def _grids(store: Store) -> list[str]:
-    return sorted(path.parent.name for path in (store.root / "grids").glob("*/plan.json"))
-
-
 def _known_stages(store: Store) -> dict[str, dict[str, Any]]:
-    known = {key: spec for name in _grids(store) for key, spec in frozen_plan(store, name)["stages"].items()}
+    known = {key: spec for name in grid_names(store) for key, spec in frozen_plan(store, name)["stages"].items()}
     return known | {key: store.manifest(key) for key in store.published()}
 
 

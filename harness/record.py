@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from harness.checks import refuse
 from harness.config import Cell
 from harness.corpora import corpus_name
 from harness.cost import cell_cost
@@ -82,6 +83,23 @@ def keep_plan(store: Store, frozen: Mapping[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "plan.json", frozen)
     return folder
+
+
+def grid_names(store: Store) -> list[str]:
+    """The grids whose plans a store keeps."""
+    return sorted(path.parent.name for path in (store.root / "grids").glob("*/plan.json"))
+
+
+def frozen_plan(store: Store, grid: str) -> dict[str, Any]:
+    """The plan a grid was run with."""
+    path = store.grid_folder(grid) / "plan.json"
+    if not path.is_file():
+        raise refuse("grid", grid, f"the store {store.root} has {', '.join(grid_names(store)) or 'no grid yet'}")
+    frozen = json.loads(path.read_text())
+    if any("evaluations" not in cell for cell in frozen["cells"]):
+        why = "its plan was kept by an older version of this program"
+        raise refuse("grid", grid, why, "run its command again; what is finished is reused")
+    return frozen
 
 
 def records(store: Store, frozen: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -64,6 +64,20 @@ def test_seeds_left_alone_follow_the_seed():
     assert (cell.data_seed, cell.train_seed, cell.student.init_seed, cell.teacher.init_seed) == (3, 9, 1, 2)
 
 
+def test_draws_repeat_the_whole_grid_and_leave_a_draw_that_is_named_alone():
+    sweep = {"product": {"seed": [0, 1]}, "include": [{"method": "kd"}, {"method": "kd", "world_seed": 7}]}
+    cells = compose(["draws=2"], sweep).cells
+    drawn = [(cell.world_seed, cell.teacher_seed, cell.seed) for cell in cells]
+    assert drawn == [(0, 0, 0), (0, 0, 1), (0, 0, 0), (1, 1, 0), (1, 1, 1), (1, 1, 0), (7, 0, 0)]
+
+
+def test_an_experiment_at_the_papers_scale_is_another_file():
+    mini, paper = (compose(["experiments=data_scaling", *words]) for words in ([], ["scale=paper"]))
+    assert {cell.student.name for cell in mini.cells} == {"mini"}
+    assert {cell.student.name for cell in paper.cells} == {"llama_1b", "llama_3b", "llama_8b"}
+    assert (mini.settings.experiments, paper.settings.experiments) == ("data_scaling", "data_scaling_paper")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -76,6 +90,10 @@ def test_seeds_left_alone_follow_the_seed():
         (["corpus=magic"], ["corpus='magic'", "mini", "tulu3", "jsonl"]),
         (["slurm=nowhere"], ["slurm='nowhere'", "dev", "example_a100"]),
         (["experiments=nothing"], ["experiments='nothing'", "data_scaling"]),
+        (["scale=paper"], ["experiments=None", "data_scaling"]),
+        (["scale=paper", "experiments=data_scaling_clean"], ["'data_scaling_clean'", "strong_teacher"]),
+        (["scale=huge"], ["scale='huge'", "mini, paper"]),
+        (["draws=0"], ["draws=0", "at least 1"]),
         (["bugdet.amount=3"], ["bugdet is not a setting", "budget"]),
         (["budget.amuont=3"], ["budget.amuont is not a setting", "amount"]),
         (["budget.kind=days"], ["budget.kind='days'", "epochs, steps, trained_tokens, flops"]),

@@ -14,8 +14,8 @@ from harness.checks import SettingsError
 from harness.config import Launch
 from harness.contamination import ROWS, Contamination, training_of
 from harness.exposure import Exposures
-from harness.grid import frozen_plan
 from harness.plan import Plan, plan_cell
+from harness.record import frozen_plan
 from harness.stages.overlap import make_overlap
 from harness.stages.teach import save_rows
 from harness.store import Store

@@ -2,8 +2,9 @@
 
 import pytest
 
+from harness.cluster import Cluster
 from harness.compose import compose
-from harness.estimate import estimate, measured_speed, plan_rows, stage_seconds
+from harness.estimate import estimate, measured_speed, plan_rows, plan_text, stage_seconds
 from harness.plan import Plan
 from harness.store import Store
 
@@ -79,3 +80,21 @@ def test_synthetic_rows_cost_by_their_number_or_by_their_ratio_to_the_human_rows
         tokens[one.inputs["subset"].settings["data_frac"], one.settings["synthetic_ratio"]] = estimate(one).tokens
     assert tokens[1, 0] == tokens[0.5, 0] > 0
     assert tokens[1, 2] == pytest.approx(2 * tokens[0.5, 2]) == pytest.approx(4 * tokens[1, 0])
+
+
+def test_gpu_hours_are_arithmetic_at_the_rules_speed_and_reading_the_weights(tmp_path):
+    plan = Plan.of(compose(["method=logit_kd"]).cells)
+    rules = [{"kinds": ["train"], "gpus": 2, "teraflops": 50}, {"minutes": 5}]
+    rows = {row["kind"]: row for row in plan_rows(plan, Store(tmp_path), Cluster.of({"name": "c", "resources": rules}))}
+    train = [stage for stage in plan.stages if stage.kind == "train"]
+    weights = sum(max(one.parameters for one in (stage, *stage.inputs.values())) for stage in train)
+    expected = rows["train"]["flops"] / 50e12 / 3600 + 2 * 2 * weights / 1e9 / 3600
+    assert rows["train"]["gpu_hours"] == pytest.approx(expected)
+    assert rows["evaluate"]["gpu_hours"] == 0  # its rule has no GPU
+    assert all(row["gpu_hours"] == 0 for row in plan_rows(plan, Store(tmp_path)))
+
+
+def test_a_plan_with_a_cluster_is_told_in_gpu_hours_and_without_in_minutes(tmp_path):
+    plan = Plan.of(compose(["method=sft"]).cells)
+    assert "one worker" in plan_text(plan, Store(tmp_path))
+    assert "GPU-hours" in plan_text(plan, Store(tmp_path), Cluster.of({"name": "c"}))

@@ -3,7 +3,9 @@
 import pytest
 
 from harness.claims import declare
+from harness.cluster import Cluster
 from harness.compose import compose, presets_folder
+from harness.estimate import plan_rows
 from harness.plan import Plan
 from harness.record import freeze
 from harness.store import Store
@@ -30,6 +32,18 @@ def test_an_experiment_has_a_page_that_says_what_was_expected_and_how_to_run_it(
     page = (FOLDER / f"{slug}.md").read_text()
     page += (FOLDER / f"{slug.removesuffix('_aa')}.md").read_text()  # the A/A grid is told on the page of controls
     assert ("Expectation" in page or "data_scaling_two_draws.md" in page) and f"experiments={slug}" in page
+
+
+@pytest.mark.parametrize("slug", sorted(path.stem for path in (FOLDER / "paper").glob("*.yaml")))
+def test_an_experiment_at_the_papers_scale_is_planned_offline_and_priced_in_gpu_hours(slug, tmp_path):
+    composed = compose([f"experiments={slug}", "scale=paper", "slurm=example_a100"])
+    plan, store = Plan.of(composed.cells), Store(tmp_path)
+    declare(store, freeze(plan, slug), composed.settings.claims)
+    rows = plan_rows(plan, store, Cluster.of(composed.settings.slurm))
+    priced = {row["kind"]: row["gpu_hours"] for row in rows}
+    assert priced["train"] > 10 and priced["evaluate"] > 1 and priced["subset"] == 0
+    assert (FOLDER / f"{slug}.yaml").is_file() and composed.settings.experiments == f"{slug}_paper"
+    assert {cell.student.kind for cell in composed.cells} == {"hf"}
 
 
 def test_the_headline_experiments_have_five_draws_of_two_seeds():

@@ -12,9 +12,9 @@ from harness.checks import SettingsError
 from harness.corpora._rows import prompt_hash
 from harness.corpora.mini import Corpus
 from harness.exposure import SEEN_BY, Exposures
-from harness.grid import frozen_plan
 from harness.grid import main as grid
 from harness.machine import Launch
+from harness.record import frozen_plan
 from harness.store import Store
 from harness.world.facts import draw_facts
 from harness.world.lines import facts_told
