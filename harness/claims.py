@@ -26,7 +26,8 @@ from harness.arms import Arm, Metric, Record, by_arm
 from harness.checks import check_known, check_positive, refuse
 from harness.gains import Replicates, covers_of, cube_of, gain, over_draws
 from harness.items import LoadItems, read_items, values_of
-from harness.stats import Interval, holm
+from harness.power import detectable, equivalence_power
+from harness.stats import LEAST_DRAWS, Interval, holm
 from harness.store import Store, write_json
 
 COLUMNS = ("method", "teacher", "student", "corpus", "budget", "data_frac")
@@ -49,6 +50,9 @@ class Claim:
     """It holds where the gain lies above this; for losses, where it lies below."""
     within: float | None = None
     """It holds where the gain lies within this of 0 (two one-sided tests); `above` is not read then."""
+
+    sd: float = 0.02
+    """Standard deviation of such a gain between replicates, as an earlier grid had it; for `foresee` alone."""
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "Claim":
@@ -119,6 +123,24 @@ def declare(store: Store, frozen: Mapping[str, Any], given: Sequence[Mapping[str
     now = datetime.now(UTC).isoformat(timespec="seconds")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, [*kept, {"sha256": digest, "declared": now, "cells_finished": finished, "claims": said}])
+
+
+def foresee(given: Sequence[Mapping[str, Any]], frozen: Mapping[str, Any]) -> list[str]:
+    """What the grid can show of each claim, in words, before it is run: replicates are its draws, or its seeds."""
+    told = []
+    for claim in map(Claim.of, given):
+        sides = [[cell for cell in frozen["cells"] if _fits(cell, side)] for side in claim.sides]
+        draws, seeds = (min(len({cell[name] for cell in side}) for side in sides) for name in ("world_seed", "seed"))
+        count, kind = (draws, "draws") if draws >= LEAST_DRAWS else (seeds, "seeds")
+        if count < 2:
+            text = "one replicate: nothing is said of another"
+        elif claim.within is None:
+            text = f"from {detectable(claim.sd, count):.3f} on it is shown in four grids of five"
+        else:
+            chance = equivalence_power(claim.within, claim.sd, count)
+            text = f"where the truth is 0 it is shown within {claim.within:g} in {chance:.0%} of grids"
+        told.append(f"{claim.name}: {count} {kind}, sd {claim.sd:g}: {text}")
+    return told
 
 
 def declared(store: Store, grid: str) -> dict[str, Any] | None:

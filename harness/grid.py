@@ -84,11 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def show_plan(given: argparse.Namespace) -> None:
     """Cells, unique stages, what the store already has, and the expected cost of the rest."""
+    from harness.claims import foresee
     from harness.cluster import Cluster
     from harness.compose import compose
     from harness.estimate import plan_text
     from harness.plan import Plan
     from harness.preflight import preflight
+    from harness.record import freeze
 
     composed = compose(given.overrides)
     plan = Plan.of(composed.cells)
@@ -99,8 +101,11 @@ def show_plan(given: argparse.Namespace) -> None:
         f"{len(composed.cells)} cells asked for, {len(plan.cells)} different, {len(plan.stages)} stages, "
         f"{done} of them in the store"
     )
-    slurm = composed.settings.slurm
+    slurm, claims = composed.settings.slurm, composed.settings.claims
     print(plan_text(plan, store, None if slurm is None else Cluster.of(slurm)))
+    if claims:
+        print("claims, without items' variance and before Holm:")
+        print("\n".join(f"  {line}" for line in foresee(claims, freeze(plan, ""))))
 
 
 def show_status(given: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from harness.arms import Metric
 from harness.checks import SettingsError
-from harness.claims import Claim, declare, declared, judge
+from harness.claims import Claim, declare, declared, foresee, judge
 from harness.store import Store
 from tests.invented_records import grid
 
@@ -155,3 +155,19 @@ def test_without_a_standard_error_nothing_is_claimed():
     bare = [record | {"items": {}} for record in records]
     (found,) = judge(bare, [Claim.of({"name": "gains", "gain": kd(0.03)})], ACCURACY)
     assert found.verdict == "open" and math.isnan(found.p)
+
+
+def test_before_a_grid_is_run_it_is_told_what_it_can_show():
+    claims = [{"name": "gains", "gain": kd(0.03)}, {"name": "gone", "gain": kd(1.0), "within": 0.02, "sd": 0.01}]
+
+    def grid_of(draws: int, seeds: int) -> dict:
+        cells = frozen("kd")["cells"]
+        return {"cells": [c | {"world_seed": d, "seed": s} for c in cells for d in range(draws) for s in range(seeds)]}
+
+    first, second = foresee(claims, grid_of(5, 2))
+    assert first == "gains: 5 draws, sd 0.02: from 0.034 on it is shown in four grids of five"
+    assert second.startswith("gone: 5 draws, sd 0.01: where the truth is 0 it is shown within 0.02 in 9")
+    assert (
+        foresee(claims, grid_of(2, 3))[0].startswith("gains: 3 seeds") and "0.065" in foresee(claims, grid_of(2, 3))[0]
+    )
+    assert foresee(claims, grid_of(1, 1))[0].endswith("one replicate: nothing is said of another")

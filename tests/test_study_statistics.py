@@ -1,0 +1,155 @@
+"""Scaling fits, rivals within seeds, the teacher gap, power: by hand, against scipy, by simulation."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats as reference
+
+from harness.checks import SettingsError
+from harness.power import detectable, difference_power, equivalence_power
+from harness.rivals import critical, rivals
+from harness.scaling import scaling
+from harness.stats import curve
+from harness.teacher_gap import halves_of, slope
+
+FRACTIONS = (0.01, 0.03, 0.1, 0.3, 1.0)
+
+
+def test_power_of_equivalence_is_what_simulation_gives_and_what_is_published_for_this_design():
+    generator, seeds, sd, margin = np.random.default_rng(0), 5, 0.02, 0.02
+    gains = generator.normal(0, sd, (20_000, seeds))
+    error = gains.std(1, ddof=1) / math.sqrt(seeds)
+    shown = np.abs(gains.mean(1)) + reference.t.ppf(0.95, seeds - 1) * error < margin
+    assert equivalence_power(margin, sd, seeds) == pytest.approx(shown.mean(), abs=0.012)
+    for count, power in ((3, 0.13), (5, 0.29), (10, 0.79), (15, 0.96)):
+        assert equivalence_power(margin, sd, count) == pytest.approx(power, abs=0.02)
+
+
+def test_the_detectable_gain_has_the_power_that_was_asked_for():
+    from statsmodels.stats.power import TTestPower
+
+    assert difference_power(0.03, 0.02, 5) == pytest.approx(TTestPower().power(1.5, 5, 0.05), abs=1e-6)
+    assert difference_power(detectable(0.02, 5), 0.02, 5) == pytest.approx(0.8)
+    with pytest.raises(SettingsError, match="replicates=1"):
+        detectable(0.02, 1)
+
+
+def test_a_straight_line_is_found_with_its_slope_and_covered_by_its_band():
+    x = np.log10(FRACTIONS)
+    scores = (0.5 + 0.1 * x)[None] + np.array([[0.01], [0.0], [-0.01]])
+    fit = scaling(FRACTIONS[::-1], curve(scores[:, ::-1, None]))
+    assert (fit.degree, fit.slope[0]) == (2, pytest.approx(0.1))
+    band = fit.at([0.02, 0.5])
+    assert band.mean == pytest.approx(0.5 + 0.1 * np.log10([0.02, 0.5]))
+    half = reference.t.ppf(0.975, 2) * 0.01 / math.sqrt(3)
+    assert band.high - band.mean == pytest.approx(half)
+    assert band.new_high - band.mean == pytest.approx(half * 2)  # variance of a new one: 1 + 1/3 of a replicate's
+    assert scaling(FRACTIONS[:3], curve(scores[:, :3, None])).degree == 1
+
+
+def test_a_fit_is_no_oracle_beyond_its_range_and_needs_three_fractions():
+    fit = scaling(FRACTIONS, curve(np.ones((2, 5, 1)) * np.log10(FRACTIONS)[None, :, None]))
+    with pytest.raises(SettingsError, match=r"speaks for 0.01 to 1"):
+        fit.at([0.001])
+    with pytest.raises(SettingsError, match="three"):
+        scaling(FRACTIONS[:2], curve(np.ones((2, 2, 1))))
+
+
+@pytest.mark.parametrize("curvature", [0.0, -0.03])
+def test_bands_of_a_scaling_fit_cover_the_mean_and_a_new_replicate(curvature):
+    generator, x, at = np.random.default_rng(1), np.log10(FRACTIONS), 1
+    truth = 0.5 + 0.1 * x + curvature * x**2
+    mean_hits = new_hits = 0
+    for _ in range(500):
+        draws = truth + generator.normal(0, 0.02, (6, 1)) + generator.normal(0, 0.01, (6, 5))
+        band = scaling(FRACTIONS, curve(draws[:5, :, None])).at([FRACTIONS[at]])
+        mean_hits += band.low[0] <= truth[at] <= band.high[0]
+        new_hits += band.new_low[0] <= draws[5, at] <= band.new_high[0]
+    assert 0.925 <= mean_hits / 500 <= 0.985 and 0.925 <= new_hits / 500 <= 0.985
+
+
+def test_critical_values_are_dunnetts():
+    for methods, df, published in (
+        (1, 10, 2.228),
+        (2, 10, 2.57),
+        (5, 20, 2.73),
+        (9, 60, 2.75),
+    ):  # Dunnett 1964, table II
+        assert critical(methods, df) == pytest.approx(published, abs=0.02)
+    assert critical(1, 7) == pytest.approx(reference.t.ppf(0.975, 7), abs=1e-3)
+
+
+def arms(generator, methods, seeds=3, items=60, spread=0.02):
+    """SFT and methods without a gain: seeds and items are shared, the rest is not."""
+    common = generator.normal(0, 0.03, (seeds, 1)) + generator.normal(0.5, 0.3, (1, items))
+    own = lambda: generator.normal(0, spread, (seeds, 1)) + generator.normal(0, 0.1, (seeds, items))  # noqa: E731
+    return common + own(), {f"m{n}": common + own() for n in range(methods)}
+
+
+def test_all_intervals_of_a_family_hold_together():
+    generator = np.random.default_rng(2)
+    alarms = sum(any(one.p < 0.05 for one in rivals(*arms(generator, 8))) for _ in range(300))
+    assert 0.02 <= alarms / 300 <= 0.085
+
+
+def test_pooling_over_methods_finds_what_a_method_alone_cannot_at_three_seeds():
+    generator, found = np.random.default_rng(3), {"rivals": 0, "holm": 0}
+    for _ in range(100):
+        sft, others = arms(generator, 8)
+        others = {name: scores + 0.08 for name, scores in others.items()}
+        found["rivals"] += sum(one.low > 0 for one in rivals(sft, others))
+        alone = [reference.ttest_1samp((scores - sft).mean(1), 0).pvalue for scores in others.values()]
+        found["holm"] += sum(np.sort(alone) < 0.05 / np.arange(8, 0, -1))
+    assert found["rivals"] > 3 * found["holm"]
+
+
+def test_an_interval_and_its_p_value_agree_and_one_seed_is_refused():
+    sft, others = arms(np.random.default_rng(4), 4)
+    others["m0"] = others["m0"] + 0.06
+    for one in rivals(sft, others):
+        assert (one.p < 0.05) == (one.low > 0 or one.high < 0)
+    with pytest.raises(SettingsError, match="two seeds"):
+        rivals(sft[:1], {name: scores[:1] for name, scores in others.items()})
+
+
+def test_the_slope_over_teachers_is_found_and_is_zero_where_gains_do_not_follow():
+    generator, sources = np.random.default_rng(5), np.repeat(list("abc"), 100)
+    lead = np.array([-0.1, 0.0, 0.1, 0.2, 0.3])
+    for truth in (0.3, 0.0):
+        hits = 0
+        for _ in range(300):
+            difficulty = generator.normal(0.5, 0.3, 300)
+            teachers = difficulty + lead[:, None] + generator.normal(0, 0.3, (5, 300))
+            sft = difficulty + generator.normal(0, 0.03, (4, 1)) + generator.normal(0, 0.3, (4, 300))
+            own = (
+                truth * lead[:, None, None]
+                + generator.normal(0, 0.02, (5, 4, 1))
+                + generator.normal(0, 0.2, (5, 4, 300))
+            )
+            found = slope(difficulty + own - sft, teachers, sources)
+            hits += found.low <= truth <= found.high
+        assert 0.92 <= hits / 300 <= 0.99
+
+
+def test_cross_fitting_removes_the_slope_that_shared_items_make():
+    """Teachers who differ by luck on the items alone, and students who share that luck: no real lead, no real slope."""
+    generator, plain, crossed = np.random.default_rng(6), [], []
+    for _ in range(200):
+        luck = generator.normal(0, 0.3, (4, 100))
+        gains = np.repeat(0.5 * luck[:, None, :], 2, axis=1) + generator.normal(0, 0.05, (4, 2, 100))
+        lead = luck.mean(1) - luck.mean()
+        plain.append(lead @ gains.mean((1, 2)) / (lead**2).sum())
+        found = slope(gains, luck)
+        crossed.append(found.low <= 0 <= found.high)
+    assert np.mean(plain) == pytest.approx(0.5, abs=0.05)  # what a plain regression would report
+    assert np.mean(crossed) > 0.85
+
+
+def test_halves_hold_as_many_items_of_each_source():
+    halves = halves_of(7, list("aabbbba"))
+    assert halves.tolist() == [0, 1, 0, 1, 0, 1, 0]
+    with pytest.raises(SettingsError, match="three or more"):
+        slope(np.zeros((2, 2, 4)), np.ones((2, 4)))
+    with pytest.raises(SettingsError, match="all the same"):
+        slope(np.zeros((3, 2, 4)), np.ones((3, 4)))
