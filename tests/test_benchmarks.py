@@ -107,3 +107,19 @@ def test_arms_compared_with_trl_do_the_same_work(tmp_path, task):
 
 def _answer_tokens(tokenizer, row):
     return len(tokenizer(row[-1]["content"])["input_ids"]) + 1  # and the end of the turn
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_planted_gains_are_covered_and_what_is_not_there_is_not_found(binary):
+    import interval_coverage as study
+
+    held = {shape: [] for shape in ("crosses at 20 %", "none")}
+    for shape, found in held.items():
+        generator = study.np.random.default_rng(1)
+        found += [study.one(generator, shape, "5 draws x 2 seeds", binary) for _ in range(80)]
+    share = {
+        name: sum(one[name] for one in held["crosses at 20 %"]) / 80 for name in ("gain", "shrinking", "crossover set")
+    }
+    assert all(0.88 <= one for one in share.values()), share
+    assert not any(one["called"] == "crosses" for one in held["none"][:20])
+    assert sum(one["called"].startswith("never") for one in held["none"]) <= 6

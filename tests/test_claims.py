@@ -76,7 +76,7 @@ def test_a_difference_of_arms_is_paired_by_seed_and_item():
 
 
 def test_the_interval_of_a_shrinking_gain_covers():
-    """A smoke test of the whole way from records; benchmarks/coverage.py repeats its like often enough."""
+    """A smoke test of the whole way from records; benchmarks/interval_coverage.py repeats its like often enough."""
     truth, generator, hits, repetitions = 0.05, np.random.default_rng(2), 0, 40
     for _ in range(repetitions):
         curve = {0.03: 0.1 + truth + generator.normal(0, 0.004), 1.0: 0.1 + generator.normal(0, 0.004)}
