@@ -120,6 +120,6 @@ def test_planted_gains_are_covered_and_what_is_not_there_is_not_found(binary):
     share = {
         name: sum(one[name] for one in held["crosses at 20 %"]) / 80 for name in ("gain", "shrinking", "crossover set")
     }
-    assert all(0.88 <= one for one in share.values()), share
-    assert not any(one["called"] == "crosses" for one in held["none"][:20])
+    assert min(share.values()) >= 0.88, share
+    assert sum(one["called"] == "crosses" for one in held["none"]) <= 6
     assert sum(one["called"].startswith("never") for one in held["none"]) <= 6
