@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from analysis.colours import colour_of
 from analysis.labels import GREY, subtitle, title
-from analysis.plots import COLOURS, PANEL, names_of, save
+from analysis.plots import PANEL, names_of, save
 from harness.arms import Metric
 from harness.gains import MARGIN
 from harness.table import headline, percent, select
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 MANY = 8
 """With more arms than this, a figure of lines is not readable."""
 ALPHA = 0.05
-OTHERS = "#404040"
 
 
 def arms_of(frame: pd.DataFrame, metric: Metric | None) -> pd.DataFrame:
@@ -47,7 +47,7 @@ def forest(rows: pd.DataFrame, axes: "list[Axes]") -> "list[Axes]":
         ax.axvspan(-MARGIN, MARGIN, color=GREY, alpha=0.12, lw=0)
         ax.axvline(0, color=GREY, lw=0.8)
         for row in part.to_dict("records"):
-            place, colour = order.index(row["name"]), COLOURS.get(row["method"].partition("[")[0], OTHERS)
+            place, colour = order.index(row["name"]), colour_of(row["method"])
             ax.plot([row["gain_low"], row["gain_high"]], [place, place], color=colour, lw=1.6, solid_capstyle="butt")
             face = colour if row["gain_p_holm"] < ALPHA else "white"
             ax.plot(row["gain"], place, "o", color=colour, markerfacecolor=face, markersize=5.5, markeredgewidth=1.4)

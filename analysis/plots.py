@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from analysis.colours import COLOURS, SPARE
 from analysis.labels import GREY, name_ends, name_references, subtitle, title
 from harness.arms import Arm, Metric
 from harness.crossover import Crossover
@@ -27,20 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart under the common kinds of colour blindness
-COLOURS = {
-    "sft": "#404040",
-    "sft_restart": "#8C8C8C",
-    "kd": "#0072B2",
-    "on_policy": "#D55E00",
-    "logit_kd": "#009E73",
-    "seq_kd": "#CC79A7",
-    "two_stage": "#E69F00",
-    "skd": "#56B4E9",
-    "distillm": "#8C510A",
-    "self_kd": "#6A51A3",
-}
-SPARE = ("#332288", "#44AA99", "#AA4499", "#999933", "#882255", "#117733", "#88CCEE", "#DDCC77")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.8)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)))
 PANEL = ["student", "corpus", "budget", "variant"]

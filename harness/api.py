@@ -94,6 +94,14 @@ def gains(name: str, by: str | Sequence[str] = "exposure", store: str = "outputs
     return breakdown(found, [by] if isinstance(by, str) else by, exposures)
 
 
+def curves(name: str, store: str = "outputs") -> "pd.DataFrame":
+    """One row per logged training step of every finished student of a grid (`harness.curves`)."""
+    from harness.curves import curves as curves_of
+
+    opened = Store(Path(store).absolute())
+    return curves_of(opened, frozen_plan(opened, name))
+
+
 def items(name: str, store: str = "outputs") -> "pd.DataFrame":
     """One row per finished cell of a grid x evaluation x held-out item, with the item's exposure."""
     from harness.breakdown import items as items_of

@@ -5,16 +5,20 @@ one draw), for the scores of one replicate share rows, teacher and items; a pool
 
     fit = scaling([.01, .03, .1, .3, 1], curve(scores))
     fit.at([0.05]).mean, fit.at([0.05]).low, fit.at([0.05]).new_low
+    scalings(records, metric)      # the fit of every arm of a grid
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
+from harness.arms import Arm, Metric, Record, by_arm
 from harness.checks import refuse
+from harness.gains import Replicates, cube_of, over_draws, scores
+from harness.items import LoadItems, read_items, values_of
 from harness.stats import Array, Curve
 
 LEAST_FOR_CURVATURE = 5
@@ -97,6 +101,25 @@ def scaling(fractions: Sequence[float], measured: Curve) -> Scaling:
     x = np.log10(where)
     contrast = np.asarray(np.linalg.pinv(_powers(x, degree + 1, x))[-1:], dtype=np.float64)
     return Scaling(where, measured, degree, measured.intervals(contrast)[0].p)
+
+
+def scalings(records: Iterable[Record], metric: Metric, load_items: LoadItems = read_items) -> dict[Arm, Scaling]:
+    """The fit of every student's arm with three fractions or more, over its draws; its `data_frac` is null."""
+    values = values_of(load_items)
+    lines: dict[Arm, dict[int | None, dict[float, Replicates]]] = {}
+    for arm, cells in by_arm(records).items():
+        found = scores(cells, metric, values) if arm.role == "student" and arm.data_frac is not None else None
+        if found is not None and arm.data_frac is not None:
+            line = arm._replace(data_frac=None, world_seed=None, teacher_seed=None)
+            lines.setdefault(line, {}).setdefault(arm.world_seed, {})[arm.data_frac] = found
+    fits = {}
+    for line, draws in lines.items():
+        fractions = sorted(set.intersection(*(set(points) for points in draws.values())))
+        cubes = [cube_of([points[f] for f in fractions]) for points in draws.values()] if len(fractions) > 2 else []
+        cubes = [cube for cube in cubes if len(cube.values)]
+        if cubes:
+            fits[line] = scaling(fractions, over_draws(cubes))
+    return fits
 
 
 def _powers(x: Array, degree: int, own: Array) -> Array:

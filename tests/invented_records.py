@@ -5,6 +5,7 @@ records, load_items = grid(DATA_SCALING, seeds=4, worlds=(0, 1))     # the shape
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,7 @@ def grid(
     noise: float = 0.01,
     worlds: tuple[int, ...] = (0,),
     references: bool = True,
+    teachers: Mapping[str, float] = MappingProxyType({"weak": 0.7, "strong": 0.88}),
 ) -> tuple[list[dict[str, Any]], Any]:
     """Records of SFT and of each method at its fractions, with gains over SFT close to those given."""
     generator = np.random.default_rng(7)
@@ -133,7 +135,7 @@ def grid(
                         )
         if references:
             add("base", None, 0, 0.05, difficulty, role="base", world_seed=world)
-            for teacher, level in {"weak": 0.7, "strong": 0.88}.items():
+            for teacher, level in teachers.items():
                 if any(isinstance(who, str) or who[1] == teacher for who in gains):
                     add(
                         "teacher",

@@ -1,0 +1,119 @@
+"""Figures of the study beyond crossover and forest: drawn from invented records, with the same bytes each time."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from analysis.by_source import gains_by_source, source_figure
+from analysis.costs import pareto_figure
+from analysis.gap import gap_figure
+from analysis.scaling import scaling_figure
+from analysis.settings import along, setting_figure, settings_of
+from analysis.training import training_figure
+from harness.arms import Metric
+from harness.curves import curves
+from harness.scaling import scalings
+from harness.store import Store
+from harness.table import select, summary
+from harness.teacher_gap import gap_lines
+from tests.invented_records import DATA_SCALING, grid
+
+ACCURACY = Metric("verified", "accuracy")
+RATIOS = {(f"two_stage[ratio={ratio}]", "weak"): {0.1: 0.02 * ratio} for ratio in (1.0, 2.0, 4.0)}
+
+
+@pytest.fixture(scope="module")
+def main_grid():
+    return grid(DATA_SCALING, seeds=3, size=120)
+
+
+def drawn(paths, again) -> None:
+    """Two files, not empty, and the same bytes when drawn again."""
+    assert [path.suffix for path in paths] == [".png", ".svg"]
+    before = [path.read_bytes() for path in paths]
+    again()
+    assert [path.read_bytes() for path in paths] == before and all(len(one) > 3000 for one in before)
+
+
+def test_cost_and_quality_with_the_front_of_arms_that_none_cheaper_beats(main_grid, tmp_path):
+    frame = summary(*main_grid)
+    drawn(pareto_figure(frame, tmp_path / "c"), lambda: pareto_figure(frame, tmp_path / "c"))
+    assert pareto_figure(frame[frame["method"] == "sft"], tmp_path / "none") == []
+    assert pareto_figure(frame.assign(total_flops=float("nan")), tmp_path / "none") == []
+
+
+def test_gains_by_source_speak_of_every_source_but_the_canary(tmp_path):
+    records, load_items = grid({("kd", "weak"): {0.1: 0.05, 1.0: 0.0}}, seeds=2, size=60)
+    for record in records:  # as an evaluation writes them
+        record["scores"] = [record["scores"][0] | {"source": name} for name in ("all", "a", "b", "canary")]
+    rows = gains_by_source(records, load_items, ACCURACY)
+    assert set(rows["source"]) == {"a", "b"}
+    values = {s: load_items(records[0]["items"]["verified"]).query("source == @s")["score"].mean() for s in "ab"}
+    assert values["a"] != values["b"]
+    paths = source_figure(records, load_items, ACCURACY, tmp_path / "s")
+    drawn(paths, lambda: source_figure(records, load_items, ACCURACY, tmp_path / "s"))
+    bare = [record | {"scores": record["scores"][:1]} for record in records]
+    assert source_figure(bare, load_items, ACCURACY, tmp_path / "none") == []
+
+
+def test_a_settings_curve_takes_the_setting_that_varies_with_its_default(tmp_path):
+    assert settings_of("kd[student_share=1.0, divergence=jsd]") == {"student_share": "1.0", "divergence": "jsd"}
+    labels = ["sft", "logit_kd", "logit_kd[divergence_temperature=4.0]", "logit_kd[divergence_temperature=8.0]"]
+    frame = pd.DataFrame({"method": [*labels, "logit_kd[control=shuffled]"]})
+    method, name, chosen = along(frame)
+    assert (method, name, chosen["x"].tolist()) == ("logit_kd", "divergence_temperature", [1.0, 4.0, 8.0])
+    assert along(frame[:3]) is None and along(frame[:1]) is None
+    frame = summary(*grid(RATIOS, seeds=2, size=60))
+    drawn(setting_figure(frame, tmp_path / "r"), lambda: setting_figure(frame, tmp_path / "r"))
+    assert along(select(frame, ACCURACY))[2]["x"].tolist() == [1.0, 2.0, 4.0]
+
+
+def test_the_teacher_gap_has_a_line_per_fraction_and_a_slope_from_three_teachers_on(tmp_path):
+    levels = {"poor": 0.5, "fair": 0.65, "good": 0.8}
+    gains = {("logit_kd", name): {0.03: level - 0.5, 1.0: 0.0} for name, level in levels.items()}
+    records, load_items = grid(gains, seeds=3, size=480, noise=0.003, teachers=levels)
+    lines = sorted(gap_lines(records, ACCURACY, load_items), key=lambda line: line.names["data_frac"])
+    assert [line.teachers for line in lines] == [("poor", "fair", "good")] * 2
+    scarce, full = (line.slope for line in lines)
+    assert scarce.low > 0.5 and full.low < 0 < full.high  # a point of gain per point of lead was put in, then none
+    drawn(gap_figure(lines, ACCURACY, tmp_path / "g"), lambda: gap_figure(lines, ACCURACY, tmp_path / "g"))
+    two = {name: levels[name] for name in ("poor", "good")}
+    records, load_items = grid({k: v for k, v in gains.items() if k[1] in two}, seeds=2, size=60, teachers=two)
+    lines = gap_lines(records, ACCURACY, load_items)
+    assert lines and all(line.slope is None for line in lines) and gap_figure(lines, ACCURACY, tmp_path / "none") == []
+
+
+def test_scaling_fits_are_of_every_arm_with_three_fractions(main_grid, tmp_path):
+    records, load_items = main_grid
+    fits = scalings(records, ACCURACY, load_items)
+    assert {(arm.method, arm.teacher) for arm in fits} == {
+        ("sft", None),
+        ("sft_restart", None),
+        ("kd", "weak"),
+        ("logit_kd", "weak"),
+    }
+    paths = scaling_figure(fits, ACCURACY, tmp_path / "f")
+    drawn(paths, lambda: scaling_figure(fits, ACCURACY, tmp_path / "f"))
+    assert scaling_figure({}, ACCURACY, tmp_path / "none") == []
+
+
+def test_training_curves_count_steps_through_a_cells_stages_and_leave_out_unfinished_ones(tmp_path, monkeypatch):
+    store = Store.open(tmp_path)
+    names = {"teacher": None, "student": "s", "corpus": "mini", "budget": "b", "world_seed": 0, "seed": 0}
+    done = {"train-a", "train-b", "train-c"}
+    monkeypatch.setattr(Store, "done", lambda self, key: key in done)
+    for key, steps in {"train-a": 3, "train-b": 2, "train-c": 4}.items():
+        folder = store.folder(key)
+        folder.mkdir(parents=True)
+        lines = [{"step": n + 1, "nll": 2.0 - n / 10, "loss": 1.0, "sequences": "given"} for n in range(steps)]
+        (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    cells = [
+        names | {"method": "kd", "data_frac": 0.1, "train": ["train-a", "train-b"]},
+        names | {"method": "sft", "data_frac": 0.1, "train": ["train-c"]},
+        names | {"method": "jsd_kd", "data_frac": 0.1, "train": ["train-a", "train-lost"]},
+    ]
+    frame = curves(store, {"cells": cells})
+    assert frame.groupby("method")["step"].apply(list).to_dict() == {"kd": [1, 2, 3, 4, 5], "sft": [1, 2, 3, 4]}
+    drawn(training_figure(frame, tmp_path / "t"), lambda: training_figure(frame, tmp_path / "t"))
+    assert training_figure(curves(store, {"cells": []}), tmp_path / "none") == []
