@@ -6,7 +6,7 @@ GPU ?= --tiny
 QUICK := $(if $(quick),_quick)
 STAMP := $(VENV)/.installed
 
-.PHONY: env grid study test test-slurm lint smollm2 benchmarks clean
+.PHONY: env grid study test test-browser test-slurm lint smollm2 benchmarks clean
 
 env: $(STAMP)
 
@@ -26,6 +26,9 @@ study: env  ## the paper's four claims in the miniature, from nothing to a repor
 
 test: env  ## the whole test suite: no network, no GPU
 	$(BIN)/python -m pytest
+
+test-browser: env  ## the report in Chromium: desktop and phone, light and dark, mouse and keyboard
+	$(BIN)/python -m pytest -n 0 -m browser tests/browser
 
 test-slurm: env  ## the tests on a real Slurm, which slurm/dev_cluster starts and stops
 	$(BIN)/python -m pytest -n 0 -m cluster tests/cluster

@@ -64,10 +64,7 @@ def run(cells: Sequence[Cell], store: str = "outputs", **settings: Any) -> "Fini
 
 def results(name: str, store: str = "outputs") -> "pd.DataFrame":
     """One row per cell x evaluation x metric x source of a grid, with identity, cost and status."""
-    from harness.table import tidy
-
-    opened = Store(Path(store).absolute())
-    return tidy(records(opened, frozen_plan(opened, name)))
+    return read(name, store).results
 
 
 def read(name: str, store: str = "outputs") -> "Outcome":
@@ -81,6 +78,13 @@ def read(name: str, store: str = "outputs") -> "Outcome":
         return Outcome.read(Path(name))
     opened = Store(Path(store).absolute())
     return Outcome.of(opened, frozen_plan(opened, name))
+
+
+def report(*grids: str, store: str = "outputs", out: str | Path | None = None) -> list[Path]:
+    """Write the report of grids: a page, Markdown, tables, figures (`harness.report.report`, which says more)."""
+    from harness.report import report as write
+
+    return write(*grids, store=store, out=out)
 
 
 def gains(name: str, by: str | Sequence[str] = "exposure", store: str = "outputs") -> "pd.DataFrame":
@@ -245,12 +249,8 @@ class Finished:
             more = f" (and {len(warnings) - 1} like it: records.jsonl)" if len(warnings) > 1 else ""
             console.print(f"warning: {warnings[0]}{more}", style="yellow", highlight=False, markup=False)
         for record in self.failed:
-            console.print(
-                f"{record['status']}: {_who(record)}: {record['reason']}",
-                style="red",
-                highlight=False,
-                markup=False,
-            )
+            told = f"{record['status']}: {_who(record)}: {record['reason']}"
+            console.print(told, style="red", highlight=False, markup=False)
         if self.failed:
             console.print("retry=true runs failed cells again; the others are kept.")
         console.print(self.verdict, style="bold", highlight=False, markup=False)

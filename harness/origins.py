@@ -149,3 +149,27 @@ class Origins:
 
     def _file(self, key: str, name: str) -> Any:
         return self._json(str(self._store.folder(key) / name))
+
+
+def made_with(store: Store, frozen: Mapping[str, Any]) -> dict[str, Any]:
+    """What a grid's finished stages were made with: `commits`, `versions` and `machines`, each the commonest first.
+
+    And how many `stages` of those `planned` there are, how many by `changed` code, and when (`first`, `last`, in
+    seconds since 1970; null where none is made).
+    """
+    manifests = [store.manifest(key) for key in frozen["stages"] if store.done(key)]
+    said = [one["provenance"] for one in manifests]
+    versions = Counter(f"Python {one['python']}" for one in said)
+    versions.update(f"{name} {version}" for one in said for name, version in one["versions"].items() if version)
+    machines = Counter(f"{one['hardware']['cpu']} ({one['hardware']['cores']} cores)" for one in said)
+    times = [one["published"] for one in manifests]
+    return {
+        "planned": len(frozen["stages"]),
+        "stages": len(manifests),
+        "changed": sum(bool(one["changed"]) for one in said),
+        "commits": dict(Counter(one["commit"] or "not known" for one in said).most_common()),
+        "versions": [name for name, _ in versions.most_common()],
+        "machines": [name for name, _ in machines.most_common()],
+        "first": min(times, default=None),
+        "last": max(times, default=None),
+    }

@@ -14,7 +14,8 @@ SOURCES = sorted(path for folder in ("harness", "analysis", "hydra_plugins") for
 
 # Doors may import everything beneath them; each layer only itself and what is below. One noun, one place.
 LAYERS = [
-    {"run", "grid", "api", "fresh"},  # doors
+    {"run", "grid", "api", "fresh", "report"},  # doors
+    {"page"},
     {"outcome"},  # what doors show
     {"trials", "retry"},  # conduct
     {"screen", "ledger"},
@@ -31,6 +32,7 @@ LAYERS = [
         "model_card",
         "comparison",
         "claims",
+        "decision",
         "scaling",
         "rivals",
         "teacher_gap",
@@ -71,6 +73,8 @@ LIGHT = [
     "claims",
     "outcome",
     "verdict",
+    "decision",
+    "report",
     "receipt",
     "breakdown",
     "exposure",
