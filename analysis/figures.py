@@ -10,10 +10,18 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.by_source import gains_by_source, source_figure
+from analysis.costs import pareto_figure
 from analysis.forest import MANY, arms_of, forest_figure
+from analysis.gap import gap_figure
 from analysis.plots import PANEL, crossover_figure, names_of
+from analysis.scaling import scaling_figure
+from analysis.settings import along, setting_figure
+from analysis.training import training_figure
 from harness.outcome import Outcome
+from harness.scaling import scalings
 from harness.table import interval_text, percent, select
+from harness.teacher_gap import gap_lines
 
 LINE = ["method", "teacher"]
 
@@ -62,7 +70,102 @@ def methods(outcome: Outcome, folder: Path) -> Picture | None:
     return Picture("Gain over SFT of every method", alt, folder / "methods.svg")
 
 
-FIGURES: tuple[Callable[[Outcome, Path], Picture | None], ...] = (crossover, methods)
+def growth(outcome: Outcome, folder: Path) -> Picture | None:
+    """Score against the logarithm of the data, fitted per draw."""
+    if outcome.metric is None:
+        return None
+    fits = scalings(outcome.records, outcome.metric, outcome.load_items)
+    found = scaling_figure(fits, outcome.metric, folder / "scaling")
+    told = [
+        f"{arm.method}{f' ({arm.teacher})' if arm.teacher else ''} {fit.slope[0]:+.3f} [{fit.slope[1]:+.3f}, "
+        f"{fit.slope[2]:+.3f}] per tenfold data in the middle of the range"
+        for arm, fit in fits.items()
+    ]
+    return _picture(
+        "How the score grows with the data", f"A fitted curve with bands per method: {'; '.join(told)}.", found
+    )
+
+
+def where(outcome: Outcome, folder: Path) -> Picture | None:
+    """Gain by source."""
+    if outcome.metric is None:
+        return None
+    found = source_figure(outcome.records, outcome.load_items, outcome.metric, folder / "sources")
+    rows = gains_by_source(outcome.records, outcome.load_items, outcome.metric) if found else outcome.summary.iloc[:0]
+    told = [
+        f"{row['source']}, {row['method']} at {percent(row['data_frac'])} {interval_text(row, 'gain')}"
+        for row in rows.sort_values("gain", ascending=False).head(12).to_dict("records")
+    ]
+    alt = f"A row per source with the gain over SFT of up to three methods; the largest: {'; '.join(told)}."
+    return _picture("Where the gain is, by source", alt, found)
+
+
+def cost(outcome: Outcome, folder: Path) -> Picture | None:
+    """Score against FLOPs, the teacher's share counted."""
+    found = pareto_figure(outcome.summary, folder / "cost", outcome.metric) if len(outcome.summary) else []
+    if not found:
+        return None
+    rows = select(outcome.summary, outcome.metric)
+    rows = rows[(rows["role"] == "student") & rows["score"].notna()]
+    told = [
+        f"{row['method']} at {percent(row['data_frac'])} {row['score']:.3f} for {row['total_flops']:.2g} FLOPs"
+        for row in rows.head(16).to_dict("records")
+    ]
+    return _picture("What quality costs", f"Score against cost on a log axis: {'; '.join(told)}.", found)
+
+
+def lead(outcome: Outcome, folder: Path) -> Picture | None:
+    """Gain against the teacher's lead."""
+    if outcome.metric is None or not outcome.metric.higher_is_better:
+        return None
+    lines = gap_lines(outcome.records, outcome.metric, outcome.load_items)
+    told = [
+        f"{line.names['method']} at {percent(line.names['data_frac'])}: {line.slope.estimate:+.2f} "
+        f"[{line.slope.low:+.2f}, {line.slope.high:+.2f}] per point of lead, teachers {', '.join(line.teachers)}"
+        for line in lines
+        if line.slope is not None
+    ]
+    alt = f"Gain over SFT against the teacher's score minus SFT's. {'; '.join(told)}."
+    return _picture("Does the gain follow the teacher's lead?", alt, gap_figure(lines, outcome.metric, folder / "gap"))
+
+
+def setting(outcome: Outcome, folder: Path) -> Picture | None:
+    """Score and gain along a numeric setting of a method."""
+    found = setting_figure(outcome.summary, folder / "setting", outcome.metric) if len(outcome.summary) else []
+    chosen = along(select(outcome.summary, outcome.metric)) if found else None
+    if chosen is None:
+        return None
+    method, name, rows = chosen
+    told = [
+        f"{row['x']:g} at {percent(row['data_frac'])} {interval_text(row, 'score')}"
+        for row in rows.sort_values(["data_frac", "x"]).to_dict("records")
+    ]
+    name = name.replace("_", " ")
+    return _picture(f"{method} by {name}", f"Score and gain over SFT along {name}: {'; '.join(told)}.", found)
+
+
+def progress(outcome: Outcome, folder: Path) -> Picture | None:
+    """Training curves."""
+    if outcome.load_curves is None:
+        return None
+    alt = "The likelihood of the rows that each method trains on, step by step, a thin line for each seed."
+    return _picture("Training curves", alt, training_figure(outcome.load_curves(), folder / "training"))
+
+
+FIGURES: tuple[Callable[[Outcome, Path], Picture | None], ...] = (
+    crossover,
+    methods,
+    setting,
+    lead,
+    where,
+    cost,
+    growth,
+    progress,
+)
+
+
+def _picture(title: str, alt: str, files: list[Path]) -> Picture | None:
+    return Picture(title, alt, next(path for path in files if path.suffix == ".svg")) if files else None
 
 
 def _scores(students: pd.DataFrame) -> str:

@@ -8,7 +8,6 @@ cells are composed in a second or two. All input errors leave here as `SettingsE
 """
 
 import functools
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
@@ -25,11 +24,12 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.checks import SettingsError, check_at_least, check_choice, refuse
+from harness.checks import SettingsError, check_choice, refuse
 from harness.cluster import DEFAULTS
 from harness.config import Cell, Settings
 from harness.corpora import corpus_names, load_corpus
 from harness.methods import load_method, method_names
+from harness.sweep import first_value, in_draws, points_of
 
 CONFIG = "config"
 CELL_FIELDS = tuple(field.name for field in fields(Cell))
@@ -97,13 +97,13 @@ def compose(arguments: Sequence[str], sweep: Mapping[str, Any] | None = None) ->
                 CONFIG,
                 [_text(override) for override in fixed]
                 + [
-                    f"{override.key_or_group}={_first(override)}"
+                    f"{override.key_or_group}={first_value(override)}"
                     for override in swept
                     if _is_group(override.key_or_group)
                 ],
             )
         )
-        points = _drawn(_points(swept, {**first.sweep, **(sweep or {})}), first.draws)
+        points = in_draws(points_of(swept, {**first.sweep, **(sweep or {})}), first.draws)
         composer = _Composer([_text(override) for override in fixed])
         cells = tuple(composer.cell(point) for point in points)
     if not cells:
@@ -204,42 +204,6 @@ def _settings(config: DictConfig) -> Settings:
     return settings
 
 
-def _points(swept: Sequence[Override], sweep: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every point of the grid: command line sweeps over the file's product and zips, then exclude, include.
-
-    A key swept on the command line takes the place of the same key in the file.
-    """
-    unknown = set(sweep) - {"product", "zip", "include", "exclude"}
-    if unknown:
-        raise refuse("sweep", sorted(unknown)[0], "allowed are product, zip, include, exclude")
-    given = {override.key_or_group: _values(override) for override in swept}
-    points = _product({**(sweep.get("product") or {}), **given})
-    for zipped in sweep.get("zip") or []:
-        columns = {key: _listed(values) for key, values in zipped.items() if key not in given}
-        if len({len(values) for values in columns.values()}) > 1:
-            raise refuse("sweep.zip", list(zipped), "zipped settings need equally many values")
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        points = [{**point, **row} for point in points for row in rows] if rows else points
-    swept_keys = {key for point in points for key in point}
-    for pattern in sweep.get("exclude") or []:
-        if unknown := set(pattern) - swept_keys:
-            raise refuse(
-                "sweep.exclude", sorted(unknown)[0], f"the grid sweeps {', '.join(sorted(swept_keys)) or 'nothing'}"
-            )
-    points = [point for point in points if not any(_matches(point, pattern) for pattern in sweep.get("exclude") or [])]
-    return points + [point for entry in sweep.get("include") or [] for point in _product(entry)]
-
-
-def _drawn(points: list[dict[str, Any]], draws: int | None) -> list[dict[str, Any]]:
-    """Every point in each draw of world and teacher; one that names a draw itself stays as it is."""
-    if draws is None:
-        return points
-    check_at_least("draws", draws, 1)
-    alone = [point for point in points if {"world_seed", "teacher_seed"} & set(point)]
-    rest = [point for point in points if point not in alone]
-    return [{**point, "world_seed": draw, "teacher_seed": draw} for draw in range(draws) for point in rest] + alone
-
-
 def _at_scale(arguments: Sequence[str]) -> list[str]:
     """With `scale=paper`, the experiment's file for real models in place of the miniature's."""
     chosen = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
@@ -251,45 +215,6 @@ def _at_scale(arguments: Sequence[str]) -> list[str]:
     if slug not in there:
         raise refuse("experiments", slug, f"scale=paper needs one of {', '.join(there)}")
     return [f"experiments=paper/{slug}" if argument == f"experiments={slug}" else argument for argument in arguments]
-
-
-def _product(axes: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every choice of one value per setting; a list is values to choose from."""
-    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*map(_listed, axes.values()))]
-
-
-def _matches(point: Mapping[str, Any], pattern: Mapping[str, Any]) -> bool:
-    return all(
-        key in point and any(_same(point[key], value) for value in _listed(wanted)) for key, wanted in pattern.items()
-    )
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two swept values mean the same; 1 and 1.0 do, as words on a command line and in a file do."""
-    return one == other or str(one) == str(other)
-
-
-def _listed(values: Any) -> list[Any]:
-    return list(values) if isinstance(values, list | tuple) else [values]
-
-
-def _values(override: Override) -> list[Any]:
-    """The values of a swept override as plain objects."""
-    if override.is_discrete_sweep():
-        return [_plain(value) for value in override.sweep_iterator()]
-    raise refuse(override.key_or_group, override.input_line, "only lists, ranges and globs can be swept here")
-
-
-def _plain(value: Any) -> Any:
-    """The object behind one element of a sweep; quoting and casts resolved."""
-    if isinstance(value, str):
-        parsed = OverridesParser.create().parse_override(f"x={value}").value()
-        return parsed
-    return value
-
-
-def _first(override: Override) -> Any:
-    return _values(override)[0]
 
 
 def _text(override: Override) -> str:

@@ -9,9 +9,9 @@ Everything is computed from the grid's records and the scores of single items, w
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from harness.arms import Arm, Metric
 from harness.checks import refuse
 from harness.claims import Claim, Finding, declared, judge
 from harness.crossover import Crossover
+from harness.curves import curves
 from harness.gains import crossovers
 from harness.items import LoadItems, read_items
 from harness.record import records
@@ -42,11 +43,14 @@ class Outcome:
     """The claims as they were kept: `sha256`, `declared`, `cells_finished`, `claims`; null where none were made."""
     load_items: LoadItems = read_items
     """From a path in a record's `items` to the scores of single items."""
+    load_curves: Callable[[], pd.DataFrame] | None = None
+    """Training curves (`curves.curves`); null for an exported folder, which has none."""
 
     @classmethod
     def of(cls, store: Store, frozen: Mapping[str, Any]) -> "Outcome":
         """Of a grid in a store, by its frozen plan."""
-        return cls(frozen["grid"], records(store, frozen), declared(store, frozen["grid"]), cache(read_items))
+        claims = declared(store, frozen["grid"])
+        return cls(frozen["grid"], records(store, frozen), claims, cache(read_items), partial(curves, store, frozen))
 
     @classmethod
     def read(cls, folder: Path) -> "Outcome":

@@ -23,6 +23,7 @@ LAYERS = [
     | {"leader", "follower"},
     {"status", "plan", "stage", "teaching", "tuning", "evaluations", "deployment"},
     {"stages"},
+    {"sweep"},
     {"overview"},
     {"table", "breakdown", "verdict", "gains", "items", "exposure", "arms", "crossover", "stats"}  # reading
     | {
