@@ -10,7 +10,7 @@ Everything is computed from the grid's records and the scores of single items, w
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,15 @@ from harness.claims import Claim, Finding, declared, judge
 from harness.crossover import Crossover
 from harness.gains import crossovers
 from harness.items import LoadItems, read_items
-from harness.record import records
+from harness.record import SEEDS, records
 from harness.store import Store, write_json, write_text
 from harness.table import headline, summary, tidy
+from harness.tracked import tell_grid
 from harness.verdict import verdict
 
 RECORDS, ITEMS, CLAIMS = "records.jsonl", "items.parquet", "claims.json"
 NAMES = ("eval", "id", "source", "prompt_hash")
+NAMED = (*"cell role method student teacher corpus budget data_frac".split(), *SEEDS, "status")
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,27 @@ class Outcome:
         if self.declaration is not None:
             write_json(folder / CLAIMS, self.declaration)
         return folder
+
+    def tell(self, track: str, root: Path) -> list[str]:
+        """Leave verdict and tables as one run of Weights & Biases where `track` asks for it (harness.tracked), in the
+        store at `root`; returns warnings."""
+        if track == "none":
+            return []
+        findings = [{"name": one.claim.name, "says": one.claim.says, **asdict(one)} for one in self.findings]
+        tables = {
+            "summary": self.summary,
+            "results": self.results,
+            "claims": pd.DataFrame(findings).drop(columns="claim", errors="ignore"),
+            "artifacts": pd.DataFrame([_artifacts(record) for record in self.records]),
+        }
+        return tell_grid(root, track, self.grid, {"verdict": self.verdict, **tables})
+
+
+def _artifacts(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Which cell a record is of, and the keys of its artifacts in the store."""
+    evaluations = {f"evaluation {name}": Path(path).parent.name for name, path in record["items"].items()}
+    model = Path(record["artifact"]).name if record["artifact"] else None
+    return {name: record[name] for name in NAMED} | {"model": model, **evaluations}
 
 
 def _scores_only(items: pd.DataFrame) -> pd.DataFrame:

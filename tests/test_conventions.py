@@ -51,6 +51,7 @@ LAYERS = [
     {"model_files", "corpora", "methods", "world", "served", "overlap"},
     {"similarity"},
     {"shards", "serving"},
+    {"tracked"},
     {"config", "store", "provenance", "cluster", "rendezvous", "members"},  # ground
     {"signal_kinds", "scoring", "machine"},
     {"cards"},
