@@ -9,7 +9,7 @@ Everything is computed from the grid's records and the scores of single items, w
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -95,15 +95,18 @@ class Outcome:
         claims = [Claim.of(one) for one in self.declaration["claims"]]
         return judge(self.records, claims, self.metric, self.load_items)
 
-    def export(self, folder: Path) -> Path:
-        """Write records, scores of items (no texts) and claims into `folder`, which is returned."""
+    def export(self, folder: Path, evals: Sequence[str] | None = None) -> Path:
+        """Write records, scores of items (no texts) and claims into `folder`, which is returned; `evals`: of these
+        evaluations only."""
         folder.mkdir(parents=True, exist_ok=True)
         parts, exported = {}, []
         for record in self.records:
-            paths = {name: f"{record['role']}-{record['cell']}-{name}" for name in record["items"]}
+            wanted = [name for name in record["items"] if evals is None or name in evals]
+            paths = {name: f"{record['role']}-{record['cell']}-{name}" for name in wanted}
+            scored = [score for score in record["scores"] if evals is None or score["eval"] in evals]
             for name, key in paths.items():
                 parts[key] = _scores_only(self.load_items(record["items"][name])).assign(of=key)
-            exported.append({**record, "items": paths, "artifact": None})
+            exported.append({**record, "items": paths, "scores": scored, "artifact": None})
         empty = pd.DataFrame(columns=[*NAMES, "of"])
         frame = pd.concat(parts.values(), ignore_index=True) if parts else empty
         for column in (*NAMES, "of"):
