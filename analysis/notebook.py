@@ -53,7 +53,7 @@ def scores(outcome: Outcome) -> pd.DataFrame:
         }
     )
     if "data_frac" in table:
-        table["data_frac"] = ["" if pd.isna(fraction) else percent(fraction) for fraction in table["data_frac"]]
+        table["data_frac"] = [percent(fraction) for fraction in table["data_frac"]]
     return table.fillna("")
 
 

@@ -86,6 +86,7 @@ LIGHT = [
     "cards",
     "evaluations",
     "execute",
+    "tracked",
     "grid",
     "api",
     "tuning",
