@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 NAMES = ("student", "corpus", "budget", "data_frac", "method", "teacher")
 
 
-def figure(draw: Callable[..., list[Path]], frame: pd.DataFrame, **named: Any) -> "Image | None":
-    """What `draw(frame, path, **named)` draws, as a picture; the files go to a folder for temporary ones."""
+def figure(draw: Callable[..., list[Path]], *given: Any, **named: Any) -> "Image | None":
+    """What `draw(*given, path=..., **named)` draws, as a picture, or None where it draws nothing; its files are
+    temporary."""
     from IPython.display import Image
 
     with tempfile.TemporaryDirectory() as folder:
-        pictures = [path for path in draw(frame, Path(folder) / "figure", **named) if path.suffix == ".png"]
+        pictures = [path for path in draw(*given, path=Path(folder) / "figure", **named) if path.suffix == ".png"]
         return Image(pictures[0].read_bytes(), width=900) if pictures else None
 
 
