@@ -6,7 +6,7 @@ GPU ?= --tiny
 QUICK := $(if $(quick),_quick)
 STAMP := $(VENV)/.installed
 
-.PHONY: env grid study test test-browser test-slurm lint smollm2 benchmarks clean
+.PHONY: env grid study notebooks test test-browser test-slurm lint smollm2 benchmarks clean
 
 env: $(STAMP)
 
@@ -23,6 +23,9 @@ study: env  ## the paper's four claims in the miniature, from nothing to a repor
 	$(BIN)/python -m harness.run -m experiments=strong_teacher $(if $(quick),draws=1 grid=strong_teacher_quick)
 	$(BIN)/python -m harness.run -m experiments=two_stage $(if $(quick),draws=1 grid=two_stage_quick)
 	$(BIN)/python -m harness.report data_scaling$(QUICK) strong_teacher$(QUICK) two_stage$(QUICK)
+
+notebooks: env  ## every notebook of analysis/, executed, into outputs/notebooks
+	mkdir -p outputs/notebooks && $(BIN)/jupyter execute --output "../outputs/notebooks/{notebook_name}" analysis/*.ipynb
 
 test: env  ## the whole test suite: no network, no GPU
 	$(BIN)/python -m pytest

@@ -11,7 +11,7 @@ The functions here are what notebooks and scripts need; `run.py` and `grid.py` s
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -127,10 +127,10 @@ def run_grid(composed: Composed, stream: TextIO | None = None) -> "Finished":
 
         def make(plan: Plan, grid: str) -> Mapping[str, StageState]:
             preflight(plan, settings.machine)
-            return execute(plan, store, settings, view)
+            return execute(plan, store, replace(settings, grid=grid), view)
 
         planned, frozen = _settled(composed, planned, store, make)
-        execute(planned, store, settings, view)
+        execute(planned, store, replace(settings, grid=frozen["grid"]), view)
     return Finished.collect(store, frozen)
 
 
@@ -152,7 +152,7 @@ def submit_grid(composed: Composed, tell: Callable[[str], None] = print) -> "Fin
     def send(plan: Plan, grid: str) -> None:
         tell(plan_text(plan, store, cluster))
         again: Again | None = {} if settings.retry else None
-        tell(submit(plan, store, settings.machine, cluster, grid, again).told())
+        tell(submit(plan, store, settings.machine, cluster, grid, again, settings.track).told())
 
     def make(plan: Plan, grid: str) -> Mapping[str, StageState]:
         preflight(plan)
@@ -176,19 +176,17 @@ def _settled(
 
     `make` makes the trials' plan under a grid's name, and returns how its stages ended.
     """
-    settings = composed.settings
-    if not settings.tune:
-        frozen = freeze(planned, _name(settings, planned, store))
-        declare(store, frozen, settings.claims)
-        keep_plan(store, frozen)
-        return planned, frozen
-    tuned, trials = tune_grid(composed.cells, Tune.of(settings.tune), _wanted_name(settings, planned), store, make)
-    plans = [plan_cell(one.cell) for one in tuned]
-    planned = Plan.union(plans)
-    chosen = {plan.fingerprint: one for plan, one in zip(plans, tuned, strict=True)}
-    frozen = freeze(planned, _name(settings, planned, store), chosen)
+    settings, chosen, trials = composed.settings, {}, None
+    if settings.tune:
+        tuned, trials = tune_grid(composed.cells, Tune.of(settings.tune), _wanted_name(settings, planned), store, make)
+        plans = [plan_cell(one.cell) for one in tuned]
+        planned = Plan.union(plans)
+        chosen = {plan.fingerprint: one for plan, one in zip(plans, tuned, strict=True)}
+    frozen = {**freeze(planned, _name(settings, planned, store), chosen), "track": settings.track}
     declare(store, frozen, settings.claims)
-    write_json(keep_plan(store, frozen) / "tuning.json", trials)
+    folder = keep_plan(store, frozen)
+    if trials is not None:
+        write_json(folder / "tuning.json", trials)
     return planned, frozen
 
 
@@ -203,6 +201,8 @@ class Finished:
     verdict: str
     models: list[Path]
     """Folders of the finished students, each with its receipt."""
+    warnings: list[str]
+    """About the grid as a whole."""
 
     @classmethod
     def collect(cls, store: Store, frozen: Mapping[str, Any]) -> "Finished":
@@ -223,7 +223,8 @@ class Finished:
             forest_figure(frame, folder / "methods", outcome.metric)
         write_text(folder / "verdict.txt", outcome.verdict + "\n")
         write_text(folder / "records.jsonl", "".join(json.dumps(record) + "\n" for record in found))
-        return cls(frozen["grid"], folder, found, frame, outcome.verdict, models)
+        warnings = outcome.tell(frozen.get("track", "none"), store.root)
+        return cls(frozen["grid"], folder, found, frame, outcome.verdict, models, warnings)
 
     @property
     def failed(self) -> list[dict[str, Any]]:
@@ -241,7 +242,7 @@ class Finished:
         console.print(render(self.summary))
         if (benchmarks := overview(self.summary)) is not None:
             console.print(benchmarks)
-        kinds: dict[str, list[str]] = {}
+        kinds = {warning: [f"{self.grid}: {warning}"] for warning in self.warnings}
         for record in self.records:
             for warning in record["warnings"]:
                 kinds.setdefault(warning.split(":")[0], []).append(f"{_who(record)}: {warning}")

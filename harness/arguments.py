@@ -1,13 +1,10 @@
-"""A budget and a machine in the trainer's own words: TRL's arguments, the learning rate, wandb's environment.
+"""A budget and a machine in the trainer's own words: TRL's arguments and the learning rate.
 
 `config.py` holds what a person asks for; nothing here is a setting of its own. The cosine falls to 5 % of
 the peak and not to 0, so a run's last steps still train.
 """
 
-import contextlib
 import math
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from trl import SFTConfig
@@ -29,7 +26,6 @@ def trainer_arguments(
     steps: int,
     seed: int,
     out: Path,
-    run_name: str,
 ) -> SFTConfig:
     """TRL's arguments; `batch_size` rows a step over all processes, in equal micro-batches of at most
     `machine.micro_batch_size` rows."""
@@ -40,7 +36,6 @@ def trainer_arguments(
         raise refuse("budget.batch_size", batch_size, reason, "start another number of them, which moves no number")
     own = batch_size // processes
     micro = equal_part(own, machine.micro_batch_size or own)
-    watched = machine.wandb != "disabled"
     return SFTConfig(
         output_dir=str(out),
         max_steps=steps,
@@ -64,36 +59,11 @@ def trainer_arguments(
         # gradients in parts are added up in parts: every micro-batch's are averaged at once
         accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": True}} if shards(machine) else None,
         ddp_find_unused_parameters=False,  # none is unused; the search would miss weights beside the model's forward
-        logging_strategy="steps" if watched else "no",
-        logging_steps=10,
-        logging_nan_inf_filter=False,
+        logging_strategy="no",
         save_strategy="no",
         disable_tqdm=True,
-        report_to=["wandb"] if watched else [],
-        run_name=run_name or None,
+        report_to=[],
     )
-
-
-@contextlib.contextmanager
-def wandb_environment(machine: Machine, run_name: str) -> Iterator[None]:
-    """The environment a Weights & Biases run reads its mode and its id from, for this fit alone."""
-    if machine.wandb == "disabled":
-        yield
-        return
-    import wandb
-
-    wanted = {"WANDB_MODE": machine.wandb, **({"WANDB_RUN_ID": run_name, "WANDB_RESUME": "allow"} if run_name else {})}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        wandb.finish()
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def learning_rate_share(budget: Budget, step: int, steps: int) -> float:

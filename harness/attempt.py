@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from harness import preemption, track
+from harness import preemption, track, tracked
 from harness.checks import SettingsError
 from harness.endpoint import ServerError
 from harness.machine import Machine
@@ -53,7 +53,7 @@ def attempt(
     spec: Mapping[str, Any],
     maker: str,
     machine: Machine,
-    listener: Callable[[track.Progress], None] = lambda progress: None,
+    listener: track.Listener = lambda progress: None,
     others: Others = alone,
 ) -> Outcome:
     """Make one stage unless it is done or claimed elsewhere; never raises for a stage's own failure.
@@ -79,9 +79,11 @@ def attempt(
                 listener(progress)
 
             with store.scratch(key) as out:
-                with others(key, claim):
+                with tracked.curve(store, spec) as curve, others(key, claim):
                     diary.page |= {"machine": asdict(machine), "processes": process_count()}
-                    facts, manifest = _make(store, spec, maker, machine, out, heard)
+                    facts, manifest = _make(store, spec, maker, machine, out, heard, curve.log)
+                if curve.problem is not None:
+                    facts["warnings"] = [*facts.get("warnings", []), curve.problem]
                 store.publish(key, out, manifest)
         return Outcome(key, "done", facts=facts)
     except Exception as error:
@@ -117,9 +119,10 @@ def _make(
     maker: str,
     machine: Machine,
     out: Path,
-    listener: Callable[[track.Progress], None],
+    listener: track.Listener,
+    lines: track.LineListener | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Facts and manifest of a stage made in `out`."""
+    """Facts and manifest of a stage made in `out`; the manifest holds the same facts."""
     module, function = maker.split(":")
     make = getattr(importlib.import_module(module), function)
     inputs = {role: store.folder(key) for role, key in spec["inputs"].items()}
@@ -128,7 +131,7 @@ def _make(
         raise FileNotFoundError(f"{spec['address']} needs {', '.join(missing)}, not in the store {store.root}")
 
     started = time.time()
-    with track.listen(listener), threads(machine.threads or spec.get("threads")):
+    with track.listen(listener, lines), threads(machine.threads or spec.get("threads")):
         facts = make({**spec["settings"], "where": spec["where"]}, inputs, out, machine)
     if "retried" in spec:
         facts["warnings"] = [*facts.get("warnings", []), f"made {spec['retried']}"]

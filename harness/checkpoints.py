@@ -35,7 +35,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 from trl import SFTTrainer
 
-from harness import preemption
+from harness import preemption, track
 from harness.fit_report import FitReport
 from harness.objectives import Objective
 from harness.processes import process_rank
@@ -196,7 +196,10 @@ class Resumable(SFTTrainer):
         self.objective.teacher_tokens = own["teacher_tokens"]
         self.texts.restore(own["texts"])
         self._started -= state["seconds"]
-        self.jsonl.write((folder / "log.jsonl").read_text())
+        earlier = (folder / "log.jsonl").read_text()
+        self.jsonl.write(earlier)
+        for line in earlier.splitlines():
+            track.log(json.loads(line))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

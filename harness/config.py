@@ -22,6 +22,7 @@ QUANTISATIONS = ("int8", "nf4")
 FORMATS = ("fp32", "bf16", *QUANTISATIONS)
 MODEL_KINDS = ("none", "mini", "hf", "gguf", "http")
 INITS = ("pretrained", "random", "pruned")
+TRACKS = ("none", "wandb", "wandb_online")
 
 
 @dataclass
@@ -259,6 +260,9 @@ class Settings(Cell):
     """How stages are executed."""
     machine: Machine = field(default_factory=Machine)
     """Where a stage runs."""
+    track: str = "none"
+    """Beside our own files: `wandb` leaves curves and tables as Weights & Biases runs in `<store>/wandb`, which
+    `wandb sync` sends later; `wandb_online` sends them at once. Or `none`."""
     slurm: Any = None
     """A cluster, a file of `slurm/`: the grid is submitted there and the command returns (harness/cluster.py)."""
     wait: bool = False
@@ -277,3 +281,7 @@ class Settings(Cell):
     """What is tried for every arm before the grid runs: `seeds`, `rounds`, `axes`, `arms` (harness/tuning.py)."""
     experiments: Any = None
     """The experiment's slug when one was chosen (set by its file)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("track", self.track, TRACKS)

@@ -22,6 +22,7 @@ from harness.stage import MAKERS, Again, Stage, Work
 from harness.status import MENDABLE, StageState, stage_state
 from harness.store import Store
 from harness.track import Progress
+from harness.tracked import asked
 
 BUSY_RETRY_SECONDS = 2.0
 READING = "mixture"
@@ -159,6 +160,7 @@ def execute(
     remaining = _remaining_seconds(plan)
     launcher = _launcher(store, settings, lambda key, progress: view.progressed(run.stages[key], progress))
     busy: set[str] = set()
+    more = asked(settings.track, settings.grid)
     try:
         while run.waiting:
             for key in sorted(run.ready(), key=lambda key: -remaining[key]):
@@ -166,7 +168,8 @@ def execute(
                     break
                 if run.start(key):
                     busy.add(key)
-                    launcher.submit({**run.stages[key].spec(), **again.get(key, {})}, MAKERS[run.stages[key].kind][0])
+                    stage = run.stages[key]
+                    launcher.submit({**stage.spec(), **more, **again.get(key, {})}, MAKERS[stage.kind][0])
             if not busy:
                 time.sleep(0.2)
             for outcome in launcher.events(timeout=0.25):

@@ -26,12 +26,9 @@ class Machine:
     """Split weights, gradients and optimizer among the processes that train a stage (FSDP); one alone has them all."""
     checkpoint_minutes: float = 10.0
     """Minutes between checkpoints of a fit; 0: only when it is asked to stop."""
-    wandb: str = "disabled"
-    """Weights & Biases: `disabled`, `offline` or `online`; our JSONL log is written regardless."""
 
     def __post_init__(self) -> None:
         check_choice("machine.device", self.device, ("auto", "cpu", "cuda"))
-        check_choice("machine.wandb", self.wandb, ("disabled", "offline", "online"))
         for name, least in (("threads", 0), ("micro_batch_size", 1), ("checkpoint_minutes", 0)):
             check_at_least(f"machine.{name}", getattr(self, name), least)
 

@@ -9,8 +9,8 @@ Everything is computed from the grid's records and the scores of single items, w
 """
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,15 @@ from harness.crossover import Crossover
 from harness.curves import curves
 from harness.gains import crossovers
 from harness.items import LoadItems, read_items
-from harness.record import records
+from harness.record import SEEDS, records
 from harness.store import Store, write_json, write_text
 from harness.table import headline, summary, tidy
+from harness.tracked import tell_grid
 from harness.verdict import verdict
 
 RECORDS, ITEMS, CLAIMS = "records.jsonl", "items.parquet", "claims.json"
 NAMES = ("eval", "id", "source", "prompt_hash")
+NAMED = (*"cell role method student teacher corpus budget data_frac".split(), *SEEDS, "status")
 
 
 @dataclass(frozen=True)
@@ -97,15 +99,18 @@ class Outcome:
         claims = [Claim.of(one) for one in self.declaration["claims"]]
         return judge(self.records, claims, self.metric, self.load_items)
 
-    def export(self, folder: Path) -> Path:
-        """Write records, scores of items (no texts) and claims into `folder`, which is returned."""
+    def export(self, folder: Path, evals: Sequence[str] | None = None) -> Path:
+        """Write records, scores of items (no texts) and claims into `folder`, which is returned; `evals`: of these
+        evaluations only."""
         folder.mkdir(parents=True, exist_ok=True)
         parts, exported = {}, []
         for record in self.records:
-            paths = {name: f"{record['role']}-{record['cell']}-{name}" for name in record["items"]}
+            wanted = [name for name in record["items"] if evals is None or name in evals]
+            paths = {name: f"{record['role']}-{record['cell']}-{name}" for name in wanted}
+            scored = [score for score in record["scores"] if evals is None or score["eval"] in evals]
             for name, key in paths.items():
                 parts[key] = _scores_only(self.load_items(record["items"][name])).assign(of=key)
-            exported.append({**record, "items": paths, "artifact": None})
+            exported.append({**record, "items": paths, "scores": scored, "artifact": None})
         empty = pd.DataFrame(columns=[*NAMES, "of"])
         frame = pd.concat(parts.values(), ignore_index=True) if parts else empty
         for column in (*NAMES, "of"):
@@ -115,6 +120,27 @@ class Outcome:
         if self.declaration is not None:
             write_json(folder / CLAIMS, self.declaration)
         return folder
+
+    def tell(self, track: str, root: Path) -> list[str]:
+        """Leave verdict and tables as one run of Weights & Biases where `track` asks for it (harness.tracked), in the
+        store at `root`; returns warnings."""
+        if track == "none":
+            return []
+        findings = [{"name": one.claim.name, "says": one.claim.says, **asdict(one)} for one in self.findings]
+        tables = {
+            "summary": self.summary,
+            "results": self.results,
+            "claims": pd.DataFrame(findings).drop(columns="claim", errors="ignore"),
+            "artifacts": pd.DataFrame([_artifacts(record) for record in self.records]),
+        }
+        return tell_grid(root, track, self.grid, {"verdict": self.verdict, **tables})
+
+
+def _artifacts(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Which cell a record is of, and the keys of its artifacts in the store."""
+    evaluations = {f"evaluation {name}": Path(path).parent.name for name, path in record["items"].items()}
+    model = Path(record["artifact"]).name if record["artifact"] else None
+    return {name: record[name] for name in NAMED} | {"model": model, **evaluations}
 
 
 def _scores_only(items: pd.DataFrame) -> pd.DataFrame:

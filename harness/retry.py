@@ -57,14 +57,16 @@ def retry(
         if "retried" in changes:
             tell(f"{key} {changes['retried']}")
     if before is None:
-        settings = Settings(method=None, corpus=None, store=str(store.root), retry=True)
+        tracked = {"grid": frozen["grid"], "track": frozen.get("track", "none")}
+        settings = Settings(method=None, corpus=None, store=str(store.root), retry=True, **tracked)
         execute(part, store, settings, view, again)
         return
 
     from harness.launch.slurm import submit
 
     cluster = mended(Cluster.of(before["cluster"]), failed, tell)
-    tell(submit(part, store, Machine(**before["machine"]), cluster, frozen["grid"], again).told())
+    machine, track = Machine(**before["machine"]), frozen.get("track", "none")
+    tell(submit(part, store, machine, cluster, frozen["grid"], again, track).told())
 
 
 def failures(store: Store, frozen: Mapping[str, Any], failure_class: str | None) -> tuple[Part, list[Failure]]:

@@ -1,15 +1,18 @@
-"""Progress of the stage under way: one call for makers, one listener for whoever watches.
+"""Progress of the stage under way: calls for makers, one listener for whoever watches, one for every line.
 
 A maker calls `report`; with no listener it does nothing. Calls closer together than a quarter of a
-second are dropped, except the last step's.
+second are dropped, except the last step's. The lines of a training log are passed on by `log`, each of them,
+after they were written; a fit that goes on passes the earlier ones on again.
 
     track.report(step=120, total=300, loss=0.41)
+    track.log({"step": 120, "loss": 0.41})
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 MIN_SECONDS_BETWEEN_REPORTS = 0.25
 
@@ -25,8 +28,10 @@ class Progress:
 
 
 Listener = Callable[[Progress], None]
+LineListener = Callable[[Mapping[str, Any]], None]
 
 _listener: Listener | None = None
+_line_listener: LineListener | None = None
 _last_report = 0.0
 
 
@@ -42,12 +47,19 @@ def report(step: int, total: int, loss: float | None = None, note: str = "") -> 
     _listener(Progress(step, total, loss, note))
 
 
+def log(line: Mapping[str, Any]) -> None:
+    """Pass on a line of the training log, `step` and what was measured there."""
+    if _line_listener is not None:
+        _line_listener(line)
+
+
 @contextmanager
-def listen(listener: Listener) -> Iterator[None]:
-    """Send this process's reports to `listener` while the block runs."""
-    global _listener
-    before, _listener = _listener, listener
+def listen(listener: Listener, lines: LineListener | None = None) -> Iterator[None]:
+    """Send this process's reports to `listener`, and lines of the log to `lines`, while the block runs."""
+    global _listener, _line_listener
+    before = _listener, _line_listener
+    _listener, _line_listener = listener, lines
     try:
         yield
     finally:
-        _listener = before
+        _listener, _line_listener = before

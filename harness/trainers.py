@@ -29,7 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from trl import SFTConfig
 
 from harness import preemption, track
-from harness.arguments import learning_rate_share, trainer_arguments, wandb_environment
+from harness.arguments import learning_rate_share, trainer_arguments
 from harness.chat import end_of_turn_id
 from harness.checkpoints import Checkpoints, Resumable
 from harness.config import Budget
@@ -67,7 +67,6 @@ def fit(
     validation: Rows | None = None,
     loss_on: str = "assistant",
     max_new_tokens: int = 0,
-    run_name: str = "",
 ) -> FitReport:
     """Train `model` in place on `dataset[batches[step]]`, step by step, and report. Where `shards(machine)`, it is
     left in parts.
@@ -98,12 +97,12 @@ def fit(
         return FitReport(warnings=["the stage's share of the budget rounds to 0 steps: nothing was trained"])
     held = None if validation is None or not len(validation) else _validation(model, validation, shards(machine))
     texts = texts_for(stage, model, tokenizer, teacher, seed, max_new_tokens, steps, held)
-    arguments = trainer_arguments(budget, stage, machine, batch_size, steps, seed, out, run_name)
+    arguments = trainer_arguments(budget, stage, machine, batch_size, steps, seed, out)
     visited = hashlib.sha256(np.ascontiguousarray(batches, np.int64).tobytes()).hexdigest()
     same = [stage.identity(), asdict(budget), seed, max_new_tokens, loss_on, visited, steps, arguments.world_size]
     checkpoints = Checkpoints(preemption.folder(), fingerprint(same), machine.checkpoint_minutes)
     log_file = out / "log.jsonl" if arguments.process_index == 0 else Path(os.devnull)
-    with wandb_environment(machine, run_name), preemption.polling(), log_file.open("w", buffering=1) as log:
+    with preemption.polling(), log_file.open("w", buffering=1) as log:
         visits = _Visits(rows, batches)
         with trained_together(model, measured):
             if shards(machine):
@@ -263,6 +262,7 @@ class Trainer(Resumable):
             **self.report.diagnose(sums, self._items, given=given),
         }
         self.jsonl.write(json.dumps(line) + "\n")
+        track.log(line)
         track.report(step, self.state.max_steps, loss)
 
     def _finished_sums(self) -> dict[str, float]:

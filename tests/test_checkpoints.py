@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness import preemption
+from harness import preemption, track
 from harness.checkpoints import random_state, set_random_state
 from harness.config import Budget
 from harness.divergences import Divergence
@@ -90,6 +90,14 @@ def test_a_stopped_fit_goes_on_number_for_number(tmp_path, monkeypatch, objectiv
     assert [line["step"] for line in expected[2]] == list(range(1, STEPS + 1))
     if objective == HALF:
         assert {line["sequences"] for line in expected[2]} == {"given", "student"}
+
+
+def test_who_listens_to_the_log_hears_every_line_once_in_each_attempt(tmp_path, monkeypatch):
+    attempt(tmp_path, monkeypatch, "one", steps=2)
+    heard = []
+    with track.listen(lambda progress: None, heard.append):
+        *_, log = attempt(tmp_path, monkeypatch, "last")
+    assert [{k: v for k, v in line.items() if k != "seconds"} for line in heard] == log
 
 
 def test_what_a_teacher_with_a_rendering_of_its_own_read_before_the_stop_stays_counted(tmp_path, monkeypatch):

@@ -54,6 +54,7 @@ LAYERS = [
     {"model_files", "corpora", "methods", "world", "served", "overlap"},
     {"similarity"},
     {"shards", "serving"},
+    {"tracked"},
     {"config", "store", "provenance", "cluster", "rendezvous", "members"},  # ground
     {"signal_kinds", "scoring", "machine"},
     {"cards"},
@@ -90,6 +91,7 @@ LIGHT = [
     "cards",
     "evaluations",
     "execute",
+    "tracked",
     "grid",
     "api",
     "tuning",

@@ -43,6 +43,14 @@ def test_an_export_is_small_and_holds_no_text(outcome, tmp_path):
     assert all(json.loads(line)["artifact"] is None for line in (folder / "records.jsonl").open())
 
 
+def test_an_export_may_hold_one_evaluation_alone(outcome, tmp_path):
+    (name,) = {name for record in outcome.records for name in record["items"]}
+    read = Outcome.read(outcome.export(tmp_path / "one", evals=[name]))
+    pd.testing.assert_frame_equal(read.summary, outcome.summary)
+    none = Outcome.read(outcome.export(tmp_path / "none", evals=["gsm8k"]))
+    assert not any(record["scores"] or record["items"] for record in none.records) and none.metric is None
+
+
 def test_a_grid_without_claims_has_no_findings_and_one_without_scores_no_metric(tmp_path):
     records, load_items = grid(GAINS, seeds=1)
     assert Outcome("g", records, None, load_items).findings == []

@@ -68,7 +68,7 @@ def test_kd_and_its_control_share_the_warm_up():
         "machine.device=cpu",
         "machine.threads=3",
         "machine.micro_batch_size=4",
-        "machine.wandb=offline",
+        "track=wandb",
         "machine.gradient_checkpointing=true",
         "machine.checkpoint_minutes=0",
         "student.name=other",

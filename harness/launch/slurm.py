@@ -28,6 +28,7 @@ from harness.machine import Machine
 from harness.stage import TOGETHER, Again, Stage, Work
 from harness.status import MENDABLE, StageState, stage_state
 from harness.store import Store, write_json
+from harness.tracked import asked
 
 WATCH_SECONDS = 10.0
 SPARE_JOBS = 10
@@ -59,7 +60,13 @@ class Submission:
 
 
 def submit(
-    work: Work, store: Store, machine: Machine, cluster: Cluster, grid: str, again: Again | None = None
+    work: Work,
+    store: Store,
+    machine: Machine,
+    cluster: Cluster,
+    grid: str,
+    again: Again | None = None,
+    track: str = "none",
 ) -> Submission:
     """Send what is neither in the store nor in the queue; raises SettingsError before anything is sent.
 
@@ -100,7 +107,7 @@ def submit(
             for array, batch in arrays.items()
         }
         servers = take_servers(store, notes, cluster, f"{grid}.serve.{name[-6:]}", name, asking)
-        _write(folder, store, machine, cluster, grid, jobs, arrays, servers, again or {})
+        _write(folder, store, machine, cluster, grid, jobs, arrays, servers, again or {}, track)
         for server in servers:
             assert cluster.serve is not None
             send(server, parameters(code, server, cluster.serve.resources, [], cluster), serve.run, [server])
@@ -172,12 +179,13 @@ def _write(
     arrays: Mapping[str, Batch],
     servers: Mapping[str, Server],
     again: Again,
+    track: str,
 ) -> None:
     """All that the jobs of a submission read; they need nothing else of whoever sent them."""
     mine = {key: jobs[key] for batch in arrays.values() for task in batch.tasks for key in task}
     made = (stage for job in mine.values() for stage in job.stages)
     stages: dict[str, Stage] = {one.key: one for stage in made for one in stage.ancestry()}
-    specs = {key: pointed(stage.spec(), stage, store) for key, stage in stages.items()}
+    specs = {key: pointed(stage.spec(), stage, store) | asked(track, grid) for key, stage in stages.items()}
     for batch in (one for one in arrays.values() if one.resources.shard):
         for stage in (stage for task in batch.tasks for key in task for stage in mine[key].stages):
             if stage.kind in TOGETHER:

@@ -128,7 +128,6 @@ def _mini(settings: Mapping[str, Any], out: Path, machine: Machine) -> Facts:
         machine=machine,
         seed=seed,
         out=out,
-        run_name=f"base-{settings['size']}",
     )
     facts = _save(settings, model, tokenizer, out)
     return {

@@ -24,7 +24,6 @@ from harness.chat import end_of_turn_id
 from harness.checks import refuse
 from harness.config import Budget
 from harness.cross import CrossTeacher
-from harness.identity import fingerprint
 from harness.likelihood import mean_nll
 from harness.machine import Machine
 from harness.models import count_frozen, count_parameters, device_of, load_model, load_tokenizer, save_model
@@ -95,7 +94,6 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
         seed=draw_seed(seed, "train", settings["index"]),
         loss_on=settings["loss_on"],
         max_new_tokens=settings.get("max_new_tokens", 0),
-        run_name=fingerprint([settings, str(inputs["subset"].name), str(inputs["start"].name)])[:16],
     )
     if in_parts:
         trained = whole(model.state_dict())

@@ -1,0 +1,113 @@
+"""What the notebooks share: figures shown where they are drawn, and tables a reader can take in.
+
+Every number is an outcome's own (`harness.api.read`); here it is only chosen and put into words.
+
+    outcome = harness.read(GRID, STORE)
+    figure(crossover_figure, outcome.summary, crossovers=outcome.crossovers)
+    gains(outcome)
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from harness.outcome import Outcome
+from harness.table import interval_text, percent, select
+
+if TYPE_CHECKING:
+    from IPython.display import Image
+
+NAMES = ("student", "corpus", "budget", "data_frac", "method", "teacher")
+
+
+def figure(draw: Callable[..., list[Path]], *given: Any, **named: Any) -> "Image | None":
+    """What `draw(*given, path=..., **named)` draws, as a picture, or None where it draws nothing; its files are
+    temporary."""
+    from IPython.display import Image
+
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = [path for path in draw(*given, path=Path(folder) / "figure", **named) if path.suffix == ".png"]
+        return Image(pictures[0].read_bytes(), width=900) if pictures else None
+
+
+def scores(outcome: Outcome) -> pd.DataFrame:
+    """Every arm and reference at the metric of the figures: score and gain over SFT with 95 % intervals, adjusted p
+    (Holm), seeds in each draw, draws, and the mean cost of a cell in FLOPs, the teacher's share included."""
+    rows = select(outcome.summary, outcome.metric)
+    rows = rows.sort_values(
+        ["role", *NAMES], key=lambda column: column if column.name != "role" else column != "student"
+    )
+    found = rows.to_dict("records")
+    table = pd.DataFrame(
+        {
+            **{name: rows[name].tolist() for name in ("role", *NAMES) if name == "method" or rows[name].nunique() > 1},
+            "score": [interval_text(row, "score") for row in found],
+            "gain over SFT": [interval_text(row, "gain") for row in found],
+            "p (Holm)": [_number(row["gain_p_holm"], ".3g") for row in found],
+            "gap closed": [_number(row["gap_closed"], ".2f") for row in found],
+            "seeds": rows["seeds"].tolist(),
+            "draws": rows["draws"].tolist(),
+            "FLOPs": [_number(row["total_flops"], ".2g") for row in found],
+        }
+    )
+    if "data_frac" in table:
+        table["data_frac"] = [percent(fraction) for fraction in table["data_frac"]]
+    return table.fillna("")
+
+
+def crossings(outcome: Outcome) -> pd.DataFrame:
+    """Where each line's gain may be zero: the set of a fitted curve, and the bracket that assumes no curve."""
+    rows = []
+    for arm, found in outcome.crossovers.items():
+        pieces = " and ".join(f"{percent(low)} to {percent(high)}" for low, high in found.pieces)
+        bracket = found.bracket
+        rows.append(
+            {
+                "method": arm.method,
+                "teacher": arm.teacher or "",
+                "crossing": found.status,
+                "zero lies within": pieces or "no piece",
+                "last fraction above 0": _fraction(bracket.last_above),
+                "first that counts as 0": _fraction(bracket.first_equivalent),
+                "first below 0": _fraction(bracket.first_below),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def claims(outcome: Outcome) -> pd.DataFrame:
+    """What was claimed before the first cell, and what became of it; empty where nothing was claimed."""
+    return pd.DataFrame(
+        [
+            {
+                "claim": found.claim.says or found.claim.name,
+                "verdict": found.verdict,
+                "estimate": f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]",
+                "p (Holm)": _number(found.p_holm, ".3g"),
+                "covers": found.covers,
+            }
+            for found in outcome.findings
+        ]
+    )
+
+
+def unfinished(outcome: Outcome) -> pd.DataFrame:
+    """Cells without a score, and why: what is missing is part of the answer."""
+    rows = [record for record in outcome.records if record["status"] != "done"]
+    return pd.DataFrame(
+        [
+            {name: row[name] for name in ("method", "teacher", "data_frac", "seed", "world_seed", "status", "reason")}
+            for row in rows
+        ]
+    )
+
+
+def _number(value: float, form: str) -> str:
+    return "" if pd.isna(value) else format(value, form)
+
+
+def _fraction(value: float | None) -> str:
+    return "" if value is None else percent(value)
