@@ -123,7 +123,8 @@ def _check_pair(cell_plan: CellPlan) -> None:
         check_served(cell_plan.cell.signal)
     inputs = [stage.inputs for stage in cell_plan.train]
     asked = any("synthetic" in given or ("teacher" in given and "teacher_rows" not in given) for given in inputs)
-    if not (asked or cell_plan.stored_signal):
+    visited = any("labels" in given for given in inputs)  # answers to prompts in the student's own tokens
+    if not (asked or visited or cell_plan.stored_signal):
         return  # it teaches by its words, or each side reads its own tokens
     mine, theirs = tokenizer_fingerprint(student), tokenizer_fingerprint(teacher)
     if mine is not None and theirs is not None and mine != theirs:
@@ -132,5 +133,5 @@ def _check_pair(cell_plan: CellPlan) -> None:
             teacher.name,
             f"its tokenizer ({theirs[:12]}) is not that of student={student.name} "
             f"({mine[:12]}), so their token ids mean different things",
-            "choose a teacher of the same family",
+            "choose a teacher of the same family" + (", or set teacher.label_rows=blocks" if visited else ""),
         )

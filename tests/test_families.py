@@ -15,11 +15,12 @@ from harness.chat import answer_ids_many
 from harness.checks import SettingsError
 from harness.compose import compose
 from harness.config import Model
-from harness.machine import Launch
+from harness.machine import Launch, Machine
 from harness.model_files import check_model, model_identity, tokenizer_fingerprint, tokenizer_json_fingerprint
 from harness.plan import Plan, plan_cell
 from harness.preflight import preflight
 from harness.record import freeze
+from harness.stages.teach import make_labels
 from harness.store import Store
 from harness.world.tokenizer import FAMILIES, load_mini_tokenizer
 
@@ -115,6 +116,23 @@ def test_a_method_that_needs_one_vocabulary_is_refused_across_families(method):
 def test_what_crosses_passes_and_so_does_a_pair_of_the_other_family():
     check("method=seq_kd,cross_kd", "teacher=letters,weak")
     check("method=kd,feature_kd,seq_kd,cross_kd", "teacher=letters", "student.family=letters")
+
+
+def test_prompts_in_the_students_tokens_are_not_given_to_a_teacher_of_another_family(finished, tmp_path):
+    # a teacher with more ids than the student once answered them, and the cell trained on what it said
+    visited = ["method=seq_kd", "teacher.label_rows=visited"]
+    check(*visited, "teacher=weak")
+    with pytest.raises(SettingsError, match=r"its tokenizer .* student=mini .*teacher\.label_rows=blocks"):
+        check(*visited, "teacher=letters")
+    words, own = tokenizer_fingerprint(Model(name="m")), f"mini-{SMALL['data_frac']:g}-s0"
+    (rows,) = [
+        folder
+        for spec, folder, _ in stages_of(finished, "subset")
+        if spec["name"] == own and json.loads((folder / "subset.json").read_text())["tokenizer_hash"] == words
+    ]
+    (teacher,) = [folder for spec, folder, _ in stages_of(finished, "base") if spec["name"] == "letters"]
+    with pytest.raises(SettingsError, match=r"label_rows='visited'.*in the student's tokens.*label_rows=blocks"):
+        make_labels({}, {"rows": rows, "teacher": teacher}, tmp_path, Machine(device="cpu"))
 
 
 def test_an_unknown_family_and_a_family_of_another_kind_of_model_are_refused():
