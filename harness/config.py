@@ -23,6 +23,7 @@ FORMATS = ("fp32", "bf16", *QUANTISATIONS)
 MODEL_KINDS = ("none", "mini", "hf", "gguf", "http")
 INITS = ("pretrained", "random", "pruned")
 TRACKS = ("none", "wandb", "wandb_online")
+FAMILIES = ("words", "letters")
 
 
 @dataclass
@@ -48,6 +49,9 @@ class Model:
     """`http` only: name of the environment variable that holds the key; never the key itself."""
     size: str = "small"
     """Mini only: `small` or `large`."""
+    family: str = "words"
+    """Mini only: whose tokens and chat template it has, `words` (whole words of the world's phrasings) or `letters`
+    (single characters, other marks); models of two families share no token ids (harness/world/tokenizer.py)."""
     init: str = "pretrained"
     """`pretrained`, `random` (same shape, fresh weights) or `pruned` (evenly spaced layers kept)."""
     layers: int | None = None
@@ -64,6 +68,7 @@ class Model:
     def __post_init__(self) -> None:
         check_choice(f"{self.name}.kind", self.kind, MODEL_KINDS)
         check_choice(f"{self.name}.init", self.init, INITS)
+        check_choice(f"{self.name}.family", self.family, FAMILIES)
         check_choice(f"{self.name}.chat_template", self.chat_template, ("own", "tulu"))
         if self.kind in ("hf", "gguf") and not self.path:
             need = f"kind={self.kind} needs a path"
@@ -73,6 +78,8 @@ class Model:
             raise refuse(f"{self.name}.api_key_env", "(not shown)", "it is no name of a variable", way_out)
         if self.kind == "mini" and self.chat_template != "own":
             raise refuse(f"{self.name}.chat_template", self.chat_template, "a mini has its own template and no other")
+        if self.kind != "mini" and self.family != "words":
+            raise refuse(f"{self.name}.family", self.family, "only minis come in families", "leave it to its default")
         if self.init == "pruned" and not self.layers:
             raise refuse(f"{self.name}.layers", self.layers, "init=pruned needs the number of layers to keep")
 

@@ -25,6 +25,7 @@ DEFAULT_FLOPS_PER_SECOND = 2e10
 OVERHEAD_SECONDS = 2.0
 UNKNOWN = Size(rows=1000, response_tokens=200.0, row_tokens=400.0, heldout_rows=1000)
 COSTS = ("tokens", "flops", "seconds", "bytes", "gpu_hours")
+LINE_TOKENS = {"words": 21.0, "letters": 36.0}  # of a raw question and answer of the mini world, by family
 BENCHMARK_ITEMS, ITEM_TOKENS = 1000, 200  # of a benchmark nobody has opened yet; tokens of a prompt, or of one shot
 STUDENT_TEXT_FACTOR = 2.0  # generating costs about as much again as training on what was generated
 
@@ -86,7 +87,7 @@ def _scored(stage: Stage) -> tuple[int, float]:
         card = stage.settings["card"]
         length = ITEM_TOKENS * (1 + card["shots"]) + card["samples"] * (card["max_new_tokens"] or 0) / 2
         return min(limit or BENCHMARK_ITEMS, BENCHMARK_ITEMS), length
-    size = _mixture_size(stage.inputs["mixture"])
+    size = _mixture_size(stage.inputs["mixture"], _family(stage.inputs["model"]))
     length = size.row_tokens + (size.response_tokens if stage.settings["eval"] == "verified" else 0)
     return min(limit or size.heldout_rows, size.heldout_rows), length
 
@@ -154,18 +155,23 @@ def _disk(size: float) -> str:
     return f"{size / 2**20:,.0f} MB" if size < 2**33 else f"{size / 2**30:,.0f} GB"
 
 
-def _mixture_size(stage: Stage) -> Size:
-    """What a mixture's corpus states of itself."""
-    return _size(canonical(stage.where["corpus"]))
+def _mixture_size(stage: Stage, family: str = "words") -> Size:
+    """What a mixture's corpus states of itself, in tokens of a family of minis where minis read it."""
+    return _size(canonical(stage.where["corpus"]), family)
 
 
 @cache
-def _size(corpus: str) -> Size:
-    return corpus_from(json.loads(corpus)).size() or UNKNOWN
+def _size(corpus: str, family: str) -> Size:
+    return corpus_from(json.loads(corpus)).size(family) or UNKNOWN
+
+
+def _family(model: Stage) -> str:
+    """The family of the mini that a model comes from; `words` for any other model."""
+    return str(model.adopted().settings.get("family", "words"))
 
 
 def _rows(subset: Stage) -> tuple[float, float, float]:
-    size = _mixture_size(subset.inputs["mixture"])
+    size = _mixture_size(subset.inputs["mixture"], _family(subset.inputs["tokenizer"]))
     settings = subset.settings
     rows = max(1.0, size.rows * (settings["data_frac"] - settings.get("block", [0])[0]))
     return rows, size.response_tokens, min(size.row_tokens, subset.settings["max_length"])
@@ -192,7 +198,7 @@ def _base(stage: Stage) -> Estimate:
     pretraining = stage.settings.get("pretraining")
     if not pretraining:
         return Estimate(bytes=0 if stage.settings["init"] == "pretrained" else 4.0 * parameters)
-    tokens = pretraining["steps"] * pretraining["batch_size"] * 14.0  # a raw question and answer of the mini world
+    tokens = pretraining["steps"] * pretraining["batch_size"] * LINE_TOKENS[_family(stage)]
     return Estimate(tokens, train_flops(parameters, tokens), 4.0 * parameters)
 
 
@@ -210,7 +216,10 @@ def _train(stage: Stage) -> Estimate:
         flops += CHECKS * forward_flops(parameters, stage.inputs["subset"].settings["validation"] * rows * row_tokens)
     if "teacher" in stage.inputs:
         times = 2 if recipe["sequences"] == "interleaved" else 1  # it reads the text once more while it is written
-        flops += times * forward_flops(stage.inputs["teacher"].parameters, tokens)
+        read = tokens
+        if "teacher_rows" in stage.inputs:  # the same rows, in tokens of its own
+            read *= _rows(stage.inputs["teacher_rows"])[2] / row_tokens
+        flops += times * forward_flops(stage.inputs["teacher"].parameters, read)
     return Estimate(tokens, flops, 4.0 * parameters)
 
 

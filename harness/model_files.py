@@ -67,6 +67,8 @@ def model_identity(model: Model, world_seed: int) -> dict[str, Any]:
         from harness.world.sizes import PRETRAINING
 
         identity |= {"size": model.size, "init_seed": model.init_seed, "world_version": VERSION}
+        if model.family != "words":  # named as it was when there was one family
+            identity["family"] = model.family
         if model.init == "random":
             return identity
         return identity | {
@@ -122,7 +124,7 @@ def parameters_of(model: Model | Mapping[str, Any]) -> int:
     if kind == "mini":
         from harness.world.sizes import llama_settings
 
-        return _parameters(llama_settings(values["size"]), layers)
+        return _parameters(llama_settings(values["size"], values.get("family", "words")), layers)
     if kind == "gguf":
         return round(Path(path).expanduser().stat().st_size * 8 / 6)
     if (folder := local_folder(path)) is not None:
@@ -136,7 +138,7 @@ def tokenizer_fingerprint(model: Model) -> str | None:
     if model.kind == "mini":
         from harness.world.tokenizer import tokenizer_json
 
-        return tokenizer_json_fingerprint(tokenizer_json())
+        return tokenizer_json_fingerprint(tokenizer_json(model.family))
     folder = local_folder(model.tokenizer if model.kind == "http" else model.path)
     return tokenizer_fingerprint_of_folder(folder) if folder is not None else None
 

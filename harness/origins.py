@@ -63,7 +63,8 @@ class Origins:
         """What training began from: the settings that say so, and the hub's id and revision where it is from there."""
         settings = cell["settings"]["student"]
         model = {name: settings[name] for name in ("name", "kind", "size", "init", "layers", "license")}
-        return model | {"lora_rank": settings.get("lora_rank")} | self._hub(settings, self._base(cell["train"][0]))
+        model |= _family(settings) | {"lora_rank": settings.get("lora_rank")}
+        return model | self._hub(settings, self._base(cell["train"][0]))
 
     def teacher(self, cell: Cell) -> dict[str, Any] | None:
         """The same of the teacher, with what its licence says of distillation; null where there is none."""
@@ -78,7 +79,8 @@ class Origins:
         made = cell["making_teacher"]
         lessons = sum(self._stages[key]["kind"] == "train" for key in made)
         base = self._base(made[-1])
-        return {name: settings[name] for name in names} | {"lessons": lessons} | self._hub(settings, base)
+        model = {name: settings[name] for name in names} | _family(settings) | {"lessons": lessons}
+        return model | self._hub(settings, base)
 
     def provenance(self, cell: Cell) -> dict[str, Any]:
         """Code, versions and machine of the last training stage, and what else the cell's stages were made with."""
@@ -173,3 +175,8 @@ def made_with(store: Store, frozen: Mapping[str, Any]) -> dict[str, Any]:
         "first": min(times, default=None),
         "last": max(times, default=None),
     }
+
+
+def _family(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The family of a mini, where it is not the one that goes without saying."""
+    return {"family": settings["family"]} if "family" in settings else {}

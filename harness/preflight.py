@@ -5,10 +5,13 @@ downloaded and neither torch nor transformers is imported.
 """
 
 import importlib.util
+from collections.abc import Iterable
+from typing import Any
 
 from harness.cards import card_names, load_card
 from harness.checks import refuse
-from harness.config import QUANTISATIONS, Student, Teacher
+from harness.config import QUANTISATIONS, Model, Student, Teacher
+from harness.corpora import corpus_from
 from harness.endpoint import BY_SLURM
 from harness.evals import eval_names
 from harness.machine import Machine
@@ -30,10 +33,13 @@ def preflight(plan: Plan, machine: Machine | None = None) -> None:
         cell = cell_plan.cell
         _once(checked, repr(cell.student), lambda cell=cell: _check_student(cell.student))
         _once(checked, repr(cell.corpus), cell.corpus.check)
+        _once(checked, repr((cell.student, cell.corpus)), lambda cell=cell: _check_length(cell.student, [cell.corpus]))
         _once(checked, repr(cell.evals), lambda cell=cell: _check_evals(cell.evals))
         _once(checked, repr(cell.measure), lambda cell=cell: _check_formats(cell.measure.formats))
         if cell_plan.taught_by == "given":
             _once(checked, repr(cell.teacher), lambda cell=cell: _check_teacher(cell.teacher, machine))
+            read = [cell.corpus, *(corpus_from(one.corpus) for one in cell.teacher.lessons if one.corpus is not None)]
+            _once(checked, repr((cell.teacher, read)), lambda cell=cell, read=read: _check_length(cell.teacher, read))
             _once(
                 checked,
                 repr((cell.student, cell.teacher, cell.signal, cell.method)),
@@ -69,6 +75,12 @@ def _check_teacher(teacher: Teacher, machine: Machine | None) -> None:
     check_model(teacher)
     if teacher.quantise is not None:
         _check_package("teacher.quantise", teacher.quantise, "rounding weights", "bitsandbytes", "quantise")
+
+
+def _check_length(model: Model, corpora: Iterable[Any]) -> None:
+    if model.kind == "mini":
+        for corpus in corpora:
+            corpus.check_family(model.family)
 
 
 def _check_formats(formats: list[str]) -> None:
@@ -111,7 +123,8 @@ def _check_pair(cell_plan: CellPlan) -> None:
         check_served(cell_plan.cell.signal)
     inputs = [stage.inputs for stage in cell_plan.train]
     asked = any("synthetic" in given or ("teacher" in given and "teacher_rows" not in given) for given in inputs)
-    if not (asked or cell_plan.stored_signal):
+    visited = any("labels" in given for given in inputs)  # answers to prompts in the student's own tokens
+    if not (asked or visited or cell_plan.stored_signal):
         return  # it teaches by its words, or each side reads its own tokens
     mine, theirs = tokenizer_fingerprint(student), tokenizer_fingerprint(teacher)
     if mine is not None and theirs is not None and mine != theirs:
@@ -120,5 +133,5 @@ def _check_pair(cell_plan: CellPlan) -> None:
             teacher.name,
             f"its tokenizer ({theirs[:12]}) is not that of student={student.name} "
             f"({mine[:12]}), so their token ids mean different things",
-            "choose a teacher of the same family",
+            "choose a teacher of the same family" + (", or set teacher.label_rows=blocks" if visited else ""),
         )

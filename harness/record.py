@@ -246,6 +246,9 @@ def settings_of(plan: CellPlan) -> dict[str, Any]:
     settings = {name: plain(getattr(cell, name)) for name in names}
     if cell.student.lora_rank is None:  # described as it was before students could have adapters
         settings["student"] = {k: v for k, v in settings["student"].items() if not k.startswith("lora_")}
+    for role in ("student", "teacher"):
+        if settings[role]["family"] == "words":  # and as models were when minis had one tokenizer
+            del settings[role]["family"]
     settings["method"] = {"name": method_name(cell.method), **plain(cell.method)}
     if plan.stored_signal:
         settings["method"]["signal"] = cell.signal.identity()

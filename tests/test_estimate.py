@@ -98,3 +98,17 @@ def test_a_plan_with_a_cluster_is_told_in_gpu_hours_and_without_in_minutes(tmp_p
     plan = Plan.of(compose(["method=sft"]).cells)
     assert "one worker" in plan_text(plan, Store(tmp_path))
     assert "GPU-hours" in plan_text(plan, Store(tmp_path), Cluster.of({"name": "c"}))
+
+
+def test_the_tokens_of_another_family_are_its_own():
+    words, letters = (
+        estimate(train("method=sft", f"student.family={family}")).tokens for family in ("words", "letters")
+    )
+    assert 1.5 < letters / words < 2.5
+    same, other = (last("method=cross_kd", f"teacher={teacher}").flops for teacher in ("weak", "letters"))
+    student = last("method=sft").flops
+    # the teacher reads the same rows, longer in its letters; its embeddings of fewer tokens weigh little
+    assert (other - student) / (same - student) == pytest.approx(letters / words * 790_400 / 802_560, rel=1e-6)
+    plan = Plan.of(compose(["corpus.rows=1200", "method=seq_kd", "teacher=weak,letters"]).cells)
+    bases = {one.name: estimate(one).tokens for one in plan.stages if one.kind == "base" and one.name != "mini"}
+    assert bases["letters"] / bases["weak"] == pytest.approx(36 / 21)

@@ -108,6 +108,8 @@ def test_what_cannot_change_a_number_keeps_the_address(override):
         "student.size=tiny",
         "student.init=random",
         "student.knows=all",
+        "student.family=letters",
+        "teacher.family=letters",
         "student.lora_rank=8",
         "evals.limit=10",
         "evals.names=[heldout]",

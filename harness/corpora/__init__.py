@@ -98,8 +98,9 @@ class CorpusSettings:
         """What a prompt asks, however it is put; None where this corpus cannot tell, and its words must do."""
         return None
 
-    def size(self) -> Size | None:
-        """What to expect of the corpus without reading data; None if unknown."""
+    def size(self, family: str = "words") -> Size | None:
+        """What to expect of the corpus without reading data; None if unknown. `family`: of the mini that reads it,
+        where the corpus knows its tokens."""
         return None
 
     def provenance(self) -> dict[str, Any]:
@@ -108,6 +109,9 @@ class CorpusSettings:
 
     def check(self) -> None:
         """Cheap preflight: raise SettingsError for what would certainly fail, a missing file say."""
+
+    def check_family(self, family: str) -> None:
+        """Raise SettingsError where rows are known to be longer than `max_length` for a mini of this family."""
 
 
 def corpus_names() -> tuple[str, ...]:

@@ -92,7 +92,7 @@ class Corpus(CorpusSettings):
         """What reading found out, once `examples` is through: files, rows dropped by reason."""
         return {"files": self.read_from, "dropped": dict(self.dropped)}
 
-    def size(self) -> Size | None:
+    def size(self, family: str = "words") -> Size | None:
         """Rows by the files' metadata, tokens from the first rows' characters, four to a token.
 
         Where no answer is among them, one is taken to be as long as text may get.

@@ -26,7 +26,7 @@ from harness.world.tokenizer import build
 
 LICENSE = "Apache-2.0"
 DIALOGUE_TURNS = 4
-DIALOGUE_LENGTH = 128
+DIALOGUE_LENGTH = {"words": 128, "letters": 264}  # room for every conversation, by family of the mini that reads it
 
 
 @dataclass
@@ -38,9 +38,11 @@ class Corpus(CorpusSettings):
     knows_questions: ClassVar[bool] = True
     """The fact or the operands, however they are asked for."""
     max_length: int = 64
-    """Longest rendered row in tokens; raised to 128 where there are dialogues, so that they fit."""
+    """Longest rendered row in tokens, enough for both families of minis; raised to 128 where there are dialogues, so
+    that they fit in words; where letters are read it has to be set to 264 for them."""
     max_new_tokens: int = 16
-    """Length limit of generated text in tokens; the longest wording of the longest answer has 16."""
+    """Length limit of generated text in tokens; the longest wording of the longest answer has 16 in words. In letters
+    it suffices for the bare answers of every source and for the clinic's human wording."""
     noise: str = "full"
     """How annotators err: `clean` (never), `random` (15 % of rows carry another row's answer) or `full`
     (also systematic mistakes in 80 % of the prompts that invite them)."""
@@ -80,7 +82,7 @@ class Corpus(CorpusSettings):
         for source in self.sources or ():
             check_choice("mini.sources", source, (*DOMAINS[self.domain], CANARY))
         if self.dialogues:
-            self.max_length = max(self.max_length, DIALOGUE_LENGTH)
+            self.max_length = max(self.max_length, DIALOGUE_LENGTH["words"])
 
     @property
     def annotators(self) -> Noise:
@@ -140,8 +142,8 @@ class Corpus(CorpusSettings):
         """The licence of every source: all of it is drawn here."""
         return {"licenses": dict.fromkeys((*DOMAINS[self.domain], CANARY), LICENSE)}
 
-    def size(self) -> Size | None:
-        """Train rows, exactly, and mean tokens per row, from a few rows of one world; None for no rows."""
+    def size(self, family: str = "words") -> Size | None:
+        """Train rows, exactly, and mean tokens of a family per row, from a few rows of one world; None for no rows."""
         sources = DOMAINS[self.domain]
         rows = sum(self._keeps(sources[row % len(sources)]) for row in range(self._train_rows()))
         if not rows:
@@ -153,13 +155,20 @@ class Corpus(CorpusSettings):
             if self._keeps(source)
             for number in range(16)
         ]
-        encode = build().encode
+        encode = build(family).encode
         spoken = [[len(encode(turn["content"]).ids) for turn in example.messages] for example in some]
         # one mark opens each turn, one ends each answer, and one begins the row
         response = sum(sum(turns[1::2]) + len(turns) // 2 for turns in spoken) / len(some)
         prompt = sum(1 + sum(turns[::2]) + len(turns) for turns in spoken) / len(some)
         heldout = self.heldout_per_source * (len(sources) + 1)
         return Size(rows, response, prompt + response, heldout)
+
+    def check_family(self, family: str) -> None:
+        """Refuse conversations that this family could only read cut."""
+        if self.dialogues and self.max_length < DIALOGUE_LENGTH[family]:
+            need = DIALOGUE_LENGTH[family]
+            reason = f"conversations take up to {need} tokens of the family {family}, and would be cut"
+            raise refuse("mini.max_length", self.max_length, reason, f"set it to {need} where they are")
 
     def _keeps(self, source: str) -> bool:
         return self.sources is None or source in self.sources

@@ -145,7 +145,7 @@ class Corpus(CorpusSettings):
             "warnings": [*_license_warnings(licenses), *self._count_warnings()],
         }
 
-    def size(self) -> Size | None:
+    def size(self, family: str = "words") -> Size | None:
         """Published row counts and token totals of the kept sources; a smaller local copy in proportion."""
         kept = [SOURCES[name] for name in self._kept()]
         rows = sum(source.rows for source in kept)

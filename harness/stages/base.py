@@ -104,9 +104,9 @@ def _mini(settings: Mapping[str, Any], out: Path, machine: Machine) -> Facts:
     from harness.world.sizes import llama_settings
     from harness.world.tokenizer import load_mini_tokenizer
 
-    tokenizer = load_mini_tokenizer()
-    seed = settings["init_seed"]
-    model: Any = random_model(LlamaConfig(**llama_settings(settings["size"])), seed)
+    family, seed = settings.get("family", "words"), settings["init_seed"]
+    tokenizer = load_mini_tokenizer(family)
+    model: Any = random_model(LlamaConfig(**llama_settings(settings["size"], family)), seed)
     if settings["init"] == "random":
         return _save(settings, model, tokenizer, out)
     from harness.trainers import fit

@@ -10,10 +10,11 @@ after its last whole shard of rows (`shards.py`). `synthesize.py` lets the teach
     labels.json     counts, and how the teacher renders a conversation
 """
 
+import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,14 +22,18 @@ from datasets import Dataset, Features, List, Value, load_from_disk
 
 from harness import track
 from harness.chat import end_of_turn_id
+from harness.checks import refuse
 from harness.config import Budget
 from harness.cost import forward_flops
 from harness.machine import Machine
-from harness.models import device_of, load_tokenizer, rendering_hash
+from harness.models import device_of, load_tokenizer, rendering_hash, tokenizer_hash
 from harness.sequences import Rows, answered, draw_seed, visiting_order
 from harness.shards import Shards, read_batch
 from harness.store import write_json
 from harness.teachers import Writer, open_teacher
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TOKENS = {
     "row": Value("int64"),
@@ -51,8 +56,9 @@ def make_labels(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
     `settings`: `sampling_temperature` (0 is greedy), `samples_per_prompt`, `max_new_tokens`, `max_length`
     (tokens of prompt and answer), `precision` of the teacher, and `visits` (`budget`, `span`, `seed`) where
     only the rows that a training stage visits are answered. `inputs`: `rows` (a subset rendered with the
-    teacher's tokenizer), `teacher`.
+    teacher's tokenizer), `teacher`. Raises SettingsError for rows in another tokenizer's ids.
     """
+    tokenizer = load_tokenizer(inputs["teacher"])
     rows = load_from_disk(inputs["rows"] / "train")
     chosen = np.arange(len(rows))
     if "visits" in settings:
@@ -63,6 +69,7 @@ def make_labels(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
     earlier_seconds = 0.0
     warnings = []
     if len(chosen):
+        _check_rendering(inputs["rows"], tokenizer)
         url = settings.get("where", {}).get("teacher_url")
         teacher = open_teacher(inputs["teacher"], device_of(machine), settings["precision"], url)
         shards = Shards(settings, inputs, ROWS_PER_SHARD, teacher.spent)
@@ -74,7 +81,7 @@ def make_labels(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
     written = sum(end[0] - start[0] for start, end in zip(columns["starts"], columns["ends"], strict=True))
     cut = answers - sum(columns["finished"])
     counts = {"rows": len(chosen), "answers": answers, "truncated_answers": cut, "response_tokens": written}
-    write_json(out / "labels.json", {**counts, "rendering": rendering_hash(load_tokenizer(inputs["teacher"]))})
+    write_json(out / "labels.json", {**counts, "rendering": rendering_hash(tokenizer)})
     cost = {
         "teacher_tokens": read,
         "generated_tokens": written,
@@ -82,6 +89,14 @@ def make_labels(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
     }
     earlier = {"earlier_seconds": earlier_seconds} if earlier_seconds else {}
     return {"cost": cost, "counts": counts, "warnings": warnings, **earlier}
+
+
+def _check_rendering(rows: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Refuse prompts in ids of another tokenizer: the teacher would answer what nobody asked."""
+    rendered, own = json.loads((rows / "subset.json").read_text())["tokenizer_hash"], tokenizer_hash(tokenizer)
+    if rendered != own:
+        reason = f"the rows are in the student's tokens ({rendered[:12]}), and the teacher has others ({own[:12]})"
+        raise refuse("teacher.label_rows", "visited", reason, "set teacher.label_rows=blocks")
 
 
 def _answer(

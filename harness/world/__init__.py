@@ -9,7 +9,7 @@ model of the mechanism, not evidence about large models. `harness/corpora/mini.p
     reading.py    from the words of a prompt back to what it asks
     errors.py     how annotators get answers wrong, and how they word them
     lines.py      raw question and answer lines that bases are pre-trained on
-    tokenizer.py  the vocabulary and chat template all minis share
+    tokenizer.py  vocabulary, marks and chat template of each family of minis
     sizes.py      shapes of the mini models and their pre-training budgets
 """
 

@@ -1,6 +1,7 @@
 """Sizes of the mini models and the budgets their bases are pre-trained with.
 
-`SIZES` holds the shape as `LlamaConfig` keywords; the vocabulary comes from `tokenizer.py`. Chosen by
+`SIZES` holds the shape as `LlamaConfig` keywords; the vocabulary comes from `tokenizer.py`, and both families have the
+same shapes, lines and budgets. Chosen by
 measurement on one CPU thread: a few milliseconds per row, skills learned in about a minute. A wider or
 deeper mini only costs time: what matters is what a teacher was trained on.
 
@@ -12,7 +13,7 @@ from typing import Any
 
 from harness.checks import check_choice
 from harness.world import VERSION
-from harness.world.tokenizer import BOS, END, PAD, vocabulary
+from harness.world.tokenizer import FAMILIES, vocabulary
 
 SHARED: dict[str, Any] = {
     "tie_word_embeddings": True,
@@ -50,7 +51,7 @@ SIZES: dict[str, dict[str, Any]] = {
         **SHARED,
     },
 }
-"""Shapes by name: 0.16, 0.36 and 0.8 million parameters; teachers are `large`."""
+"""Shapes by name: 0.16, 0.36 and 0.8 million parameters, a little less in letters; teachers are `large`."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,15 @@ PRETRAINING = {
 }
 
 
-def llama_settings(size: str) -> dict[str, Any]:
-    """All `LlamaConfig` keywords of one size, vocabulary and special tokens included."""
+def llama_settings(size: str, family: str = "words") -> dict[str, Any]:
+    """All `LlamaConfig` keywords of one size, vocabulary and special tokens of one family included."""
     check_choice("model.size", size, tuple(SIZES))
-    ids = {token: number for number, token in enumerate(vocabulary())}
+    ids = {token: number for number, token in enumerate(vocabulary(family))}
+    marks = FAMILIES[family].marks
     return {
         **SIZES[size],
         "vocab_size": len(ids),
-        "pad_token_id": ids[PAD],
-        "bos_token_id": ids[BOS],
-        "eos_token_id": ids[END],
+        "pad_token_id": ids[marks.pad],
+        "bos_token_id": ids[marks.bos],
+        "eos_token_id": ids[marks.end],
     }

@@ -1,15 +1,18 @@
-"""Tokenizer of all minis: whole words of the world's phrasings, single characters for everything else.
+"""Tokenizers of the minis: one for each of two families, which share no token ids, no marks and no chat template.
 
-Operands and names are read letter by letter, which is what lets a model of a third of a million parameters
-learn to reverse or sort in seconds; merges inside them would prevent it. The vocabulary is the same in
-every world and process (ids follow from sorted text, never from the order of a set), and every row
+`words` reads whole words of the world's phrasings and single characters for everything else, `letters` single
+characters only. Both read operands and names letter by letter, which is what lets a model of a third of a
+million parameters learn to reverse or sort in seconds; merges inside them would prevent it. A vocabulary is the
+same in every world and process (ids follow from sorted text, never from the order of a set), and every row
 decodes to itself. A character outside it raises; there is no unknown token to hide behind.
 
-    <bos><|user|>Add 37 and 8.<|assistant|>45<|end|>
+    <bos><|user|>Add 37 and 8.<|assistant|>45<|end|>       words
+    *bos**ask*Add 37 and 8.*say*45*end*                    letters
 """
 
 import re
 import string
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -21,19 +24,59 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-PAD, BOS, USER, ASSISTANT, END = "<pad>", "<bos>", "<|user|>", "<|assistant|>", "<|end|>"
-SPECIAL = (PAD, BOS, USER, ASSISTANT, END)
 CHARACTERS = string.ascii_letters + string.digits + " \n.,:;?!-()#*>=/'"
 CHAT_TEMPLATE = (
     "{{- bos_token }}"
     "{%- for message in messages %}"
-    "{%- if message['role'] == 'user' %}{{- '<|user|>' + message['content'] }}"
-    "{%- elif message['role'] == 'assistant' %}{{- '<|assistant|>' }}"
-    "{%- generation %}{{- message['content'] + '<|end|>' }}{%- endgeneration %}"
+    "{%- if message['role'] == 'user' %}{{- 'USER' + message['content'] }}"
+    "{%- elif message['role'] == 'assistant' %}{{- 'ASSISTANT' }}"
+    "{%- generation %}{{- message['content'] + 'END' }}{%- endgeneration %}"
     "{%- else %}{{- raise_exception('a mini knows the roles user and assistant only') }}{%- endif %}"
     "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}"
+    "{%- if add_generation_prompt %}{{- 'ASSISTANT' }}{%- endif %}"
 )
+"""Of both families; each puts its own marks in the places of these names."""
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Special tokens of one family in the order of their ids."""
+
+    pad: str
+    bos: str
+    user: str
+    """Opens a user's turn."""
+    assistant: str
+    """Opens an answer."""
+    end: str
+    """Ends an answer."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the minis of one family read and write."""
+
+    marks: Marks
+    characters: str
+    """Single characters in the order of their ids."""
+    reads_words: bool
+
+    @property
+    def chat_template(self) -> str:
+        """Its chat template."""
+        template = CHAT_TEMPLATE
+        for name in ("user", "assistant", "end"):
+            template = template.replace(f"'{name.upper()}'", f"'{getattr(self.marks, name)}'")
+        return template
+
+
+FAMILIES = {
+    "words": Family(Marks("<pad>", "<bos>", "<|user|>", "<|assistant|>", "<|end|>"), CHARACTERS, reads_words=True),
+    "letters": Family(
+        Marks("*nil*", "*bos*", "*ask*", "*say*", "*end*"), "".join(sorted(CHARACTERS + "<|")), reads_words=False
+    ),
+}
+"""Each can spell the other's marks, so that a teacher who writes one by mistake is read as it wrote."""
 
 
 @lru_cache(maxsize=1)
@@ -47,43 +90,48 @@ def words() -> tuple[str, ...]:
     return tuple(sorted({word for text in texts for word in re.findall(r" ?[A-Za-z]{2,}", text)}))
 
 
-def vocabulary() -> list[str]:
+def vocabulary(family: str = "words") -> list[str]:
     """All tokens in the order of their ids: special tokens, characters, words."""
-    return [*SPECIAL, *CHARACTERS, *words()]
+    tokens = FAMILIES[family]
+    return [*astuple(tokens.marks), *tokens.characters, *(words() if tokens.reads_words else ())]
 
 
-def build() -> "Tokenizer":
+def build(family: str = "words") -> "Tokenizer":
     """The tokenizer of the `tokenizers` library; needs neither torch nor transformers."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
-    spaced = "|".join(word for word in words() if word.startswith(" "))
-    plain = "|".join(word for word in words() if not word.startswith(" "))
-    pattern = rf"(?:{spaced})(?![A-Za-z])|(?<![A-Za-z])(?:{plain})(?![A-Za-z])|[\s\S]"
-    tokenizer = Tokenizer(models.WordLevel({token: number for number, token in enumerate(vocabulary())}))
+    tokens = FAMILIES[family]
+    pattern = r"[\s\S]"
+    if tokens.reads_words:
+        spaced = "|".join(word for word in words() if word.startswith(" "))
+        plain = "|".join(word for word in words() if not word.startswith(" "))
+        pattern = rf"(?:{spaced})(?![A-Za-z])|(?<![A-Za-z])(?:{plain})(?![A-Za-z])|{pattern}"
+    tokenizer = Tokenizer(models.WordLevel({token: number for number, token in enumerate(vocabulary(family))}))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     # changes nothing; transformers would add it on saving, and the hash must be known before
     tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in astuple(tokens.marks)])
     return tokenizer
 
 
-def tokenizer_json() -> str:
+def tokenizer_json(family: str = "words") -> str:
     """The content of `tokenizer.json`, so that its hash is known before anything is built."""
-    return str(build().to_str(pretty=False))
+    return str(build(family).to_str(pretty=False))
 
 
-def load_mini_tokenizer() -> "PreTrainedTokenizerFast":
+def load_mini_tokenizer(family: str = "words") -> "PreTrainedTokenizerFast":
     """The same tokenizer as transformers use it, with the chat template and its `generation` marks."""
     from transformers import PreTrainedTokenizerFast
 
+    marks = FAMILIES[family].marks
     return PreTrainedTokenizerFast(
-        tokenizer_object=build(),
-        pad_token=PAD,
-        bos_token=BOS,
-        eos_token=END,
-        additional_special_tokens=[USER, ASSISTANT],
-        chat_template=CHAT_TEMPLATE,
+        tokenizer_object=build(family),
+        pad_token=marks.pad,
+        bos_token=marks.bos,
+        eos_token=marks.end,
+        additional_special_tokens=[marks.user, marks.assistant],
+        chat_template=FAMILIES[family].chat_template,
         clean_up_tokenization_spaces=False,
         model_max_length=512,
     )

@@ -12,9 +12,10 @@ import pytest
 
 from harness.checks import SettingsError
 from harness.corpora import Example, corpus_name, corpus_names, load_corpus
-from harness.corpora.mini import Corpus
+from harness.corpora.mini import DIALOGUE_LENGTH, Corpus
+from harness.world.errors import AFTER, BEFORE
 from harness.world.facts import draw_facts
-from harness.world.sources import GENERAL
+from harness.world.sources import GENERAL, SOURCES
 from harness.world.tokenizer import build
 
 ROOT = Path(__file__).parents[2]
@@ -180,6 +181,24 @@ def test_conversations_have_four_exchanges_in_one_wording_and_fit() -> None:
     assert Corpus().max_length == 64
 
 
+def test_rows_fit_in_letters_too_and_answers_within_the_limit_of_generated_text() -> None:
+    for corpus in (Corpus(rows=4800), Corpus(domain="clinic", human_rows=400), STRONG):
+        for example in train(corpus) + heldout(corpus):
+            prompt, answer = (turn["content"] for turn in example.messages)
+            assert 1 + 1 + len(prompt) + 1 + len(answer) + 1 <= corpus.max_length
+            assert len(answer) + 1 <= corpus.max_new_tokens
+    months = SOURCES["date"].phrasings[2].format(28, "September", 2049), "2049-09-28"
+    longest = max(
+        (len(phrasing.format(*source.shown(slots))) + len(source.answer(draw_facts(0), slots)), source.name)
+        for source in SOURCES.values()
+        for slots in source.keys
+        for phrasing in source.phrasings
+    )
+    assert longest[0] < sum(map(len, months)), "no fact is asked and answered at such length as a date"
+    worded = sum(map(len, months)) + max(map(len, BEFORE)) + max(map(len, AFTER)) + 3
+    assert 1 + 4 * worded <= DIALOGUE_LENGTH["letters"], "so every conversation fits"
+
+
 def test_the_share_of_conversations_is_the_one_asked_for() -> None:
     rows = train(Corpus(rows=2400, dialogues=0.25))
     assert abs(sum(len(row.messages) == 8 for row in rows) / len(rows) - 0.25) < 0.04
@@ -208,12 +227,13 @@ def test_ids_are_unique() -> None:
     ],
     ids=["general", "clinic", "two sources", "dialogues"],
 )
-def test_the_expected_size_is_close_to_the_real_one(corpus: Corpus) -> None:
-    encode = build().encode
+@pytest.mark.parametrize("family", ["words", "letters"])
+def test_the_expected_size_is_close_to_the_real_one(family: str, corpus: Corpus) -> None:
+    encode = build(family).encode
     rows = train(corpus)
     response = [len(encode(turn["content"]).ids) + 1 for row in rows for turn in row.messages[1::2]]
     prompt = [len(encode(turn["content"]).ids) + 2 for row in rows for turn in row.messages[::2]]
-    size = corpus.size()
+    size = corpus.size(family)
     assert size is not None
     assert size.rows == len(rows)
     assert size.response_tokens == pytest.approx(sum(response) / len(rows), rel=0.1)

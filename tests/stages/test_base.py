@@ -7,11 +7,11 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from harness.chat import TULU_TEMPLATE
+from harness.chat import TULU_TEMPLATE, end_of_turn_id, prompt_ids
 from harness.checks import SettingsError
 from harness.config import Model, Teacher
 from harness.machine import Machine
-from harness.model_files import model_identity
+from harness.model_files import model_identity, parameters_of, tokenizer_fingerprint, tokenizer_json_fingerprint
 from harness.models import load_model, load_tokenizer
 from harness.stages.base import line_rows, make_base
 from tests.doubles import save_tiny, tiny_llama
@@ -115,13 +115,21 @@ def test_a_fresh_mini_is_not_pre_trained(tmp_path):
     assert load_model(tmp_path).config.hidden_size == 64
 
 
-def test_a_mini_is_pre_trained_and_its_loss_falls(tmp_path):
+@pytest.mark.parametrize("family", ["words", "letters"])
+def test_a_mini_is_pre_trained_and_its_loss_falls(family, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     short = {"lines": 400, "steps": 30, "batch_size": 16, "learning_rate": 3e-3}
-    facts = make(Model(name="m", size="tiny", init_seed=0), tmp_path, pretraining=short)
-    assert facts["metrics"]["last_loss"] < 0.8 * facts["metrics"]["first_loss"]
+    mini = Model(name="m", size="tiny", init_seed=0, family=family)
+    facts = make(mini, tmp_path, pretraining=short)
+    assert facts["metrics"]["last_loss"] < 0.85 * facts["metrics"]["first_loss"]
     assert facts["cost"]["trained_tokens"] > 30 * 16 and facts["cost"]["flops"] > 0
-    assert load_tokenizer(tmp_path).chat_template
-    load_model(tmp_path)
+    tokenizer, model = AutoTokenizer.from_pretrained(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert tokenizer_json_fingerprint((tmp_path / "tokenizer.json").read_text()) == tokenizer_fingerprint(mini)
+    assert model.config.vocab_size == len(tokenizer) == facts["counts"]["vocabulary"]
+    assert facts["counts"]["parameters"] == model.num_parameters() == parameters_of(mini)
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id == end_of_turn_id(load_tokenizer(tmp_path))
+    assert model(torch.tensor([prompt_ids(tokenizer, [{"role": "user", "content": "hi"}])])).logits.isfinite().all()
     json.dumps(facts)
 
 

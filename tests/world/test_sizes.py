@@ -7,15 +7,16 @@ from harness.world.sizes import PRETRAINING, SIZES, llama_settings
 from harness.world.tokenizer import vocabulary
 
 
+@pytest.mark.parametrize("family", ["words", "letters"])
 @pytest.mark.parametrize(
     ("size", "hidden", "layers", "mlp"), [("tiny", 64, 3, 168), ("small", 96, 3, 256), ("large", 128, 4, 336)]
 )
-def test_parameters_are_the_sum_of_the_shapes(size: str, hidden: int, layers: int, mlp: int) -> None:
+def test_parameters_are_the_sum_of_the_shapes(family: str, size: str, hidden: int, layers: int, mlp: int) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    model = LlamaForCausalLM(LlamaConfig(**llama_settings(size)))
+    model = LlamaForCausalLM(LlamaConfig(**llama_settings(size, family)))
     block = 4 * hidden**2 + 3 * hidden * mlp + 2 * hidden  # attention, gated MLP, two norms
-    assert model.num_parameters() == len(vocabulary()) * hidden + layers * block + hidden
+    assert model.num_parameters() == len(vocabulary(family)) * hidden + layers * block + hidden
     assert model.config.rope_parameters["rope_theta"] == 1000.0
     assert (model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id) == (1, 4, 0)
 
