@@ -33,6 +33,9 @@ test: env  ## the whole test suite: no network, no GPU
 test-browser: env  ## the report in Chromium: desktop and phone, light and dark, mouse and keyboard
 	$(BIN)/python -m pytest -n 0 -m browser tests/browser
 
+test-notebooks: env  ## every notebook, from its stored results and from a live miniature
+	$(BIN)/python -m pytest -m notebooks tests/test_notebooks.py
+
 test-slurm: env  ## the tests on a real Slurm, which slurm/dev_cluster starts and stops
 	$(BIN)/python -m pytest -n 0 -m cluster tests/cluster
 
