@@ -10,12 +10,13 @@ named at their ends. One seed is drawn with dashed bars and said to exclude seed
 import textwrap
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from analysis.colours import COLOURS, SPARE
 from analysis.labels import GREY, name_ends, name_references, subtitle, title
@@ -152,6 +153,7 @@ def gain_curves(frame: pd.DataFrame, ax: "Axes", crossovers: Mapping[Arm, Crosso
 def _draw(ax: "Axes", lines: Mapping[Any, pd.DataFrame], column: str, band: bool = False) -> list[tuple[Any, ...]]:
     """Draw the lines; returns (x, y, name, colour) of their right ends."""
     styles, names, ends = _styles(lines), names_of(lines), []
+    fractions = sorted({float(f) for part in lines.values() for f in part["data_frac"]})
     for number, (who, part) in enumerate(lines.items()):
         style = styles[who]
         part = part.sort_values("data_frac")
@@ -160,10 +162,11 @@ def _draw(ax: "Axes", lines: Mapping[Any, pd.DataFrame], column: str, band: bool
         y, low, high = (part[f"{column}{end}"].to_numpy(float) for end in ("", "_low", "_high"))
         alone = _alone(part, "seeds" if column == "score" else "paired_seeds").to_numpy()
         dashes = style.pop("linestyle")
-        ax.plot(x, y, color=style["color"], linewidth=1.6, linestyle=dashes, zorder=3)
         ax.plot(x, y, linestyle="", markersize=5.5, zorder=4, **style)
-        if band and not alone.any() and len(x) > 1:
-            ax.fill_between(x, low, high, color=style["color"], alpha=0.14, linewidth=0, zorder=1)
+        for run in _runs(part["data_frac"].to_numpy(float), fractions):
+            ax.plot(x[run], y[run], color=style["color"], linewidth=1.6, linestyle=dashes, zorder=3)
+            if band and not alone.any():
+                ax.fill_between(x[run], low[run], high[run], color=style["color"], alpha=0.14, linewidth=0, zorder=1)
         for single, dashes in ((False, "solid"), (True, (0, (2, 1.5)))):
             here = (alone == single) & np.isfinite(low)
             ax.vlines(
@@ -178,6 +181,12 @@ def _draw(ax: "Axes", lines: Mapping[Any, pd.DataFrame], column: str, band: bool
             )
         ends.append((x[-1], y[-1], names[who], style["color"]))
     return ends
+
+
+def _runs(own: NDArray[np.float64], fractions: Sequence[float]) -> list[NDArray[np.int64]]:
+    """Positions that a line may join: where it was not run and others were, nothing is drawn."""
+    places = np.array([fractions.index(fraction) for fraction in own])
+    return [run for run in np.split(np.arange(len(own)), np.flatnonzero(np.diff(places) > 1) + 1) if len(run) > 1]
 
 
 def _lines(rows: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:

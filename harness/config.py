@@ -24,6 +24,7 @@ MODEL_KINDS = ("none", "mini", "hf", "gguf", "http")
 INITS = ("pretrained", "random", "pruned")
 TRACKS = ("none", "wandb", "wandb_online")
 FAMILIES = ("words", "letters")
+MINI_SIZES = ("tiny", "small", "large")
 
 
 @dataclass
@@ -48,7 +49,7 @@ class Model:
     api_key_env: str | None = None
     """`http` only: name of the environment variable that holds the key; never the key itself."""
     size: str = "small"
-    """Mini only: `small` or `large`."""
+    """Mini only: `tiny`, `small` or `large` (0.16, 0.36 and 0.8 million parameters)."""
     family: str = "words"
     """Mini only: whose tokens and chat template it has, `words` (whole words of the world's phrasings) or `letters`
     (single characters, other marks); models of two families share no token ids (harness/world/tokenizer.py)."""
@@ -70,6 +71,8 @@ class Model:
         check_choice(f"{self.name}.init", self.init, INITS)
         check_choice(f"{self.name}.family", self.family, FAMILIES)
         check_choice(f"{self.name}.chat_template", self.chat_template, ("own", "tulu"))
+        if self.kind == "mini":
+            check_choice(f"{self.name}.size", self.size, MINI_SIZES)
         if self.kind in ("hf", "gguf") and not self.path:
             need = f"kind={self.kind} needs a path"
             raise refuse(f"{self.name}.path", self.path, need, "give a folder, file or hub id")

@@ -94,6 +94,7 @@ def test_an_experiment_at_the_papers_scale_is_another_file():
         (["scale=paper", "experiments=data_scaling_clean"], ["'data_scaling_clean'", "strong_teacher"]),
         (["scale=huge"], ["scale='huge'", "mini, paper"]),
         (["draws=0"], ["draws=0", "at least 1"]),
+        (["student.size=huge"], ["mini.size='huge'", "tiny, small, large"]),
         (["bugdet.amount=3"], ["bugdet is not a setting", "budget"]),
         (["budget.amuont=3"], ["budget.amuont is not a setting", "amount"]),
         (["budget.kind=days"], ["budget.kind='days'", "epochs, steps, trained_tokens, flops"]),

@@ -26,19 +26,8 @@ LAYERS = [
     {"sweep"},
     {"overview"},
     {"table", "breakdown", "verdict", "gains", "items", "exposure", "arms", "crossover", "stats"}  # reading
-    | {
-        "contamination",
-        "receipt",
-        "origins",
-        "model_card",
-        "comparison",
-        "claims",
-        "decision",
-        "scaling",
-        "rivals",
-        "teacher_gap",
-        "power",
-    },
+    | {"contamination", "receipt", "origins", "model_card", "comparison", "claims", "decision", "scaling", "rivals"}
+    | {"teacher_gap", "power", "curves"},
     {"synthetic"},
     {"suite", "own_server"},
     {"suite_tasks"},

@@ -56,13 +56,13 @@ def test_one_seed_is_dashed_has_no_band_and_is_said():
     assert "excludes seed variance" in footnote(select(frame), None)
 
 
-def test_teachers_differ_by_dash_and_methods_by_colour():
+def test_teachers_differ_by_marker_and_methods_by_colour():
     records, load_items = grid(DATA_SCALING, seeds=2, worlds=(0, 1), size=60)
     left, right = Figure().subplots(1, 2)
     crossover(select(summary(records, load_items)), left, right)
-    drawn = [line for line in right.lines if line.get_linestyle() != "None" and len(line.get_xdata()) in (2, 5)]
-    looks = {(line.get_color(), line.get_linestyle()) for line in drawn if line.get_color() != "#404040"}
-    assert len(looks) == 5 and {style for _, style in looks} == {"-", "--"}
+    drawn = [line for line in right.lines if line.get_marker() not in ("None", "")]
+    looks = {(line.get_color(), line.get_marker()) for line in drawn}
+    assert len(looks) == 5 and {marker for _, marker in looks} == {"o", "s"}
     assert {"SFT", "sft_restart", "kd · weak", "kd · strong", "logit_kd · weak", "logit_kd · strong"} == set(
         texts(right)
     )
@@ -100,3 +100,12 @@ def test_grids_without_a_gain_or_a_score_still_have_a_figure(tmp_path):
     broken = summary([cell("kd", 0.1, 0, status="failed", reason="x")])
     for frame in (only_sft, broken, summary([])):
         assert all(path.stat().st_size > 1000 for path in crossover_figure(frame, tmp_path / "f"))
+
+
+def test_a_line_joins_no_points_between_which_it_was_not_run():
+    records, load_items = grid({"kd": {0.03: 0.1, 0.1: 0.1, 1.0: 0.0}, "seq_kd": {0.03: 0.1, 1.0: 0.0}}, seeds=2)
+    left, right = Figure().subplots(1, 2)
+    crossover(select(summary(records, load_items)), left, right)
+    joined = [line.get_xdata() for line in right.lines if line.get_linestyle() != "None" and len(line.get_xdata()) > 1]
+    assert any(np.allclose(np.asarray(x, float), (0.03, 0.1, 1.0)) for x in joined if len(x) == 3)
+    assert not any(np.allclose(np.asarray(x, float), (0.03, 1.0)) for x in joined if len(x) == 2)

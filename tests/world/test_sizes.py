@@ -3,6 +3,7 @@
 import pytest
 
 from harness.checks import SettingsError
+from harness.config import MINI_SIZES
 from harness.world.sizes import PRETRAINING, SIZES, llama_settings
 from harness.world.tokenizer import vocabulary
 
@@ -28,3 +29,7 @@ def test_every_size_has_a_pretraining_budget() -> None:
 def test_an_unknown_size_is_refused_with_the_real_ones() -> None:
     with pytest.raises(SettingsError, match="tiny, small, large"):
         llama_settings("huge")
+
+
+def test_settings_name_the_sizes_there_are():
+    assert tuple(SIZES) == MINI_SIZES
