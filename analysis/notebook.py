@@ -69,7 +69,7 @@ def crossings(outcome: Outcome) -> pd.DataFrame:
                 "method": arm.method,
                 "teacher": arm.teacher or "",
                 "crossing": found.status,
-                "zero lies within": pieces or "no piece",
+                "zero lies within": (pieces or "no piece") if found.fits else "no parabola fits: see the bracket",
                 "last fraction above 0": _fraction(bracket.last_above),
                 "first that counts as 0": _fraction(bracket.first_equivalent),
                 "first below 0": _fraction(bracket.first_below),

@@ -139,7 +139,7 @@ def gain_curves(frame: pd.DataFrame, ax: "Axes", crossovers: Mapping[Arm, Crosso
     ax.axhline(0, color="#404040", linewidth=1, zorder=1)
     ends = _draw(ax, lines, "gain", band=True)
     _fractions(ax, lines)
-    sets = [(who, f.pieces) for who, part in lines.items() for f in _found(crossovers, part) if f.pieces]
+    sets = [(who, f.pieces) for who, part in lines.items() for f in _found(crossovers, part) if f.pieces and f.fits]
     for number, (who, pieces) in enumerate(sets):
         under = offset_copy(ax.transData, ax.get_figure(root=True), y=-4.0 * (number + 1), units="points")
         bar: dict[str, Any] = {"linewidth": 3, "alpha": 0.7, "solid_capstyle": "butt", "zorder": 2}
@@ -286,7 +286,7 @@ def footnote(rows: pd.DataFrame, crossovers: Mapping[Arm, Crossover] | None) -> 
     text = f"Bars and bands: 95 % intervals over {', '.join(kinds)}." if kinds else "Bars: 95 % intervals."
     if alone.any():
         text += " Dashed: one seed, test items only; excludes seed variance."
-    if any(found.pieces for part in _lines(students).values() for found in _found(crossovers, part)):
+    if any(found.pieces and found.fits for part in _lines(students).values() for found in _found(crossovers, part)):
         text += " Thick bar under zero: where the gain may be zero (95 % set)."
     if students["diverged"].any() and students["higher_is_better"].all():
         text += " Diverged cells count as 0."

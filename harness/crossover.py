@@ -25,6 +25,7 @@ from harness.stats import Array, Curve, curve
 LEAST_FRACTIONS = 5
 GRID = 1201  # points in log fraction: over three decades a piece's end is off by at most 0.6 %
 DEGREE = 2
+LACK_OF_FIT = 0.05
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class Crossover:
     """Of equivalence; null where none was declared, and nothing is called equal."""
     seeds: int
     excludes_seed_variance: bool
+
+    @property
+    def fits(self) -> bool:
+        """Whether the parabola may be believed; where a cubic is called for, the bracket stands alone."""
+        return not self.lack_of_fit_p < LACK_OF_FIT
 
 
 def crossover(

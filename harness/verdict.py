@@ -92,7 +92,8 @@ def _line(part: pd.DataFrame, sign: int, crossing: Crossover | None, paired: pd.
     text = " ".join([_who(first, *extra), _joined(clauses)])
     if crossing is None:
         return text
-    if crossing.status == "too few fractions" and crossing.bracket.last_above == part["data_frac"].max():
+    bracketed = crossing.status == "too few fractions" or not crossing.fits
+    if bracketed and crossing.bracket.last_above == part["data_frac"].max():
         return text  # clear to the last fraction run: nothing to add
     return f"{text} ({_crossing(crossing)})"
 
@@ -116,13 +117,13 @@ def _crossing(found: Crossover) -> str:
         better, worse = f"better than SFT by more than {found.delta:g}", f"not better than SFT by {found.delta:g}"
     bracket = found.bracket
     pieces = " and ".join(f"{percent(low)} to {percent(high)}" for low, high in found.pieces)
-    if found.status == "crosses":
-        return f"the gain crosses {level} somewhere in {pieces} of the data"
     if found.status == "never":
         return f"it is {better if found.sign > 0 else worse} over all fractions run"
-    if found.status == "several":
+    if found.fits and found.status == "crosses":
+        return f"the gain crosses {level} somewhere in {pieces} of the data"
+    if found.fits and found.status == "several":
         return f"the gain may be {level} in {pieces}"
-    if found.status == "unbounded":
+    if found.fits and found.status == "unbounded":
         where = f"anywhere in {pieces}, or beyond the fractions run"
         return f"no crossover is established: the gain may be {level} {where}"
     above = percent(bracket.last_above)
@@ -130,6 +131,9 @@ def _crossing(found: Crossover) -> str:
         return f"the gain crosses {level} between {above} and {percent(bracket.first_below)}"
     if bracket.first_equivalent is not None:
         return f"from {percent(bracket.first_equivalent)} on it is within {found.margin:g} of {level}"
+    if found.status != "too few fractions":
+        last = f"the last fraction at which it is {better} is {above}" if above else f"at no fraction is it {better}"
+        return f"no crossover is established: {last}, and no parabola fits the gains"
     if above:
         return f"it is {better} at {above}; too few fractions to say where that ends"
     return "no crossover is bracketed, and there are too few fractions for a curve"

@@ -253,3 +253,12 @@ def test_the_interval_of_a_ratio_covers_over_seeds_and_items():
 
 def test_a_ratio_to_what_may_be_nothing_is_blank():
     assert all(map(math.isnan, ratio(curve(np.array([[0.3, 0.1], [0.3, -0.1], [0.2, 0.05]])[:, :, None]))))
+
+
+def test_a_gain_of_another_shape_than_a_parabola_leaves_the_bracket_alone():
+    gains = np.array([0.02, 0.06, 0.1, 0.08, 0.02, 0.01])[None] + np.array([0.004, 0.0, -0.004])[:, None]
+    wavy = crossover(FRACTIONS, gains + np.random.default_rng(0).normal(0, 0.001, (3, 6)))
+    assert not wavy.fits and wavy.lack_of_fit_p < 0.05
+    straight = -0.05 * (np.log10(FRACTIONS) + 1)[None] + np.array([0.004, 0, -0.004])[:, None]
+    assert crossover(FRACTIONS, straight + np.random.default_rng(1).normal(0, 0.001, (3, 6))).fits
+    assert crossover([0.01, 0.1, 1.0], gains[:, :3]).fits  # nothing was fitted

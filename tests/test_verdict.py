@@ -1,5 +1,7 @@
 """Verdict: what it says, and what it does not claim."""
 
+from dataclasses import replace
+
 from harness.gains import crossovers
 from harness.table import headline, summary
 from harness.verdict import verdict
@@ -109,3 +111,17 @@ def test_diverged_cells_are_said_to_count_as_nothing_right():
     records, load_items = grid({"kd": {0.01: 0.2}}, seeds=3)
     records[1] |= {"status": "failed", "failure_class": "diverged", "reason": "loss is NaN", "scores": []}
     assert "1 diverged cell is counted as 0" in spoken(records, load_items)
+
+
+def test_where_no_parabola_fits_only_the_bracket_is_spoken_of():
+    curve = dict(zip((0.01, 0.03, 0.1, 0.3, 1.0), (0.0, 0.14, 0.16, 0.02, 0.0), strict=True))
+    records, load_items = grid({"kd": curve}, seeds=2, size=160, noise=0.001, worlds=(0, 1, 2, 3, 4))
+    frame, found = summary(records, load_items), crossovers(records, headline(summary(records, load_items)), load_items)
+    (one,) = found.values()
+    assert not one.fits
+    text = verdict(frame, found)
+    assert "anywhere in" not in text
+    wide = {arm: replace(one, bracket=replace(one.bracket, first_equivalent=None)) for arm, one in found.items()}
+    assert "no crossover is established: the last fraction at which it is better than SFT is 10 %" in verdict(
+        frame, wide
+    )
