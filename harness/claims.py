@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -154,7 +155,7 @@ def judge(
 ) -> list[Finding]:
     """What the records say of each claim, in order; Holm over all of them."""
     arms = by_arm(records)
-    values = values_of(load_items)
+    values = cache(values_of(load_items))
     found = [_finding(claim, _replicates(claim, arms, metric, values), metric) for claim in claims]
     adjusted = holm([finding.p for finding in found])
     return [_decided(finding, float(p), metric) for finding, p in zip(found, adjusted, strict=True)]

@@ -12,7 +12,7 @@ teacher's cells. A diverged cell counts as 0 in accuracy, and no pair is dropped
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import cache, partial, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -183,14 +183,14 @@ def crossovers(
     line without a seed at two fractions or more has no entry. Losses are turned round, so above 0 is better
     than SFT. `margin` of equivalence: null is MARGIN for accuracy and none for a loss, which has another unit.
     """
-    arms = by_arm(records)
+    arms, values = by_arm(records), cache(values_of(load_items))
     sign = 1 if metric.higher_is_better else -1
     margin = MARGIN if margin is None and metric.higher_is_better else margin
     lines: dict[Arm, dict[tuple[Any, Any], dict[float, Replicates]]] = {}
     for arm, cells in arms.items():
         if arm.role != "student" or arm == arm.partner or arm.partner not in arms or arm.data_frac is None:
             continue
-        pairs = gain(cells, arms[arm.partner], metric, values_of(load_items))
+        pairs = gain(cells, arms[arm.partner], metric, values)
         if pairs is not None:
             line = arm._replace(data_frac=None, world_seed=None, teacher_seed=None)
             draw = (arm.world_seed, arm.teacher_seed)

@@ -10,6 +10,7 @@ one draw), for the scores of one replicate share rows, teacher and items; a pool
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -105,7 +106,7 @@ def scaling(fractions: Sequence[float], measured: Curve) -> Scaling:
 
 def scalings(records: Iterable[Record], metric: Metric, load_items: LoadItems = read_items) -> dict[Arm, Scaling]:
     """The fit of every student's arm with three fractions or more, over its draws; its `data_frac` is null."""
-    values = values_of(load_items)
+    values = cache(values_of(load_items))
     lines: dict[Arm, dict[int | None, dict[float, Replicates]]] = {}
     for arm, cells in by_arm(records).items():
         found = scores(cells, metric, values) if arm.role == "student" and arm.data_frac is not None else None

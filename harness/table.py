@@ -87,11 +87,10 @@ def summary(
     marks the rows a figure shows: the pooled one, else the single draw's. `diverged` cells count as 0 in accuracy,
     `score_survivors` and `gain_survivors` leave them out; `note` says so, and why a gain is absent.
     """
-    values = values_of(functools.cache(load_items))
-    arms = by_arm(records)
+    load, arms = functools.cache(load_items), by_arm(records)
     wanted = list(metrics or metrics_of(records))
     wanted = [m for m in wanted if sources is None or m.source in sources] or [Metric("", "", "all")]
-    rows = [row for metric in wanted for row in _rows(arms, metric, values)]
+    rows = [row for metric in wanted for row in _rows(arms, metric, functools.cache(values_of(load)))]
     frame = pd.DataFrame(rows)
     if frame.empty:
         return frame

@@ -10,6 +10,7 @@ the gaps that weigh one half of the items are measured on the other half, and th
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ class GapLine:
 
 def gap_lines(records: Iterable[Record], metric: Metric, load_items: LoadItems = read_items) -> list[GapLine]:
     """Every line of a grid that was run under two teachers or more, where items are known; higher must be better."""
-    values = values_of(load_items)
+    values = cache(values_of(load_items))
     arms = by_arm(records)
     lines: dict[Arm, dict[Arm, Replicates]] = {}
     for arm, cells in arms.items():
