@@ -8,6 +8,7 @@ Every number is an outcome's own (`harness.api.read`); here it is only chosen an
 """
 
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ from harness.table import interval_text, percent, select
 
 if TYPE_CHECKING:
     from IPython.display import Image
+
+warnings.filterwarnings("ignore", "IProgress not found")  # a bar that tqdm would draw and nobody here asks for
 
 NAMES = ("student", "corpus", "budget", "data_frac", "method", "teacher")
 
