@@ -56,7 +56,7 @@ def test_it_opens_without_an_error_and_asks_nobody_for_anything(opened, report, 
     asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
     assert [url for url in asked if not url.startswith("data:")] == [report.as_uri()]
     loaded = browser.execute_script("return [...document.images].map((i) => i.complete && i.naturalWidth)")
-    assert len(loaded) == 2 and all(width > 300 for width in loaded)
+    assert len(loaded) > 3 and all(width > 300 for width in loaded)
 
 
 @everywhere
@@ -140,7 +140,7 @@ def test_everything_a_screen_reader_meets_has_a_name(opened):
             named.setdefault(node["role"]["value"], []).append(node.get("name", {}).get("value", ""))
     for role in ("image", "button", "link", "table", "region", "searchbox", "navigation", "columnheader"):
         assert named[role] and all(named[role]), role
-    assert len(named["image"]) == 2 and len(named["main"]) == len(named["banner"]) == 1
+    assert len(named["image"]) > 3 and len(named["main"]) == len(named["banner"]) == 1
 
 
 def test_without_script_it_reads_the_same(opened):
