@@ -42,15 +42,19 @@ class Follower:
         """Make a stage with the leader, and stay in its process group until all are through."""
         self._making = True  # before the look: what comes later is answered by `_hurry`
         try:
-            if self._told_to_leave:
+            if self._told_to_leave:  # before it began: the leader waits for every answer
+                self._leave(message, None)
                 return
             with together(self.member, message["port"]):
                 problem = follow(message["stage"])
-                self._line.send({"left": None if self._told_to_leave else problem})
+                self._leave(message, None if self._told_to_leave else problem)
                 while problem is None and not self._told_to_leave:  # else closing frees whoever waits for this one
                     time.sleep(0.01)
         finally:
             self._making = False
+
+    def _leave(self, message: Mapping[str, Any], problem: Problem | None) -> None:
+        self._line.send({"left": problem, "claim": message["claim"]})
 
     def _hear(self) -> None:
         """Note what the leader says until it is gone."""

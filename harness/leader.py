@@ -6,7 +6,7 @@ job for all: nobody waits in a collective operation for a process that will not 
 
     leader      {"stage": key, "claim": nonce, "port": 23117}   make it with me (port null: I make it alone)
                 {"leave": true}      the stage is over for me        {"end": 1}    exit code of every process
-    follower    {"hello": word, "rank": 2, "host": "n2"}     {"left": [failure class, reason] or null}
+    follower    {"hello": word, "rank": 2, "host": "n2"}     {"left": [failure class, reason] or null, "claim": nonce}
 """
 
 import threading
@@ -136,6 +136,9 @@ class Leader:
             self._lines[rank], self._hosts[rank] = line, hello["host"]
             self._changed.notify_all()
         while (message := line.receive()) is not None:
+            stage = self._under_way
+            if stage is None or message["claim"] != stage[1].nonce:
+                continue  # of a stage that is over
             problem = message["left"]
             with self._changed:
                 self._left[rank] = None if problem is None else (problem[0], problem[1])

@@ -6,12 +6,14 @@ The processes are forked from a server that has imported the job once; nothing h
 import json
 import os
 import signal
+import threading
 import time
 
 import pytest
 
 from harness import follower, job, leader, preemption
 from harness.machine import Machine
+from harness.members import Member
 from harness.stage import Stage
 from harness.status import stage_state
 from harness.store import Store
@@ -162,6 +164,30 @@ def test_a_failure_of_one_process_is_the_stages_and_the_next_one_is_made(several
     assert state.reason.endswith("RuntimeError: the weights caught fire")
     assert state.reason.startswith("process 1 of 3 on ") == (failing == 1)
     assert several.store.done(after.key) and several.store.done(another.key)
+
+
+def test_a_follower_told_to_leave_before_it_began_says_so_and_makes_nothing(monkeypatch, tmp_path):
+    """Else the leader waits for its answer until the whole job is ended."""
+    messages = iter([{"stage": "model", "claim": "a1", "port": 9}, {"leave": True}, {"end": 0}, None])
+    sent, heard = [], threading.Event()
+
+    class Said:
+        send = staticmethod(sent.append)
+
+        def receive(self):
+            message = next(messages)
+            heard.set() if "end" in message else None
+            return message
+
+    class Slow(follower.Follower):
+        def _make(self, message, follow):
+            heard.wait()
+            super()._make(message, follow)
+
+    monkeypatch.setattr(follower, "call", lambda member, known: Said())
+    slow = Slow(Member(2, COUNT, 2, "127.0.0.1", "now"), "text", Store.open(tmp_path / "store"))
+    assert slow.serve(lambda key: pytest.fail("made")) == 0
+    assert sent == [{"left": None, "claim": "a1"}]
 
 
 def test_the_class_of_a_failure_is_that_of_the_process_where_it_began(several):

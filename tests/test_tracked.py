@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import time
 
 import pandas as pd
 import pytest
@@ -74,10 +75,18 @@ def about(records):
     return run, {item.key or item.nested_key[0]: json.loads(item.value_json) for item in run.config.update}
 
 
+def is_whole(records):
+    return any(record.WhichOneof("record_type") == "exit" for record in records)
+
+
 def runs_in(root):
+    """Records of every run, each read when it is whole: wandb's own process may write them after the run was closed."""
     found = {}
     for path in root.glob("wandb/offline-run-*/run-*.wandb"):
-        records = read_run(path)
+        deadline = time.monotonic() + 30
+        while not is_whole(records := read_run(path)):
+            assert time.monotonic() < deadline, path
+            time.sleep(0.05)
         found[about(records)[0].run_id] = records
     return found
 
