@@ -34,7 +34,8 @@ def arms(tmp_path_factory):
     short = [row for row in real.rows() if sum(len(turn["content"]) for turn in row["messages"]) < 220]
     lines = [json.dumps(row) for row in short[:: len(short) // 20][:20]]
     (root / "rows.jsonl").write_text("\n".join(lines))
-    words = ["experiments=cross_tokenizer", f"corpus.path={root / 'rows.jsonl'}", "corpus.heldout_rows=4"]
+    words = ["experiments=cross_tokenizer", "measure.formats=[]", "corpus.heldout_rows=4"]
+    words += [f"corpus.path={root / 'rows.jsonl'}"]
     assert main([str(root / "student"), *words, "--vocabulary", "512", "--hidden", "64", "--layers", "2"]) == 0
     words += [f"student.path={root / 'student'}", "data_frac=1.0", "budget.amount=60", "budget.batch_size=4"]
     composed = compose([*words, "budget.learning_rate=5e-3", f"store={root / 'store'}"])
