@@ -67,6 +67,9 @@ def source_figure(records: Sequence[Record], load_items: LoadItems, metric: Metr
     if rows.empty or rows["source"].nunique() < 2:
         return []
     rows = largest_panel(rows)
+    rows = (
+        taught if len(taught := rows[rows["teacher"].notna()]) else rows
+    )  # controls of SFT have their place elsewhere
     strength = rows.groupby(["method", rows["teacher"].fillna("")])["gain"].mean().sort_values(ascending=False)
     kept = list(strength.index[:MOST])
     rows = rows[[key in kept for key in zip(rows["method"], rows["teacher"].fillna(""), strict=True)]]
@@ -79,7 +82,8 @@ def source_figure(records: Sequence[Record], load_items: LoadItems, metric: Metr
     for ax, fraction in zip(axes, shown, strict=True):
         sources(rows[rows["data_frac"] == fraction], ax, order)
         ax.set_title(f"{percent(fraction)} of the data", loc="left", fontsize=9.5)
-    axes[0].legend(fontsize=7.5, frameon=False, loc="lower right", handletextpad=0.3)
+    fullest = max(axes, key=lambda ax: len(ax.get_legend_handles_labels()[1]))
+    fullest.legend(fontsize=7.5, frameon=False, loc="lower right", handletextpad=0.3)
     low, high = min(ax.get_xlim()[0] for ax in axes), max(ax.get_xlim()[1] for ax in axes)
     for ax in axes:
         ax.set_xlim(low, high)

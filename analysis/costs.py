@@ -43,8 +43,9 @@ def pareto(rows: pd.DataFrame, ax: "Axes", cost: str = "total", unit: str = "flo
         ends.append((x, y, names[row["method"], row["teacher"] if isinstance(row["teacher"], str) else ""], colour))
         if not front or (y > front[-1][1] if higher else y < front[-1][1]):
             front.append((x, y))
-    ax.step(*zip(*front, strict=True), where="post", color=GREY, lw=0.9, zorder=1)
+    ax.step(*zip(*front, strict=True), where="post", color=GREY, lw=0.9, ls=(0, (2, 2)), zorder=1)
     ax.set_xscale("log")
+    ax.tick_params(which="minor", labelsize=8)
     ax.margins(x=0.12, y=0.14)
     dress(ax, COSTS[cost], f"{UNITS[unit]}, log scale", f"{rows['eval'].iloc[0]} {rows['metric'].iloc[0]}")
     name_ends(ax, ends)

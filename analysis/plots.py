@@ -158,7 +158,8 @@ def _draw(ax: "Axes", lines: Mapping[Any, pd.DataFrame], column: str, band: bool
         style = styles[who]
         part = part.sort_values("data_frac")
         # a small sideways step keeps the bars of neighbours apart; the line stays readable at its tick
-        x = part["data_frac"].to_numpy(float) * 10 ** (0.022 * (number - (len(lines) - 1) / 2) * (not band))
+        step = 0.022 * (number - (len(lines) - 1) / 2) if not band or len(fractions) == 1 else 0.0
+        x = part["data_frac"].to_numpy(float) * 10**step
         y, low, high = (part[f"{column}{end}"].to_numpy(float) for end in ("", "_low", "_high"))
         alone = _alone(part, "seeds" if column == "score" else "paired_seeds").to_numpy()
         dashes = style.pop("linestyle")

@@ -33,7 +33,7 @@ def training(rows: pd.DataFrame, ax: "Axes") -> "Axes":
             line = one.groupby("step")["nll"].mean().rolling(WINDOW, min_periods=1, center=True).mean()
             ax.plot(line.index, line, color=colour, lw=0.6, alpha=0.35)
             lines.append(line)
-        mean = pd.concat(lines, axis=1).mean(axis=1)
+        mean = pd.concat(lines, axis=1).sort_index().mean(axis=1)
         ax.plot(mean.index, mean, color=colour, lw=1.8)
         ends.append((mean.index[-1], mean.iloc[-1], names[str(method), str(teacher)], colour))
     ax.set_yscale("log")

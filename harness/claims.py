@@ -99,8 +99,9 @@ class Finding:
 
 
 def declare(store: Store, frozen: Mapping[str, Any], given: Sequence[Mapping[str, Any]]) -> None:
-    """Keep a grid's claims with their hash, and how many of its cells were finished when they were made.
+    """Keep a grid's claims with their hash, and how many of the cells whose gain they claim were finished then.
 
+    Cells shared with an earlier grid count as what they are: SFT may be known, the arm that is claimed to beat it not.
     Refuses a claim that names no arm of the grid or several, before anything is computed. Claims that were changed are
     kept beside those they replace.
     """
@@ -120,10 +121,20 @@ def declare(store: Store, frozen: Mapping[str, Any], given: Sequence[Mapping[str
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
     if kept and kept[-1]["sha256"] == digest:
         return
-    finished = sum(all(map(store.done, cell["evaluations"].values())) for cell in frozen["cells"])
+    claimed = [cell for cell in frozen["cells"] if any(_fits(cell, claim.gain) for claim in claims)]
+    finished = sum(all(map(store.done, cell["evaluations"].values())) for cell in claimed)
     now = datetime.now(UTC).isoformat(timespec="seconds")
+    entry = {"sha256": digest, "declared": now, "cells": len(claimed), "cells_finished": finished, "claims": said}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, [*kept, {"sha256": digest, "declared": now, "cells_finished": finished, "claims": said}])
+    write_json(path, [*kept, entry])
+
+
+def when_declared(kept: Mapping[str, Any]) -> str:
+    """How much was known when the claims were made, in words."""
+    cells, finished = kept["cells"], kept["cells_finished"]
+    if finished:
+        return f"after {finished} of the cells they are about ({cells}) were finished"
+    return f"before any of the cells they are about ({cells}) was finished"
 
 
 def foresee(given: Sequence[Mapping[str, Any]], frozen: Mapping[str, Any]) -> list[str]:
@@ -145,7 +156,7 @@ def foresee(given: Sequence[Mapping[str, Any]], frozen: Mapping[str, Any]) -> li
 
 
 def declared(store: Store, grid: str) -> dict[str, Any] | None:
-    """The claims in force of a grid as they were kept: `sha256`, `declared`, `cells_finished`, `claims`."""
+    """The claims in force of a grid as they were kept: `sha256`, `declared`, `cells`, `cells_finished`, `claims`."""
     path = store.grid_folder(grid) / "claims.json"
     return json.loads(path.read_text())[-1] if path.is_file() else None
 

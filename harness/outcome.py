@@ -42,7 +42,7 @@ class Outcome:
     grid: str
     records: list[dict[str, Any]]
     declaration: Mapping[str, Any] | None = None
-    """The claims as they were kept: `sha256`, `declared`, `cells_finished`, `claims`; null where none were made."""
+    """The claims as `harness.claims.declared` gives them; null where none were made."""
     load_items: LoadItems = read_items
     """From a path in a record's `items` to the scores of single items."""
     load_curves: Callable[[], pd.DataFrame] | None = None

@@ -8,7 +8,7 @@ import pytest
 
 from harness.arms import Metric
 from harness.checks import SettingsError
-from harness.claims import Claim, declare, declared, foresee, judge
+from harness.claims import Claim, declare, declared, foresee, judge, when_declared
 from harness.store import Store
 from tests.invented_records import grid
 
@@ -113,7 +113,7 @@ def frozen(*methods: str) -> dict:
             "corpus": "mini",
             "budget": "b",
             "data_frac": f,
-            "evaluations": {"e": "k"},
+            "evaluations": {"e": f"{m}-{f}"},
         }
         for m in methods
         for f in (0.03, 1.0)
@@ -126,12 +126,25 @@ def test_claims_are_kept_with_a_hash_and_a_change_is_kept_beside(tmp_path):
     first = [{"name": "gains", "gain": kd(0.03)}]
     declare(store, frozen("kd"), first)
     kept = declared(store, "g")
-    assert kept["cells_finished"] == 0 and len(kept["sha256"]) == 64 and kept["claims"][0]["above"] == 0.0
+    assert (
+        (kept["cells"], kept["cells_finished"]) == (1, 0)
+        and len(kept["sha256"]) == 64
+        and kept["claims"][0]["above"] == 0.0
+    )
     declare(store, frozen("kd"), first)
     declare(store, frozen("kd"), [{"name": "gains", "gain": kd(1.0)}])
     history = json.loads((store.grid_folder("g") / "claims.json").read_text())
     assert [one["claims"][0]["gain"]["data_frac"] for one in history] == [0.03, 1.0]
     assert declared(store, "other") is None
+
+
+def test_what_was_known_is_counted_in_the_arms_that_are_claimed(tmp_path, monkeypatch):
+    store = Store.open(tmp_path)
+    monkeypatch.setattr(Store, "done", lambda self, key: key in ("sft-0.03", "sft-1.0", "kd-1.0"))
+    declare(store, frozen("sft", "kd"), [{"name": "scarce", "gain": kd(0.03), "less": kd(1.0)}])
+    assert when_declared(declared(store, "g")) == "before any of the cells they are about (1) was finished"
+    declare(store, frozen("sft", "kd"), [{"name": "scarce", "gain": kd(0.03)}, {"name": "all", "gain": kd(1.0)}])
+    assert when_declared(declared(store, "g")) == "after 1 of the cells they are about (2) were finished"
 
 
 @pytest.mark.parametrize(

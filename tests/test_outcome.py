@@ -14,6 +14,7 @@ GAINS = {("kd", "weak"): {0.03: 0.15, 0.1: 0.08, 1.0: 0.0}}
 CLAIMS = {
     "sha256": "0" * 64,
     "declared": "2026-01-01T00:00:00+00:00",
+    "cells": 2,
     "cells_finished": 0,
     "claims": [{"name": "gains", "gain": {"method": "kd", "data_frac": 0.03}}],
 }

@@ -24,6 +24,7 @@ GAINS = {("kd", "weak"): {0.03: 0.15, 1.0: 0.0}, ("logit_kd", "weak"): {0.03: 0.
 CLAIMS = {
     "sha256": "ab" * 32,
     "declared": "2026-01-01T00:00:00+00:00",
+    "cells": 2,
     "cells_finished": 0,
     "claims": [
         {"name": "scarce", "says": "KD helps when data is scarce", "gain": {"method": "kd", "data_frac": 0.03}},
@@ -115,7 +116,10 @@ def test_a_page_says_its_claims_then_the_verdict_figures_tables_and_what_is_lost
         assert "answers were cut off" in text
         assert "KD helps when data is scarce" in text and "holds" in text and "no answer" in text
         assert f"{finding.estimate:+.3f} [{finding.low:+.3f}, {finding.high:+.3f}]" in text
-        assert "before the first cell was finished. Everything else on this page is exploratory" in text
+        assert (
+            "before any of the cells they are about (2) was finished. Everything else on this page is exploratory"
+            in text
+        )
         assert "No claim was declared before this grid ran: everything here is exploratory" in text
         assert "This interval excludes seed variance".lower() in text.lower()  # the second has one seed
         assert first.verdict in text

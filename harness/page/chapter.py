@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from analysis.figures import Picture, pictures
-from harness.claims import Finding
+from harness.claims import Finding, when_declared
 from harness.decision import Decision, advice, decisions, frame_of, place_of
 from harness.origins import made_with
 from harness.outcome import Outcome
@@ -148,10 +148,10 @@ def _declared(outcome: Outcome) -> str:
     if kept is None:
         return "No claim was declared before this grid ran: everything here is exploratory."
     at = datetime.fromisoformat(kept["declared"]).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    when = f"Declared {at} (SHA-256 {kept['sha256'][:12]})"
+    when = f"Declared {at} (SHA-256 {kept['sha256'][:12]}), {when_declared(kept)}"
     if kept["cells_finished"] == 0:
-        return f"{when}, before the first cell was finished. Everything else on this page is exploratory."
-    return f"{when}, after {kept['cells_finished']} cells were finished: exploratory, as everything else on this page."
+        return f"{when}. Everything else on this page is exploratory."
+    return f"{when}: judge them by what those did not show. Everything else on this page is exploratory."
 
 
 def _receipts(outcome: Outcome, out: Path, store: Store) -> list[tuple[str, str, str]]:

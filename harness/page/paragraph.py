@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from harness.arms import Record
+from harness.claims import when_declared
 from harness.methods import method_names
 from harness.outcome import Outcome
 from harness.stats import LEAST_DRAWS
@@ -131,8 +132,7 @@ def _claims(outcome: Outcome) -> str:
     if outcome.declaration is None:
         return "No claim was declared: all results are exploratory."
     count = len(outcome.declaration["claims"])
-    finished = outcome.declaration["cells_finished"]
-    when = "before the first cell was finished" if not finished else f"after {finished} cells were finished"
+    when = when_declared(outcome.declaration)
     digest = outcome.declaration["sha256"][:12]
     return (
         f"{count} claim{'s were' if count > 1 else ' was'} declared {when} (SHA-256 {digest}); all else is exploratory."

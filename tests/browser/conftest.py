@@ -17,6 +17,7 @@ QUIET = (
 CLAIMS = {
     "sha256": "ab" * 32,
     "declared": "2026-01-01T00:00:00+00:00",
+    "cells": 2,
     "cells_finished": 0,
     "claims": [
         {"name": "scarce", "gain": {"method": "kd", "teacher": "weak", "data_frac": 0.03}},
