@@ -1,9 +1,11 @@
 """The forest plot: many methods side by side, which lines through a few fractions cannot show.
 
 A column per data fraction, a row per arm in the order of its mean gain. A dot is the gain over SFT on the same seeds
-and items with its 95 % interval, filled where it is other than zero after Holm; the band is what counts as equal.
+and items with its 95 % interval, filled where it is other than zero; the band is what counts as equal. With `rivals`
+(`harness.rivals.compared`) the intervals hold for all methods of a column at once, else each for itself and filled
+after Holm.
 
-    forest_figure(summary(records), Path("results/methods"))
+    forest_figure(outcome.summary, Path("results/methods"), rivals=outcome.rivals)
 """
 
 from pathlib import Path
@@ -26,12 +28,23 @@ MANY = 8
 ALPHA = 0.05
 
 
-def arms_of(frame: pd.DataFrame, metric: Metric | None) -> pd.DataFrame:
-    """Rows with a gain, one per arm and fraction, with the arm's `name`: the teacher where there are several."""
+KEYS = ["student", "corpus", "budget", "data_frac", "method", "teacher"]
+
+
+def arms_of(frame: pd.DataFrame, metric: Metric | None, rivals: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Rows with a gain, one per arm and fraction, with the arm's `name`: the teacher where there are several.
+
+    Where there are `rivals`, theirs alone, with their intervals and p values.
+    """
     if metric is None:
         return frame.iloc[:0].assign(name="")
     rows = select(frame, metric)
     rows = rows[(rows["role"] == "student") & rows["gain"].notna() & rows["data_frac"].notna()].copy()
+    if rivals is not None and len(rivals):
+        theirs = rivals.assign(covers=rivals["covers"] + ", pooled over methods")
+        found = {"low": "gain_low", "high": "gain_high", "p": "gain_p_holm", "covers": "gain_covers"}
+        theirs = theirs[[*KEYS, *found]].rename(columns=found).astype({"teacher": rows["teacher"].dtype})
+        rows = rows.drop(columns=found.values()).merge(theirs, on=KEYS)
     arms = list(zip(rows["method"], rows["teacher"].fillna(""), strict=True))
     names = names_of(dict.fromkeys(arms))
     rows["name"] = [names[arm] for arm in arms]
@@ -63,7 +76,9 @@ def forest(rows: pd.DataFrame, axes: "list[Axes]") -> "list[Axes]":
     return axes
 
 
-def forest_figure(frame: pd.DataFrame, path: Path, metric: Metric | None = None) -> list[Path]:
+def forest_figure(
+    frame: pd.DataFrame, path: Path, metric: Metric | None = None, rivals: pd.DataFrame | None = None
+) -> list[Path]:
     """Write `path`.png and `path`.svg, a row of columns per student, corpus and budget; nothing where there is no gain.
 
     Files are the same bytes for the same summary.
@@ -72,7 +87,7 @@ def forest_figure(frame: pd.DataFrame, path: Path, metric: Metric | None = None)
     from matplotlib.figure import Figure
 
     metric = metric or (headline(frame) if len(frame) else None)
-    rows = arms_of(frame, metric)
+    rows = arms_of(frame, metric, rivals)
     if not len(rows):
         return []
     panels = [part for _, part in rows.groupby(PANEL[:3], dropna=False)]
@@ -91,6 +106,8 @@ def forest_figure(frame: pd.DataFrame, path: Path, metric: Metric | None = None)
         part.text(0.12 / width, 1 - 0.28 / height, title(metric), fontsize=12, weight="bold", va="center")
         part.text(0.12 / width, 1 - 0.55 / height, subtitle(shown), fontsize=8.5, color=GREY, va="center")
         covers = shown["gain_covers"].iloc[0]
-        note = f"95 % intervals over {covers}; filled: not zero after Holm; band: within {MARGIN:g}"
+        at_once = rivals is not None and len(rivals)
+        kind = ("simultaneous 95 % intervals", "") if at_once else ("95 % intervals", " after Holm")
+        note = f"{kind[0]} over {covers}; filled: not zero{kind[1]}; band: within {MARGIN:g}"
         part.text(0.12 / width, 0.10 / height, note, fontsize=7.5, color=GREY, va="bottom")
     return save(figure, path)

@@ -219,8 +219,8 @@ class Finished:
         write(folder, found, frame)
         models = write_receipts(store, frozen, found)
         crossover_figure(frame, folder / "crossover", outcome.crossovers)
-        if arms_of(frame, outcome.metric)["name"].nunique() > MANY:
-            forest_figure(frame, folder / "methods", outcome.metric)
+        if arms_of(frame, outcome.metric, outcome.rivals)["name"].nunique() > MANY:
+            forest_figure(frame, folder / "methods", outcome.metric, outcome.rivals)
         write_text(folder / "verdict.txt", outcome.verdict + "\n")
         write_text(folder / "records.jsonl", "".join(json.dumps(record) + "\n" for record in found))
         warnings = outcome.tell(frozen.get("track", "none"), store.root)

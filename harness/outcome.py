@@ -25,6 +25,7 @@ from harness.curves import curves
 from harness.gains import crossovers
 from harness.items import LoadItems, read_items
 from harness.record import SEEDS, records
+from harness.rivals import compared
 from harness.store import Store, write_json, write_text
 from harness.table import headline, summary, tidy
 from harness.tracked import tell_grid
@@ -85,6 +86,11 @@ class Outcome:
     def crossovers(self) -> dict[Arm, Crossover]:
         """Where each line's gain may be zero (`gains.crossovers`)."""
         return crossovers(self.records, self.metric, self.load_items) if self.metric else {}
+
+    @cached_property
+    def rivals(self) -> pd.DataFrame:
+        """Many methods against SFT, with intervals that hold together (`rivals.compared`); empty where they are few."""
+        return compared(self.records, self.metric, self.load_items) if self.metric else pd.DataFrame()
 
     @cached_property
     def verdict(self) -> str:

@@ -7,21 +7,29 @@ the critical value is that of the multivariate t (Dunnett 1955, within blocks). 
 for independent groups, which they are not.
 
     rivals(sft, {"kd": kd, "seq_kd": seq_kd}, strata)       # scores (S, N) on the same seeds and items
+    compared(records, metric)                                # a table: every method of a grid, fraction by fraction
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.optimize import brentq
 from scipy.special import ndtr, roots_hermitenorm, roots_legendre
 from scipy.stats import chi2
 
+from harness.arms import Arm, Metric, Record, by_arm
 from harness.checks import refuse
-from harness.stats import Array, curve
+from harness.gains import Replicates, cube_of, scores
+from harness.items import LoadItems, read_items, values_of
+from harness.stats import LEAST_DRAWS, Array, curve
+
+FEWEST = 3
+"""Methods beside SFT from which on they are compared together; fewer are a line each of the summary."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +61,8 @@ def rivals(
     seed_df = (seeds - 1) * (count - 1)
     pooled = 2 * (rest**2).sum() / seed_df / seeds  # variance of a difference of two arms' means
     found = []
-    for name, scores in methods.items():
-        parts = curve((scores - sft)[:, None, :], strata)
+    for name, own in methods.items():
+        parts = curve((own - sft)[:, None, :], strata)
         item, overlap = float(parts.item[0, 0]), float(parts.overlap[0, 0])
         variance = max(pooled + item - overlap, pooled, item)
         item_df = max(parts.item_df, 1)
@@ -65,6 +73,57 @@ def rivals(
         p = 1 - _coverage(len(methods), df, abs(gain) / error) if error else math.nan
         found.append(Rival(name, gain, gain - half, gain + half, max(p, 0.0), df))
     return found
+
+
+def compared(records: Iterable[Record], metric: Metric, load_items: LoadItems = read_items) -> pd.DataFrame:
+    """One row per method, fraction, student, corpus and budget where `FEWEST` methods or more have all of SFT's cells.
+
+    Blocks are the seeds of one draw, or from LEAST_DRAWS draws on the draws (seeds averaged). Between those numbers of
+    draws there is nothing: their intervals would speak neither for new seeds nor for new draws. Columns: names, gain,
+    low, high, p, df, blocks, covers. An arm that lacks a cell SFT has is left out; the summary has it.
+    """
+    values = cache(values_of(load_items))
+    sides: dict[Arm, dict[Arm, dict[int | None, Replicates]]] = {}
+    for arm, cells in by_arm(records).items():
+        found = scores(cells, metric, values) if arm.role == "student" and arm.data_frac is not None else None
+        if found is not None:
+            everywhere = arm._replace(world_seed=None, teacher_seed=None)
+            sides.setdefault(everywhere.partner, {}).setdefault(everywhere, {})[arm.world_seed] = found
+    rows = []
+    for sft, arms in sides.items():
+        own = arms.get(sft, {})
+        whole = [arm for arm, draws in arms.items() if _seeds(draws) == _seeds(own)]
+        blocks = _blocks([arms[sft], *(arms[arm] for arm in whole if arm != sft)]) if len(whole) > FEWEST else None
+        if blocks is None:
+            continue
+        table, strata, covers = blocks
+        others = [arm for arm in whole if arm != sft]
+        named = dict(zip(map(str, range(len(others))), table[1:], strict=True))
+        for arm, one in zip(others, rivals(table[0], named, strata), strict=True):
+            names = {name: getattr(arm, name) for name in ("student", "corpus", "budget", "variant", "data_frac")}
+            numbers = {"gain": one.gain, "low": one.low, "high": one.high, "p": one.p, "df": one.df}
+            names |= {"method": arm.method, "teacher": arm.teacher}
+            rows.append(names | numbers | {"blocks": table.shape[1], "covers": covers})
+    return pd.DataFrame(rows)
+
+
+def _seeds(draws: Mapping[int | None, Replicates]) -> dict[int | None, tuple[tuple[int, int], ...]]:
+    return {world: found.seeds for world, found in draws.items()}
+
+
+def _blocks(
+    arms: Sequence[Mapping[int | None, Replicates]],
+) -> tuple[Array, Sequence[Any] | None, str] | None:
+    """Scores (A, S, N) with the items' strata and what an interval covers; null where there are no two blocks."""
+    worlds = list(arms[0])
+    cubes = [cube_of([arm[world] for arm in arms]) for world in worlds]
+    if len(worlds) >= LEAST_DRAWS:
+        means = np.stack([cube.values.mean((0, 2)) for cube in cubes], axis=1)
+        return means[:, :, None], None, f"{len(worlds)} draws of the world"
+    if len(worlds) > 1 or len(cubes[0].values) < 2:
+        return None
+    covers = "seeds and items of one draw" if cubes[0].ids else "seeds of one draw"
+    return cubes[0].values.transpose(1, 0, 2), cubes[0].strata, covers
 
 
 @cache

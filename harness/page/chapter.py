@@ -80,7 +80,8 @@ def chapter(
     links = [] if store is None else _receipts(outcome, out, store)
     receipts = [tables.receipts_sheet(links[:FIRST_RECEIPTS])] if links else []
     receipts += [tables.receipts_sheet(links[FIRST_RECEIPTS:], more=True)] if links[FIRST_RECEIPTS:] else []
-    scored = [tables.scores_sheet(outcome), tables.references_sheet(outcome), tables.costs_sheet(outcome)]
+    scored = [tables.scores_sheet(outcome), tables.references_sheet(outcome)]
+    scored += [tables.rivals_sheet(outcome), tables.costs_sheet(outcome)]
     metric = outcome.metric
     lower = "" if metric is None or metric.higher_is_better else ", lower is better"
     made = Chapter(

@@ -142,6 +142,25 @@ def references_sheet(outcome: Outcome) -> Sheet:
     return dense(Sheet("references", "Teachers and base", [*columns, *more], found, caption))
 
 
+def rivals_sheet(outcome: Outcome) -> Sheet:
+    """Many methods against SFT, with intervals that hold for all of a fraction at once."""
+    rows = outcome.rivals.rename(columns={"low": "gain_low", "high": "gain_high"}).to_dict("records")
+    names = _varying(rows)
+    columns = [Column("data", True), Column("method"), Column("teacher"), *(Column(name) for name in names)]
+    columns += [Column(label, True) for label in ("blocks", "gain over SFT [95 %, all at once]", "p (all at once)")]
+    found = []
+    for row in rows:
+        mark = ("good" if (row["gain"] > 0) == outcome.metric.higher_is_better else "bad") * (row["p"] < CLEAR)
+        line = [_fraction(row["data_frac"]), Entry(row["method"]), entry(row["teacher"])]
+        line += [Entry(str(row[name])) for name in names] + [entry(row["blocks"], "d")]
+        found.append([*line, entry_interval(row, "gain", mark), p_value(row["p"])])
+    caption = (
+        "Every method with every cell SFT has, compared within blocks (seeds, or draws), the scatter pooled over the "
+        "methods. Intervals and p values hold for all methods of a fraction together; none is to be adjusted again."
+    )
+    return Sheet("rivals", "Every method at once", columns, found, caption)
+
+
 def costs_sheet(outcome: Outcome) -> Sheet:
     """Mean cost per cell of every arm, by purpose."""
     rows = [row for row in _headline_rows(outcome, "student") if _is(row, outcome.metric)]
