@@ -18,6 +18,24 @@ for name, value in {
     os.environ.setdefault(name, value)
 
 
+LONG = (
+    "test_whole_cell.py",
+    "test_real_tokenizers.py",
+    "test_execute.py",
+    "test_conventions.py",
+    "test_alignment.py",
+    "test_own_grid.py",
+    "test_tracked.py",
+    "test_tuning.py",
+    "test_processes.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take long come first, so that no worker is left alone with one in the end."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Two test workers share two cores; more threads each only fight."""
