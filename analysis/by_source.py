@@ -1,6 +1,6 @@
 """Gain by source: where in the data a method is better than SFT, a row per source and a column per fraction.
 
-source_figure(outcome.records, outcome.load_items, metric, Path("results/sources"))
+source_figure(gains_by_source(outcome.records, outcome.load_items, metric), Path("results/sources"))
 """
 
 from collections.abc import Sequence
@@ -61,9 +61,9 @@ def sources(rows: pd.DataFrame, ax: "Axes", order: Sequence[str]) -> "Axes":
     return ax
 
 
-def source_figure(records: Sequence[Record], load_items: LoadItems, metric: Metric, path: Path) -> list[Path]:
-    """Write `path`.png and `path`.svg at the first and last fraction; nothing where there are not two sources."""
-    rows = gains_by_source(records, load_items, metric)
+def source_figure(rows: pd.DataFrame, path: Path) -> list[Path]:
+    """Write `path`.png and `path`.svg of `gains_by_source` at the first and last fraction; nothing where there are not
+    two sources."""
     if rows.empty or rows["source"].nunique() < 2:
         return []
     rows = largest_panel(rows)

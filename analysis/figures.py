@@ -90,8 +90,10 @@ def where(outcome: Outcome, folder: Path) -> Picture | None:
     """Gain by source."""
     if outcome.metric is None:
         return None
-    found = source_figure(outcome.records, outcome.load_items, outcome.metric, folder / "sources")
-    rows = gains_by_source(outcome.records, outcome.load_items, outcome.metric) if found else outcome.summary.iloc[:0]
+    rows = gains_by_source(outcome.records, outcome.load_items, outcome.metric)
+    found = source_figure(rows, folder / "sources")
+    if not found:
+        return None
     told = [
         f"{row['source']}, {row['method']} at {percent(row['data_frac'])} {interval_text(row, 'gain')}"
         for row in rows.sort_values("gain", ascending=False).head(12).to_dict("records")

@@ -10,7 +10,7 @@ teacher's cells. A diverged cell counts as 0 in accuracy, and no pair is dropped
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial, reduce
 from typing import Any, NamedTuple
@@ -137,21 +137,21 @@ def covers_of(known: Sequence[Replicates], draws: int) -> str:
 
 
 def gap_closed(
-    arms: Mapping[Arm, Sequence[Record]], draws: Iterable[Arm], metric: Metric, values: Values
+    arms: Iterable[Arm], draws: Iterable[Arm], metric: Metric, scores_of: Callable[[Arm], Replicates | None]
 ) -> dict[str, float]:
     """Columns `gap_closed`, `_low`, `_high`: (student - base) / (teacher - base) over an arm's draws.
 
-    With the interval of a ratio (`stats.ratio`); blank where the teacher is not clearly better than the base, where
-    an arm has none or several, and where items are not known.
+    `arms` are all there are. With the interval of a ratio (`stats.ratio`); blank where the teacher is not clearly
+    better than the base, where an arm has none or several, and where items are not known.
     """
-    cubes = [_gap(arms, arm, metric, values) for arm in draws]
+    cubes = [_gap(arms, arm, metric, scores_of) for arm in draws]
     found = (math.nan, math.nan, math.nan)
     if cubes and all(cube is not None for cube in cubes):
         found = ratio(over_draws([cube for cube in cubes if cube is not None]))
     return dict(zip(("gap_closed", "gap_closed_low", "gap_closed_high"), found, strict=True))
 
 
-def _gap(arms: Mapping[Arm, Sequence[Record]], arm: Arm, metric: Metric, values: Values) -> Cube | None:
+def _gap(arms: Iterable[Arm], arm: Arm, metric: Metric, scores_of: Callable[[Arm], Replicates | None]) -> Cube | None:
     """Student - base and teacher - base of one draw (S, 2, N), the better one above 0."""
     near = [one for one in arms if (one.corpus, one.world_seed) == (arm.corpus, arm.world_seed)]
     bases = [one for one in near if one.role == "base" and one.student == arm.student.partition("[")[0]]
@@ -160,7 +160,7 @@ def _gap(arms: Mapping[Arm, Sequence[Record]], arm: Arm, metric: Metric, values:
         teachers = [one for one in teachers if (one.teacher, one.teacher_seed) == (arm.teacher, arm.teacher_seed)]
     if arm.role != "student" or (len(bases), len(teachers)) != (1, 1):
         return None
-    own, base, teacher = (scores(arms[one], metric, values) for one in (arm, bases[0], teachers[0]))
+    own, base, teacher = map(scores_of, (arm, bases[0], teachers[0]))
     if own is None or base is None or teacher is None or not own.ids or not own.ids == base.ids == teacher.ids:
         return None
     sign = 1 if metric.higher_is_better else -1
@@ -253,21 +253,25 @@ def _stack(pairs: Mapping[tuple[int, int], tuple[Scored, Scored | None]], parts:
     needed = [side.items for side in sides if not side.at_floor]  # at the floor every item is 0
     known = [frame for frame in needed if frame is not None]
     indexes = [frame.index for frame in known] or [pd.Index([])]
-    ids = reduce(lambda a, b: a.union(b) if parts else a.intersection(b, sort=False), indexes)
+    same = all(index is indexes[0] or index.equals(indexes[0]) for index in indexes)
+    ids = indexes[0] if same else reduce(lambda a, b: a.union(b) if parts else a.intersection(b, sort=False), indexes)
     if len(known) < len(needed) or len(ids) < 2:
         rows = [own.score - (other.score if other else 0.0) for own, other in pairs.values()]
         wrong = sum(side.mismatch for side in sides)
         doubt = f"items of {wrong} of {len(sides)} cells do not average to their score" if wrong else ""
         return Replicates(seeds, np.array(rows)[:, None], (), None, at_floor, doubt, (len(ids),) * len(seeds))
-    ids = ids.sort_values()
+    ids = ids if ids.is_monotonic_increasing else ids.sort_values()
+
+    def in_order(column: pd.Series) -> pd.Series:
+        return column if column.index.equals(ids) else column[~column.index.duplicated()].reindex(ids)
 
     def by_item(side: Scored | None) -> Array:
         frame = side.items if side else None
-        return np.zeros(len(ids)) if frame is None else frame["value"].reindex(ids).to_numpy(float)
+        return np.zeros(len(ids)) if frame is None else in_order(frame["value"]).to_numpy(float)
 
     values = np.stack([by_item(own) - by_item(other) for own, other in pairs.values()])
     source = pd.concat([frame["source"] for frame in known]) if parts else known[0]["source"]
-    strata = tuple(source[~source.index.duplicated()].reindex(ids))
+    strata = tuple(in_order(source).to_numpy(object))
     sizes = np.isfinite(values).sum(1)
     if parts:
         means = np.nanmean(values, 1, keepdims=True)

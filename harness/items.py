@@ -22,9 +22,27 @@ Part = Callable[[Record, pd.DataFrame], pd.Series]
 """Which of a cell's item values are looked at, as a mask; `breakdown.py` has some."""
 
 
+ITEM = "item"
+"""Name of an index that `named` made."""
+
+
 def read_items(path: str) -> pd.DataFrame:
     """The scores of single items that an evaluation left on disk."""
     return pd.read_parquet(Path(path))
+
+
+def named(items: pd.DataFrame) -> pd.DataFrame:
+    """Items under an index of source, id and prompt, in its order: ids count from 0 in every world, prompts tell worlds
+    apart. Done once for a frame from which many metrics are read; one that has it already is returned as it is."""
+    if items.index.name == ITEM:
+        return items
+    texts = {name: items[name].astype(str).astype(object) for name in ("eval", "source", "id", "prompt_hash")}
+    names = texts["source"] + " " + texts["id"] + " " + texts["prompt_hash"]
+    again = (
+        (texts["eval"] + " " + names).groupby(texts["eval"] + " " + names).cumcount()
+    )  # a repeated row is an item too
+    index = pd.Index(names + " " + again.astype(str), dtype=object, name=ITEM)
+    return items.assign(**texts).set_axis(index).sort_index()
 
 
 def values_of(load_items: LoadItems) -> Values:
@@ -76,24 +94,23 @@ def linearised(total: Array, count: Array) -> Array:
 def item_values(items: pd.DataFrame, metric: Metric) -> pd.DataFrame | None:
     """Values per item whose mean is the metric, beside source, id, prompt_hash, total, count; null if none.
 
-    The index is an item's source, id and prompt: ids count from 0 in every world, prompts tell worlds apart.
     A loss per token is a ratio of sums, r = sum(nll) / sum(tokens): its items are
     (nll - r tokens) / mean(tokens) + r, whose mean is r and whose spread is that of the ratio.
     """
-    rows = items[items["eval"] == metric.eval]
+    items = named(items)
+    sources = items["source"].to_numpy()
     # facts that nobody was taught are scored apart and never enter `all` (harness/evals)
-    rows = rows[rows["source"] != CANARY if metric.source == ALL else rows["source"] == metric.source]
-    names = rows["source"].astype(str) + " " + rows["id"].astype(str) + " " + rows["prompt_hash"].astype(str)
-    rows = rows.set_index(names + " " + names.groupby(names).cumcount().astype(str))  # a repeated row is an item too
+    wanted = sources != CANARY if metric.source == ALL else sources == metric.source
+    rows = items[wanted & (items["eval"].to_numpy() == metric.eval)]
     column, tokens = (metric.metric if metric.metric in rows else "score"), f"{metric.metric}_tokens"
     rows = rows[rows[column].notna()]
     if tokens in rows:
         rows = rows[rows[tokens] > 0]
     if rows.empty:
         return None
-    frame = rows[["source", "id", "prompt_hash"]].astype(str)
-    frame["total"] = rows[column].astype(float)
-    frame["count"] = rows[tokens].astype(float) if tokens in rows else 1.0
+    total = rows[column].astype(float)
+    count = rows[tokens].astype(float) if tokens in rows else 1.0
+    frame = rows[["source", "id", "prompt_hash"]].assign(total=total, count=count)
     return frame.assign(value=_values(frame))
 
 

@@ -30,7 +30,7 @@ from harness.arms import (
     why_unpaired,
 )
 from harness.gains import Replicates, estimate, gain, gap_closed, scores
-from harness.items import LoadItems, Values, read_items, values_of
+from harness.items import LoadItems, Values, named, read_items, values_of
 from harness.stats import holm
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def summary(
     marks the rows a figure shows: the pooled one, else the single draw's. `diverged` cells count as 0 in accuracy,
     `score_survivors` and `gain_survivors` leave them out; `note` says so, and why a gain is absent.
     """
-    load, arms = functools.cache(load_items), by_arm(records)
+    load, arms = functools.cache(lambda path: named(load_items(path))), by_arm(records)
     wanted = list(metrics or metrics_of(records))
     wanted = [m for m in wanted if sources is None or m.source in sources] or [Metric("", "", "all")]
     rows = [row for metric in wanted for row in _rows(arms, metric, functools.cache(values_of(load)))]
@@ -200,13 +200,14 @@ def percent(fraction: float | None) -> str:
 def _rows(arms: Mapping[Arm, list[Record]], metric: Metric, values: Values) -> list[dict[str, Any]]:
     """Rows of every arm for one metric, draws first and then the row over them."""
     rows = []
+    scores_of = functools.cache(lambda arm: scores(arms[arm], metric, values))
     over_draws: dict[Arm, list[Arm]] = {}
     for arm in arms:
         over_draws.setdefault(arm._replace(world_seed=None, teacher_seed=None), []).append(arm)
     for whole, parts in over_draws.items():
         compared = whole.role == "student" and whole != whole.partner
         sft = {arm: arms.get(arm.partner, []) if compared else [] for arm in parts}
-        own = {arm: scores(arms[arm], metric, values) for arm in parts}
+        own = {arm: scores_of(arm) for arm in parts}
         gains = {arm: gain(arms[arm], sft[arm], metric, values) for arm in parts}
         for name, group in [(arm, [arm]) for arm in parts] + [(whole, parts)] * (len(parts) > 1):
             cells, partners = ([cell for arm in group for cell in side[arm]] for side in (arms, sft))
@@ -217,7 +218,7 @@ def _rows(arms: Mapping[Arm, list[Record]], metric: Metric, values: Values) -> l
             notes += [name_diverged(cells, metric), f"SFT {text}" if (text := name_diverged(partners, metric)) else ""]
             left = [f"{n} {row[key]:{form}}" for n, form in FORMS if not math.isnan(row[key := f"{n}_survivors"])]
             notes += [f"without: {', '.join(left)}"] * bool(left)
-            row |= gap_closed(arms, group, metric, values)
+            row |= gap_closed(arms, group, metric, scores_of)
             row |= {"pooled": len(group) > 1, "headline": len(group) == len(parts)}
             rows.append(row | {"note": "; ".join(filter(None, notes))})
     return rows

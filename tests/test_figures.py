@@ -51,10 +51,10 @@ def test_gains_by_source_speak_of_every_source_but_the_canary(tmp_path):
     assert set(rows["source"]) == {"a", "b"}
     values = {s: load_items(records[0]["items"]["verified"]).query("source == @s")["score"].mean() for s in "ab"}
     assert values["a"] != values["b"]
-    paths = source_figure(records, load_items, ACCURACY, tmp_path / "s")
-    drawn(paths, lambda: source_figure(records, load_items, ACCURACY, tmp_path / "s"))
+    paths = source_figure(rows, tmp_path / "s")
+    drawn(paths, lambda: source_figure(rows, tmp_path / "s"))
     bare = [record | {"scores": record["scores"][:1]} for record in records]
-    assert source_figure(bare, load_items, ACCURACY, tmp_path / "none") == []
+    assert source_figure(gains_by_source(bare, load_items, ACCURACY), tmp_path / "none") == []
 
 
 def test_a_settings_curve_takes_the_setting_that_varies_with_its_default(tmp_path):

@@ -150,7 +150,8 @@ def rivals_sheet(outcome: Outcome) -> Sheet:
     columns += [Column(label, True) for label in ("blocks", "gain over SFT [95 %, all at once]", "p (all at once)")]
     found = []
     for row in rows:
-        mark = ("good" if (row["gain"] > 0) == outcome.metric.higher_is_better else "bad") * (row["p"] < CLEAR)
+        better = (row["gain"] > 0) == (outcome.metric is not None and outcome.metric.higher_is_better)
+        mark = ("good" if better else "bad") * (row["p"] < CLEAR)
         line = [_fraction(row["data_frac"]), Entry(row["method"]), entry(row["teacher"])]
         line += [Entry(str(row[name])) for name in names] + [entry(row["blocks"], "d")]
         found.append([*line, entry_interval(row, "gain", mark), p_value(row["p"])])
