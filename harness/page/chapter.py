@@ -130,7 +130,7 @@ def _write(made: Chapter, outcome: Outcome, found: Sequence[Decision], out: Path
         written.append(f"{name}.csv")
     for sheet in made.sheets:
         if sheet.rows:
-            write_text(folder / f"{sheet.name}.tex", sheet.latex())
+            write_text(folder / f"{sheet.name}.tex", sheet.latex(made.slug))
             written.append(f"{sheet.name}.tex")
     links = [(name, (part / name).as_posix()) for name in written]
     return links + [(Path(link).name, link) for _, link in made.pictures]

@@ -66,8 +66,9 @@ class Sheet:
         parts = [f"### {markdown_text(self.title)}", *filter(None, [markdown_text(self.caption)])]
         return "\n\n".join([*parts, "\n".join(f"| {' | '.join(line)} |" for line in lines)])
 
-    def latex(self) -> str:
-        """A float with a booktabs table, for `\\input`."""
+    def latex(self, grid: str = "") -> str:
+        """A float with a booktabs table, for `\\input`, labelled `tab:<grid>-<name>`; made as wide as a line if it is
+        wider."""
         shown = [number for number, column in enumerate(self.columns) if not column.prose]
         texts = [[self.columns[number].label for number in shown]]
         texts += [[row[number].text for number in shown] for row in self.rows]
@@ -76,21 +77,22 @@ class Sheet:
         head, *body = (f"{'{}' if line.startswith('[') else ''}{line} \\\\" for line in lines)
         places = "".join("r" if self.columns[number].numeric else "l" for number in shown)
         caption = latex_text(f"{self.title}. {self.caption}".strip())
-        label = re.sub(r"[^A-Za-z0-9-]+", "-", self.name)
+        label = re.sub(r"[^A-Za-z0-9-]+", "-", f"{grid}-{self.name}" if grid else self.name)
         return "\n".join(
             [
-                "% needs \\usepackage{booktabs}",
+                "% needs \\usepackage{booktabs,graphicx}",
                 "\\begin{table}[t]",
                 "\\centering",
                 f"\\caption{{{caption}}}",
                 f"\\label{{tab:{label}}}",
+                "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{",
                 f"\\begin{{tabular}}{{{places}}}",
                 "\\toprule",
                 head,
                 "\\midrule",
                 *body,
                 "\\bottomrule",
-                "\\end{tabular}",
+                "\\end{tabular}}",
                 "\\end{table}\n",
             ]
         )
