@@ -23,6 +23,8 @@ from harness.table import headline, percent, select
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+LEAST_WIDTH = 7.2
+"""Inches that title and note need."""
 MANY = 8
 """With more arms than this, a figure of lines is not readable."""
 ALPHA = 0.05
@@ -94,14 +96,15 @@ def forest_figure(
     aside = 0.3 + 0.068 * rows["name"].str.len().max()  # names stand left of the first column, inches a letter
     columns = max(part["data_frac"].nunique() for part in panels)
     heights = [1.5 + 0.24 * part["name"].nunique() for part in panels]
-    width = aside + 2.3 * columns + 0.3
+    wide = max(2.3, (LEAST_WIDTH - aside - 0.3) / columns)
+    width = aside + wide * columns + 0.3
     figure = Figure(figsize=(width, sum(heights)), facecolor="white")
     FigureCanvasAgg(figure)
     parts = figure.subfigures(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, shown, height in zip(parts, panels, heights, strict=True):
         count = shown["data_frac"].nunique()
-        boxes = [(aside + 2.3 * number, 2.05) for number in range(count)]
-        axes = [part.add_axes((left / width, 0.62 / height, wide / width, 1 - 1.5 / height)) for left, wide in boxes]
+        box = (wide - 0.25) / width, 1 - 1.5 / height
+        axes = [part.add_axes(((aside + wide * number) / width, 0.62 / height, *box)) for number in range(count)]
         forest(shown, axes)
         part.text(0.12 / width, 1 - 0.28 / height, title(metric), fontsize=12, weight="bold", va="center")
         part.text(0.12 / width, 1 - 0.55 / height, subtitle(shown), fontsize=8.5, color=GREY, va="center")
