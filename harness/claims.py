@@ -99,11 +99,11 @@ class Finding:
 
 
 def declare(store: Store, frozen: Mapping[str, Any], given: Sequence[Mapping[str, Any]]) -> None:
-    """Keep a grid's claims with their hash, and how many of the cells whose gain they claim were finished then.
+    """Keep a grid's claims with their hash, and how many of the cells they are about were finished then.
 
-    Cells shared with an earlier grid count as what they are: SFT may be known, the arm that is claimed to beat it not.
-    Refuses a claim that names no arm of the grid or several, before anything is computed. Claims that were changed are
-    kept beside those they replace.
+    A claim is about that of its arms of which least is known: cells shared with an earlier grid may be SFT's, or one
+    side of a difference. Refuses a claim that names no arm of the grid or several, before anything is computed. Claims
+    that were changed are kept beside those they replace.
     """
     if not given:
         return
@@ -121,10 +121,14 @@ def declare(store: Store, frozen: Mapping[str, Any], given: Sequence[Mapping[str
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
     if kept and kept[-1]["sha256"] == digest:
         return
-    claimed = [cell for cell in frozen["cells"] if any(_fits(cell, claim.gain) for claim in claims)]
-    finished = sum(all(map(store.done, cell["evaluations"].values())) for cell in claimed)
+    known = [all(map(store.done, cell["evaluations"].values())) for cell in frozen["cells"]]
+    about = set[int]()
+    for claim in claims:
+        sides = [[n for n, cell in enumerate(frozen["cells"]) if _fits(cell, side)] for side in claim.sides]
+        about |= set(min(sides, key=lambda side: sum(known[n] for n in side) / len(side)))
+    finished = sum(known[n] for n in about)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    entry = {"sha256": digest, "declared": now, "cells": len(claimed), "cells_finished": finished, "claims": said}
+    entry = {"sha256": digest, "declared": now, "cells": len(about), "cells_finished": finished, "claims": said}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, [*kept, entry])
 

@@ -138,11 +138,13 @@ def test_claims_are_kept_with_a_hash_and_a_change_is_kept_beside(tmp_path):
     assert declared(store, "other") is None
 
 
-def test_what_was_known_is_counted_in_the_arms_that_are_claimed(tmp_path, monkeypatch):
+def test_what_was_known_is_counted_in_the_arm_of_which_least_is_known(tmp_path, monkeypatch):
     store = Store.open(tmp_path)
     monkeypatch.setattr(Store, "done", lambda self, key: key in ("sft-0.03", "sft-1.0", "kd-1.0"))
     declare(store, frozen("sft", "kd"), [{"name": "scarce", "gain": kd(0.03), "less": kd(1.0)}])
     assert when_declared(declared(store, "g")) == "before any of the cells they are about (1) was finished"
+    declare(store, frozen("sft", "kd"), [{"name": "shrinks", "gain": kd(1.0), "less": kd(0.03)}])
+    assert declared(store, "g")["cells_finished"] == 0
     declare(store, frozen("sft", "kd"), [{"name": "scarce", "gain": kd(0.03)}, {"name": "all", "gain": kd(1.0)}])
     assert when_declared(declared(store, "g")) == "after 1 of the cells they are about (2) were finished"
 
