@@ -121,14 +121,14 @@ def declare(store: Store, frozen: Mapping[str, Any], given: Sequence[Mapping[str
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
     if kept and kept[-1]["sha256"] == digest:
         return
-    known = [all(map(store.done, cell["evaluations"].values())) for cell in frozen["cells"]]
+    finished = [all(map(store.done, cell["evaluations"].values())) for cell in frozen["cells"]]
     about = set[int]()
     for claim in claims:
         sides = [[n for n, cell in enumerate(frozen["cells"]) if _fits(cell, side)] for side in claim.sides]
-        about |= set(min(sides, key=lambda side: sum(known[n] for n in side) / len(side)))
-    finished = sum(known[n] for n in about)
+        about |= set(min(sides, key=lambda side: sum(finished[n] for n in side) / len(side)))
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    entry = {"sha256": digest, "declared": now, "cells": len(about), "cells_finished": finished, "claims": said}
+    counts = {"cells": len(about), "cells_finished": sum(finished[n] for n in about)}
+    entry = {"sha256": digest, "declared": now, **counts, "claims": said}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, [*kept, entry])
 
