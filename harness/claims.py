@@ -125,7 +125,8 @@ def declare(store: Store, frozen: Mapping[str, Any], given: Sequence[Mapping[str
     about = set[int]()
     for claim in claims:
         sides = [[n for n, cell in enumerate(frozen["cells"]) if _fits(cell, side)] for side in claim.sides]
-        about |= set(min(sides, key=lambda side: sum(finished[n] for n in side) / len(side)))
+        least_known = min(sides, key=lambda arm: sum(finished[n] for n in arm) / len(arm))
+        about |= set(least_known)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     counts = {"cells": len(about), "cells_finished": sum(finished[n] for n in about)}
     entry = {"sha256": digest, "declared": now, **counts, "claims": said}
