@@ -6,6 +6,8 @@ from multiprocessing import forkserver
 
 import pytest
 
+from harness import preemption
+
 for name, value in {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -42,6 +44,13 @@ def one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def nobody_asked():
+    """A stop that a test asked for is not the next one's."""
+    yield
+    preemption._asked = False
 
 
 @pytest.fixture(scope="module")
