@@ -3,7 +3,6 @@
 import re
 
 import pytest
-import yaml
 
 from harness.checks import SettingsError
 from harness.compose import compose, presets_folder
@@ -131,16 +130,10 @@ def test_every_preset_composes(group, name, tmp_path):
     assert len(cells) == 1
 
 
-def experiments():
-    return sorted(path.stem for path in (presets_folder() / "experiments").glob("*.yaml"))
-
-
-@pytest.mark.parametrize("slug", experiments())
-def test_every_experiment_composes_and_has_its_page(slug):
+@pytest.mark.parametrize("slug", ["cross_tokenizer", "real_smollm2"])  # the others are planned in test_experiments
+def test_an_experiment_on_a_users_rows_composes(slug):
     text = (presets_folder() / "experiments" / f"{slug}.yaml").read_text()
     free = [f"{key}=/nowhere" for key in ("corpus.path",) if "???" in text]
     composed = compose([f"experiments={slug}", *free])
     assert composed.settings.experiments == slug
     assert len(composed.cells) > 1
-    assert (presets_folder() / "experiments" / f"{slug}.md").is_file()
-    assert yaml.safe_load(text)
