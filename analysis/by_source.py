@@ -67,9 +67,8 @@ def source_figure(rows: pd.DataFrame, path: Path) -> list[Path]:
     if rows.empty or rows["source"].nunique() < 2:
         return []
     rows = largest_panel(rows)
-    rows = (
-        taught if len(taught := rows[rows["teacher"].notna()]) else rows
-    )  # controls of SFT have their place elsewhere
+    taught = rows[rows["teacher"].notna()]
+    rows = taught if len(taught) else rows  # controls of SFT have their place elsewhere
     strength = rows.groupby(["method", rows["teacher"].fillna("")])["gain"].mean().sort_values(ascending=False)
     kept = list(strength.index[:MOST])
     rows = rows[[key in kept for key in zip(rows["method"], rows["teacher"].fillna(""), strict=True)]]

@@ -28,25 +28,27 @@ LEAST_WIDTH = 7.2
 MANY = 8
 """With more arms than this, a figure of lines is not readable."""
 ALPHA = 0.05
-
-
-KEYS = ["student", "corpus", "budget", "data_frac", "method", "teacher"]
+KEYS = [*PANEL, "data_frac", "method", "teacher"]
 
 
 def arms_of(frame: pd.DataFrame, metric: Metric | None, rivals: pd.DataFrame | None = None) -> pd.DataFrame:
     """Rows with a gain, one per arm and fraction, with the arm's `name`: the teacher where there are several.
 
-    Where there are `rivals`, theirs alone, with their intervals and p values.
+    Where `rivals` has every one of them, with its intervals and p values (`at_once`).
     """
     if metric is None:
         return frame.iloc[:0].assign(name="")
     rows = select(frame, metric)
     rows = rows[(rows["role"] == "student") & rows["gain"].notna() & rows["data_frac"].notna()].copy()
+    at_once = False
     if rivals is not None and len(rivals):
         theirs = rivals.assign(covers=rivals["covers"] + ", pooled over methods")
         found = {"low": "gain_low", "high": "gain_high", "p": "gain_p_holm", "covers": "gain_covers"}
         theirs = theirs[[*KEYS, *found]].rename(columns=found).astype({"teacher": rows["teacher"].dtype})
-        rows = rows.drop(columns=found.values()).merge(theirs, on=KEYS)
+        joined = rows.drop(columns=found.values()).merge(theirs, on=KEYS)
+        at_once = len(joined) == len(rows)
+        rows = joined if at_once else rows
+    rows["at_once"] = at_once
     arms = list(zip(rows["method"], rows["teacher"].fillna(""), strict=True))
     names = names_of(dict.fromkeys(arms))
     rows["name"] = [names[arm] for arm in arms]
@@ -109,8 +111,7 @@ def forest_figure(
         part.text(0.12 / width, 1 - 0.28 / height, title(metric), fontsize=12, weight="bold", va="center")
         part.text(0.12 / width, 1 - 0.55 / height, subtitle(shown), fontsize=8.5, color=GREY, va="center")
         covers = shown["gain_covers"].iloc[0]
-        at_once = rivals is not None and len(rivals)
-        kind = ("simultaneous 95 % intervals", "") if at_once else ("95 % intervals", " after Holm")
+        kind = ("simultaneous 95 % intervals", "") if shown["at_once"].all() else ("95 % intervals", " after Holm")
         note = f"{kind[0]} over {covers}; filled: not zero{kind[1]}; band: within {MARGIN:g}"
         part.text(0.12 / width, 0.10 / height, note, fontsize=7.5, color=GREY, va="bottom")
     return save(figure, path)

@@ -108,11 +108,13 @@ def declare(store: Store, frozen: Mapping[str, Any], given: Sequence[Mapping[str
     if not given:
         return
     claims = [Claim.of(one) for one in given]
-    for claim in claims:
-        for side in claim.sides:
-            found = {tuple(cell[column] for column in COLUMNS) for cell in frozen["cells"] if _fits(cell, side)}
+    cells = frozen["cells"]
+    arms = [[[n for n, cell in enumerate(cells) if _fits(cell, side)] for side in claim.sides] for claim in claims]
+    for claim, sides in zip(claims, arms, strict=True):
+        for side, places in zip(claim.sides, sides, strict=True):
+            found = {tuple(cells[n][column] for column in COLUMNS) for n in places}
             if len(found) != 1:
-                known = sorted({f"{cell['method']} ({cell['teacher'] or 'no teacher'})" for cell in frozen["cells"]})
+                known = sorted({f"{cell['method']} ({cell['teacher'] or 'no teacher'})" for cell in cells})
                 what = f"names {len(found)} arms of the grid, not one" if found else "names no arm of the grid"
                 raise refuse(f"claims.{claim.name}", dict(side), f"it {what}, which has {', '.join(known)}")
     path = store.grid_folder(frozen["grid"]) / "claims.json"
@@ -121,12 +123,9 @@ def declare(store: Store, frozen: Mapping[str, Any], given: Sequence[Mapping[str
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
     if kept and kept[-1]["sha256"] == digest:
         return
-    finished = [all(map(store.done, cell["evaluations"].values())) for cell in frozen["cells"]]
-    about = set[int]()
-    for claim in claims:
-        sides = [[n for n, cell in enumerate(frozen["cells"]) if _fits(cell, side)] for side in claim.sides]
-        least_known = min(sides, key=lambda arm: sum(finished[n] for n in arm) / len(arm))
-        about |= set(least_known)
+    finished = [all(map(store.done, cell["evaluations"].values())) for cell in cells]
+    least_known = [min(sides, key=lambda arm: sum(finished[n] for n in arm) / len(arm)) for sides in arms]
+    about = {n for arm in least_known for n in arm}
     now = datetime.now(UTC).isoformat(timespec="seconds")
     counts = {"cells": len(about), "cells_finished": sum(finished[n] for n in about)}
     entry = {"sha256": digest, "declared": now, **counts, "claims": said}

@@ -10,7 +10,7 @@ teacher's cells. A diverged cell counts as 0 in accuracy, and no pair is dropped
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial, reduce
 from typing import Any, NamedTuple
@@ -137,7 +137,7 @@ def covers_of(known: Sequence[Replicates], draws: int) -> str:
 
 
 def gap_closed(
-    arms: Iterable[Arm], draws: Iterable[Arm], metric: Metric, scores_of: Callable[[Arm], Replicates | None]
+    arms: Collection[Arm], draws: Iterable[Arm], metric: Metric, scores_of: Callable[[Arm], Replicates | None]
 ) -> dict[str, float]:
     """Columns `gap_closed`, `_low`, `_high`: (student - base) / (teacher - base) over an arm's draws.
 
@@ -151,7 +151,7 @@ def gap_closed(
     return dict(zip(("gap_closed", "gap_closed_low", "gap_closed_high"), found, strict=True))
 
 
-def _gap(arms: Iterable[Arm], arm: Arm, metric: Metric, scores_of: Callable[[Arm], Replicates | None]) -> Cube | None:
+def _gap(arms: Collection[Arm], arm: Arm, metric: Metric, scores_of: Callable[[Arm], Replicates | None]) -> Cube | None:
     """Student - base and teacher - base of one draw (S, 2, N), the better one above 0."""
     near = [one for one in arms if (one.corpus, one.world_seed) == (arm.corpus, arm.world_seed)]
     bases = [one for one in near if one.role == "base" and one.student == arm.student.partition("[")[0]]

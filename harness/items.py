@@ -6,6 +6,7 @@
 """
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +44,11 @@ def named(items: pd.DataFrame) -> pd.DataFrame:
     )  # a repeated row is an item too
     index = pd.Index(names + " " + again.astype(str), dtype=object, name=ITEM)
     return items.assign(**texts).set_axis(index).sort_index()
+
+
+def named_once(load_items: LoadItems) -> LoadItems:
+    """The same, each file read and its items named once for all that is asked of them."""
+    return cache(lambda path: named(load_items(path)))
 
 
 def values_of(load_items: LoadItems) -> Values:

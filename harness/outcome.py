@@ -11,7 +11,7 @@ Everything is computed from the grid's records and the scores of single items, w
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from harness.claims import Claim, Finding, declared, judge
 from harness.crossover import Crossover
 from harness.curves import curves
 from harness.gains import crossovers
-from harness.items import LoadItems, named, read_items
+from harness.items import LoadItems, named_once, read_items
 from harness.record import SEEDS, records
 from harness.rivals import compared
 from harness.store import Store, write_json, write_text
@@ -53,7 +53,9 @@ class Outcome:
     def of(cls, store: Store, frozen: Mapping[str, Any]) -> "Outcome":
         """Of a grid in a store, by its frozen plan."""
         claims = declared(store, frozen["grid"])
-        return cls(frozen["grid"], records(store, frozen), claims, _cached(read_items), partial(curves, store, frozen))
+        return cls(
+            frozen["grid"], records(store, frozen), claims, named_once(read_items), partial(curves, store, frozen)
+        )
 
     @classmethod
     def read(cls, folder: Path) -> "Outcome":
@@ -65,7 +67,7 @@ class Outcome:
         parts = {str(name): part.drop(columns="of") for name, part in items.groupby("of", observed=True)}
         path = folder / CLAIMS
         claims = json.loads(path.read_text()) if path.is_file() else None
-        return cls(found[0]["grid"] if found else folder.name, found, claims, _cached(parts.__getitem__))
+        return cls(found[0]["grid"] if found else folder.name, found, claims, named_once(parts.__getitem__))
 
     @cached_property
     def results(self) -> pd.DataFrame:
@@ -147,11 +149,6 @@ def _artifacts(record: Mapping[str, Any]) -> dict[str, Any]:
     evaluations = {f"evaluation {name}": Path(path).parent.name for name, path in record["items"].items()}
     model = Path(record["artifact"]).name if record["artifact"] else None
     return {name: record[name] for name in NAMED} | {"model": model, **evaluations}
-
-
-def _cached(load_items: LoadItems) -> LoadItems:
-    """Each file is read, and its items are named, once for all that is asked of them."""
-    return cache(lambda path: named(load_items(path)))
 
 
 def _scores_only(items: pd.DataFrame) -> pd.DataFrame:

@@ -82,22 +82,25 @@ def compared(records: Iterable[Record], metric: Metric, load_items: LoadItems = 
     draws there is nothing: their intervals would speak neither for new seeds nor for new draws. Columns: names, gain,
     low, high, p, df, blocks, covers. An arm that lacks a cell SFT has is left out; the summary has it.
     """
-    values = cache(values_of(load_items))
-    sides: dict[Arm, dict[Arm, dict[int | None, Replicates]]] = {}
-    for arm, cells in by_arm(records).items():
-        found = scores(cells, metric, values) if arm.role == "student" and arm.data_frac is not None else None
-        if found is not None:
+    values, cells = cache(values_of(load_items)), by_arm(records)
+    sides: dict[Arm, dict[Arm, list[Arm]]] = {}
+    for arm in cells:
+        if arm.role == "student" and arm.data_frac is not None:
             everywhere = arm._replace(world_seed=None, teacher_seed=None)
-            sides.setdefault(everywhere.partner, {}).setdefault(everywhere, {})[arm.world_seed] = found
+            sides.setdefault(everywhere.partner, {}).setdefault(everywhere, []).append(arm)
     rows = []
     for sft, arms in sides.items():
-        own = arms.get(sft, {})
-        whole = [arm for arm, draws in arms.items() if _seeds(draws) == _seeds(own)]
-        blocks = _blocks([arms[sft], *(arms[arm] for arm in whole if arm != sft)]) if len(whole) > FEWEST else None
+        if sft not in arms or len(arms) <= FEWEST:
+            continue
+        found = {
+            arm: {one.world_seed: part for one in draws if (part := scores(cells[one], metric, values)) is not None}
+            for arm, draws in arms.items()
+        }
+        others = [arm for arm in arms if arm != sft and _seeds(found[arm]) == _seeds(found[sft])]
+        blocks = _blocks([found[arm] for arm in (sft, *others)]) if len(others) >= FEWEST and found[sft] else None
         if blocks is None:
             continue
         table, strata, covers = blocks
-        others = [arm for arm in whole if arm != sft]
         named = dict(zip(map(str, range(len(others))), table[1:], strict=True))
         for arm, one in zip(others, rivals(table[0], named, strata), strict=True):
             names = {name: getattr(arm, name) for name in ("student", "corpus", "budget", "variant", "data_frac")}

@@ -30,7 +30,7 @@ from harness.arms import (
     why_unpaired,
 )
 from harness.gains import Replicates, estimate, gain, gap_closed, scores
-from harness.items import LoadItems, Values, named, read_items, values_of
+from harness.items import LoadItems, Values, named_once, read_items, values_of
 from harness.stats import holm
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def summary(
     marks the rows a figure shows: the pooled one, else the single draw's. `diverged` cells count as 0 in accuracy,
     `score_survivors` and `gain_survivors` leave them out; `note` says so, and why a gain is absent.
     """
-    load, arms = functools.cache(lambda path: named(load_items(path))), by_arm(records)
+    load, arms = named_once(load_items), by_arm(records)
     wanted = list(metrics or metrics_of(records))
     wanted = [m for m in wanted if sources is None or m.source in sources] or [Metric("", "", "all")]
     rows = [row for metric in wanted for row in _rows(arms, metric, functools.cache(values_of(load)))]

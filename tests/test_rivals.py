@@ -63,6 +63,8 @@ def test_figure_and_page_have_the_intervals_that_hold_together(tmp_path):
         shown = joined.loc[row["data_frac"], row["method"]]
         assert (shown["gain_low"], shown["gain_high"], shown["gain_p_holm"]) == (row["low"], row["high"], row["p"])
     assert len(together) == len(alone) and not np.allclose(together["gain_low"], alone["gain_low"])
+    some = outcome.rivals[outcome.rivals["method"] != "skd"]  # intervals of two kinds are never mixed
+    assert arms_of(outcome.summary, outcome.metric, some)["gain_low"].tolist() == alone["gain_low"].tolist()
     first, _ = forest_figure(outcome.summary, tmp_path / "methods", outcome.metric, outcome.rivals)
     assert first.is_file()
     assert len(rivals_sheet(outcome).rows) == 7
