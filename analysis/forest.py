@@ -108,7 +108,7 @@ def forest_figure(
         box = (wide - 0.25) / width, 1 - 1.5 / height
         axes = [part.add_axes(((aside + wide * number) / width, 0.62 / height, *box)) for number in range(count)]
         forest(shown, axes)
-        part.text(0.12 / width, 1 - 0.28 / height, title(metric), fontsize=12, weight="bold", va="center")
+        part.text(0.12 / width, 1 - 0.28 / height, title(metric, "by method"), fontsize=12, weight="bold", va="center")
         part.text(0.12 / width, 1 - 0.55 / height, subtitle(shown), fontsize=8.5, color=GREY, va="center")
         covers = shown["gain_covers"].iloc[0]
         kind = ("simultaneous 95 % intervals", "") if shown["at_once"].all() else ("95 % intervals", " after Holm")

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 GREY = "#737373"
 
 
-def title(metric: Metric | None) -> str:
+def title(metric: Metric | None, by: str = "by size of the data") -> str:
     """What a figure shows; the source where it is one of several."""
     of = f" ({metric.source})" if metric and metric.source != ALL else ""
-    return f"Distillation against fine-tuning, by size of the data{of}"
+    return f"Distillation against fine-tuning, {by}{of}"
 
 
 def subtitle(rows: pd.DataFrame) -> str:

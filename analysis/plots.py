@@ -42,7 +42,7 @@ def crossover_figure(
     metric: Metric | None = None,
     size: tuple[float, float] = (10.0, 4.6),
 ) -> list[Path]:
-    """Write the crossover figure as `path`.png and `path`.svg, with a row per student, corpus and budget.
+    """Write the crossover figure as `path`.png and `path`.svg, with a row per student, corpus and budget on one scale.
 
     `size` is in inches, of a row; it grows wider where long names need it. Files are the same bytes for the
     same summary. Without any score the figure says so.
@@ -67,6 +67,9 @@ def crossover_figure(
         panel = (width / 2 - 0.75 - aside) / width, 1 - (1 + under) / height
         left = 0.75 / width
         axes = [part.add_axes((left + half, under / height, *panel)) for half in (0, 0.5)]
+        for ax, column in zip(axes, ("score", "gain"), strict=True):
+            ends = students[[column, f"{column}_low", f"{column}_high"]].stack()
+            ax.update_datalim([(1, y) for y in (ends.min(), ends.max()) if np.isfinite(y)], updatex=False)
         crossover(shown, axes[0], axes[1], crossovers)
         part.text(left, 1 - 0.30 / height, title(metric), fontsize=12, weight="bold", va="center")
         part.text(left, 1 - 0.58 / height, subtitle(shown), fontsize=8.5, color=GREY, va="center")

@@ -1,22 +1,28 @@
 """Figures of the study beyond crossover and forest: drawn from invented records, with the same bytes each time."""
 
 import json
+from itertools import combinations
 
+import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from analysis.by_source import gains_by_source, source_figure
 from analysis.costs import pareto_figure
-from analysis.gap import gap_figure
+from analysis.gap import gap, gap_figure, name_teachers
 from analysis.scaling import scaling_figure
 from analysis.settings import along, setting_figure, settings_of
 from analysis.training import training_figure
 from harness.arms import Metric
 from harness.curves import curves
 from harness.scaling import scalings
+from harness.stats import Interval
 from harness.store import Store
 from harness.table import select, summary
-from harness.teacher_gap import gap_lines
+from harness.teacher_gap import GapLine, gap_lines
 from tests.invented_records import DATA_SCALING, grid
 
 ACCURACY = Metric("verified", "accuracy")
@@ -82,6 +88,24 @@ def test_the_teacher_gap_has_a_line_per_fraction_and_a_slope_from_three_teachers
     records, load_items = grid({k: v for k, v in gains.items() if k[1] in two}, seeds=2, size=60, teachers=two)
     lines = gap_lines(records, ACCURACY, load_items)
     assert lines and all(line.slope is None for line in lines) and gap_figure(lines, ACCURACY, tmp_path / "none") == []
+
+
+def test_names_of_teachers_that_are_alike_lie_neither_on_each_other_nor_on_a_bar():
+    scores = np.array([0.30, 0.41, 0.45, 0.48, 0.90])
+    gains = tuple(Interval(g, g - 0.03, g + 0.03, 2.0, 0.01, 0.01, False, False) for g in (0.08, 0.1, 0.11, 0.1, 0.1))
+    names = {"method": "kd", "data_frac": 0.1}
+    line = GapLine(names, tuple(f"teacher_{n}" for n in range(5)), scores, 0.2, gains, None)
+    figure = Figure(figsize=(4.7, 4.2))
+    FigureCanvasAgg(figure)
+    ax = gap(line, figure.add_axes((0.15, 0.15, 0.8, 0.7)))
+    ax.set_ylim(0, 0.25)
+    name_teachers(line, ax)
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in ax.texts]
+    assert len(boxes) == 5 and not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    for lead, gain in zip(scores - 0.2, gains, strict=True):
+        (x, low), (_, high) = ax.transData.transform([(lead, gain.low), (lead, gain.high)])
+        assert not any(box.x0 < x < box.x1 and box.y0 < high and low < box.y1 for box in boxes)
 
 
 def test_scaling_fits_are_of_every_arm_with_three_fractions(main_grid, tmp_path):

@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
@@ -100,6 +101,18 @@ def test_grids_without_a_gain_or_a_score_still_have_a_figure(tmp_path):
     broken = summary([cell("kd", 0.1, 0, status="failed", reason="x")])
     for frame in (only_sft, broken, summary([])):
         assert all(path.stat().st_size > 1000 for path in crossover_figure(frame, tmp_path / "f"))
+
+
+def test_panels_of_several_students_share_their_scales(tmp_path, monkeypatch):
+    frame, _ = small()
+    gains = ["gain", "gain_low", "gain_high"]
+    large = frame.assign(student="large", **{name: frame[name] + 0.4 for name in gains})
+    drawn: list[Figure] = []
+    monkeypatch.setattr("analysis.plots.save", lambda figure, path: drawn.append(figure))
+    crossover_figure(pd.concat([frame, large], ignore_index=True), tmp_path / "f")
+    first, second = (part.axes for part in drawn[0].subfigs)
+    assert [ax.get_ylim() for ax in first] == [pytest.approx(ax.get_ylim()) for ax in second]
+    assert first[1].get_ylim()[1] > 0.4
 
 
 def test_a_line_joins_no_points_between_which_it_was_not_run():
