@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, load_from_disk
 
@@ -185,7 +186,7 @@ def _human_pairs(inputs: Mapping[str, Path]) -> dict[str, list[Pair]]:
     numbers = load_from_disk(inputs["subset"] / "train")["row"]
     table = pq.read_table(inputs["mixture"] / "train.parquet", columns=["messages", "source"])
     pairs: dict[str, list[Pair]] = {}
-    for row in table.take(list(numbers)).to_pylist():
+    for row in table.take(pa.array(list(numbers), pa.int64())).to_pylist():
         spoken = [turn for turn in row["messages"] if turn["role"] != "system"]
         pairs.setdefault(row["source"], []).append((spoken[0]["content"], spoken[1]["content"]))
     return pairs
@@ -194,8 +195,8 @@ def _human_pairs(inputs: Mapping[str, Path]) -> dict[str, list[Pair]]:
 def _prompts(path: Path, numbers: Sequence[int] | None = None) -> list[str]:
     """The first user turn of every row of a Parquet file, or of the rows of these numbers."""
     table = pq.read_table(path, columns=["messages"])
-    if numbers is not None:
-        table = table.take(list(numbers))
+    if numbers is not None:  # a cell of eight rows has none to validate with: its type must be said
+        table = table.take(pa.array(list(numbers), pa.int64()))
     return [next(turn["content"] for turn in row["messages"] if turn["role"] == "user") for row in table.to_pylist()]
 
 

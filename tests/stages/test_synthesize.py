@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -106,6 +107,14 @@ def run(world, tmp_path, name="s", **changes):
 
 def rows_of(folder):
     return [TOKENIZER.decode(ids) for ids in load_from_disk(folder / "synthetic")["input_ids"]]
+
+
+def test_a_cell_too_small_for_validation_rows_has_synthetic_ones(world, tmp_path, monkeypatch):
+    shutil.rmtree(world["subset"] / "validation")
+    save_rows({name: [] for name in ("row", "id", "input_ids", "starts", "ends")}, world["subset"] / "validation")
+    scripted(monkeypatch, ["One" + USER, "Reverse lk." + USER, *["Two" + USER] * 6], ["1" + END] * 8)
+    facts, folder = run(world, tmp_path, synthetic_rows=3)
+    assert facts["counts"]["kept"] == 3 and any("lk." in row for row in rows_of(folder))
 
 
 def test_synthetic_rows_are_new_well_formed_and_never_scored_prompts(world, tmp_path, monkeypatch):
