@@ -68,7 +68,7 @@ def crossover_figure(
         left = 0.75 / width
         axes = [part.add_axes((left + half, under / height, *panel)) for half in (0, 0.5)]
         for ax, column in zip(axes, ("score", "gain"), strict=True):
-            ends = students[[column, f"{column}_low", f"{column}_high"]].stack()
+            ends = rows[[column, f"{column}_low", f"{column}_high"]].stack()
             ax.update_datalim([(1, y) for y in (ends.min(), ends.max()) if np.isfinite(y)], updatex=False)
         crossover(shown, axes[0], axes[1], crossovers)
         part.text(left, 1 - 0.30 / height, title(metric), fontsize=12, weight="bold", va="center")
@@ -269,6 +269,8 @@ def _of_panel(rows: pd.DataFrame, names: Any) -> pd.Series:
     base = (rows["role"] == "base") & (rows["student"] == names[0])
     taught = rows.loc[student, "teacher"].dropna().unique()
     teacher = (rows["role"] == "teacher") & rows["teacher"].isin(taught)
+    own = teacher & (rows["corpus"] == names[1])  # a teacher of the same name on other data is another
+    teacher = own if own.any() else teacher
     # where evaluations differ, a reference model has them as its variant
     alike = rows["variant"].map(lambda variant: set(filter(None, variant.split(", "))) <= set(names[3].split(", ")))
     return student | ((base | teacher) & alike)

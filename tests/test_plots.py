@@ -115,6 +115,17 @@ def test_panels_of_several_students_share_their_scales(tmp_path, monkeypatch):
     assert first[1].get_ylim()[1] > 0.4
 
 
+def test_a_panel_shows_the_teacher_of_its_own_corpus(tmp_path, monkeypatch):
+    frame, _ = small()
+    teacher = frame["role"] == "teacher"
+    other = frame.assign(corpus="clean", score=frame["score"].mask(teacher, 0.875))
+    drawn: list[Figure] = []
+    monkeypatch.setattr("analysis.plots.save", lambda figure, path: drawn.append(figure))
+    crossover_figure(pd.concat([frame, other], ignore_index=True), tmp_path / "f")
+    clean, mini = (texts(part.axes[0]) for part in drawn[0].subfigs)
+    assert "weak teacher 0.88" in clean and "weak teacher 0.88" not in mini
+
+
 def test_a_line_joins_no_points_between_which_it_was_not_run():
     records, load_items = grid({"kd": {0.03: 0.1, 0.1: 0.1, 1.0: 0.0}, "seq_kd": {0.03: 0.1, 1.0: 0.0}}, seeds=2)
     left, right = Figure().subplots(1, 2)

@@ -130,13 +130,15 @@ def scores_sheet(outcome: Outcome) -> Sheet:
 def references_sheet(outcome: Outcome) -> Sheet:
     """Teachers and the untouched base, scored like students."""
     rows = _headline_rows(outcome, "teacher") + _headline_rows(outcome, "base")
-    columns = [Column("evaluation"), Column("model"), Column("name"), Column("data", True), Column("draws", True)]
+    names = [name for name in _varying(rows) if name in ("corpus", "variant")]
+    columns = [Column("evaluation"), Column("model"), Column("name"), *map(Column, names)]
+    columns += [Column("data", True), Column("draws", True)]
     found = []
     for row in rows:
         name = row["teacher"] if row["role"] == "teacher" else row["student"]
-        line = [Entry(evaluation(row)), Entry(row["role"]), entry(name), _fraction(row["data_frac"])]
-        line += [entry(row["draws"], "g"), entry_interval(row, "score"), quantity(row["total_flops"])]
-        found.append([*line, Entry(_note(row))])
+        line = [Entry(evaluation(row)), Entry(row["role"]), entry(name), *(entry(row[name]) for name in names)]
+        line += [_fraction(row["data_frac"]), entry(row["draws"], "g"), entry_interval(row, "score")]
+        found.append([*line, quantity(row["total_flops"]), Entry(_note(row))])
     more = [Column("score [95 %]", True), Column("FLOPs to make", True), Column("note")]
     caption = "Scored by the same evaluations on the same items as the students."
     return dense(Sheet("references", "Teachers and base", [*columns, *more], found, caption))
