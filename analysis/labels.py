@@ -92,29 +92,39 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     return places.tolist()
 
 
-def name_references(ax: "Axes", rows: pd.DataFrame) -> None:
-    """Scores of the base model and the teachers as labelled rules; a curve for one trained at each fraction."""
-    lines = [part.sort_values("data_frac") for _, part in rows.groupby(["role", "teacher"], dropna=False, sort=False)]
-    heights = _points(ax, [part["score"].iloc[0] for part in lines])
-    for part, height, place in zip(lines, heights, spread(heights, 9.5, -1e9, 1e9), strict=True):
-        row = part.iloc[0]
-        name = "base model" if row["role"] == "base" else f"{row['teacher']} teacher"
-        style: dict[str, Any] = {"color": GREY, "linewidth": 0.9, "linestyle": (0, (1, 2)), "zorder": 1}
-        alone = pd.isna(row["data_frac"])
-        if alone:
-            ax.axhline(row["score"], **style)
-        else:
-            ax.plot(part["data_frac"], part["score"], **style)
+def teacher_name(teacher: str) -> str:
+    """What a teacher's own score is called."""
+    return f"{teacher} teacher"
+
+
+def name_references(ax: "Axes", rows: pd.DataFrame) -> list[tuple[Any, ...]]:
+    """Scores of the base model and the teachers as labelled rules; one trained at each fraction is a curve.
+
+    Returns (x, y, name, colour) of the curves' right ends, for `name_ends`.
+    """
+    style: dict[str, Any] = {"color": GREY, "linewidth": 0.9, "linestyle": (0, (1, 2)), "zorder": 1}
+    models = [part.sort_values("data_frac") for _, part in rows.groupby(["role", "teacher"], dropna=False, sort=False)]
+    rules = [part.iloc[0] for part in models if part["data_frac"].isna().all()]
+    heights = _points(ax, [row["score"] for row in rules])
+    for row, height, place in zip(rules, heights, spread(heights, 9.5, -1e9, 1e9), strict=True):
+        name = "base model" if row["role"] == "base" else teacher_name(row["teacher"])
+        ax.axhline(row["score"], **style)
         ax.annotate(
-            f"{name} {row['score']:.2f}" if alone else f"{name}, same rows",
-            (0, row["score"]) if alone else (row["data_frac"], row["score"]),
-            xycoords=("axes fraction", "data") if alone else "data",
+            f"{name} {row['score']:.2f}",
+            (0, row["score"]),
+            xycoords=("axes fraction", "data"),
             xytext=(4, 2 + place - height),
             textcoords="offset points",
             fontsize=7.5,
             color=GREY,
             va="bottom",
         )
+    ends = []
+    for part in (part for part in models if part["data_frac"].notna().any()):
+        ax.plot(part["data_frac"], part["score"], **style)
+        last = part.dropna(subset="data_frac").iloc[-1]
+        ends.append((last["data_frac"], last["score"], teacher_name(last["teacher"]), GREY))
+    return ends
 
 
 def _points(ax: "Axes", heights: Sequence[float]) -> list[float]:

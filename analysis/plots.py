@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.colours import COLOURS, SPARE
-from analysis.labels import GREY, name_ends, name_references, subtitle, title
+from analysis.labels import GREY, name_ends, name_references, subtitle, teacher_name, title
 from harness.arms import Arm, Metric
 from harness.crossover import Crossover
 from harness.stats import LEAST_DRAWS
@@ -55,7 +55,9 @@ def crossover_figure(
     students = rows[(rows["role"] == "student") & rows["score"].notna()] if len(rows) else rows
     panels = list(students.groupby(PANEL, dropna=False).groups) if len(students) else []
     # names stand right of each panel, about 0.072 inch a letter
-    aside = 0.35 + 0.072 * max((len(name) for name in names_of(_lines(students)).values()), default=0) if panels else 0
+    curves = list(rows.loc[(rows["role"] == "teacher") & rows["data_frac"].notna(), "teacher"]) if panels else []
+    named = [*names_of(_lines(students)).values(), *map(teacher_name, curves)] if panels else []
+    aside = 0.35 + 0.072 * max(map(len, named), default=0)
     width, height = max(size[0], 2 * (0.75 + 2.0 + aside)), size[1]
     figure = Figure(figsize=(width, height * max(1, len(panels))), facecolor="white")
     FigureCanvasAgg(figure)
@@ -108,7 +110,7 @@ def score_curves(frame: pd.DataFrame, ax: "Axes") -> "Axes":
     for score in references["score"]:
         ax.update_datalim([(1, score)], updatex=False)
     ax.autoscale_view(scalex=False)
-    name_references(ax, references)
+    ends += name_references(ax, references)
     first = rows.iloc[0]
     lower = "" if first["higher_is_better"] else ", lower is better"
     _dress(ax, "Score", f"{first['eval']} {first['metric']}{lower}")
@@ -123,11 +125,7 @@ def gain_curves(frame: pd.DataFrame, ax: "Axes", crossovers: Mapping[Arm, Crosso
     rows = frame[(frame["role"] == "student") & frame["gain"].notna()]
     lines = _lines(rows)
     higher = bool(frame["higher_is_better"].iloc[0])
-    _dress(
-        ax,
-        "Gain over SFT, same seeds and items",
-        "method minus SFT" + ("" if higher else ", lower is better"),
-    )
+    _dress(ax, "Gain over SFT, same seeds and items", "method minus SFT" + ("" if higher else ", lower is better"))
     if not lines:
         ax.set_axis_off()
         ax.text(
