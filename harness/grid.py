@@ -88,6 +88,7 @@ def show_plan(given: argparse.Namespace) -> None:
     from harness.cluster import Cluster
     from harness.compose import compose
     from harness.estimate import plan_text
+    from harness.ledger import check_gpu_hours
     from harness.plan import Plan
     from harness.preflight import preflight
     from harness.record import freeze
@@ -101,11 +102,14 @@ def show_plan(given: argparse.Namespace) -> None:
         f"{len(composed.cells)} cells asked for, {len(plan.cells)} different, {len(plan.stages)} stages, "
         f"{done} of them in the store"
     )
-    slurm, claims = composed.settings.slurm, composed.settings.claims
-    print(plan_text(plan, store, None if slurm is None else Cluster.of(slurm)))
-    if claims:
+    settings = composed.settings
+    cluster = None if settings.slurm is None else Cluster.of(settings.slurm)
+    print(plan_text(plan, store, cluster))
+    if settings.claims:
         print("claims, without items' variance and before Holm:")
-        print("\n".join(f"  {line}" for line in foresee(claims, freeze(plan, ""))))
+        print("\n".join(f"  {line}" for line in foresee(settings.claims, freeze(plan, ""))))
+    if cluster is not None:
+        check_gpu_hours(plan, store, cluster, settings.grid or settings.experiments or plan.name)
 
 
 def show_status(given: argparse.Namespace) -> None:
@@ -199,7 +203,8 @@ def show_explain(given: argparse.Namespace) -> None:
 
 def show_results(given: argparse.Namespace) -> None:
     """Table, figure and verdict of a grid, from the store alone; with `--by`, its gains by class of item."""
-    from harness.api import Finished, gains
+    from harness.api import gains
+    from harness.finished import Finished
 
     store = _existing(given.store)
     if given.by:

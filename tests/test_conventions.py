@@ -15,12 +15,12 @@ SOURCES = sorted(path for folder in ("harness", "analysis", "hydra_plugins") for
 # Doors may import everything beneath them; each layer only itself and what is below. One noun, one place.
 LAYERS = [
     {"run", "grid", "api", "fresh", "report"},  # doors
-    {"page"},
+    {"page", "finished"},
     {"outcome"},  # what doors show
     {"trials", "retry"},  # conduct
-    {"screen", "ledger"},
+    {"screen"},
     {"compose", "preflight", "execute", "record", "view", "launch", "job", "serve", "attempt", "estimate", "batches"}
-    | {"leader", "follower"},
+    | {"leader", "follower", "ledger"},
     {"status", "plan", "stage", "teaching", "tuning", "evaluations", "deployment"},
     {"stages"},
     {"sweep"},
