@@ -154,6 +154,9 @@ class Cluster:
     """How long before its time limit a job is told to stop and keep what it has."""
     pack_minutes: float = 10
     """Short cells share a job that is expected to take about so long."""
+    gpu_hours: float | None = None
+    """Most GPU-hours for a grid, those it took and those expected of the rest; more is refused before anything is sent.
+    Null: no limit."""
     resources: Sequence[Resources] = field(default_factory=lambda: (Resources(),))
     serve: Serve | None = None
     """How it serves a teacher; null: it does not."""
@@ -163,6 +166,7 @@ class Cluster:
         check_at_least("slurm.restarts", self.restarts, 0)
         check_positive("slurm.notice_seconds", self.notice_seconds)
         check_at_least("slurm.pack_minutes", self.pack_minutes, 0)
+        check_at_least("slurm.gpu_hours", self.gpu_hours, 0)
         if not self.resources:
             raise refuse("slurm.resources", [], "a job needs a rule to say what it asks for", "give at least one")
 

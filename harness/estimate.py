@@ -17,8 +17,7 @@ from harness.cluster import Cluster
 from harness.corpora import Size, corpus_from
 from harness.cost import forward_flops, train_flops
 from harness.identity import canonical
-from harness.plan import Plan
-from harness.stage import Stage
+from harness.stage import Stage, Work
 from harness.store import Store
 
 DEFAULT_FLOPS_PER_SECOND = 2e10
@@ -108,7 +107,7 @@ def measured_speed(store: Store, stages: Iterable[Stage]) -> Mapping[str, float]
     return {kind: statistics.median(found) for kind, found in speeds.items()}
 
 
-def plan_rows(plan: Plan, store: Store, cluster: Cluster | None = None) -> list[dict[str, Any]]:
+def plan_rows(plan: Work, store: Store, cluster: Cluster | None = None) -> list[dict[str, Any]]:
     """One row per kind of stage: how many, how many are done, and what the rest is expected to cost.
 
     GPU-hours are those of `cluster`, by the speed that its rules state; 0 without one.
@@ -136,7 +135,7 @@ def plan_rows(plan: Plan, store: Store, cluster: Cluster | None = None) -> list[
     return list(rows.values())
 
 
-def plan_text(plan: Plan, store: Store, cluster: Cluster | None = None) -> str:
+def plan_text(plan: Work, store: Store, cluster: Cluster | None = None) -> str:
     """The rows of `plan_rows` as a table, with their sum; on a cluster in GPU-hours, else in minutes of one worker."""
     rows = plan_rows(plan, store, cluster)
     total = {name: sum(row[name] for row in rows) for name in rows[0] if name != "kind"} | {"kind": "to make"}

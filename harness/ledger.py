@@ -10,8 +10,12 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from harness.checks import refuse
+from harness.cluster import Cluster
+from harness.estimate import plan_rows
 from harness.launch.jobs import accounts
 from harness.launch.notes import arrays_of
+from harness.stage import Work
 from harness.store import Store
 
 HOUR = 3600.0
@@ -48,6 +52,22 @@ def ledger(store: Store, frozen: Mapping[str, Any]) -> tuple[str, pd.DataFrame]:
     table = table.groupby("work", sort=False).sum()
     table.loc["all"] = table.sum()
     return source, table.astype({"tries": int})
+
+
+def check_gpu_hours(work: Work, store: Store, cluster: Cluster, grid: str) -> None:
+    """Raise SettingsError where what a grid took and what its rest is expected to take exceed `slurm.gpu_hours`."""
+    if cluster.gpu_hours is None:
+        return
+    _, took = ledger(store, {"grid": grid, "stages": {stage.key: {"kind": stage.kind} for stage in work.stages}})
+    spent = took["GPU hours"]["all"]
+    expected = sum(row["gpu_hours"] for row in plan_rows(work, store, cluster))
+    if spent + expected > cluster.gpu_hours:
+        raise refuse(
+            "slurm.gpu_hours",
+            cluster.gpu_hours,
+            f"{grid} took {spent:,.1f} GPU-hours so far and its rest is expected to take {expected:,.1f} more",
+            "run the command again with a higher slurm.gpu_hours (null: no limit), or ask for fewer cells",
+        )
 
 
 def _billed(store: Store, grid: str) -> Iterator[Try]:

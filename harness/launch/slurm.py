@@ -24,6 +24,7 @@ from harness.launch.notes import Notes, read_notes, write_sent
 from harness.launch.queue import Queue
 from harness.launch.servers import Server, pointed, take_servers
 from harness.launch.snapshot import publish_code
+from harness.ledger import check_gpu_hours
 from harness.machine import Machine
 from harness.stage import TOGETHER, Again, Stage, Work
 from harness.status import MENDABLE, StageState, stage_state
@@ -73,6 +74,7 @@ def submit(
     Stages that failed are left alone, with all that needs them, unless they are to be tried `again`.
     """
     queue = Queue.look()
+    check_gpu_hours(work, store, cluster, grid)
     notes = Notes(store, queue)
     failed: dict[str, StageState] = {}
     jobs = own_jobs(work, store.done)
