@@ -220,6 +220,17 @@ def collate(rows: Sequence[Row], pad_id: int) -> dict[str, "torch.Tensor"]:
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
+def dealt_by_length(groups: Sequence[Sequence[Row]]) -> list[list[Row]]:
+    """The rows of one optimizer step in micro-batches of the same sizes, longest first, those of like length together.
+
+    Less padding to compute, and the same sum over the step's tokens. A single micro-batch is left in its order.
+    """
+    if len(groups) == 1:
+        return [list(groups[0])]
+    rows = iter(sorted((row for group in groups for row in group), key=lambda row: -len(row.input_ids)))
+    return [[next(rows) for _ in group] for group in groups]
+
+
 def longest_first(
     waiting: Iterable[Item], length: Callable[[Item], int], most_rows: int, new_tokens: int = 0
 ) -> Iterator[list[Item]]:

@@ -42,7 +42,7 @@ from harness.machine import Machine
 from harness.models import count_frozen, count_parameters
 from harness.objectives import Objective, objective_for, trained_together
 from harness.recipe import TrainStage
-from harness.sequences import IGNORED, Row, Rows, collate
+from harness.sequences import IGNORED, Row, Rows, collate, dealt_by_length
 from harness.sharding import shard, shards
 from harness.signals import TeacherSignal
 from harness.texts import StepText, Texts, Validation, texts_for
@@ -179,7 +179,7 @@ class Trainer(Resumable):
         self.objective.diagnoses = step == 1 or step % 10 == 0
         groups = [group for _, group in zip(range(num_batches), epoch_iterator, strict=False)]
         text = self.texts.rows(self.state.global_step, groups)
-        batches = [collate(group, self.pad_id) for group in text.groups]
+        batches = [collate(group, self.pad_id) for group in dealt_by_length(text.groups)]
         items = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
         read = sum(len(row.input_ids) for group in text.groups for row in group)
         counts = torch.tensor([items, read, text.student_read, text.generated, text.teacher_read])

@@ -10,6 +10,7 @@ from harness.sequences import (
     Rows,
     answered,
     collate,
+    dealt_by_length,
     mixed_visits,
     of_like_length,
     prompt_of,
@@ -108,6 +109,16 @@ def test_every_assistant_turn_can_be_the_prompt_of_a_visit():
 def test_generated_text_is_scored_on_the_answer_alone():
     row = answered([1, 2, 3], [4, 5])
     assert (row.input_ids.tolist(), row.starts, row.ends) == ([1, 2, 3, 4, 5], [3], [5])
+
+
+def test_micro_batches_of_a_step_hold_rows_of_like_length_the_longest_first():
+    lengths = [[5, 90, 7], [80, 6], [4, 70, 8]]
+    groups = [[Row(np.full(size, size, np.int32), [1], [size]) for size in group] for group in lengths]
+    dealt = dealt_by_length(groups)
+    assert [[len(row.input_ids) for row in group] for group in dealt] == [[90, 80, 70], [8, 7], [6, 5, 4]]
+    padded = [sum(collate(group, 0)["input_ids"].numel() for group in found) for found in (groups, dealt)]
+    assert padded == [270 + 160 + 210, 270 + 16 + 18]
+    assert dealt_by_length(groups[:1]) == [groups[0]]  # one micro-batch keeps its order, and so its bits
 
 
 def test_rows_of_like_length_are_the_same_visits_with_less_padding():
