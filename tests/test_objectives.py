@@ -173,7 +173,7 @@ def test_logits_that_are_not_scored_change_nothing(chunk):
     found, gradients, _ = measured(data=data, chunk=chunk)
     other, others, _ = measured(data=padded, chunk=chunk)
     assert other.sum.item() == pytest.approx(found.sum.item(), rel=1e-6)
-    torch.testing.assert_close(others, gradients, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(others, gradients, rtol=1e-4, atol=1e-5)
 
     model = tiny_llama()
     unscored = data["labels"][:, 1:] == -100
