@@ -32,17 +32,16 @@ def decision_sheet(found: Sequence[Decision]) -> Sheet:
     names = _varying([one.__dict__ for one in found])
     shared = shared_changes(found)
     columns = [Column(name) for name in names]
-    columns += [Column("teacher"), Column("data", True), Column("choice"), Column("method")]
+    columns += [Column("teacher"), Column("data", True), Column("choice")]
     columns += [Column("gain over SFT [95 %]", True), Column("p (Holm)", True)]
-    columns += [Column(f"{unit} per {POINT:g} gained", True) for unit in ("extra FLOPs", "extra seconds")]
+    columns += [Column(f"extra FLOPs per {POINT:g} gained", True)]
     rows = []
     for one in found:
         mark = "good" if one.choice == DISTIL else "bad" if one.why == WORSE else ""
         row = [Entry(str(getattr(one, name))) for name in names]
         row += [Entry(one.teacher), _fraction(one.data_frac)]
-        row += [Entry(one.choice if one.choice == DISTIL else f"{one.choice}: {one.why}", None, mark)]
-        row += [Entry(_method(one)), entry_interval(one.__dict__ | _gain(one), "gain"), p_value(one.p_holm)]
-        row += [_per_point(one, unit) for unit in ("flops", "seconds")]
+        row += [Entry(_choice(one), None, mark)]
+        row += [entry_interval(one.__dict__ | _gain(one), "gain"), p_value(one.p_holm), _per_point(one, "flops")]
         rows.append([*row, Entry(" ".join(text for text in one.would_change() if text not in shared))])
     caption = (
         f"Distil where the gain over SFT is better than zero after Holm over all {found[0].comparisons} comparisons of "
@@ -60,7 +59,8 @@ def price_sheet(found: Sequence[Decision]) -> Sheet:
     """What SFT and the method of each decision cost, with the teacher's share and its making."""
     names = _varying([one.__dict__ for one in found])
     columns = [*(Column(name) for name in names), Column("teacher"), Column("data", True), Column("method")]
-    parts = ("SFT", "method", "of it teaching", "with teacher's making", f"per {POINT:g} gained, making included")
+    extra = f"extra per {POINT:g} gained"
+    parts = ("SFT", "method", "of it teaching", extra, "with teacher's making", f"{extra}, making included")
     for unit in ("FLOPs", "seconds"):
         columns += [Column(f"{unit}: {part}", True) for part in parts]
     rows = []
@@ -68,8 +68,8 @@ def price_sheet(found: Sequence[Decision]) -> Sheet:
         row = [Entry(str(getattr(one, name))) for name in names]
         row += [Entry(one.teacher), _fraction(one.data_frac), Entry(one.method)]
         for price, unit in ((one.flops, "flops"), (one.seconds, "seconds")):
-            row += [quantity(value) for value in (price.sft, price.distil, price.teacher, price.with_making)]
-            row += [_per_point(one, unit, making=True)]
+            row += [quantity(value) for value in (price.sft, price.distil, price.teacher)]
+            row += [_per_point(one, unit), quantity(price.with_making), _per_point(one, unit, making=True)]
         rows.append(row)
     caption = (
         "Means over finished cells. Method: training and the teacher's share, labels and caches charged whole to the "
@@ -86,13 +86,13 @@ def shared_changes(found: Sequence[Decision]) -> list[str]:
 
 def claims_sheet(findings: Sequence[Finding], grids: Sequence[str] = ()) -> Sheet:
     """Each claim with its verdict; `grids` names each one's grid where several are on one page."""
-    columns = [Column("grid")] * bool(grids) + [Column("claim"), Column("what must hold"), Column("verdict")]
+    columns = [Column("grid")] * bool(grids) + [Column("verdict"), Column("claim"), Column("what must hold")]
     columns += [Column("estimate [95 %]", True), Column("p (Holm)", True), Column("draws x seeds", True)]
     rows = []
     for number, one in enumerate(findings):
         row = [Entry(grids[number])] if grids else []
-        row += [Entry(one.claim.says or one.claim.name), Entry(_must_hold(one.claim))]
         row += [Entry(one.verdict, None, CLAIM_MARKS.get(one.verdict, ""))]
+        row += [Entry(one.claim.says or one.claim.name), Entry(_must_hold(one.claim))]
         numbers = {"gain": one.estimate, "gain_low": one.low, "gain_high": one.high}
         row += [entry_interval(numbers, "gain"), p_value(one.p_holm)]
         rows.append([*row, Entry(f"{one.draws} x {one.seeds}" if one.draws else "", float(one.draws * one.seeds))])
@@ -259,9 +259,10 @@ def _fraction(value: Any) -> Entry:
     return Entry("") if value is None or pd.isna(value) else Entry(percent(value), float(value))
 
 
-def _method(one: Decision) -> str:
-    more = one.compared - 1
-    return one.method + (f" (best of {one.compared})" if more > 0 else "")
+def _choice(one: Decision) -> str:
+    """The choice with its method, or with the one that was not enough and why."""
+    method = one.method + (f" (best of {one.compared})" if one.compared > 1 else "")
+    return f"{one.choice} with {method}" if one.choice == DISTIL else f"{one.choice}; {method}: {one.why}"
 
 
 def _gain(one: Decision) -> dict[str, float]:
