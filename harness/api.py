@@ -179,7 +179,7 @@ def _settled(
     """
     settings, chosen, trials = composed.settings, {}, None
     if settings.tune:
-        tuned, trials = tune_grid(composed.cells, Tune.of(settings.tune), _wanted_name(settings, planned), store, make)
+        tuned, trials = tune_grid(composed.cells, Tune.of(settings.tune), wanted_name(settings, planned), store, make)
         plans = [plan_cell(one.cell) for one in tuned]
         planned = Plan.union(plans)
         chosen = {plan.fingerprint: one for plan, one in zip(plans, tuned, strict=True)}
@@ -199,13 +199,14 @@ def _records_and_exposures(name: str, store: str) -> "tuple[list[dict[str, Any]]
     return records(opened, frozen), Exposures(opened, frozen)
 
 
-def _wanted_name(settings: Settings, planned: Plan) -> str:
+def wanted_name(settings: Settings, planned: Plan) -> str:
+    """The grid's name: as asked, else the experiment's slug, else a hash of its cells."""
     return settings.grid or settings.experiments or planned.name
 
 
 def _name(settings: Settings, planned: Plan, store: Store) -> str:
-    """The grid's name: as asked, else the experiment's slug, else a hash; a name keeps its cells for good."""
-    name = _wanted_name(settings, planned)
+    """The wanted name, or where that keeps other cells, one beside it; a name keeps its cells for good."""
+    name = wanted_name(settings, planned)
     path = store.grid_folder(name) / "plan.json"
     if not path.is_file():
         return name

@@ -84,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def show_plan(given: argparse.Namespace) -> None:
     """Cells, unique stages, what the store already has, and the expected cost of the rest."""
+    from harness.api import wanted_name
     from harness.claims import foresee
     from harness.cluster import Cluster
     from harness.compose import compose
@@ -109,7 +110,7 @@ def show_plan(given: argparse.Namespace) -> None:
         print("claims, without items' variance and before Holm:")
         print("\n".join(f"  {line}" for line in foresee(settings.claims, freeze(plan, ""))))
     if cluster is not None:
-        check_gpu_hours(plan, store, cluster, settings.grid or settings.experiments or plan.name)
+        check_gpu_hours(plan, store, cluster, wanted_name(settings, plan))
 
 
 def show_status(given: argparse.Namespace) -> None:
