@@ -115,9 +115,10 @@ def test_a_fit_is_the_loop_written_out(tmp_path, objective, turns):
     report, model = train(tmp_path, objective, batches, rows=rows)
     losses, expected, _ = by_hand(batches, rows, objective.divergence)
     assert (report.first_loss, report.last_loss) == pytest.approx((losses[0], losses[-1]), rel=1e-4)
-    # as one vector: where a gradient is rounding alone, AdamW moves single weights by a step either way, on some CPUs
-    off, moved = (parameters(expected) - parameters(other) for other in (model, tiny_llama()))
-    assert off.norm() < 0.01 * moved.norm()
+    # all but a few: where a gradient is rounding alone, AdamW moves a weight by a step either way, on some CPUs
+    near = torch.isclose(parameters(model), parameters(expected), rtol=1e-3, atol=1e-5)
+    assert (~near).sum() <= 3
+    torch.testing.assert_close(parameters(model), parameters(expected), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("objective", [TrainStage(), FORWARD, STUDENT])
