@@ -95,15 +95,14 @@ def show_plan(given: argparse.Namespace) -> None:
     from harness.record import freeze
 
     composed = compose(given.overrides)
-    plan = Plan.of(composed.cells)
+    settings, plan = composed.settings, Plan.of(composed.cells)
     preflight(plan)
-    store = Store(Path(given.store or composed.settings.store).absolute())  # looked at, never made
+    store = Store(Path(given.store or settings.store).absolute())  # looked at, never made
     done = sum(store.done(stage.key) for stage in plan.stages)
     print(
         f"{len(composed.cells)} cells asked for, {len(plan.cells)} different, {len(plan.stages)} stages, "
         f"{done} of them in the store"
     )
-    settings = composed.settings
     cluster = None if settings.slurm is None else Cluster.of(settings.slurm)
     print(plan_text(plan, store, cluster))
     if settings.claims:
