@@ -6,6 +6,7 @@ import pytest
 
 from harness.checks import SettingsError
 from harness.compose import compose
+from harness.identity import fingerprint
 from harness.methods import method_names
 from harness.plan import Plan, plan_cell
 from harness.record import freeze
@@ -182,6 +183,21 @@ def test_an_upgrade_does_not_rename_history(arguments):
     (cell,) = cells(*arguments.split())
     plan = plan_cell(cell)
     assert [plan.train[-1].fingerprint, plan.fingerprint] == GOLDEN[arguments]
+
+
+# The fingerprint of the sorted fingerprints of all stages of a grid, as commit 92bf051 planned it.
+GOLDEN_GRIDS = {
+    "data_frac=0.01,0.1,1.0 method=sft,kd": (36, "c34cd9d994d4fe1c77d168562b174d09dcd3174ee29cb79d42b435574fa5d6a8"),
+    "experiments=data_scaling": (580, "c37df29a9ff0f070d2d66fd9925a9eee9fddfc185f02ccbb8e965aafae43a5e6"),
+    "experiments=two_stage": (290, "8368cd8e8b16aeb4eeca6d46697555f3d471edb0210b339c36672718ee9ee3e6"),
+    "experiments=cross_family": (406, "fe946f7e2d100e59f727f3af8c850b71fd350223cae5b2d4651a735853489e80"),
+}
+
+
+@pytest.mark.parametrize("arguments", list(GOLDEN_GRIDS))
+def test_every_stage_of_a_grid_keeps_its_address(arguments):
+    stages = Plan.of(cells(*arguments.split())).stages
+    assert (len(stages), fingerprint(sorted(stage.fingerprint for stage in stages))) == GOLDEN_GRIDS[arguments]
 
 
 def test_a_larger_fraction_adds_blocks_of_labels_and_repeats_none():
