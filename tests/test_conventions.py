@@ -12,126 +12,51 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(path for folder in ("harness", "analysis", "hydra_plugins") for path in (ROOT / folder).rglob("*.py"))
 
-# Doors may import everything beneath them; each layer only itself and what is below. One noun, one place.
-LAYERS = [
-    {"run", "grid", "api", "fresh", "report"},  # doors
-    {"page", "finished"},
-    {"outcome"},  # what doors show
-    {"trials", "retry"},  # conduct
-    {"screen"},
-    {"compose", "preflight", "execute", "record", "view", "launch", "job", "serve", "attempt", "estimate", "batches"}
-    | {"leader", "follower", "ledger"},
-    {"status", "plan", "stage", "teaching", "tuning", "evaluations", "deployment"},
-    {"stages"},
-    {"sweep"},
-    {"overview"},
-    {"table", "breakdown", "verdict", "gains", "items", "exposure", "arms", "crossover", "stats"}  # reading
-    | {"contamination", "receipt", "origins", "model_card", "comparison", "claims", "decision", "scaling", "rivals"}
-    | {"teacher_gap", "power", "curves"},
-    {"synthetic"},
-    {"suite", "own_server"},
-    {"suite_tasks"},
-    {"evals"},
-    {"suite_model"},
-    {"trainers", "checkpoints", "fit_report", "arguments"},  # field
-    {"texts", "objectives", "in_context", "likelihood"},
-    {"interleaved", "hidden", "cross", "cached_teacher"},
-    {"hidden_states", "caches", "kept"},
-    {"adaptive", "generate", "signals", "spending", "teachers", "alignment", "agreement", "chunks", "controls"},
-    {"divergences", "heads", "sequences", "kv_cache"},
-    {"chat", "models", "adapters", "sharding"},
-    {"model_files", "corpora", "methods", "world", "served", "overlap"},
-    {"similarity"},
-    {"shards", "serving"},
-    {"tracked"},
-    {"config", "store", "provenance", "cluster", "rendezvous", "members"},  # ground
-    {"signal_kinds", "scoring", "machine"},
-    {"cards"},
-    {"recipe"},
-    {"sandbox", "code_answers", "math_answers", "instructions", "licences"},
-    {"checks", "identity", "registry", "cost", "track", "preemption", "processes", "endpoint", "sampling", "sandboxed"},
-]
 LIGHT = [
-    "config",
-    "identity",
-    "plan",
-    "teaching",
-    "store",
-    "status",
-    "record",
-    "table",
-    "stats",
-    "claims",
-    "outcome",
-    "verdict",
-    "decision",
-    "report",
-    "receipt",
-    "breakdown",
-    "exposure",
-    "contamination",
-    "overlap",
-    "cost",
-    "compose",
-    "estimate",
-    "preflight",
-    "signal_kinds",
-    "scoring",
-    "cards",
-    "evaluations",
-    "execute",
-    "tracked",
-    "grid",
-    "api",
-    "tuning",
-    "trials",
-    "sandbox",
-    "code_answers",
-    "math_answers",
-    "instructions",
+    "harness.config",
+    "harness.identity",
+    "harness.plan",
+    "harness.teaching",
+    "harness.store",
+    "harness.status",
+    "harness.record",
+    "harness.table",
+    "harness.stats",
+    "harness.claims",
+    "harness.outcome",
+    "harness.verdict",
+    "harness.decision",
+    "harness.report",
+    "harness.receipt",
+    "harness.breakdown",
+    "harness.exposure",
+    "harness.contamination",
+    "harness.overlap",
+    "harness.cost",
+    "harness.compose",
+    "harness.estimate",
+    "harness.preflight",
+    "harness.signal_kinds",
+    "harness.scoring",
+    "harness.cards",
+    "harness.evaluations",
+    "harness.execute",
+    "harness.tracked",
+    "harness.grid",
+    "harness.api",
+    "harness.tuning",
+    "harness.trials",
+    "harness.sandbox",
+    "harness.code_answers",
+    "harness.math_answers",
+    "harness.instructions",
 ]
-
-
-def layer_of(module: str) -> int:
-    noun = module.split(".")[1]
-    return next(index for index, layer in enumerate(LAYERS) if noun in layer)
-
-
-def imports_of(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module)
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
-
-
-def modules():
-    for path in sorted((ROOT / "harness").rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        if (len(parts) > 1 and parts[-1] != "__init__") or len(parts) > 2:
-            yield ".".join(part for part in parts if part != "__init__"), path
-
-
-@pytest.mark.parametrize(("module", "path"), list(modules()), ids=lambda value: value if isinstance(value, str) else "")
-def test_imports_point_down(module, path):
-    mine = layer_of(module)
-    for imported in imports_of(path):
-        parts = imported.split(".")
-        if (
-            parts[0] == "harness"
-            and len(parts) > 1
-            and (ROOT / "harness" / parts[1]).exists() | (ROOT / "harness" / f"{parts[1]}.py").exists()
-        ):
-            assert layer_of(imported) >= mine, f"{module} imports {imported}, which lies above it"
 
 
 @pytest.mark.parametrize("name", LIGHT)
 def test_planning_and_reading_import_no_heavy_library(name):
     heavy = ("torch", "transformers", "datasets", "trl")
-    code = f"import sys, harness.{name}; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, {name}; print([m for m in {heavy} if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
     assert answer.stdout.strip() == "[]", answer.stderr + answer.stdout
 
@@ -150,9 +75,8 @@ print([m for m in ("torch", "transformers", "datasets", "trl") if m in sys.modul
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_file_is_short_and_says_what_lives_in_it(path):
+def test_a_file_says_what_lives_in_it(path):
     text = path.read_text()
-    assert text.count("\n") <= 300, "which two nouns live in it?"
     assert not text.strip() or ast.get_docstring(ast.parse(text)), "no docstring at the top"
 
 
