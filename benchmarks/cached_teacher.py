@@ -26,15 +26,15 @@ import torch
 from datasets import Dataset, load_from_disk
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness import track
 from harness.cached_teacher import CachedTeacher
-from harness.config import Budget
+from harness.config.budget import Budget
+from harness.config.machine import Machine
+from harness.config.recipe import TrainStage
+from harness.config.teacher_signal import Signal
 from harness.divergences import scored_positions
-from harness.machine import Machine
 from harness.models import count_parameters, load_model, save_model
-from harness.recipe import TrainStage
+from harness.runtime import progress
 from harness.sequences import Rows, collate, visits
-from harness.signal_kinds import Signal
 from harness.signals import LiveTeacher, logits_at
 from harness.stages.cache import _batches, make_cache
 from harness.stages.teach import make_labels
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    track.MIN_SECONDS_BETWEEN_REPORTS = 0.0  # every step is timed
+    progress.MIN_SECONDS_BETWEEN_REPORTS = 0.0  # every step is timed
     tokenizer = load_mini_tokenizer()
     tokenizer.add_tokens([f"<t{number}>" for number in range(options.vocabulary - len(tokenizer))])
     student, teacher = _llama(tokenizer, 256, 6), _llama(tokenizer, 512, 7)
@@ -167,7 +167,7 @@ def _step_seconds(
 ) -> list[float]:
     """CPU seconds of each step but the first: a step is reported before its optimizer moves."""
     at: list[float] = []
-    with track.listen(lambda _: at.append(time.process_time())):
+    with progress.listen(lambda _: at.append(time.process_time())):
         fit(
             model,
             tokenizer,

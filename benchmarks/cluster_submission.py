@@ -17,16 +17,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.cluster import Cluster
 from harness.compose import compose
+from harness.config.cluster import Cluster
+from harness.config.machine import Machine
 from harness.launch.notes import arrays_of
 from harness.launch.queue import Queue
 from harness.launch.slurm import submit
-from harness.machine import Machine
 from harness.plan import Plan
 from harness.record import freeze, keep_plan
 from harness.screen import Look
-from harness.store import Store
+from harness.store.store import Store
 
 DEV_CLUSTER = Path(__file__).parents[1] / "slurm" / "dev_cluster"
 

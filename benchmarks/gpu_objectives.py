@@ -36,20 +36,20 @@ from llama_shapes import STUDENT, TEACHER, TINY_STUDENT, TINY_TEACHER, forward_f
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from harness import track
 from harness.cached_teacher import CachedTeacher, hashes_of
 from harness.caches import ROWS_PER_SHARD, shard_batch, write_cache
-from harness.checks import refuse
-from harness.config import Budget
+from harness.config.budget import Budget
+from harness.config.checks import refuse
+from harness.config.machine import Machine
+from harness.config.recipe import TrainStage
+from harness.config.teacher_signal import Signal
 from harness.fit_report import FitReport
-from harness.machine import Machine
 from harness.models import count_parameters
-from harness.recipe import TrainStage
+from harness.runtime import progress
 from harness.sequences import Rows
-from harness.shards import Shards
-from harness.signal_kinds import Signal
 from harness.signals import LiveTeacher
 from harness.stages.cache import read
+from harness.store.partial_output import Shards
 from harness.trainers import fit
 
 ARMS = {
@@ -100,7 +100,7 @@ def main() -> None:
         scale = Scale(TINY_STUDENT, TINY_TEACHER, options.length or 32, options.new_tokens or 8, "cpu")
     else:
         scale = Scale(STUDENT, TEACHER, options.length or 4096, options.new_tokens or 512, "cuda")
-    track.MIN_SECONDS_BETWEEN_REPORTS = 0.0  # every step is timed
+    progress.MIN_SECONDS_BETWEEN_REPORTS = 0.0  # every step is timed
     with tempfile.TemporaryDirectory() as folder:
         arms = _measure(options, scale, peak, Path(folder))
     found = {
@@ -175,7 +175,7 @@ def _arm(
 ) -> dict[str, Any]:
     student = _llama(scale.student, scale.device, torch.float32)
     at: list[float] = []
-    with track.listen(lambda _: at.append(time.perf_counter())):  # a step's loss was read, so the device is done
+    with progress.listen(lambda _: at.append(time.perf_counter())):  # a step's loss was read, so the device is done
         report = fit(
             student,
             tokenizer,

@@ -99,8 +99,8 @@ def _measure(options: argparse.Namespace) -> dict[str, float]:
 
 
 def _ours(student: Any, teacher: Any, batch: dict[str, torch.Tensor], options: argparse.Namespace) -> Any:
+    from harness.config.recipe import TrainStage
     from harness.objectives import Distributions
-    from harness.recipe import TrainStage
     from harness.signals import LiveTeacher
 
     signal = LiveTeacher.__new__(LiveTeacher)  # a teacher without the tokenizers it would check

@@ -27,10 +27,10 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from harness.config import Budget
-from harness.machine import Machine
+from harness.config.budget import Budget
+from harness.config.machine import Machine
+from harness.config.recipe import TrainStage
 from harness.models import count_parameters, load_model, load_tokenizer
-from harness.recipe import TrainStage
 from harness.sequences import Rows, collate, visits
 from harness.trainers import fit
 

@@ -15,9 +15,9 @@ from trl.experimental.gkd import GKDConfig, GKDTrainer
 from trl_work import Work
 
 from harness.chat import render_many
-from harness.config import Budget
-from harness.machine import Machine
-from harness.recipe import TrainStage
+from harness.config.budget import Budget
+from harness.config.machine import Machine
+from harness.config.recipe import TrainStage
 from harness.signals import LiveTeacher
 from harness.trainers import fit
 

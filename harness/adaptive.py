@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.processes import process_count, process_rank
+from harness.runtime.processes import process_count, process_rank
 from harness.sequences import Row
 
 CHECKS = 10

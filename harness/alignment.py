@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.chat import end_of_turn_id
-from harness.checks import refuse
+from harness.config.checks import refuse
 from harness.sequences import Row
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from harness.checks import refuse
 from harness.claims import declare
-from harness.cluster import Cluster
 from harness.compose import Composed, compose
-from harness.config import Cell, Settings
+from harness.config.cell import Cell, Settings
+from harness.config.checks import refuse
+from harness.config.cluster import Cluster
 from harness.estimate import plan_text
 from harness.execute import execute
 from harness.finished import Finished
@@ -27,8 +27,8 @@ from harness.plan import Plan, plan_cell
 from harness.preflight import preflight
 from harness.record import freeze, frozen_plan, keep_plan, records
 from harness.stage import Again
-from harness.status import StageState, stage_state
-from harness.store import Store, write_json
+from harness.store.status import StageState, stage_state
+from harness.store.store import Store, write_json
 from harness.trials import tune_grid
 from harness.tuning import Tune
 from harness.view import view_of
@@ -58,7 +58,7 @@ def plan(cells: Iterable[Cell]) -> Plan:
 
 
 def run(cells: Sequence[Cell], store: str = "outputs", **settings: Any) -> Finished:
-    """Make what the store lacks of the cells; `settings` as in harness.config.Settings (`retry=True`, ...)."""
+    """Make what the store lacks of the cells; `settings` as in harness.config.cell.Settings (`retry=True`, ...)."""
     own = Settings(method=None, corpus=None, store=store, **settings)
     return run_grid(Composed(tuple(cells), own))
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from trl import SFTConfig
 
-from harness.checks import refuse
-from harness.config import Budget
-from harness.machine import Machine
+from harness.config.budget import Budget
+from harness.config.checks import refuse
+from harness.config.machine import Machine
+from harness.config.recipe import TrainStage
 from harness.models import device_of
-from harness.processes import equal_part, process_count
-from harness.recipe import TrainStage
+from harness.runtime.processes import equal_part, process_count
 from harness.sharding import shards
 
 

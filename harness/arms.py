@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from harness.checks import SettingsError
+from harness.config.checks import SettingsError
 from harness.evals import ALL
 
 Record = Mapping[str, Any]

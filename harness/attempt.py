@@ -17,13 +17,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from harness import preemption, track, tracked
-from harness.checks import SettingsError
+from harness import tracked
+from harness.config.checks import SettingsError
+from harness.config.machine import Machine
 from harness.endpoint import ServerError
-from harness.machine import Machine
-from harness.processes import ProcessError, process_count, slurm_job, threads, visible_gpus
-from harness.provenance import provenance
-from harness.store import Claim, Store, write_json
+from harness.runtime import preemption
+from harness.runtime import progress as track
+from harness.runtime.processes import ProcessError, process_count, slurm_job, threads, visible_gpus
+from harness.runtime.provenance import provenance
+from harness.store.store import Claim, Store, write_json
 
 HEARTBEAT_SECONDS = 15.0
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
-from harness.cluster import Cluster, Resources
+from harness.config.cluster import Cluster, Resources
 from harness.estimate import stage_seconds
 from harness.launch.servers import Server, server_of
 from harness.stage import TOGETHER, Stage, Work

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from harness.arms import Arm, Metric, Record, by_arm, metrics_of, name_diverged, seeds_of, why_unpaired
-from harness.checks import check_choice
+from harness.config.checks import check_choice
 from harness.exposure import EXPOSURES, SEEN_BY, Exposures
 from harness.gains import estimate, gain, scores
 from harness.items import LoadItems, Part, Values, read_items, scored, values_of

@@ -18,14 +18,14 @@ import torch
 
 from harness.caches import Shard, batch_hashes, kept_from, read_meta
 from harness.chat import render
-from harness.checks import SettingsError, refuse
+from harness.config.checks import SettingsError, refuse
+from harness.config.teacher_signal import Signal
 from harness.corpora._files import file_sha256
-from harness.identity import differences, fingerprint
 from harness.kept import Kept
 from harness.model_files import SERVER, WEIGHTS, local_folder, read_pointer
 from harness.models import tokenizer_hash
-from harness.signal_kinds import Signal
 from harness.signals import PROBE
+from harness.store.fingerprint import differences, fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

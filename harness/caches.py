@@ -28,11 +28,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from harness.checks import refuse
+from harness.config.checks import refuse
 from harness.kept import Kept
 from harness.sequences import IGNORED
-from harness.shards import read_batch
-from harness.store import write_json
+from harness.store.partial_output import read_batch
+from harness.store.store import write_json
 
 ROWS_PER_SHARD = 512
 FORMAT = 1

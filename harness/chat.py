@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
-from harness.checks import refuse
+from harness.config.checks import refuse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

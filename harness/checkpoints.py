@@ -35,12 +35,12 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 from trl import SFTTrainer
 
-from harness import preemption, track
 from harness.fit_report import FitReport
 from harness.objectives import Objective
-from harness.processes import process_rank
+from harness.runtime import preemption, progress
+from harness.runtime.processes import process_rank
 from harness.sharding import is_sharded, part_of, whole
-from harness.store import STALE_SECONDS, age_of, fsync, fsync_tree
+from harness.store.store import STALE_SECONDS, age_of, fsync, fsync_tree
 from harness.texts import Texts
 
 KEPT = 2  # the newest, and the one before in case a disk returns less than it took
@@ -199,7 +199,7 @@ class Resumable(SFTTrainer):
         earlier = (folder / "log.jsonl").read_text()
         self.jsonl.write(earlier)
         for line in earlier.splitlines():
-            track.log(json.loads(line))
+            progress.log(json.loads(line))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

@@ -24,12 +24,12 @@ import numpy as np
 from scipy.special import stdtr
 
 from harness.arms import Arm, Metric, Record, by_arm
-from harness.checks import check_known, check_positive, refuse
+from harness.config.checks import check_known, check_positive, refuse
 from harness.gains import Replicates, covers_of, cube_of, gain, over_draws
 from harness.items import LoadItems, read_items, values_of
 from harness.power import detectable, equivalence_power
 from harness.stats import LEAST_DRAWS, Interval, holm
-from harness.store import Store, write_json
+from harness.store.store import Store, write_json
 
 COLUMNS = ("method", "teacher", "student", "corpus", "budget", "data_frac")
 ALPHA = 0.05

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from math import comb
 from typing import Any
 
-from harness.checks import refuse
+from harness.config.checks import refuse
 
 FENCE = re.compile(r" {0,3}(`{3,}|~{3,})\s*([\w+-]*)[^`]*$")
 

@@ -24,9 +24,9 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.checks import SettingsError, check_choice, refuse
-from harness.cluster import DEFAULTS
-from harness.config import Cell, Settings
+from harness.config.cell import Cell, Settings
+from harness.config.checks import SettingsError, check_choice, refuse
+from harness.config.cluster import DEFAULTS
 from harness.corpora import corpus_names, load_corpus
 from harness.methods import load_method, method_names
 from harness.sweep import first_value, in_draws, points_of

@@ -27,7 +27,7 @@ from harness.corpora import load_corpus
 from harness.evals import ALL
 from harness.items import item_values, read_items
 from harness.overlap import HELDOUT
-from harness.store import Store
+from harness.store.store import Store
 
 ROWS = ("student_rows", "synthetic_rows", "in_context_rows", "teacher_rows")
 NOTEWORTHY = 0.02

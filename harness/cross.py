@@ -26,11 +26,11 @@ import torch
 from torch.nn import functional
 
 from harness.alignment import Coverage, align, coverage, num_scored, spelling
-from harness.checks import refuse
+from harness.config.checks import refuse
+from harness.config.recipe import TrainStage
 from harness.divergences import Divergence, scored_positions, scored_tokens
 from harness.heads import logits_at
 from harness.models import count_parameters
-from harness.recipe import TrainStage
 from harness.sequences import IGNORED, Row, Rows, collate, draw_seed
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from harness.checks import refuse
+from harness.config.checks import refuse
 from harness.stats import Array, Curve, curve
 
 LEAST_FRACTIONS = 5

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.store import Store
+from harness.store.store import Store
 
 LOG = "log.jsonl"
 NAMES = ("method", "teacher", "student", "corpus", "budget", "data_frac", "seed", "world_seed")

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.config import QUANTISATIONS, Cell
+from harness.config.cell import Cell
+from harness.config.model import QUANTISATIONS
 from harness.evaluations import evaluate_stages
 from harness.stage import Stage
 from harness.teaching import quantise_stage

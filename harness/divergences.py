@@ -26,7 +26,7 @@ from functools import partial
 import torch
 from torch.nn import functional
 
-from harness.recipe import TrainStage
+from harness.config.recipe import TrainStage
 from harness.sequences import IGNORED
 
 

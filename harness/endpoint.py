@@ -17,7 +17,7 @@ from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
-from harness.checks import SettingsError, refuse
+from harness.config.checks import SettingsError, refuse
 
 FIELD = "teacher.path"
 BY_SLURM = "slurm"

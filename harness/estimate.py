@@ -13,12 +13,12 @@ from functools import cache
 from typing import Any
 
 from harness.adaptive import CHECKS
-from harness.cluster import Cluster
+from harness.config.cluster import Cluster
 from harness.corpora import Size, corpus_from
 from harness.cost import forward_flops, train_flops
-from harness.identity import canonical
 from harness.stage import Stage, Work
-from harness.store import Store
+from harness.store.fingerprint import canonical
+from harness.store.store import Store
 
 DEFAULT_FLOPS_PER_SECOND = 2e10
 OVERHEAD_SECONDS = 2.0

@@ -12,12 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 from harness.cards import card_names, data_files, load_card
-from harness.config import Cell
+from harness.config.cell import Cell
+from harness.config.evaluation import Evals
 from harness.corpora._files import file_sha256
-from harness.identity import fingerprint
 from harness.overlap import SHARE, SIZE
-from harness.scoring import Evals
 from harness.stage import Stage
+from harness.store.fingerprint import fingerprint
 
 
 def evaluate_stages(cell: Cell, model: Stage, mixture: Stage) -> dict[str, Stage]:

@@ -12,16 +12,16 @@ from types import MappingProxyType
 from typing import Protocol
 
 from harness.attempt import Outcome
-from harness.checks import SettingsError
-from harness.config import Settings
+from harness.config.cell import Settings
+from harness.config.checks import SettingsError
+from harness.config.machine import Machine
 from harness.estimate import stage_seconds
 from harness.launch.inline import Inline
 from harness.launch.local import Pool
-from harness.machine import Machine
+from harness.runtime.progress import Progress
 from harness.stage import MAKERS, Again, Stage, Work
-from harness.status import MENDABLE, StageState, stage_state
-from harness.store import Store
-from harness.track import Progress
+from harness.store.status import MENDABLE, StageState, stage_state
+from harness.store.store import Store
 from harness.tracked import asked
 
 BUSY_RETRY_SECONDS = 2.0

@@ -37,10 +37,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from harness.checks import refuse
+from harness.config.checks import refuse
 from harness.contamination import ROWS, Contamination, Training, keys, row_numbers, teacher_of, training_of
 from harness.corpora import load_corpus
-from harness.store import Store
+from harness.store.store import Store
 from harness.world.lines import facts_told
 
 EXPOSURES = ("student", "teacher", "neither", "unknown")

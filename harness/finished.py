@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.store import Store, write_text
+from harness.store.store import Store, write_text
 
 if TYPE_CHECKING:
     import pandas as pd

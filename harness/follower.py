@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from harness import preemption
 from harness.attempt import note_death
 from harness.members import Member, together
 from harness.rendezvous import GRACE_SECONDS, Problem, call, exit_now, word
-from harness.store import Claim, Store
+from harness.runtime import preemption
+from harness.store.store import Claim, Store
 
 Follow = Callable[[str], Problem | None]
 """Make the stage of a key beside the leader; returns what went wrong."""

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.checks import SettingsError, refuse
-from harness.config import Cell
-from harness.machine import Machine
+from harness.config.cell import Cell
+from harness.config.checks import SettingsError, refuse
+from harness.config.machine import Machine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

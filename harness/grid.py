@@ -27,13 +27,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.checks import SettingsError, refuse
-from harness.identity import differences
+from harness.config.checks import SettingsError, refuse
 from harness.launch.notes import arrays_of, log_files, read_note, read_sent
 from harness.launch.queue import Queue, ask
 from harness.record import frozen_plan, grid_names
 from harness.screen import Look, headline, screen
-from harness.store import Store
+from harness.store.fingerprint import differences
+from harness.store.store import Store
 
 CANCELLED_AT_ONCE = 500
 LOG_LINES = 40
@@ -86,8 +86,8 @@ def show_plan(given: argparse.Namespace) -> None:
     """Cells, unique stages, what the store already has, and the expected cost of the rest."""
     from harness.api import wanted_name
     from harness.claims import foresee
-    from harness.cluster import Cluster
     from harness.compose import compose
+    from harness.config.cluster import Cluster
     from harness.estimate import plan_text
     from harness.ledger import check_gpu_hours
     from harness.plan import Plan

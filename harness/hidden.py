@@ -31,7 +31,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from harness.checks import refuse
+from harness.config.checks import refuse
+from harness.config.recipe import TrainStage
 from harness.divergences import Divergence, cross_entropy, forward_kl, scored_positions, scored_tokens
 from harness.heads import logits_at
 from harness.hidden_states import (
@@ -44,7 +45,6 @@ from harness.hidden_states import (
     relative_error,
     uniform_map,
 )
-from harness.recipe import TrainStage
 from harness.sequences import draw_seed
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from harness.checks import refuse
+from harness.config.checks import refuse
 
 RELATION_ELEMENTS = 2**25
 """Elements (rows x heads x queries x keys) of relations made at once; where there are more, heads take turns and

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from harness.chat import end_of_turn_id
+from harness.config.recipe import TrainStage
 from harness.generate import choose, context_of, evaluating, padded_left, row_uniforms
 from harness.kv_cache import with_room
-from harness.recipe import TrainStage
 from harness.sequences import draw_seed
 
 if TYPE_CHECKING:

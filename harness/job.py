@@ -20,16 +20,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness import preemption
 from harness.attempt import Outcome, alone, attempt, follow, note_failure
+from harness.config.machine import Machine
 from harness.follower import Follower
 from harness.leader import Leader
-from harness.machine import Machine
 from harness.members import own_member
-from harness.processes import slurm_job
+from harness.runtime import preemption
+from harness.runtime.processes import slurm_job
 from harness.stage import MAKERS, TOGETHER
-from harness.status import STUCK_AFTER, stuck
-from harness.store import Store
+from harness.store.status import STUCK_AFTER, stuck
+from harness.store.store import Store
 
 BUSY_SECONDS = 5.0
 REQUEUE_SECONDS = 60.0

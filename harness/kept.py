@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from harness.config.recipe import TrainStage
+from harness.config.teacher_signal import Signal, check_signal
 from harness.divergences import Divergence
-from harness.recipe import TrainStage
-from harness.signal_kinds import Signal, check_signal
 
 LEAST_TAIL = 2.0**-23
 """Mass that log-probabilities of 32 bits can still tell from none when what they leave of 1 is taken."""

@@ -17,9 +17,9 @@ from typing import Any
 
 from harness.attempt import failure_class, note_death, one_line
 from harness.members import Member, together
-from harness.processes import ProcessError
-from harness.rendezvous import GRACE_SECONDS, JOIN_SECONDS, Line, Problem, exit_now, free_port, listen, word
-from harness.store import Claim, Store
+from harness.rendezvous import GRACE_SECONDS, JOIN_SECONDS, Line, Problem, exit_now, listen, word
+from harness.runtime.processes import ProcessError, free_port
+from harness.store.store import Claim, Store
 
 
 class Leader:

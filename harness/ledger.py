@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from harness.checks import refuse
-from harness.cluster import Cluster
+from harness.config.checks import refuse
+from harness.config.cluster import Cluster
 from harness.estimate import plan_rows
 from harness.launch.jobs import accounts
 from harness.launch.notes import arrays_of
 from harness.stage import Work
-from harness.store import Store
+from harness.store.store import Store
 
 HOUR = 3600.0
 

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
+from harness.config.recipe import TrainStage
 from harness.divergences import scored_positions
 from harness.generate import evaluating
 from harness.objectives import objective_for
-from harness.recipe import TrainStage
 from harness.sequences import Row, Rows, collate
 from harness.teachers import ServedTeacher
 

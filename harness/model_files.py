@@ -17,8 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness.checks import check_choice, refuse
-from harness.config import Model, Teacher
+from harness.config.checks import check_choice, refuse
+from harness.config.model import Model, Teacher
 
 POINTER = "model.json"  # in an artifact: {"path": folder or hub id, "revision": hub revision or null}
 SERVER = "server.json"  # in an artifact: the model is behind a server; see `teachers.server_page`

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.chat import end_of_turn_id, render
-from harness.checks import refuse
-from harness.identity import fingerprint
-from harness.machine import Machine
+from harness.config.checks import refuse
+from harness.config.machine import Machine
 from harness.model_files import SERVER, read_pointer, tokenizer_json_fingerprint
-from harness.processes import local_rank, process_count
+from harness.runtime.processes import local_rank, process_count
+from harness.store.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -20,15 +20,15 @@ import torch
 
 from harness.agreement import agreement, end_of_turn_mass
 from harness.chunks import in_chunks, positions_at_once
+from harness.config.recipe import CROSS, HIDDEN, SHARP, TrainStage
+from harness.config.teacher_signal import check_signal
 from harness.controls import giver
 from harness.cross import AcrossTokenizers, CrossTeacher
 from harness.divergences import Divergence, compare, scored_positions, scored_tokens
 from harness.heads import agrees, logits_at, logits_from, states_at
 from harness.hidden import Features, Relations
 from harness.kept import KeptTeacher, compare_kept
-from harness.recipe import CROSS, HIDDEN, SHARP, TrainStage
 from harness.sharding import is_sharded
-from harness.signal_kinds import check_signal
 from harness.signals import LiveTeacher
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import Any
 from harness.corpora.tulu3 import REPOSITORY
 from harness.licences import flag_of
 from harness.model_files import HUB_ID, local_folder, read_pointer
-from harness.store import Store
+from harness.store.store import Store
 
 WRITTEN = {"labels": "answers", "cache": "rows", "synthetic": "kept"}
 """What a teacher leaves for a training stage to read, by role of input, and the count that says how much."""

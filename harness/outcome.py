@@ -18,15 +18,15 @@ from typing import Any
 import pandas as pd
 
 from harness.arms import Arm, Metric
-from harness.checks import refuse
 from harness.claims import Claim, Finding, declared, judge
+from harness.config.checks import refuse
 from harness.crossover import Crossover
 from harness.curves import curves
 from harness.gains import crossovers
 from harness.items import LoadItems, named_once, read_items
 from harness.record import SEEDS, records
 from harness.rivals import compared
-from harness.store import Store, write_json, write_text
+from harness.store.store import Store, write_json, write_text
 from harness.table import headline, summary, tidy
 from harness.tracked import tell_grid
 from harness.verdict import verdict

@@ -15,10 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness.checks import SettingsError, refuse
+from harness.config.checks import SettingsError, refuse
 from harness.endpoint import Endpoint
-from harness.processes import end_group
-from harness.rendezvous import free_port
+from harness.runtime.processes import end_group, free_port
 from harness.served import CompletionsServer
 from harness.serving import answers
 

@@ -11,15 +11,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from harness.checks import refuse
-from harness.config import Cell, Student
+from harness.config.cell import Cell
+from harness.config.checks import refuse
+from harness.config.model import Student
+from harness.config.recipe import CROSS, TrainStage
+from harness.config.teacher_signal import check_signal
 from harness.deployment import Deployment, deployments
 from harness.evaluations import dropped_by, evaluate_stages, fingerprint_of, overlap_stage
-from harness.identity import fingerprint
 from harness.methods import method_name
-from harness.recipe import CROSS, TrainStage
-from harness.signal_kinds import check_signal
 from harness.stage import Stage
+from harness.store.fingerprint import fingerprint
 from harness.teaching import (
     base_stage,
     cache_stages,

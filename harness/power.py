@@ -14,7 +14,7 @@ from scipy.optimize import brentq
 from scipy.special import ndtr, stdtrit
 from scipy.stats import chi2, nct
 
-from harness.checks import check_at_least, check_positive
+from harness.config.checks import check_at_least, check_positive
 
 POINTS = 2001
 

@@ -9,18 +9,18 @@ from collections.abc import Iterable
 from typing import Any
 
 from harness.cards import card_names, load_card
-from harness.checks import refuse
-from harness.config import QUANTISATIONS, Model, Student, Teacher
+from harness.config.checks import refuse
+from harness.config.evaluation import Evals
+from harness.config.machine import Machine
+from harness.config.model import QUANTISATIONS, Model, Student, Teacher
+from harness.config.teacher_signal import check_served
 from harness.corpora import corpus_from
 from harness.endpoint import BY_SLURM
 from harness.evals import eval_names
-from harness.machine import Machine
 from harness.methods import method_name
 from harness.model_files import check_model, tokenizer_fingerprint
 from harness.plan import CellPlan, Plan
-from harness.processes import visible_gpus
-from harness.scoring import Evals
-from harness.signal_kinds import check_served
+from harness.runtime.processes import visible_gpus
 
 
 def preflight(plan: Plan, machine: Machine | None = None) -> None:

@@ -22,13 +22,13 @@ import pandas as pd
 
 from harness.arms import Arm, Metric, Record, by_arm, metrics_of, name_diverged, seeds_of, why_unpaired
 from harness.comparison import Comparison
-from harness.config import FORMATS
+from harness.config.evaluation import FORMATS
 from harness.evals import ALL
 from harness.items import LoadItems, read_items
 from harness.licences import judge
 from harness.model_card import card_text
 from harness.origins import Origins
-from harness.store import Store, write_json, write_text
+from harness.store.store import Store, write_json, write_text
 from harness.table import headline
 
 VERSION = 1

@@ -15,18 +15,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from harness.checks import refuse
-from harness.config import Cell
+from harness.config.cell import Cell
+from harness.config.checks import refuse
 from harness.corpora import corpus_name
 from harness.cost import cell_cost
 from harness.deployment import Deployment
 from harness.evaluations import fingerprint_of
-from harness.identity import plain
 from harness.methods import method_name
 from harness.plan import CellPlan, Plan
 from harness.stage import Stage
-from harness.status import cell_state, stage_state
-from harness.store import Store, write_json
+from harness.store.fingerprint import plain
+from harness.store.status import cell_state, stage_state
+from harness.store.store import Store, write_json
 from harness.tuning import DRAWS, Tuned
 from harness.tuning import SEEDS as CELL_SEEDS
 

@@ -90,12 +90,6 @@ def call(member: Member, known: str) -> Line:
     raise TimeoutError(f"the first process did not answer on {member.address} within {JOIN_SECONDS:g} s")
 
 
-def free_port() -> int:
-    """A port of this machine that nobody listens at now."""
-    with socket.create_server(("", 0)) as server:
-        return server.getsockname()[1]
-
-
 def exit_now(reason: str, code: int) -> None:
     print(f"harness: {reason}", flush=True)
     os._exit(code)

@@ -13,12 +13,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.checks import SettingsError, refuse
+from harness.config.checks import SettingsError, refuse
 from harness.outcome import RECORDS, Outcome
 from harness.page import html, markdown
 from harness.page.chapter import Chapter, chapter, slug
 from harness.record import frozen_plan
-from harness.store import Store, write_text
+from harness.store.store import Store, write_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,19 +13,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from harness.checks import refuse
-from harness.cluster import Cluster
-from harness.config import Settings
+from harness.config.cell import Settings
+from harness.config.checks import refuse
+from harness.config.cluster import Cluster
+from harness.config.machine import Machine
 from harness.execute import View, execute
 from harness.launch.jobs import latest
 from harness.launch.notes import read_submission
-from harness.machine import Machine
-from harness.processes import equal_part
 from harness.record import Part, targets_of, thaw
+from harness.runtime.processes import equal_part
 from harness.screen import Look
 from harness.stage import Again, Stage
-from harness.status import StageState
-from harness.store import Store
+from harness.store.status import StageState
+from harness.store.store import Store
 
 MORE_MEMORY = 1.5
 

@@ -23,7 +23,7 @@ from scipy.special import ndtr, roots_hermitenorm, roots_legendre
 from scipy.stats import chi2
 
 from harness.arms import Arm, Metric, Record, by_arm
-from harness.checks import refuse
+from harness.config.checks import refuse
 from harness.gains import Replicates, cube_of, scores
 from harness.items import LoadItems, read_items, values_of
 from harness.stats import LEAST_DRAWS, Array, curve

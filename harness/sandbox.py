@@ -30,8 +30,8 @@ from functools import cache
 from pathlib import Path
 
 from harness import sandboxed
-from harness.checks import check_at_least, refuse
-from harness.processes import available_cores
+from harness.config.checks import check_at_least, refuse
+from harness.runtime.processes import available_cores
 
 CLOCK_PER_PROCESSOR = 3  # so that a busy machine does not fail a quick program
 START_SECONDS = 60

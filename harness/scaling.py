@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
 from harness.arms import Arm, Metric, Record, by_arm
-from harness.checks import refuse
+from harness.config.checks import refuse
 from harness.gains import Replicates, cube_of, over_draws, scores
 from harness.items import LoadItems, read_items, values_of
 from harness.stats import Array, Curve

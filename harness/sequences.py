@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from harness.config import Budget
+from harness.config.budget import Budget
 
 if TYPE_CHECKING:
     import torch

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from harness.checks import refuse
+from harness.config.checks import refuse
 from harness.endpoint import Endpoint
 
 PROBE_TOKENS = 16

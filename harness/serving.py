@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness import preemption
-from harness.checks import SettingsError, refuse
+from harness.config.checks import SettingsError, refuse
 from harness.endpoint import BY_SLURM, FIELD, Endpoint, ServerError
-from harness.store import Store, write_json
+from harness.runtime import preemption
+from harness.store.store import Store, write_json
 
 LOOK_SECONDS = 2.0
 ANSWER_SECONDS = 10.0

@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from harness.checks import refuse
-from harness.machine import Machine
-from harness.processes import process_count, process_rank
+from harness.config.checks import refuse
+from harness.config.machine import Machine
+from harness.runtime.processes import process_count, process_rank
 
 
 def shards(machine: Machine) -> bool:

@@ -11,10 +11,10 @@ warning tells.
 
 from dataclasses import dataclass
 
-from harness.checks import refuse
-from harness.config import Budget
+from harness.config.budget import Budget
+from harness.config.checks import refuse
+from harness.config.recipe import TrainStage
 from harness.cost import forward_flops, train_flops
-from harness.recipe import TrainStage
 
 OFF = 0.1
 """Share of the budget by which spending may differ from it before a warning says so."""

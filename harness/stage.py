@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
-from harness.checks import refuse
-from harness.identity import SHORT, fingerprint, plain
+from harness.config.checks import refuse
 from harness.model_files import parameters_of
+from harness.store.fingerprint import SHORT, fingerprint, plain
 
 # Each kind of stage: the function that makes it and its version. Bump a version when its numbers change.
 MAKERS: dict[str, tuple[str, int]] = {

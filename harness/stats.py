@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtr, stdtrit  # t distribution; scipy.stats costs two seconds to import
 
-from harness.checks import refuse
+from harness.config.checks import refuse
 
 Array = NDArray[np.float64]
 LEAST_DRAWS = 5

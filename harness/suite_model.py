@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from lm_eval.api.model import TemplateLM
 
-from harness import track
 from harness.chat import end_of_turn_id
 from harness.divergences import scored_positions, scored_tokens
 from harness.generate import context_of, evaluating, generate
 from harness.heads import logits_at
+from harness.runtime import progress
 from harness.sequences import Row, collate, longest_first
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class SuiteModel(TemplateLM):
                 for (index, prompt, draw, ids), answer in zip(batch, answers, strict=True):
                     texts[index] = self._text((prompt, draw), ids, answer, told["stop"])
                 done += len(batch)
-                track.report(done, total, note="answers")
+                progress.report(done, total, note="answers")
         return texts
 
     def _text(self, name: tuple[str, int], prompt: list[int], answer: list[int], stop: Sequence[str]) -> str:
@@ -189,7 +189,7 @@ class SuiteModel(TemplateLM):
                         chosen = own.gather(-1, after[:, None]).double().sum().item()
                         found[index] = chosen, bool((own.argmax(-1) == after).all())
                 done += len(batch)
-                track.report(done, len(alike), note="choices")
+                progress.report(done, len(alike), note="choices")
         return found
 
     def _logits(self, batch: list[tuple[tuple[int, ...], list[int]]], requests: list[Any]) -> Iterator[torch.Tensor]:

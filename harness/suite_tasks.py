@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.cards import LM_EVAL, Card, load_card
-from harness.checks import refuse
+from harness.config.checks import refuse
 from harness.corpora._files import file_sha256
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-from harness.checks import check_at_least, refuse
+from harness.config.checks import check_at_least, refuse
 
 
 def points_of(swept: Sequence[Override], sweep: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from harness.arms import Arm, Metric, Record, by_arm
-from harness.checks import refuse
+from harness.config.checks import refuse
 from harness.gains import Replicates, gain, scores
 from harness.items import LoadItems, Values, read_items, values_of
 from harness.stats import Array, Interval, seeds_and_items

@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from harness.checks import refuse
-from harness.config import Budget, Cell, Lesson, Model, Teacher
+from harness.config.budget import Budget
+from harness.config.cell import Cell
+from harness.config.checks import refuse
+from harness.config.model import Lesson, Model, Teacher
+from harness.config.recipe import TrainStage
 from harness.corpora import corpus_from, corpus_name
 from harness.evaluations import dropped_by
 from harness.model_files import model_identity
-from harness.recipe import TrainStage
 from harness.stage import Stage
 
 EDGES = (

@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness.identity import SHORT, fingerprint
-from harness.store import Store
+from harness.store.fingerprint import SHORT, fingerprint
+from harness.store.store import Store
 
 MODES = {"wandb": "offline", "wandb_online": "online"}
 PROJECT = "harness"
@@ -30,7 +30,7 @@ TABLE_ROWS = 10_000
 
 
 class Run:
-    """One run, opened at its first line; `track` as in harness.config.Settings."""
+    """One run, opened at its first line; `track` as in harness.config.cell.Settings."""
 
     def __init__(self, root: Path, track: str, run_id: str, name: str, group: str, kind: str) -> None:
         """`root` is the store's folder; the run's files come to lie in its folder `wandb`."""

@@ -28,23 +28,23 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTConfig
 
-from harness import preemption, track
 from harness.arguments import learning_rate_share, trainer_arguments
 from harness.chat import end_of_turn_id
 from harness.checkpoints import Checkpoints, Resumable
-from harness.config import Budget
+from harness.config.budget import Budget
+from harness.config.machine import Machine
+from harness.config.recipe import TrainStage
 from harness.controls import unigram_logprobs
 from harness.cost import forward_flops, train_flops
 from harness.fit_report import FitReport, find_warnings
-from harness.identity import fingerprint
 from harness.likelihood import mean_nll
-from harness.machine import Machine
 from harness.models import count_frozen, count_parameters
 from harness.objectives import Objective, objective_for, trained_together
-from harness.recipe import TrainStage
+from harness.runtime import preemption, progress
 from harness.sequences import IGNORED, Row, Rows, collate, dealt_by_length
 from harness.sharding import shard, shards
 from harness.signals import TeacherSignal
+from harness.store.fingerprint import fingerprint
 from harness.texts import StepText, Texts, Validation, texts_for
 
 
@@ -262,8 +262,8 @@ class Trainer(Resumable):
             **self.report.diagnose(sums, self._items, given=given),
         }
         self.jsonl.write(json.dumps(line) + "\n")
-        track.log(line)
-        track.report(step, self.state.max_steps, loss)
+        progress.log(line)
+        progress.report(step, self.state.max_steps, loss)
 
     def _finished_sums(self) -> dict[str, float]:
         """The step's loss and its diagnostics' sums, over all micro-batches and processes, so that every process

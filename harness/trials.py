@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from harness.config import Cell
-from harness.identity import plain
+from harness.config.cell import Cell
 from harness.plan import CellPlan, Plan, plan_cell
 from harness.record import freeze, keep_plan
-from harness.status import StageState
-from harness.store import Store
+from harness.store.fingerprint import plain
+from harness.store.status import StageState
+from harness.store.store import Store
 from harness.tuning import Search, Tune, Tuned, search, tuned_cells
 
 

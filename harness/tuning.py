@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
-from harness.checks import SettingsError, check_at_least, check_known, refuse
-from harness.config import Cell
+from harness.config.cell import Cell
+from harness.config.checks import SettingsError, check_at_least, check_known, refuse
 from harness.corpora import corpus_name
-from harness.identity import canonical
 from harness.methods import method_name
+from harness.store.fingerprint import canonical
 
 SEEDS = ("seed", "data_seed", "train_seed")
 DRAWS = ("world_seed", "teacher_seed")

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, TextIO
 
+from harness.runtime.progress import Progress
 from harness.stage import Stage
-from harness.status import StageState
-from harness.track import Progress
+from harness.store.status import StageState
 
 PLAIN_SECONDS_BETWEEN_LINES = 15.0
 FINAL = ("done", "failed", "blocked")

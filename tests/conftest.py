@@ -6,7 +6,7 @@ from multiprocessing import forkserver
 
 import pytest
 
-from harness import preemption
+from harness.runtime import preemption
 
 for name, value in {
     "HF_HUB_OFFLINE": "1",

@@ -14,8 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import torch
 
-from harness.config import Teacher
-from harness.machine import Machine
+from harness.config.machine import Machine
+from harness.config.model import Teacher
 from harness.model_files import model_identity
 from harness.stages.base import make_base
 

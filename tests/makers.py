@@ -5,8 +5,8 @@ import os
 import signal
 import time
 
-from harness import track
-from harness.checks import SettingsError
+from harness.config.checks import SettingsError
+from harness.runtime import progress
 
 
 class OutOfMemoryError(RuntimeError):
@@ -26,7 +26,7 @@ def make(settings, inputs, out, machine):
         os.kill(os.getpid(), signal.SIGKILL)
     if do == "wait":
         for step in range(600):
-            track.report(step, 600, loss=1.0)
+            progress.report(step, 600, loss=1.0)
             time.sleep(0.1)
     (out / "made.json").write_text(json.dumps({"settings": settings.get("number"), "inputs": sorted(inputs)}))
     return {"cost": {"trained_tokens": 1, "flops": 1.0}}

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from harness.adapters import merged, with_adapters
-from harness.checks import SettingsError
-from harness.config import Student
+from harness.config.checks import SettingsError
+from harness.config.model import Student
+from harness.config.recipe import TrainStage
 from harness.generate import generate
 from harness.models import load_model
 from harness.plan import lora_of
-from harness.recipe import TrainStage
 from harness.sequences import Rows
 from harness.stages.train import make_train
 from harness.trainers import mean_nll

@@ -6,9 +6,9 @@ from dataclasses import asdict
 import pytest
 
 from harness.batches import batches, own_jobs
-from harness.checks import SettingsError
-from harness.cluster import Cluster
 from harness.compose import compose
+from harness.config.checks import SettingsError
+from harness.config.cluster import Cluster
 from harness.plan import Plan
 
 ANY = {"name": "test", "resources": [{"cpus": 2, "memory_gb": 4}]}

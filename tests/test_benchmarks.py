@@ -20,7 +20,7 @@ def scripts(monkeypatch):
 
 def run(script, monkeypatch, capsys, *arguments):
     monkeypatch.setattr("sys.argv", [script.__name__, *arguments])
-    monkeypatch.setattr("harness.track.MIN_SECONDS_BETWEEN_REPORTS", 0.0)
+    monkeypatch.setattr("harness.runtime.progress.MIN_SECONDS_BETWEEN_REPORTS", 0.0)
     script.main()
     return json.loads(capsys.readouterr().out)
 

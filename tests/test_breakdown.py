@@ -7,7 +7,7 @@ from rich.console import Console
 
 from harness.arms import Metric
 from harness.breakdown import breakdown, render
-from harness.checks import SettingsError
+from harness.config.checks import SettingsError
 from harness.gains import estimate, gain
 from harness.table import summary
 from tests.invented_records import cell, grid, items

@@ -10,14 +10,14 @@ import torch
 from datasets import Dataset
 
 from harness.cached_teacher import CachedTeacher
-from harness.checks import SettingsError
-from harness.config import Budget
-from harness.machine import Machine
+from harness.config.budget import Budget
+from harness.config.checks import SettingsError
+from harness.config.machine import Machine
+from harness.config.recipe import TrainStage
+from harness.config.teacher_signal import Signal
 from harness.models import load_model
 from harness.objectives import KeptDistributions, objective_for
-from harness.recipe import TrainStage
 from harness.sequences import Rows, collate, visits
-from harness.signal_kinds import Signal
 from harness.signals import LiveTeacher
 from harness.stages.cache import make_cache
 from harness.trainers import fit

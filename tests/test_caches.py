@@ -6,10 +6,10 @@ import torch
 
 from harness import caches
 from harness.caches import Shard, batch_hashes, kept_from, read_meta, shard_batch, stored_row, verify, write_cache
-from harness.checks import SettingsError
+from harness.config.checks import SettingsError
 from harness.kept import Kept, sampled_of, top_k_of
 from harness.sequences import Row, collate
-from harness.shards import _write
+from harness.store.partial_output import _write
 
 VERSIONS = {"torch": "2"}
 

@@ -14,7 +14,7 @@ from harness.chat import (
     render_prompts,
     set_template,
 )
-from harness.checks import SettingsError
+from harness.config.checks import SettingsError
 from tests.doubles import byte_ids, byte_tokenizer, special_id
 
 USER, ASSISTANT, END = special_id("<|user|>"), special_id("<|assistant|>"), special_id("<|end|>")

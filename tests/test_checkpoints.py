@@ -9,13 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness import preemption, track
 from harness.checkpoints import random_state, set_random_state
-from harness.config import Budget
+from harness.config.budget import Budget
+from harness.config.machine import Machine
+from harness.config.recipe import TrainStage
 from harness.divergences import Divergence
-from harness.machine import Machine
 from harness.objectives import Distributions
-from harness.recipe import TrainStage
+from harness.runtime import preemption
+from harness.runtime import progress as track
 from harness.sequences import visits
 from harness.texts import Given
 from tests import test_cross as cross

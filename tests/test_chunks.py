@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from harness.chunks import in_chunks
+from harness.config.recipe import SHARP, TrainStage
 from harness.divergences import Divergence, compare
-from harness.recipe import SHARP, TrainStage
 
 POSITIONS, WIDTH, VOCABULARY = 11, 6, 13
 TOKENS = torch.arange(POSITIONS)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from harness.arms import Metric
-from harness.checks import SettingsError
 from harness.claims import Claim, declare, declared, foresee, judge, when_declared
-from harness.store import Store
+from harness.config.checks import SettingsError
+from harness.store.store import Store
 from tests.invented_records import grid
 
 ACCURACY = Metric("verified", "accuracy")

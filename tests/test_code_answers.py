@@ -4,8 +4,8 @@ from itertools import combinations
 
 import pytest
 
-from harness.checks import SettingsError
 from harness.code_answers import blocks, code_of, humaneval_program, mbpp_program, pass_at_k
+from harness.config.checks import SettingsError
 from harness.sandbox import run, run_many
 from tests.real import benchmark
 

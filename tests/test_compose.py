@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from harness.checks import SettingsError
 from harness.compose import compose, presets_folder
+from harness.config.checks import SettingsError
 from harness.methods import method_names
 
 

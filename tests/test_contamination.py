@@ -10,15 +10,15 @@ from datasets import load_from_disk
 import harness.api as harness
 from harness.breakdown import items as items_of
 from harness.cards import data_files, load_card
-from harness.checks import SettingsError
-from harness.config import Launch
+from harness.config.cell import Launch
+from harness.config.checks import SettingsError
 from harness.contamination import ROWS, Contamination, training_of
 from harness.exposure import Exposures
 from harness.plan import Plan, plan_cell
 from harness.record import frozen_plan
 from harness.stages.overlap import make_overlap
 from harness.stages.teach import save_rows
-from harness.store import Store
+from harness.store.store import Store
 from harness.suite_tasks import Data, item_texts
 from tests.doubles import save_tiny
 from tests.invented_items import ITEMS, write_items

@@ -13,12 +13,12 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(path for folder in ("harness", "analysis", "hydra_plugins") for path in (ROOT / folder).rglob("*.py"))
 
 LIGHT = [
-    "harness.config",
-    "harness.identity",
+    "harness.config.cell",
+    "harness.store.fingerprint",
     "harness.plan",
     "harness.teaching",
-    "harness.store",
-    "harness.status",
+    "harness.store.store",
+    "harness.store.status",
     "harness.record",
     "harness.table",
     "harness.stats",
@@ -36,8 +36,8 @@ LIGHT = [
     "harness.compose",
     "harness.estimate",
     "harness.preflight",
-    "harness.signal_kinds",
-    "harness.scoring",
+    "harness.config.teacher_signal",
+    "harness.config.evaluation",
     "harness.cards",
     "harness.evaluations",
     "harness.execute",

@@ -11,12 +11,12 @@ from scipy.special import rel_entr
 
 from harness.alignment import align
 from harness.chat import render
-from harness.checks import SettingsError
-from harness.config import Budget
+from harness.config.budget import Budget
+from harness.config.checks import SettingsError
+from harness.config.machine import Machine
+from harness.config.recipe import TrainStage
 from harness.cross import CrossTeacher, rows_of, spans, token_logprobs, uld
-from harness.machine import Machine
 from harness.objectives import objective_for
-from harness.recipe import TrainStage
 from harness.sequences import Rows, collate, visits
 from harness.signals import LiveTeacher
 from harness.trainers import fit

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from harness.config.recipe import SHARP, TrainStage
 from harness.divergences import (
     compare,
     cross_entropy,
@@ -19,7 +20,6 @@ from harness.divergences import (
     skew_reverse_kl,
     tvd,
 )
-from harness.recipe import SHARP, TrainStage
 
 TEACHER = torch.tensor([[0.5, 0.25, 0.25]])
 STUDENT = torch.tensor([[0.25, 0.25, 0.5]])

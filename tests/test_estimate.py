@@ -2,11 +2,11 @@
 
 import pytest
 
-from harness.cluster import Cluster
 from harness.compose import compose
+from harness.config.cluster import Cluster
 from harness.estimate import estimate, measured_speed, plan_rows, plan_text, stage_seconds
 from harness.plan import Plan
-from harness.store import Store
+from harness.store.store import Store
 
 
 def train(*arguments):

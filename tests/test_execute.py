@@ -13,15 +13,15 @@ import pytest
 import harness.execute
 import harness.stage
 from harness.attempt import attempt
-from harness.checks import SettingsError
-from harness.config import Settings
+from harness.config.cell import Settings
+from harness.config.checks import SettingsError
+from harness.config.machine import Launch, Machine
 from harness.execute import execute
 from harness.launch.local import Pool
-from harness.machine import Launch, Machine
 from harness.plan import CellPlan, Plan
 from harness.stage import Stage
-from harness.status import cell_state, stage_state
-from harness.store import Store
+from harness.store.status import cell_state, stage_state
+from harness.store.store import Store
 
 MAKER = "tests.makers:make"
 
@@ -201,7 +201,7 @@ RUN = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts us with Ctrl-C ignored
 import tests.test_execute as t
-from harness.store import Store
+from harness.store.store import Store
 import harness.stage, harness.execute
 for module in (harness.stage, harness.execute):
     module.MAKERS = {kind: (t.MAKER, 1) for kind in ("mixture", "base", "train", "evaluate")}

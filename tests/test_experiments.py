@@ -3,12 +3,12 @@
 import pytest
 
 from harness.claims import declare
-from harness.cluster import Cluster
 from harness.compose import compose, presets_folder
+from harness.config.cluster import Cluster
 from harness.estimate import plan_rows
 from harness.plan import Plan
 from harness.record import freeze
-from harness.store import Store
+from harness.store.store import Store
 
 FOLDER = presets_folder() / "experiments"
 SLUGS = sorted(path.stem for path in FOLDER.glob("*.yaml"))

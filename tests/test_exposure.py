@@ -8,14 +8,14 @@ from datasets import load_from_disk
 
 import harness.api as harness
 from harness.breakdown import items as items_of
-from harness.checks import SettingsError
+from harness.config.checks import SettingsError
+from harness.config.machine import Launch
 from harness.corpora._rows import prompt_hash
 from harness.corpora.mini import Corpus
 from harness.exposure import SEEN_BY, Exposures
 from harness.grid import main as grid
-from harness.machine import Launch
 from harness.record import frozen_plan
-from harness.store import Store
+from harness.store.store import Store
 from harness.world.facts import draw_facts
 from harness.world.lines import facts_told
 from harness.world.sources import SOURCES, Prompt

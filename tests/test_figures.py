@@ -20,7 +20,7 @@ from harness.arms import Metric
 from harness.curves import curves
 from harness.scaling import scalings
 from harness.stats import Interval
-from harness.store import Store
+from harness.store.store import Store
 from harness.table import select, summary
 from harness.teacher_gap import GapLine, gap_lines
 from tests.invented_records import DATA_SCALING, grid

@@ -19,14 +19,14 @@ from transformers import (
     Phi3ForCausalLM,
 )
 
-from harness.checks import SettingsError
-from harness.config import Budget
+from harness.config.budget import Budget
+from harness.config.checks import SettingsError
+from harness.config.machine import Machine
+from harness.config.recipe import TrainStage
 from harness.hidden import Features, Relations
-from harness.machine import Machine
 from harness.methods import load_method
 from harness.models import save_model
 from harness.objectives import objective_for, trained_together
-from harness.recipe import TrainStage
 from harness.sequences import Row, collate, visits
 from harness.signals import LiveTeacher
 from harness.trainers import fit

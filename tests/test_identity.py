@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.identity import canonical, differences, fingerprint
+from harness.store.fingerprint import canonical, differences, fingerprint
 
 
 def test_the_fingerprint_is_the_sha256_of_sorted_compact_json():

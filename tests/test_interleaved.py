@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
+from harness.config.recipe import TrainStage
 from harness.generate import generate
 from harness.interleaved import among_likeliest, interleave
-from harness.recipe import TrainStage
 from harness.sequences import draw_seed
 from tests.doubles import byte_tokenizer, tiny_llama
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from harness.config.recipe import SHARP, TrainStage
+from harness.config.teacher_signal import SUPPORTED, TAILS
 from harness.kept import Kept, compare_kept, sampled_of, top_k_of
-from harness.recipe import SHARP, TrainStage
-from harness.signal_kinds import SUPPORTED, TAILS
 
 TOKENS = torch.tensor([0, 1, 2, 3, 4])
 PAIRS = [(tail, name) for tail in TAILS for name in SHARP if SUPPORTED[f"top_k[{tail}]"][name].works]

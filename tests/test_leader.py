@@ -11,12 +11,13 @@ import time
 
 import pytest
 
-from harness import follower, job, leader, preemption
-from harness.machine import Machine
+from harness import follower, job, leader
+from harness.config.machine import Machine
 from harness.members import Member
+from harness.runtime import preemption
 from harness.stage import Stage
-from harness.status import stage_state
-from harness.store import Store
+from harness.store.status import stage_state
+from harness.store.store import Store
 
 COUNT = 3
 GRACE = 5.0

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from harness.checks import SettingsError
-from harness.config import Lesson, Model, Student, Teacher
+from harness.config.checks import SettingsError
+from harness.config.model import Lesson, Model, Student, Teacher
 from harness.model_files import (
     check_model,
     model_identity,
@@ -16,7 +16,7 @@ from harness.model_files import (
     tokenizer_fingerprint,
     tokenizer_fingerprint_of_folder,
 )
-from harness.store import write_json
+from harness.store.store import write_json
 from tests.doubles import byte_tokenizer, save_tiny, tiny_llama
 
 
@@ -151,7 +151,7 @@ def test_parameters_are_counted_from_the_config(folder):
 
 def test_planning_a_model_imports_neither_torch_nor_transformers(folder):
     code = (
-        "import sys; from harness.config import Model; from harness.model_files import *\n"
+        "import sys; from harness.config.cell import Model; from harness.model_files import *\n"
         f"m = Model(name='s', kind='hf', path={str(folder)!r})\n"
         "for x in (m, Model(name='m', init_seed=0)):\n"
         "    check_model(x), model_identity(x, 0), tokenizer_fingerprint(x), parameters_of(x)\n"

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from harness.chat import set_template
-from harness.checks import SettingsError
-from harness.machine import Machine
+from harness.config.checks import SettingsError
+from harness.config.machine import Machine
 from harness.model_files import tokenizer_fingerprint_of_folder
 from harness.models import (
     count_parameters,
@@ -20,7 +20,7 @@ from harness.models import (
     save_model,
     tokenizer_hash,
 )
-from harness.store import write_json
+from harness.store.store import write_json
 from tests.doubles import byte_tokenizer, save_tiny, tiny_llama
 
 IDS = torch.tensor([[3, 110, 111, 4, 112, 5]])

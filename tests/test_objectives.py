@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional
 
 from harness.chunks import positions_at_once
+from harness.config.recipe import SHARP, TrainStage
 from harness.controls import giver
 from harness.objectives import Distributions, objective_for
-from harness.recipe import SHARP, TrainStage
 from harness.sequences import Row, collate
 from harness.signals import LiveTeacher
 from tests.doubles import byte_tokenizer, tiny_llama

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 import harness.api as harness
-from harness.checks import SettingsError
+from harness.config.checks import SettingsError
 from harness.outcome import Outcome
 from tests.invented_records import grid
 

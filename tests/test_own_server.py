@@ -8,10 +8,10 @@ import pytest
 
 from harness import own_server
 from harness.cards import load_card
-from harness.checks import SettingsError
 from harness.compose import compose
+from harness.config.checks import SettingsError
+from harness.config.machine import Machine
 from harness.corpora._files import file_sha256
-from harness.machine import Machine
 from harness.plan import plan_cell
 from harness.stages.evaluate import make_evaluate
 from tests.doubles import save_tiny

@@ -4,12 +4,12 @@ from itertools import pairwise
 
 import pytest
 
-from harness.checks import SettingsError
 from harness.compose import compose
-from harness.identity import fingerprint
+from harness.config.checks import SettingsError
 from harness.methods import method_names
 from harness.plan import Plan, plan_cell
 from harness.record import freeze
+from harness.store.fingerprint import fingerprint
 from harness.teaching import block_edges
 from tests.doubles import byte_tokenizer
 

@@ -5,13 +5,13 @@ import signal
 
 import pytest
 
-from harness import preemption
 from harness.attempt import attempt
-from harness.machine import Machine
-from harness.preemption import Preempted
+from harness.config.machine import Machine
+from harness.runtime import preemption
+from harness.runtime.preemption import Preempted
 from harness.stage import Stage
-from harness.status import stage_state
-from harness.store import Store
+from harness.store.status import stage_state
+from harness.store.store import Store
 
 
 def tell(number=signal.SIGTERM):

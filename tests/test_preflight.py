@@ -2,10 +2,10 @@
 
 import pytest
 
-from harness.checks import SettingsError
 from harness.compose import compose
-from harness.config import Teacher
-from harness.machine import Machine
+from harness.config.checks import SettingsError
+from harness.config.machine import Machine
+from harness.config.model import Teacher
 from harness.plan import Plan
 from harness.preflight import preflight
 from tests.doubles import byte_tokenizer, save_tiny

@@ -18,19 +18,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from harness import job, preemption, sharding
+from harness import job, sharding
 from harness.adapters import with_adapters
 from harness.attempt import attempt
-from harness.checks import SettingsError
 from harness.chunks import CHUNK_ELEMENTS
-from harness.config import Budget
+from harness.config.budget import Budget
+from harness.config.checks import SettingsError
+from harness.config.machine import Machine
+from harness.config.recipe import TrainStage
 from harness.heads import agrees
-from harness.machine import Machine
-from harness.recipe import TrainStage
+from harness.runtime import preemption
 from harness.sequences import Rows, visits
 from harness.stage import Stage
-from harness.status import stage_state
-from harness.store import Store
+from harness.store.status import stage_state
+from harness.store.store import Store
 from harness.trainers import DivergedError
 from tests.doubles import tiny_llama
 from tests.stages.small_world import small_world

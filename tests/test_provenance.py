@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.provenance import provenance
+from harness.runtime.provenance import provenance
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import pytest
 
 from harness.api import run_grid
 from harness.compose import compose
+from harness.config.machine import Launch
 from harness.fresh import main
-from harness.machine import Launch
-from harness.store import Store
+from harness.store.store import Store
 from tests import real
 
 ARMS = ("sft_restart", "uld", "spans", "spans shuffled")

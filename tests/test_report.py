@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import harness.api as harness
-from harness.checks import SettingsError
+from harness.config.checks import SettingsError
 from harness.methods import method_names
 from harness.outcome import Outcome
 from harness.page import html, markdown
@@ -17,7 +17,7 @@ from harness.page.paragraph import citations, methods_paragraph
 from harness.page.sheet import Column, Entry, Sheet, short
 from harness.receipt import cell_name
 from harness.report import main
-from harness.store import Store
+from harness.store.store import Store
 from tests.invented_records import grid, items
 
 GAINS = {("kd", "weak"): {0.03: 0.15, 1.0: 0.0}, ("logit_kd", "weak"): {0.03: 0.12, 1.0: 0.0}}

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from harness import sandbox, sandboxed
-from harness.checks import SettingsError
+from harness.config.checks import SettingsError
 from harness.sandbox import check_sandbox, run, run_many
 
 MEMORY_MB = 512

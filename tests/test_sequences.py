@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from harness.config import Budget
+from harness.config.budget import Budget
 from harness.sequences import (
     Row,
     Rows,

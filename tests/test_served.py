@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.checks import SettingsError
+from harness.config.checks import SettingsError
 from harness.endpoint import Endpoint
 from harness.generate import generate
 from harness.served import CompletionsServer, Probe

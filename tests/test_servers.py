@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from harness.checks import SettingsError
+from harness.config.checks import SettingsError
 from harness.launch.servers import wanted
 from harness.serving import read_page
 from harness.stage import Stage

@@ -5,9 +5,10 @@ import threading
 
 import pytest
 
-from harness import preemption, serving
+from harness import serving
 from harness.attempt import failure_class
-from harness.checks import SettingsError
+from harness.config.checks import SettingsError
+from harness.runtime import preemption
 from harness.serving import PagedEndpoint, endpoint_at, write_page
 from tests.fake_server import FakeServer
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from harness import preemption, shards
 from harness.attempt import attempt
-from harness.machine import Machine
-from harness.shards import Shards, read_batch
+from harness.config.machine import Machine
+from harness.runtime import preemption
 from harness.stage import Stage
-from harness.store import Store
+from harness.store import partial_output
+from harness.store.partial_output import Shards, read_batch
+from harness.store.store import Store
 
 SETTINGS = {"seed": 0, "where": {"teacher_url": "http://here:1"}}
 INPUTS = {"rows": Path("/store/subset-1")}
@@ -108,8 +109,8 @@ def test_a_signal_ends_what_is_being_made_and_waits_for_what_is_being_written(tm
     with pytest.raises(preemption.Preempted, match="SIGTERM"):
         go_on(tmp_path / "made", before=lambda number: tell() if number == 1 else None)
     assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["00000.arrow", "00000.json"]
-    write = shards._write
-    monkeypatch.setattr(shards, "_write", lambda *args: (tell(), write(*args))[1])
+    write = partial_output._write
+    monkeypatch.setattr(partial_output, "_write", lambda *args: (tell(), write(*args))[1])
     with pytest.raises(preemption.Preempted, match="after shard 00000"):
         go_on(tmp_path / "written")
     assert sorted(path.name for path in (tmp_path / "written").iterdir()) == ["00000.arrow", "00000.json"]

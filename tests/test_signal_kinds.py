@@ -2,9 +2,9 @@
 
 import pytest
 
-from harness.checks import SettingsError
-from harness.recipe import HIDDEN, SHARP, TrainStage
-from harness.signal_kinds import SUPPORTED, TAILS, Signal, check_signal, support_table
+from harness.config.checks import SettingsError
+from harness.config.recipe import HIDDEN, SHARP, TrainStage
+from harness.config.teacher_signal import SUPPORTED, TAILS, Signal, check_signal, support_table
 
 SIGNALS = [Signal(), *(Signal(kind="top_k", tail=tail) for tail in TAILS), Signal(kind="sampled")]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from harness.checks import SettingsError
+from harness.config.checks import SettingsError
 from harness.signals import LiveTeacher
 from tests.doubles import byte_tokenizer, tiny_llama
 

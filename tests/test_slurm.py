@@ -10,19 +10,19 @@ import pytest
 from omegaconf import OmegaConf
 
 from harness import grid
-from harness.checks import SettingsError
-from harness.cluster import Cluster
 from harness.compose import compose
+from harness.config.checks import SettingsError
+from harness.config.cluster import Cluster
+from harness.config.machine import Machine
 from harness.launch.jobs import states_of
 from harness.launch.notes import Notes
 from harness.launch.queue import Queue
 from harness.launch.slurm import submit
 from harness.launch.snapshot import publish_code
-from harness.machine import Machine
 from harness.plan import Plan
 from harness.run import run
 from harness.stage import MAKERS
-from harness.store import Store
+from harness.store.store import Store
 
 RULES = [{"cpus": 2, "memory_gb": 4, "minutes": 30}]
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from harness.checks import SettingsError
-from harness.config import Budget
-from harness.recipe import TrainStage
+from harness.config.budget import Budget
+from harness.config.checks import SettingsError
+from harness.config.recipe import TrainStage
 from harness.spending import Sizes, off_budget, steps_for, visit_flops
 
 SIZES = Sizes(student=100, teacher=400)

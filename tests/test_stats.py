@@ -7,7 +7,7 @@ import pytest
 from scipy import stats as reference
 from statsmodels.stats.multitest import multipletests
 
-from harness.checks import SettingsError
+from harness.config.checks import SettingsError
 from harness.crossover import crossover
 from harness.stats import curve, curve_over_draws, equivalence, holm, ratio, seeds_and_items
 

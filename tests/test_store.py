@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.checks import SettingsError
-from harness.store import Store, write_json
+from harness.config.checks import SettingsError
+from harness.store.store import Store, write_json
 
 KEY = "train-" + "ab" * 16
 
@@ -133,7 +133,7 @@ def test_a_read_only_store_is_refused_in_one_sentence():
     folder.chmod(0o555)
     code = f"""
 import os
-from harness.store import Store
+from harness.store.store import Store
 if os.geteuid() == 0: os.setuid(65534)  # root writes everywhere; nobody does not
 Store.open({str(folder)!r})
 """

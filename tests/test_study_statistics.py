@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from harness.checks import SettingsError
+from harness.config.checks import SettingsError
 from harness.power import detectable, difference_power, equivalence_power
 from harness.rivals import critical, rivals
 from harness.scaling import scaling

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from harness.cards import INVENTED, REAL, card_names, data_files, load_card
-from harness.checks import SettingsError
+from harness.config.checks import SettingsError
 from harness.evals import UNREAD
 from harness.suite import Data, check_lm_eval, run_card, summary
 from harness.suite_model import SuiteModel

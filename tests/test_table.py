@@ -11,7 +11,7 @@ from rich.console import Console
 from scipy import stats as reference
 
 from harness.arms import Arm, Metric, by_arm
-from harness.checks import SettingsError
+from harness.config.checks import SettingsError
 from harness.gains import crossovers
 from harness.items import item_values
 from harness.table import headline, render, summary, tidy, write

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from harness.checks import SettingsError
+from harness.config.checks import SettingsError
 from harness.models import count_parameters
 from harness.teachers import LocalTeacher, ServedTeacher, open_teacher
 from tests.doubles import byte_ids, save_tiny, tiny_llama

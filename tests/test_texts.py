@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
-from harness.checks import SettingsError
+from harness.config.checks import SettingsError
+from harness.config.machine import Machine
+from harness.config.recipe import TrainStage
 from harness.generate import generate
 from harness.interleaved import interleave
 from harness.likelihood import mean_nll
-from harness.machine import Machine
-from harness.recipe import TrainStage
 from harness.sequences import Rows, draw_seed, prompt_of, visits
 from harness.signals import LiveTeacher
 from harness.texts import Validation, texts_for

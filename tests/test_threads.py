@@ -6,7 +6,7 @@ import torch
 
 from harness.compose import compose
 from harness.plan import Plan
-from harness.processes import threads
+from harness.runtime.processes import threads
 
 
 def test_the_block_alone_computes_with_so_many_threads(monkeypatch):

@@ -10,13 +10,14 @@ import pytest
 from wandb.proto import wandb_internal_pb2
 
 import harness.api as harness
-from harness import track, tracked
+from harness import tracked
 from harness.attempt import attempt
-from harness.checks import SettingsError
-from harness.config import TRACKS, Settings
-from harness.machine import Launch, Machine
+from harness.config.cell import TRACKS, Settings
+from harness.config.checks import SettingsError
+from harness.config.machine import Launch, Machine
+from harness.runtime import progress as track
 from harness.stage import Stage
-from harness.store import Store
+from harness.store.store import Store
 from tests import test_checkpoints as checkpoints
 from tests.test_whole_cell import SMALL
 

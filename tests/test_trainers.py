@@ -12,12 +12,12 @@ from datasets import Dataset
 from torch.nn import functional
 
 from harness.arguments import learning_rate_share
-from harness.config import Budget
+from harness.config.budget import Budget
+from harness.config.machine import Machine
+from harness.config.recipe import TrainStage
 from harness.fit_report import find_warnings
 from harness.generate import generate
 from harness.likelihood import mean_nll
-from harness.machine import Machine
-from harness.recipe import TrainStage
 from harness.sequences import Rows, answered, draw_seed, prompt_of, visits
 from harness.signals import LiveTeacher
 from harness.trainers import DivergedError, fit

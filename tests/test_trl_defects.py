@@ -14,9 +14,9 @@ import torch
 from datasets import Dataset
 
 from harness.chat import render
-from harness.config import Budget
-from harness.machine import Machine
-from harness.recipe import TrainStage
+from harness.config.budget import Budget
+from harness.config.machine import Machine
+from harness.config.recipe import TrainStage
 from harness.sequences import IGNORED, Row, collate, visits
 from harness.signals import LiveTeacher
 from harness.trainers import fit

@@ -6,14 +6,14 @@ import math
 import pytest
 
 import harness.api as harness
-from harness.checks import SettingsError
 from harness.compose import Composed, compose
-from harness.config import Settings
+from harness.config.cell import Settings
+from harness.config.checks import SettingsError
+from harness.config.machine import Launch
 from harness.grid import main as grid
-from harness.machine import Launch
 from harness.methods import method_name
 from harness.plan import Plan, plan_cell
-from harness.store import Store
+from harness.store.store import Store
 from harness.trials import trial_plan
 from harness.tuning import Tune, plan_searches, search, trial_cell, tuned_cells, with_values
 

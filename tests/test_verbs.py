@@ -10,18 +10,18 @@ import harness.execute
 import harness.stage
 from harness import grid
 from harness.attempt import note_failure
-from harness.checks import SettingsError
-from harness.cluster import Cluster
+from harness.config.checks import SettingsError
+from harness.config.cluster import Cluster
+from harness.config.machine import Machine
 from harness.execute import execute
 from harness.ledger import ledger
-from harness.machine import Machine
 from harness.record import keep_plan, targets_of, thaw
 from harness.retry import Failure, failures, mended, smaller_batches
 from harness.retry import retry as try_again
 from harness.screen import Look, screen
 from harness.serving import page_of, write_page
 from harness.stage import Stage
-from harness.store import Store
+from harness.store.store import Store
 from tests.test_execute import MAKER, Watcher, settings
 
 

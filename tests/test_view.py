@@ -2,9 +2,9 @@
 
 import io
 
+from harness.runtime.progress import Progress
 from harness.stage import Stage
-from harness.status import StageState
-from harness.track import Progress
+from harness.store.status import StageState
 from harness.view import LiveView, PlainView, describe, view_of
 
 

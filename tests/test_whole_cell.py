@@ -15,11 +15,11 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 import harness.api as harness
+from harness.config.machine import Launch
 from harness.grid import main as grid
-from harness.machine import Launch
 from harness.models import load_model, random_model
 from harness.receipt import write_receipts
-from harness.store import Store
+from harness.store.store import Store
 from harness.world.sizes import llama_settings
 from harness.world.tokenizer import load_mini_tokenizer
 from tests.fake_server import FakeServer

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from harness.checks import refuse
-from harness.identity import fingerprint, plain
-from harness.registry import load_from, names_in
+from harness.config.checks import refuse
+from harness.config.registry import load_from, names_in
+from harness.store.fingerprint import fingerprint, plain
 
 LM_EVAL = "0.4.13"
 """The version of lm-eval that cards are written for; another one would be another suite."""

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from harness.checks import check_choice, check_positive
-from harness.registry import load_from, name_of, names_in
+from harness.config.checks import check_choice, check_positive
+from harness.config.registry import load_from, name_of, names_in
 
 ON_BAD_ROW = ("refuse", "drop")
 ANSWERS = ("given", "none")

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.checks import refuse
+from harness.config.checks import refuse
 from harness.corpora import corpus_name
 
 SUFFIXES = (".jsonl", ".parquet", ".arrow")

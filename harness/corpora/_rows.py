@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from harness.checks import SettingsError, refuse
+from harness.config.checks import SettingsError, refuse
 
 ROLES = ("system", "user", "assistant")
 HASH_DIGITS = 32  # 128 bits

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from harness.checks import refuse
+from harness.config.checks import refuse
 from harness.corpora import CorpusSettings, Example, Size
 from harness.corpora._files import count_rows, data_files, identity_of, read_rows, sha256_of
 from harness.corpora._rows import UNANSWERED, bad_turns, count_or_refuse, is_answered, nothing_to_score, plain_turns

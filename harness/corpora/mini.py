@@ -15,7 +15,7 @@ from itertools import islice
 from random import Random
 from typing import Any, ClassVar
 
-from harness.checks import check_choice, check_positive, refuse
+from harness.config.checks import check_choice, check_positive, refuse
 from harness.corpora import CorpusSettings, Example, Size
 from harness.world import VERSION, generator
 from harness.world.errors import BARE, HUMAN, NOISE, Convention, Noise, annotate, draw_convention

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
-from harness.checks import check_choice
-from harness.registry import load_from, names_in
+from harness.config.checks import check_choice
+from harness.config.registry import load_from, names_in
 
 ALL = "all"
 CANARY = "canary"

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from harness import track
 from harness.chat import Rendered, render_many
 from harness.divergences import scored_positions, scored_tokens
 from harness.evals import HeldoutRow, Item, Options, Score, Scored, scores_by_source
 from harness.generate import evaluating
 from harness.heads import logits_at
+from harness.runtime import progress
 from harness.sequences import Row, collate, longest_first
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def nll_sums(model: "PreTrainedModel", rendered: Sequence[Rendered], batch_size:
             for index, nats in zip(chosen, _batch(model, [rendered[i] for i in chosen]), strict=True):
                 sums[index] = nats
             scored += len(chosen)
-            track.report(scored, len(waiting), note="held-out NLL")
+            progress.report(scored, len(waiting), note="held-out NLL")
     return sums
 
 

@@ -12,11 +12,11 @@ import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from harness import track
 from harness.chat import end_of_turn_id, prompt_ids_many
 from harness.evals import HeldoutRow, Item, Options, Score, Scored, scores_by_source
 from harness.generate import generate
 from harness.math_answers import final_number
+from harness.runtime import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -103,5 +103,5 @@ def _answers(
         )
         for index, answer in zip(part, found, strict=True):
             answers[index] = answer
-        track.report(start + len(part), len(order), note="answers")
+        progress.report(start + len(part), len(order), note="answers")
     return answers

@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any
 
 from harness.attempt import Outcome, attempt
-from harness.machine import Machine
-from harness.store import Store
-from harness.track import Progress
+from harness.config.machine import Machine
+from harness.runtime.progress import Progress
+from harness.store.store import Store
 
 
 class Inline:

@@ -11,12 +11,12 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from harness.checks import SettingsError
+from harness.config.checks import SettingsError
 from harness.launch.notes import log_files, read_notes
 from harness.launch.queue import ask
-from harness.preemption import EXIT_CODE
-from harness.status import StageState, stage_state
-from harness.store import Store
+from harness.runtime.preemption import EXIT_CODE
+from harness.store.status import StageState, stage_state
+from harness.store.store import Store
 
 FIELDS = "JobName,JobID,State,ExitCode,ElapsedRaw,AllocTRES,NodeList,Reason"
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")

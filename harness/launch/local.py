@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.attempt import Outcome, note_death
-from harness.machine import Machine
-from harness.preemption import EXIT_CODE
-from harness.processes import available_cores, visible_gpus
-from harness.store import Store
-from harness.track import Progress
+from harness.config.machine import Machine
+from harness.runtime.preemption import EXIT_CODE
+from harness.runtime.processes import available_cores, visible_gpus
+from harness.runtime.progress import Progress
+from harness.store.store import Store
 
 MAX_DEFAULT_WORKERS = 4
 GRACE_SECONDS = 30.0  # for the step under way and a checkpoint
@@ -122,7 +122,7 @@ class _Worker:
             **os.environ,
             "OMP_NUM_THREADS": str(threads),
             "TOKENIZERS_PARALLELISM": "false",
-            "TQDM_DISABLE": "1",  # progress is reported through harness.track
+            "TQDM_DISABLE": "1",  # progress is reported through harness.runtime.progress
         }
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.launch.queue import Queue
-from harness.store import Store, runs, this_process, write_json
+from harness.store.store import Store, runs, this_process, write_json
 
 SUBMITTING_SECONDS = 60.0
 """How long a live submitter may take between noting a stage and having its task in the queue."""

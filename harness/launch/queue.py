@@ -15,8 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from harness.checks import SettingsError, refuse
-from harness.cluster import Cluster, Resources
+from harness.config.checks import SettingsError, refuse
+from harness.config.cluster import Cluster, Resources
 
 SECONDS = 60.0
 AWAY_SECONDS = 120.0  # a controller that is restarted is back by then

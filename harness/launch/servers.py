@@ -14,14 +14,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.cluster import Cluster
+from harness.config.cluster import Cluster
 from harness.endpoint import BY_SLURM
-from harness.identity import SHORT, fingerprint
 from harness.launch.notes import Notes, being_sent, new_note
 from harness.launch.queue import tasks_of
 from harness.serving import page_of, write_page
 from harness.stage import Stage
-from harness.store import Store, write_json
+from harness.store.fingerprint import SHORT, fingerprint
+from harness.store.store import Store, write_json
 
 
 class Server(NamedTuple):

@@ -18,17 +18,17 @@ from typing import Any
 
 from harness import job, serve
 from harness.batches import Batch, Job, batches, check_batch_sizes, own_jobs
-from harness.checks import refuse
-from harness.cluster import Cluster, Resources
+from harness.config.checks import refuse
+from harness.config.cluster import Cluster, Resources
+from harness.config.machine import Machine
 from harness.launch.notes import Notes, read_notes, write_sent
 from harness.launch.queue import Queue
 from harness.launch.servers import Server, pointed, take_servers
 from harness.launch.snapshot import publish_code
 from harness.ledger import check_gpu_hours
-from harness.machine import Machine
 from harness.stage import TOGETHER, Again, Stage, Work
-from harness.status import MENDABLE, StageState, stage_state
-from harness.store import Store, write_json
+from harness.store.status import MENDABLE, StageState, stage_state
+from harness.store.store import Store, write_json
 from harness.tracked import asked
 
 WATCH_SECONDS = 10.0

@@ -11,7 +11,7 @@ import shutil
 import uuid
 from pathlib import Path
 
-from harness.store import Store, fsync_tree
+from harness.store.store import Store, fsync_tree
 
 PACKAGE = Path(__file__).resolve().parent.parent
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.attempt import attempt
-from harness.machine import Machine
-from harness.store import Store
+from harness.config.machine import Machine
+from harness.store.store import Store
 
 PARENT_CHECK_SECONDS = 0.5
 GRACE_SECONDS = 60.0  # for the step under way and a checkpoint

@@ -10,7 +10,7 @@ same way have the same address (`logit_kd` = `kd` with student share 0 and forwa
 
 from typing import Any
 
-from harness.registry import load_from, name_of, names_in
+from harness.config.registry import load_from, name_of, names_in
 
 
 def method_names() -> tuple[str, ...]:

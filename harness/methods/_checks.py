@@ -8,8 +8,8 @@ share the counted warm-up of cross-entropy, so those with the same `warmup` shar
 
 from typing import Any
 
-from harness.checks import check_at_least, check_choice, check_positive, refuse
-from harness.recipe import TrainStage
+from harness.config.checks import check_at_least, check_choice, check_positive, refuse
+from harness.config.recipe import TrainStage
 
 
 def check_warmup(warmup: float) -> None:

@@ -12,9 +12,9 @@ the same teacher, and `seq_kd.py` needs nothing but its text.
 
 from dataclasses import dataclass
 
-from harness.checks import check_at_least, check_choice, check_positive, refuse
+from harness.config.checks import check_at_least, check_choice, check_positive, refuse
+from harness.config.recipe import CROSS, TrainStage
 from harness.methods._checks import after_warmup, check_warmup
-from harness.recipe import CROSS, TrainStage
 
 
 @dataclass

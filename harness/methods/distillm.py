@@ -10,9 +10,9 @@ gaining from the data's answers never writes: the run then says "never activated
 
 from dataclasses import dataclass
 
-from harness.checks import check_choice, check_positive, refuse
+from harness.config.checks import check_choice, check_positive, refuse
+from harness.config.recipe import TrainStage
 from harness.methods._checks import after_warmup, check_warmup
-from harness.recipe import TrainStage
 
 
 @dataclass

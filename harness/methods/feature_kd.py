@@ -12,8 +12,8 @@ projection; `logit_kd.py` is the KL alone.
 
 from dataclasses import dataclass
 
+from harness.config.recipe import TrainStage
 from harness.methods._checks import check_beside
-from harness.recipe import TrainStage
 
 
 @dataclass

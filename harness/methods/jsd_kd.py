@@ -9,9 +9,9 @@ has almost no gradient, so a counted warm-up of cross-entropy comes first.
 
 from dataclasses import dataclass
 
-from harness.checks import refuse
+from harness.config.checks import refuse
+from harness.config.recipe import TrainStage
 from harness.methods._checks import after_warmup, check_mix, check_warmup
-from harness.recipe import TrainStage
 
 
 @dataclass

@@ -11,9 +11,9 @@ that cannot answer yet writes nothing worth judging. Without warm-up and student
 
 from dataclasses import dataclass
 
-from harness.checks import check_choice, check_positive, refuse
+from harness.config.checks import check_choice, check_positive, refuse
+from harness.config.recipe import TrainStage
 from harness.methods._checks import after_warmup, check_warmup
-from harness.recipe import TrainStage
 
 
 @dataclass

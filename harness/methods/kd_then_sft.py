@@ -9,9 +9,9 @@ the very stage that `kd` has, so it is trained once for both. `two_stage.py` has
 
 from dataclasses import dataclass, replace
 
-from harness.checks import check_choice, check_positive, refuse
+from harness.config.checks import check_choice, check_positive, refuse
+from harness.config.recipe import TrainStage
 from harness.methods.kd import Method as Gkd
-from harness.recipe import TrainStage
 
 
 @dataclass

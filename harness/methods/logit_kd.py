@@ -11,9 +11,9 @@ Other divergences on the data's answers: `reverse_kd.py`, `jsd_kd.py`, `tvd_kd.p
 
 from dataclasses import dataclass
 
-from harness.checks import check_choice
+from harness.config.checks import check_choice
+from harness.config.recipe import CONTROLS, TrainStage
 from harness.methods._checks import check_mix, check_written
-from harness.recipe import CONTROLS, TrainStage
 
 
 @dataclass

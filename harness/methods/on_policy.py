@@ -9,8 +9,8 @@ It is not MiniLLM (arXiv 2306.08543), whose gradient is that of a policy over wh
 
 from dataclasses import dataclass
 
+from harness.config.recipe import TrainStage
 from harness.methods import kd
-from harness.recipe import TrainStage
 
 
 @dataclass

@@ -9,9 +9,9 @@ which layers. The models' widths and depths may differ and nothing is projected,
 
 from dataclasses import dataclass
 
-from harness.checks import refuse
+from harness.config.checks import refuse
+from harness.config.recipe import TrainStage
 from harness.methods._checks import check_beside
-from harness.recipe import TrainStage
 
 
 @dataclass

@@ -8,8 +8,8 @@ in it are one. The teacher is the very artifact of `method=sft` and costs nothin
 
 from dataclasses import dataclass
 
+from harness.config.recipe import TrainStage
 from harness.methods._checks import check_mix
-from harness.recipe import TrainStage
 
 
 @dataclass

@@ -10,8 +10,8 @@ Answers cut by the length limit are kept without an end-of-turn target: the set 
 
 from dataclasses import dataclass
 
+from harness.config.recipe import TrainStage
 from harness.methods._checks import check_written
-from harness.recipe import TrainStage
 
 
 @dataclass

@@ -5,8 +5,8 @@
 
 from dataclasses import dataclass
 
-from harness.checks import refuse
-from harness.recipe import TrainStage
+from harness.config.checks import refuse
+from harness.config.recipe import TrainStage
 
 
 @dataclass

@@ -7,8 +7,8 @@ stage is the very stage `kd` starts from.
 
 from dataclasses import dataclass
 
-from harness.checks import refuse
-from harness.recipe import TrainStage
+from harness.config.checks import refuse
+from harness.config.recipe import TrainStage
 
 
 @dataclass

@@ -9,8 +9,8 @@ hardly overlap, so a counted warm-up of cross-entropy comes first.
 
 from dataclasses import dataclass
 
+from harness.config.recipe import TrainStage
 from harness.methods._checks import after_warmup, check_mix, check_warmup
-from harness.recipe import TrainStage
 
 
 @dataclass

@@ -13,8 +13,8 @@ the human rows alone.
 import math
 from dataclasses import dataclass
 
-from harness.checks import check_choice, check_positive, refuse
-from harness.recipe import TrainStage
+from harness.config.checks import check_choice, check_positive, refuse
+from harness.config.recipe import TrainStage
 
 
 @dataclass

@@ -5,7 +5,7 @@ Also the way to score a model without a study: `method=untrained student=hf stud
 
 from dataclasses import dataclass
 
-from harness.recipe import TrainStage
+from harness.config.recipe import TrainStage
 
 
 @dataclass

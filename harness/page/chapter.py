@@ -21,7 +21,7 @@ from harness.page import tables
 from harness.page.paragraph import methods_paragraph
 from harness.page.sheet import Sheet
 from harness.receipt import cell_name
-from harness.store import Store, write_text
+from harness.store.store import Store, write_text
 
 FIRST_RECEIPTS = 6
 

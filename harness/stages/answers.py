@@ -21,9 +21,9 @@ from datasets import Dataset, concatenate_datasets, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
 from harness.chat import answer_ids_many
-from harness.checks import refuse
+from harness.config.checks import refuse
+from harness.config.recipe import TrainStage
 from harness.models import rendering_hash
-from harness.recipe import TrainStage
 from harness.sequences import Row, Rows, answered, draw_seed
 from harness.stages.teach import FEATURES
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from harness.chat import Rendered, render_many
 from harness.in_context import Writer, Written, turns
-from harness.shards import Shards, read_batch
 from harness.stages.teach import FEATURES
+from harness.store.partial_output import Shards, read_batch
 from harness.synthetic import Candidate, Judge, inconsistent
 
 TEXTS = pa.schema([("prompt", pa.string()), ("answer", pa.string())])

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness import chat
-from harness.checks import refuse
-from harness.config import Budget
+from harness.config.budget import Budget
+from harness.config.checks import refuse
+from harness.config.machine import Machine
+from harness.config.recipe import TrainStage
 from harness.corpora._files import file_sha256
-from harness.machine import Machine
 from harness.model_files import POINTER, SERVER, local_folder, read_pointer
 from harness.models import (
     count_parameters,
@@ -32,11 +33,10 @@ from harness.models import (
     save_model,
     tokenizer_hash,
 )
-from harness.recipe import TrainStage
 from harness.sequences import draw_seed, of_like_length, visits
 from harness.served import CompletionsServer
 from harness.serving import endpoint_at
-from harness.store import write_json
+from harness.store.store import write_json
 from harness.teachers import ServedTeacher, server_page
 
 if TYPE_CHECKING:

@@ -20,20 +20,20 @@ import pyarrow as pa
 import torch
 from datasets import load_from_disk
 
-from harness import track
 from harness.cached_teacher import hashes_of, teacher_fingerprint
 from harness.caches import ROWS_PER_SHARD, StoredRow, batch_hashes, shard_batch, stored_row, write_cache
-from harness.checks import SettingsError, refuse
+from harness.config.checks import SettingsError, refuse
+from harness.config.machine import Machine
+from harness.config.teacher_signal import Signal, check_served
 from harness.cost import forward_flops
 from harness.divergences import scored_positions
 from harness.heads import logits_at
 from harness.kept import Kept, sampled_of, top_k_named, top_k_of
-from harness.machine import Machine
 from harness.models import device_of
-from harness.provenance import provenance
+from harness.runtime import progress
+from harness.runtime.provenance import provenance
 from harness.sequences import Row, Rows, collate, draw_seed
-from harness.shards import Shards
-from harness.signal_kinds import Signal, check_served
+from harness.store.partial_output import Shards
 from harness.teachers import LocalTeacher, ServedTeacher, open_teacher
 
 LOGITS_AT_ONCE = 2**26  # numbers in a batch's logits, padding included: 256 MiB, 500 positions of 128k tokens
@@ -85,7 +85,7 @@ def make_cache(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     for first in range(0, len(rows), ROWS_PER_SHARD):
         part = range(first, min(first + ROWS_PER_SHARD, len(rows)))
         made.append(shards.made(f"{len(made):05d}", partial(said, part)))
-        track.report(part.stop, len(rows), note="what the teacher says")
+        progress.report(part.stop, len(rows), note="what the teacher says")
     meta = write_cache(out, about, made, provenance()["versions"])
     tokens = sum(len(rows[index].input_ids) for index in range(len(rows)))
     return {

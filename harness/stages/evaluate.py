@@ -15,16 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness import track
 from harness.cards import load_card
 from harness.chat import end_of_turn_id
+from harness.config.machine import Machine
 from harness.cost import forward_flops
 from harness.evals import ALL, UNREAD, HeldoutRow, Item, Options, Score, Scored, load_eval
-from harness.machine import Machine
 from harness.models import count_parameters, device_of, load_model, load_shape, load_tokenizer, weights_folder
 from harness.own_server import serving
+from harness.runtime import progress
 from harness.sampling import in_proportion
-from harness.store import write_json
+from harness.store.store import write_json
 
 CUT_OFF_SHARE = 0.05  # more answers than this at the length limit are worth a warning
 TOO_TIDY_ITEMS = 20  # as many items all right or all wrong are worth one
@@ -43,7 +43,7 @@ def make_evaluate(settings: dict[str, Any], inputs: Mapping[str, Path], out: Pat
         model = load_shape(inputs["model"])
     else:  # base, teacher and student alike
         model = load_model(inputs["model"], device_of(machine), dtype=settings.get("precision", "fp32"))
-    track.report(0, 1, note=settings["eval"])
+    progress.report(0, 1, note=settings["eval"])
     score = _benchmark if "card" in settings else _heldout
     scored, scores, resolved = score(settings, inputs, model, tokenizer)
     _write_items(scored.items, out / "items.parquet")

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
+from harness.config.machine import Machine
 from harness.generate import context_of
 from harness.kv_cache import with_room
-from harness.machine import Machine
 from harness.models import DTYPES, count_parameters, device_of, load_model
-from harness.store import write_json
+from harness.store.store import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

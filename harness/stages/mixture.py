@@ -22,13 +22,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harness import track
-from harness.checks import refuse
+from harness.config.checks import refuse
+from harness.config.machine import Machine
 from harness.corpora import corpus_from
 from harness.corpora._files import file_sha256
 from harness.corpora._rows import is_answered, nothing_to_score, prompt_hash, row_hash
-from harness.machine import Machine
-from harness.store import write_json
+from harness.runtime import progress
+from harness.store.store import write_json
 
 ROWS_AT_ONCE = 500
 MOST_HELD_OUT = 5  # at most one row in this many of a source is held out, whatever `heldout_rows` asks
@@ -228,7 +228,7 @@ def _spool(corpus: Any, world_seed: int, spool: Path) -> _Seen:
             if len(waiting) == ROWS_AT_ONCE:
                 _flush(writer, waiting)
                 read = len(seen.rows)
-                track.report(read, max(size.rows if size else 0, read + 1), note="reading rows")
+                progress.report(read, max(size.rows if size else 0, read + 1), note="reading rows")
         _flush(writer, waiting)
     seen.names = list(numbers)
     return seen

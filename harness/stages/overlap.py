@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from harness import track
-from harness.machine import Machine
+from harness.config.machine import Machine
 from harness.overlap import HELDOUT, Items, own_words
+from harness.runtime import progress
 from harness.similarity import words
-from harness.store import write_json
+from harness.store.store import write_json
 
 ROWS_AT_ONCE = 1000
 ITEM = pa.schema([(name, pa.string()) for name in ("eval", "source", "id", "prompt_hash", "words")])
@@ -47,7 +47,7 @@ def make_overlap(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path
         found = found._replace(row=found.row + done)
         columns = [np.concatenate(pair) for pair in zip(columns, found, strict=True)]
         done += len(rows)
-        track.report(done, total, note="comparing rows with items")
+        progress.report(done, total, note="comparing rows with items")
     pq.write_table(pa.table(columns, schema=PAIR), out / "pairs.parquet")
     hit = table.take(pa.array(np.unique(columns[1])))["eval"]
     counts = {"rows": done, "overlapping_rows": len(np.unique(columns[0]))}

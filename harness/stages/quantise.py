@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.machine import Machine
+from harness.config.machine import Machine
 from harness.models import count_parameters, device_of, load_quantised, load_tokenizer, save_model
 
 

@@ -22,11 +22,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harness import chat, models, track
-from harness.checks import refuse
+from harness import chat, models
+from harness.config.checks import refuse
+from harness.config.machine import Machine
 from harness.corpora._rows import without_answers
-from harness.machine import Machine
-from harness.store import write_json
+from harness.runtime import progress
+from harness.store.store import write_json
 
 ROWS_AT_ONCE = 1000
 ROWS_FOR_VALIDATION = 10  # a cell with fewer rows trains on all of them
@@ -229,7 +230,7 @@ def read_batches(path: Path, chosen: np.ndarray) -> Iterator[tuple[np.ndarray, l
             if table.num_rows:
                 yield np.concatenate(rows), table["id"].to_pylist(), table["messages"].to_pylist()
             done += table.num_rows
-            track.report(done, len(chosen), note="rendering rows")
+            progress.report(done, len(chosen), note="rendering rows")
             rows, waiting = [], []
 
 

@@ -21,31 +21,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, load_from_disk
 
-from harness import track
 from harness.chat import Rendered, render
-from harness.checks import SettingsError, refuse
+from harness.config.checks import SettingsError, refuse
+from harness.config.machine import Machine
 from harness.corpora import corpus_from, load_corpus
 from harness.cost import forward_flops
 from harness.evals.verified import verify
 from harness.in_context import Pair, Writer
 from harness.likelihood import mean_nll, served_nll
-from harness.machine import Machine
 from harness.models import device_of, tokenizer_hash
+from harness.runtime import progress
 from harness.sequences import Rows
-from harness.shards import Shards
 from harness.stages.asking import Asking, Truth
 from harness.stages.overlap import read_items
 from harness.stages.subset import read_batches
 from harness.stages.teach import save_rows
-from harness.store import write_json
-from harness.synthetic import (
-    FILTERS,
-    MEASURED_ROWS,
-    Judge,
-    Limits,
-    measures,
-    rejected_shares,
-)
+from harness.store.partial_output import Shards
+from harness.store.store import write_json
+from harness.synthetic import FILTERS, MEASURED_ROWS, Judge, Limits, measures, rejected_shares
 from harness.teachers import LocalTeacher, ServedTeacher, open_teacher
 
 ASKED_AT_MOST = 4  # times the rows wanted; then the stage makes do with what it has
@@ -85,7 +78,7 @@ def make_synthesize(
     while len(judge.kept) < wanted and len(asking.sources) < ASKED_AT_MOST * wanted:
         first = len(asking.sources)
         asking.ask(range(first, min(first + ROWS_AT_ONCE, ASKED_AT_MOST * wanted)), wanted)
-        track.report(len(judge.kept), wanted, note="synthetic rows")
+        progress.report(len(judge.kept), wanted, note="synthetic rows")
 
     asked, kept = len(asking.sources), len(judge.kept)
     rejected = {reason: judge.rejected[reason] for reason in FILTERS if judge.rejected[reason]}

@@ -20,16 +20,16 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value, load_from_disk
 
-from harness import track
 from harness.chat import end_of_turn_id
-from harness.checks import refuse
-from harness.config import Budget
+from harness.config.budget import Budget
+from harness.config.checks import refuse
+from harness.config.machine import Machine
 from harness.cost import forward_flops
-from harness.machine import Machine
 from harness.models import device_of, load_tokenizer, rendering_hash, tokenizer_hash
+from harness.runtime import progress
 from harness.sequences import Rows, answered, draw_seed, visiting_order
-from harness.shards import Shards, read_batch
-from harness.store import write_json
+from harness.store.partial_output import Shards, read_batch
+from harness.store.store import write_json
 from harness.teachers import Writer, open_teacher
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _answer(
         made = shards.made(f"{first // ROWS_PER_SHARD:05d}", partial(answers_to, block))
         for name, values in read_batch(made).to_pydict().items():
             columns[name] += values
-        track.report(first + len(block), len(asked), note="teacher's answers")
+        progress.report(first + len(block), len(asked), note="teacher's answers")
 
 
 def save_rows(columns: Mapping[str, list[Any]], folder: Path, features: Features = FEATURES) -> None:

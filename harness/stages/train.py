@@ -21,17 +21,17 @@ from harness.adapters import merged, with_adapters
 from harness.alignment import Coverage
 from harness.cached_teacher import CachedTeacher
 from harness.chat import end_of_turn_id
-from harness.checks import refuse
-from harness.config import Budget
+from harness.config.budget import Budget
+from harness.config.checks import refuse
+from harness.config.machine import Machine
+from harness.config.recipe import CROSS, TrainStage
+from harness.config.teacher_signal import Signal
 from harness.cross import CrossTeacher
 from harness.likelihood import mean_nll
-from harness.machine import Machine
 from harness.models import count_frozen, count_parameters, device_of, load_model, load_tokenizer, save_model
-from harness.processes import process_rank
-from harness.recipe import CROSS, TrainStage
+from harness.runtime.processes import process_rank
 from harness.sequences import Rows, draw_seed, mixed_visits, visiting_order, visits
 from harness.sharding import shards, whole
-from harness.signal_kinds import Signal
 from harness.signals import LiveTeacher, TeacherSignal
 from harness.spending import Sizes, off_budget, steps_for, visit_flops
 from harness.stages.answers import answered_rows, cut_answers

@@ -10,7 +10,7 @@ prompt. Unlike rows of `corpora/mini.py` they have no source, no noise and no co
 from collections.abc import Iterator
 from functools import lru_cache
 
-from harness.checks import check_choice
+from harness.config.checks import check_choice
 from harness.world import generator
 from harness.world.facts import draw_facts
 from harness.world.sources import DOMAINS, SOURCES, Prompt, Slots

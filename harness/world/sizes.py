@@ -11,7 +11,7 @@ deeper mini only costs time: what matters is what a teacher was trained on.
 from dataclasses import dataclass
 from typing import Any
 
-from harness.checks import check_choice
+from harness.config.checks import check_choice
 from harness.world import VERSION
 from harness.world.tokenizer import FAMILIES, vocabulary
 

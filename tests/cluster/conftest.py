@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from harness.record import targets_of
-from harness.store import Store
+from harness.store.store import Store
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd")

@@ -1,6 +1,6 @@
 """A grid on a real Slurm: the numbers of one machine, each stage once, and the truth about every cell."""
 
-from harness.store import Store
+from harness.store.store import Store
 from tests.cluster.conftest import Sent
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from harness.record import targets_of
-from harness.store import Store
+from harness.store.store import Store
 from tests.cluster.conftest import Sent, until
 
 FOUR = "slurm.resources=[{nodes: 2, processes: 2, cpus: 1, memory_gb: 4, minutes: 10}]"

@@ -8,7 +8,7 @@ from transformers import LlamaConfig
 
 from harness.models import random_model
 from harness.serving import read_page
-from harness.store import Store
+from harness.store.store import Store
 from harness.world.sizes import llama_settings
 from harness.world.tokenizer import load_mini_tokenizer
 from tests.cluster.conftest import Sent, slurm, until

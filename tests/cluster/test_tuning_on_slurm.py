@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 
-from harness.store import Store
+from harness.store.store import Store
 from tests.cluster.conftest import Sent
 
 TUNE = "+tune={axes: {budget.learning_rate: [0.0001, 0.003]}, rounds: 0}"

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harness.checks import SettingsError
+from harness.config.checks import SettingsError
 from harness.corpora import Size
 from harness.corpora._files import data_files, file_sha256
 from harness.corpora._rows import bad_turns, prompt_hash, row_hash

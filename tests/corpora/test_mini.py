@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.checks import SettingsError
+from harness.config.checks import SettingsError
 from harness.corpora import Example, corpus_name, corpus_names, load_corpus
 from harness.corpora.mini import DIALOGUE_LENGTH, Corpus
 from harness.world.errors import AFTER, BEFORE

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harness.checks import SettingsError
+from harness.config.checks import SettingsError
 from harness.corpora.tulu3 import DOMAINS, REPOSITORY, SOURCES, Corpus
 
 DATA = Path(os.environ.get("HARNESS_TEST_DATA") or Path(__file__).parents[2].parent / "shared" / "data")

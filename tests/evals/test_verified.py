@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from harness.checks import SettingsError
+from harness.config.checks import SettingsError
 from harness.evals import HeldoutRow, Options, eval_names, load_eval
 from harness.evals.verified import score, summary, verify
 from tests.doubles import FIRST_BYTE, byte_ids, byte_tokenizer, special_id, tiny_llama

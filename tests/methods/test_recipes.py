@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from harness.checks import SettingsError
+from harness.config.checks import SettingsError
 from harness.methods import load_method, method_names
 
 

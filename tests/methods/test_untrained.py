@@ -3,9 +3,9 @@
 import pytest
 
 from harness import api
-from harness.checks import SettingsError
 from harness.compose import compose
-from harness.machine import Launch
+from harness.config.checks import SettingsError
+from harness.config.machine import Launch
 from harness.plan import Plan
 from harness.tuning import Tune, plan_searches
 from tests.doubles import save_tiny

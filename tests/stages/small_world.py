@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_from_disk
 
-from harness import preemption
 from harness.chat import render
+from harness.config.machine import Machine
 from harness.corpora._rows import prompt_hash
-from harness.machine import Machine
 from harness.models import tokenizer_hash
+from harness.runtime import preemption
 from harness.stages.teach import save_rows
 from tests.doubles import byte_tokenizer, save_tiny
 

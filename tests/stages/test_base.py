@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from harness.chat import TULU_TEMPLATE, end_of_turn_id, prompt_ids
-from harness.checks import SettingsError
-from harness.config import Model, Teacher
-from harness.machine import Machine
+from harness.config.checks import SettingsError
+from harness.config.machine import Machine
+from harness.config.model import Model, Teacher
 from harness.model_files import model_identity, parameters_of, tokenizer_fingerprint, tokenizer_json_fingerprint
 from harness.models import load_model, load_tokenizer
 from harness.stages.base import line_rows, make_base

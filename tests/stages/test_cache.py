@@ -10,10 +10,10 @@ from datasets import Dataset, load_from_disk
 
 from harness import caches, kept
 from harness.cached_teacher import CachedTeacher
-from harness.checks import SettingsError
-from harness.machine import Machine
+from harness.config.checks import SettingsError
+from harness.config.machine import Machine
+from harness.config.teacher_signal import Signal
 from harness.models import load_tokenizer
-from harness.signal_kinds import Signal
 from harness.stages import cache
 from harness.stages.cache import _batches, make_cache
 from tests.doubles import byte_tokenizer, save_tiny, tiny_llama

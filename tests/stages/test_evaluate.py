@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harness.machine import Machine
+from harness.config.machine import Machine
 from harness.stages.evaluate import make_evaluate
 from tests.doubles import save_tiny
 

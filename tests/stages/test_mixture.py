@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from harness.checks import SettingsError
-from harness.machine import Machine
+from harness.config.checks import SettingsError
+from harness.config.machine import Machine
 from harness.stages.mixture import choose_heldout, make_mixture
 
 DATA = Path(os.environ.get("HARNESS_TEST_DATA") or Path(__file__).parents[2].parent / "shared" / "data")
@@ -210,7 +210,7 @@ def test_the_real_mixture_of_eight_sources_is_split_in_proportion(tmp_path):
 STREAM = """
 import resource, sys
 from pathlib import Path
-from harness.machine import Machine
+from harness.config.machine import Machine
 from harness.stages.mixture import make_mixture
 out = Path(sys.argv[2])
 make_mixture({"corpus": {"kind": "jsonl", "path": sys.argv[1]}, "world_seed": 0}, {}, out, Machine())

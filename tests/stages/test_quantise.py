@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from harness.checks import SettingsError
 from harness.compose import compose
+from harness.config.checks import SettingsError
+from harness.config.teacher_signal import Signal
 from harness.models import count_parameters, load_model, load_tokenizer
 from harness.plan import Plan, plan_cell
 from harness.preflight import preflight
-from harness.signal_kinds import Signal
 from harness.stages.cache import make_cache
 from harness.stages.quantise import make_quantise
 from harness.stages.teach import make_labels

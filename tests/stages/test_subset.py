@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_from_disk
 
-from harness.checks import SettingsError
-from harness.machine import Machine
+from harness.config.checks import SettingsError
+from harness.config.machine import Machine
 from harness.stages.subset import choose_rows, choose_validation, make_subset
 from harness.teaching import block_edges
 from tests.doubles import byte_ids, byte_tokenizer, special_id

@@ -12,10 +12,10 @@ from datasets import load_from_disk
 
 from harness import teachers
 from harness.chat import render
-from harness.checks import SettingsError
+from harness.config.checks import SettingsError
+from harness.config.machine import Machine
 from harness.corpora._rows import prompt_hash
 from harness.corpora.mini import Corpus
-from harness.machine import Machine
 from harness.models import load_model, tokenizer_hash
 from harness.sequences import draw_seed
 from harness.stages import synthesize

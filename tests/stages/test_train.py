@@ -9,10 +9,10 @@ import torch
 from datasets import load_from_disk
 
 from harness.chat import render
-from harness.checks import SettingsError
+from harness.config.checks import SettingsError
+from harness.config.recipe import TrainStage
 from harness.fit_report import FitReport
 from harness.models import load_model, load_tokenizer, tokenizer_hash
-from harness.recipe import TrainStage
 from harness.sequences import visits
 from harness.stages.teach import make_labels, save_rows
 from harness.stages.train import make_train

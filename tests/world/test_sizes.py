@@ -2,8 +2,8 @@
 
 import pytest
 
-from harness.checks import SettingsError
-from harness.config import MINI_SIZES
+from harness.config.checks import SettingsError
+from harness.config.model import MINI_SIZES
 from harness.world.sizes import PRETRAINING, SIZES, llama_settings
 from harness.world.tokenizer import vocabulary
 

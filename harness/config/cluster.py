@@ -9,7 +9,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from fnmatch import fnmatchcase
 from typing import Any
 
-from harness.checks import check_at_least, check_known, check_positive, refuse
+from harness.config.checks import check_at_least, check_known, check_positive, refuse
 
 READ_BYTES_PER_SECOND = 1e9
 """At which weights in bf16 come from a shared file system, for the price of a plan."""

@@ -6,6 +6,7 @@ first alone logs, keeps checkpoints and saves.
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -95,3 +96,9 @@ def threads(count: int | None) -> Iterator[None]:
             del os.environ["OMP_NUM_THREADS"]
         else:
             os.environ["OMP_NUM_THREADS"] = before
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at now."""
+    with socket.create_server(("", 0)) as server:
+        return server.getsockname()[1]

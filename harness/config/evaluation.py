@@ -6,7 +6,8 @@ Evals(names=["heldout", "gsm8k"], limit=100, data_dir="data")
 from dataclasses import dataclass, field
 
 from harness.cards import card_names
-from harness.checks import check_at_least, check_choice, refuse
+from harness.config.checks import check_at_least, check_choice, refuse
+from harness.config.model import QUANTISATIONS
 
 
 @dataclass
@@ -43,3 +44,19 @@ class Evals:
         for name in self.revisions:
             if name not in benchmarks:
                 raise refuse("evals.revisions", name, f"the benchmarks of evals.names are {', '.join(benchmarks)}")
+
+
+FORMATS = ("fp32", "bf16", *QUANTISATIONS)
+
+
+@dataclass
+class Measure:
+    """What the models of a cell take to run; never identity."""
+
+    formats: list[str] = field(default_factory=lambda: ["fp32"])
+    """Number formats in which size, memory and speed of student and teacher are measured: `fp32`, `bf16`, `int8`,
+    `nf4`; the last two are scored too. Empty: none."""
+
+    def __post_init__(self) -> None:
+        for name in self.formats:
+            check_choice("measure.formats", name, FORMATS)

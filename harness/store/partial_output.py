@@ -24,9 +24,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from harness import preemption
-from harness.identity import fingerprint
-from harness.store import fsync, write_json
+from harness.runtime import preemption
+from harness.store.fingerprint import fingerprint
+from harness.store.store import fsync, write_json
 
 
 class Shards:

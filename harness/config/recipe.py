@@ -10,7 +10,7 @@ read has no part in its identity, so a new kind of divergence, with values of it
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from harness.checks import check_choice, refuse
+from harness.config.checks import check_choice, refuse
 
 SEQUENCES = ("gold", "teacher", "synthetic", "mixed", "student", "interleaved")
 SHARP = ("forward_kl", "reverse_kl", "jsd", "tvd", "skew_forward_kl", "skew_reverse_kl")

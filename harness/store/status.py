@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.store import Store
+from harness.store.store import Store
 
 STUCK_AFTER = 2
 MENDABLE = ("settings", "server")

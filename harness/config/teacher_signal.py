@@ -11,8 +11,8 @@ needs torch: `kept.py` computes, `caches.py` stores, `signals.py` asks live teac
 from dataclasses import dataclass
 from typing import Any
 
-from harness.checks import check_choice, refuse
-from harness.recipe import SHARP, TrainStage
+from harness.config.checks import check_choice, refuse
+from harness.config.recipe import SHARP, TrainStage
 
 KINDS = ("live", "top_k", "sampled")
 TAILS = ("tail", "renormalise", "zero")

@@ -7,7 +7,7 @@ What is asked of a cell is `config.py`; a cluster is described in `cluster.py`.
 
 from dataclasses import dataclass
 
-from harness.checks import check_at_least, check_choice
+from harness.config.checks import check_at_least, check_choice
 
 
 @dataclass

@@ -31,7 +31,7 @@ from typing import Any
 
 import psutil
 
-from harness.checks import refuse
+from harness.config.checks import refuse
 
 STALE_SECONDS = 600  # a claim of another machine without a heartbeat for this long may be taken over
 

@@ -10,7 +10,7 @@ import pkgutil
 from collections.abc import Iterable
 from types import ModuleType
 
-from harness.checks import check_choice
+from harness.config.checks import check_choice
 
 
 def names_in(folder: Iterable[str]) -> tuple[str, ...]:

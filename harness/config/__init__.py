@@ -1,0 +1,1 @@
+"""config: what a person may set, typed and refused early."""

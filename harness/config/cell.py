@@ -1,0 +1,107 @@
+"""Settings: what a person may ask of a cell and of a run, with the checks that need no data.
+
+Defaults live here; `conf/` holds presets and the command line overrides both. Bad input raises
+`SettingsError` (`checks.py`): one sentence that names the field, the value, what is allowed and what to do.
+
+    budget = Budget(kind="steps", amount=300)
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from omegaconf import MISSING
+
+from harness.config.budget import Budget
+from harness.config.checks import check_choice, check_fraction
+from harness.config.evaluation import Evals, Measure
+from harness.config.machine import Launch, Machine
+from harness.config.model import Student, Teacher
+from harness.config.teacher_signal import Signal
+
+TRACKS = ("none", "wandb", "wandb_online")
+
+
+@dataclass
+class Cell:
+    """One point of the grid."""
+
+    student: Student = field(default_factory=Student)
+    """The model that is trained."""
+    teacher: Teacher = field(default_factory=Teacher)
+    """The model that teaches; identity only where the method uses it."""
+    signal: Signal = field(default_factory=Signal)
+    """How much of the teacher's distributions is at hand where a method compares them."""
+    method: Any = MISSING
+    """A recipe from `harness/methods/`."""
+    corpus: Any = MISSING
+    """A corpus from `harness/corpora/`."""
+    data_frac: float = 1.0
+    """Fraction of the corpus, per source, in (0, 1]; fractions are nested."""
+    budget: Budget = field(default_factory=Budget)
+    """Training budget, the same for every arm."""
+    evals: Evals = field(default_factory=Evals)
+    """What every model is scored on."""
+    measure: Measure = field(default_factory=Measure)
+    """What the models take to run; it changes no score and is no identity."""
+    seed: int = 0
+    """Sets `data_seed` and `train_seed`."""
+    world_seed: int = 0
+    """Draw of the miniature's world (facts, labels, noise)."""
+    teacher_seed: int = 0
+    """Draw of the teacher (its initial weights and data order)."""
+    data_seed: int | None = None
+    """Which rows a fraction holds and which are carved for validation; null: `seed`."""
+    train_seed: int | None = None
+    """Order of rows and every draw made while training; null: `seed`."""
+
+    def __post_init__(self) -> None:
+        check_fraction("data_frac", self.data_frac)
+
+    def with_seeds(self) -> "Cell":
+        """The cell with every seed that was left to another one filled in."""
+        student, teacher = self.student, self.teacher
+        if student.init_seed is None:
+            student = replace(student, init_seed=self.world_seed)
+        if teacher.init_seed is None:
+            teacher = replace(teacher, init_seed=self.teacher_seed)
+        data_seed, train_seed = (self.seed if seed is None else seed for seed in (self.data_seed, self.train_seed))
+        return replace(self, student=student, teacher=teacher, data_seed=data_seed, train_seed=train_seed)
+
+
+@dataclass
+class Settings(Cell):
+    """A cell and how to run it; the root of `conf/config.yaml`."""
+
+    grid: str | None = None
+    """Name of the grid; null: the experiment's slug, else a short hash of its cells."""
+    store: str = "outputs"
+    """Folder of artifacts, records and results."""
+    launch: Launch = field(default_factory=Launch)
+    """How stages are executed."""
+    machine: Machine = field(default_factory=Machine)
+    """Where a stage runs."""
+    track: str = "none"
+    """Beside our own files: `wandb` leaves curves and tables as Weights & Biases runs in `<store>/wandb`, which
+    `wandb sync` sends later; `wandb_online` sends them at once. Or `none`."""
+    slurm: Any = None
+    """A cluster, a file of `slurm/`: the grid is submitted there and the command returns (config/cluster.py)."""
+    wait: bool = False
+    """With `slurm`: stay, and show the table when all jobs have ended."""
+    retry: bool = False
+    """Run failed stages again."""
+    sweep: dict[str, Any] = field(default_factory=dict)
+    """A grid written in a file: `product`, `zip`, `include`, `exclude`."""
+    draws: int | None = None
+    """Draws of world and teacher: the whole grid with `world_seed` and `teacher_seed` 0, 1, ...; null: as they say."""
+    claims: list[Any] = field(default_factory=list)
+    """What the grid is to show, written down and hashed before its first cell (harness/claims.py)."""
+    scale: str = "mini"
+    """Of an experiment: `mini` (the miniature) or `paper` (its file in experiments/paper: real models, a cluster)."""
+    tune: dict[str, Any] = field(default_factory=dict)
+    """What is tried for every arm before the grid runs: `seeds`, `rounds`, `axes`, `arms` (harness/tuning.py)."""
+    experiments: Any = None
+    """The experiment's slug when one was chosen (set by its file)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("track", self.track, TRACKS)

@@ -1,0 +1,1 @@
+"""runtime: facts of the running process."""

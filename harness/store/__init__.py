@@ -1,0 +1,1 @@
+"""store: addresses and immutable artifacts."""
