@@ -31,15 +31,15 @@ from harness.config.budget import Budget
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
 from harness.config.teacher_signal import Signal
+from harness.data.miniature.tokenizer import load_mini_tokenizer
+from harness.data.sequences import Rows, collate, visits
 from harness.divergences import scored_positions
 from harness.models import count_parameters, load_model, save_model
 from harness.runtime import progress
-from harness.sequences import Rows, collate, visits
 from harness.signals import LiveTeacher, logits_at
 from harness.stages.cache import _batches, make_cache
 from harness.stages.teach import make_labels
 from harness.trainers import fit
-from harness.world.tokenizer import load_mini_tokenizer
 
 CPU = Machine(device="cpu")
 LLAMA_VOCABULARY = 128_256

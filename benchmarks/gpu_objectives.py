@@ -43,10 +43,10 @@ from harness.config.checks import refuse
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
 from harness.config.teacher_signal import Signal
+from harness.data.sequences import Rows
 from harness.fit_report import FitReport
 from harness.models import count_parameters
 from harness.runtime import progress
-from harness.sequences import Rows
 from harness.signals import LiveTeacher
 from harness.stages.cache import read
 from harness.store.partial_output import Shards

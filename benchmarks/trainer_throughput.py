@@ -30,8 +30,8 @@ from trl import SFTConfig, SFTTrainer
 from harness.config.budget import Budget
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
+from harness.data.sequences import Rows, collate, visits
 from harness.models import count_parameters, load_model, load_tokenizer
-from harness.sequences import Rows, collate, visits
 from harness.trainers import fit
 
 
@@ -157,8 +157,8 @@ def _trl(model: Any, tokenizer: Any, dataset: Dataset, budget: Budget) -> tuple[
 def _model(folder: Path | None) -> tuple[Any, Any]:
     if folder is not None:
         return load_model(folder), load_tokenizer(folder)
-    from harness.world.sizes import llama_settings
-    from harness.world.tokenizer import load_mini_tokenizer
+    from harness.data.miniature.sizes import llama_settings
+    from harness.data.miniature.tokenizer import load_mini_tokenizer
 
     torch.manual_seed(0)
     return LlamaForCausalLM(LlamaConfig(**llama_settings("small"))), load_mini_tokenizer()

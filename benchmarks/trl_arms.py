@@ -14,10 +14,10 @@ from trl import DistillationConfig, DistillationTrainer, SFTConfig, SFTTrainer
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 from trl_work import Work
 
-from harness.chat import render_many
 from harness.config.budget import Budget
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
+from harness.data.chat import render_many
 from harness.signals import LiveTeacher
 from harness.trainers import fit
 

@@ -16,9 +16,9 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from harness.corpora.mini import Corpus
-from harness.world.sizes import llama_settings
-from harness.world.tokenizer import load_mini_tokenizer
+from harness.data.corpora.mini import Corpus
+from harness.data.miniature.sizes import llama_settings
+from harness.data.miniature.tokenizer import load_mini_tokenizer
 
 Messages = list[dict[str, str]]
 

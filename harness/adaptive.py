@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from harness.data.sequences import Row
 from harness.runtime.processes import process_count, process_rank
-from harness.sequences import Row
 
 CHECKS = 10
 """Looks at the validation loss in a stage, the first one not counted, where it has as many steps."""

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.chat import end_of_turn_id
 from harness.config.checks import refuse
-from harness.sequences import Row
+from harness.data.chat import end_of_turn_id
+from harness.data.sequences import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

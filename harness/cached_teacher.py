@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from harness.caches import Shard, batch_hashes, kept_from, read_meta
-from harness.chat import render
 from harness.config.checks import SettingsError, refuse
 from harness.config.teacher_signal import Signal
-from harness.corpora._files import file_sha256
+from harness.data.chat import render
+from harness.data.corpora._files import file_sha256
 from harness.kept import Kept
 from harness.model_files import SERVER, WEIGHTS, local_folder, read_pointer
 from harness.models import tokenizer_hash

@@ -29,8 +29,8 @@ import pyarrow as pa
 import torch
 
 from harness.config.checks import refuse
+from harness.data.sequences import IGNORED
 from harness.kept import Kept
-from harness.sequences import IGNORED
 from harness.store.partial_output import read_batch
 from harness.store.store import write_json
 

@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from harness.config.cell import Cell, Settings
 from harness.config.checks import SettingsError, check_choice, refuse
 from harness.config.cluster import DEFAULTS
-from harness.corpora import corpus_names, load_corpus
+from harness.data.corpora import corpus_names, load_corpus
 from harness.methods import load_method, method_names
 from harness.sweep import first_value, in_draws, points_of
 

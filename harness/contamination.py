@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness.arms import Metric
-from harness.corpora import load_corpus
+from harness.data.corpora import load_corpus
+from harness.data.ngram_overlap import HELDOUT
 from harness.evals import ALL
 from harness.items import item_values, read_items
-from harness.overlap import HELDOUT
 from harness.store.store import Store
 
 ROWS = ("student_rows", "synthetic_rows", "in_context_rows", "teacher_rows")

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from harness.sequences import draw_seed
+from harness.data.sequences import draw_seed
 
 if TYPE_CHECKING:
-    from harness.sequences import Rows
+    from harness.data.sequences import Rows
 
 
 def giver(batch: dict[str, torch.Tensor], count: int, seed: int) -> torch.Tensor:

@@ -28,10 +28,10 @@ from torch.nn import functional
 from harness.alignment import Coverage, align, coverage, num_scored, spelling
 from harness.config.checks import refuse
 from harness.config.recipe import TrainStage
+from harness.data.sequences import IGNORED, Row, Rows, collate, draw_seed
 from harness.divergences import Divergence, scored_positions, scored_tokens
 from harness.heads import logits_at
 from harness.models import count_parameters
-from harness.sequences import IGNORED, Row, Rows, collate, draw_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -27,7 +27,7 @@ import torch
 from torch.nn import functional
 
 from harness.config.recipe import TrainStage
-from harness.sequences import IGNORED
+from harness.data.sequences import IGNORED
 
 
 @dataclass(frozen=True)

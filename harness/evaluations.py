@@ -14,8 +14,8 @@ from typing import Any
 from harness.cards import card_names, data_files, load_card
 from harness.config.cell import Cell
 from harness.config.evaluation import Evals
-from harness.corpora._files import file_sha256
-from harness.overlap import SHARE, SIZE
+from harness.data.corpora._files import file_sha256
+from harness.data.ngram_overlap import SHARE, SIZE
 from harness.stage import Stage
 from harness.store.fingerprint import fingerprint
 

@@ -39,9 +39,9 @@ import pyarrow.parquet as pq
 
 from harness.config.checks import refuse
 from harness.contamination import ROWS, Contamination, Training, keys, row_numbers, teacher_of, training_of
-from harness.corpora import load_corpus
+from harness.data.corpora import load_corpus
+from harness.data.miniature.lines import facts_told
 from harness.store.store import Store
-from harness.world.lines import facts_told
 
 EXPOSURES = ("student", "teacher", "neither", "unknown")
 SEEN_BY = ("student_rows", "synthetic_rows", "student_pretraining", "teacher_rows", "teacher_pretraining")

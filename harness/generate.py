@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from harness.chat import end_of_turn_id
+from harness.data.chat import end_of_turn_id
+from harness.data.sequences import draw_seed
 from harness.kv_cache import with_room
-from harness.sequences import draw_seed
 from harness.sharding import gathered
 
 if TYPE_CHECKING:

@@ -33,6 +33,7 @@ from torch.nn import functional
 
 from harness.config.checks import refuse
 from harness.config.recipe import TrainStage
+from harness.data.sequences import draw_seed
 from harness.divergences import Divergence, cross_entropy, forward_kl, scored_positions, scored_tokens
 from harness.heads import logits_at
 from harness.hidden_states import (
@@ -45,7 +46,6 @@ from harness.hidden_states import (
     relative_error,
     uniform_map,
 )
-from harness.sequences import draw_seed
 
 if TYPE_CHECKING:
     from harness.signals import TeacherSignal

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from harness import teachers
-from harness.chat import end_of_turn_id, prompt_ids_many
-from harness.sequences import draw_seed
+from harness.data.chat import end_of_turn_id, prompt_ids_many
+from harness.data.sequences import draw_seed
 
 Pair = tuple[str, str]
 """A prompt and its answer."""

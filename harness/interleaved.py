@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from harness.chat import end_of_turn_id
 from harness.config.recipe import TrainStage
+from harness.data.chat import end_of_turn_id
+from harness.data.sequences import draw_seed
 from harness.generate import choose, context_of, evaluating, padded_left, row_uniforms
 from harness.kv_cache import with_room
-from harness.sequences import draw_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

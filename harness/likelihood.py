@@ -13,10 +13,10 @@ import torch
 from transformers import PreTrainedModel
 
 from harness.config.recipe import TrainStage
+from harness.data.sequences import Row, Rows, collate
 from harness.divergences import scored_positions
 from harness.generate import evaluating
 from harness.objectives import objective_for
-from harness.sequences import Row, Rows, collate
 from harness.teachers import ServedTeacher
 
 

@@ -34,7 +34,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 def check_model(model: Model) -> None:
     """Cheap preflight: SettingsError, in one sentence, for what would certainly fail at loading."""
     if model.kind == "mini":
-        from harness.world.sizes import SIZES
+        from harness.data.miniature.sizes import SIZES
 
         check_choice(f"{model.name}.size", model.size, tuple(SIZES))
         _check_layers(model, SIZES[model.size]["num_hidden_layers"])
@@ -63,8 +63,8 @@ def model_identity(model: Model, world_seed: int) -> dict[str, Any]:
         identity["layers"] = model.layers
     assert model.init_seed is not None or (model.kind != "mini" and model.init != "random"), "the cell sets it"
     if model.kind == "mini":
-        from harness.world import VERSION
-        from harness.world.sizes import PRETRAINING
+        from harness.data.miniature import VERSION
+        from harness.data.miniature.sizes import PRETRAINING
 
         identity |= {"size": model.size, "init_seed": model.init_seed, "world_version": VERSION}
         if model.family != "words":  # named as it was when there was one family
@@ -122,7 +122,7 @@ def parameters_of(model: Model | Mapping[str, Any]) -> int:
     if kind in ("none", "http"):
         return 0  # a server's FLOPs are spent elsewhere
     if kind == "mini":
-        from harness.world.sizes import llama_settings
+        from harness.data.miniature.sizes import llama_settings
 
         return _parameters(llama_settings(values["size"], values.get("family", "words")), layers)
     if kind == "gguf":
@@ -136,7 +136,7 @@ def parameters_of(model: Model | Mapping[str, Any]) -> int:
 def tokenizer_fingerprint(model: Model) -> str | None:
     """sha256 of what decides a model's token ids, or None where it is known only once loaded."""
     if model.kind == "mini":
-        from harness.world.tokenizer import tokenizer_json
+        from harness.data.miniature.tokenizer import tokenizer_json
 
         return tokenizer_json_fingerprint(tokenizer_json(model.family))
     folder = local_folder(model.tokenizer if model.kind == "http" else model.path)
@@ -282,7 +282,7 @@ def _read_files(folder: Path) -> list[Path]:
 
 
 def _file_sha256(file: Path) -> str:
-    from harness.corpora._files import file_sha256
+    from harness.data.corpora._files import file_sha256
 
     return file_sha256(file)
 

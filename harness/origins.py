@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harness.corpora.tulu3 import REPOSITORY
+from harness.data.corpora.tulu3 import REPOSITORY
 from harness.licences import flag_of
 from harness.model_files import HUB_ID, local_folder, read_pointer
 from harness.store.store import Store

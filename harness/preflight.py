@@ -14,7 +14,7 @@ from harness.config.evaluation import Evals
 from harness.config.machine import Machine
 from harness.config.model import QUANTISATIONS, Model, Student, Teacher
 from harness.config.teacher_signal import check_served
-from harness.corpora import corpus_from
+from harness.data.corpora import corpus_from
 from harness.endpoint import BY_SLURM
 from harness.evals import eval_names
 from harness.methods import method_name

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config.cell import Cell
 from harness.config.checks import refuse
-from harness.corpora import corpus_name
 from harness.cost import cell_cost
+from harness.data.corpora import corpus_name
 from harness.deployment import Deployment
 from harness.evaluations import fingerprint_of
 from harness.methods import method_name

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from harness.chat import render
 from harness.config.checks import SettingsError
+from harness.data.chat import render
 from harness.heads import logits_at, logits_from, states_at
 from harness.models import PROBE, count_parameters, tokenizer_hash
 

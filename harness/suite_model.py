@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from lm_eval.api.model import TemplateLM
 
-from harness.chat import end_of_turn_id
+from harness.data.chat import end_of_turn_id
+from harness.data.sequences import Row, collate, longest_first
 from harness.divergences import scored_positions, scored_tokens
 from harness.generate import context_of, evaluating, generate
 from harness.heads import logits_at
 from harness.runtime import progress
-from harness.sequences import Row, collate, longest_first
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

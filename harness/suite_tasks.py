@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.cards import LM_EVAL, Card, load_card
 from harness.config.checks import refuse
-from harness.corpora._files import file_sha256
+from harness.data.corpora._files import file_sha256
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

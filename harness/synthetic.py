@@ -14,12 +14,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.corpora._rows import prompt_hash, row_hash
+from harness.data.corpora._rows import prompt_hash, row_hash
+from harness.data.ngram_overlap import Items
+from harness.data.text_similarity import Ngrams, Pool, distinct, self_similarity
 from harness.evals.verified import normalise, verify
 from harness.in_context import Pair, turns
 from harness.math_answers import final_number
-from harness.overlap import Items
-from harness.similarity import Ngrams, Pool, distinct, self_similarity
 
 COPIED_NGRAM, COPIED_SHARE = 8, 0.5
 """A text is a copy when more than half of its words lie in 8-grams of the other: the rule Tülu 3 finds

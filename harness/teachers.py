@@ -14,8 +14,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from harness.chat import end_of_turn_id, prompt_ids
 from harness.config.checks import refuse
+from harness.data.chat import end_of_turn_id, prompt_ids
 from harness.generate import context_of, generate
 from harness.model_files import SERVER
 from harness.models import count_parameters, load_model, load_tokenizer

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from harness.adaptive import AdaptiveShare, ReplayBuffer, check_every, found_by_first, of_all_processes, own_share
 from harness.config.checks import refuse
 from harness.config.recipe import TrainStage
+from harness.data.sequences import Row, answered, draw_seed, prompt_of
 from harness.generate import generate
 from harness.interleaved import interleave
 from harness.runtime.processes import process_count, process_rank
-from harness.sequences import Row, answered, draw_seed, prompt_of
 from harness.signals import LiveTeacher
 
 if TYPE_CHECKING:

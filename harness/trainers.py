@@ -29,19 +29,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from trl import SFTConfig
 
 from harness.arguments import learning_rate_share, trainer_arguments
-from harness.chat import end_of_turn_id
 from harness.checkpoints import Checkpoints, Resumable
 from harness.config.budget import Budget
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
 from harness.controls import unigram_logprobs
 from harness.cost import forward_flops, train_flops
+from harness.data.chat import end_of_turn_id
+from harness.data.sequences import IGNORED, Row, Rows, collate, dealt_by_length
 from harness.fit_report import FitReport, find_warnings
 from harness.likelihood import mean_nll
 from harness.models import count_frozen, count_parameters
 from harness.objectives import Objective, objective_for, trained_together
 from harness.runtime import preemption, progress
-from harness.sequences import IGNORED, Row, Rows, collate, dealt_by_length
 from harness.sharding import shard, shards
 from harness.signals import TeacherSignal
 from harness.store.fingerprint import fingerprint

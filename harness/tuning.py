@@ -17,7 +17,7 @@ from typing import Any
 
 from harness.config.cell import Cell
 from harness.config.checks import SettingsError, check_at_least, check_known, refuse
-from harness.corpora import corpus_name
+from harness.data.corpora import corpus_name
 from harness.methods import method_name
 from harness.store.fingerprint import canonical
 

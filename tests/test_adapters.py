@@ -9,10 +9,10 @@ from harness.adapters import merged, with_adapters
 from harness.config.checks import SettingsError
 from harness.config.model import Student
 from harness.config.recipe import TrainStage
+from harness.data.sequences import Rows
 from harness.generate import generate
 from harness.models import load_model
 from harness.plan import lora_of
-from harness.sequences import Rows
 from harness.stages.train import make_train
 from harness.trainers import mean_nll
 from tests.doubles import tiny_llama

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from harness.adaptive import CHECKS, AdaptiveShare, ReplayBuffer, check_every
-from harness.sequences import answered
+from harness.data.sequences import answered
 
 
 def row(number):

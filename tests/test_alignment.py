@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from harness.alignment import align, coverage, num_scored, spelling
-from harness.chat import end_of_turn_id, render, render_many
-from harness.sequences import Row
-from harness.world.tokenizer import CHARACTERS, load_mini_tokenizer
+from harness.data.chat import end_of_turn_id, render, render_many
+from harness.data.miniature.tokenizer import CHARACTERS, load_mini_tokenizer
+from harness.data.sequences import Row
 from tests import real
 from tests.doubles import CHAT_TEMPLATE, CORPUS, bpe_tokenizer, byte_tokenizer
 

@@ -7,8 +7,8 @@ import torch
 from harness import caches
 from harness.caches import Shard, batch_hashes, kept_from, read_meta, shard_batch, stored_row, verify, write_cache
 from harness.config.checks import SettingsError
+from harness.data.sequences import Row, collate
 from harness.kept import Kept, sampled_of, top_k_of
-from harness.sequences import Row, collate
 from harness.store.partial_output import _write
 
 VERSIONS = {"torch": "2"}

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from harness.chat import (
+from harness.config.checks import SettingsError
+from harness.data.chat import (
     TULU_TEMPLATE,
     end_of_turn_id,
     prompt_ids,
@@ -14,7 +15,6 @@ from harness.chat import (
     render_prompts,
     set_template,
 )
-from harness.config.checks import SettingsError
 from tests.doubles import byte_ids, byte_tokenizer, special_id
 
 USER, ASSISTANT, END = special_id("<|user|>"), special_id("<|assistant|>"), special_id("<|end|>")

@@ -13,11 +13,11 @@ from harness.checkpoints import random_state, set_random_state
 from harness.config.budget import Budget
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
+from harness.data.sequences import visits
 from harness.divergences import Divergence
 from harness.objectives import Distributions
 from harness.runtime import preemption
 from harness.runtime import progress as track
-from harness.sequences import visits
 from harness.texts import Given
 from tests import test_cross as cross
 from tests.doubles import tiny_llama

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from harness.controls import giver, unigram_logprobs
-from harness.sequences import Row
+from harness.data.sequences import Row
 
 
 def batch(seed=0):

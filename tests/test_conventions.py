@@ -31,7 +31,7 @@ LIGHT = [
     "harness.breakdown",
     "harness.exposure",
     "harness.contamination",
-    "harness.overlap",
+    "harness.data.ngram_overlap",
     "harness.cost",
     "harness.compose",
     "harness.estimate",
@@ -65,7 +65,7 @@ def test_methods_and_corpora_are_listed_and_loaded_without_heavy_libraries():
     code = """
 import sys
 from harness.methods import load_method, method_names
-from harness.corpora import corpus_names, load_corpus
+from harness.data.corpora import corpus_names, load_corpus
 for name in method_names(): load_method(name)
 for name in corpus_names(): load_corpus(name)
 print([m for m in ("torch", "transformers", "datasets", "trl") if m in sys.modules])

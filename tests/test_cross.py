@@ -10,14 +10,14 @@ from datasets import Dataset
 from scipy.special import rel_entr
 
 from harness.alignment import align
-from harness.chat import render
 from harness.config.budget import Budget
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
 from harness.cross import CrossTeacher, rows_of, spans, token_logprobs, uld
+from harness.data.chat import render
+from harness.data.sequences import Rows, collate, visits
 from harness.objectives import objective_for
-from harness.sequences import Rows, collate, visits
 from harness.signals import LiveTeacher
 from harness.trainers import fit
 from tests.doubles import bpe_tokenizer, byte_tokenizer, tiny_llama

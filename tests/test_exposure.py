@@ -10,15 +10,15 @@ import harness.api as harness
 from harness.breakdown import items as items_of
 from harness.config.checks import SettingsError
 from harness.config.machine import Launch
-from harness.corpora._rows import prompt_hash
-from harness.corpora.mini import Corpus
+from harness.data.corpora._rows import prompt_hash
+from harness.data.corpora.mini import Corpus
+from harness.data.miniature.facts import draw_facts
+from harness.data.miniature.lines import facts_told
+from harness.data.miniature.sources import SOURCES, Prompt
 from harness.exposure import SEEN_BY, Exposures
 from harness.grid import main as grid
 from harness.record import frozen_plan
 from harness.store.store import Store
-from harness.world.facts import draw_facts
-from harness.world.lines import facts_told
-from harness.world.sources import SOURCES, Prompt
 
 KNOWN = sorted(draw_facts(0).known_capital)
 OTHER = sorted(set(draw_facts(0).capital) - set(KNOWN))

@@ -11,18 +11,18 @@ import pandas as pd
 import pytest
 
 import harness.api as harness
-from harness.chat import answer_ids_many
 from harness.compose import compose
 from harness.config.checks import SettingsError
 from harness.config.machine import Launch, Machine
 from harness.config.model import Model
+from harness.data.chat import answer_ids_many
+from harness.data.miniature.tokenizer import FAMILIES, load_mini_tokenizer
 from harness.model_files import check_model, model_identity, tokenizer_fingerprint, tokenizer_json_fingerprint
 from harness.plan import Plan, plan_cell
 from harness.preflight import preflight
 from harness.record import freeze
 from harness.stages.teach import make_labels
 from harness.store.store import Store
-from harness.world.tokenizer import FAMILIES, load_mini_tokenizer
 
 SMALL = {
     "data_frac": 0.0002,

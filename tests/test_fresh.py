@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from harness.chat import end_of_turn_id, render
 from harness.config.model import Student
+from harness.data.chat import end_of_turn_id, render
 from harness.fresh import LEAST_VOCABULARY, MARKS, main, train_tokenizer
 from harness.model_files import check_model, model_identity
 from harness.models import load_model, load_tokenizer

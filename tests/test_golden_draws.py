@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from harness.data.miniature import digest, generator
+from harness.data.sequences import draw_seed
 from harness.generate import row_uniforms
 from harness.sampling import _draw
-from harness.sequences import draw_seed
 from harness.stages.subset import _generator
 from harness.suite_model import _seed
-from harness.world import digest, generator
 
 HARNESS = Path(__file__).resolve().parent.parent / "harness"
 

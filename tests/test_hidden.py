@@ -23,11 +23,11 @@ from harness.config.budget import Budget
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
+from harness.data.sequences import Row, collate, visits
 from harness.hidden import Features, Relations
 from harness.methods import load_method
 from harness.models import save_model
 from harness.objectives import objective_for, trained_together
-from harness.sequences import Row, collate, visits
 from harness.signals import LiveTeacher
 from harness.trainers import fit
 from tests.doubles import byte_tokenizer

@@ -6,9 +6,9 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from harness.config.recipe import TrainStage
+from harness.data.sequences import draw_seed
 from harness.generate import generate
 from harness.interleaved import among_likeliest, interleave
-from harness.sequences import draw_seed
 from tests.doubles import byte_tokenizer, tiny_llama
 
 TOKENIZER = byte_tokenizer()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.corpora.tulu3 import SOURCES
+from harness.data.corpora.tulu3 import SOURCES
 from harness.licences import flag_of, hub_license, judge
 
 FREE = {"name": "big", "license": "Apache-2.0", "distillation_allowed": "yes", "acknowledge_license": False}

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from harness.chat import set_template
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
+from harness.data.chat import set_template
 from harness.model_files import tokenizer_fingerprint_of_folder
 from harness.models import (
     count_parameters,

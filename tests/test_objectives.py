@@ -9,8 +9,8 @@ from torch.nn import functional
 from harness.chunks import positions_at_once
 from harness.config.recipe import SHARP, TrainStage
 from harness.controls import giver
+from harness.data.sequences import Row, collate
 from harness.objectives import Distributions, objective_for
-from harness.sequences import Row, collate
 from harness.signals import LiveTeacher
 from tests.doubles import byte_tokenizer, tiny_llama
 from tests.test_heads import tiny, with_adapters

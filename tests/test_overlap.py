@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from harness.overlap import Items, own_words
-from harness.similarity import words
+from harness.data.ngram_overlap import Items, own_words
+from harness.data.text_similarity import words
 
 CRETE = "What is the tallest mountain of the island of Crete, and who climbed it first?"
 

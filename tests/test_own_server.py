@@ -11,7 +11,7 @@ from harness.cards import load_card
 from harness.compose import compose
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
-from harness.corpora._files import file_sha256
+from harness.data.corpora._files import file_sha256
 from harness.plan import plan_cell
 from harness.stages.evaluate import make_evaluate
 from tests.doubles import save_tiny

@@ -26,9 +26,9 @@ from harness.config.budget import Budget
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
+from harness.data.sequences import Rows, visits
 from harness.heads import agrees
 from harness.runtime import preemption
-from harness.sequences import Rows, visits
 from harness.stage import Stage
 from harness.store.status import stage_state
 from harness.store.store import Store

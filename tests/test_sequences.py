@@ -5,7 +5,7 @@ import pytest
 from datasets import Dataset
 
 from harness.config.budget import Budget
-from harness.sequences import (
+from harness.data.sequences import (
     Row,
     Rows,
     answered,

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from harness.similarity import Ngrams, Pool, distinct, rouge_l, self_similarity, words
+from harness.data.text_similarity import Ngrams, Pool, distinct, rouge_l, self_similarity, words
 
 
 def by_table(one, other):

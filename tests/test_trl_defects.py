@@ -13,11 +13,11 @@ import pytest
 import torch
 from datasets import Dataset
 
-from harness.chat import render
 from harness.config.budget import Budget
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
-from harness.sequences import IGNORED, Row, collate, visits
+from harness.data.chat import render
+from harness.data.sequences import IGNORED, Row, collate, visits
 from harness.signals import LiveTeacher
 from harness.trainers import fit
 from tests.doubles import byte_tokenizer, tiny_llama

@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 import harness.api as harness
 from harness.config.machine import Launch
+from harness.data.miniature.sizes import llama_settings
+from harness.data.miniature.tokenizer import load_mini_tokenizer
 from harness.grid import main as grid
 from harness.models import load_model, random_model
 from harness.receipt import write_receipts
 from harness.store.store import Store
-from harness.world.sizes import llama_settings
-from harness.world.tokenizer import load_mini_tokenizer
 from tests.fake_server import FakeServer
 
 SMALL = {
@@ -369,7 +369,7 @@ RELOAD = """
 import sys
 from datasets import load_from_disk
 from harness.models import load_model
-from harness.sequences import Rows
+from harness.data.sequences import Rows
 from harness.trainers import mean_nll
 import torch
 torch.set_num_threads(1)

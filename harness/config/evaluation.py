@@ -29,8 +29,8 @@ class Evals:
     """Command that serves a model's folder while a benchmark has it write, with {model} and {port} (`vllm serve {model}
     --port {port}`); that it is served is identity, the command is not. Null: answers are written here."""
     overlap: str = "count"
-    """Rows that repeat what is scored (harness/overlap.py): `count` them and say which items they are, `drop` them from
-    all that student and teacher are trained on here (which changes the rows, so it is identity), or look for `none`."""
+    """Rows that repeat what is scored (data/ngram_overlap.py): `count` them and say which items they are, `drop` them
+    from all that student and teacher are trained on here (it changes the rows, so it is identity), or look for `none`."""
     precision: str = "fp32"
     """Of the weights while a model is scored: `fp32` or `bf16`."""
 

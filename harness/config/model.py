@@ -44,7 +44,7 @@ class Model:
     """Mini only: `tiny`, `small` or `large` (0.16, 0.36 and 0.8 million parameters)."""
     family: str = "words"
     """Mini only: whose tokens and chat template it has, `words` (whole words of the world's phrasings) or `letters`
-    (single characters, other marks); models of two families share no token ids (harness/world/tokenizer.py)."""
+    (single characters, other marks); models of two families share no token ids (data/miniature/tokenizer.py)."""
     init: str = "pretrained"
     """`pretrained`, `random` (same shape, fresh weights) or `pruned` (evenly spaced layers kept)."""
     layers: int | None = None

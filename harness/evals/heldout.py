@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from harness.chat import Rendered, render_many
+from harness.data.chat import Rendered, render_many
+from harness.data.sequences import Row, collate, longest_first
 from harness.divergences import scored_positions, scored_tokens
 from harness.evals import HeldoutRow, Item, Options, Score, Scored, scores_by_source
 from harness.generate import evaluating
 from harness.heads import logits_at
 from harness.runtime import progress
-from harness.sequences import Row, collate, longest_first
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

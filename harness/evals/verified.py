@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from harness.chat import end_of_turn_id, prompt_ids_many
+from harness.data.chat import end_of_turn_id, prompt_ids_many
 from harness.evals import HeldoutRow, Item, Options, Score, Scored, scores_by_source
 from harness.generate import generate
 from harness.math_answers import final_number

@@ -14,7 +14,7 @@ PACKAGES = ("torch", "transformers", "trl", "datasets", "tokenizers", "hydra-cor
 @functools.cache
 def provenance() -> dict[str, Any]:
     """Git commit of this checkout (and whether it was changed), package versions, and the hardware."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     ours = _git(root, "rev-parse", "--show-toplevel") == str(root)  # not the repository of whoever installed us
     commit = _git(root, "rev-parse", "HEAD") if ours else None
     versions: dict[str, str | None] = {}

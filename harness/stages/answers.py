@@ -20,11 +20,11 @@ import pyarrow as pa
 from datasets import Dataset, concatenate_datasets, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
-from harness.chat import answer_ids_many
 from harness.config.checks import refuse
 from harness.config.recipe import TrainStage
+from harness.data.chat import answer_ids_many
+from harness.data.sequences import Row, Rows, answered, draw_seed
 from harness.models import rendering_hash
-from harness.sequences import Row, Rows, answered, draw_seed
 from harness.stages.teach import FEATURES
 
 ROWS_AT_ONCE = 1000

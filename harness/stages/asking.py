@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from harness.chat import Rendered, render_many
+from harness.data.chat import Rendered, render_many
 from harness.in_context import Writer, Written, turns
 from harness.stages.teach import FEATURES
 from harness.store.partial_output import Shards, read_batch

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness import chat
 from harness.config.budget import Budget
 from harness.config.checks import refuse
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
-from harness.corpora._files import file_sha256
+from harness.data import chat
+from harness.data.corpora._files import file_sha256
+from harness.data.sequences import draw_seed, of_like_length, visits
 from harness.model_files import POINTER, SERVER, local_folder, read_pointer
 from harness.models import (
     count_parameters,
@@ -33,7 +34,6 @@ from harness.models import (
     save_model,
     tokenizer_hash,
 )
-from harness.sequences import draw_seed, of_like_length, visits
 from harness.served import CompletionsServer
 from harness.serving import endpoint_at
 from harness.store.store import write_json
@@ -100,9 +100,9 @@ def _mini(settings: Mapping[str, Any], out: Path, machine: Machine) -> Facts:
     """A Llama with fresh weights, pre-trained on raw question-and-answer lines unless it is to stay fresh."""
     from transformers import LlamaConfig
 
-    from harness.world.lines import pretraining_lines
-    from harness.world.sizes import llama_settings
-    from harness.world.tokenizer import load_mini_tokenizer
+    from harness.data.miniature.lines import pretraining_lines
+    from harness.data.miniature.sizes import llama_settings
+    from harness.data.miniature.tokenizer import load_mini_tokenizer
 
     family, seed = settings.get("family", "words"), settings["init_seed"]
     tokenizer = load_mini_tokenizer(family)

@@ -26,13 +26,13 @@ from harness.config.checks import SettingsError, refuse
 from harness.config.machine import Machine
 from harness.config.teacher_signal import Signal, check_served
 from harness.cost import forward_flops
+from harness.data.sequences import Row, Rows, collate, draw_seed
 from harness.divergences import scored_positions
 from harness.heads import logits_at
 from harness.kept import Kept, sampled_of, top_k_named, top_k_of
 from harness.models import device_of
 from harness.runtime import progress
 from harness.runtime.provenance import provenance
-from harness.sequences import Row, Rows, collate, draw_seed
 from harness.store.partial_output import Shards
 from harness.teachers import LocalTeacher, ServedTeacher, open_teacher
 

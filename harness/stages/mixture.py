@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 
 from harness.config.checks import refuse
 from harness.config.machine import Machine
-from harness.corpora import corpus_from
-from harness.corpora._files import file_sha256
-from harness.corpora._rows import is_answered, nothing_to_score, prompt_hash, row_hash
+from harness.data.corpora import corpus_from
+from harness.data.corpora._files import file_sha256
+from harness.data.corpora._rows import is_answered, nothing_to_score, prompt_hash, row_hash
 from harness.runtime import progress
 from harness.store.store import write_json
 

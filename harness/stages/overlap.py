@@ -1,6 +1,6 @@
 """Stage `overlap`: which rows of a mixture, or of what a teacher wrote, repeat items that cells are scored on.
 
-`harness/overlap.py` has the rule. All rows of a mixture are compared once, with the items of all evaluations: a
+`data/ngram_overlap.py` has the rule. All rows of a mixture are compared once, with the items of all evaluations: a
 cell's share of the pairs follows from the rows it takes (`contamination.py`), so every fraction, seed and method
 shares the artifact. No model is asked, no item's text is kept in its own words.
 
@@ -20,9 +20,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from harness.config.machine import Machine
-from harness.overlap import HELDOUT, Items, own_words
+from harness.data.ngram_overlap import HELDOUT, Items, own_words
+from harness.data.text_similarity import words
 from harness.runtime import progress
-from harness.similarity import words
 from harness.store.store import write_json
 
 ROWS_AT_ONCE = 1000

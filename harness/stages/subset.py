@@ -22,10 +22,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harness import chat, models
+from harness import models
 from harness.config.checks import refuse
 from harness.config.machine import Machine
-from harness.corpora._rows import without_answers
+from harness.data import chat
+from harness.data.corpora._rows import without_answers
 from harness.runtime import progress
 from harness.store.store import write_json
 

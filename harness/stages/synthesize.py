@@ -21,17 +21,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, load_from_disk
 
-from harness.chat import Rendered, render
 from harness.config.checks import SettingsError, refuse
 from harness.config.machine import Machine
-from harness.corpora import corpus_from, load_corpus
 from harness.cost import forward_flops
+from harness.data.chat import Rendered, render
+from harness.data.corpora import corpus_from, load_corpus
+from harness.data.sequences import Rows
 from harness.evals.verified import verify
 from harness.in_context import Pair, Writer
 from harness.likelihood import mean_nll, served_nll
 from harness.models import device_of, tokenizer_hash
 from harness.runtime import progress
-from harness.sequences import Rows
 from harness.stages.asking import Asking, Truth
 from harness.stages.overlap import read_items
 from harness.stages.subset import read_batches

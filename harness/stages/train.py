@@ -20,17 +20,17 @@ from datasets import Dataset, concatenate_datasets, load_from_disk
 from harness.adapters import merged, with_adapters
 from harness.alignment import Coverage
 from harness.cached_teacher import CachedTeacher
-from harness.chat import end_of_turn_id
 from harness.config.budget import Budget
 from harness.config.checks import refuse
 from harness.config.machine import Machine
 from harness.config.recipe import CROSS, TrainStage
 from harness.config.teacher_signal import Signal
 from harness.cross import CrossTeacher
+from harness.data.chat import end_of_turn_id
+from harness.data.sequences import Rows, draw_seed, mixed_visits, visiting_order, visits
 from harness.likelihood import mean_nll
 from harness.models import count_frozen, count_parameters, device_of, load_model, load_tokenizer, save_model
 from harness.runtime.processes import process_rank
-from harness.sequences import Rows, draw_seed, mixed_visits, visiting_order, visits
 from harness.sharding import shards, whole
 from harness.signals import LiveTeacher, TeacherSignal
 from harness.spending import Sizes, off_budget, steps_for, visit_flops

@@ -6,11 +6,11 @@ import sys
 import pytest
 from transformers import LlamaConfig
 
+from harness.data.miniature.sizes import llama_settings
+from harness.data.miniature.tokenizer import load_mini_tokenizer
 from harness.models import random_model
 from harness.serving import read_page
 from harness.store.store import Store
-from harness.world.sizes import llama_settings
-from harness.world.tokenizer import load_mini_tokenizer
 from tests.cluster.conftest import Sent, slurm, until
 
 GRID = [

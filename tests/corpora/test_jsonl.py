@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.config.checks import SettingsError
-from harness.corpora import Size
-from harness.corpora._files import data_files, file_sha256
-from harness.corpora._rows import bad_turns, prompt_hash, row_hash
-from harness.corpora.jsonl import Corpus
+from harness.data.corpora import Size
+from harness.data.corpora._files import data_files, file_sha256
+from harness.data.corpora._rows import bad_turns, prompt_hash, row_hash
+from harness.data.corpora.jsonl import Corpus
 
 GOOD = {
     "id": "a",
@@ -259,7 +259,7 @@ def test_the_size_is_estimated_from_metadata_and_the_first_rows(tmp_path):
 
 def test_planning_with_file_corpora_imports_neither_torch_nor_transformers():
     code = (
-        "import sys; import harness.corpora.jsonl, harness.corpora.tulu3 as t; t.Corpus().identity(0); "
+        "import sys; import harness.data.corpora.jsonl, harness.data.corpora.tulu3 as t; t.Corpus().identity(0); "
         "sys.exit(bool({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from harness.config.checks import SettingsError
-from harness.corpora import Example, corpus_name, corpus_names, load_corpus
-from harness.corpora.mini import DIALOGUE_LENGTH, Corpus
-from harness.world.errors import AFTER, BEFORE
-from harness.world.facts import draw_facts
-from harness.world.sources import GENERAL, SOURCES
-from harness.world.tokenizer import build
+from harness.data.corpora import Example, corpus_name, corpus_names, load_corpus
+from harness.data.corpora.mini import DIALOGUE_LENGTH, Corpus
+from harness.data.miniature.errors import AFTER, BEFORE
+from harness.data.miniature.facts import draw_facts
+from harness.data.miniature.sources import GENERAL, SOURCES
+from harness.data.miniature.tokenizer import build
 
 ROOT = Path(__file__).parents[2]
 STRONG = Corpus(noise="clean", rows=4200, domain="all")
@@ -77,9 +77,9 @@ def test_rows_are_the_same_in_another_process_whatever_the_hash_seed(hash_seed: 
 
 def test_drawing_rows_imports_neither_torch_nor_transformers() -> None:
     code = (
-        "import sys; from harness.corpora.mini import Corpus; c = Corpus(rows=24); list(c.examples(0));"
+        "import sys; from harness.data.corpora.mini import Corpus; c = Corpus(rows=24); list(c.examples(0));"
         "c.size(); c.identity(0); c.check();"
-        "import harness.world.lines, harness.world.sizes, harness.world.tokenizer as t; t.tokenizer_json();"
+        "from harness.data.miniature import lines, sizes, tokenizer as t; t.tokenizer_json();"
         "print([name for name in ('torch', 'transformers') if name in sys.modules])"
     )
     assert printed(code) == "[]"

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.config.checks import SettingsError
-from harness.corpora.tulu3 import DOMAINS, REPOSITORY, SOURCES, Corpus
+from harness.data.corpora.tulu3 import DOMAINS, REPOSITORY, SOURCES, Corpus
 
 DATA = Path(os.environ.get("HARNESS_TEST_DATA") or Path(__file__).parents[2].parent / "shared" / "data")
 HARD_CODED = "ai2-adapt-dev/tulu_hard_coded_repeated_10"

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from harness.chat import render
+from harness.data.chat import render
 from harness.evals import HeldoutRow, Item, Options
 from harness.evals.heldout import nll_sums, score, summary
 from tests.doubles import byte_tokenizer, tiny_llama

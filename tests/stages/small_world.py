@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_from_disk
 
-from harness.chat import render
 from harness.config.machine import Machine
-from harness.corpora._rows import prompt_hash
+from harness.data.chat import render
+from harness.data.corpora._rows import prompt_hash
 from harness.models import tokenizer_hash
 from harness.runtime import preemption
 from harness.stages.teach import save_rows

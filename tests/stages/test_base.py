@@ -7,10 +7,10 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from harness.chat import TULU_TEMPLATE, end_of_turn_id, prompt_ids
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.config.model import Model, Teacher
+from harness.data.chat import TULU_TEMPLATE, end_of_turn_id, prompt_ids
 from harness.model_files import model_identity, parameters_of, tokenizer_fingerprint, tokenizer_json_fingerprint
 from harness.models import load_model, load_tokenizer
 from harness.stages.base import line_rows, make_base
@@ -99,7 +99,7 @@ def test_the_revision_that_was_found_is_recorded(tmp_path, monkeypatch, folder):
 
 
 def test_lines_are_rows_whose_answers_alone_are_trained():
-    from harness.world.tokenizer import load_mini_tokenizer
+    from harness.data.miniature.tokenizer import load_mini_tokenizer
 
     tokenizer = load_mini_tokenizer()
     row = line_rows(tokenizer, [("Q: Add 37 and 8.\nA: ", "45\n")])[0]

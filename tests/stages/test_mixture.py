@@ -166,7 +166,7 @@ def test_a_corpus_without_rows_is_refused(tmp_path):
 
 
 def test_a_file_that_changed_after_planning_is_refused(tmp_path):
-    from harness.corpora.jsonl import Corpus
+    from harness.data.corpora.jsonl import Corpus
 
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row("p", "a")) + "\n")
@@ -179,8 +179,8 @@ def test_a_file_that_changed_after_planning_is_refused(tmp_path):
 
 
 def test_a_corpus_that_sets_its_split_is_obeyed_and_leaking_train_rows_are_dropped(tmp_path, monkeypatch):
-    from harness.corpora import Example
-    from harness.corpora.jsonl import Corpus
+    from harness.data.corpora import Example
+    from harness.data.corpora.jsonl import Corpus
 
     def examples(self, world_seed):
         self.dropped, self.read_from = {}, []

@@ -11,13 +11,13 @@ import torch
 from datasets import load_from_disk
 
 from harness import teachers
-from harness.chat import render
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
-from harness.corpora._rows import prompt_hash
-from harness.corpora.mini import Corpus
+from harness.data.chat import render
+from harness.data.corpora._rows import prompt_hash
+from harness.data.corpora.mini import Corpus
+from harness.data.sequences import draw_seed
 from harness.models import load_model, tokenizer_hash
-from harness.sequences import draw_seed
 from harness.stages import synthesize
 from harness.stages.synthesize import make_synthesize
 from harness.stages.teach import save_rows

@@ -8,12 +8,12 @@ import pytest
 import torch
 from datasets import load_from_disk
 
-from harness.chat import render
 from harness.config.checks import SettingsError
 from harness.config.recipe import TrainStage
+from harness.data.chat import render
+from harness.data.sequences import visits
 from harness.fit_report import FitReport
 from harness.models import load_model, load_tokenizer, tokenizer_hash
-from harness.sequences import visits
 from harness.stages.teach import make_labels, save_rows
 from harness.stages.train import make_train
 from tests.doubles import bpe_tokenizer, byte_tokenizer, tiny_llama

@@ -1,9 +1,9 @@
 """Annotators of the miniature world: mistakes by hand, shares of noise, wording."""
 
-from harness.world import generator
-from harness.world.errors import BARE, HUMAN, NOISE, Convention, Noise, annotate, draw_convention, mistake
-from harness.world.facts import draw_facts
-from harness.world.sources import GENERAL, SOURCES, Prompt
+from harness.data.miniature import generator
+from harness.data.miniature.errors import BARE, HUMAN, NOISE, Convention, Noise, annotate, draw_convention, mistake
+from harness.data.miniature.facts import draw_facts
+from harness.data.miniature.sources import GENERAL, SOURCES, Prompt
 
 FACTS = draw_facts(0)
 

@@ -1,6 +1,6 @@
 """Facts of the miniature world: drawn by the world seed alone."""
 
-from harness.world.facts import draw_facts, names
+from harness.data.miniature.facts import draw_facts, names
 
 
 def test_the_same_world_has_the_same_facts_and_another_has_others() -> None:

@@ -2,10 +2,10 @@
 
 from dataclasses import astuple
 
-from harness.world.facts import draw_facts
-from harness.world.lines import layouts, pretraining_lines
-from harness.world.sources import GENERAL, RESERVED_PHRASINGS, SOURCES, Prompt
-from harness.world.tokenizer import FAMILIES, build
+from harness.data.miniature.facts import draw_facts
+from harness.data.miniature.lines import layouts, pretraining_lines
+from harness.data.miniature.sources import GENERAL, RESERVED_PHRASINGS, SOURCES, Prompt
+from harness.data.miniature.tokenizer import FAMILIES, build
 
 
 def test_there_are_56_layouts() -> None:

@@ -4,11 +4,11 @@ from itertools import islice
 
 import pytest
 
-from harness.corpora.mini import Corpus
-from harness.world import generator
-from harness.world.facts import draw_facts, names
-from harness.world.reading import read_prompt
-from harness.world.sources import CANARY, SOURCES, Prompt
+from harness.data.corpora.mini import Corpus
+from harness.data.miniature import generator
+from harness.data.miniature.facts import draw_facts, names
+from harness.data.miniature.reading import read_prompt
+from harness.data.miniature.sources import CANARY, SOURCES, Prompt
 
 
 @pytest.mark.parametrize("source", [name for name in SOURCES if name != CANARY])

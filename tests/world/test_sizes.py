@@ -4,8 +4,8 @@ import pytest
 
 from harness.config.checks import SettingsError
 from harness.config.model import MINI_SIZES
-from harness.world.sizes import PRETRAINING, SIZES, llama_settings
-from harness.world.tokenizer import vocabulary
+from harness.data.miniature.sizes import PRETRAINING, SIZES, llama_settings
+from harness.data.miniature.tokenizer import vocabulary
 
 
 @pytest.mark.parametrize("family", ["words", "letters"])

@@ -5,10 +5,10 @@ from itertools import islice
 
 import pytest
 
-from harness.world import generator
-from harness.world.facts import draw_facts, names
-from harness.world.sources import CANARY, DOMAINS, MOST_HELDOUT, SOURCES, Prompt
-from harness.world.tokenizer import words
+from harness.data.miniature import generator
+from harness.data.miniature.facts import draw_facts, names
+from harness.data.miniature.sources import CANARY, DOMAINS, MOST_HELDOUT, SOURCES, Prompt
+from harness.data.miniature.tokenizer import words
 
 FACTS = dataclasses.replace(
     draw_facts(0),

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from harness.config import cell
-from harness.corpora.mini import Corpus
-from harness.world.facts import draw_facts
-from harness.world.lines import pretraining_lines
-from harness.world.sources import SOURCES
-from harness.world.tokenizer import FAMILIES, build, load_mini_tokenizer, tokenizer_json, vocabulary, words
+from harness.data.corpora.mini import Corpus
+from harness.data.miniature.facts import draw_facts
+from harness.data.miniature.lines import pretraining_lines
+from harness.data.miniature.sources import SOURCES
+from harness.data.miniature.tokenizer import FAMILIES, build, load_mini_tokenizer, tokenizer_json, vocabulary, words
 
 BOTH = pytest.mark.parametrize("family", list(FAMILIES))
 CHAT = [{"role": "user", "content": "Add 37 and 8."}, {"role": "assistant", "content": "45"}]
@@ -105,7 +105,7 @@ def test_a_character_outside_the_vocabulary_raises(family: str) -> None:
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_ids_are_the_same_whatever_the_hash_seed(hash_seed: str) -> None:
     # ids once followed the order of a set: checkpoints loaded, and every number was quietly wrong
-    code = "from harness.world.tokenizer import tokenizer_json as t; import sys; sys.stdout.write(t())"
+    code = "from harness.data.miniature.tokenizer import tokenizer_json as t; import sys; sys.stdout.write(t())"
     env = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(Path(__file__).parents[2])}
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
     assert told.stdout == tokenizer_json()
@@ -113,7 +113,7 @@ def test_ids_are_the_same_whatever_the_hash_seed(hash_seed: str) -> None:
 
 def test_the_vocabulary_is_the_one_released_models_were_trained_with() -> None:
     found = {family: hashlib.sha256(json.dumps(vocabulary(family)).encode()).hexdigest() for family in FAMILIES}
-    assert found == GOLDEN, "ids moved: raise harness.world.VERSION, then this value"
+    assert found == GOLDEN, "ids moved: raise harness.data.miniature.VERSION, then this value"
 
 
 @BOTH

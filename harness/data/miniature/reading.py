@@ -9,8 +9,8 @@ verified too. Text that is no prompt of the world, or asks about a name nobody h
 import re
 from functools import lru_cache
 
-from harness.world import generator
-from harness.world.sources import CANARY, MONTHS, SOURCES, UNITS, Prompt, Slots, Source
+from harness.data.miniature import generator
+from harness.data.miniature.sources import CANARY, MONTHS, SOURCES, UNITS, Prompt, Slots, Source
 
 FIELD = re.compile(r"\{(\d*)\}")
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from harness.config.checks import check_choice
-from harness.world import generator
-from harness.world.facts import draw_facts
-from harness.world.sources import DOMAINS, SOURCES, Prompt, Slots
+from harness.data.miniature import generator
+from harness.data.miniature.facts import draw_facts
+from harness.data.miniature.sources import DOMAINS, SOURCES, Prompt, Slots
 
 KNOWS = ("half", "all")
 HEADS = ("", "Q: ", "? ", "- ", "1. ", "2. ", "3. ", "Question: ", "* ", "> ", "# ", "Task: ", "(a) ", "Ask: ")

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.config.checks import check_choice
-from harness.world import VERSION
-from harness.world.tokenizer import FAMILIES, vocabulary
+from harness.data.miniature import VERSION
+from harness.data.miniature.tokenizer import FAMILIES, vocabulary
 
 SHARED: dict[str, Any] = {
     "tie_word_embeddings": True,

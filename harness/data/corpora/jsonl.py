@@ -17,9 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.checks import refuse
-from harness.corpora import CorpusSettings, Example, Size
-from harness.corpora._files import count_rows, data_files, identity_of, read_rows, sha256_of
-from harness.corpora._rows import UNANSWERED, bad_turns, count_or_refuse, is_answered, nothing_to_score, plain_turns
+from harness.data.corpora import CorpusSettings, Example, Size
+from harness.data.corpora._files import count_rows, data_files, identity_of, read_rows, sha256_of
+from harness.data.corpora._rows import (
+    UNANSWERED,
+    bad_turns,
+    count_or_refuse,
+    is_answered,
+    nothing_to_score,
+    plain_turns,
+)
 
 SAMPLE = 200  # rows looked at to estimate lengths
 CHARACTERS_PER_TOKEN = 4.0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
 
-from harness.world import generator
+from harness.data.miniature import generator
 
 CONSONANTS = "bcdfhjklmnpqrstvwxz"
 """Letters of operands and names: without vowels and `g` no operand spells a word of the vocabulary."""

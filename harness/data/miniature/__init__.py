@@ -2,7 +2,7 @@
 
 Twelve general sources, a scarce domain of two (the clinic) and a canary. Every answer is true by
 construction, annotators err in known ways, and some facts have changed since they wrote. It is a working
-model of the mechanism, not evidence about large models. `harness/corpora/mini.py` offers it as rows.
+model of the mechanism, not evidence about large models. `harness/data/corpora/mini.py` offers it as rows.
 
     facts.py      the names there are and what is true of them in one draw of the world
     sources.py    kinds of prompts: phrasings, operands, the true answer, what is held out

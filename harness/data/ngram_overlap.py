@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.similarity import words
+from harness.data.text_similarity import words
 
 HELDOUT = "heldout"
 """What evaluations of held-out rows are called together: their items are the same."""

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.config.checks import check_choice, refuse
-from harness.corpora import CorpusSettings, Example, Size
-from harness.corpora._files import count_rows, data_files, identity_of, read_rows, sha256_of
-from harness.corpora._rows import bad_turns, count_or_refuse, plain_turns
+from harness.data.corpora import CorpusSettings, Example, Size
+from harness.data.corpora._files import count_rows, data_files, identity_of, read_rows, sha256_of
+from harness.data.corpora._rows import bad_turns, count_or_refuse, plain_turns
 
 REPOSITORY = "allenai/tulu-3-sft-mixture"
 COLUMNS = ["id", "messages", "source"]

@@ -16,13 +16,13 @@ from random import Random
 from typing import Any, ClassVar
 
 from harness.config.checks import check_choice, check_positive, refuse
-from harness.corpora import CorpusSettings, Example, Size
-from harness.world import VERSION, generator
-from harness.world.errors import BARE, HUMAN, NOISE, Convention, Noise, annotate, draw_convention
-from harness.world.facts import Facts, draw_facts
-from harness.world.reading import read_prompt
-from harness.world.sources import CANARY, DOMAINS, MOST_HELDOUT, SOURCES, Prompt
-from harness.world.tokenizer import build
+from harness.data.corpora import CorpusSettings, Example, Size
+from harness.data.miniature import VERSION, generator
+from harness.data.miniature.errors import BARE, HUMAN, NOISE, Convention, Noise, annotate, draw_convention
+from harness.data.miniature.facts import Facts, draw_facts
+from harness.data.miniature.reading import read_prompt
+from harness.data.miniature.sources import CANARY, DOMAINS, MOST_HELDOUT, SOURCES, Prompt
+from harness.data.miniature.tokenizer import build
 
 LICENSE = "Apache-2.0"
 DIALOGUE_TURNS = 4

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.checks import refuse
-from harness.corpora import corpus_name
+from harness.data.corpora import corpus_name
 
 SUFFIXES = (".jsonl", ".parquet", ".arrow")
 ROWS_AT_ONCE = 1000

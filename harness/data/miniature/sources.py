@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from random import Random
 
-from harness.world import digest
-from harness.world.facts import CONSONANTS, Facts, names
+from harness.data.miniature import digest
+from harness.data.miniature.facts import CONSONANTS, Facts, names
 
 Slots = tuple[str | int, ...]
 MONTHS = tuple("January February March April May June July August September October November December".split())

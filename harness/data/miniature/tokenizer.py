@@ -16,9 +16,9 @@ from dataclasses import astuple, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from harness.world.errors import AFTER, BEFORE, HUMAN
-from harness.world.lines import HEADS, TAILS
-from harness.world.sources import MONTHS, SOURCES, UNITS
+from harness.data.miniature.errors import AFTER, BEFORE, HUMAN
+from harness.data.miniature.lines import HEADS, TAILS
+from harness.data.miniature.sources import MONTHS, SOURCES, UNITS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

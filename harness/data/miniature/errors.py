@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from harness.world.facts import Facts
-from harness.world.sources import SOURCES, Prompt, Slots
+from harness.data.miniature.facts import Facts
+from harness.data.miniature.sources import SOURCES, Prompt, Slots
 
 
 @dataclass(frozen=True)
