@@ -33,8 +33,8 @@ from harness.config.recipe import TrainStage
 from harness.config.teacher_signal import Signal
 from harness.data.miniature.tokenizer import load_mini_tokenizer
 from harness.data.sequences import Rows, collate, visits
-from harness.divergences import scored_positions
-from harness.models import count_parameters, load_model, save_model
+from harness.models.loading import count_parameters, load_model, save_model
+from harness.models.logits import scored_positions
 from harness.runtime import progress
 from harness.signals import LiveTeacher, logits_at
 from harness.stages.cache import _batches, make_cache

@@ -20,8 +20,8 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from harness.cards import data_files, load_card
-from harness.generate import context_of
-from harness.models import load_model, load_tokenizer
+from harness.models.generate import context_of
+from harness.models.loading import load_model, load_tokenizer
 from harness.suite import Data, run_card, summary
 from harness.suite_model import ROWS_AT_ONCE, SuiteModel
 

@@ -45,7 +45,7 @@ from harness.config.recipe import TrainStage
 from harness.config.teacher_signal import Signal
 from harness.data.sequences import Rows
 from harness.fit_report import FitReport
-from harness.models import count_parameters
+from harness.models.loading import count_parameters
 from harness.runtime import progress
 from harness.signals import LiveTeacher
 from harness.stages.cache import read

@@ -31,7 +31,7 @@ from harness.config.budget import Budget
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
 from harness.data.sequences import Rows, collate, visits
-from harness.models import count_parameters, load_model, load_tokenizer
+from harness.models.loading import count_parameters, load_model, load_tokenizer
 from harness.trainers import fit
 
 

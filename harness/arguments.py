@@ -13,9 +13,9 @@ from harness.config.budget import Budget
 from harness.config.checks import refuse
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
-from harness.models import device_of
+from harness.models.fsdp import shards
+from harness.models.loading import device_of
 from harness.runtime.processes import equal_part, process_count
-from harness.sharding import shards
 
 
 def trainer_arguments(

@@ -22,8 +22,8 @@ from harness.config.teacher_signal import Signal
 from harness.data.chat import render
 from harness.data.corpora._files import file_sha256
 from harness.kept import Kept
-from harness.model_files import SERVER, WEIGHTS, local_folder, read_pointer
-from harness.models import tokenizer_hash
+from harness.models.files import SERVER, WEIGHTS, local_folder, read_pointer
+from harness.models.loading import tokenizer_hash
 from harness.signals import PROBE
 from harness.store.fingerprint import differences, fingerprint
 

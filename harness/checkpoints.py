@@ -36,10 +36,10 @@ from transformers import PreTrainedModel
 from trl import SFTTrainer
 
 from harness.fit_report import FitReport
+from harness.models.fsdp import is_sharded, part_of, whole
 from harness.objectives import Objective
 from harness.runtime import preemption, progress
 from harness.runtime.processes import process_rank
-from harness.sharding import is_sharded, part_of, whole
 from harness.store.store import STALE_SECONDS, age_of, fsync, fsync_tree
 from harness.texts import Texts
 

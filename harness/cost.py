@@ -13,16 +13,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 
-def train_flops(parameters: int, tokens: float, frozen: int = 0) -> float:
-    """FLOPs of forward and backward over `tokens` read by a model of `parameters`, `frozen` of them not trained."""
-    return (6.0 * parameters - 2.0 * frozen) * tokens
-
-
-def forward_flops(parameters: int, tokens: float) -> float:
-    """FLOPs of forward passes over `tokens` read by a model of `parameters`."""
-    return 2.0 * parameters * tokens
-
-
 @dataclass(frozen=True)
 class Cost:
     """What something cost: tokens read or written by a model, FLOPs (estimate), wall seconds."""

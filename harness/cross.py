@@ -29,9 +29,9 @@ from harness.alignment import Coverage, align, coverage, num_scored, spelling
 from harness.config.checks import refuse
 from harness.config.recipe import TrainStage
 from harness.data.sequences import IGNORED, Row, Rows, collate, draw_seed
-from harness.divergences import Divergence, scored_positions, scored_tokens
-from harness.heads import logits_at
-from harness.models import count_parameters
+from harness.divergences import Divergence
+from harness.models.loading import count_parameters
+from harness.models.logits import logits_at, scored_positions, scored_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

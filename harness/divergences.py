@@ -27,7 +27,6 @@ import torch
 from torch.nn import functional
 
 from harness.config.recipe import TrainStage
-from harness.data.sequences import IGNORED
 
 
 @dataclass(frozen=True)
@@ -38,22 +37,6 @@ class Divergence:
     count: int
     diagnostics: dict[str, torch.Tensor] = field(default_factory=dict)
     """Sums over positions, e.g. `student_nll` of the given tokens in nats."""
-
-
-def scored_positions(labels: torch.Tensor) -> torch.Tensor:
-    """Which positions' logits are scored: bool (B, T), True at t where token t + 1 has a label.
-
-    Logits at t predict token t + 1, so the mask comes from labels[:, 1:]; taking labels[:, :-1] would
-    drop the first answer token of every example. The last position predicts nothing.
-    """
-    mask = torch.zeros_like(labels, dtype=torch.bool)
-    mask[:, :-1] = labels[:, 1:] != IGNORED
-    return mask
-
-
-def scored_tokens(labels: torch.Tensor) -> torch.Tensor:
-    """The N tokens to be predicted, int64, in the order `logits[scored_positions(labels)]` has."""
-    return labels[:, 1:][labels[:, 1:] != IGNORED]
 
 
 def cross_entropy(student_logits: torch.Tensor, tokens: torch.Tensor, label_smoothing: float = 0.0) -> Divergence:

@@ -14,8 +14,8 @@ from typing import Any
 
 from harness.adaptive import CHECKS
 from harness.config.cluster import Cluster
-from harness.cost import forward_flops, train_flops
 from harness.data.corpora import Size, corpus_from
+from harness.models.flops import forward_flops, train_flops
 from harness.stage import Stage, Work
 from harness.store.fingerprint import canonical
 from harness.store.store import Store

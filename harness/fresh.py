@@ -127,7 +127,7 @@ def write_student(
     """Write a Llama of fresh weights (tied embeddings, heads of 64) and its tokenizer; its parameters."""
     from transformers import LlamaConfig
 
-    from harness.models import count_parameters, random_model, save_model
+    from harness.models.loading import count_parameters, random_model, save_model
 
     heads = hidden // HEAD
     config = LlamaConfig(

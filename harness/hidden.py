@@ -34,9 +34,8 @@ from torch.nn import functional
 from harness.config.checks import refuse
 from harness.config.recipe import TrainStage
 from harness.data.sequences import draw_seed
-from harness.divergences import Divergence, cross_entropy, forward_kl, scored_positions, scored_tokens
-from harness.heads import logits_at
-from harness.hidden_states import (
+from harness.divergences import Divergence, cross_entropy, forward_kl
+from harness.models.hidden_states import (
     attention_heads,
     attention_projections,
     caught,
@@ -46,6 +45,7 @@ from harness.hidden_states import (
     relative_error,
     uniform_map,
 )
+from harness.models.logits import logits_at, scored_positions, scored_tokens
 
 if TYPE_CHECKING:
     from harness.signals import TeacherSignal

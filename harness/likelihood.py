@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from harness.config.recipe import TrainStage
 from harness.data.sequences import Row, Rows, collate
-from harness.divergences import scored_positions
-from harness.generate import evaluating
+from harness.models.generate import evaluating
+from harness.models.logits import scored_positions
 from harness.objectives import objective_for
 from harness.teachers import ServedTeacher
 

@@ -24,11 +24,11 @@ from harness.config.recipe import CROSS, HIDDEN, SHARP, TrainStage
 from harness.config.teacher_signal import check_signal
 from harness.controls import giver
 from harness.cross import AcrossTokenizers, CrossTeacher
-from harness.divergences import Divergence, compare, scored_positions, scored_tokens
-from harness.heads import agrees, logits_at, logits_from, states_at
+from harness.divergences import Divergence, compare
 from harness.hidden import Features, Relations
 from harness.kept import KeptTeacher, compare_kept
-from harness.sharding import is_sharded
+from harness.models.fsdp import is_sharded
+from harness.models.logits import agrees, logits_at, logits_from, scored_positions, scored_tokens, states_at
 from harness.signals import LiveTeacher
 
 if TYPE_CHECKING:

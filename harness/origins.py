@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.data.corpora.tulu3 import REPOSITORY
 from harness.licences import flag_of
-from harness.model_files import HUB_ID, local_folder, read_pointer
+from harness.models.files import HUB_ID, local_folder, read_pointer
 from harness.store.store import Store
 
 WRITTEN = {"labels": "answers", "cache": "rows", "synthetic": "kept"}

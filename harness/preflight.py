@@ -18,7 +18,7 @@ from harness.data.corpora import corpus_from
 from harness.endpoint import BY_SLURM
 from harness.evals import eval_names
 from harness.methods import method_name
-from harness.model_files import check_model, tokenizer_fingerprint
+from harness.models.files import check_model, tokenizer_fingerprint
 from harness.plan import CellPlan, Plan
 from harness.runtime.processes import visible_gpus
 

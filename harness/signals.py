@@ -15,8 +15,8 @@ import torch
 
 from harness.config.checks import SettingsError
 from harness.data.chat import render
-from harness.heads import logits_at, logits_from, states_at
-from harness.models import PROBE, count_parameters, tokenizer_hash
+from harness.models.loading import PROBE, count_parameters, tokenizer_hash
+from harness.models.logits import logits_at, logits_from, states_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

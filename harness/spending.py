@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from harness.config.budget import Budget
 from harness.config.checks import refuse
 from harness.config.recipe import TrainStage
-from harness.cost import forward_flops, train_flops
+from harness.models.flops import forward_flops, train_flops
 
 OFF = 0.1
 """Share of the budget by which spending may differ from it before a warning says so."""

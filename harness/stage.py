@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from harness.config.checks import refuse
-from harness.model_files import parameters_of
+from harness.models.files import parameters_of
 from harness.store.fingerprint import SHORT, fingerprint, plain
 
 # Each kind of stage: the function that makes it and its version. Bump a version when its numbers change.

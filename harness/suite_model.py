@@ -20,9 +20,8 @@ from lm_eval.api.model import TemplateLM
 
 from harness.data.chat import end_of_turn_id
 from harness.data.sequences import Row, collate, longest_first
-from harness.divergences import scored_positions, scored_tokens
-from harness.generate import context_of, evaluating, generate
-from harness.heads import logits_at
+from harness.models.generate import context_of, evaluating, generate
+from harness.models.logits import logits_at, scored_positions, scored_tokens
 from harness.runtime import progress
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.config.checks import refuse
 from harness.data.chat import end_of_turn_id, prompt_ids
-from harness.generate import context_of, generate
-from harness.model_files import SERVER
-from harness.models import count_parameters, load_model, load_tokenizer
+from harness.models.files import SERVER
+from harness.models.generate import context_of, generate
+from harness.models.loading import count_parameters, load_model, load_tokenizer
 from harness.served import CompletionsServer, Probe, Scores
 from harness.serving import endpoint_at
 

@@ -19,7 +19,7 @@ from harness.config.model import Lesson, Model, Teacher
 from harness.config.recipe import TrainStage
 from harness.data.corpora import corpus_from, corpus_name
 from harness.evaluations import dropped_by
-from harness.model_files import model_identity
+from harness.models.files import model_identity
 from harness.stage import Stage
 
 EDGES = (

@@ -18,8 +18,8 @@ from harness.adaptive import AdaptiveShare, ReplayBuffer, check_every, found_by_
 from harness.config.checks import refuse
 from harness.config.recipe import TrainStage
 from harness.data.sequences import Row, answered, draw_seed, prompt_of
-from harness.generate import generate
-from harness.interleaved import interleave
+from harness.models.generate import generate
+from harness.models.speculative import interleave
 from harness.runtime.processes import process_count, process_rank
 from harness.signals import LiveTeacher
 

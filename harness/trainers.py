@@ -34,15 +34,15 @@ from harness.config.budget import Budget
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
 from harness.controls import unigram_logprobs
-from harness.cost import forward_flops, train_flops
 from harness.data.chat import end_of_turn_id
 from harness.data.sequences import IGNORED, Row, Rows, collate, dealt_by_length
 from harness.fit_report import FitReport, find_warnings
 from harness.likelihood import mean_nll
-from harness.models import count_frozen, count_parameters
+from harness.models.flops import forward_flops, train_flops
+from harness.models.fsdp import shard, shards
+from harness.models.loading import count_frozen, count_parameters
 from harness.objectives import Objective, objective_for, trained_together
 from harness.runtime import preemption, progress
-from harness.sharding import shard, shards
 from harness.signals import TeacherSignal
 from harness.store.fingerprint import fingerprint
 from harness.texts import StepText, Texts, Validation, texts_for

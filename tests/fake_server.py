@@ -16,7 +16,7 @@ import torch
 
 from harness.config.machine import Machine
 from harness.config.model import Teacher
-from harness.model_files import model_identity
+from harness.models.files import model_identity
 from harness.stages.base import make_base
 
 

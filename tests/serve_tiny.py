@@ -7,7 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
-from harness.models import load_model
+from harness.models.loading import load_model
 from tests.fake_server import FakeServer
 
 

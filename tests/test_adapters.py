@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 
-from harness.adapters import merged, with_adapters
 from harness.config.checks import SettingsError
 from harness.config.model import Student
 from harness.config.recipe import TrainStage
 from harness.data.sequences import Rows
-from harness.generate import generate
-from harness.models import load_model
+from harness.models.generate import generate
+from harness.models.loading import load_model
+from harness.models.lora import merged, with_adapters
 from harness.plan import lora_of
 from harness.stages.train import make_train
 from harness.trainers import mean_nll

@@ -89,7 +89,7 @@ def test_arms_compared_with_trl_do_the_same_work(tmp_path, task):
     from trl_arms import ARMS
     from trl_work import Work, models_of, prepare
 
-    from harness.models import load_tokenizer
+    from harness.models.loading import load_tokenizer
 
     prepare("mini", ROWS, str(tmp_path))
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]

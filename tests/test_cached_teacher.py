@@ -16,7 +16,7 @@ from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
 from harness.config.teacher_signal import Signal
 from harness.data.sequences import Rows, collate, visits
-from harness.models import load_model
+from harness.models.loading import load_model
 from harness.objectives import KeptDistributions, objective_for
 from harness.signals import LiveTeacher
 from harness.stages.cache import make_cache

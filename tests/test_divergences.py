@@ -14,12 +14,11 @@ from harness.divergences import (
     forward_kl,
     jsd,
     reverse_kl,
-    scored_positions,
-    scored_tokens,
     skew_forward_kl,
     skew_reverse_kl,
     tvd,
 )
+from harness.models.logits import scored_positions, scored_tokens
 
 TEACHER = torch.tensor([[0.5, 0.25, 0.25]])
 STUDENT = torch.tensor([[0.25, 0.25, 0.5]])

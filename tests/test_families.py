@@ -17,7 +17,7 @@ from harness.config.machine import Launch, Machine
 from harness.config.model import Model
 from harness.data.chat import answer_ids_many
 from harness.data.miniature.tokenizer import FAMILIES, load_mini_tokenizer
-from harness.model_files import check_model, model_identity, tokenizer_fingerprint, tokenizer_json_fingerprint
+from harness.models.files import check_model, model_identity, tokenizer_fingerprint, tokenizer_json_fingerprint
 from harness.plan import Plan, plan_cell
 from harness.preflight import preflight
 from harness.record import freeze

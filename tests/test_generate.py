@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import TopPLogitsWarper
 
-from harness.generate import _nucleus, choose, generate
+from harness.models.generate import _nucleus, choose, generate
 from tests.doubles import byte_ids, byte_tokenizer, tiny_llama
 
 END = 5
@@ -155,7 +155,7 @@ def test_an_answer_ends_where_its_caller_says():
 
 @pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.999])
 def test_a_nucleus_found_among_the_likeliest_is_that_of_the_whole_vocabulary(top_p, monkeypatch):
-    monkeypatch.setattr("harness.generate.LIKELIEST", 8)
+    monkeypatch.setattr("harness.models.generate.LIKELIEST", 8)
     generator = torch.Generator().manual_seed(0)
     peaked = torch.softmax(torch.randn(6, 50, generator=generator).round() * 2, -1).double()  # with many ties
     ordered, tokens = peaked.sort(dim=-1, descending=True, stable=True)

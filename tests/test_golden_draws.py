@@ -11,7 +11,7 @@ import pytest
 
 from harness.data.miniature import digest, generator
 from harness.data.sequences import draw_seed
-from harness.generate import row_uniforms
+from harness.models.generate import row_uniforms
 from harness.sampling import _draw
 from harness.stages.subset import _generator
 from harness.suite_model import _seed

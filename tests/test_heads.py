@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from harness.heads import agrees, causal_model, logits_at, logits_from, states_at
+from harness.models.logits import agrees, causal_model, logits_at, logits_from, states_at
 from tests.doubles import tiny_llama
 
 IDS = torch.tensor([[10, 11, 12, 13, 14], [20, 21, 22, 0, 0]])

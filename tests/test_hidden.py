@@ -26,7 +26,7 @@ from harness.config.recipe import TrainStage
 from harness.data.sequences import Row, collate, visits
 from harness.hidden import Features, Relations
 from harness.methods import load_method
-from harness.models import save_model
+from harness.models.loading import save_model
 from harness.objectives import objective_for, trained_together
 from harness.signals import LiveTeacher
 from harness.trainers import fit
@@ -284,7 +284,7 @@ def test_heads_that_do_not_fit_at_once_have_the_same_value_and_gradient(monkeypa
     student = llama()
     made = objective(RELATIONS, wise(), student)
     whole, gradient = value_and_gradient(made, student, collate(rows(), 0))
-    monkeypatch.setattr("harness.hidden_states.RELATION_ELEMENTS", 1)
+    monkeypatch.setattr("harness.models.hidden_states.RELATION_ELEMENTS", 1)
     parts, other = value_and_gradient(made, student, collate(rows(), 0))
     torch.testing.assert_close(parts.sum, whole.sum)
     torch.testing.assert_close(other, gradient)

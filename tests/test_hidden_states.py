@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from harness.hidden_states import (
+from harness.models.hidden_states import (
     attention_projections,
     caught,
     equally_wide,
@@ -51,7 +51,7 @@ def test_one_relation_by_hand():
 @pytest.mark.parametrize("elements", [2**25, 1], ids=["at once", "one by one"])
 def test_relations_are_attention_of_a_sequence_to_itself(elements, monkeypatch):
     # torch's own causal attention over unit values gives R; rows are padded on the left and on the right
-    monkeypatch.setattr("harness.hidden_states.RELATION_ELEMENTS", elements)
+    monkeypatch.setattr("harness.models.hidden_states.RELATION_ELEMENTS", elements)
     student, teacher = draws(2, 6, 4), draws(2, 6, 8, seed=1)
     real = torch.tensor([[1, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1]])
     scored = torch.tensor([[0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1]]).bool()

@@ -7,8 +7,8 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from harness.config.recipe import TrainStage
 from harness.data.sequences import draw_seed
-from harness.generate import generate
-from harness.interleaved import among_likeliest, interleave
+from harness.models.generate import generate
+from harness.models.speculative import among_likeliest, interleave
 from tests.doubles import byte_tokenizer, tiny_llama
 
 TOKENIZER = byte_tokenizer()

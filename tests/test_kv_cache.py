@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from harness.kv_cache import LEAST, RoomyLayer, with_room
+from harness.models.kv_cache import LEAST, RoomyLayer, with_room
 from tests.doubles import tiny_llama
 
 

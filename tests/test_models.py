@@ -8,8 +8,8 @@ import torch
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.data.chat import set_template
-from harness.model_files import tokenizer_fingerprint_of_folder
-from harness.models import (
+from harness.models.files import tokenizer_fingerprint_of_folder
+from harness.models.loading import (
     count_parameters,
     device_of,
     kept_layers,

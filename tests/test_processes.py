@@ -18,8 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from harness import job, sharding
-from harness.adapters import with_adapters
+from harness import job
 from harness.attempt import attempt
 from harness.chunks import CHUNK_ELEMENTS
 from harness.config.budget import Budget
@@ -27,7 +26,9 @@ from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
 from harness.data.sequences import Rows, visits
-from harness.heads import agrees
+from harness.models import fsdp
+from harness.models.logits import agrees
+from harness.models.lora import with_adapters
 from harness.runtime import preemption
 from harness.stage import Stage
 from harness.store.status import stage_state
@@ -73,7 +74,7 @@ def fitted(folder, objective, micro, changes, budget=BUDGET, shard=False):
         batches = visits(12, STEPS, 4, seed=0)
         more = {"budget": budget, "validation": held, "model": model}
         report, model = train(folder, objective, batches, machine, max_new_tokens=4, **more)
-    return report, sharding.whole(dict(model.named_parameters()))
+    return report, fsdp.whole(dict(model.named_parameters()))
 
 
 def together(rank, port, root, answers, cases, shard):
@@ -100,10 +101,10 @@ def together(rank, port, root, answers, cases, shard):
         save_file(weights, root / "went on" / f"{rank}.safetensors")
         if shard:
             reaches_layers_by_itself = tiny("OPT")
-            sharding.shard(reaches_layers_by_itself, torch.device("cpu"))
+            fsdp.shard(reaches_layers_by_itself, torch.device("cpu"))
             assert not agrees(reaches_layers_by_itself), "each chunk of logits would gather its layers"
             with pytest.raises(SettingsError, match=r"machine.shard.*what its layers are"):
-                sharding.shard(torch.nn.Linear(2, 2), torch.device("cpu"))
+                fsdp.shard(torch.nn.Linear(2, 2), torch.device("cpu"))
         answers.put((rank, None))
     except BaseException:
         answers.put((rank, traceback.format_exc()))

@@ -9,7 +9,7 @@ import torch
 
 from harness.config.checks import SettingsError
 from harness.endpoint import Endpoint
-from harness.generate import generate
+from harness.models.generate import generate
 from harness.served import CompletionsServer, Probe
 from tests.doubles import byte_ids, byte_tokenizer, tiny_llama
 from tests.fake_server import FakeServer

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from harness.config.checks import SettingsError
-from harness.models import count_parameters
+from harness.models.loading import count_parameters
 from harness.teachers import LocalTeacher, ServedTeacher, open_teacher
 from tests.doubles import byte_ids, save_tiny, tiny_llama
 from tests.fake_server import FakeServer, adopt

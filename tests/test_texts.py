@@ -9,9 +9,9 @@ from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
 from harness.data.sequences import Rows, draw_seed, prompt_of, visits
-from harness.generate import generate
-from harness.interleaved import interleave
 from harness.likelihood import mean_nll
+from harness.models.generate import generate
+from harness.models.speculative import interleave
 from harness.signals import LiveTeacher
 from harness.texts import Validation, texts_for
 from harness.trainers import fit

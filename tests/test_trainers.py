@@ -17,8 +17,8 @@ from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
 from harness.data.sequences import Rows, answered, draw_seed, prompt_of, visits
 from harness.fit_report import find_warnings
-from harness.generate import generate
 from harness.likelihood import mean_nll
+from harness.models.generate import generate
 from harness.signals import LiveTeacher
 from harness.trainers import DivergedError, fit
 from tests.doubles import byte_tokenizer, tiny_llama

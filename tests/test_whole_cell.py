@@ -19,7 +19,7 @@ from harness.config.machine import Launch
 from harness.data.miniature.sizes import llama_settings
 from harness.data.miniature.tokenizer import load_mini_tokenizer
 from harness.grid import main as grid
-from harness.models import load_model, random_model
+from harness.models.loading import load_model, random_model
 from harness.receipt import write_receipts
 from harness.store.store import Store
 from tests.fake_server import FakeServer
@@ -368,7 +368,7 @@ def test_killed_in_the_middle_of_training_and_run_again_the_table_is_that_of_an_
 RELOAD = """
 import sys
 from datasets import load_from_disk
-from harness.models import load_model
+from harness.models.loading import load_model
 from harness.data.sequences import Rows
 from harness.trainers import mean_nll
 import torch

@@ -30,7 +30,7 @@ class Evals:
     --port {port}`); that it is served is identity, the command is not. Null: answers are written here."""
     overlap: str = "count"
     """Rows that repeat what is scored (data/ngram_overlap.py): `count` them and say which items they are, `drop` them
-    from all that student and teacher are trained on here (it changes the rows, so it is identity), or look for `none`."""
+    from all that student and teacher are trained on here (which changes the rows: identity), or look for `none`."""
     precision: str = "fp32"
     """Of the weights while a model is scored: `fp32` or `bf16`."""
 

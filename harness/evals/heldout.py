@@ -17,10 +17,9 @@ import torch
 
 from harness.data.chat import Rendered, render_many
 from harness.data.sequences import Row, collate, longest_first
-from harness.divergences import scored_positions, scored_tokens
 from harness.evals import HeldoutRow, Item, Options, Score, Scored, scores_by_source
-from harness.generate import evaluating
-from harness.heads import logits_at
+from harness.models.generate import evaluating
+from harness.models.logits import logits_at, scored_positions, scored_tokens
 from harness.runtime import progress
 
 if TYPE_CHECKING:

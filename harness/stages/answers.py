@@ -24,7 +24,7 @@ from harness.config.checks import refuse
 from harness.config.recipe import TrainStage
 from harness.data.chat import answer_ids_many
 from harness.data.sequences import Row, Rows, answered, draw_seed
-from harness.models import rendering_hash
+from harness.models.loading import rendering_hash
 from harness.stages.teach import FEATURES
 
 ROWS_AT_ONCE = 1000

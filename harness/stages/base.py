@@ -22,8 +22,8 @@ from harness.config.recipe import TrainStage
 from harness.data import chat
 from harness.data.corpora._files import file_sha256
 from harness.data.sequences import draw_seed, of_like_length, visits
-from harness.model_files import POINTER, SERVER, local_folder, read_pointer
-from harness.models import (
+from harness.models.files import POINTER, SERVER, local_folder, read_pointer
+from harness.models.loading import (
     count_parameters,
     device_of,
     load_gguf,

@@ -25,12 +25,11 @@ from harness.caches import ROWS_PER_SHARD, StoredRow, batch_hashes, shard_batch,
 from harness.config.checks import SettingsError, refuse
 from harness.config.machine import Machine
 from harness.config.teacher_signal import Signal, check_served
-from harness.cost import forward_flops
 from harness.data.sequences import Row, Rows, collate, draw_seed
-from harness.divergences import scored_positions
-from harness.heads import logits_at
 from harness.kept import Kept, sampled_of, top_k_named, top_k_of
-from harness.models import device_of
+from harness.models.flops import forward_flops
+from harness.models.loading import device_of
+from harness.models.logits import logits_at, scored_positions
 from harness.runtime import progress
 from harness.runtime.provenance import provenance
 from harness.store.partial_output import Shards

@@ -17,10 +17,10 @@ from typing import Any
 
 from harness.cards import load_card
 from harness.config.machine import Machine
-from harness.cost import forward_flops
 from harness.data.chat import end_of_turn_id
 from harness.evals import ALL, UNREAD, HeldoutRow, Item, Options, Score, Scored, load_eval
-from harness.models import count_parameters, device_of, load_model, load_shape, load_tokenizer, weights_folder
+from harness.models.flops import forward_flops
+from harness.models.loading import count_parameters, device_of, load_model, load_shape, load_tokenizer, weights_folder
 from harness.own_server import serving
 from harness.runtime import progress
 from harness.sampling import in_proportion

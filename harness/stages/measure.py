@@ -22,9 +22,9 @@ import psutil
 import torch
 
 from harness.config.machine import Machine
-from harness.generate import context_of
-from harness.kv_cache import with_room
-from harness.models import DTYPES, count_parameters, device_of, load_model
+from harness.models.generate import context_of
+from harness.models.kv_cache import with_room
+from harness.models.loading import DTYPES, count_parameters, device_of, load_model
 from harness.store.store import write_json
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _import_ahead(folder: Path, number_format: str) -> None:
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    from harness.model_files import read_pointer
+    from harness.models.files import read_pointer
 
     path, revision = read_pointer(folder)
     config = AutoConfig.from_pretrained(path, revision=revision or "main")

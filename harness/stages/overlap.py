@@ -118,7 +118,7 @@ def _written(folder: Path, tokenizer_folder: Path) -> Iterator[tuple[int, list[l
     """Synthetic rows read back from their tokens: the prompt, without what all of them begin with, and each answer."""
     from datasets import load_from_disk
 
-    from harness.models import load_tokenizer
+    from harness.models.loading import load_tokenizer
 
     tokenizer, dataset = load_tokenizer(tokenizer_folder), load_from_disk(folder)
     rows = dataset.to_list()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.machine import Machine
-from harness.models import count_parameters, device_of, load_quantised, load_tokenizer, save_model
+from harness.models.loading import count_parameters, device_of, load_quantised, load_tokenizer, save_model
 
 
 def make_quantise(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> dict[str, Any]:

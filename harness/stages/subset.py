@@ -22,11 +22,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harness import models
 from harness.config.checks import refuse
 from harness.config.machine import Machine
 from harness.data import chat
 from harness.data.corpora._rows import without_answers
+from harness.models import loading
 from harness.runtime import progress
 from harness.store.store import write_json
 
@@ -77,7 +77,7 @@ def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
     is_validation[chosen[validation]] = True
     del index, sources
 
-    tokenizer = models.load_tokenizer(inputs["tokenizer"])
+    tokenizer = loading.load_tokenizer(inputs["tokenizer"])
     tallies = {name: _Tally(out / f"{name}.arrow") for name in ("train", "validation")}
     for rows, ids, conversations in read_batches(path, chosen):
         if unanswered:
@@ -116,7 +116,7 @@ def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
     written = {
         **counts,
         "dropped": dict(dropped),
-        "tokenizer_hash": models.tokenizer_hash(tokenizer),
+        "tokenizer_hash": loading.tokenizer_hash(tokenizer),
         "mean_input_tokens": train.input_tokens / max(train.rows, 1),
         "mean_response_tokens": train.response_tokens / max(train.rows, 1),
         "validation_response_tokens": held.response_tokens,

@@ -23,14 +23,14 @@ from datasets import Dataset, load_from_disk
 
 from harness.config.checks import SettingsError, refuse
 from harness.config.machine import Machine
-from harness.cost import forward_flops
 from harness.data.chat import Rendered, render
 from harness.data.corpora import corpus_from, load_corpus
 from harness.data.sequences import Rows
 from harness.evals.verified import verify
 from harness.in_context import Pair, Writer
 from harness.likelihood import mean_nll, served_nll
-from harness.models import device_of, tokenizer_hash
+from harness.models.flops import forward_flops
+from harness.models.loading import device_of, tokenizer_hash
 from harness.runtime import progress
 from harness.stages.asking import Asking, Truth
 from harness.stages.overlap import read_items

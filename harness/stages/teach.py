@@ -23,10 +23,10 @@ from datasets import Dataset, Features, List, Value, load_from_disk
 from harness.config.budget import Budget
 from harness.config.checks import refuse
 from harness.config.machine import Machine
-from harness.cost import forward_flops
 from harness.data.chat import end_of_turn_id
 from harness.data.sequences import Rows, answered, draw_seed, visiting_order
-from harness.models import device_of, load_tokenizer, rendering_hash, tokenizer_hash
+from harness.models.flops import forward_flops
+from harness.models.loading import device_of, load_tokenizer, rendering_hash, tokenizer_hash
 from harness.runtime import progress
 from harness.store.partial_output import Shards, read_batch
 from harness.store.store import write_json

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, concatenate_datasets, load_from_disk
 
-from harness.adapters import merged, with_adapters
 from harness.alignment import Coverage
 from harness.cached_teacher import CachedTeacher
 from harness.config.budget import Budget
@@ -29,9 +28,10 @@ from harness.cross import CrossTeacher
 from harness.data.chat import end_of_turn_id
 from harness.data.sequences import Rows, draw_seed, mixed_visits, visiting_order, visits
 from harness.likelihood import mean_nll
-from harness.models import count_frozen, count_parameters, device_of, load_model, load_tokenizer, save_model
+from harness.models.fsdp import shards, whole
+from harness.models.loading import count_frozen, count_parameters, device_of, load_model, load_tokenizer, save_model
+from harness.models.lora import merged, with_adapters
 from harness.runtime.processes import process_rank
-from harness.sharding import shards, whole
 from harness.signals import LiveTeacher, TeacherSignal
 from harness.spending import Sizes, off_budget, steps_for, visit_flops
 from harness.stages.answers import answered_rows, cut_answers

@@ -13,7 +13,7 @@ from datasets import load_from_disk
 from harness.config.machine import Machine
 from harness.data.chat import render
 from harness.data.corpora._rows import prompt_hash
-from harness.models import tokenizer_hash
+from harness.models.loading import tokenizer_hash
 from harness.runtime import preemption
 from harness.stages.teach import save_rows
 from tests.doubles import byte_tokenizer, save_tiny

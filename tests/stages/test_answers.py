@@ -9,7 +9,7 @@ from datasets import Dataset, concatenate_datasets, load_from_disk
 from harness.config.checks import SettingsError
 from harness.config.recipe import TrainStage
 from harness.data.chat import end_of_turn_id, render
-from harness.models import rendering_hash
+from harness.models.loading import rendering_hash
 from harness.stages.answers import answered_rows, cut_answers, without_rationale
 from harness.stages.teach import LABELS, make_labels, save_rows
 from harness.stages.train import make_train

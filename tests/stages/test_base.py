@@ -11,8 +11,8 @@ from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.config.model import Model, Teacher
 from harness.data.chat import TULU_TEMPLATE, end_of_turn_id, prompt_ids
-from harness.model_files import model_identity, parameters_of, tokenizer_fingerprint, tokenizer_json_fingerprint
-from harness.models import load_model, load_tokenizer
+from harness.models.files import model_identity, parameters_of, tokenizer_fingerprint, tokenizer_json_fingerprint
+from harness.models.loading import load_model, load_tokenizer
 from harness.stages.base import line_rows, make_base
 from tests.doubles import save_tiny, tiny_llama
 from tests.fake_server import FakeServer

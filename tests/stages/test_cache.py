@@ -13,7 +13,7 @@ from harness.cached_teacher import CachedTeacher
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.config.teacher_signal import Signal
-from harness.models import load_tokenizer
+from harness.models.loading import load_tokenizer
 from harness.stages import cache
 from harness.stages.cache import _batches, make_cache
 from tests.doubles import byte_tokenizer, save_tiny, tiny_llama

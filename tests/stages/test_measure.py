@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from harness.models import load_model
+from harness.models.loading import load_model
 from harness.stages import measure
 from harness.stages.measure import make_measure, weight_bytes
 from harness.stages.quantise import make_quantise

@@ -6,7 +6,7 @@ import torch
 from harness.compose import compose
 from harness.config.checks import SettingsError
 from harness.config.teacher_signal import Signal
-from harness.models import count_parameters, load_model, load_tokenizer
+from harness.models.loading import count_parameters, load_model, load_tokenizer
 from harness.plan import Plan, plan_cell
 from harness.preflight import preflight
 from harness.stages.cache import make_cache

@@ -17,7 +17,7 @@ from harness.data.chat import render
 from harness.data.corpora._rows import prompt_hash
 from harness.data.corpora.mini import Corpus
 from harness.data.sequences import draw_seed
-from harness.models import load_model, tokenizer_hash
+from harness.models.loading import load_model, tokenizer_hash
 from harness.stages import synthesize
 from harness.stages.synthesize import make_synthesize
 from harness.stages.teach import save_rows

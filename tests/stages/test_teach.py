@@ -5,8 +5,8 @@ import pytest
 from datasets import load_from_disk
 
 from harness.data.sequences import draw_seed, visits
-from harness.generate import generate
-from harness.models import load_model, load_tokenizer
+from harness.models.generate import generate
+from harness.models.loading import load_model, load_tokenizer
 from harness.stages.teach import make_labels
 from tests.doubles import byte_tokenizer
 from tests.stages.small_world import files, run, stopped

@@ -20,8 +20,8 @@ import torch
 
 from harness.data.chat import end_of_turn_id
 from harness.data.sequences import draw_seed
-from harness.kv_cache import with_room
-from harness.sharding import gathered
+from harness.models.fsdp import gathered
+from harness.models.kv_cache import with_room
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -16,7 +16,7 @@ import torch
 from harness.config.checks import refuse
 from harness.config.machine import Machine
 from harness.data.chat import end_of_turn_id, render
-from harness.model_files import SERVER, read_pointer, tokenizer_json_fingerprint
+from harness.models.files import SERVER, read_pointer, tokenizer_json_fingerprint
 from harness.runtime.processes import local_rank, process_count
 from harness.store.fingerprint import fingerprint
 

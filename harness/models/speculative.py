@@ -24,8 +24,8 @@ import torch
 from harness.config.recipe import TrainStage
 from harness.data.chat import end_of_turn_id
 from harness.data.sequences import draw_seed
-from harness.generate import choose, context_of, evaluating, padded_left, row_uniforms
-from harness.kv_cache import with_room
+from harness.models.generate import choose, context_of, evaluating, padded_left, row_uniforms
+from harness.models.kv_cache import with_room
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

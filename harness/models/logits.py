@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from harness.sharding import layers_left_out
+from harness.data.sequences import IGNORED
+from harness.models.fsdp import layers_left_out
 
 TOLERANCE = 1e-2
 """Two ways to the same logits may differ by this share of the largest: rounding of bf16, never a scale."""
@@ -137,3 +138,19 @@ def _without_layers(inner: Any, states: torch.Tensor) -> Iterator[None]:
             del base.__dict__["forward"]
         else:
             base.forward = own
+
+
+def scored_positions(labels: torch.Tensor) -> torch.Tensor:
+    """Which positions' logits are scored: bool (B, T), True at t where token t + 1 has a label.
+
+    Logits at t predict token t + 1, so the mask comes from labels[:, 1:]; taking labels[:, :-1] would
+    drop the first answer token of every example. The last position predicts nothing.
+    """
+    mask = torch.zeros_like(labels, dtype=torch.bool)
+    mask[:, :-1] = labels[:, 1:] != IGNORED
+    return mask
+
+
+def scored_tokens(labels: torch.Tensor) -> torch.Tensor:
+    """The N tokens to be predicted, int64, in the order `logits[scored_positions(labels)]` has."""
+    return labels[:, 1:][labels[:, 1:] != IGNORED]
