@@ -26,7 +26,6 @@ import torch
 from datasets import Dataset, load_from_disk
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.cached_teacher import CachedTeacher
 from harness.config.budget import Budget
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
@@ -36,10 +35,10 @@ from harness.data.sequences import Rows, collate, visits
 from harness.models.loading import count_parameters, load_model, save_model
 from harness.models.logits import scored_positions
 from harness.runtime import progress
-from harness.signals import LiveTeacher, logits_at
 from harness.stages.cache import _batches, make_cache
 from harness.stages.teach import make_labels
-from harness.trainers import fit
+from harness.teachers.signals import CachedTeacher, LiveTeacher, logits_at
+from harness.training.trainer import fit
 
 CPU = Machine(device="cpu")
 LLAMA_VOCABULARY = 128_256

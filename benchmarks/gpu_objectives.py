@@ -1,7 +1,7 @@
 """What training a 1B student costs on a GPU under four objectives: speed, model FLOPs utilisation, memory.
 
 Student and teacher have random weights in the shapes of Llama 3.2 1B and Llama 3.1 8B; the teacher is in bf16, the
-student trains under bf16 autocast with fp32 weights, through `harness.trainers.fit`, on rows of 4,096 tokens.
+student trains under bf16 autocast with fp32 weights, through `harness.training.trainer.fit`, on rows of 4,096 tokens.
 Arms: `sft`, `forward_kl` from the live teacher, `cached_top_64` (the same from a cache), and `on_policy`
 (reverse KL on the student's own text, whose generation counts as part of the step). `sft` and `cached_top_64` run
 when the teacher is gone from memory.
@@ -36,21 +36,20 @@ from llama_shapes import STUDENT, TEACHER, TINY_STUDENT, TINY_TEACHER, forward_f
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from harness.cached_teacher import CachedTeacher, hashes_of
-from harness.caches import ROWS_PER_SHARD, shard_batch, write_cache
 from harness.config.budget import Budget
 from harness.config.checks import refuse
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
 from harness.config.teacher_signal import Signal
 from harness.data.sequences import Rows
-from harness.fit_report import FitReport
 from harness.models.loading import count_parameters
 from harness.runtime import progress
-from harness.signals import LiveTeacher
 from harness.stages.cache import read
 from harness.store.partial_output import Shards
-from harness.trainers import fit
+from harness.teachers.logit_cache import ROWS_PER_SHARD, shard_batch, write_cache
+from harness.teachers.signals import CachedTeacher, LiveTeacher, hashes_of
+from harness.training.trainer import fit
+from harness.training.training_report import FitReport
 
 ARMS = {
     "forward_kl": TrainStage(divergence="forward_kl"),

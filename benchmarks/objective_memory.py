@@ -100,8 +100,8 @@ def _measure(options: argparse.Namespace) -> dict[str, float]:
 
 def _ours(student: Any, teacher: Any, batch: dict[str, torch.Tensor], options: argparse.Namespace) -> Any:
     from harness.config.recipe import TrainStage
-    from harness.objectives import Distributions
-    from harness.signals import LiveTeacher
+    from harness.teachers.signals import LiveTeacher
+    from harness.training.losses.objectives import Distributions
 
     signal = LiveTeacher.__new__(LiveTeacher)  # a teacher without the tokenizers it would check
     signal.model, signal.parameters = teacher.eval(), 0

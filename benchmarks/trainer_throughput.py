@@ -2,7 +2,7 @@
 
 Three arms take turns in one process, several rounds each, and the medians are compared: `plain` (a loop
 written out: collate, forward, cross-entropy at scored positions, backward, clip, AdamW), `ours`
-(`harness.trainers.fit`), and `trl` (SFTTrainer on pre-tokenised rows as its users call it). Set-up is
+(`harness.training.trainer.fit`), and `trl` (SFTTrainer on pre-tokenised rows as its users call it). Set-up is
 reported apart from time per step. Prints JSON; `--out` writes it.
 
     PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/trainer_throughput.py --steps 100 --rounds 3
@@ -32,7 +32,7 @@ from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
 from harness.data.sequences import Rows, collate, visits
 from harness.models.loading import count_parameters, load_model, load_tokenizer
-from harness.trainers import fit
+from harness.training.trainer import fit
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ from harness.config.budget import Budget
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
 from harness.data.chat import render_many
-from harness.signals import LiveTeacher
-from harness.trainers import fit
+from harness.teachers.signals import LiveTeacher
+from harness.training.trainer import fit
 
 SAMPLING_TEMPERATURE = 1e-3
 LEARNING_RATE, WEIGHT_DECAY, BETA2, CLIP = 1e-3, 0.01, 0.98, 1.0

@@ -20,12 +20,12 @@ from typing import Any
 from harness import tracked
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
-from harness.endpoint import ServerError
 from harness.runtime import preemption
 from harness.runtime import progress as track
 from harness.runtime.processes import ProcessError, process_count, slurm_job, threads, visible_gpus
 from harness.runtime.provenance import provenance
 from harness.store.store import Claim, Store, write_json
+from harness.teachers.http_endpoint import ServerError
 
 HEARTBEAT_SECONDS = 15.0
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from harness.adaptive import CHECKS
 from harness.config.cluster import Cluster
+from harness.config.recipe import CHECKS
 from harness.data.corpora import Size, corpus_from
 from harness.models.flops import forward_flops, train_flops
 from harness.stage import Stage, Work

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from harness import teachers
 from harness.data.chat import end_of_turn_id, prompt_ids_many
 from harness.data.sequences import draw_seed
+from harness.teachers import teacher as teachers
 
 Pair = tuple[str, str]
 """A prompt and its answer."""

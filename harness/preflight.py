@@ -15,12 +15,12 @@ from harness.config.machine import Machine
 from harness.config.model import QUANTISATIONS, Model, Student, Teacher
 from harness.config.teacher_signal import check_served
 from harness.data.corpora import corpus_from
-from harness.endpoint import BY_SLURM
 from harness.evals import eval_names
 from harness.methods import method_name
 from harness.models.files import check_model, tokenizer_fingerprint
 from harness.plan import CellPlan, Plan
 from harness.runtime.processes import visible_gpus
+from harness.teachers.http_endpoint import BY_SLURM
 
 
 def preflight(plan: Plan, machine: Machine | None = None) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 from harness.launch.jobs import states_of
 from harness.record import targets_of
-from harness.serving import read_page
 from harness.store.status import StageState, cell_state, stage_state
 from harness.store.store import Store
+from harness.teachers.discovery import read_page
 
 ORDER = ("running", "pending", "interrupted", "missing", "failed")
 LISTED = 12

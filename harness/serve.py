@@ -22,16 +22,16 @@ from typing import Any
 
 from harness.config.checks import SettingsError, refuse
 from harness.config.cluster import Serve
-from harness.endpoint import Endpoint
 from harness.job import requeue
 from harness.launch.notes import read_note
 from harness.launch.queue import ask
 from harness.launch.servers import Server, wanted
 from harness.runtime import preemption
 from harness.runtime.processes import end_group, free_port
-from harness.served import CompletionsServer
-from harness.serving import answers, page_of, read_page, write_page
 from harness.store.store import Store
+from harness.teachers.completions_client import CompletionsServer
+from harness.teachers.discovery import answers, page_of, read_page, write_page
+from harness.teachers.http_endpoint import Endpoint
 
 STEP_SECONDS = 0.5
 SIGNAL_SECONDS = 1.0  # Slurm tells the processes of a job one after the other

@@ -14,7 +14,7 @@ from harness.models.loading import load_model
 from harness.models.lora import merged, with_adapters
 from harness.plan import lora_of
 from harness.stages.train import make_train
-from harness.trainers import mean_nll
+from harness.training.trainer import mean_nll
 from tests.doubles import tiny_llama
 from tests.stages.small_world import run, small_world
 from tests.stages.test_train import settings

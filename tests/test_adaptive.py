@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from harness.adaptive import CHECKS, AdaptiveShare, ReplayBuffer, check_every
+from harness.config.recipe import CHECKS
 from harness.data.sequences import answered
+from harness.training.distillm import AdaptiveShare, ReplayBuffer, check_every
 
 
 def row(number):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy.stats import entropy
 
-from harness import agreement as module
-from harness.agreement import agreement, end_of_turn_mass
+from harness.training.losses import agreement as module
+from harness.training.losses.agreement import agreement, end_of_turn_mass
 
 
 def found(student, teacher):

@@ -6,10 +6,10 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from harness.alignment import align, coverage, num_scored, spelling
 from harness.data.chat import end_of_turn_id, render, render_many
 from harness.data.miniature.tokenizer import CHARACTERS, load_mini_tokenizer
 from harness.data.sequences import Row
+from harness.training.losses.alignment import align, coverage, num_scored, spelling
 from tests import real
 from tests.doubles import CHAT_TEMPLATE, CORPUS, bpe_tokenizer, byte_tokenizer
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from datasets import Dataset
 
-from harness.cached_teacher import CachedTeacher
 from harness.config.budget import Budget
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
@@ -17,10 +16,10 @@ from harness.config.recipe import TrainStage
 from harness.config.teacher_signal import Signal
 from harness.data.sequences import Rows, collate, visits
 from harness.models.loading import load_model
-from harness.objectives import KeptDistributions, objective_for
-from harness.signals import LiveTeacher
 from harness.stages.cache import make_cache
-from harness.trainers import fit
+from harness.teachers.signals import CachedTeacher, LiveTeacher
+from harness.training.losses.objectives import KeptDistributions, objective_for
+from harness.training.trainer import fit
 from tests.doubles import CHAT_TEMPLATE, byte_tokenizer, save_tiny, tiny_llama
 
 TOKENIZER = byte_tokenizer()

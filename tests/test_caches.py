@@ -4,12 +4,21 @@ import numpy as np
 import pytest
 import torch
 
-from harness import caches
-from harness.caches import Shard, batch_hashes, kept_from, read_meta, shard_batch, stored_row, verify, write_cache
 from harness.config.checks import SettingsError
 from harness.data.sequences import Row, collate
-from harness.kept import Kept, sampled_of, top_k_of
 from harness.store.partial_output import _write
+from harness.teachers import logit_cache
+from harness.teachers.logit_cache import (
+    Shard,
+    batch_hashes,
+    kept_from,
+    read_meta,
+    shard_batch,
+    stored_row,
+    verify,
+    write_cache,
+)
+from harness.teachers.sparse_logits import Kept, sampled_of, top_k_of
 
 VERSIONS = {"torch": "2"}
 
@@ -95,7 +104,7 @@ def test_shards_are_linked_into_a_cache_and_copied_where_a_disk_has_no_links(tmp
         raise OSError
 
     if not linked:
-        monkeypatch.setattr(caches.os, "link", without_links)
+        monkeypatch.setattr(logit_cache.os, "link", without_links)
     write(tmp_path, "top_k", 300, kept_rows("top_k", 300))
     made, placed = tmp_path / "made-0", tmp_path / "cache" / "shards" / "00000.arrow"
     assert made.samefile(placed) == linked and made.read_bytes() == placed.read_bytes()

@@ -9,16 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.checkpoints import random_state, set_random_state
 from harness.config.budget import Budget
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
 from harness.data.sequences import visits
-from harness.divergences import Divergence
-from harness.objectives import Distributions
 from harness.runtime import preemption
 from harness.runtime import progress as track
-from harness.texts import Given
+from harness.training.checkpoints import random_state, set_random_state
+from harness.training.losses.divergences import Divergence
+from harness.training.losses.objectives import Distributions
+from harness.training.student_text import Given
 from tests import test_cross as cross
 from tests.doubles import tiny_llama
 from tests.test_trainers import CPU, FORWARD, parameters, train
@@ -140,8 +140,8 @@ def test_weights_of_the_objective_and_the_state_of_texts_go_on_too(tmp_path, mon
         def restore(self, state):
             self.dropped = state["dropped"]
 
-    monkeypatch.setattr("harness.trainers.objective_for", Growing)
-    monkeypatch.setattr("harness.trainers.texts_for", lambda *args: Fewer())
+    monkeypatch.setattr("harness.training.trainer.objective_for", Growing)
+    monkeypatch.setattr("harness.training.trainer.texts_for", lambda *args: Fewer())
     assert_equal(stopped(tmp_path, monkeypatch, after=(2,)), run(tmp_path / "whole"))
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from harness.chunks import in_chunks
 from harness.config.recipe import SHARP, TrainStage
-from harness.divergences import Divergence, compare
+from harness.training.losses.chunked import in_chunks
+from harness.training.losses.divergences import Divergence, compare
 
 POSITIONS, WIDTH, VOCABULARY = 11, 6, 13
 TOKENS = torch.arange(POSITIONS)

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import torch
 
-from harness.controls import giver, unigram_logprobs
 from harness.data.sequences import Row
+from harness.training.losses.controls import giver, unigram_logprobs
 
 
 def batch(seed=0):

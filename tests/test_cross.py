@@ -9,17 +9,17 @@ import torch
 from datasets import Dataset
 from scipy.special import rel_entr
 
-from harness.alignment import align
 from harness.config.budget import Budget
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
-from harness.cross import CrossTeacher, rows_of, spans, token_logprobs, uld
 from harness.data.chat import render
 from harness.data.sequences import Rows, collate, visits
-from harness.objectives import objective_for
-from harness.signals import LiveTeacher
-from harness.trainers import fit
+from harness.teachers.signals import LiveTeacher
+from harness.training.losses.alignment import align
+from harness.training.losses.cross_tokenizer import CrossTeacher, rows_of, spans, token_logprobs, uld
+from harness.training.losses.objectives import objective_for
+from harness.training.trainer import fit
 from tests.doubles import bpe_tokenizer, byte_tokenizer, tiny_llama
 
 BYTES, BPE, SENTENCEPIECE = byte_tokenizer(), bpe_tokenizer("byte-level"), bpe_tokenizer("metaspace")

@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional
 
 from harness.config.recipe import SHARP, TrainStage
-from harness.divergences import (
+from harness.models.logits import scored_positions, scored_tokens
+from harness.training.losses.divergences import (
     compare,
     cross_entropy,
     forward_kl,
@@ -18,7 +19,6 @@ from harness.divergences import (
     skew_reverse_kl,
     tvd,
 )
-from harness.models.logits import scored_positions, scored_tokens
 
 TEACHER = torch.tensor([[0.5, 0.25, 0.25]])
 STUDENT = torch.tensor([[0.25, 0.25, 0.5]])

@@ -24,12 +24,12 @@ from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
 from harness.data.sequences import Row, collate, visits
-from harness.hidden import Features, Relations
 from harness.methods import load_method
 from harness.models.loading import save_model
-from harness.objectives import objective_for, trained_together
-from harness.signals import LiveTeacher
-from harness.trainers import fit
+from harness.teachers.signals import LiveTeacher
+from harness.training.losses.hidden import Features, Relations
+from harness.training.losses.objectives import objective_for, trained_together
+from harness.training.trainer import fit
 from tests.doubles import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()

@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from harness.config.recipe import SHARP, TrainStage
 from harness.config.teacher_signal import SUPPORTED, TAILS
-from harness.kept import Kept, compare_kept, sampled_of, top_k_of
+from harness.teachers.sparse_logits import Kept, sampled_of, top_k_of
+from harness.training.losses.sparse import compare_kept
 
 TOKENS = torch.tensor([0, 1, 2, 3, 4])
 PAIRS = [(tail, name) for tail in TAILS for name in SHARP if SUPPORTED[f"top_k[{tail}]"][name].works]

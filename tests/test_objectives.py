@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from harness.chunks import positions_at_once
 from harness.config.recipe import SHARP, TrainStage
-from harness.controls import giver
 from harness.data.sequences import Row, collate
-from harness.objectives import Distributions, objective_for
-from harness.signals import LiveTeacher
+from harness.teachers.signals import LiveTeacher
+from harness.training.losses.chunked import positions_at_once
+from harness.training.losses.controls import giver
+from harness.training.losses.objectives import Distributions, objective_for
 from tests.doubles import byte_tokenizer, tiny_llama
 from tests.test_heads import tiny, with_adapters
 

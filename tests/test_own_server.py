@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from harness import own_server
 from harness.cards import load_card
 from harness.compose import compose
 from harness.config.checks import SettingsError
@@ -14,6 +13,7 @@ from harness.config.machine import Machine
 from harness.data.corpora._files import file_sha256
 from harness.plan import plan_cell
 from harness.stages.evaluate import make_evaluate
+from harness.teachers import server_process
 from tests.doubles import save_tiny
 from tests.invented_items import write_items
 
@@ -22,7 +22,7 @@ SERVER = f"{sys.executable} -m tests.serve_tiny {{model}} {{port}}"
 
 
 def test_a_server_writes_what_is_written_here(tmp_path, monkeypatch):
-    monkeypatch.setattr(own_server, "STEP_SECONDS", 0.05)
+    monkeypatch.setattr(server_process, "STEP_SECONDS", 0.05)
     model = save_tiny(tmp_path / "model")
     files = [str(path) for path in write_items("mmlu_pro", tmp_path / "data").glob("*.jsonl")]
     settings = {"eval": "mmlu_pro", "limit": None, "card": load_card("mmlu_pro").identity(), "files": {}}
@@ -42,12 +42,12 @@ def test_a_server_writes_what_is_written_here(tmp_path, monkeypatch):
 def test_a_server_that_does_not_start_says_why(tmp_path):
     with (
         pytest.raises(SettingsError, match=r"evals\.server=.*ended with exit code 1: no memory"),
-        own_server.serving("sh -c 'echo no memory; exit 1' {model} {port}", tmp_path),
+        server_process.serving("sh -c 'echo no memory; exit 1' {model} {port}", tmp_path),
     ):
         pass
     with (
         pytest.raises(SettingsError, match=r"no-such-program cannot be started"),
-        own_server.serving("no-such-program {model} {port}", tmp_path),
+        server_process.serving("no-such-program {model} {port}", tmp_path),
     ):
         pass
 

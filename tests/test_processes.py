@@ -20,7 +20,6 @@ from transformers import AutoModelForCausalLM
 
 from harness import job
 from harness.attempt import attempt
-from harness.chunks import CHUNK_ELEMENTS
 from harness.config.budget import Budget
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
@@ -33,7 +32,8 @@ from harness.runtime import preemption
 from harness.stage import Stage
 from harness.store.status import stage_state
 from harness.store.store import Store
-from harness.trainers import DivergedError
+from harness.training.losses.chunked import CHUNK_ELEMENTS
+from harness.training.trainer import DivergedError
 from tests.doubles import tiny_llama
 from tests.stages.small_world import small_world
 from tests.test_heads import tiny
@@ -68,8 +68,8 @@ def fitted(folder, objective, micro, changes, budget=BUDGET, shard=False):
     if "adapters" in changes:
         model = with_adapters(model, {"rank": 4, "alpha": 8.0, "dropout": 0.0}, seed=0)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("harness.adaptive.RISE", 1.0)
-        patched.setattr("harness.adaptive.TOLERANCE", -10.0)  # every look finds a loss that has risen
+        patched.setattr("harness.training.distillm.RISE", 1.0)
+        patched.setattr("harness.training.distillm.TOLERANCE", -10.0)  # every look finds a loss that has risen
         patched.setitem(CHUNK_ELEMENTS, "cpu", changes.get("chunk", 1000) * 262)
         batches = visits(12, STEPS, 4, seed=0)
         more = {"budget": budget, "validation": held, "model": model}

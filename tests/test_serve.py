@@ -15,8 +15,8 @@ import pytest
 from harness import serve
 from harness.launch.notes import new_note
 from harness.launch.servers import Server
-from harness.serving import page_of, read_page, write_page
 from harness.store.store import Store, write_json
+from harness.teachers.discovery import page_of, read_page, write_page
 
 SERVER = Server("org/Big-70B", None, "SERVE_KEY")
 NAME, ARRAY, STAGE = "g.serve.3f2a10.0", "g.labels.3f2a10.1", "labels-1"

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from harness.config.checks import SettingsError
-from harness.endpoint import Endpoint
 from harness.models.generate import generate
-from harness.served import CompletionsServer, Probe
+from harness.teachers.completions_client import CompletionsServer, Probe
+from harness.teachers.http_endpoint import Endpoint
 from tests.doubles import byte_ids, byte_tokenizer, tiny_llama
 from tests.fake_server import FakeServer
 

@@ -5,11 +5,11 @@ import threading
 
 import pytest
 
-from harness import serving
 from harness.attempt import failure_class
 from harness.config.checks import SettingsError
 from harness.runtime import preemption
-from harness.serving import PagedEndpoint, endpoint_at, write_page
+from harness.teachers import discovery
+from harness.teachers.discovery import PagedEndpoint, endpoint_at, write_page
 from tests.fake_server import FakeServer
 
 ABOUT = {"name": "g.serve.3f2a10.0", "job": "12", "model": "tiny"}
@@ -17,7 +17,7 @@ ABOUT = {"name": "g.serve.3f2a10.0", "job": "12", "model": "tiny"}
 
 @pytest.fixture
 def page(tmp_path, monkeypatch):
-    monkeypatch.setattr(serving, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(discovery, "LOOK_SECONDS", 0.02)
     return tmp_path / "servers" / "serve-1.json"
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from harness.config.checks import SettingsError
-from harness.signals import LiveTeacher
+from harness.teachers.signals import LiveTeacher
 from tests.doubles import byte_tokenizer, tiny_llama
 
 IDS = torch.tensor([[10, 11, 12, 13, 14], [20, 21, 22, 0, 0]])

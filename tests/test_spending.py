@@ -5,7 +5,7 @@ import pytest
 from harness.config.budget import Budget
 from harness.config.checks import SettingsError
 from harness.config.recipe import TrainStage
-from harness.spending import Sizes, off_budget, steps_for, visit_flops
+from harness.training.flop_budget import Sizes, off_budget, steps_for, visit_flops
 
 SIZES = Sizes(student=100, teacher=400)
 FLOPS = Budget(kind="flops", amount=1e6, batch_size=4)

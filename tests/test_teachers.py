@@ -6,7 +6,7 @@ import pytest
 
 from harness.config.checks import SettingsError
 from harness.models.loading import count_parameters
-from harness.teachers import LocalTeacher, ServedTeacher, open_teacher
+from harness.teachers.teacher import LocalTeacher, ServedTeacher, open_teacher
 from tests.doubles import byte_ids, save_tiny, tiny_llama
 from tests.fake_server import FakeServer, adopt
 

@@ -9,12 +9,12 @@ from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
 from harness.data.sequences import Rows, draw_seed, prompt_of, visits
-from harness.likelihood import mean_nll
 from harness.models.generate import generate
 from harness.models.speculative import interleave
-from harness.signals import LiveTeacher
-from harness.texts import Validation, texts_for
-from harness.trainers import fit
+from harness.teachers.signals import LiveTeacher
+from harness.training.nll import mean_nll
+from harness.training.student_text import Validation, texts_for
+from harness.training.trainer import fit
 from tests.doubles import tiny_llama
 from tests.test_trainers import BUDGET, TOKENIZER, dataset
 

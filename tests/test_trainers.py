@@ -11,16 +11,16 @@ import torch
 from datasets import Dataset
 from torch.nn import functional
 
-from harness.arguments import learning_rate_share
 from harness.config.budget import Budget
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
 from harness.data.sequences import Rows, answered, draw_seed, prompt_of, visits
-from harness.fit_report import find_warnings
-from harness.likelihood import mean_nll
 from harness.models.generate import generate
-from harness.signals import LiveTeacher
-from harness.trainers import DivergedError, fit
+from harness.teachers.signals import LiveTeacher
+from harness.training.nll import mean_nll
+from harness.training.trainer import DivergedError, fit
+from harness.training.trainer_arguments import learning_rate_share
+from harness.training.training_report import find_warnings
 from tests.doubles import byte_tokenizer, tiny_llama
 
 TOKENIZER = byte_tokenizer()
@@ -284,7 +284,8 @@ def test_only_what_a_cold_student_cannot_learn_from_warns_of_a_cold_start():
 def test_progress_is_reported_each_step(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "harness.trainers.track", SimpleNamespace(report=lambda *args: seen.append(args[:2]), log=lambda line: None)
+        "harness.training.trainer.track",
+        SimpleNamespace(report=lambda *args: seen.append(args[:2]), log=lambda line: None),
     )
     train(tmp_path)
     assert seen == [(1, 3), (2, 3), (3, 3)]

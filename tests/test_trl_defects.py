@@ -18,8 +18,8 @@ from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
 from harness.data.chat import render
 from harness.data.sequences import IGNORED, Row, collate, visits
-from harness.signals import LiveTeacher
-from harness.trainers import fit
+from harness.teachers.signals import LiveTeacher
+from harness.training.trainer import fit
 from tests.doubles import byte_tokenizer, tiny_llama
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")

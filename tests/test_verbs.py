@@ -19,9 +19,9 @@ from harness.record import keep_plan, targets_of, thaw
 from harness.retry import Failure, failures, mended, smaller_batches
 from harness.retry import retry as try_again
 from harness.screen import Look, screen
-from harness.serving import page_of, write_page
 from harness.stage import Stage
 from harness.store.store import Store
+from harness.teachers.discovery import page_of, write_page
 from tests.test_execute import MAKER, Watcher, settings
 
 

@@ -370,7 +370,7 @@ import sys
 from datasets import load_from_disk
 from harness.models.loading import load_model
 from harness.data.sequences import Rows
-from harness.trainers import mean_nll
+from harness.training.trainer import mean_nll
 import torch
 torch.set_num_threads(1)
 print(repr(mean_nll(load_model(sys.argv[1]), Rows(load_from_disk(sys.argv[2])))[0]))

@@ -187,3 +187,7 @@ class TrainStage:
     def of(cls, identity: dict[str, Any]) -> "TrainStage":
         """The stage an identity was taken from."""
         return cls(**{**identity, "span": tuple(identity["span"])})
+
+
+CHECKS = 10
+"""Looks at the validation loss in a stage, the first one not counted, where it has as many steps."""

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.config.cluster import Cluster
-from harness.endpoint import BY_SLURM
 from harness.launch.notes import Notes, being_sent, new_note
 from harness.launch.queue import tasks_of
-from harness.serving import page_of, write_page
 from harness.stage import Stage
 from harness.store.fingerprint import SHORT, fingerprint
 from harness.store.store import Store, write_json
+from harness.teachers.discovery import page_of, write_page
+from harness.teachers.http_endpoint import BY_SLURM
 
 
 class Server(NamedTuple):

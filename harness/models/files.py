@@ -210,7 +210,7 @@ def _check_folder(model: Model, folder: Path) -> None:
 
 def _check_served(model: Model) -> None:
     """Only a teacher is served, as it is; the server itself is asked when its base stage is made."""
-    from harness.endpoint import BY_SLURM, base_url
+    from harness.teachers.http_endpoint import BY_SLURM, base_url
 
     if not isinstance(model, Teacher):
         raise refuse(f"{model.name}.kind", "http", "a student is trained, so its weights must be here", "use kind=hf")

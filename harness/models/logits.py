@@ -154,3 +154,13 @@ def scored_positions(labels: torch.Tensor) -> torch.Tensor:
 def scored_tokens(labels: torch.Tensor) -> torch.Tensor:
     """The N tokens to be predicted, int64, in the order `logits[scored_positions(labels)]` has."""
     return labels[:, 1:][labels[:, 1:] != IGNORED]
+
+
+def at_least_fp32(logits: torch.Tensor) -> torch.Tensor:
+    """The logits in fp32, or wider where they are: sums over a vocabulary lose too much in 16 bits."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def logsumexp_outside(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Log of the summed exponentials of all logits (N, V) but those at `ids` (N, K); -inf where none is left. (N,)."""
+    return logits.scatter(1, ids, -torch.inf).logsumexp(-1)

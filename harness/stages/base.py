@@ -34,10 +34,10 @@ from harness.models.loading import (
     save_model,
     tokenizer_hash,
 )
-from harness.served import CompletionsServer
-from harness.serving import endpoint_at
 from harness.store.store import write_json
-from harness.teachers import ServedTeacher, server_page
+from harness.teachers.completions_client import CompletionsServer
+from harness.teachers.discovery import endpoint_at
+from harness.teachers.teacher import ServedTeacher, server_page
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -109,7 +109,7 @@ def _mini(settings: Mapping[str, Any], out: Path, machine: Machine) -> Facts:
     model: Any = random_model(LlamaConfig(**llama_settings(settings["size"], family)), seed)
     if settings["init"] == "random":
         return _save(settings, model, tokenizer, out)
-    from harness.trainers import fit
+    from harness.training.trainer import fit
 
     plan = settings["pretraining"]
     rows = line_rows(tokenizer, pretraining_lines(settings["world_seed"], settings["knows"], plan["lines"], seed))

@@ -20,20 +20,20 @@ import pyarrow as pa
 import torch
 from datasets import load_from_disk
 
-from harness.cached_teacher import hashes_of, teacher_fingerprint
-from harness.caches import ROWS_PER_SHARD, StoredRow, batch_hashes, shard_batch, stored_row, write_cache
 from harness.config.checks import SettingsError, refuse
 from harness.config.machine import Machine
 from harness.config.teacher_signal import Signal, check_served
 from harness.data.sequences import Row, Rows, collate, draw_seed
-from harness.kept import Kept, sampled_of, top_k_named, top_k_of
 from harness.models.flops import forward_flops
 from harness.models.loading import device_of
 from harness.models.logits import logits_at, scored_positions
 from harness.runtime import progress
 from harness.runtime.provenance import provenance
 from harness.store.partial_output import Shards
-from harness.teachers import LocalTeacher, ServedTeacher, open_teacher
+from harness.teachers.logit_cache import ROWS_PER_SHARD, StoredRow, batch_hashes, shard_batch, stored_row, write_cache
+from harness.teachers.signals import hashes_of, teacher_fingerprint
+from harness.teachers.sparse_logits import Kept, sampled_of, top_k_named, top_k_of
+from harness.teachers.teacher import LocalTeacher, ServedTeacher, open_teacher
 
 LOGITS_AT_ONCE = 2**26  # numbers in a batch's logits, padding included: 256 MiB, 500 positions of 128k tokens
 TOKENS_AT_ONCE = 2**13

@@ -21,10 +21,10 @@ from harness.data.chat import end_of_turn_id
 from harness.evals import ALL, UNREAD, HeldoutRow, Item, Options, Score, Scored, load_eval
 from harness.models.flops import forward_flops
 from harness.models.loading import count_parameters, device_of, load_model, load_shape, load_tokenizer, weights_folder
-from harness.own_server import serving
 from harness.runtime import progress
 from harness.sampling import in_proportion
 from harness.store.store import write_json
+from harness.teachers.server_process import serving
 
 CUT_OFF_SHARE = 0.05  # more answers than this at the length limit are worth a warning
 TOO_TIDY_ITEMS = 20  # as many items all right or all wrong are worth one

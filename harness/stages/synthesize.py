@@ -28,7 +28,6 @@ from harness.data.corpora import corpus_from, load_corpus
 from harness.data.sequences import Rows
 from harness.evals.verified import verify
 from harness.in_context import Pair, Writer
-from harness.likelihood import mean_nll, served_nll
 from harness.models.flops import forward_flops
 from harness.models.loading import device_of, tokenizer_hash
 from harness.runtime import progress
@@ -39,7 +38,8 @@ from harness.stages.teach import save_rows
 from harness.store.partial_output import Shards
 from harness.store.store import write_json
 from harness.synthetic import FILTERS, MEASURED_ROWS, Judge, Limits, measures, rejected_shares
-from harness.teachers import LocalTeacher, ServedTeacher, open_teacher
+from harness.teachers.teacher import LocalTeacher, ServedTeacher, open_teacher
+from harness.training.nll import mean_nll, served_nll
 
 ASKED_AT_MOST = 4  # times the rows wanted; then the stage makes do with what it has
 LEAST_KEPT = 0.1  # of the rows wanted; below it the stage fails, with the reasons

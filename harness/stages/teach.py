@@ -30,7 +30,7 @@ from harness.models.loading import device_of, load_tokenizer, rendering_hash, to
 from harness.runtime import progress
 from harness.store.partial_output import Shards, read_batch
 from harness.store.store import write_json
-from harness.teachers import Writer, open_teacher
+from harness.teachers.teacher import Writer, open_teacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

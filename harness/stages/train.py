@@ -17,25 +17,24 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, concatenate_datasets, load_from_disk
 
-from harness.alignment import Coverage
-from harness.cached_teacher import CachedTeacher
 from harness.config.budget import Budget
 from harness.config.checks import refuse
 from harness.config.machine import Machine
 from harness.config.recipe import CROSS, TrainStage
 from harness.config.teacher_signal import Signal
-from harness.cross import CrossTeacher
 from harness.data.chat import end_of_turn_id
 from harness.data.sequences import Rows, draw_seed, mixed_visits, visiting_order, visits
-from harness.likelihood import mean_nll
 from harness.models.fsdp import shards, whole
 from harness.models.loading import count_frozen, count_parameters, device_of, load_model, load_tokenizer, save_model
 from harness.models.lora import merged, with_adapters
 from harness.runtime.processes import process_rank
-from harness.signals import LiveTeacher, TeacherSignal
-from harness.spending import Sizes, off_budget, steps_for, visit_flops
 from harness.stages.answers import answered_rows, cut_answers
-from harness.trainers import fit
+from harness.teachers.signals import CachedTeacher, LiveTeacher, TeacherSignal
+from harness.training.flop_budget import Sizes, off_budget, steps_for, visit_flops
+from harness.training.losses.alignment import Coverage
+from harness.training.losses.cross_tokenizer import CrossTeacher
+from harness.training.nll import mean_nll
+from harness.training.trainer import fit
 
 COUNTS = ("steps", "student_steps", "read_tokens")
 COSTS = ("trained_tokens", "generated_tokens", "teacher_tokens", "flops", "teacher_flops", "teacher_seconds")

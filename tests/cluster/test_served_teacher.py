@@ -9,8 +9,8 @@ from transformers import LlamaConfig
 from harness.data.miniature.sizes import llama_settings
 from harness.data.miniature.tokenizer import load_mini_tokenizer
 from harness.models.loading import random_model
-from harness.serving import read_page
 from harness.store.store import Store
+from harness.teachers.discovery import read_page
 from tests.cluster.conftest import Sent, slurm, until
 
 GRID = [

@@ -8,14 +8,14 @@ import pytest
 import torch
 from datasets import Dataset, load_from_disk
 
-from harness import caches, kept
-from harness.cached_teacher import CachedTeacher
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.config.teacher_signal import Signal
 from harness.models.loading import load_tokenizer
 from harness.stages import cache
 from harness.stages.cache import _batches, make_cache
+from harness.teachers import logit_cache, sparse_logits
+from harness.teachers.signals import CachedTeacher
 from tests.doubles import byte_tokenizer, save_tiny, tiny_llama
 from tests.fake_server import FakeServer, adopt
 from tests.stages.small_world import files, stopped
@@ -75,11 +75,13 @@ def test_a_cache_made_by_a_server_is_the_live_models_own(world, served, tmp_path
     assert asked["counts"] == live["counts"] and asked["metrics"] == live["metrics"]
     assert asked["cost"] == live["cost"] | {"flops": 0} and "FLOPs are not counted" in asked["warnings"][0]
     for number in range(3):
-        one, other = (caches.Shard(tmp_path / name / "shards" / f"{number:05d}.arrow") for name in ("live", "asked"))
+        one, other = (
+            logit_cache.Shard(tmp_path / name / "shards" / f"{number:05d}.arrow") for name in ("live", "asked")
+        )
         for name in ("rows", "tokens_hashes", "scored_hashes"):
             assert (getattr(one, name) == getattr(other, name)).all()
         places = [[(shard, at) for at in range(len(one.rows))] for shard in (one, other)]
-        said, told = (caches.kept_from(signal.stored(), 262, rows) for rows in places)
+        said, told = (logit_cache.kept_from(signal.stored(), 262, rows) for rows in places)
         assert torch.equal(said.ids, told.ids)
         # 16 bits: a value of about 8 is stored to 2**-8, and the two may be rounded to either side
         torch.testing.assert_close(told.logprobs, said.logprobs, rtol=1e-3, atol=1e-5)
@@ -93,9 +95,9 @@ def test_a_cache_made_by_a_server_is_the_live_models_own(world, served, tmp_path
 def test_a_tail_too_small_for_32_bits_is_small_and_not_none():
     logprobs = np.log(np.array([[0.75, 0.25], [0.5, 0.25]], dtype=np.float32))
     ids = np.array([[1, 0], [2, 1]], dtype=np.int32)
-    tail = kept.top_k_named(ids, logprobs, vocabulary=3).tail
-    assert tail.tolist() == pytest.approx([np.log(kept.LEAST_TAIL), np.log(0.25)])
-    assert kept.top_k_named(ids, logprobs, vocabulary=2).tail.tolist() == [-np.inf, -np.inf]
+    tail = sparse_logits.top_k_named(ids, logprobs, vocabulary=3).tail
+    assert tail.tolist() == pytest.approx([np.log(sparse_logits.LEAST_TAIL), np.log(0.25)])
+    assert sparse_logits.top_k_named(ids, logprobs, vocabulary=2).tail.tolist() == [-np.inf, -np.inf]
 
 
 def refused(served, tmp_path, said, **changes):
@@ -155,8 +157,8 @@ def test_drawn_tokens_follow_from_the_seed_and_the_rows_id(world, tmp_path):
         run(world, tmp_path / name, signal, seed=seed)
     rows_of(range(4, ROWS)).save_to_disk(tmp_path / "fewer" / "train")
     run(world | {"rows": tmp_path / "fewer"}, tmp_path / "d", signal)
-    shards = [caches.Shard(tmp_path / name / "shards" / "00001.arrow") for name in "abc"]
-    fewer = caches.Shard(tmp_path / "d" / "shards" / "00000.arrow")
+    shards = [logit_cache.Shard(tmp_path / name / "shards" / "00001.arrow") for name in "abc"]
+    fewer = logit_cache.Shard(tmp_path / "d" / "shards" / "00000.arrow")
     drawn = [[shard.column("ids", at).tolist() for at in range(4)] for shard in (*shards, fewer)]
     assert drawn[0] == drawn[1] == drawn[3] != drawn[2]
 
@@ -207,7 +209,7 @@ def test_a_teacher_with_another_head_size_is_kept_to_the_tokenizers_vocabulary(w
     tiny_llama(vocab_size=320, seed=1).save_pretrained(padded)
     byte_tokenizer().save_pretrained(padded)
     run(world | {"teacher": padded}, tmp_path / "out", Signal(kind="top_k", top_k=262))
-    shard = caches.Shard(tmp_path / "out" / "shards" / "00000.arrow")
+    shard = logit_cache.Shard(tmp_path / "out" / "shards" / "00000.arrow")
     assert max(shard.column("ids", at).max() for at in range(4)) == 261
 
 

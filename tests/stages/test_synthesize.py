@@ -10,7 +10,6 @@ import pytest
 import torch
 from datasets import load_from_disk
 
-from harness import teachers
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.data.chat import render
@@ -21,6 +20,7 @@ from harness.models.loading import load_model, tokenizer_hash
 from harness.stages import synthesize
 from harness.stages.synthesize import make_synthesize
 from harness.stages.teach import save_rows
+from harness.teachers import teacher
 from tests.doubles import byte_tokenizer, save_tiny, tiny_llama
 from tests.fake_server import FakeServer, adopt
 from tests.stages.small_world import files, stopped
@@ -95,7 +95,7 @@ def scripted(monkeypatch, prompts, answers):
         what = "answer" if stop_ids == {tokenizer.eos_token_id} else "prompt"
         return [tokenizer(next(said[what]), add_special_tokens=False)["input_ids"] for _ in ids]
 
-    monkeypatch.setattr(teachers, "generate", write)
+    monkeypatch.setattr(teacher, "generate", write)
     monkeypatch.setattr(synthesize, "ROWS_AT_ONCE", 8)
     return shown
 
@@ -329,7 +329,7 @@ def test_stopped_after_some_shards_and_begun_again_it_ends_with_the_same_files(w
         texts = [f"{seed % 3 // 2}{END}" if is_answer else f"Row {seed % 50}{USER}" for seed in seeds]
         return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
 
-    monkeypatch.setattr(teachers, "generate", write)
+    monkeypatch.setattr(teacher, "generate", write)
     monkeypatch.setattr(synthesize, "ROWS_AT_ONCE", 8)
     vote = {"synthetic_rows": 9, "self_consistency": 0.6, "consistency_samples": 3}
     facts, straight = run(world, tmp_path, "straight", **vote)

@@ -19,8 +19,8 @@ from harness.data.chat import end_of_turn_id, prompt_ids
 from harness.models.files import SERVER
 from harness.models.generate import context_of, generate
 from harness.models.loading import count_parameters, load_model, load_tokenizer
-from harness.served import CompletionsServer, Probe, Scores
-from harness.serving import endpoint_at
+from harness.teachers.completions_client import CompletionsServer, Probe, Scores
+from harness.teachers.discovery import endpoint_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

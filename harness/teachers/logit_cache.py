@@ -30,9 +30,9 @@ import torch
 
 from harness.config.checks import refuse
 from harness.data.sequences import IGNORED
-from harness.kept import Kept
 from harness.store.partial_output import read_batch
 from harness.store.store import write_json
+from harness.teachers.sparse_logits import Kept
 
 ROWS_PER_SHARD = 512
 FORMAT = 1

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.checks import SettingsError, refuse
-from harness.endpoint import BY_SLURM, FIELD, Endpoint, ServerError
 from harness.runtime import preemption
 from harness.store.store import Store, write_json
+from harness.teachers.http_endpoint import BY_SLURM, FIELD, Endpoint, ServerError
 
 LOOK_SECONDS = 2.0
 ANSWER_SECONDS = 10.0

@@ -34,7 +34,6 @@ from torch.nn import functional
 from harness.config.checks import refuse
 from harness.config.recipe import TrainStage
 from harness.data.sequences import draw_seed
-from harness.divergences import Divergence, cross_entropy, forward_kl
 from harness.models.hidden_states import (
     attention_heads,
     attention_projections,
@@ -46,9 +45,10 @@ from harness.models.hidden_states import (
     uniform_map,
 )
 from harness.models.logits import logits_at, scored_positions, scored_tokens
+from harness.training.losses.divergences import Divergence, cross_entropy, forward_kl
 
 if TYPE_CHECKING:
-    from harness.signals import TeacherSignal
+    from harness.teachers.signals import TeacherSignal
 
 SHALLOW = 12
 """Teachers of at most so many layers (the paper's base size) are matched at their last layer."""

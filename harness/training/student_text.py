@@ -14,19 +14,26 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from harness.adaptive import AdaptiveShare, ReplayBuffer, check_every, found_by_first, of_all_processes, own_share
 from harness.config.checks import refuse
 from harness.config.recipe import TrainStage
 from harness.data.sequences import Row, answered, draw_seed, prompt_of
 from harness.models.generate import generate
 from harness.models.speculative import interleave
 from harness.runtime.processes import process_count, process_rank
-from harness.signals import LiveTeacher
+from harness.teachers.signals import LiveTeacher
+from harness.training.distillm import (
+    AdaptiveShare,
+    ReplayBuffer,
+    check_every,
+    found_by_first,
+    of_all_processes,
+    own_share,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from harness.signals import TeacherSignal
+    from harness.teachers.signals import TeacherSignal
 
 Visit = tuple[int, Row]
 """A position in the visiting order, which seeds the visit's draws, and the row visited there."""

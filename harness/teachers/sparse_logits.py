@@ -23,9 +23,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from harness.config.recipe import TrainStage
-from harness.config.teacher_signal import Signal, check_signal
-from harness.divergences import Divergence
+from harness.config.teacher_signal import Signal
+from harness.models.logits import at_least_fp32, logsumexp_outside
 
 LEAST_TAIL = 2.0**-23
 """Mass that log-probabilities of 32 bits can still tell from none when what they leave of 1 is taken."""
@@ -80,9 +79,9 @@ class KeptTeacher(Protocol):
 def top_k_of(logits: torch.Tensor, top_k: int) -> Kept:
     """The `top_k` likeliest tokens of teacher logits (N, V), likeliest first; fp32 or wider, no gradient."""
     assert 1 <= top_k <= logits.shape[-1], "more tokens to keep than there are"
-    wide = _wide(logits.detach())
+    wide = at_least_fp32(logits.detach())
     kept, ids = wide.topk(top_k, dim=-1)
-    rest = _rest(wide, ids)
+    rest = logsumexp_outside(wide, ids)
     # the normaliser from both parts: 1 - the kept mass would lose a small tail in rounding
     whole = torch.logaddexp(kept.logsumexp(-1), rest)
     return Kept("top_k", ids, kept - whole[:, None], rest - whole)
@@ -120,92 +119,3 @@ def sampled_of(logits: torch.Tensor, uniforms: np.ndarray) -> Kept:
     ids = drawn.new_zeros(len(drawn), width).scatter_(1, place, drawn)
     nothing = logits.new_full((len(drawn),), -torch.inf, dtype=torch.float32)
     return Kept("sampled", ids, (counts / drawn.shape[-1]).log(), nothing)
-
-
-def compare_kept(
-    stage: TrainStage, tail: str, student_logits: torch.Tensor, kept: Kept, tokens: torch.Tensor
-) -> Divergence:
-    """What a training stage minimises, from kept tokens; the counterpart of `divergences.compare`.
-
-    `student_logits` (N, V), `tokens` (N,) those to be predicted; `tail` is one of `signal_kinds.TAILS`, read for
-    `top_k` only. Diagnostics, summed over positions: `student_nll`, `kept_student_mass`, and for `top_k`
-    `kept_teacher_mass`.
-    """
-    stage, logits = stage.normal(), _wide(student_logits)
-    assert len(kept) == len(logits) == len(tokens), "positions differ"
-    check_signal(Signal(kind=kept.kind, tail=tail), stage)
-    temperature, weight = stage.divergence_temperature, stage.cross_entropy_weight
-    teacher = kept.logprobs.to(logits.dtype)
-    at_kept = logits.gather(1, kept.ids)
-    everything = kept.ids.shape[1] == logits.shape[1]  # then there is no tail
-    in_tail = kept.kind == "top_k" and tail == "tail" and not everything
-    if in_tail:
-        rest = _rest(logits, kept.ids)
-        normaliser = torch.logaddexp(at_kept.logsumexp(-1), rest)
-    else:
-        normaliser = logits.logsumexp(-1)
-    student = at_kept - normaliser[:, None]
-    nll = (normaliser - logits.gather(1, tokens[:, None])[:, 0]).sum()
-
-    if kept.kind == "sampled":
-        total = -(teacher.exp() * student).sum()
-    elif in_tail:
-        events = torch.cat([student, (rest - normaliser)[:, None]], dim=1)
-        said = torch.cat([teacher, kept.tail.to(logits.dtype)[:, None]], dim=1)
-        total = between(stage, events, said.log_softmax(-1))  # stored in 16 bits they sum to 1 only nearly
-    elif tail == "zero":
-        total = between(stage, student, teacher)
-    else:
-        total = between(stage, (at_kept / temperature).log_softmax(-1), (teacher / temperature).log_softmax(-1))
-    total = total * temperature**2
-    if weight:
-        total = (1 - weight) * total + weight * nll
-    diagnostics = {"student_nll": nll.detach()}
-    with torch.no_grad():
-        # an unused place of `sampled` repeats the id 0: it is no token of the kept
-        diagnostics["kept_student_mass"] = student.exp().masked_fill(teacher == -torch.inf, 0.0).sum()
-        if kept.kind == "top_k":
-            diagnostics["kept_teacher_mass"] = teacher.exp().sum()
-    return Divergence(total, len(tokens), diagnostics)
-
-
-def between(stage: TrainStage, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """A divergence summed over events, from log-probabilities (N, E) as they are: nothing is normalised.
-
-    The definitions are those of `divergences.py`, at temperature 1.
-    """
-    if stage.divergence == "forward_kl":
-        return _kl(teacher, student)
-    if stage.divergence == "reverse_kl":
-        return _kl(student, teacher)
-    if stage.divergence == "tvd":
-        return 0.5 * (student.exp() - teacher.exp()).abs().sum()
-    if stage.divergence == "skew_forward_kl":
-        return _kl(teacher, _mixture(teacher, student, stage.skew))
-    if stage.divergence == "skew_reverse_kl":
-        return _kl(student, _mixture(student, teacher, stage.skew))
-    assert stage.divergence == "jsd", stage.divergence
-    weight = stage.jsd_teacher_weight
-    mixture = _mixture(teacher, student, weight)
-    return weight * _kl(teacher, mixture) + (1 - weight) * _kl(student, mixture)
-
-
-def _rest(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Log of the summed exponentials of all logits but those at `ids`; -inf where none is left."""
-    return logits.scatter(1, ids, -torch.inf).logsumexp(-1)
-
-
-def _wide(logits: torch.Tensor) -> torch.Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _mixture(first: torch.Tensor, second: torch.Tensor, weight: float) -> torch.Tensor:
-    """log(weight x first + (1 - weight) x second) from log-probabilities."""
-    weights = first.new_tensor([weight, 1 - weight]).log()
-    return torch.logaddexp(first + weights[0], second + weights[1])
-
-
-def _kl(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Sum of first (log first - log second) from log-probabilities; 0 where first is 0 (not 0 x -inf)."""
-    terms = first.exp() * (first - second)
-    return terms.masked_fill(first == -torch.inf, 0.0).sum()

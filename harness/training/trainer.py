@@ -28,24 +28,24 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTConfig
 
-from harness.arguments import learning_rate_share, trainer_arguments
-from harness.checkpoints import Checkpoints, Resumable
 from harness.config.budget import Budget
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
-from harness.controls import unigram_logprobs
 from harness.data.chat import end_of_turn_id
 from harness.data.sequences import IGNORED, Row, Rows, collate, dealt_by_length
-from harness.fit_report import FitReport, find_warnings
-from harness.likelihood import mean_nll
 from harness.models.flops import forward_flops, train_flops
 from harness.models.fsdp import shard, shards
 from harness.models.loading import count_frozen, count_parameters
-from harness.objectives import Objective, objective_for, trained_together
 from harness.runtime import preemption, progress
-from harness.signals import TeacherSignal
 from harness.store.fingerprint import fingerprint
-from harness.texts import StepText, Texts, Validation, texts_for
+from harness.teachers.signals import TeacherSignal
+from harness.training.checkpoints import Checkpoints, Resumable
+from harness.training.losses.controls import unigram_logprobs
+from harness.training.losses.objectives import Objective, objective_for, trained_together
+from harness.training.nll import mean_nll
+from harness.training.student_text import StepText, Texts, Validation, texts_for
+from harness.training.trainer_arguments import learning_rate_share, trainer_arguments
+from harness.training.training_report import FitReport, find_warnings
 
 
 class DivergedError(RuntimeError):

@@ -18,21 +18,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from harness.agreement import agreement, end_of_turn_mass
-from harness.chunks import in_chunks, positions_at_once
 from harness.config.recipe import CROSS, HIDDEN, SHARP, TrainStage
 from harness.config.teacher_signal import check_signal
-from harness.controls import giver
-from harness.cross import AcrossTokenizers, CrossTeacher
-from harness.divergences import Divergence, compare
-from harness.hidden import Features, Relations
-from harness.kept import KeptTeacher, compare_kept
 from harness.models.fsdp import is_sharded
 from harness.models.logits import agrees, logits_at, logits_from, scored_positions, scored_tokens, states_at
-from harness.signals import LiveTeacher
+from harness.teachers.signals import LiveTeacher
+from harness.teachers.sparse_logits import KeptTeacher
+from harness.training.losses.agreement import agreement, end_of_turn_mass
+from harness.training.losses.chunked import in_chunks, positions_at_once
+from harness.training.losses.controls import giver
+from harness.training.losses.cross_tokenizer import AcrossTokenizers, CrossTeacher
+from harness.training.losses.divergences import Divergence, compare
+from harness.training.losses.hidden import Features, Relations
+from harness.training.losses.sparse import compare_kept
 
 if TYPE_CHECKING:
-    from harness.signals import TeacherSignal
+    from harness.teachers.signals import TeacherSignal
 
 Batch = dict[str, torch.Tensor]
 Answer = Callable[[slice], torch.Tensor | None]

@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from harness.alignment import Coverage, align, coverage, num_scored, spelling
 from harness.config.checks import refuse
 from harness.config.recipe import TrainStage
 from harness.data.sequences import IGNORED, Row, Rows, collate, draw_seed
-from harness.divergences import Divergence
 from harness.models.loading import count_parameters
-from harness.models.logits import logits_at, scored_positions, scored_tokens
+from harness.models.logits import at_least_fp32, logits_at, scored_positions, scored_tokens
+from harness.training.losses.alignment import Coverage, align, coverage, num_scored, spelling
+from harness.training.losses.divergences import Divergence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,7 +47,8 @@ def uld(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> Divergenc
     """
     shared = min(student_logits.shape[1], teacher_logits.shape[1])
     (student, student_rest), (teacher, teacher_rest) = (
-        _largest(torch.softmax(_wide(logits), dim=-1), shared) for logits in (student_logits, teacher_logits.detach())
+        _largest(torch.softmax(at_least_fp32(logits), dim=-1), shared)
+        for logits in (student_logits, teacher_logits.detach())
     )
     # beyond the shorter vocabulary one side is 0 and the other is what is left of it, which needs no order
     return Divergence((student - teacher).abs().sum() + (student_rest + teacher_rest).sum(), len(student))
@@ -65,12 +66,12 @@ def spans(student_logprobs: torch.Tensor, teacher_logprobs: torch.Tensor, temper
     )
     yes = teacher.exp() * (teacher - student)
     no = -torch.expm1(teacher) * (_log_complement(teacher) - _log_complement(student))
-    return Divergence((temperature * (yes + no)).sum().to(_wide(student_logprobs).dtype), len(student))
+    return Divergence((temperature * (yes + no)).sum().to(at_least_fp32(student_logprobs).dtype), len(student))
 
 
 def token_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Log-probability (N,) of each token (N,) under logits (N, V)."""
-    return -functional.cross_entropy(_wide(logits), tokens, reduction="none")
+    return -functional.cross_entropy(at_least_fp32(logits), tokens, reduction="none")
 
 
 class CrossTeacher:
@@ -267,7 +268,3 @@ def _log_complement(logprobs: torch.Tensor) -> torch.Tensor:
     half = float(np.log(0.5))
     near_one = torch.log(-torch.expm1(logprobs.clamp(min=half)))
     return torch.where(logprobs > half, near_one, torch.log1p(-logprobs.clamp(max=half).exp()))
-
-
-def _wide(logits: torch.Tensor) -> torch.Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))

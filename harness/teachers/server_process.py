@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.config.checks import SettingsError, refuse
-from harness.endpoint import Endpoint
 from harness.runtime.processes import end_group, free_port
-from harness.served import CompletionsServer
-from harness.serving import answers
+from harness.teachers.completions_client import CompletionsServer
+from harness.teachers.discovery import answers
+from harness.teachers.http_endpoint import Endpoint
 
 READY_SECONDS = 1800.0
 STEP_SECONDS = 0.5

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from harness.config.checks import refuse
-from harness.endpoint import Endpoint
+from harness.teachers.http_endpoint import Endpoint
 
 PROBE_TOKENS = 16
 PROBE_TOLERANCE = 0.1  # nats; kernels and batch shapes move bf16 log-probabilities by hundredths

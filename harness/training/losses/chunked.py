@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from harness.divergences import Divergence
+from harness.training.losses.divergences import Divergence
 
 CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
 """Logits of one model made at a time, positions x vocabulary, by kind of device; fewer are compared in one

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from harness.config.recipe import CHECKS
 from harness.data.sequences import Row
 from harness.runtime.processes import process_count, process_rank
 
-CHECKS = 10
-"""Looks at the validation loss in a stage, the first one not counted, where it has as many steps."""
 RISE = 0.1
 """What the share grows by."""
 TOLERANCE = 0.1

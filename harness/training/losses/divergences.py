@@ -27,6 +27,7 @@ import torch
 from torch.nn import functional
 
 from harness.config.recipe import TrainStage
+from harness.models.logits import at_least_fp32
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def cross_entropy(student_logits: torch.Tensor, tokens: torch.Tensor, label_smoo
     (Szegedy et al. 2016, arXiv 1512.00567; torch's definition); `student_nll` stays that of the token.
     """
     assert 0 <= label_smoothing < 1
-    logits = _wide(student_logits)
+    logits = at_least_fp32(student_logits)
     total = functional.cross_entropy(logits, tokens, reduction="sum", label_smoothing=label_smoothing)
     nll = total.detach()
     if label_smoothing:
@@ -139,15 +140,11 @@ def _logprobs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     assert student_logits.shape == teacher_logits.shape, "positions or vocabularies differ"
     assert temperature > 0
-    pair = _wide(student_logits), _wide(teacher_logits.detach())
+    pair = at_least_fp32(student_logits), at_least_fp32(teacher_logits.detach())
     student, teacher = (
         torch.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1) for logits in pair
     )
     return student, teacher
-
-
-def _wide(logits: torch.Tensor) -> torch.Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _mixture(first: torch.Tensor, second: torch.Tensor, weight: float) -> torch.Tensor:

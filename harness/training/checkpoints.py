@@ -35,13 +35,13 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 from trl import SFTTrainer
 
-from harness.fit_report import FitReport
 from harness.models.fsdp import is_sharded, part_of, whole
-from harness.objectives import Objective
 from harness.runtime import preemption, progress
 from harness.runtime.processes import process_rank
 from harness.store.store import STALE_SECONDS, age_of, fsync, fsync_tree
-from harness.texts import Texts
+from harness.training.losses.objectives import Objective
+from harness.training.student_text import Texts
+from harness.training.training_report import FitReport
 
 KEPT = 2  # the newest, and the one before in case a disk returns less than it took
 TIMED, ASKED = 1.0, 2.0

@@ -16,8 +16,8 @@ from harness.config.recipe import TrainStage
 from harness.data.sequences import Row, Rows, collate
 from harness.models.generate import evaluating
 from harness.models.logits import scored_positions
-from harness.objectives import objective_for
-from harness.teachers import ServedTeacher
+from harness.teachers.teacher import ServedTeacher
+from harness.training.losses.objectives import objective_for
 
 
 def mean_nll(model: PreTrainedModel, rows: Sequence[Row] | Rows, batch_size: int = 64) -> tuple[float, int]:

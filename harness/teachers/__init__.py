@@ -1,0 +1,1 @@
+"""teachers: where a teacher's signal comes from."""

@@ -1,0 +1,1 @@
+"""training: one trainer for every method."""

@@ -1,0 +1,1 @@
+"""losses: what a step minimises, one objective for every recipe."""
