@@ -19,11 +19,11 @@ from unittest.mock import patch
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from harness.cards import data_files, load_card
+from harness.evals.benchmarks import data_files, load_card
+from harness.evals.lm_evaluation.model import ROWS_AT_ONCE, SuiteModel
+from harness.evals.lm_evaluation.run import Data, run_card, summary
 from harness.models.generate import context_of
 from harness.models.loading import load_model, load_tokenizer
-from harness.suite import Data, run_card, summary
-from harness.suite_model import ROWS_AT_ONCE, SuiteModel
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def _compare(name: str, model: Any, tokenizer: Any, options: argparse.Namespace)
         for arm in sorted(seconds, reverse=bool(turn % 2)):
             own = SuiteModel if arm == "ours" else lambda *_: theirs
             started = time.perf_counter()
-            with patch("harness.suite.SuiteModel", own):
+            with patch("harness.evals.lm_evaluation.run.SuiteModel", own):
                 scored, _ = run_card(name, card, data, model, tokenizer, options.limit)
             seconds[arm].append(time.perf_counter() - started)
             items[arm] = scored.items

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from harness.cards import card_names, data_files, load_card
 from harness.config.cell import Cell
 from harness.config.evaluation import Evals
 from harness.data.corpora._files import file_sha256
 from harness.data.ngram_overlap import SHARE, SIZE
+from harness.evals.benchmarks import card_names, data_files, load_card
 from harness.stage import Stage
 from harness.store.fingerprint import fingerprint
 

@@ -273,8 +273,8 @@ def _whole(known: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
 
 def show_cards(given: argparse.Namespace) -> None:
     """One card whole, or all in a line each."""
-    from harness.cards import card_names, load_card
     from harness.evals import eval_names, told
+    from harness.evals.benchmarks import card_names, load_card
 
     for name in [] if given.name else (*eval_names(), *card_names()):
         print(f"{name:<16}{told(name).splitlines()[0] if name in eval_names() else load_card(name).title}")

@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from harness.breakdown import FEW
-from harness.cards import LM_EVAL, card_names, load_card
 from harness.comparison import CLEAR
+from harness.evals.benchmarks import LM_EVAL, card_names, load_card
 from harness.licences import Verdict, hub_license
 
 Receipt = Mapping[str, Any]
@@ -127,7 +127,7 @@ def _scores(receipt: Receipt) -> str:
         row = [f"{score['eval']} {score['metric']}{lower}", own, score.get("items", "")]
         rows.append(row + [_gain(score["against"].get(role)) for role in roles])
     public = sorted({score["eval"] for score in receipt["scores"]} & set(card_names()))
-    note = f"{', '.join(public)}: as harness/cards has them (lm-eval {LM_EVAL}), not to be set beside published scores."
+    note = f"{', '.join(public)}: as harness/evals/benchmarks has them (lm-eval {LM_EVAL}), not to be set beside published scores."
     return "\n\n".join([_table(head, rows), *([note] if public else [])])
 
 

@@ -8,7 +8,6 @@ import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
-from harness.cards import card_names, load_card
 from harness.config.checks import refuse
 from harness.config.evaluation import Evals
 from harness.config.machine import Machine
@@ -16,6 +15,7 @@ from harness.config.model import QUANTISATIONS, Model, Student, Teacher
 from harness.config.teacher_signal import check_served
 from harness.data.corpora import corpus_from
 from harness.evals import eval_names
+from harness.evals.benchmarks import card_names, load_card
 from harness.methods import method_name
 from harness.models.files import check_model, tokenizer_fingerprint
 from harness.plan import CellPlan, Plan

@@ -4,9 +4,9 @@ from itertools import combinations
 
 import pytest
 
-from harness.code_answers import blocks, code_of, humaneval_program, mbpp_program, pass_at_k
 from harness.config.checks import SettingsError
-from harness.sandbox import run, run_many
+from harness.evals.grading.code_answers import blocks, code_of, humaneval_program, mbpp_program, pass_at_k
+from harness.evals.grading.sandbox import run, run_many
 from tests.real import benchmark
 
 ADD = {

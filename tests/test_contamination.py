@@ -9,17 +9,17 @@ from datasets import load_from_disk
 
 import harness.api as harness
 from harness.breakdown import items as items_of
-from harness.cards import data_files, load_card
 from harness.config.cell import Launch
 from harness.config.checks import SettingsError
 from harness.contamination import ROWS, Contamination, training_of
+from harness.evals.benchmarks import data_files, load_card
+from harness.evals.lm_evaluation.tasks import Data, item_texts
 from harness.exposure import Exposures
 from harness.plan import Plan, plan_cell
 from harness.record import frozen_plan
 from harness.stages.overlap import make_overlap
 from harness.stages.teach import save_rows
 from harness.store.store import Store
-from harness.suite_tasks import Data, item_texts
 from tests.doubles import save_tiny
 from tests.invented_items import ITEMS, write_items
 from tests.stages.small_world import TOKENIZER, pair, run, small_world

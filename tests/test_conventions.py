@@ -38,7 +38,7 @@ LIGHT = [
     "harness.preflight",
     "harness.config.teacher_signal",
     "harness.config.evaluation",
-    "harness.cards",
+    "harness.evals.benchmarks",
     "harness.evaluations",
     "harness.execute",
     "harness.tracked",
@@ -46,10 +46,10 @@ LIGHT = [
     "harness.api",
     "harness.tuning",
     "harness.trials",
-    "harness.sandbox",
-    "harness.code_answers",
-    "harness.math_answers",
-    "harness.instructions",
+    "harness.evals.grading.sandbox",
+    "harness.evals.grading.code_answers",
+    "harness.evals.grading.math_answers",
+    "harness.evals.grading.ifeval_checks",
 ]
 
 

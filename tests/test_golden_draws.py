@@ -11,10 +11,10 @@ import pytest
 
 from harness.data.miniature import digest, generator
 from harness.data.sequences import draw_seed
+from harness.evals.lm_evaluation.model import _seed
+from harness.evals.subsample import _draw
 from harness.models.generate import row_uniforms
-from harness.sampling import _draw
 from harness.stages.subset import _generator
-from harness.suite_model import _seed
 
 HARNESS = Path(__file__).resolve().parent.parent / "harness"
 

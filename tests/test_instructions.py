@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from harness.instructions import PUNKT_FILES, Followed, follow
+from harness.evals.grading.ifeval_checks import PUNKT_FILES, Followed, follow
 from tests.real import benchmark
 
 OFFLINE = """
@@ -15,7 +15,7 @@ def refuse(*_): raise AssertionError("the network was asked")
 socket.socket.connect = socket.getaddrinfo = refuse
 import nltk
 nltk.download = refuse
-from harness.instructions import prepare
+from harness.evals.grading.ifeval_checks import prepare
 before = list(nltk.data.path)
 def show(untrained):
     from lm_eval.tasks.ifeval.instructions_util import count_sentences

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness.math_answers import Grades, boxed_answer, grade_gsm8k, grade_math, last_boxed, last_number, stated_number
+from harness.evals.grading.math_answers import (
+    Grades,
+    boxed_answer,
+    grade_gsm8k,
+    grade_math,
+    last_boxed,
+    last_number,
+    stated_number,
+)
 from tests.real import benchmark
 
 
@@ -168,7 +176,7 @@ def test_expressions_are_compared_by_meaning(answer, truth, grades):
 
 
 def test_an_expression_too_large_to_compare_ends_in_time_and_says_so(monkeypatch):
-    monkeypatch.setattr("harness.math_answers.LIMIT_SECONDS", 1)
+    monkeypatch.setattr("harness.evals.grading.math_answers.LIMIT_SECONDS", 1)
     started = time.monotonic()
     assert grade_math(r"\boxed{9^{9^{9^9}}}", "1") == Grades(False, False, timed_out=True)
     assert time.monotonic() - started < 5

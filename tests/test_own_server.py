@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.cards import load_card
 from harness.compose import compose
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.data.corpora._files import file_sha256
+from harness.evals.benchmarks import load_card
 from harness.plan import plan_cell
 from harness.stages.evaluate import make_evaluate
 from harness.teachers import server_process

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from harness.sampling import in_proportion
+from harness.evals.subsample import in_proportion
 
 
 def test_a_limit_takes_each_kind_in_proportion_and_nests():

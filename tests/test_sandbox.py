@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness import sandbox, sandboxed
 from harness.config.checks import SettingsError
-from harness.sandbox import check_sandbox, run, run_many
+from harness.evals.grading import _sandbox_child, sandbox
+from harness.evals.grading.sandbox import check_sandbox, run, run_many
 
 MEMORY_MB = 512
 
@@ -110,14 +110,14 @@ def test_a_hostile_program_is_contained_and_does_not_pass(name, attempts):
     assert re.search(HOSTILE[name][1], outcome.reason), outcome.reason
     assert [path.name for path in folder.iterdir()] == ["victim"]
     assert (folder / "victim").read_text() == "as it was"
-    assert len(outcome.reason) <= sandboxed.REASON_BYTES and outcome.reason.isprintable()
+    assert len(outcome.reason) <= _sandbox_child.REASON_BYTES and outcome.reason.isprintable()
 
 
 def test_nothing_runs_on_and_no_file_stays_open(attempts):
     open_before = len(os.listdir("/proc/self/fd"))
     assert not run("import os; os._exit(3)", 1, MEMORY_MB).passed
     assert len(os.listdir("/proc/self/fd")) == open_before
-    assert not [child for child in psutil.Process().children(True) if "sandboxed.py" in " ".join(child.cmdline())]
+    assert not [child for child in psutil.Process().children(True) if "_sandbox_child.py" in " ".join(child.cmdline())]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_fork_of_the_parent_that_holds_the_pipe_open_does_not_delay_or_change_
 
 
 def test_a_program_ends_with_the_process_that_started_it():
-    code = f"from harness import sandbox; sandbox.run('import time; time.sleep(50)', 20, {MEMORY_MB})"
+    code = f"from harness.evals.grading import sandbox; sandbox.run('import time; time.sleep(50)', 20, {MEMORY_MB})"
     parent = subprocess.Popen([sys.executable, "-c", code])
     children: list[psutil.Process] = []
     deadline = time.monotonic() + 20
@@ -188,10 +188,10 @@ def test_a_program_ends_with_the_process_that_started_it():
 
 def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
     """Start programs with a copy of the inside in which `old` reads `new`."""
-    text = Path(sandboxed.__file__).read_text()
+    text = Path(_sandbox_child.__file__).read_text()
     assert text.count(old) == 1
     (tmp_path / "inside.py").write_text(text.replace(old, new))
-    monkeypatch.setattr(sandboxed, "__file__", str(tmp_path / "inside.py"))
+    monkeypatch.setattr(_sandbox_child, "__file__", str(tmp_path / "inside.py"))
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ if len(sys.argv) == 1:
     os.execv(sys.executable, [sys.executable, __file__, "again"])
 with open("/proc/self/status") as file:
     assert int(next(line for line in file if line.startswith("CapEff")).split()[1], 16) == 0
-from harness import sandbox
+from harness.evals.grading import sandbox
 sandbox.check_sandbox()
 print(sandbox.run("import os; os.kill(os.getppid(), 9)", 2, 512))
 """
@@ -247,20 +247,20 @@ def test_the_filter_of_either_architecture_is_well_formed_and_lets_no_dangerous_
         "x86_64": (41, 56, 57, 59, 62, 85, 87, 101, 321, 425, 435),
         "aarch64": (198, 220, 221, 129, 35, 117),
     }.items():
-        program = sandboxed.filter_program(machine, 1)
+        program = _sandbox_child.filter_program(machine, 1)
         assert len(program) < 4096
-        audit = sandboxed.ARCHITECTURES[machine][0]
+        audit = _sandbox_child.ARCHITECTURES[machine][0]
         for number in dangerous:
-            assert decide(program, number, audit) == sandboxed.REFUSE
-        openat = sandboxed.OPENAT[sandboxed.ARCHITECTURES[machine][1]]
-        assert decide(program, openat, audit, (0, 0, os.O_RDONLY | os.O_CLOEXEC)) == sandboxed.ALLOW
+            assert decide(program, number, audit) == _sandbox_child.REFUSE
+        openat = _sandbox_child.OPENAT[_sandbox_child.ARCHITECTURES[machine][1]]
+        assert decide(program, openat, audit, (0, 0, os.O_RDONLY | os.O_CLOEXEC)) == _sandbox_child.ALLOW
         for flags in (os.O_WRONLY, os.O_RDWR, os.O_CREAT, os.O_TRUNC):
-            assert decide(program, openat, audit, (0, 0, flags)) == sandboxed.REFUSE
-        prlimit = sandboxed.PRLIMIT[sandboxed.ARCHITECTURES[machine][1]]
-        assert decide(program, prlimit, audit, (0, 7, 0)) == sandboxed.ALLOW
+            assert decide(program, openat, audit, (0, 0, flags)) == _sandbox_child.REFUSE
+        prlimit = _sandbox_child.PRLIMIT[_sandbox_child.ARCHITECTURES[machine][1]]
+        assert decide(program, prlimit, audit, (0, 7, 0)) == _sandbox_child.ALLOW
         for pointer in (1, 1 << 32):
-            assert decide(program, prlimit, audit, (0, 7, pointer)) == sandboxed.REFUSE
-        assert decide(program, 0, 0xDEAD) == sandboxed.KILL
+            assert decide(program, prlimit, audit, (0, 7, pointer)) == _sandbox_child.REFUSE
+        assert decide(program, 0, 0xDEAD) == _sandbox_child.KILL
 
 
 def decide(program, number, audit, arguments=()):
@@ -272,12 +272,12 @@ def decide(program, number, audit, arguments=()):
     while True:
         code, yes, no, operand = program[at]
         at += 1
-        if code == sandboxed.RETURN:
+        if code == _sandbox_child.RETURN:
             return operand
-        if code == sandboxed.LOAD:
+        if code == _sandbox_child.LOAD:
             held = data[operand]
             continue
-        tests = {sandboxed.JUMP_EQUAL: held == operand, sandboxed.JUMP_AT_LEAST: held >= operand}
+        tests = {_sandbox_child.JUMP_EQUAL: held == operand, _sandbox_child.JUMP_AT_LEAST: held >= operand}
         at += yes if tests.get(code, bool(held & operand)) else no
 
 

@@ -6,11 +6,11 @@ from functools import partial
 
 import pytest
 
-from harness.cards import INVENTED, REAL, card_names, data_files, load_card
 from harness.config.checks import SettingsError
 from harness.evals import UNREAD
-from harness.suite import Data, check_lm_eval, run_card, summary
-from harness.suite_model import SuiteModel
+from harness.evals.benchmarks import INVENTED, REAL, card_names, data_files, load_card
+from harness.evals.lm_evaluation.model import SuiteModel
+from harness.evals.lm_evaluation.run import Data, check_lm_eval, run_card, summary
 from tests.doubles import byte_tokenizer, tiny_llama
 from tests.invented_items import ITEMS, write_items
 from tests.real import DATA
@@ -146,10 +146,12 @@ def test_gpqa_shows_every_model_the_choices_in_one_order(ask):
 @pytest.mark.parametrize("name", ["mmlu", "pubmedqa"])
 def test_batches_and_their_order_change_no_score(name, ask, monkeypatch):
     card = load_card(name)
-    monkeypatch.setattr(f"harness.cards.{name}.CARD", replace(card, max_new_tokens=card.max_new_tokens and 12))
+    monkeypatch.setattr(
+        f"harness.evals.benchmarks.{name}.CARD", replace(card, max_new_tokens=card.max_new_tokens and 12)
+    )
     found = []
     for rows in (64, 1, 3):
-        monkeypatch.setattr("harness.suite.SuiteModel", partial(SuiteModel, rows_at_once=rows))
+        monkeypatch.setattr("harness.evals.lm_evaluation.run.SuiteModel", partial(SuiteModel, rows_at_once=rows))
         found.append([(item.id, item.source, item.prediction, item.score) for item in ask(name)[0].items])
     assert found[0] == found[1] == found[2]
 
@@ -201,7 +203,7 @@ def test_scores_are_those_of_plain_lm_eval(name, new, model, tokenizer, plain, t
     card = replace(load_card(name), max_new_tokens=new, shots=1 if new else 0)
     data = Data(tuple(data_files(name, DATA)))
     ours, _ = run_card(name, card, data, model, tokenizer, limit=6)
-    monkeypatch.setattr("harness.suite.SuiteModel", lambda *_: plain)
+    monkeypatch.setattr("harness.evals.lm_evaluation.run.SuiteModel", lambda *_: plain)
     plain.asked = SuiteModel(model, tokenizer, chat=True).asked
     theirs, _ = run_card(name, card, data, model, tokenizer, limit=6)
     for one, other in zip(ours.items, theirs.items, strict=True):

@@ -5,9 +5,9 @@ Evals(names=["heldout", "gsm8k"], limit=100, data_dir="data")
 
 from dataclasses import dataclass, field
 
-from harness.cards import card_names
 from harness.config.checks import check_at_least, check_choice, refuse
 from harness.config.model import QUANTISATIONS
+from harness.evals.benchmarks import card_names
 
 
 @dataclass
@@ -15,12 +15,12 @@ class Evals:
     """What every model is scored on."""
 
     names: list[str] = field(default_factory=lambda: ["heldout", "verified"])
-    """Evaluations to run: files in `harness/evals/` (on the corpus's held-out rows) and in `harness/cards/` (public
+    """Evaluations to run: files of `evals/corpus/` (on the corpus's held-out rows) and of `evals/benchmarks/` (public
     benchmarks)."""
     limit: int | None = None
     """At most this many rows or items of each, a seeded sample in proportion to the sources; null: all."""
     data_dir: str | None = None
-    """Folder of JSON lines with the benchmarks' items (harness/cards); null: from the hub."""
+    """Folder of JSON lines with the benchmarks' items (evals/benchmarks); null: from the hub."""
     revisions: dict[str, str] = field(default_factory=dict)
     """Hub revision of a benchmark's data by the benchmark's name; one that is not named is resolved and recorded."""
     run_code: bool = False

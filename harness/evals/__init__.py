@@ -1,10 +1,10 @@
-"""Evaluations: each file here scores a model on a corpus's held-out rows, item by item.
+"""Evaluations: scoring a model item by item, on a corpus's held-out rows or on a public benchmark.
 
-An evaluation is a file with `score(model, tokenizer, rows, options) -> Scored`, the results item by item,
+An evaluation is a file of `corpus/` with `score(model, tokenizer, rows, options) -> Scored`, the results item by item,
 and `summary(items) -> list[Score]`, pure arithmetic on them. The file's name is the evaluation's name;
 nothing else needs to change to add one. Items are kept, so a new statistic needs no new run. Rows of the
 source `canary` (facts nobody was taught) are scored on their own and never enter `all`. Public benchmarks are
-in `harness/cards/` and leave the same items.
+in `benchmarks/` and leave the same items.
 
     load_eval("heldout").score(model, tokenizer, rows, Options()).items[0].nll
 """
@@ -18,6 +18,7 @@ from types import ModuleType
 
 from harness.config.checks import check_choice
 from harness.config.registry import load_from, names_in
+from harness.evals import corpus
 
 ALL = "all"
 CANARY = "canary"
@@ -104,19 +105,19 @@ class Score:
 
 
 def eval_names() -> tuple[str, ...]:
-    """Names of all evaluations: the files beside this one."""
-    return names_in(__path__)
+    """Names of the evaluations on a corpus: the files of `corpus/`."""
+    return names_in(corpus.__path__)
 
 
 def load_eval(name: str) -> ModuleType:
     """The file of one evaluation; unknown names are refused with the list of real ones."""
-    return load_from(__name__, __path__, name, "evals.names")
+    return load_from(corpus.__name__, corpus.__path__, name, "evals.names")
 
 
 def told(name: str) -> str:
     """What an evaluation says of itself, read from its file without importing it."""
     check_choice("evals.names", name, eval_names())
-    (file,) = (Path(folder) / f"{name}.py" for folder in __path__)
+    (file,) = (Path(folder) / f"{name}.py" for folder in corpus.__path__)
     return ast.get_docstring(ast.parse(file.read_text())) or ""
 
 

@@ -15,14 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness.cards import load_card
 from harness.config.machine import Machine
 from harness.data.chat import end_of_turn_id
 from harness.evals import ALL, UNREAD, HeldoutRow, Item, Options, Score, Scored, load_eval
+from harness.evals.benchmarks import load_card
+from harness.evals.subsample import in_proportion
 from harness.models.flops import forward_flops
 from harness.models.loading import count_parameters, device_of, load_model, load_shape, load_tokenizer, weights_folder
 from harness.runtime import progress
-from harness.sampling import in_proportion
 from harness.store.store import write_json
 from harness.teachers.server_process import serving
 
@@ -74,8 +74,8 @@ def _heldout(
 def _benchmark(
     settings: Mapping[str, Any], inputs: Mapping[str, Path], model: Any, tokenizer: Any
 ) -> tuple[Scored, list[Score], dict[str, Any]]:
-    from harness.suite import run_card, summary
-    from harness.suite_tasks import planned
+    from harness.evals.lm_evaluation.run import run_card, summary
+    from harness.evals.lm_evaluation.tasks import planned
 
     name = settings["eval"]
     card, data = planned(name, settings, settings.get("where", {}).get("files", ()))

@@ -83,7 +83,7 @@ def _items(settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> tuple[pa.
         columns = [names, table["source"], table["id"], table["prompt_hash"], pa.array(asked, pa.string())]
         tables.append(pa.table(columns, schema=ITEM))
     for name, planned_as in settings["benchmarks"].items():
-        from harness.suite_tasks import item_texts, planned
+        from harness.evals.lm_evaluation.tasks import item_texts, planned
 
         card, data = planned(name, planned_as, settings["where"]["files"].get(name, ()))
         found, revision = item_texts(name, card, data)

@@ -26,7 +26,7 @@ from harness.config.machine import Machine
 from harness.data.chat import Rendered, render
 from harness.data.corpora import corpus_from, load_corpus
 from harness.data.sequences import Rows
-from harness.evals.verified import verify
+from harness.evals.corpus.verified import verify
 from harness.in_context import Pair, Writer
 from harness.models.flops import forward_flops
 from harness.models.loading import device_of, tokenizer_hash

@@ -7,7 +7,7 @@ import torch
 
 from harness.data.chat import render
 from harness.evals import HeldoutRow, Item, Options
-from harness.evals.heldout import nll_sums, score, summary
+from harness.evals.corpus.heldout import nll_sums, score, summary
 from tests.doubles import byte_tokenizer, tiny_llama
 
 MODEL, TOKENIZER = tiny_llama(), byte_tokenizer()

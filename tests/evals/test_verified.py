@@ -7,7 +7,7 @@ import torch
 
 from harness.config.checks import SettingsError
 from harness.evals import HeldoutRow, Options, eval_names, load_eval
-from harness.evals.verified import score, summary, verify
+from harness.evals.corpus.verified import score, summary, verify
 from tests.doubles import FIRST_BYTE, byte_ids, byte_tokenizer, special_id, tiny_llama
 
 
@@ -61,7 +61,7 @@ def test_items_and_counts_tell_right_wrong_empty_unparsed_and_cut_off(monkeypatc
         "e": ids("45", end=False),
         "f": ids("x"),
     }
-    monkeypatch.setattr("harness.evals.verified.generate", scripted(replies))
+    monkeypatch.setattr("harness.evals.corpus.verified.generate", scripted(replies))
     rows = [
         row("a", "45"),
         row("b", "45"),

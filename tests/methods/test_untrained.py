@@ -42,7 +42,7 @@ def test_a_grid_without_a_single_score_ends_in_a_table_of_reasons(tmp_path, monk
     save_tiny(tmp_path / "model")
     words = ["method=untrained", "student=hf", f"student.path={tmp_path / 'model'}", "evals.names=[pubmedqa]"]
     cells = compose([*words, f"evals.data_dir={write_items('pubmedqa', tmp_path / 'data')}"]).cells
-    monkeypatch.setattr("harness.suite_tasks.LM_EVAL", "9")
+    monkeypatch.setattr("harness.evals.lm_evaluation.tasks.LM_EVAL", "9")
     done = api.run(cells, store=str(tmp_path / "store"), grid="scored", launch=Launch(kind="inline"))
     assert [record["status"] for record in done.records] == ["failed", "failed"]
     assert all("written for lm-eval 9" in record["reason"] for record in done.records)

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.cards import LM_EVAL, Card, load_card
 from harness.config.checks import refuse
 from harness.data.corpora._files import file_sha256
+from harness.evals.benchmarks import LM_EVAL, Card, load_card
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

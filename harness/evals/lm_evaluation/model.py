@@ -206,7 +206,9 @@ class SuiteModel(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """No card asks for it."""
-        raise ValueError("perplexity of whole documents is not asked here; held-out NLL is harness/evals/heldout.py")
+        raise ValueError(
+            "perplexity of whole documents is not asked here; held-out NLL is harness/evals/corpus/heldout.py"
+        )
 
 
 def _options(told: dict[str, Any]) -> dict[str, Any]:

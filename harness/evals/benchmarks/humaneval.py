@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from harness.cards import REAL, Card
-from harness.code_answers import humaneval_program, pass_at_k
-from harness.sandbox import run_many
+from harness.evals.benchmarks import REAL, Card
+from harness.evals.grading.code_answers import humaneval_program, pass_at_k
+from harness.evals.grading.sandbox import run_many
 
 SECONDS, MEMORY_MB = 5, 2048
 DRAWS, TRIES = 20, 10

@@ -1,6 +1,6 @@
 """TruthfulQA: the share of likelihood that a model gives to the true answers among true and false ones."""
 
-from harness.cards import INVENTED, Card
+from harness.evals.benchmarks import INVENTED, Card
 
 CARD = Card(
     title="TruthfulQA, several true answers (MC2)",

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from harness.cards import REAL, Card
-from harness.instructions import follow, prepare
+from harness.evals.benchmarks import REAL, Card
+from harness.evals.grading.ifeval_checks import follow, prepare
 
 
 def ready() -> dict[str, int]:

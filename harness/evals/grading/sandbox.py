@@ -1,6 +1,6 @@
 """Run a Python program that a model wrote, and learn whether it ran to its end: HumanEval and MBPP are scored so.
 
-One process for one program, guarded from the inside (`sandboxed.py`) and watched from here:
+One process for one program, guarded from the inside (`_sandbox_child.py`) and watched from here:
 
     network     no socket of any kind, not even to this machine            seccomp
     processes   none can be started, so none outlives it; no signals       seccomp
@@ -29,8 +29,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from harness import sandboxed
 from harness.config.checks import check_at_least, refuse
+from harness.evals.grading import _sandbox_child
 from harness.runtime.processes import available_cores
 
 CLOCK_PER_PROCESSOR = 3  # so that a busy machine does not fail a quick program
@@ -93,15 +93,15 @@ def run(program: str, seconds: int, memory_mb: int) -> Outcome:
             process = os.pidfd_open(child.pid)
             descriptors.append(process)
             _wait([answers, process], START_SECONDS)
-            if (greeting := _read(answers, len(sandboxed.READY))) != sandboxed.READY:
-                why = greeting + _read(answers, sandboxed.REASON_BYTES)
+            if (greeting := _read(answers, len(_sandbox_child.READY))) != _sandbox_child.READY:
+                why = greeting + _read(answers, _sandbox_child.REASON_BYTES)
                 raise _no_sandbox(why.decode(errors="replace") or "the interpreter does not start")
             in_time = _wait([process], CLOCK_PER_PROCESSOR * seconds)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             ended = child.wait()
-        said = _read(answers, sandboxed.REASON_BYTES)
+        said = _read(answers, _sandbox_child.REASON_BYTES)
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
@@ -129,7 +129,7 @@ def _start(program: str, arguments: tuple[int, ...]) -> subprocess.Popen[bytes]:
             file.write(program.encode(errors="replace"))
         os.lseek(source, 0, os.SEEK_SET)
         return subprocess.Popen(
-            [sys.executable, "-s", "-P", "-B", str(Path(sandboxed.__file__)), *map(str, arguments)],
+            [sys.executable, "-s", "-P", "-B", str(Path(_sandbox_child.__file__)), *map(str, arguments)],
             stdin=source,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -1,6 +1,6 @@
 """MuSR: long stories that hide who did it, where a thing is, or who should do what; the likeliest choice."""
 
-from harness.cards import INVENTED, Card
+from harness.evals.benchmarks import INVENTED, Card
 
 CARD = Card(
     title="MuSR, multistep soft reasoning over stories",

@@ -1,6 +1,6 @@
 """PubMedQA: does an abstract answer its title's question, yes, no or maybe; the likeliest of the three words."""
 
-from harness.cards import REAL, Card
+from harness.evals.benchmarks import REAL, Card
 
 CARD = Card(
     title="PubMedQA, expert-labelled questions",

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from harness.cards import INVENTED, Card
+from harness.evals.benchmarks import INVENTED, Card
 
 
 def first_name(row: Mapping[str, Any]) -> str:

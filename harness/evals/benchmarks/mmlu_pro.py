@@ -1,6 +1,6 @@
 """MMLU-Pro: 14 subjects, up to ten choices, reasoning first and no examples."""
 
-from harness.cards import INVENTED, Card
+from harness.evals.benchmarks import INVENTED, Card
 
 CARD = Card(
     title="MMLU-Pro, 14 subjects with ten choices",

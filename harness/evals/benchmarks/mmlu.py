@@ -1,6 +1,6 @@
 """MMLU: 57 subjects, four choices, reasoning first and no examples."""
 
-from harness.cards import INVENTED, Card
+from harness.evals.benchmarks import INVENTED, Card
 
 CARD = Card(
     title="MMLU, 57 subjects",

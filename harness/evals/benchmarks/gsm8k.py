@@ -1,6 +1,6 @@
 """GSM8K: grade-school word problems, answered step by step; the number after `The answer is` is compared."""
 
-from harness.cards import REAL, Card
+from harness.evals.benchmarks import REAL, Card
 
 CARD = Card(
     title="GSM8K, grade-school word problems",

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from harness.cards import REAL, Card
-from harness.code_answers import mbpp_program
-from harness.sandbox import run
+from harness.evals.benchmarks import REAL, Card
+from harness.evals.grading.code_answers import mbpp_program
+from harness.evals.grading.sandbox import run
 
 SECONDS, MEMORY_MB = 5, 2048
 TEST = range(11, 511)  # the task ids of the test split

@@ -3,8 +3,8 @@ r"""MATH: competition problems of seven subjects; the expression that an answer 
 from collections.abc import Mapping
 from typing import Any
 
-from harness.cards import INVENTED, Card
-from harness.math_answers import grade_math
+from harness.evals.benchmarks import INVENTED, Card
+from harness.evals.grading.math_answers import grade_math
 
 
 def equal(row: Mapping[str, Any], answers: list[str]) -> float:

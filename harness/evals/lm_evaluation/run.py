@@ -10,12 +10,12 @@ cached, neither requests nor answers.
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.cards import LM_EVAL, Card
 from harness.evals import UNREAD, Item, Score, Scored, scores_by_source
-from harness.sampling import in_proportion
-from harness.sandbox import check_sandbox
-from harness.suite_model import Asked, SuiteModel
-from harness.suite_tasks import Data, check_lm_eval, open_tasks, quiet, source_of
+from harness.evals.benchmarks import LM_EVAL, Card
+from harness.evals.grading.sandbox import check_sandbox
+from harness.evals.lm_evaluation.model import Asked, SuiteModel
+from harness.evals.lm_evaluation.tasks import Data, check_lm_eval, open_tasks, quiet, source_of
+from harness.evals.subsample import in_proportion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

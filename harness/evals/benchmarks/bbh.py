@@ -1,6 +1,6 @@
 """BIG-Bench Hard: 27 tasks of reasoning, three worked examples each, the text after `the answer is` compared."""
 
-from harness.cards import INVENTED, Card
+from harness.evals.benchmarks import INVENTED, Card
 
 CARD = Card(
     title="BIG-Bench Hard, 27 tasks of reasoning",

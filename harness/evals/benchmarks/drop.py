@@ -1,6 +1,6 @@
 """DROP: questions on a passage that need counting, sorting or arithmetic; overlap of words with the right answer."""
 
-from harness.cards import INVENTED, Card
+from harness.evals.benchmarks import INVENTED, Card
 
 CARD = Card(
     title="DROP, discrete reasoning over paragraphs",

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from harness.cards import INVENTED
-from harness.cards.humaneval import CARD as HUMANEVAL
+from harness.evals.benchmarks import INVENTED
+from harness.evals.benchmarks.humaneval import CARD as HUMANEVAL
 
 CARD = replace(
     HUMANEVAL,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from harness.data.chat import end_of_turn_id, prompt_ids_many
 from harness.evals import HeldoutRow, Item, Options, Score, Scored, scores_by_source
-from harness.math_answers import final_number
+from harness.evals.grading.math_answers import final_number
 from harness.models.generate import generate
 from harness.runtime import progress
 

@@ -1,0 +1,1 @@
+"""corpus: evaluations on the corpus's own held-out rows, one kind a file."""

@@ -1,0 +1,1 @@
+"""grading: whether an answer is right."""

@@ -1,0 +1,1 @@
+"""lm_evaluation: the bridge to lm-evaluation-harness."""
