@@ -17,14 +17,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.compose import compose
 from harness.config.cluster import Cluster
 from harness.config.machine import Machine
 from harness.launch.notes import arrays_of
 from harness.launch.queue import Queue
 from harness.launch.slurm import submit
-from harness.plan import Plan
-from harness.record import freeze, keep_plan
+from harness.plan.cell_plan import Plan
+from harness.plan.compose import compose
+from harness.plan.frozen import freeze, keep_plan
 from harness.screen import Look
 from harness.store.store import Store
 

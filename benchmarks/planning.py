@@ -16,8 +16,8 @@ SWEEP = [f"data_frac={FRACTIONS}", "method=sft,kd", "seed=range(10)"]
 
 def ours() -> tuple[float, int, int]:
     """Seconds, cells and stages of compose and plan."""
-    from harness.compose import compose
-    from harness.plan import Plan
+    from harness.plan.cell_plan import Plan
+    from harness.plan.compose import compose
 
     started = time.perf_counter()
     plan = Plan.of(compose(SWEEP).cells)
@@ -29,7 +29,7 @@ def hydra_alone(cells: int = 20) -> float:
     import hydra
     from omegaconf import OmegaConf
 
-    from harness.compose import hydra_ready
+    from harness.plan.compose import hydra_ready
 
     with hydra_ready():
         started = time.perf_counter()

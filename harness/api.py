@@ -15,22 +15,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from harness.claims import declare
-from harness.compose import Composed, compose
 from harness.config.cell import Cell, Settings
 from harness.config.checks import refuse
 from harness.config.cluster import Cluster
-from harness.estimate import plan_text
 from harness.execute import execute
 from harness.finished import Finished
-from harness.plan import Plan, plan_cell
+from harness.plan.cell_plan import Plan, plan_cell
+from harness.plan.claims import declare
+from harness.plan.compose import Composed, compose
+from harness.plan.estimate import plan_text
+from harness.plan.frozen import freeze, frozen_plan, keep_plan
+from harness.plan.graph import Again
+from harness.plan.trials import tune_grid
+from harness.plan.tuning import Tune
 from harness.preflight import preflight
-from harness.record import freeze, frozen_plan, keep_plan, records
-from harness.stage import Again
+from harness.record import records
 from harness.store.status import StageState, stage_state
 from harness.store.store import Store, write_json
-from harness.trials import tune_grid
-from harness.tuning import Tune
 from harness.view import view_of
 
 if TYPE_CHECKING:

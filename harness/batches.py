@@ -14,9 +14,9 @@ from functools import cache
 from typing import NamedTuple
 
 from harness.config.cluster import Cluster, Resources
-from harness.estimate import stage_seconds
 from harness.launch.servers import Server, server_of
-from harness.stage import TOGETHER, Stage, Work
+from harness.plan.estimate import stage_seconds
+from harness.plan.graph import TOGETHER, Stage, Work
 
 DEAR = ("mixture", "base", "labels", "cache", "synthesize")
 """Kinds that are jobs of their own where several cells share them; so are trained teachers."""

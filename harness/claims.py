@@ -11,12 +11,9 @@ that it lies above a number, or within a margin of 0. Arms are named by the colu
 All claims of a grid are one family (Holm 1979). Everything else that its tables say is exploratory.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -24,56 +21,13 @@ import numpy as np
 from scipy.special import stdtr
 
 from harness.arms import Arm, Metric, Record, by_arm
-from harness.config.checks import check_known, check_positive, refuse
 from harness.gains import Replicates, covers_of, cube_of, gain, over_draws
 from harness.items import LoadItems, read_items, values_of
+from harness.plan.claims import Claim, _fits
 from harness.power import detectable, equivalence_power
 from harness.stats import LEAST_DRAWS, Interval, holm
-from harness.store.store import Store, write_json
 
-COLUMNS = ("method", "teacher", "student", "corpus", "budget", "data_frac")
 ALPHA = 0.05
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One sentence and the contrast of gains that it stands for."""
-
-    name: str
-    """A word or two, for tables."""
-    gain: Mapping[str, Any]
-    """The arm whose gain over SFT it is about: values of `COLUMNS`, as many as tell it apart."""
-    says: str = ""
-    """The sentence."""
-    less: Mapping[str, Any] | None = None
-    """An arm whose gain is taken off: the claim is then about the difference of two arms."""
-    above: float = 0.0
-    """It holds where the gain lies above this; for losses, where it lies below."""
-    within: float | None = None
-    """It holds where the gain lies within this of 0 (two one-sided tests); `above` is not read then."""
-
-    sd: float = 0.02
-    """Standard deviation of such a gain between replicates, as an earlier grid had it; for `foresee` alone."""
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any]) -> "Claim":
-        """From a file; refuses unknown words."""
-        check_known("claims", given, cls)
-        for word in ("name", "gain"):
-            if not given.get(word):
-                raise refuse("claims", dict(given), f"a claim needs `{word}`")
-        for side in ("gain", "less"):
-            for column in given.get(side) or {}:
-                if column not in COLUMNS:
-                    raise refuse(f"claims.{given['name']}.{side}", column, f"allowed are {', '.join(COLUMNS)}")
-        if given.get("within") is not None:
-            check_positive(f"claims.{given['name']}.within", given["within"])
-        return cls(**given)
-
-    @property
-    def sides(self) -> tuple[Mapping[str, Any], ...]:
-        """The arms it names."""
-        return (self.gain,) if self.less is None else (self.gain, self.less)
 
 
 @dataclass(frozen=True)
@@ -98,49 +52,6 @@ class Finding:
     """Which variance the interval contains."""
 
 
-def declare(store: Store, frozen: Mapping[str, Any], given: Sequence[Mapping[str, Any]]) -> None:
-    """Keep a grid's claims with their hash, and how many of the cells they are about were finished then.
-
-    A claim is about that of its arms of which least is known: cells shared with an earlier grid may be SFT's, or one
-    side of a difference. Refuses a claim that names no arm of the grid or several, before anything is computed. Claims
-    that were changed are kept beside those they replace.
-    """
-    if not given:
-        return
-    claims = [Claim.of(one) for one in given]
-    cells = frozen["cells"]
-    arms = [[[n for n, cell in enumerate(cells) if _fits(cell, side)] for side in claim.sides] for claim in claims]
-    for claim, sides in zip(claims, arms, strict=True):
-        for side, places in zip(claim.sides, sides, strict=True):
-            found = {tuple(cells[n][column] for column in COLUMNS) for n in places}
-            if len(found) != 1:
-                known = sorted({f"{cell['method']} ({cell['teacher'] or 'no teacher'})" for cell in cells})
-                what = f"names {len(found)} arms of the grid, not one" if found else "names no arm of the grid"
-                raise refuse(f"claims.{claim.name}", dict(side), f"it {what}, which has {', '.join(known)}")
-    path = store.grid_folder(frozen["grid"]) / "claims.json"
-    kept = json.loads(path.read_text()) if path.is_file() else []
-    said = [asdict(claim) for claim in claims]
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-    if kept and kept[-1]["sha256"] == digest:
-        return
-    finished = [all(map(store.done, cell["evaluations"].values())) for cell in cells]
-    least_known = [min(sides, key=lambda arm: sum(finished[n] for n in arm) / len(arm)) for sides in arms]
-    about = {n for arm in least_known for n in arm}
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    counts = {"cells": len(about), "cells_finished": sum(finished[n] for n in about)}
-    entry = {"sha256": digest, "declared": now, **counts, "claims": said}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, [*kept, entry])
-
-
-def when_declared(kept: Mapping[str, Any]) -> str:
-    """How much was known when the claims were made, in words."""
-    cells, finished = kept["cells"], kept["cells_finished"]
-    if finished:
-        return f"after {finished} of the cells they are about ({cells}) were finished"
-    return f"before any of the cells they are about ({cells}) was finished"
-
-
 def foresee(given: Sequence[Mapping[str, Any]], frozen: Mapping[str, Any]) -> list[str]:
     """What the grid can show of each claim, in words, before it is run: replicates are its draws, or its seeds."""
     told = []
@@ -157,12 +68,6 @@ def foresee(given: Sequence[Mapping[str, Any]], frozen: Mapping[str, Any]) -> li
             text = f"where the truth is 0 it is shown within {claim.within:g} in {chance:.0%} of grids"
         told.append(f"{claim.name}: {count} {kind}, sd {claim.sd:g}: {text}")
     return told
-
-
-def declared(store: Store, grid: str) -> dict[str, Any] | None:
-    """The claims in force of a grid as they were kept: `sha256`, `declared`, `cells`, `cells_finished`, `claims`."""
-    path = store.grid_folder(grid) / "claims.json"
-    return json.loads(path.read_text())[-1] if path.is_file() else None
 
 
 def judge(
@@ -226,7 +131,3 @@ def _decided(found: Finding, p_holm: float, metric: Metric) -> Finding:
     else:
         verdict = "does not hold" if found.low > claim.within or found.high < -claim.within else "open"
     return Finding(**{**found.__dict__, "verdict": verdict, "p_holm": p_holm})
-
-
-def _fits(names: Mapping[str, Any], side: Mapping[str, Any]) -> bool:
-    return all(names[column] == value for column, value in side.items())

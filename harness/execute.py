@@ -15,11 +15,11 @@ from harness.attempt import Outcome
 from harness.config.cell import Settings
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
-from harness.estimate import stage_seconds
 from harness.launch.inline import Inline
 from harness.launch.local import Pool
+from harness.plan.estimate import stage_seconds
+from harness.plan.graph import MAKERS, Again, Stage, Work
 from harness.runtime.progress import Progress
-from harness.stage import MAKERS, Again, Stage, Work
 from harness.store.status import MENDABLE, StageState, stage_state
 from harness.store.store import Store
 from harness.tracked import asked

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_student(given: argparse.Namespace) -> dict[str, Any]:
     """Write the student's Hugging Face folder; returns its path and counts of rows, tokens and parameters."""
-    from harness.compose import compose
+    from harness.plan.compose import compose
 
     if given.out.exists():
         raise refuse("out", str(given.out), "it is there already", "choose another folder, or remove it")
@@ -75,8 +75,8 @@ def make_student(given: argparse.Namespace) -> dict[str, Any]:
 
 def write_training_rows(cell: Cell, folder: Path) -> int:
     """Split the cell's corpus as its grid will, `mixture` stage in `folder`; returns the number of training rows."""
+    from harness.plan.data_stages import mixture_stage
     from harness.stages.mixture import make_mixture
-    from harness.teaching import mixture_stage
 
     stage = mixture_stage(cell, cell.corpus)
     made = make_mixture({**stage.settings, "where": stage.where}, {}, folder, Machine())

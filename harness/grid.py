@@ -30,7 +30,7 @@ from typing import Any
 from harness.config.checks import SettingsError, refuse
 from harness.launch.notes import arrays_of, log_files, read_note, read_sent
 from harness.launch.queue import Queue, ask
-from harness.record import frozen_plan, grid_names
+from harness.plan.frozen import frozen_plan, grid_names
 from harness.screen import Look, headline, screen
 from harness.store.fingerprint import differences
 from harness.store.store import Store
@@ -86,13 +86,13 @@ def show_plan(given: argparse.Namespace) -> None:
     """Cells, unique stages, what the store already has, and the expected cost of the rest."""
     from harness.api import wanted_name
     from harness.claims import foresee
-    from harness.compose import compose
     from harness.config.cluster import Cluster
-    from harness.estimate import plan_text
     from harness.ledger import check_gpu_hours
-    from harness.plan import Plan
+    from harness.plan.cell_plan import Plan
+    from harness.plan.compose import compose
+    from harness.plan.estimate import plan_text
+    from harness.plan.frozen import freeze
     from harness.preflight import preflight
-    from harness.record import freeze
 
     composed = compose(given.overrides)
     settings, plan = composed.settings, Plan.of(composed.cells)

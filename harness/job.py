@@ -25,9 +25,9 @@ from harness.config.machine import Machine
 from harness.follower import Follower
 from harness.leader import Leader
 from harness.members import own_member
+from harness.plan.graph import MAKERS, TOGETHER
 from harness.runtime import preemption
 from harness.runtime.processes import slurm_job
-from harness.stage import MAKERS, TOGETHER
 from harness.store.status import STUCK_AFTER, stuck
 from harness.store.store import Store
 

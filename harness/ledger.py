@@ -12,10 +12,10 @@ import pandas as pd
 
 from harness.config.checks import refuse
 from harness.config.cluster import Cluster
-from harness.estimate import plan_rows
 from harness.launch.jobs import accounts
 from harness.launch.notes import arrays_of
-from harness.stage import Work
+from harness.plan.estimate import plan_rows
+from harness.plan.graph import Work
 from harness.store.store import Store
 
 HOUR = 3600.0

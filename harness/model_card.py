@@ -127,7 +127,9 @@ def _scores(receipt: Receipt) -> str:
         row = [f"{score['eval']} {score['metric']}{lower}", own, score.get("items", "")]
         rows.append(row + [_gain(score["against"].get(role)) for role in roles])
     public = sorted({score["eval"] for score in receipt["scores"]} & set(card_names()))
-    note = f"{', '.join(public)}: as harness/evals/benchmarks has them (lm-eval {LM_EVAL}), not to be set beside published scores."
+    note = (
+        f"{', '.join(public)}: run as evals/benchmarks says (lm-eval {LM_EVAL}); not comparable with published scores."
+    )
     return "\n\n".join([_table(head, rows), *([note] if public else [])])
 
 

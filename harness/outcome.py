@@ -18,13 +18,15 @@ from typing import Any
 import pandas as pd
 
 from harness.arms import Arm, Metric
-from harness.claims import Claim, Finding, declared, judge
+from harness.claims import Finding, judge
 from harness.config.checks import refuse
 from harness.crossover import Crossover
 from harness.curves import curves
 from harness.gains import crossovers
 from harness.items import LoadItems, named_once, read_items
-from harness.record import SEEDS, records
+from harness.plan.claims import Claim, declared
+from harness.plan.frozen import SEEDS
+from harness.record import records
 from harness.rivals import compared
 from harness.store.store import Store, write_json, write_text
 from harness.table import headline, summary, tidy
@@ -43,7 +45,7 @@ class Outcome:
     grid: str
     records: list[dict[str, Any]]
     declaration: Mapping[str, Any] | None = None
-    """The claims as `harness.claims.declared` gives them; null where none were made."""
+    """The claims as `harness.plan.claims.declared` gives them; null where none were made."""
     load_items: LoadItems = read_items
     """From a path in a record's `items` to the scores of single items."""
     load_curves: Callable[[], pd.DataFrame] | None = None

@@ -18,7 +18,7 @@ from harness.evals import eval_names
 from harness.evals.benchmarks import card_names, load_card
 from harness.methods import method_name
 from harness.models.files import check_model, tokenizer_fingerprint
-from harness.plan import CellPlan, Plan
+from harness.plan.cell_plan import CellPlan, Plan
 from harness.runtime.processes import visible_gpus
 from harness.teachers.http_endpoint import BY_SLURM
 
@@ -100,7 +100,11 @@ def _check_evals(evals: Evals) -> None:
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise refuse("evals.names", unknown[0] if unknown else names, f"allowed are {', '.join(known)}")
-    for name in set(names) & set(card_names()):
+    benchmarks = [name for name in card_names() if name in names]
+    for name in evals.revisions:
+        if name not in benchmarks:
+            raise refuse("evals.revisions", name, f"the benchmarks of evals.names are {', '.join(benchmarks)}")
+    for name in set(benchmarks):
         _check_package("evals.names", name, "a benchmark", "lm_eval", "evals")
         if load_card(name).runs_code and not evals.run_code:
             way_out = "set evals.run_code=true to allow it, or leave the evaluation out"

@@ -17,7 +17,7 @@ from harness.config.checks import SettingsError, refuse
 from harness.outcome import RECORDS, Outcome
 from harness.page import html, markdown
 from harness.page.chapter import Chapter, chapter, slug
-from harness.record import frozen_plan
+from harness.plan.frozen import frozen_plan
 from harness.store.store import Store, write_text
 
 

@@ -20,10 +20,10 @@ from harness.config.machine import Machine
 from harness.execute import View, execute
 from harness.launch.jobs import latest
 from harness.launch.notes import read_submission
-from harness.record import Part, targets_of, thaw
+from harness.plan.frozen import Part, targets_of, thaw
+from harness.plan.graph import Again, Stage
 from harness.runtime.processes import equal_part
 from harness.screen import Look
-from harness.stage import Again, Stage
 from harness.store.status import StageState
 from harness.store.store import Store
 

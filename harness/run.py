@@ -13,8 +13,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from harness.compose import compose, plain_errors, presets_folder, register
 from harness.config.checks import SettingsError
+from harness.plan.compose import compose, plain_errors, presets_folder, register
 
 asked: list[Sequence[str]] = []
 """The overrides Hydra read; empty when it only printed something (`--help`, `--cfg job`)."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.launch.jobs import states_of
-from harness.record import targets_of
+from harness.plan.frozen import targets_of
 from harness.store.status import StageState, cell_state, stage_state
 from harness.store.store import Store
 from harness.teachers.discovery import read_page

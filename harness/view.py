@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, TextIO
 
+from harness.plan.graph import Stage
 from harness.runtime.progress import Progress
-from harness.stage import Stage
 from harness.store.status import StageState
 
 PLAIN_SECONDS_BETWEEN_LINES = 15.0

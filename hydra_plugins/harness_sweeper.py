@@ -16,7 +16,7 @@ class HarnessSweeper(Sweeper):
     """Hands the raw overrides of a multirun to harness.run, which plans and executes them as one grid."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Nothing is needed beforehand: composition is done by harness.compose."""
+        """Nothing is needed beforehand: composition is done by harness.plan.compose."""
 
     def sweep(self, arguments: list[str]) -> Any:
         """Note what was asked for; harness.run goes on from there."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.compose import presets_folder
+from harness.plan.compose import presets_folder
 
 DATA = Path(os.environ.get("HARNESS_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
 

@@ -12,7 +12,7 @@ from harness.data.sequences import Rows
 from harness.models.generate import generate
 from harness.models.loading import load_model
 from harness.models.lora import merged, with_adapters
-from harness.plan import lora_of
+from harness.plan.model_stages import lora_of
 from harness.stages.train import make_train
 from harness.training.trainer import mean_nll
 from tests.doubles import tiny_llama

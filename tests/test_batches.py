@@ -6,10 +6,10 @@ from dataclasses import asdict
 import pytest
 
 from harness.batches import batches, own_jobs
-from harness.compose import compose
 from harness.config.checks import SettingsError
 from harness.config.cluster import Cluster
-from harness.plan import Plan
+from harness.plan.cell_plan import Plan
+from harness.plan.compose import compose
 
 ANY = {"name": "test", "resources": [{"cpus": 2, "memory_gb": 4}]}
 

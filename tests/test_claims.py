@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from harness.arms import Metric
-from harness.claims import Claim, declare, declared, foresee, judge, when_declared
+from harness.claims import foresee, judge
 from harness.config.checks import SettingsError
+from harness.plan.claims import Claim, declare, declared, when_declared
 from harness.store.store import Store
 from tests.invented_records import grid
 

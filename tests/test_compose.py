@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from harness.compose import compose, presets_folder
 from harness.config.checks import SettingsError
 from harness.methods import method_names
+from harness.plan.compose import compose, presets_folder
 
 
 def test_commas_make_the_product_of_all_values():

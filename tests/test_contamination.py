@@ -15,8 +15,8 @@ from harness.contamination import ROWS, Contamination, training_of
 from harness.evals.benchmarks import data_files, load_card
 from harness.evals.lm_evaluation.tasks import Data, item_texts
 from harness.exposure import Exposures
-from harness.plan import Plan, plan_cell
-from harness.record import frozen_plan
+from harness.plan.cell_plan import Plan, plan_cell
+from harness.plan.frozen import frozen_plan
 from harness.stages.overlap import make_overlap
 from harness.stages.teach import save_rows
 from harness.store.store import Store

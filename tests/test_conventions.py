@@ -15,8 +15,8 @@ SOURCES = sorted(path for folder in ("harness", "analysis", "hydra_plugins") for
 LIGHT = [
     "harness.config.cell",
     "harness.store.fingerprint",
-    "harness.plan",
-    "harness.teaching",
+    "harness.plan.cell_plan",
+    "harness.plan.model_stages",
     "harness.store.store",
     "harness.store.status",
     "harness.record",
@@ -33,19 +33,19 @@ LIGHT = [
     "harness.contamination",
     "harness.data.ngram_overlap",
     "harness.cost",
-    "harness.compose",
-    "harness.estimate",
+    "harness.plan.compose",
+    "harness.plan.estimate",
     "harness.preflight",
     "harness.config.teacher_signal",
     "harness.config.evaluation",
     "harness.evals.benchmarks",
-    "harness.evaluations",
+    "harness.plan.evaluation_stages",
     "harness.execute",
     "harness.tracked",
     "harness.grid",
     "harness.api",
-    "harness.tuning",
-    "harness.trials",
+    "harness.plan.tuning",
+    "harness.plan.trials",
     "harness.evals.grading.sandbox",
     "harness.evals.grading.code_answers",
     "harness.evals.grading.math_answers",
@@ -120,8 +120,8 @@ def test_the_make_targets_the_readme_names_exist():
 
 
 def test_every_grid_the_readme_shows_can_be_planned():
-    from harness.compose import compose
-    from harness.plan import Plan
+    from harness.plan.cell_plan import Plan
+    from harness.plan.compose import compose
 
     commands = re.findall(r"python -m harness\.run (?:-m )?([^\n`#]+)", README)
     assert len(commands) >= 3

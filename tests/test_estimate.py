@@ -2,10 +2,10 @@
 
 import pytest
 
-from harness.compose import compose
 from harness.config.cluster import Cluster
-from harness.estimate import estimate, measured_speed, plan_rows, plan_text, stage_seconds
-from harness.plan import Plan
+from harness.plan.cell_plan import Plan
+from harness.plan.compose import compose
+from harness.plan.estimate import estimate, measured_speed, plan_rows, plan_text, stage_seconds
 from harness.store.store import Store
 
 

@@ -11,15 +11,15 @@ import psutil
 import pytest
 
 import harness.execute
-import harness.stage
+import harness.plan.graph
 from harness.attempt import attempt
 from harness.config.cell import Settings
 from harness.config.checks import SettingsError
 from harness.config.machine import Launch, Machine
 from harness.execute import execute
 from harness.launch.local import Pool
-from harness.plan import CellPlan, Plan
-from harness.stage import Stage
+from harness.plan.cell_plan import CellPlan, Plan
+from harness.plan.graph import Stage
 from harness.store.status import cell_state, stage_state
 from harness.store.store import Store
 
@@ -48,7 +48,7 @@ class Watcher:
 @pytest.fixture(autouse=True)
 def cheap_makers(monkeypatch):
     makers = {kind: (MAKER, 1) for kind in ("mixture", "base", "train", "evaluate")}
-    monkeypatch.setattr(harness.stage, "MAKERS", makers)
+    monkeypatch.setattr(harness.plan.graph, "MAKERS", makers)
     monkeypatch.setattr(harness.execute, "MAKERS", makers)
     monkeypatch.setattr(harness.execute, "stage_seconds", lambda stage: 1.0)
 
@@ -202,8 +202,8 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts us with Ctrl-C ignored
 import tests.test_execute as t
 from harness.store.store import Store
-import harness.stage, harness.execute
-for module in (harness.stage, harness.execute):
+import harness.plan.graph, harness.execute
+for module in (harness.plan.graph, harness.execute):
     module.MAKERS = {kind: (t.MAKER, 1) for kind in ("mixture", "base", "train", "evaluate")}
 harness.execute.stage_seconds = lambda stage: 1.0
 if __name__ == "__main__":

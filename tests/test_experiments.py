@@ -2,12 +2,12 @@
 
 import pytest
 
-from harness.claims import declare
-from harness.compose import compose, presets_folder
 from harness.config.cluster import Cluster
-from harness.estimate import plan_rows
-from harness.plan import Plan
-from harness.record import freeze
+from harness.plan.cell_plan import Plan
+from harness.plan.claims import declare
+from harness.plan.compose import compose, presets_folder
+from harness.plan.estimate import plan_rows
+from harness.plan.frozen import freeze
 from harness.store.store import Store
 
 FOLDER = presets_folder() / "experiments"

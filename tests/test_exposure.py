@@ -17,7 +17,7 @@ from harness.data.miniature.lines import facts_told
 from harness.data.miniature.sources import SOURCES, Prompt
 from harness.exposure import SEEN_BY, Exposures
 from harness.grid import main as grid
-from harness.record import frozen_plan
+from harness.plan.frozen import frozen_plan
 from harness.store.store import Store
 
 KNOWN = sorted(draw_facts(0).known_capital)

@@ -11,16 +11,16 @@ import pandas as pd
 import pytest
 
 import harness.api as harness
-from harness.compose import compose
 from harness.config.checks import SettingsError
 from harness.config.machine import Launch, Machine
 from harness.config.model import Model
 from harness.data.chat import answer_ids_many
 from harness.data.miniature.tokenizer import FAMILIES, load_mini_tokenizer
 from harness.models.files import check_model, model_identity, tokenizer_fingerprint, tokenizer_json_fingerprint
-from harness.plan import Plan, plan_cell
+from harness.plan.cell_plan import Plan, plan_cell
+from harness.plan.compose import compose
+from harness.plan.frozen import freeze
 from harness.preflight import preflight
-from harness.record import freeze
 from harness.stages.teach import make_labels
 from harness.store.store import Store
 

@@ -14,8 +14,8 @@ import pytest
 from harness import follower, job, leader
 from harness.config.machine import Machine
 from harness.members import Member
+from harness.plan.graph import Stage
 from harness.runtime import preemption
-from harness.stage import Stage
 from harness.store.status import stage_state
 from harness.store.store import Store
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from harness.compose import compose
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.data.corpora._files import file_sha256
 from harness.evals.benchmarks import load_card
-from harness.plan import plan_cell
+from harness.plan.cell_plan import plan_cell
+from harness.plan.compose import compose
 from harness.stages.evaluate import make_evaluate
 from harness.teachers import server_process
 from tests.doubles import save_tiny

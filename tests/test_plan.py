@@ -4,13 +4,13 @@ from itertools import pairwise
 
 import pytest
 
-from harness.compose import compose
 from harness.config.checks import SettingsError
 from harness.methods import method_names
-from harness.plan import Plan, plan_cell
-from harness.record import freeze
+from harness.plan.cell_plan import Plan, plan_cell
+from harness.plan.compose import compose
+from harness.plan.data_stages import block_edges
+from harness.plan.frozen import freeze
 from harness.store.fingerprint import fingerprint
-from harness.teaching import block_edges
 from tests.doubles import byte_tokenizer
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from harness.attempt import attempt
 from harness.config.machine import Machine
+from harness.plan.graph import Stage
 from harness.runtime import preemption
 from harness.runtime.preemption import Preempted
-from harness.stage import Stage
 from harness.store.status import stage_state
 from harness.store.store import Store
 

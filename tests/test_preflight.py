@@ -2,11 +2,11 @@
 
 import pytest
 
-from harness.compose import compose
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.config.model import Teacher
-from harness.plan import Plan
+from harness.plan.cell_plan import Plan
+from harness.plan.compose import compose
 from harness.preflight import preflight
 from tests.doubles import byte_tokenizer, save_tiny
 

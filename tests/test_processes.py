@@ -28,8 +28,8 @@ from harness.data.sequences import Rows, visits
 from harness.models import fsdp
 from harness.models.logits import agrees
 from harness.models.lora import with_adapters
+from harness.plan.graph import Stage
 from harness.runtime import preemption
-from harness.stage import Stage
 from harness.store.status import stage_state
 from harness.store.store import Store
 from harness.training.losses.chunked import CHUNK_ELEMENTS

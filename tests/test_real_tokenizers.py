@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 
 from harness.api import run_grid
-from harness.compose import compose
 from harness.config.machine import Launch
 from harness.fresh import main
+from harness.plan.compose import compose
 from harness.store.store import Store
 from tests import real
 

@@ -12,8 +12,8 @@ import pytest
 
 from harness.attempt import attempt
 from harness.config.machine import Machine
+from harness.plan.graph import Stage
 from harness.runtime import preemption
-from harness.stage import Stage
 from harness.store import partial_output
 from harness.store.partial_output import Shards, read_batch
 from harness.store.store import Store

@@ -10,7 +10,6 @@ import pytest
 from omegaconf import OmegaConf
 
 from harness import grid
-from harness.compose import compose
 from harness.config.checks import SettingsError
 from harness.config.cluster import Cluster
 from harness.config.machine import Machine
@@ -19,9 +18,10 @@ from harness.launch.notes import Notes
 from harness.launch.queue import Queue
 from harness.launch.slurm import submit
 from harness.launch.snapshot import publish_code
-from harness.plan import Plan
+from harness.plan.cell_plan import Plan
+from harness.plan.compose import compose
+from harness.plan.graph import MAKERS
 from harness.run import run
-from harness.stage import MAKERS
 from harness.store.store import Store
 
 RULES = [{"cpus": 2, "memory_gb": 4, "minutes": 30}]

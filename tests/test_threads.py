@@ -4,8 +4,8 @@ import os
 
 import torch
 
-from harness.compose import compose
-from harness.plan import Plan
+from harness.plan.cell_plan import Plan
+from harness.plan.compose import compose
 from harness.runtime.processes import threads
 
 

@@ -15,8 +15,8 @@ from harness.attempt import attempt
 from harness.config.cell import TRACKS, Settings
 from harness.config.checks import SettingsError
 from harness.config.machine import Launch, Machine
+from harness.plan.graph import Stage
 from harness.runtime import progress as track
-from harness.stage import Stage
 from harness.store.store import Store
 from tests import test_checkpoints as checkpoints
 from tests.test_whole_cell import SMALL

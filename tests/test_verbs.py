@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 import harness.execute
-import harness.stage
+import harness.plan.graph
 from harness import grid
 from harness.attempt import note_failure
 from harness.config.checks import SettingsError
@@ -15,11 +15,11 @@ from harness.config.cluster import Cluster
 from harness.config.machine import Machine
 from harness.execute import execute
 from harness.ledger import ledger
-from harness.record import keep_plan, targets_of, thaw
+from harness.plan.frozen import keep_plan, targets_of, thaw
+from harness.plan.graph import Stage
 from harness.retry import Failure, failures, mended, smaller_batches
 from harness.retry import retry as try_again
 from harness.screen import Look, screen
-from harness.stage import Stage
 from harness.store.store import Store
 from harness.teachers.discovery import page_of, write_page
 from tests.test_execute import MAKER, Watcher, settings
@@ -28,7 +28,7 @@ from tests.test_execute import MAKER, Watcher, settings
 @pytest.fixture(autouse=True)
 def cheap_makers(monkeypatch):
     makers = {kind: (MAKER, 1) for kind in ("mixture", "base", "train", "evaluate")}
-    monkeypatch.setattr(harness.stage, "MAKERS", makers)
+    monkeypatch.setattr(harness.plan.graph, "MAKERS", makers)
     monkeypatch.setattr(harness.execute, "MAKERS", makers)
     monkeypatch.setattr(harness.execute, "stage_seconds", lambda stage: 1.0)
 
@@ -179,7 +179,7 @@ def test_host_memory_and_bad_nodes_change_what_the_cluster_is_asked_for(store):
 def test_a_stage_whose_code_has_changed_is_not_tried_again_under_its_old_name(store, monkeypatch):
     frozen = frozen_grid(store, cell(0))
     fail(store, frozen, 0, "application")
-    monkeypatch.setitem(harness.stage.MAKERS, "train", (MAKER, 2))
+    monkeypatch.setitem(harness.plan.graph.MAKERS, "train", (MAKER, 2))
     with pytest.raises(SettingsError, match="the code that makes it has changed"):
         try_again(store, frozen, None, Watcher(), print)
 

@@ -2,8 +2,8 @@
 
 import io
 
+from harness.plan.graph import Stage
 from harness.runtime.progress import Progress
-from harness.stage import Stage
 from harness.store.status import StageState
 from harness.view import LiveView, PlainView, describe, view_of
 

@@ -98,7 +98,7 @@ class Settings(Cell):
     scale: str = "mini"
     """Of an experiment: `mini` (the miniature) or `paper` (its file in experiments/paper: real models, a cluster)."""
     tune: dict[str, Any] = field(default_factory=dict)
-    """What is tried for every arm before the grid runs: `seeds`, `rounds`, `axes`, `arms` (harness/tuning.py)."""
+    """What is tried for every arm before the grid runs: `seeds`, `rounds`, `axes`, `arms` (harness/plan/tuning.py)."""
     experiments: Any = None
     """The experiment's slug when one was chosen (set by its file)."""
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from harness.config.checks import check_at_least, check_choice, refuse
 from harness.config.model import QUANTISATIONS
-from harness.evals.benchmarks import card_names
 
 
 @dataclass
@@ -40,10 +39,6 @@ class Evals:
             raise refuse("evals.server", self.server, "the command is told {model} and {port}", "add them")
         check_choice("evals.overlap", self.overlap, ("count", "drop", "none"))
         check_choice("evals.precision", self.precision, ("fp32", "bf16"))
-        benchmarks = [name for name in card_names() if name in self.names]
-        for name in self.revisions:
-            if name not in benchmarks:
-                raise refuse("evals.revisions", name, f"the benchmarks of evals.names are {', '.join(benchmarks)}")
 
 
 FORMATS = ("fp32", "bf16", *QUANTISATIONS)

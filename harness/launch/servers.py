@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from harness.config.cluster import Cluster
 from harness.launch.notes import Notes, being_sent, new_note
 from harness.launch.queue import tasks_of
-from harness.stage import Stage
+from harness.plan.graph import Stage
 from harness.store.fingerprint import SHORT, fingerprint
 from harness.store.store import Store, write_json
 from harness.teachers.discovery import page_of, write_page

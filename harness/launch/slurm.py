@@ -26,7 +26,7 @@ from harness.launch.queue import Queue
 from harness.launch.servers import Server, pointed, take_servers
 from harness.launch.snapshot import publish_code
 from harness.ledger import check_gpu_hours
-from harness.stage import TOGETHER, Again, Stage, Work
+from harness.plan.graph import TOGETHER, Again, Stage, Work
 from harness.store.status import MENDABLE, StageState, stage_state
 from harness.store.store import Store, write_json
 from harness.tracked import asked

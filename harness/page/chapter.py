@@ -13,13 +13,14 @@ from typing import Any
 from urllib.parse import quote
 
 from analysis.figures import Picture, pictures
-from harness.claims import Finding, when_declared
+from harness.claims import Finding
 from harness.decision import Decision, advice, decisions, frame_of, place_of
 from harness.origins import made_with
 from harness.outcome import Outcome
 from harness.page import tables
 from harness.page.paragraph import methods_paragraph
 from harness.page.sheet import Sheet
+from harness.plan.claims import when_declared
 from harness.receipt import cell_name
 from harness.store.store import Store, write_text
 

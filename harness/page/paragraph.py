@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from harness.arms import Record
-from harness.claims import when_declared
 from harness.methods import method_names
 from harness.outcome import Outcome
+from harness.plan.claims import when_declared
 from harness.stats import LEAST_DRAWS
 from harness.table import percent, select
 

@@ -11,10 +11,11 @@ from typing import Any
 import pandas as pd
 
 from harness.arms import Metric, Record
-from harness.claims import Claim, Finding
+from harness.claims import Finding
 from harness.decision import DISTIL, POINT, WORSE, Decision
 from harness.outcome import Outcome
 from harness.page.sheet import Column, Entry, Sheet, dense, entry, p_value, quantity, short
+from harness.plan.claims import Claim
 from harness.table import PURPOSES, interval_text, percent
 
 VARYING = ("student", "corpus", "budget", "variant")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.record import targets_of
+from harness.plan.frozen import targets_of
 from harness.store.store import Store
 
 ROOT = Path(__file__).parents[2]

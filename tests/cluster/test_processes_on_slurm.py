@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.record import targets_of
+from harness.plan.frozen import targets_of
 from harness.store.store import Store
 from tests.cluster.conftest import Sent, until
 

@@ -3,11 +3,11 @@
 import pytest
 
 from harness import api
-from harness.compose import compose
 from harness.config.checks import SettingsError
 from harness.config.machine import Launch
-from harness.plan import Plan
-from harness.tuning import Tune, plan_searches
+from harness.plan.cell_plan import Plan
+from harness.plan.compose import compose
+from harness.plan.tuning import Tune, plan_searches
 from tests.doubles import save_tiny
 from tests.invented_items import write_items
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from harness.compose import compose
 from harness.config.checks import SettingsError
 from harness.config.teacher_signal import Signal
 from harness.models.loading import count_parameters, load_model, load_tokenizer
-from harness.plan import Plan, plan_cell
+from harness.plan.cell_plan import Plan, plan_cell
+from harness.plan.compose import compose
 from harness.preflight import preflight
 from harness.stages.cache import make_cache
 from harness.stages.quantise import make_quantise

@@ -8,8 +8,8 @@ from datasets import load_from_disk
 
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
+from harness.plan.data_stages import block_edges
 from harness.stages.subset import choose_rows, choose_validation, make_subset
-from harness.teaching import block_edges
 from tests.doubles import byte_ids, byte_tokenizer, special_id
 from tests.stages.test_mixture import mixture, row
 

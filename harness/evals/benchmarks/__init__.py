@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.checks import refuse
+from harness.config.evaluation import Evals
 from harness.config.registry import load_from, names_in
+from harness.data.corpora._files import file_sha256
 from harness.store.fingerprint import fingerprint, plain
 
 LM_EVAL = "0.4.13"
@@ -147,3 +149,21 @@ def data_files(name: str, folder: str | Path) -> list[Path]:
         allowed = f"{name} needs {name}.jsonl, {name}_<split>.jsonl or {name}/<subset>_<split>.jsonl there"
         raise refuse("evals.data_dir", str(folder), allowed, "add the file, or leave evals.data_dir out to use the hub")
     return mine
+
+
+def benchmark_identity(evals: Evals, name: str) -> dict[str, Any]:
+    """What of a benchmark can move its score, under these settings: its card, and its data by content or revision."""
+    card: dict[str, Any] = {"card": load_card(name).identity()}
+    if evals.server is not None and load_card(name).max_new_tokens is not None:
+        card["served"] = True
+    if evals.data_dir is None:
+        return card | {"revision": evals.revisions.get(name)}
+    return card | {"files": {path.name: file_sha256(path) for path in data_files(name, evals.data_dir)}}
+
+
+def benchmark_files(evals: Evals, name: str) -> dict[str, Any]:
+    """Where a benchmark's data and the server of its answers are to be found; never identity."""
+    where: dict[str, Any] = {} if evals.server is None else {"server": evals.server}
+    if evals.data_dir is not None:
+        where["files"] = [str(path.resolve()) for path in data_files(name, evals.data_dir)]
+    return where

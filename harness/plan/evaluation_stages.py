@@ -1,9 +1,13 @@
-"""Deployment: what is measured of the models somebody may run, and scored once more where weights are rounded.
+"""Evaluation stages: what scores a model, one stage an evaluation, and what measures its size, memory and speed.
+
+A suite that is interrupted loses at most one evaluation. A benchmark's score depends on its card and its data, by
+content or by hub revision; a held-out score depends on the mixture, and there alone the corpus is part of its identity.
 
 Size, memory and speed depend on a model's shape only, so they are measured on the base it was trained from: one
 `measure` stage for each base and number format, shared by every cell of a grid. A score depends on the weights, so
 those of each student and teacher are rounded (`quantise`) and scored like any other model.
 
+    evaluate_stages(cell, model, mixture)["gsm8k"].key
     deployments(cell, student, mixture)["nf4"].evaluations["verified"].key
 """
 
@@ -13,12 +17,35 @@ from typing import Any
 
 from harness.config.cell import Cell
 from harness.config.model import QUANTISATIONS
-from harness.evaluations import evaluate_stages
-from harness.stage import Stage
-from harness.teaching import quantise_stage
+from harness.evals.benchmarks import benchmark_files, benchmark_identity, card_names
+from harness.plan.graph import Stage
+from harness.plan.model_stages import quantise_stage
+from harness.store.fingerprint import fingerprint
 
 LENGTHS = {"prompt_tokens": 128, "new_tokens": 32, "batch_size": 1, "repeats": 3}
 """What is read and written while the clock runs: one conversation, as on a device of one's own."""
+
+
+def evaluate_stages(cell: Cell, model: Stage, mixture: Stage) -> dict[str, Stage]:
+    """The stages that score one model, by evaluation."""
+    return {name: _stage(cell, name, model, mixture) for name in sorted(set(cell.evals.names))}
+
+
+def fingerprint_of(stages: Mapping[str, Stage]) -> str:
+    """One fingerprint of several stages, by what each is for."""
+    return fingerprint({name: stage.fingerprint for name, stage in stages.items()})
+
+
+def _stage(cell: Cell, name: str, model: Stage, mixture: Stage) -> Stage:
+    settings: dict[str, Any] = {"eval": name, "limit": cell.evals.limit}
+    if cell.evals.precision != "fp32":
+        settings["precision"] = cell.evals.precision
+    if name in card_names():
+        settings, where = settings | benchmark_identity(cell.evals, name), benchmark_files(cell.evals, name)
+        return Stage("evaluate", f"{model.name}-{name}", settings, {"model": model}, where)
+    if name == "verified":
+        settings["max_new_tokens"] = cell.corpus.max_new_tokens
+    return Stage("evaluate", f"{model.name}-{name}", settings, {"model": model, "mixture": mixture})
 
 
 @dataclass(frozen=True)

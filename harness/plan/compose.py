@@ -29,7 +29,7 @@ from harness.config.checks import SettingsError, check_choice, refuse
 from harness.config.cluster import DEFAULTS
 from harness.data.corpora import corpus_names, load_corpus
 from harness.methods import load_method, method_names
-from harness.sweep import first_value, in_draws, points_of
+from harness.plan.sweep import first_value, in_draws, points_of
 
 CONFIG = "config"
 CELL_FIELDS = tuple(field.name for field in fields(Cell))
@@ -46,7 +46,7 @@ class Composed:
 
 def presets_folder() -> Path:
     """The folder with `conf/` and `experiments/`: the checkout's, or the installed package's copy."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
     for folder in (here.parent, here / "_presets"):
         if (folder / "conf" / f"{CONFIG}.yaml").is_file():
             return folder

@@ -12,12 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 from harness.config.cell import Cell
-from harness.plan import CellPlan, Plan, plan_cell
-from harness.record import freeze, keep_plan
+from harness.plan.cell_plan import CellPlan, Plan, plan_cell
+from harness.plan.frozen import freeze, keep_plan
+from harness.plan.tuning import Search, Tune, Tuned, search, tuned_cells
 from harness.store.fingerprint import plain
 from harness.store.status import StageState
 from harness.store.store import Store
-from harness.tuning import Search, Tune, Tuned, search, tuned_cells
 
 
 def tune_grid(

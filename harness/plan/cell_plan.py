@@ -7,30 +7,21 @@ once for the whole grid. Nothing here imports torch or reads data.
     plan = Plan.of([cell_a, cell_b]); [stage.address for stage in plan.stages]
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from harness.config.cell import Cell
 from harness.config.checks import refuse
-from harness.config.model import Student
-from harness.config.recipe import CROSS, TrainStage
+from harness.config.recipe import TrainStage
 from harness.config.teacher_signal import check_signal
-from harness.deployment import Deployment, deployments
-from harness.evaluations import dropped_by, evaluate_stages, fingerprint_of, overlap_stage
 from harness.methods import method_name
-from harness.stage import Stage
+from harness.plan.data_stages import _overlaps, _subset, mixture_stage
+from harness.plan.evaluation_stages import Deployment, deployments, evaluate_stages, fingerprint_of
+from harness.plan.graph import Stage
+from harness.plan.model_stages import _train, base_stage, teacher_stage
+from harness.plan.signal_stages import _asked, _check_answers, _said
 from harness.store.fingerprint import fingerprint
-from harness.teaching import (
-    base_stage,
-    cache_stages,
-    label_stages,
-    mixture_stage,
-    subset_stage,
-    synthesize_stage,
-    teacher_stage,
-    train_stage,
-)
 
 
 @dataclass(frozen=True)
@@ -180,89 +171,3 @@ def _taught_by(cell: Cell, recipe: tuple[TrainStage, ...]) -> str | None:
             "choose one, e.g. teacher=weak, or method=sft",
         )
     return next(iter(found), None)
-
-
-def _check_answers(cell: Cell, recipe: tuple[TrainStage, ...]) -> None:
-    """Refuse, where prompts stand alone, what reads the data's answers or counts their tokens."""
-    if cell.corpus.answers == "given":
-        return
-    name = method_name(cell.method)
-    for stage in recipe:
-        if stage.reads_answers:
-            start, end = stage.span
-            raise refuse(
-                "corpus.answers",
-                "none",
-                f"method={name} reads the data's answers ({stage.sequences} sequences x {stage.divergence}, "
-                f"{start:.0%} to {end:.0%} of the budget)",
-                "use method=seq_kd, method=logit_kd method.answers=teacher, or method=on_policy or skd with "
-                "method.warmup=0; or set corpus.answers=given",
-            )
-    if cell.budget.kind in ("trained_tokens", "flops"):
-        raise refuse(
-            "budget.kind",
-            cell.budget.kind,
-            "with corpus.answers=none nobody knows before the teacher or the student writes how long an answer is",
-            "use budget.kind=steps or epochs",
-        )
-
-
-def _said(cell: Cell, stage: TrainStage, mixture: Stage, subset: Stage, teacher: Stage) -> dict[str, Stage]:
-    """What the teacher writes, or has written down of its judgement, before a stage trains; by role of input."""
-    if stage.sequences == "teacher":
-        return label_stages(cell, stage, mixture, subset, teacher)
-    if stage.sequences in ("synthetic", "mixed"):
-        return {"synthetic": synthesize_stage(cell, stage, mixture, subset, teacher)}
-    if stage.asks_teacher and cell.signal.kind != "live":
-        return cache_stages(cell, mixture, teacher)
-    return {}
-
-
-def _asked(cell: Cell, stage: TrainStage, mixture: Stage, teacher: Stage) -> dict[str, Stage]:
-    """The teacher where it is asked while a stage trains, with its own rendering of the rows where it needs one."""
-    if not stage.asks_teacher or cell.signal.kind != "live":
-        return {}
-    if stage.divergence not in CROSS:
-        return {"teacher": teacher}
-    return {"teacher": teacher, "teacher_rows": _subset(cell, mixture, base_stage(cell, cell.teacher))}
-
-
-def _subset(cell: Cell, mixture: Stage, tokenizer: Stage, answers: str = "given") -> Stage:
-    """The cell's rows, rendered for one tokenizer."""
-    assert cell.data_seed is not None
-    dropped = dropped_by(cell, mixture, mixture)
-    return subset_stage(
-        mixture, tokenizer, cell.data_frac, cell.data_seed, cell.corpus.max_length, answers=answers, overlap=dropped
-    )
-
-
-def _overlaps(cell: Cell, train: Sequence[Stage], mixture: Stage) -> tuple[Stage, ...]:
-    """A stage for each mixture, and for each set of synthetic rows, that student or teacher are trained on."""
-    if cell.evals.overlap == "none":
-        return ()
-    needed = {one.key: one for last in train[-1:] for one in last.ancestry() if one.kind in ("mixture", "synthesize")}
-    return tuple(overlap_stage(cell, rows, mixture) for rows in needed.values())
-
-
-def _train(cell: Cell, stage: TrainStage, index: int, inputs: Mapping[str, Stage], name: str) -> Stage:
-    assert cell.train_seed is not None
-    stored = stage.asks_teacher and cell.signal.kind != "live"
-    return train_stage(
-        f"{name}-{cell.data_frac:g}-s{cell.train_seed}",
-        stage,
-        cell.budget,
-        cell.train_seed,
-        index,
-        inputs,
-        max_new_tokens=cell.corpus.max_new_tokens,
-        lora=lora_of(cell.student),
-        signal=cell.signal.identity() if stored else None,
-    )
-
-
-def lora_of(student: Student) -> dict[str, float] | None:
-    """The adapters a student is trained by, every value filled in; None where all its weights are trained."""
-    if student.lora_rank is None:
-        return None
-    alpha = 2 * student.lora_rank if student.lora_alpha is None else student.lora_alpha
-    return {"rank": student.lora_rank, "alpha": float(alpha), "dropout": float(student.lora_dropout)}

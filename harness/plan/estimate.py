@@ -16,7 +16,7 @@ from harness.config.cluster import Cluster
 from harness.config.recipe import CHECKS
 from harness.data.corpora import Size, corpus_from
 from harness.models.flops import forward_flops, train_flops
-from harness.stage import Stage, Work
+from harness.plan.graph import Stage, Work
 from harness.store.fingerprint import canonical
 from harness.store.store import Store
 

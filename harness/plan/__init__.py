@@ -1,0 +1,1 @@
+"""plan: from settings to a graph of addressed stages, without running anything."""
