@@ -35,8 +35,8 @@ from harness.data.sequences import Rows, collate, visits
 from harness.models.loading import count_parameters, load_model, save_model
 from harness.models.logits import scored_positions
 from harness.runtime import progress
-from harness.stages.cache import _batches, make_cache
-from harness.stages.teach import make_labels
+from harness.stages.labels import make_labels
+from harness.stages.logit_cache import _batches, make_cache
 from harness.teachers.signals import CachedTeacher, LiveTeacher, logits_at
 from harness.training.trainer import fit
 

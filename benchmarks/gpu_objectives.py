@@ -44,7 +44,7 @@ from harness.config.teacher_signal import Signal
 from harness.data.sequences import Rows
 from harness.models.loading import count_parameters
 from harness.runtime import progress
-from harness.stages.cache import read
+from harness.stages.logit_cache import read
 from harness.store.partial_output import Shards
 from harness.teachers.logit_cache import ROWS_PER_SHARD, shard_batch, write_cache
 from harness.teachers.signals import CachedTeacher, LiveTeacher, hashes_of

@@ -16,7 +16,7 @@ from harness.config.recipe import TrainStage
 from harness.config.teacher_signal import Signal
 from harness.data.sequences import Rows, collate, visits
 from harness.models.loading import load_model
-from harness.stages.cache import make_cache
+from harness.stages.logit_cache import make_cache
 from harness.teachers.signals import CachedTeacher, LiveTeacher
 from harness.training.losses.objectives import KeptDistributions, objective_for
 from harness.training.trainer import fit

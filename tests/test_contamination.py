@@ -17,8 +17,8 @@ from harness.evals.lm_evaluation.tasks import Data, item_texts
 from harness.exposure import Exposures
 from harness.plan.cell_plan import Plan, plan_cell
 from harness.plan.frozen import frozen_plan
+from harness.stages.labels import save_rows
 from harness.stages.overlap import make_overlap
-from harness.stages.teach import save_rows
 from harness.store.store import Store
 from tests.doubles import save_tiny
 from tests.invented_items import ITEMS, write_items
@@ -169,7 +169,7 @@ def test_dropping_reaches_what_a_teacher_writes(tmp_path):
     (written,) = [stage for stage in plan_cell(cell).train[0].ancestry() if stage.kind == "synthesize"]
     assert written.inputs["overlap"].inputs["rows"].kind == "mixture"
     from harness.stages.overlap import read_items
-    from harness.synthetic import Candidate, Judge, Limits
+    from harness.stages.synthesis.filters import Candidate, Judge, Limits
 
     settings = {"size": 8, "share": 0.5, "benchmarks": {}, "where": {"files": {}}}
     world = small_world(tmp_path)

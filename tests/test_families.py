@@ -21,7 +21,7 @@ from harness.plan.cell_plan import Plan, plan_cell
 from harness.plan.compose import compose
 from harness.plan.frozen import freeze
 from harness.preflight import preflight
-from harness.stages.teach import make_labels
+from harness.stages.labels import make_labels
 from harness.store.store import Store
 
 SMALL = {

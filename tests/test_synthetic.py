@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.synthetic import (
+from harness.stages.synthesis.filters import (
     CONTAMINATION,
     FILTERS,
     Candidate,

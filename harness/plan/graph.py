@@ -19,14 +19,14 @@ from harness.store.fingerprint import SHORT, fingerprint, plain
 MAKERS: dict[str, tuple[str, int]] = {
     "mixture": ("harness.stages.mixture:make_mixture", 1),
     "base": ("harness.stages.base:make_base", 1),
-    "quantise": ("harness.stages.quantise:make_quantise", 1),
+    "quantise": ("harness.stages.deployment:make_quantise", 1),
     "subset": ("harness.stages.subset:make_subset", 1),
-    "labels": ("harness.stages.teach:make_labels", 1),
-    "cache": ("harness.stages.cache:make_cache", 1),
-    "synthesize": ("harness.stages.synthesize:make_synthesize", 2),
+    "labels": ("harness.stages.labels:make_labels", 1),
+    "cache": ("harness.stages.logit_cache:make_cache", 1),
+    "synthesize": ("harness.stages.synthesis.synthesize:make_synthesize", 2),
     "train": ("harness.stages.train:make_train", 1),
     "evaluate": ("harness.stages.evaluate:make_evaluate", 2),
-    "measure": ("harness.stages.measure:make_measure", 1),
+    "measure": ("harness.stages.deployment:make_measure", 1),
     "overlap": ("harness.stages.overlap:make_overlap", 1),
 }
 

@@ -25,7 +25,7 @@ from harness.config.recipe import TrainStage
 from harness.data.chat import answer_ids_many
 from harness.data.sequences import Row, Rows, answered, draw_seed
 from harness.models.loading import rendering_hash
-from harness.stages.teach import FEATURES
+from harness.stages.labels import FEATURES
 
 ROWS_AT_ONCE = 1000
 MANY_CUT = 0.05  # share of answers cut by the length limit above which a warning says so

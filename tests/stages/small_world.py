@@ -15,7 +15,7 @@ from harness.data.chat import render
 from harness.data.corpora._rows import prompt_hash
 from harness.models.loading import tokenizer_hash
 from harness.runtime import preemption
-from harness.stages.teach import save_rows
+from harness.stages.labels import save_rows
 from tests.doubles import byte_tokenizer, save_tiny
 
 CPU = Machine(device="cpu")

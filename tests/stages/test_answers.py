@@ -11,7 +11,7 @@ from harness.config.recipe import TrainStage
 from harness.data.chat import end_of_turn_id, render
 from harness.models.loading import rendering_hash
 from harness.stages.answers import answered_rows, cut_answers, without_rationale
-from harness.stages.teach import LABELS, make_labels, save_rows
+from harness.stages.labels import LABELS, make_labels, save_rows
 from harness.stages.train import make_train
 from tests.doubles import byte_ids, byte_tokenizer
 from tests.stages.small_world import pair, prompts_alone, run

@@ -12,8 +12,8 @@ from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.config.teacher_signal import Signal
 from harness.models.loading import load_tokenizer
-from harness.stages import cache
-from harness.stages.cache import _batches, make_cache
+from harness.stages import logit_cache as cache
+from harness.stages.logit_cache import _batches, make_cache
 from harness.teachers import logit_cache, sparse_logits
 from harness.teachers.signals import CachedTeacher
 from tests.doubles import byte_tokenizer, save_tiny, tiny_llama

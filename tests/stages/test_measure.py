@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from harness.models.loading import load_model
-from harness.stages import measure
-from harness.stages.measure import make_measure, weight_bytes
-from harness.stages.quantise import make_quantise
+from harness.stages import deployment
+from harness.stages.deployment import make_measure, make_quantise, weight_bytes
 from tests.doubles import byte_tokenizer, save_tiny, tiny_llama
 from tests.stages.small_world import run
 
@@ -52,14 +51,14 @@ def test_lengths_are_forced_whatever_the_model_would_say(tiny, tmp_path, monkeyp
         model.register_forward_pre_hook(lambda _, __, given: read.append(given["input_ids"].shape), with_kwargs=True)
         return model
 
-    monkeypatch.setattr(measure, "load_model", watched)
+    monkeypatch.setattr(deployment, "load_model", watched)
     measured(tiny, tmp_path)
     assert read == [(2, 16), *[(2, 1)] * 4] * 3  # a warm-up and two repeats
 
 
 def test_speeds_are_medians_over_the_whole_batch_without_the_warm_up(tiny, tmp_path, monkeypatch):
     seconds = iter([(100.0, 100.0), (1.0, 2.0), (9.0, 9.0), (2.0, 4.0)])
-    monkeypatch.setattr(measure, "_read_and_write", lambda *_: next(seconds))
+    monkeypatch.setattr(deployment, "_read_and_write", lambda *_: next(seconds))
     found = measured(tiny, tmp_path, repeats=3)
     assert found["metrics"] == {"prefill_tokens_per_second": 2 * 16 / 2, "decode_tokens_per_second": 2 * 4 / 4}
     assert found["measured_on"]["device"] == "cpu" and found["measured_on"]["threads"] == torch.get_num_threads()

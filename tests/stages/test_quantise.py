@@ -9,9 +9,9 @@ from harness.models.loading import count_parameters, load_model, load_tokenizer
 from harness.plan.cell_plan import Plan, plan_cell
 from harness.plan.compose import compose
 from harness.preflight import preflight
-from harness.stages.cache import make_cache
-from harness.stages.quantise import make_quantise
-from harness.stages.teach import make_labels
+from harness.stages.deployment import make_quantise
+from harness.stages.labels import make_labels
+from harness.stages.logit_cache import make_cache
 from harness.stages.train import make_train
 from tests.stages.small_world import run, small_world
 from tests.stages.test_train import settings

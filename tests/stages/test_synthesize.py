@@ -17,9 +17,9 @@ from harness.data.corpora._rows import prompt_hash
 from harness.data.corpora.mini import Corpus
 from harness.data.sequences import draw_seed
 from harness.models.loading import load_model, tokenizer_hash
-from harness.stages import synthesize
-from harness.stages.synthesize import make_synthesize
-from harness.stages.teach import save_rows
+from harness.stages.labels import save_rows
+from harness.stages.synthesis import synthesize
+from harness.stages.synthesis.synthesize import make_synthesize
 from harness.teachers import teacher
 from tests.doubles import byte_tokenizer, save_tiny, tiny_llama
 from tests.fake_server import FakeServer, adopt

@@ -7,7 +7,7 @@ from datasets import load_from_disk
 from harness.data.sequences import draw_seed, visits
 from harness.models.generate import generate
 from harness.models.loading import load_model, load_tokenizer
-from harness.stages.teach import make_labels
+from harness.stages.labels import make_labels
 from tests.doubles import byte_tokenizer
 from tests.stages.small_world import files, run, stopped
 
@@ -83,7 +83,7 @@ def test_prompts_alone_get_the_answers_that_their_answered_rows_get(world, tmp_p
 
 
 def test_a_block_without_rows_is_answered_without_loading_the_teacher(world, tmp_path, monkeypatch):
-    import harness.stages.teach as teach
+    import harness.stages.labels as teach
 
     empty = tmp_path / "empty"
     load_from_disk(world["subset"] / "train").select(np.arange(0)).save_to_disk(empty / "train", num_shards=1)
@@ -94,7 +94,7 @@ def test_a_block_without_rows_is_answered_without_loading_the_teacher(world, tmp
 
 @pytest.mark.parametrize("after", [(1,), (2, 1), (5,)])
 def test_stopped_after_some_shards_and_begun_again_it_ends_with_the_same_files(world, tmp_path, monkeypatch, after):
-    import harness.stages.teach as teach
+    import harness.stages.labels as teach
 
     monkeypatch.setattr(teach, "ROWS_PER_SHARD", 5)
     twice = {"samples_per_prompt": 2, "sampling_temperature": 1.0}

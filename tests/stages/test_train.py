@@ -13,7 +13,7 @@ from harness.config.recipe import TrainStage
 from harness.data.chat import render
 from harness.data.sequences import visits
 from harness.models.loading import load_model, load_tokenizer, tokenizer_hash
-from harness.stages.teach import make_labels, save_rows
+from harness.stages.labels import make_labels, save_rows
 from harness.stages.train import make_train
 from harness.training.training_report import FitReport
 from tests.doubles import bpe_tokenizer, byte_tokenizer, tiny_llama

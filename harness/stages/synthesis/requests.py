@@ -15,10 +15,10 @@ from typing import Any
 import pyarrow as pa
 
 from harness.data.chat import Rendered, render_many
-from harness.in_context import Writer, Written, turns
-from harness.stages.teach import FEATURES
+from harness.stages.labels import FEATURES
+from harness.stages.synthesis.filters import Candidate, Judge, inconsistent
+from harness.stages.synthesis.prompting import Writer, Written, turns
 from harness.store.partial_output import Shards, read_batch
-from harness.synthetic import Candidate, Judge, inconsistent
 
 TEXTS = pa.schema([("prompt", pa.string()), ("answer", pa.string())])
 SAMPLES = pa.schema([("number", pa.int64()), ("answers", pa.list_(pa.string()))])

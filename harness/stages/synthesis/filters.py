@@ -19,7 +19,7 @@ from harness.data.ngram_overlap import Items
 from harness.data.text_similarity import Ngrams, Pool, distinct, self_similarity
 from harness.evals.corpus.verified import normalise, verify
 from harness.evals.grading.math_answers import final_number
-from harness.in_context import Pair, turns
+from harness.stages.synthesis.prompting import Pair, turns
 
 COPIED_NGRAM, COPIED_SHARE = 8, 0.5
 """A text is a copy when more than half of its words lie in 8-grams of the other: the rule Tülu 3 finds

@@ -1,10 +1,12 @@
-"""Measure stage: what one model takes to run, in one number format: size, memory and speed on this machine.
+"""Stages `measure` and `quantise`: what one model takes to run in one number format, and its weights rounded to it.
 
 Lengths are forced (no token stops an answer), so models of one shape do the same work, whatever they say: a base
 stands for every student that is trained from it. Timings are this machine's at that hour; no number of the study
-is made of them. Rounded weights (`quantise.py`) come in as `model` and are loaded as they are scored.
+is made of them. Weights are rounded to 8 or 4 bits once, by bitsandbytes, which does so on CPU and GPU; the folder is
+an ordinary Hugging Face one, loaded like any other with the memory of the rounded weights.
 
-    measure.json    the facts below, on their own
+    measure.json                                     of `measure`: the facts below, on their own
+    model.safetensors, config.json, tokenizer.json   of `quantise`: the rounded model, with its quantization_config
 """
 
 import ctypes
@@ -24,7 +26,15 @@ import torch
 from harness.config.machine import Machine
 from harness.models.generate import context_of
 from harness.models.kv_cache import with_room
-from harness.models.loading import DTYPES, count_parameters, device_of, load_model
+from harness.models.loading import (
+    DTYPES,
+    count_parameters,
+    device_of,
+    load_model,
+    load_quantised,
+    load_tokenizer,
+    save_model,
+)
 from harness.store.store import write_json
 
 if TYPE_CHECKING:
@@ -159,3 +169,10 @@ def _peak_memory(device: str) -> Iterator[Callable[[], int]]:
         most = max(most, process.memory_info().rss)
         ended.set()
         watcher.join()
+
+
+def make_quantise(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
+    """Round the linear layers of `inputs["model"]` to `settings["to"]` (`int8` or `nf4`)."""
+    model = load_quantised(inputs["model"], settings["to"], device_of(machine))
+    save_model(model, load_tokenizer(inputs["model"]), out)
+    return {"counts": {"parameters": count_parameters(model), "bytes": model.get_memory_footprint()}}

@@ -27,17 +27,17 @@ from harness.data.chat import Rendered, render
 from harness.data.corpora import corpus_from, load_corpus
 from harness.data.sequences import Rows
 from harness.evals.corpus.verified import verify
-from harness.in_context import Pair, Writer
 from harness.models.flops import forward_flops
 from harness.models.loading import device_of, tokenizer_hash
 from harness.runtime import progress
-from harness.stages.asking import Asking, Truth
+from harness.stages.labels import save_rows
 from harness.stages.overlap import read_items
 from harness.stages.subset import read_batches
-from harness.stages.teach import save_rows
+from harness.stages.synthesis.filters import FILTERS, MEASURED_ROWS, Judge, Limits, measures, rejected_shares
+from harness.stages.synthesis.prompting import Pair, Writer
+from harness.stages.synthesis.requests import Asking, Truth
 from harness.store.partial_output import Shards
 from harness.store.store import write_json
-from harness.synthetic import FILTERS, MEASURED_ROWS, Judge, Limits, measures, rejected_shares
 from harness.teachers.teacher import LocalTeacher, ServedTeacher, open_teacher
 from harness.training.nll import mean_nll, served_nll
 

@@ -1,0 +1,1 @@
+"""synthesis: rows that a teacher writes after seeing human ones."""
