@@ -19,13 +19,13 @@ from typing import Any
 
 from harness.config.cluster import Cluster
 from harness.config.machine import Machine
-from harness.launch.notes import arrays_of
-from harness.launch.queue import Queue
-from harness.launch.slurm import submit
+from harness.execution.slurm.squeue import Queue
+from harness.execution.slurm.submissions import arrays_of
+from harness.execution.slurm.submit import submit
+from harness.execution.status_screen import Look
 from harness.plan.cell_plan import Plan
 from harness.plan.compose import compose
 from harness.plan.frozen import freeze, keep_plan
-from harness.screen import Look
 from harness.store.store import Store
 
 DEV_CLUSTER = Path(__file__).parents[1] / "slurm" / "dev_cluster"

@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.checks import SettingsError, refuse
-from harness.launch.notes import arrays_of, log_files, read_note, read_sent
-from harness.launch.queue import Queue, ask
+from harness.execution.slurm.squeue import Queue, ask
+from harness.execution.slurm.submissions import arrays_of, log_files, read_note, read_sent
+from harness.execution.status_screen import Look, headline, screen
 from harness.plan.frozen import frozen_plan, grid_names
-from harness.screen import Look, headline, screen
 from harness.store.fingerprint import differences
 from harness.store.store import Store
 
@@ -84,15 +84,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def show_plan(given: argparse.Namespace) -> None:
     """Cells, unique stages, what the store already has, and the expected cost of the rest."""
-    from harness.api import wanted_name
     from harness.claims import foresee
     from harness.config.cluster import Cluster
-    from harness.ledger import check_gpu_hours
+    from harness.execution.preflight import preflight
+    from harness.execution.runner import wanted_name
+    from harness.execution.slurm.usage import check_gpu_hours
     from harness.plan.cell_plan import Plan
     from harness.plan.compose import compose
     from harness.plan.estimate import plan_text
     from harness.plan.frozen import freeze
-    from harness.preflight import preflight
 
     composed = compose(given.overrides)
     settings, plan = composed.settings, Plan.of(composed.cells)
@@ -136,8 +136,8 @@ def watch(given: argparse.Namespace) -> None:
 
 def try_again(given: argparse.Namespace) -> None:
     """Failed cells again: on the cluster that had them, or here."""
-    from harness.retry import retry
-    from harness.view import view_of
+    from harness.execution.retry import retry
+    from harness.execution.view import view_of
 
     store = _existing(given.store)
     with view_of(sys.stderr) as view:
@@ -177,7 +177,7 @@ def show_logs(given: argparse.Namespace) -> None:
 
 def show_cost(given: argparse.Namespace) -> None:
     """What a grid took, by kind of work."""
-    from harness.ledger import ledger
+    from harness.execution.slurm.usage import ledger
 
     store = _existing(given.store)
     source, table = ledger(store, frozen_plan(store, given.grid))

@@ -9,30 +9,11 @@ Run by hand on any machine that sees the store, it does the same. Started severa
 """
 
 import argparse
-import json
-import os
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from harness.attempt import Outcome, alone, attempt, follow, note_failure
-from harness.config.machine import Machine
-from harness.follower import Follower
-from harness.leader import Leader
-from harness.members import own_member
-from harness.plan.graph import MAKERS, TOGETHER
-from harness.runtime import preemption
-from harness.runtime.processes import slurm_job
-from harness.store.status import STUCK_AFTER, stuck
-from harness.store.store import Store
-
-BUSY_SECONDS = 5.0
-REQUEUE_SECONDS = 60.0
+from harness.execution.slurm.task import make
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,112 +23,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--submission", type=Path, required=True, help="the frozen submission they belong to")
     given = parser.parse_args(arguments)
     return make(given.addresses, given.submission)
-
-
-def run(addresses: Sequence[str], submission: str) -> None:
-    """What submitit starts: the same, and a failure is this process's exit code."""
-    code = make(addresses, Path(submission))
-    if code:
-        sys.stdout.flush()
-        os._exit(code)  # submitit would otherwise write the exit down as a result
-
-
-def make(addresses: Sequence[str], submission: Path) -> int:
-    """Make every address with what only it needs; the first failure does not keep the others from being made.
-
-    Of several processes of one job the first makes all this, and the others with it what takes all of them.
-    """
-    os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))  # read by torch at import
-    text = submission.read_text()
-    written = json.loads(text)
-    store, machine = Store(Path(written["store"])), Machine(**written["machine"])
-    member = own_member()
-    if member is None:
-        return _make_all(addresses, written, store, machine, None)
-    if member.rank > 0:
-        return Follower(member, text, store).serve(partial(_follow, store, written, machine))
-    leader, code = Leader(member, text, store), 1
-    try:
-        code = _make_all(addresses, written, store, machine, leader)
-    finally:
-        leader.end(code)
-    return code
-
-
-def _make_all(
-    addresses: Sequence[str], written: Mapping[str, Any], store: Store, machine: Machine, leader: Leader | None
-) -> int:
-    jobs = {written["stages"][key]["address"]: keys for key, keys in written["jobs"].items()} | written["jobs"]
-    failed: dict[str, str] = {}
-    try:
-        with preemption.stoppable_between():
-            for address in addresses:
-                if failed.keys() & jobs[address]:
-                    continue  # what it needs has just failed, and that has been said
-                outcome = _make_target(store, written, jobs[address], machine, leader)
-                if outcome.status != "done":
-                    failed[outcome.key] = f"{address}: {outcome.failure_class}: {outcome.reason}"
-                if leader is not None and leader.lost:
-                    break
-    except preemption.Preempted as stopped:
-        print(f"harness: {stopped}; what was done is kept", flush=True)
-        if preemption.received() == signal.SIGUSR2:
-            requeue(written["cluster"]["restarts"])
-        return preemption.EXIT_CODE
-    for line in failed.values():
-        print(f"harness: {line}", flush=True)
-    return 1 if failed else 0
-
-
-def _follow(store: Store, written: Mapping[str, Any], machine: Machine, key: str) -> tuple[str, str] | None:
-    """Make one stage beside the first process."""
-    spec = written["stages"][key]
-    return follow(store, spec, MAKERS[spec["kind"]][0], machine)
-
-
-def _make_target(
-    store: Store, written: Mapping[str, Any], keys: Sequence[str], machine: Machine, leader: Leader | None
-) -> Outcome:
-    """One target: its private stages in order, inputs looked up again; how the last, or the failed one, ended."""
-    outcome = Outcome("", "done")
-    for key in keys:
-        spec = written["stages"][key]
-        missing = [upstream for upstream in spec["inputs"].values() if not store.done(upstream)]
-        if missing and not store.done(key):
-            address = written["stages"][missing[0]]["address"]
-            return Outcome(key, "failed", "blocked", f"needs {address}, which is not in the store")
-        outcome = _make_stage(store, spec, machine, leader)
-        if outcome.status != "done":
-            return outcome
-    return outcome
-
-
-def _make_stage(store: Store, spec: Mapping[str, Any], machine: Machine, leader: Leader | None) -> Outcome:
-    """One stage; where another job is making it, that one is waited for."""
-    key = spec["key"]
-    if not store.done(key) and not store.claimed(key) and stuck(store.attempts(key)):
-        reason = f"stopped {STUCK_AFTER} times in a row without getting further; give it more time or memory"
-        note_failure(store, spec, "stuck", reason)
-        return Outcome(key, "failed", "stuck", reason)
-    others = alone if leader is None else partial(leader.stage, all_make=spec["kind"] in TOGETHER)
-    while True:
-        print(f"harness: {spec['address']}", flush=True)
-        outcome = attempt(store, spec, MAKERS[spec["kind"]][0], machine, others=others)
-        if outcome.status != "busy":
-            return outcome
-        while store.claimed(key) and not store.done(key):
-            time.sleep(BUSY_SECONDS)
-
-
-def requeue(restarts: int) -> None:
-    """Put this job back into the queue, a bounded number of times."""
-    job = slurm_job()
-    if job is None:
-        return
-    if int(os.environ.get("SLURM_RESTART_COUNT", "0")) >= restarts:
-        print(f"harness: not queued again after {restarts} restarts; slurm.restarts allows more", flush=True)
-        return
-    subprocess.run(["scontrol", "requeue", job], timeout=REQUEUE_SECONDS, check=False)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from harness.claims import Finding, judge
 from harness.config.checks import refuse
 from harness.crossover import Crossover
 from harness.curves import curves
+from harness.execution.wandb_run import tell_grid
 from harness.gains import crossovers
 from harness.items import LoadItems, named_once, read_items
 from harness.plan.claims import Claim, declared
@@ -30,7 +31,6 @@ from harness.record import records
 from harness.rivals import compared
 from harness.store.store import Store, write_json, write_text
 from harness.table import headline, summary, tidy
-from harness.tracked import tell_grid
 from harness.verdict import verdict
 
 RECORDS, ITEMS, CLAIMS = "records.jsonl", "items.parquet", "claims.json"
@@ -132,7 +132,7 @@ class Outcome:
         return folder
 
     def tell(self, track: str, root: Path) -> list[str]:
-        """Leave verdict and tables as one run of Weights & Biases where `track` asks for it (harness.tracked), in the
+        """Leave verdict and tables as one run of Weights & Biases where `track` asks for it (harness.execution.wandb_run), in the
         store at `root`; returns warnings."""
         if track == "none":
             return []

@@ -5,9 +5,9 @@ from dataclasses import asdict
 
 import pytest
 
-from harness.batches import batches, own_jobs
 from harness.config.checks import SettingsError
 from harness.config.cluster import Cluster
+from harness.execution.slurm.arrays import batches, own_jobs
 from harness.plan.cell_plan import Plan
 from harness.plan.compose import compose
 

@@ -10,14 +10,14 @@ import time
 import psutil
 import pytest
 
-import harness.execute
+import harness.execution.executor
 import harness.plan.graph
-from harness.attempt import attempt
 from harness.config.cell import Settings
 from harness.config.checks import SettingsError
 from harness.config.machine import Launch, Machine
-from harness.execute import execute
-from harness.launch.local import Pool
+from harness.execution.attempt import attempt
+from harness.execution.executor import execute
+from harness.execution.launchers.local import Pool
 from harness.plan.cell_plan import CellPlan, Plan
 from harness.plan.graph import Stage
 from harness.store.status import cell_state, stage_state
@@ -49,8 +49,8 @@ class Watcher:
 def cheap_makers(monkeypatch):
     makers = {kind: (MAKER, 1) for kind in ("mixture", "base", "train", "evaluate")}
     monkeypatch.setattr(harness.plan.graph, "MAKERS", makers)
-    monkeypatch.setattr(harness.execute, "MAKERS", makers)
-    monkeypatch.setattr(harness.execute, "stage_seconds", lambda stage: 1.0)
+    monkeypatch.setattr(harness.execution.executor, "MAKERS", makers)
+    monkeypatch.setattr(harness.execution.executor, "stage_seconds", lambda stage: 1.0)
 
 
 def chain(number, do=None, data=None):
@@ -202,10 +202,10 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts us with Ctrl-C ignored
 import tests.test_execute as t
 from harness.store.store import Store
-import harness.plan.graph, harness.execute
-for module in (harness.plan.graph, harness.execute):
+import harness.plan.graph, harness.execution.executor
+for module in (harness.plan.graph, harness.execution.executor):
     module.MAKERS = {kind: (t.MAKER, 1) for kind in ("mixture", "base", "train", "evaluate")}
-harness.execute.stage_seconds = lambda stage: 1.0
+harness.execution.executor.stage_seconds = lambda stage: 1.0
 if __name__ == "__main__":
     t.execute(t.plan_of(t.chain(1, do="wait")), Store.open(sys.argv[1]), t.settings("local"), t.Watcher())
 """

@@ -16,11 +16,12 @@ from harness.config.machine import Launch, Machine
 from harness.config.model import Model
 from harness.data.chat import answer_ids_many
 from harness.data.miniature.tokenizer import FAMILIES, load_mini_tokenizer
-from harness.models.files import check_model, model_identity, tokenizer_fingerprint, tokenizer_json_fingerprint
+from harness.execution.model_checks import check_model
+from harness.execution.preflight import preflight
+from harness.models.files import model_identity, tokenizer_fingerprint, tokenizer_json_fingerprint
 from harness.plan.cell_plan import Plan, plan_cell
 from harness.plan.compose import compose
 from harness.plan.frozen import freeze
-from harness.preflight import preflight
 from harness.stages.labels import make_labels
 from harness.store.store import Store
 

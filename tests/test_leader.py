@@ -11,9 +11,10 @@ import time
 
 import pytest
 
-from harness import follower, job, leader
+from harness import job
 from harness.config.machine import Machine
-from harness.members import Member
+from harness.execution.distributed import coordinator
+from harness.execution.distributed.process_group import Member
 from harness.plan.graph import Stage
 from harness.runtime import preemption
 from harness.store.status import stage_state
@@ -98,7 +99,7 @@ class Job:
 def process(rank, start, keys, file):
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": COUNT, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": start}
     os.environ.update({name: str(value) for name, value in names.items()} | {"PMI_SIZE": str(COUNT)})
-    leader.GRACE_SECONDS = follower.GRACE_SECONDS = GRACE
+    coordinator.GRACE_SECONDS = coordinator.GRACE_SECONDS = GRACE
     job.MAKERS = {kind: ("tests.test_leader:make", 1) for kind in (ALONE, ALL)}
     os._exit(job.make(keys, file))
 
@@ -180,12 +181,12 @@ def test_a_follower_told_to_leave_before_it_began_says_so_and_makes_nothing(monk
             heard.set() if "end" in message else None
             return message
 
-    class Slow(follower.Follower):
+    class Slow(coordinator.Follower):
         def _make(self, message, follow):
             heard.wait()
             super()._make(message, follow)
 
-    monkeypatch.setattr(follower, "call", lambda member, known: Said())
+    monkeypatch.setattr(coordinator, "call", lambda member, known: Said())
     slow = Slow(Member(2, COUNT, 2, "127.0.0.1", "now"), "text", Store.open(tmp_path / "store"))
     assert slow.serve(lambda key: pytest.fail("made")) == 0
     assert sent == [{"left": None, "claim": "a1"}]

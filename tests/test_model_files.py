@@ -9,13 +9,8 @@ import pytest
 
 from harness.config.checks import SettingsError
 from harness.config.model import Lesson, Model, Student, Teacher
-from harness.models.files import (
-    check_model,
-    model_identity,
-    parameters_of,
-    tokenizer_fingerprint,
-    tokenizer_fingerprint_of_folder,
-)
+from harness.execution.model_checks import check_model
+from harness.models.files import model_identity, parameters_of, tokenizer_fingerprint, tokenizer_fingerprint_of_folder
 from harness.store.store import write_json
 from tests.doubles import byte_tokenizer, save_tiny, tiny_llama
 

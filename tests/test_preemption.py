@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from harness.attempt import attempt
 from harness.config.machine import Machine
+from harness.execution.attempt import attempt
 from harness.plan.graph import Stage
 from harness.runtime import preemption
 from harness.runtime.preemption import Preempted

@@ -5,9 +5,9 @@ import pytest
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.config.model import Teacher
+from harness.execution.preflight import preflight
 from harness.plan.cell_plan import Plan
 from harness.plan.compose import compose
-from harness.preflight import preflight
 from tests.doubles import byte_tokenizer, save_tiny
 
 

@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from harness import job
-from harness.attempt import attempt
 from harness.config.budget import Budget
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
 from harness.data.sequences import Rows, visits
+from harness.execution.attempt import attempt
 from harness.models import fsdp
 from harness.models.logits import agrees
 from harness.models.lora import with_adapters

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from harness.api import run_grid
 from harness.config.machine import Launch
+from harness.execution.runner import run_grid
+from harness.finished import Finished
 from harness.fresh import main
 from harness.plan.compose import compose
 from harness.store.store import Store
@@ -40,10 +41,10 @@ def arms(tmp_path_factory):
     words += [f"student.path={root / 'student'}", "data_frac=1.0", "budget.amount=60", "budget.batch_size=4"]
     composed = compose([*words, "budget.learning_rate=5e-3", f"store={root / 'store'}"])
     cells = tuple(cell for cell in composed.cells if cell.seed == 0 and arm_of(cell) in ARMS)
-    finished = run_grid(replace(composed, cells=cells, settings=replace(composed.settings, launch=Launch("inline"))))
-    assert not finished.failed, finished.failed
+    frozen = run_grid(replace(composed, cells=cells, settings=replace(composed.settings, launch=Launch("inline"))))
     store = Store.open(root / "store")
-    frozen = json.loads((finished.folder / "plan.json").read_text())
+    finished = Finished.collect(store, frozen)
+    assert not finished.failed, finished.failed
     found = {}
     for cell, planned in zip(cells, frozen["cells"], strict=True):
         key = planned["train"][-1]

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import serve
-from harness.launch.notes import new_note
-from harness.launch.servers import Server
+from harness.execution.slurm import server_job
+from harness.execution.slurm.model_servers import Server
+from harness.execution.slurm.submissions import new_note
 from harness.store.store import Store, write_json
 from harness.teachers.discovery import page_of, read_page, write_page
 
@@ -76,7 +76,14 @@ class Job:
         write_json(self.note, new_note("s", NAME, 0))
 
     def start(self):
-        command = [sys.executable, "-m", "harness.serve", NAME, "--submission", str(self.submission)]
+        command = [
+            sys.executable,
+            "-m",
+            "harness.execution.slurm.server_job",
+            NAME,
+            "--submission",
+            str(self.submission),
+        ]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def serving(self):
@@ -187,28 +194,28 @@ def test_a_job_that_is_ended_takes_its_server_along(commands, tmp_path):
 
 def test_it_stays_for_a_job_that_was_sent_while_it_looked_for_the_last_time(commands, tmp_path, monkeypatch):
     job = Job(tmp_path)
-    made_of = serve.ServerJob(NAME, job.submission)
+    made_of = server_job.ServerJob(NAME, job.submission)
     looks = []
 
     def wanted(store, key):
         looks.append(job.note.exists())
         return len(looks) == 2
 
-    monkeypatch.setattr(serve, "wanted", wanted)
+    monkeypatch.setattr(server_job, "wanted", wanted)
     assert not made_of._over() and looks == [True, False], "the last look comes after it can no longer be found"
     assert job.page.exists() and made_of._over() and not job.page.exists()
 
 
 def test_it_gives_way_to_another_that_was_sent_for_the_same_model(commands, tmp_path):
     job = Job(tmp_path)
-    made_of = serve.ServerJob(NAME, job.submission)
+    made_of = server_job.ServerJob(NAME, job.submission)
     write_page(job.page, name="g.serve.000000.0", job=None, model=SERVER.model, ready_minutes=1)
     assert made_of._over() and read_page(job.page)["name"] == "g.serve.000000.0"
 
 
 def test_it_stays_while_the_queue_cannot_be_asked(commands, tmp_path, capsys):
     job = Job(tmp_path)
-    made_of = serve.ServerJob(NAME, job.submission)
+    made_of = server_job.ServerJob(NAME, job.submission)
     (commands / "squeue").write_text("#!/bin/sh\necho 'Unable to contact slurm controller' >&2; exit 1\n")
     assert not made_of._over() and not made_of._over()
     assert capsys.readouterr().out.count("Unable to contact slurm controller") == 1

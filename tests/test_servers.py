@@ -9,7 +9,7 @@ import pytest
 
 from harness.config.checks import SettingsError
 from harness.data.miniature.tokenizer import load_mini_tokenizer
-from harness.launch.servers import wanted
+from harness.execution.slurm.model_servers import wanted
 from harness.plan.graph import Stage
 from harness.teachers.discovery import read_page
 from tests import test_slurm

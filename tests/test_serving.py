@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from harness.attempt import failure_class
 from harness.config.checks import SettingsError
+from harness.execution.attempt import failure_class
 from harness.runtime import preemption
 from harness.teachers import discovery
 from harness.teachers.discovery import PagedEndpoint, endpoint_at, write_page

@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from harness.attempt import attempt
 from harness.config.machine import Machine
+from harness.execution.attempt import attempt
 from harness.plan.graph import Stage
 from harness.runtime import preemption
 from harness.store import partial_output

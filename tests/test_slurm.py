@@ -13,11 +13,11 @@ from harness import grid
 from harness.config.checks import SettingsError
 from harness.config.cluster import Cluster
 from harness.config.machine import Machine
-from harness.launch.jobs import states_of
-from harness.launch.notes import Notes
-from harness.launch.queue import Queue
-from harness.launch.slurm import submit
-from harness.launch.snapshot import publish_code
+from harness.execution.slurm.code_snapshot import publish_code
+from harness.execution.slurm.job_accounting import states_of
+from harness.execution.slurm.squeue import Queue
+from harness.execution.slurm.submissions import Notes
+from harness.execution.slurm.submit import submit
 from harness.plan.cell_plan import Plan
 from harness.plan.compose import compose
 from harness.plan.graph import MAKERS
@@ -275,14 +275,14 @@ def test_accounts_say_why_a_job_ended_without_its_artifact(slurm, store):
 
 
 def test_a_controller_that_is_away_for_a_moment_is_asked_again(slurm, monkeypatch):
-    monkeypatch.setattr("harness.launch.queue.AGAIN_SECONDS", 0)
+    monkeypatch.setattr("harness.execution.slurm.squeue.AGAIN_SECONDS", 0)
     away = (
         f"test -e {slurm}/asked && exit 0; touch {slurm}/asked; echo 'Unable to contact slurm controller' >&2; exit 1"
     )
     (slurm / "squeue").write_text(f"#!/bin/sh\n{away}\n")
     assert Queue.look().jobs == {}
     (slurm / "asked").unlink()
-    monkeypatch.setattr("harness.launch.queue.AWAY_SECONDS", -1)
+    monkeypatch.setattr("harness.execution.slurm.squeue.AWAY_SECONDS", -1)
     with pytest.raises(SettingsError, match="squeue -h -r failed: Unable to contact"):
         Queue.look()
 

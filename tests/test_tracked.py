@@ -10,11 +10,11 @@ import pytest
 from wandb.proto import wandb_internal_pb2
 
 import harness.api as harness
-from harness import tracked
-from harness.attempt import attempt
 from harness.config.cell import TRACKS, Settings
 from harness.config.checks import SettingsError
 from harness.config.machine import Launch, Machine
+from harness.execution import wandb_run
+from harness.execution.attempt import attempt
 from harness.plan.graph import Stage
 from harness.runtime import progress as track
 from harness.store.store import Store
@@ -104,7 +104,7 @@ def make(settings, inputs, out, machine):
 
 def attempted(tmp_path, to, name="one"):
     store, stage = Store.open(tmp_path / "store"), Stage("train", "one", {"number": name})
-    outcome = attempt(store, stage.spec() | tracked.asked(to, "g"), "tests.test_tracked:make", Machine())
+    outcome = attempt(store, stage.spec() | wandb_run.asked(to, "g"), "tests.test_tracked:make", Machine())
     assert outcome.status == "done"
     assert len((store.folder(stage.key) / "log.jsonl").read_text().splitlines()) == 3
     return store, store.manifest(stage.key)["facts"].get("warnings", [])
@@ -177,8 +177,8 @@ def test_neither_the_key_nor_what_wandb_would_gather_by_itself_is_on_disk(finish
 def test_a_stage_that_was_stopped_goes_on_with_one_curve_and_no_step_twice(tmp_path, monkeypatch):
     store, stage = Store.open(tmp_path / "store"), Stage("train", "sft-1-s0", {"seed": 0})
     for name, steps in (("first", 2), ("second", 1), ("last", None)):
-        asked = stage.spec() | tracked.asked("wandb", "g")
-        with tracked.curve(store, asked) as run, track.listen(lambda progress: None, run.log):
+        asked = stage.spec() | wandb_run.asked("wandb", "g")
+        with wandb_run.curve(store, asked) as run, track.listen(lambda progress: None, run.log):
             result = checkpoints.attempt(tmp_path, monkeypatch, name, steps=steps)
         assert run.problem is None
     (records,) = runs_in(store.root).values()
@@ -191,7 +191,7 @@ def test_what_wandb_cannot_do_is_a_warning_of_a_stage_that_is_done(tmp_path, mon
     (tmp_path / "store" / "wandb").write_text("no folder")
     _, (warning,) = attempted(tmp_path, "wandb")
     assert "not all of it is in wandb: FileExistsError" in warning
-    monkeypatch.setattr(tracked, "LONGEST_WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(wandb_run, "LONGEST_WAIT_SECONDS", 0.5)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     (tmp_path / "store" / "wandb").unlink()
     _, (warning,) = attempted(tmp_path, "wandb_online", "unreachable")
@@ -204,14 +204,14 @@ def test_what_wandb_cannot_do_is_a_warning_of_a_stage_that_is_done(tmp_path, mon
 
 
 def test_a_table_that_wandb_would_cut_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(tracked, "TABLE_ROWS", 2)
-    (warning,) = tracked.tell_grid(tmp_path, "wandb", "g", {"results": pd.DataFrame({"score": [1.0, None, 3.0]})})
+    monkeypatch.setattr(wandb_run, "TABLE_ROWS", 2)
+    (warning,) = wandb_run.tell_grid(tmp_path, "wandb", "g", {"results": pd.DataFrame({"score": [1.0, None, 3.0]})})
     assert warning == "wandb has the first 2 of 3 rows of results"
 
 
 def test_nothing_is_tracked_unless_asked_for(tmp_path):
     store, warnings = attempted(tmp_path, "none")
     assert warnings == [] and not (store.root / "wandb").exists()
-    assert set(tracked.MODES) == set(TRACKS) - {"none"}
+    assert set(wandb_run.MODES) == set(TRACKS) - {"none"}
     with pytest.raises(SettingsError, match="track='tensorboard'"):
         Settings(method=None, corpus=None, track="tensorboard")

@@ -9,6 +9,8 @@ import harness.api as harness
 from harness.config.cell import Settings
 from harness.config.checks import SettingsError
 from harness.config.machine import Launch
+from harness.execution.runner import run_grid
+from harness.finished import Finished
 from harness.grid import main as grid
 from harness.methods import method_name
 from harness.plan.cell_plan import Plan, plan_cell
@@ -176,10 +178,10 @@ def test_a_tuned_grid_from_trials_to_table(tmp_path, capsys):
     settings = Settings(
         method=None, corpus=None, store=str(tmp_path / "store"), grid="g", launch=Launch(kind="inline"), tune=tune
     )
-    finished = harness.run_grid(Composed(cells, settings))
+    store = Store(tmp_path / "store")
+    finished = Finished.collect(store, run_grid(Composed(cells, settings)))
     told = json.loads((finished.folder / "tuning.json").read_text())
     assert told["trials_per_arm"] == 3
-    store = Store(tmp_path / "store")
     for arm in told["arms"]:
         best = min(arm["trials"], key=lambda trial: trial["validation_nll"])
         assert best["values"] == arm["chosen"]
@@ -195,5 +197,5 @@ def test_a_tuned_grid_from_trials_to_table(tmp_path, capsys):
     before = len(list(store.published()))
     assert grid(["--store", str(tmp_path / "store"), "status", "g-tuning"]) == 0
     assert "g-tuning: 6 of 6 cells done" in capsys.readouterr().out
-    harness.run_grid(Composed(cells, settings))
+    run_grid(Composed(cells, settings))
     assert len(list(store.published())) == before

@@ -6,20 +6,20 @@ from dataclasses import replace
 
 import pytest
 
-import harness.execute
+import harness.execution.executor
 import harness.plan.graph
 from harness import grid
-from harness.attempt import note_failure
 from harness.config.checks import SettingsError
 from harness.config.cluster import Cluster
 from harness.config.machine import Machine
-from harness.execute import execute
-from harness.ledger import ledger
+from harness.execution.attempt import note_failure
+from harness.execution.executor import execute
+from harness.execution.retry import Failure, failures, mended, smaller_batches
+from harness.execution.retry import retry as try_again
+from harness.execution.slurm.usage import ledger
+from harness.execution.status_screen import Look, screen
 from harness.plan.frozen import keep_plan, targets_of, thaw
 from harness.plan.graph import Stage
-from harness.retry import Failure, failures, mended, smaller_batches
-from harness.retry import retry as try_again
-from harness.screen import Look, screen
 from harness.store.store import Store
 from harness.teachers.discovery import page_of, write_page
 from tests.test_execute import MAKER, Watcher, settings
@@ -29,8 +29,8 @@ from tests.test_execute import MAKER, Watcher, settings
 def cheap_makers(monkeypatch):
     makers = {kind: (MAKER, 1) for kind in ("mixture", "base", "train", "evaluate")}
     monkeypatch.setattr(harness.plan.graph, "MAKERS", makers)
-    monkeypatch.setattr(harness.execute, "MAKERS", makers)
-    monkeypatch.setattr(harness.execute, "stage_seconds", lambda stage: 1.0)
+    monkeypatch.setattr(harness.execution.executor, "MAKERS", makers)
+    monkeypatch.setattr(harness.execution.executor, "stage_seconds", lambda stage: 1.0)
 
 
 def cell(number, do=None):

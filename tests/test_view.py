@@ -2,10 +2,10 @@
 
 import io
 
+from harness.execution.view import LiveView, PlainView, describe, view_of
 from harness.plan.graph import Stage
 from harness.runtime.progress import Progress
 from harness.store.status import StageState
-from harness.view import LiveView, PlainView, describe, view_of
 
 
 def stage(name="sft-0.01-s0"):

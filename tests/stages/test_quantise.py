@@ -5,10 +5,10 @@ import torch
 
 from harness.config.checks import SettingsError
 from harness.config.teacher_signal import Signal
+from harness.execution.preflight import preflight
 from harness.models.loading import count_parameters, load_model, load_tokenizer
 from harness.plan.cell_plan import Plan, plan_cell
 from harness.plan.compose import compose
-from harness.preflight import preflight
 from harness.stages.deployment import make_quantise
 from harness.stages.labels import make_labels
 from harness.stages.logit_cache import make_cache

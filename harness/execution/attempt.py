@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from harness import tracked
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
+from harness.execution import wandb_run
 from harness.runtime import preemption
 from harness.runtime import progress as track
 from harness.runtime.processes import ProcessError, process_count, slurm_job, threads, visible_gpus
@@ -81,7 +81,7 @@ def attempt(
                 listener(progress)
 
             with store.scratch(key) as out:
-                with tracked.curve(store, spec) as curve, others(key, claim):
+                with wandb_run.curve(store, spec) as curve, others(key, claim):
                     diary.page |= {"machine": asdict(machine), "processes": process_count()}
                     facts, manifest = _make(store, spec, maker, machine, out, heard, curve.log)
                 if curve.problem is not None:

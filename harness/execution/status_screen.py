@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.launch.jobs import states_of
+from harness.execution.slurm.job_accounting import states_of
 from harness.plan.frozen import targets_of
 from harness.store.status import StageState, cell_state, stage_state
 from harness.store.store import Store

@@ -16,20 +16,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness import job, serve
-from harness.batches import Batch, Job, batches, check_batch_sizes, own_jobs
 from harness.config.checks import refuse
 from harness.config.cluster import Cluster, Resources
 from harness.config.machine import Machine
-from harness.launch.notes import Notes, read_notes, write_sent
-from harness.launch.queue import Queue
-from harness.launch.servers import Server, pointed, take_servers
-from harness.launch.snapshot import publish_code
-from harness.ledger import check_gpu_hours
+from harness.execution.slurm import server_job
+from harness.execution.slurm.arrays import Batch, Job, batches, check_batch_sizes, own_jobs
+from harness.execution.slurm.code_snapshot import publish_code
+from harness.execution.slurm.model_servers import Server, pointed, take_servers
+from harness.execution.slurm.squeue import Queue
+from harness.execution.slurm.submissions import Notes, read_notes, write_sent
+from harness.execution.slurm.usage import check_gpu_hours
+from harness.execution.wandb_run import asked
 from harness.plan.graph import TOGETHER, Again, Stage, Work
 from harness.store.status import MENDABLE, StageState, stage_state
 from harness.store.store import Store, write_json
-from harness.tracked import asked
 
 WATCH_SECONDS = 10.0
 SPARE_JOBS = 10
@@ -112,12 +112,12 @@ def submit(
         _write(folder, store, machine, cluster, grid, jobs, arrays, servers, again or {}, track)
         for server in servers:
             assert cluster.serve is not None
-            send(server, parameters(code, server, cluster.serve.resources, [], cluster), serve.run, [server])
+            send(server, parameters(code, server, cluster.serve.resources, [], cluster), server_job.run, [server])
     for array, batch in arrays.items():
         after = [_job_id(notes, key) for key in sorted(batch.needs) if not store.done(key)]
         started = sorted({_job_id(notes, server.key) for server in batch.servers})
         addresses = [[jobs[key].stages[-1].address for key in task] for task in batch.tasks]
-        send(array, parameters(code, array, batch.resources, after, cluster, started), job.run, addresses)
+        send(array, parameters(code, array, batch.resources, after, cluster, started), task.run, addresses)
     targets = sum(len(task) for batch in arrays.values() for task in batch.tasks)
     return Submission(folder, sent, targets, len(jobs) - targets, failed)
 

@@ -11,18 +11,18 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Protocol
 
-from harness.attempt import Outcome
 from harness.config.cell import Settings
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
-from harness.launch.inline import Inline
-from harness.launch.local import Pool
+from harness.execution.attempt import Outcome
+from harness.execution.launchers.inline import Inline
+from harness.execution.launchers.local import Pool
+from harness.execution.wandb_run import asked
 from harness.plan.estimate import stage_seconds
 from harness.plan.graph import MAKERS, Again, Stage, Work
 from harness.runtime.progress import Progress
 from harness.store.status import MENDABLE, StageState, stage_state
 from harness.store.store import Store
-from harness.tracked import asked
 
 BUSY_RETRY_SECONDS = 2.0
 READING = "mixture"

@@ -17,13 +17,13 @@ from harness.config.cell import Settings
 from harness.config.checks import refuse
 from harness.config.cluster import Cluster
 from harness.config.machine import Machine
-from harness.execute import View, execute
-from harness.launch.jobs import latest
-from harness.launch.notes import read_submission
+from harness.execution.executor import View, execute
+from harness.execution.slurm.job_accounting import latest
+from harness.execution.slurm.submissions import read_submission
+from harness.execution.status_screen import Look
 from harness.plan.frozen import Part, targets_of, thaw
 from harness.plan.graph import Again, Stage
 from harness.runtime.processes import equal_part
-from harness.screen import Look
 from harness.store.status import StageState
 from harness.store.store import Store
 
@@ -62,7 +62,7 @@ def retry(
         execute(part, store, settings, view, again)
         return
 
-    from harness.launch.slurm import submit
+    from harness.execution.slurm.submit import submit
 
     cluster = mended(Cluster.of(before["cluster"]), failed, tell)
     machine, track = Machine(**before["machine"]), frozen.get("track", "none")

@@ -1,6 +1,6 @@
 """A server's job: starts what the cluster file says, tells where it listens, and ends with the last job that asks it.
 
-    python -m harness.serve NAME --submission <store>/submissions/<name>/submission.json
+    python -m harness.execution.slurm.server_job NAME --submission <store>/submissions/<name>/submission.json
 
 Exit code 0: nobody needs it any more. 1: it could not be started, or died; the last line says why. 75: stopped; told
 so by SIGUSR2 it puts itself back into Slurm's queue while it is needed. The server's
@@ -22,10 +22,10 @@ from typing import Any
 
 from harness.config.checks import SettingsError, refuse
 from harness.config.cluster import Serve
-from harness.job import requeue
-from harness.launch.notes import read_note
-from harness.launch.queue import ask
-from harness.launch.servers import Server, wanted
+from harness.execution.slurm.model_servers import Server, wanted
+from harness.execution.slurm.squeue import ask
+from harness.execution.slurm.submissions import read_note
+from harness.execution.slurm.task import requeue
 from harness.runtime import preemption
 from harness.runtime.processes import end_group, free_port
 from harness.store.store import Store
@@ -39,7 +39,7 @@ SIGNAL_SECONDS = 1.0  # Slurm tells the processes of a job one after the other
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve one of the models of a submission."""
-    parser = argparse.ArgumentParser(prog="python -m harness.serve", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m harness.execution.slurm.server_job", description=__doc__)
     parser.add_argument("name", help="of the server's job")
     parser.add_argument("--submission", type=Path, required=True, help="the frozen submission that wants it")
     given = parser.parse_args(arguments)

@@ -14,7 +14,7 @@ from functools import cache
 from typing import NamedTuple
 
 from harness.config.cluster import Cluster, Resources
-from harness.launch.servers import Server, server_of
+from harness.execution.slurm.model_servers import Server, server_of
 from harness.plan.estimate import stage_seconds
 from harness.plan.graph import TOGETHER, Stage, Work
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.config.cluster import Cluster
-from harness.launch.notes import Notes, being_sent, new_note
-from harness.launch.queue import tasks_of
+from harness.execution.slurm.squeue import tasks_of
+from harness.execution.slurm.submissions import Notes, being_sent, new_note
 from harness.plan.graph import Stage
 from harness.store.fingerprint import SHORT, fingerprint
 from harness.store.store import Store, write_json

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from harness.store.store import Store, fsync_tree
 
-PACKAGE = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parents[2]
 
 
 def publish_code(store: Store) -> Path:

@@ -18,8 +18,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from harness.attempt import Outcome, note_death
 from harness.config.machine import Machine
+from harness.execution.attempt import Outcome, note_death
 from harness.runtime.preemption import EXIT_CODE
 from harness.runtime.processes import available_cores, visible_gpus
 from harness.runtime.progress import Progress
@@ -133,7 +133,7 @@ class _Worker:
             [
                 sys.executable,
                 "-m",
-                "harness.launch.worker",
+                "harness.execution.launchers.worker",
                 str(theirs.fileno()),
                 str(root),
                 json.dumps(asdict(machine)),

@@ -1,4 +1,4 @@
-"""A worker of the local pool: `python -m harness.launch.worker <descriptor> <store> <machine>`.
+"""A worker of the local pool: `python -m harness.execution.launchers.worker <descriptor> <store> <machine>`.
 
 Makes the stages that come through the inherited connection, one at a time, until it is closed. When the
 process that started it is gone it asks itself to stop, so no stage is trained for nobody and what was
@@ -15,8 +15,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from harness.attempt import attempt
 from harness.config.machine import Machine
+from harness.execution.attempt import attempt
 from harness.store.store import Store
 
 PARENT_CHECK_SECONDS = 0.5

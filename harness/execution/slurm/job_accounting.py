@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from harness.config.checks import SettingsError
-from harness.launch.notes import log_files, read_notes
-from harness.launch.queue import ask
+from harness.execution.slurm.squeue import ask
+from harness.execution.slurm.submissions import log_files, read_notes
 from harness.runtime.preemption import EXIT_CODE
 from harness.store.status import StageState, stage_state
 from harness.store.store import Store

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from harness.launch.queue import Queue
+from harness.execution.slurm.squeue import Queue
 from harness.store.store import Store, runs, this_process, write_json
 
 SUBMITTING_SECONDS = 60.0

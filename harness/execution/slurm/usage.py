@@ -12,8 +12,8 @@ import pandas as pd
 
 from harness.config.checks import refuse
 from harness.config.cluster import Cluster
-from harness.launch.jobs import accounts
-from harness.launch.notes import arrays_of
+from harness.execution.slurm.job_accounting import accounts
+from harness.execution.slurm.submissions import arrays_of
 from harness.plan.estimate import plan_rows
 from harness.plan.graph import Work
 from harness.store.store import Store

@@ -16,8 +16,9 @@ from harness.config.teacher_signal import check_served
 from harness.data.corpora import corpus_from
 from harness.evals import eval_names
 from harness.evals.benchmarks import card_names, load_card
+from harness.execution.model_checks import check_model
 from harness.methods import method_name
-from harness.models.files import check_model, tokenizer_fingerprint
+from harness.models.files import tokenizer_fingerprint
 from harness.plan.cell_plan import CellPlan, Plan
 from harness.runtime.processes import visible_gpus
 from harness.teachers.http_endpoint import BY_SLURM

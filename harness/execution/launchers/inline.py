@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from harness.attempt import Outcome, attempt
 from harness.config.machine import Machine
+from harness.execution.attempt import Outcome, attempt
 from harness.runtime.progress import Progress
 from harness.store.store import Store
 

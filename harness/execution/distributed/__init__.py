@@ -1,0 +1,1 @@
+"""distributed: processes that train one model together."""

@@ -1,0 +1,1 @@
+"""launchers: where stages run on this machine."""

@@ -1,0 +1,1 @@
+"""slurm: running a plan on a cluster."""
