@@ -12,7 +12,7 @@ from itertools import combinations
 import pandas as pd
 
 from harness.api import items
-from harness.stats import seeds_and_items
+from harness.results.stats.intervals import seeds_and_items
 
 
 def false_alarms(frame: pd.DataFrame, data_seeds: int) -> pd.DataFrame:

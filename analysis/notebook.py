@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from harness.outcome import Outcome
-from harness.table import interval_text, percent, select
+from harness.results.outcome import Outcome
+from harness.results.table import interval_text, percent, select
 
 if TYPE_CHECKING:
     from IPython.display import Image

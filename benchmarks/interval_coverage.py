@@ -19,8 +19,8 @@ from collections.abc import Callable
 import numpy as np
 from scipy import stats as reference
 
-from harness.crossover import crossover
-from harness.stats import Array, curve_over_draws
+from harness.results.stats.crossover import crossover
+from harness.results.stats.intervals import Array, curve_over_draws
 
 FRACTIONS = np.array([0.01, 0.03, 0.1, 0.3, 1.0])
 X = np.log10(FRACTIONS)

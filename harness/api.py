@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config.cell import Cell, Settings
 from harness.execution.runner import run_grid
-from harness.finished import Finished
 from harness.plan.cell_plan import Plan
 from harness.plan.compose import Composed, compose
 from harness.plan.frozen import frozen_plan
-from harness.record import records
+from harness.report.terminal import Finished
+from harness.results.records import records
 from harness.store.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from harness.exposure import Exposures
-    from harness.outcome import Outcome
+    from harness.results.exposure import Exposures
+    from harness.results.outcome import Outcome
 
 
 def grid(**settings: Any) -> tuple[Cell, ...]:
@@ -62,7 +62,7 @@ def read(name: str, store: str = "outputs") -> "Outcome":
 
     `read("data_scaling").summary`, `.results`, `.verdict`, `.findings`, `.export(folder)`.
     """
-    from harness.outcome import RECORDS, Outcome
+    from harness.results.outcome import RECORDS, Outcome
 
     if (Path(name) / RECORDS).is_file() and not (Path(name) / "plan.json").is_file():
         return Outcome.read(Path(name))
@@ -71,18 +71,18 @@ def read(name: str, store: str = "outputs") -> "Outcome":
 
 
 def report(*grids: str, store: str = "outputs", out: str | Path | None = None) -> list[Path]:
-    """Write the report of grids: a page, Markdown, tables, figures (`harness.report.report`, which says more)."""
-    from harness.report import report as write
+    """Write the report of grids: a page, Markdown, tables and figures (see `harness.report.page.write_report`)."""
+    from harness.report.page import write_report
 
-    return write(*grids, store=store, out=out)
+    return write_report(*grids, store=store, out=out)
 
 
 def gains(name: str, by: str | Sequence[str] = "exposure", store: str = "outputs") -> "pd.DataFrame":
     """One row per arm of a grid x class of held-out item: score, SFT's on the same items, gain with interval.
 
-    `by`: `exposure`, `source` or others of `harness.breakdown.BY`; several are crossed.
+    `by`: `exposure`, `source` or others of `harness.results.breakdown.BY`; several are crossed.
     """
-    from harness.breakdown import breakdown
+    from harness.results.breakdown import breakdown
 
     found, exposures = _records_and_exposures(name, store)
     return breakdown(found, [by] if isinstance(by, str) else by, exposures)
@@ -90,7 +90,7 @@ def gains(name: str, by: str | Sequence[str] = "exposure", store: str = "outputs
 
 def curves(name: str, store: str = "outputs") -> "pd.DataFrame":
     """One row per logged training step of every finished student of a grid (`harness.curves`)."""
-    from harness.curves import curves as curves_of
+    from harness.results.records import curves as curves_of
 
     opened = Store(Path(store).absolute())
     return curves_of(opened, frozen_plan(opened, name))
@@ -98,13 +98,13 @@ def curves(name: str, store: str = "outputs") -> "pd.DataFrame":
 
 def items(name: str, store: str = "outputs") -> "pd.DataFrame":
     """One row per finished cell of a grid x evaluation x held-out item, with the item's exposure."""
-    from harness.breakdown import items as items_of
+    from harness.results.breakdown import items as items_of
 
     return items_of(*_records_and_exposures(name, store))
 
 
 def _records_and_exposures(name: str, store: str) -> "tuple[list[dict[str, Any]], Exposures]":
-    from harness.exposure import Exposures
+    from harness.results.exposure import Exposures
 
     opened = Store(Path(store).absolute())
     frozen = frozen_plan(opened, name)

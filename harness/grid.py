@@ -84,7 +84,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def show_plan(given: argparse.Namespace) -> None:
     """Cells, unique stages, what the store already has, and the expected cost of the rest."""
-    from harness.claims import foresee
     from harness.config.cluster import Cluster
     from harness.execution.preflight import preflight
     from harness.execution.runner import wanted_name
@@ -93,6 +92,7 @@ def show_plan(given: argparse.Namespace) -> None:
     from harness.plan.compose import compose
     from harness.plan.estimate import plan_text
     from harness.plan.frozen import freeze
+    from harness.results.power import foresee
 
     composed = compose(given.overrides)
     settings, plan = composed.settings, Plan.of(composed.cells)
@@ -204,13 +204,13 @@ def show_explain(given: argparse.Namespace) -> None:
 def show_results(given: argparse.Namespace) -> None:
     """Table, figure and verdict of a grid, from the store alone; with `--by`, its gains by class of item."""
     from harness.api import gains
-    from harness.finished import Finished
+    from harness.report.terminal import Finished
 
     store = _existing(given.store)
     if given.by:
         from rich.console import Console
 
-        from harness.breakdown import render
+        from harness.results.breakdown import render
 
         by = given.by.split(",")
         frame = gains(given.grid, by, str(store.root))

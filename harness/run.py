@@ -36,7 +36,7 @@ def main() -> None:
 def run(overrides: Sequence[str]) -> None:
     """Plan and execute the grid that the overrides span, and show what came of it."""
     from harness.execution.runner import run_grid, submit_grid
-    from harness.finished import Finished
+    from harness.report.terminal import Finished
     from harness.store.store import Store
 
     composed = compose(overrides)

@@ -5,11 +5,11 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from harness.arms import Metric
-from harness.breakdown import breakdown, render
 from harness.config.checks import SettingsError
-from harness.gains import estimate, gain
-from harness.table import summary
+from harness.results.arms import Metric
+from harness.results.breakdown import breakdown, render
+from harness.results.paired_gains import estimate, gain
+from harness.results.table import summary
 from tests.invented_records import cell, grid, items
 
 ACCURACY = Metric("verified", "accuracy")

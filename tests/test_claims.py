@@ -6,10 +6,11 @@ import math
 import numpy as np
 import pytest
 
-from harness.arms import Metric
-from harness.claims import foresee, judge
 from harness.config.checks import SettingsError
 from harness.plan.claims import Claim, declare, declared, when_declared
+from harness.results.arms import Metric
+from harness.results.findings import judge
+from harness.results.power import foresee
 from harness.store.store import Store
 from tests.invented_records import grid
 

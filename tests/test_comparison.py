@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.arms import Metric
-from harness.comparison import Comparison
+from harness.results.arms import Metric
+from harness.results.comparison import Comparison
 from tests.invented_records import cell, items
 
 ACCURACY = Metric("verified", "accuracy")

@@ -8,15 +8,15 @@ import pytest
 from datasets import load_from_disk
 
 import harness.api as harness
-from harness.breakdown import items as items_of
 from harness.config.cell import Launch
 from harness.config.checks import SettingsError
-from harness.contamination import ROWS, Contamination, training_of
 from harness.evals.benchmarks import data_files, load_card
 from harness.evals.lm_evaluation.tasks import Data, item_texts
-from harness.exposure import Exposures
 from harness.plan.cell_plan import Plan, plan_cell
 from harness.plan.frozen import frozen_plan
+from harness.results.breakdown import items as items_of
+from harness.results.contamination import ROWS, Contamination, training_of
+from harness.results.exposure import Exposures
 from harness.stages.labels import save_rows
 from harness.stages.overlap import make_overlap
 from harness.store.store import Store

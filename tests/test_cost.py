@@ -1,7 +1,7 @@
 """Costs: 6 N per trained token, 2 N per read one, and the teacher's share counted apart, once."""
 
-from harness.cost import cell_cost
 from harness.models.flops import forward_flops, train_flops
+from harness.results.cost import cell_cost
 
 
 def test_flops_follow_kaplan():

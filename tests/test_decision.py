@@ -5,9 +5,9 @@ import math
 import pandas as pd
 import pytest
 
-from harness.arms import Metric
-from harness.decision import AHEAD, EQUAL, NOT_SHOWN, WORSE, advice, decisions, frame_of
-from harness.table import summary
+from harness.results.arms import Metric
+from harness.results.decision import AHEAD, EQUAL, NOT_SHOWN, WORSE, advice, decisions, frame_of
+from harness.results.table import summary
 from tests.invented_records import cell, grid
 
 ACCURACY, LOSS = Metric("verified", "accuracy"), Metric("heldout", "nll")

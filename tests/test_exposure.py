@@ -7,7 +7,6 @@ import pytest
 from datasets import load_from_disk
 
 import harness.api as harness
-from harness.breakdown import items as items_of
 from harness.config.checks import SettingsError
 from harness.config.machine import Launch
 from harness.data.corpora._rows import prompt_hash
@@ -15,9 +14,10 @@ from harness.data.corpora.mini import Corpus
 from harness.data.miniature.facts import draw_facts
 from harness.data.miniature.lines import facts_told
 from harness.data.miniature.sources import SOURCES, Prompt
-from harness.exposure import SEEN_BY, Exposures
 from harness.grid import main as grid
 from harness.plan.frozen import frozen_plan
+from harness.results.breakdown import items as items_of
+from harness.results.exposure import SEEN_BY, Exposures
 from harness.store.store import Store
 
 KNOWN = sorted(draw_facts(0).known_capital)

@@ -10,19 +10,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from analysis.by_source import gains_by_source, source_figure
-from analysis.costs import pareto_figure
-from analysis.gap import gap, gap_figure, name_teachers
-from analysis.scaling import scaling_figure
-from analysis.settings import along, setting_figure, settings_of
-from analysis.training import training_figure
-from harness.arms import Metric
-from harness.curves import curves
-from harness.scaling import scalings
-from harness.stats import Interval
+from harness.report.figures.by_source import gains_by_source, source_figure
+from harness.report.figures.costs import pareto_figure
+from harness.report.figures.gap import gap, gap_figure, name_teachers
+from harness.report.figures.scaling import scaling_figure
+from harness.report.figures.settings import along, setting_figure, settings_of
+from harness.report.figures.training import training_figure
+from harness.results.arms import Metric
+from harness.results.records import curves
+from harness.results.scaling import scalings
+from harness.results.stats.intervals import Interval
+from harness.results.table import select, summary
+from harness.results.teacher_gap import GapLine, gap_lines
 from harness.store.store import Store
-from harness.table import select, summary
-from harness.teacher_gap import GapLine, gap_lines
 from tests.invented_records import DATA_SCALING, grid
 
 ACCURACY = Metric("verified", "accuracy")

@@ -3,8 +3,8 @@
 import pytest
 from matplotlib.figure import Figure
 
-from analysis.forest import arms_of, forest, forest_figure
-from harness.table import headline, summary
+from harness.report.figures.forest import arms_of, forest, forest_figure
+from harness.results.table import headline, summary
 from tests.invented_records import grid
 
 METHODS = {

@@ -3,7 +3,7 @@
 import pytest
 
 from harness.data.corpora.tulu3 import SOURCES
-from harness.licences import flag_of, hub_license, judge
+from harness.report.licences import flag_of, hub_license, judge
 
 FREE = {"name": "big", "license": "Apache-2.0", "distillation_allowed": "yes", "acknowledge_license": False}
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.model_card import card_text, verdict
+from harness.report.model_card import card_text, verdict
 
 COST = {"seconds": 10.0, "flops": 2e9, "tokens": 1e5}
 SMALL = {"seconds": 4.0, "flops": 1e9, "tokens": 1e5}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from analysis.notebook import claims, crossings, scores, unfinished
-from harness.outcome import Outcome
+from harness.results.outcome import Outcome
 from tests.invented_records import grid
 
 nbformat = pytest.importorskip("nbformat")

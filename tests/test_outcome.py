@@ -7,7 +7,7 @@ import pytest
 
 import harness.api as harness
 from harness.config.checks import SettingsError
-from harness.outcome import Outcome
+from harness.results.outcome import Outcome
 from tests.invented_records import grid
 
 GAINS = {("kd", "weak"): {0.03: 0.15, 0.1: 0.08, 1.0: 0.0}}

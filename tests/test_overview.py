@@ -4,8 +4,8 @@ import io
 
 from rich.console import Console
 
-from harness.overview import overview
-from harness.table import summary
+from harness.report.terminal import overview
+from harness.results.table import summary
 from tests.invented_records import cell
 
 

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from analysis.labels import GREY, spread
-from analysis.plots import crossover, crossover_figure, footnote
-from harness.gains import crossovers
-from harness.table import headline, select, summary
+from harness.report.figures.labels import GREY, spread
+from harness.report.figures.plots import crossover, crossover_figure, footnote
+from harness.results.paired_gains import crossovers
+from harness.results.table import headline, select, summary
 from tests.invented_records import DATA_SCALING, cell, grid
 
 
@@ -108,7 +108,7 @@ def test_panels_of_several_students_share_their_scales(tmp_path, monkeypatch):
     gains = ["gain", "gain_low", "gain_high"]
     large = frame.assign(student="large", **{name: frame[name] + 0.4 for name in gains})
     drawn: list[Figure] = []
-    monkeypatch.setattr("analysis.plots.save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr("harness.report.figures.plots.save", lambda figure, path: drawn.append(figure))
     crossover_figure(pd.concat([frame, large], ignore_index=True), tmp_path / "f")
     first, second = (part.axes for part in drawn[0].subfigs)
     assert [ax.get_ylim() for ax in first] == [pytest.approx(ax.get_ylim()) for ax in second]
@@ -120,7 +120,7 @@ def test_a_panel_shows_the_teacher_of_its_own_corpus(tmp_path, monkeypatch):
     teacher = frame["role"] == "teacher"
     other = frame.assign(corpus="clean", score=frame["score"].mask(teacher, 0.875))
     drawn: list[Figure] = []
-    monkeypatch.setattr("analysis.plots.save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr("harness.report.figures.plots.save", lambda figure, path: drawn.append(figure))
     crossover_figure(pd.concat([frame, other], ignore_index=True), tmp_path / "f")
     clean, mini = (texts(part.axes[0]) for part in drawn[0].subfigs)
     assert "weak teacher 0.88" in clean and "weak teacher 0.88" not in mini

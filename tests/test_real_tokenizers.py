@@ -11,9 +11,9 @@ import pytest
 
 from harness.config.machine import Launch
 from harness.execution.runner import run_grid
-from harness.finished import Finished
 from harness.fresh import main
 from harness.plan.compose import compose
+from harness.report.terminal import Finished
 from harness.store.store import Store
 from tests import real
 

@@ -10,13 +10,13 @@ import pytest
 import harness.api as harness
 from harness.config.checks import SettingsError
 from harness.methods import method_names
-from harness.outcome import Outcome
-from harness.page import html, markdown
-from harness.page.chapter import chapter
-from harness.page.paragraph import citations, methods_paragraph
-from harness.page.sheet import Column, Entry, Sheet, short
-from harness.receipt import cell_name
-from harness.report import main
+from harness.report.__main__ import main
+from harness.report.chapter import chapter
+from harness.report.page import html, markdown
+from harness.report.paragraph import citations, methods_paragraph
+from harness.report.receipt import cell_name
+from harness.report.sheet import Column, Entry, Sheet, short
+from harness.results.outcome import Outcome
 from harness.store.store import Store
 from tests.invented_records import grid, items
 
@@ -81,7 +81,7 @@ def written(outcome, out, **more):
 
 @pytest.fixture
 def no_figures(monkeypatch):
-    monkeypatch.setattr("harness.page.chapter.pictures", lambda outcome, folder: [])
+    monkeypatch.setattr("harness.report.chapter.pictures", lambda outcome, folder: [])
 
 
 @pytest.fixture(scope="module")

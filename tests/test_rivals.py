@@ -6,13 +6,13 @@ The intervals themselves are in `test_study_statistics.py`.
 import numpy as np
 import pytest
 
-from analysis.forest import arms_of, forest_figure
-from harness.arms import Metric, by_arm
-from harness.gains import scores
-from harness.items import values_of
-from harness.outcome import Outcome
-from harness.page.tables import rivals_sheet
-from harness.rivals import compared, rivals
+from harness.report.figures.forest import arms_of, forest_figure
+from harness.report.tables import rivals_sheet
+from harness.results.arms import Metric, by_arm
+from harness.results.items import values_of
+from harness.results.outcome import Outcome
+from harness.results.paired_gains import scores
+from harness.results.simultaneous import compared, rivals
 from tests.invented_records import grid
 
 ACCURACY = Metric("verified", "accuracy")

@@ -8,8 +8,8 @@ from scipy import stats as reference
 from statsmodels.stats.multitest import multipletests
 
 from harness.config.checks import SettingsError
-from harness.crossover import crossover
-from harness.stats import curve, curve_over_draws, equivalence, holm, ratio, seeds_and_items
+from harness.results.stats.crossover import crossover
+from harness.results.stats.intervals import curve, curve_over_draws, equivalence, holm, ratio, seeds_and_items
 
 FRACTIONS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
@@ -213,7 +213,7 @@ def test_one_seed_without_items_excludes_nothing():
 
 @pytest.mark.parametrize("curvature", [0.0, 0.03])
 def test_the_crossover_set_covers_with_seed_intercepts_shared_items_and_curvature(curvature, monkeypatch):
-    monkeypatch.setattr("harness.crossover.GRID", 101)
+    monkeypatch.setattr("harness.results.stats.crossover.GRID", 101)
     generator, x, true = np.random.default_rng(11), np.log10(FRACTIONS), -0.9
     curve = -0.06 * (x - true) + curvature * (x - true) * (x + 1.5)
     hits, repetitions = 0, 400

@@ -7,11 +7,11 @@ import pytest
 from scipy import stats as reference
 
 from harness.config.checks import SettingsError
-from harness.power import detectable, difference_power, equivalence_power
-from harness.rivals import critical, rivals
-from harness.scaling import scaling
-from harness.stats import curve
-from harness.teacher_gap import halves_of, slope
+from harness.results.power import detectable, difference_power, equivalence_power
+from harness.results.scaling import scaling
+from harness.results.simultaneous import critical, rivals
+from harness.results.stats.intervals import curve
+from harness.results.teacher_gap import halves_of, slope
 
 FRACTIONS = (0.01, 0.03, 0.1, 0.3, 1.0)
 

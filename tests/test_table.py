@@ -10,11 +10,11 @@ import pytest
 from rich.console import Console
 from scipy import stats as reference
 
-from harness.arms import Arm, Metric, by_arm
 from harness.config.checks import SettingsError
-from harness.gains import crossovers
-from harness.items import item_values
-from harness.table import headline, render, summary, tidy, write
+from harness.results.arms import Arm, Metric, by_arm
+from harness.results.items import item_values
+from harness.results.paired_gains import crossovers
+from harness.results.table import headline, render, summary, tidy, write
 from tests.invented_records import cell, grid, items
 
 
@@ -300,7 +300,7 @@ def test_a_grid_without_scores_still_has_tables(records, tmp_path):
 
 def test_reading_imports_neither_torch_nor_transformers_nor_matplotlib():
     heavy = "{'torch', 'transformers', 'matplotlib'}"
-    code = f"import sys, harness.table, harness.verdict; print({heavy} & set(sys.modules))"
+    code = f"import sys, harness.results.table, harness.results.verdict; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

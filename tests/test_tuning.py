@@ -10,13 +10,13 @@ from harness.config.cell import Settings
 from harness.config.checks import SettingsError
 from harness.config.machine import Launch
 from harness.execution.runner import run_grid
-from harness.finished import Finished
 from harness.grid import main as grid
 from harness.methods import method_name
 from harness.plan.cell_plan import Plan, plan_cell
 from harness.plan.compose import Composed, compose
 from harness.plan.trials import trial_plan
 from harness.plan.tuning import Tune, plan_searches, search, trial_cell, tuned_cells, with_values
+from harness.report.terminal import Finished
 from harness.store.store import Store
 
 RATES = {"budget.learning_rate": [1e-3, 2e-3, 4e-3]}

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from harness.gains import crossovers
-from harness.table import headline, summary
-from harness.verdict import verdict
+from harness.results.paired_gains import crossovers
+from harness.results.table import headline, summary
+from harness.results.verdict import verdict
 from tests.invented_records import cell, grid
 
 FRACTIONS = (0.01, 0.03, 0.1, 0.3, 1.0)

@@ -20,7 +20,7 @@ from harness.data.miniature.sizes import llama_settings
 from harness.data.miniature.tokenizer import load_mini_tokenizer
 from harness.grid import main as grid
 from harness.models.loading import load_model, random_model
-from harness.receipt import write_receipts
+from harness.report.receipt import write_receipts
 from harness.store.store import Store
 from tests.fake_server import FakeServer
 

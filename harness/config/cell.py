@@ -94,7 +94,7 @@ class Settings(Cell):
     draws: int | None = None
     """Draws of world and teacher: the whole grid with `world_seed` and `teacher_seed` 0, 1, ...; null: as they say."""
     claims: list[Any] = field(default_factory=list)
-    """What the grid is to show, written down and hashed before its first cell (harness/claims.py)."""
+    """What the grid is to show, written down and hashed before its first cell (harness/results/findings.py)."""
     scale: str = "mini"
     """Of an experiment: `mini` (the miniature) or `paper` (its file in experiments/paper: real models, a cluster)."""
     tune: dict[str, Any] = field(default_factory=dict)

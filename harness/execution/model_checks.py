@@ -1,4 +1,7 @@
-"""Checks of models before the first step: files that are missing, tokenizers and layers that do not fit."""
+"""Checks of models before the first step: files that are missing, tokenizers and layers that do not fit.
+
+check_model(student)    # SettingsError, from files alone: neither torch nor transformers is imported
+"""
 
 import importlib.util
 import json
@@ -7,7 +10,7 @@ from pathlib import Path
 
 from harness.config.checks import check_choice, refuse
 from harness.config.model import Model, Teacher
-from harness.models.files import _TEMPLATES, HUB_ID, TOKENIZER_FILES, _weight_files, local_folder
+from harness.models.files import HUB_ID, TEMPLATE_FILES, TOKENIZER_FILES, local_folder, weight_files
 
 
 def check_model(model: Model) -> None:
@@ -59,7 +62,7 @@ def _check_folder(model: Model, folder: Path) -> None:
         raise refuse(field, model.path, f"its config.json is not JSON ({error})", way_out) from error
     _check_layers(model, config.get("num_hidden_layers"))
     if model.init != "random":
-        for file in _weight_files(folder, field, model.path):
+        for file in weight_files(folder, field, model.path):
             if not file.is_file():
                 raise refuse(field, model.path, f"the weights {file.name} are missing", way_out)
             with open(file, "rb") as opened:
@@ -108,7 +111,7 @@ def _check_layers(model: Model, present: int | None) -> None:
 
 
 def _has_template(folder: Path) -> bool:
-    if any((folder / name).is_file() for name in _TEMPLATES):
+    if any((folder / name).is_file() for name in TEMPLATE_FILES):
         return True
     config = folder / "tokenizer_config.json"
     return config.is_file() and bool(json.loads(config.read_text()).get("chat_template"))

@@ -51,8 +51,8 @@ def run_grid(composed: Composed, stream: TextIO | None = None) -> dict[str, Any]
 def submit_grid(composed: Composed, tell: Callable[[str], None] = print) -> dict[str, Any] | None:
     """Plan, check and send what the store lacks to the cluster of `composed.settings.slurm`.
 
-    `tell` hears what the plan costs and what was sent. Returns None at once, or with `wait` the frozen plan when all jobs
-    have ended. Raises SettingsError before anything is sent.
+    `tell` hears what the plan costs and what was sent. Returns None at once, or with `wait` the frozen plan when all
+    jobs have ended. Raises SettingsError before anything is sent.
     """
     from harness.execution.slurm.submit import submit, wait
 

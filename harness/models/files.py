@@ -1,10 +1,10 @@
 """Model files: what a model setting points to, checked and named without torch or transformers.
 
-Planning needs three things of a model before it is ever loaded: that its files are there, an identity
-that no folder's name enters, and a fingerprint of its tokenizer so that pairs can be refused. Loading is
-`models.py`; the stage that adopts or builds a model is `stages/base.py`.
+Planning needs two things of a model before it is ever loaded: an identity that no folder's name enters, and a
+fingerprint of its tokenizer so that pairs can be refused. That its files are there is checked in
+`execution/model_checks.py`; loading is `loading.py`; the stage that builds a model is `stages/base.py`.
 
-    check_model(student); model_identity(student, world_seed=0)["files"]["model.safetensors"]  # a sha256
+    model_identity(student, world_seed=0)["files"]["model.safetensors"]  # a sha256
 """
 
 import functools
@@ -24,7 +24,7 @@ SERVER = "server.json"  # in an artifact: the model is behind a server; see `tea
 WEIGHTS = (".safetensors", ".bin")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
-_TEMPLATES = ("chat_template.jinja", "chat_template.json")
+TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 _READ_SUFFIXES = (*WEIGHTS, ".json", ".jinja", ".model", ".txt")  # what loading may read
 _NEVER_READ = ("generation_config.json", "trainer_state.json")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -151,14 +151,14 @@ def _fingerprint_of_file(path: str, mtime_ns: int, size: int) -> str:
 
 def _served_identity(model: Model) -> dict[str, Any]:
     folder = local_folder(model.tokenizer)
-    names = (*TOKENIZER_FILES, *_TOKENIZER_SETTINGS, *_TEMPLATES)
+    names = (*TOKENIZER_FILES, *_TOKENIZER_SETTINGS, *TEMPLATE_FILES)
     tokenizer: dict[str, Any] = {"path": model.tokenizer}
     if folder is not None:
         tokenizer = {name: _file_sha256(folder / name) for name in sorted(names) if (folder / name).is_file()}
     return {"served_model": model.served_model, "revision": model.revision, "tokenizer": tokenizer}
 
 
-def _weight_files(folder: Path, field: str, path: str | None) -> list[Path]:
+def weight_files(folder: Path, field: str, path: str | None) -> list[Path]:
     """Files the weights are in: the shards an index lists, else whatever single file there is."""
     for index in sorted(folder.glob("*.index.json")):
         return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import harness.api as harness
-from harness.outcome import Outcome
+from harness.results.outcome import Outcome
 from tests.invented_records import DATA_SCALING, grid
 
 COMMANDS = ("chromium", "chromedriver")

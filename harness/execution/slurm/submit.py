@@ -25,6 +25,7 @@ from harness.execution.slurm.code_snapshot import publish_code
 from harness.execution.slurm.model_servers import Server, pointed, take_servers
 from harness.execution.slurm.squeue import Queue
 from harness.execution.slurm.submissions import Notes, read_notes, write_sent
+from harness.execution.slurm.task import run as run_task
 from harness.execution.slurm.usage import check_gpu_hours
 from harness.execution.wandb_run import asked
 from harness.plan.graph import TOGETHER, Again, Stage, Work
@@ -117,7 +118,7 @@ def submit(
         after = [_job_id(notes, key) for key in sorted(batch.needs) if not store.done(key)]
         started = sorted({_job_id(notes, server.key) for server in batch.servers})
         addresses = [[jobs[key].stages[-1].address for key in task] for task in batch.tasks]
-        send(array, parameters(code, array, batch.resources, after, cluster, started), task.run, addresses)
+        send(array, parameters(code, array, batch.resources, after, cluster, started), run_task, addresses)
     targets = sum(len(task) for batch in arrays.values() for task in batch.tasks)
     return Submission(folder, sent, targets, len(jobs) - targets, failed)
 

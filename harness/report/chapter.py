@@ -1,0 +1,187 @@
+"""Chapter: all that a report says of one grid, ready to be written as HTML, Markdown, LaTeX and CSV.
+
+one = chapter(outcome, Path("outputs/reports/g"), Path("."), store, frozen_plan)
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from harness.plan.claims import when_declared
+from harness.report import tables
+from harness.report.figures.figures import Picture, pictures
+from harness.report.origins import made_with
+from harness.report.paragraph import methods_paragraph
+from harness.report.receipt import cell_name
+from harness.report.sheet import Sheet
+from harness.results.decision import Decision, advice, decisions, frame_of, place_of
+from harness.results.findings import Finding
+from harness.results.outcome import Outcome
+from harness.store.store import Store, write_text
+
+FIRST_RECEIPTS = 6
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One grid of a report; links are relative to the page."""
+
+    grid: str
+    slug: str
+    """The grid's name as a file's, and as an address within the page."""
+    counts: str
+    """How many cells are finished, in words."""
+    metric: str
+    advice: list[str]
+    """The decision rule's answers, in sentences."""
+    lines: list[tuple[str, list[Decision]]]
+    """The same by student, corpus, budget and teacher."""
+    shared_changes: list[str]
+    """What would change every verdict."""
+    verdict: str
+    declared: str
+    """When claims were declared, in words."""
+    findings: list[Finding]
+    decision: list[Sheet]
+    claims: Sheet | None
+    pictures: list[tuple[Picture, str]]
+    """With the link to each SVG."""
+    tables: list[Sheet]
+    troubles: list[Sheet]
+    receipts: list[Sheet]
+    methods: str
+    provenance: list[tuple[str, str]]
+    downloads: list[tuple[str, str]]
+    """What lies beside the page, with links."""
+
+    @property
+    def sheets(self) -> list[Sheet]:
+        """All tables but receipts, in the page's order."""
+        claims = [self.claims] if self.claims else []
+        return [*self.decision, *claims, *self.tables, *self.troubles]
+
+
+def chapter(
+    outcome: Outcome, out: Path, part: Path, store: Store | None = None, frozen: Mapping[str, Any] | None = None
+) -> Chapter:
+    """What the records of one grid say; figures and tables are written into `out`/figures and /tables, under `part`.
+
+    `store` and `frozen` are those of a grid in a store; without them there are no receipts and no provenance.
+    """
+    found = decisions(outcome.summary, outcome.metric)
+    drawn = pictures(outcome, out / "figures" / part)
+    lines: dict[str, list[Decision]] = {}
+    for one in found:
+        lines.setdefault(place_of(one), []).append(one)
+    links = [] if store is None else _receipts(outcome, out, store)
+    receipts = [tables.receipts_sheet(links[:FIRST_RECEIPTS])] if links else []
+    receipts += [tables.receipts_sheet(links[FIRST_RECEIPTS:], more=True)] if links[FIRST_RECEIPTS:] else []
+    scored = [tables.scores_sheet(outcome), tables.references_sheet(outcome)]
+    scored += [tables.rivals_sheet(outcome), tables.costs_sheet(outcome)]
+    metric = outcome.metric
+    lower = "" if metric is None or metric.higher_is_better else ", lower is better"
+    made = Chapter(
+        grid=outcome.grid,
+        slug=slug(outcome.grid),
+        counts=_counts(outcome),
+        metric=f"{metric.eval} {metric.metric}{lower}" if metric else "no score",
+        advice=advice(found),
+        lines=list(lines.items()),
+        shared_changes=tables.shared_changes(found),
+        verdict=outcome.verdict,
+        declared=_declared(outcome),
+        findings=outcome.findings,
+        decision=[tables.decision_sheet(found), tables.price_sheet(found)],
+        claims=tables.claims_sheet(outcome.findings) if outcome.findings else None,
+        pictures=[(picture, picture.path.relative_to(out).as_posix()) for picture in drawn],
+        tables=[sheet for sheet in scored if sheet.rows],
+        troubles=[tables.lost_sheet(outcome.records), tables.warnings_sheet(outcome.records)],
+        receipts=receipts,
+        methods=methods_paragraph(outcome),
+        provenance=_provenance(store, frozen),
+        downloads=[],
+    )
+    made.downloads.extend(_write(made, outcome, found, out, Path("tables") / part))
+    return made
+
+
+def slug(name: str) -> str:
+    """A name that is safe as a file's and within a page."""
+    return re.sub(r"[^\w.=+-]+", "_", name).strip(".") or "_"
+
+
+def _write(made: Chapter, outcome: Outcome, found: Sequence[Decision], out: Path, part: Path) -> list[tuple[str, str]]:
+    """Write tables as CSV (every number in full) and LaTeX; returns labels and links of all downloads."""
+    folder = out / part
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = {
+        "decision": frame_of(found),
+        "claims": tables.findings_frame(outcome.findings),
+        "summary": outcome.summary,
+        "results": outcome.results,
+    }
+    written = []
+    for name, frame in numbers.items():
+        write_text(folder / f"{name}.csv", frame.to_csv(index=False))
+        written.append(f"{name}.csv")
+    for sheet in made.sheets:
+        if sheet.rows:
+            write_text(folder / f"{sheet.name}.tex", sheet.latex(made.slug))
+            written.append(f"{sheet.name}.tex")
+    links = [(name, (part / name).as_posix()) for name in written]
+    return links + [(Path(link).name, link) for _, link in made.pictures]
+
+
+def _counts(outcome: Outcome) -> str:
+    students = [record for record in outcome.records if record["role"] == "student"]
+    told = [f"{len(students)} cells"]
+    for status in dict.fromkeys(record["status"] for record in students):
+        told.append(f"{sum(record['status'] == status for record in students)} {status}")
+    return ", ".join(told)
+
+
+def _declared(outcome: Outcome) -> str:
+    kept = outcome.declaration
+    if kept is None:
+        return "No claim was declared before this grid ran: everything here is exploratory."
+    at = datetime.fromisoformat(kept["declared"]).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    when = f"Declared {at} (SHA-256 {kept['sha256'][:12]}), {when_declared(kept)}"
+    if kept["cells_finished"] == 0:
+        return f"{when}. Everything else on this page is exploratory."
+    return f"{when}: judge them by what those did not show. Everything else on this page is exploratory."
+
+
+def _receipts(outcome: Outcome, out: Path, store: Store) -> list[tuple[str, str, str]]:
+    """Name, relative link and opening sentence of each receipt that is there."""
+    found = []
+    for record in outcome.records:
+        path = (
+            store.model_folder(outcome.grid, cell_name(record)) / "RECEIPT.md" if record["role"] == "student" else None
+        )
+        if path is None or not path.is_file():
+            continue
+        says = next((line.strip("* ") for line in path.read_text().splitlines() if line.startswith("**")), "")
+        found.append((path.parent.name, quote(Path(os.path.relpath(path, out)).as_posix()), says))
+    return found
+
+
+def _provenance(store: Store | None, frozen: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Code, versions, machines and dates of the grid's stages, in words."""
+    if store is None or frozen is None:
+        return [("records", "exported: code, versions and machines are in the store they came from")]
+    made = made_with(store, frozen)
+    if not made["stages"]:
+        return [("stages", f"none of {made['planned']} is made yet")]
+    first, last = (datetime.fromtimestamp(made[end], UTC).strftime("%Y-%m-%d %H:%M UTC") for end in ("first", "last"))
+    changed = f"; {made['changed']} stages by code with changes that were not committed" if made["changed"] else ""
+    return [
+        ("stages", f"{made['stages']} of {made['planned']} made, {first} to {last}"),
+        ("git commit", ", ".join(f"{name} ({count} stages)" for name, count in made["commits"].items()) + changed),
+        ("versions", ", ".join(made["versions"])),
+        ("machines", ", ".join(made["machines"])),
+    ]

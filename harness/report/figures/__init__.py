@@ -1,0 +1,1 @@
+"""figures: plots that take and return matplotlib axes."""

@@ -1,0 +1,88 @@
+"""Gain by source: where in the data a method is better than SFT, a row per source and a column per fraction.
+
+source_figure(gains_by_source(outcome.records, outcome.load_items, metric), Path("results/sources"))
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from harness.evals import ALL
+from harness.report.figures.labels import GREY, colour_of, subtitle
+from harness.report.figures.plots import names_of, save
+from harness.report.figures.sheet import dress, largest_panel, sheet
+from harness.results.arms import Metric, Record, metrics_of
+from harness.results.items import LoadItems
+from harness.results.paired_gains import MARGIN
+from harness.results.table import percent, summary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST = 3
+"""Arms beyond this would not be told apart."""
+
+
+def gains_by_source(records: Sequence[Record], load_items: LoadItems, metric: Metric) -> pd.DataFrame:
+    """The rows of `table.summary` for every source of one evaluation and metric, with a gain."""
+    wanted = [one for one in metrics_of(records) if one[:2] == metric[:2] and one.source not in (ALL, "canary")]
+    frame = summary(records, load_items, None, wanted)
+    return frame[frame["headline"] & frame["gain"].notna()] if len(frame) and "gain" in frame else frame.iloc[:0]
+
+
+def sources(rows: pd.DataFrame, ax: "Axes", order: Sequence[str]) -> "Axes":
+    """Gains with 95 % intervals of up to three arms at one fraction, a row per source."""
+    arms = list(dict.fromkeys(zip(rows["method"], rows["teacher"].fillna(""), strict=True)))[:MOST]
+    names = names_of(dict.fromkeys(arms))
+    ax.axvspan(-MARGIN, MARGIN, color=GREY, alpha=0.12, lw=0)
+    ax.axvline(0, color=GREY, lw=0.8)
+    for number, (method, teacher) in enumerate(arms):
+        part = rows[(rows["method"] == method) & (rows["teacher"].fillna("") == teacher)].set_index("source")
+        place = [order.index(source) + 0.22 * (number - (len(arms) - 1) / 2) for source in part.index]
+        style: dict[str, Any] = {"color": colour_of(method)}
+        ax.hlines(place, part["gain_low"], part["gain_high"], lw=1.3, **style)
+        face = "white" if number % 2 else style["color"]
+        ax.plot(
+            part["gain"],
+            place,
+            "o^s"[number],
+            markersize=4.8,
+            markerfacecolor=face,
+            label=names[method, teacher],
+            **style,
+        )
+    ax.set_yticks(range(len(order)), list(order), fontsize=8)
+    ax.set_ylim(-0.6, len(order) - 0.4)
+    dress(ax, "", "method minus SFT", "")
+    ax.grid(axis="x", visible=False)
+    return ax
+
+
+def source_figure(rows: pd.DataFrame, path: Path) -> list[Path]:
+    """Write `path`.png and `path`.svg of `gains_by_source` at the first and last fraction; nothing where there are not
+    two sources."""
+    if rows.empty or rows["source"].nunique() < 2:
+        return []
+    rows = largest_panel(rows)
+    taught = rows[rows["teacher"].notna()]
+    rows = taught if len(taught) else rows  # controls of SFT have their place elsewhere
+    strength = rows.groupby(["method", rows["teacher"].fillna("")])["gain"].mean().sort_values(ascending=False)
+    kept = list(strength.index[:MOST])
+    rows = rows[[key in kept for key in zip(rows["method"], rows["teacher"].fillna(""), strict=True)]]
+    fractions = sorted(rows["data_frac"].dropna().unique())
+    shown = fractions if len(fractions) < 3 else [fractions[0], fractions[-1]]
+    order = rows.groupby("source")["gain"].mean().sort_values().index.tolist()
+    note = f"Bars: 95 % intervals, not adjusted for the number of sources: exploratory. Band: within {MARGIN:g}."
+    height = 2.1 + 0.3 * len(order)
+    figure, axes = sheet(len(shown), "Where the gain is", subtitle(rows), note, (4.4, height), 0.15)
+    for ax, fraction in zip(axes, shown, strict=True):
+        sources(rows[rows["data_frac"] == fraction], ax, order)
+        ax.set_title(f"{percent(fraction)} of the data", loc="left", fontsize=9.5)
+    fullest = max(axes, key=lambda ax: len(ax.get_legend_handles_labels()[1]))
+    fullest.legend(fontsize=7.5, frameon=False, loc="lower right", handletextpad=0.3)
+    low, high = min(ax.get_xlim()[0] for ax in axes), max(ax.get_xlim()[1] for ax in axes)
+    for ax in axes:
+        ax.set_xlim(low, high)
+    return save(figure, path)

@@ -1,0 +1,286 @@
+"""Model card: a receipt as a person reads it, with the front matter that the Hugging Face hub understands.
+
+Takes the receipt of `receipt.py` and nothing else. It opens with the one sentence that matters: whether the student
+beat plain fine-tuning at the same budget, by how much, how sure that is, and at what extra cost.
+
+    card_text(receipt)
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import yaml
+
+from harness.evals.benchmarks import LM_EVAL, card_names, load_card
+from harness.report.licences import Verdict, hub_license
+from harness.results.breakdown import FEW
+from harness.results.comparison import CLEAR
+
+Receipt = Mapping[str, Any]
+TESTED = f"p < {CLEAR} after Holm over evaluations and their sources of at least {FEW} items"
+ROLES = {"sft": "SFT at the same budget", "base": "untouched base", "teacher": "teacher"}
+COSTS = {
+    "train": "training the student",
+    "teacher": "the teacher's share (labels, caches, forward passes)",
+    "total": "total (marginal)",
+    "with_teacher_training": "total, with the making of the teacher",
+    "amortised": "the same, shared with the other cells of the grid",
+}
+
+
+def card_text(receipt: Receipt) -> str:
+    """The whole card: YAML front matter and Markdown."""
+    front = yaml.safe_dump(metadata(receipt), sort_keys=False, allow_unicode=True, width=120)
+    parts = [f"---\n{front}---", f"# {receipt['name']}", f"**{verdict(receipt)}**"]
+    parts += filter(None, [_arm(receipt["arm"])])
+    for title, body in (
+        ("Scores", _scores(receipt)),
+        ("What it lost", _lost(receipt["lost"])),
+        ("What it cost", _cost(receipt["cost"])),
+        ("Where it runs", _deployment(receipt)),
+        ("Data and licences", _data(receipt)),
+        ("How it was made", _recipe(receipt)),
+        ("Provenance", _provenance(receipt)),
+        ("Warnings", _listed(receipt["warnings"]) or "None."),
+        ("What is missing", _listed(receipt["missing"]) or "Nothing."),
+        ("Use", USE),
+    ):
+        parts += [f"## {title}", body]
+    return "\n\n".join(parts) + "\n"
+
+
+def verdict(receipt: Receipt) -> str:
+    """Whether the student beat the obvious alternative, in one sentence."""
+    first = receipt["headline"]
+    score = None if first is None else _named(receipt["scores"], first)
+    if score is None or score["score"] is None:
+        return "Nobody can say what this model is worth: it has no score."
+    role = "base" if receipt["recipe"]["name"] == "sft" else "sft"
+    found = score["against"].get(role)
+    what = f"{score['eval']} {score['metric']}"
+    if found is None:
+        return f"Whether it beats {ROLES[role]} is not known: there is no score of that to compare its {what} with."
+    clear = found["p"] is not None and found["p"] < CLEAR
+    better = (found["gain"] > 0) == score["higher_is_better"]
+    verb = ("Beats" if better else "Loses to") if clear else "Cannot be told from"
+    text = f"{verb} the {ROLES[role]}" if role == "base" else f"{verb} {ROLES[role]} ({receipt['budget']['label']})"
+    text += f" in {what}: {found['gain']:+.3f} {_interval(found, '+.3f')}"
+    text += f", {score['score']:.3f} against {found['score']:.3f}"
+    text = f"Plain fine-tuning, the obvious alternative itself. {text}" if role == "base" else text
+    covers = "test items, not another seed" if score["covers"] == "items only" else score["covers"] or "nothing"
+    return f"{text}{_extra(receipt)}; the interval covers {covers}."
+
+
+def metadata(receipt: Receipt) -> dict[str, Any]:
+    """The front matter, in the fields of a Hugging Face model card."""
+    student, data = receipt["student"], receipt["data"]
+    card: dict[str, Any] = hub_license(student["license"], Verdict(**receipt["licences"]))
+    if student["path"]:
+        card |= {"base_model": student["path"], "base_model_relation": "finetune"}
+    if data["data_set"]:
+        card["datasets"] = [data["data_set"]]
+    method = receipt["recipe"]["name"]
+    card |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    card["tags"] = ["harness", method, *([] if receipt["teacher"] is None else ["knowledge-distillation"])]
+    results = [_result(score, data) for score in receipt["scores"] if score["score"] is not None]
+    return card | ({"model-index": [{"name": receipt["name"], "results": results}]} if results else {})
+
+
+def _result(score: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    public = score["eval"] in card_names()
+    title = load_card(score["eval"]).title if public else f"held-out rows of {data['corpus']}"
+    hub_id = load_card(score["eval"]).data if public else data["data_set"] or data["corpus"]
+    return {
+        "task": {"type": "text-generation"},
+        "dataset": {"type": hub_id, "name": title, "config": score["eval"]},
+        "metrics": [{"type": score["metric"], "name": f"{score['eval']} {score['metric']}", "value": score["score"]}],
+    }
+
+
+def _arm(arm: Mapping[str, Any] | None) -> str:
+    if arm is None:
+        return ""
+    gain = f"{arm['gain']:+.3f} {_interval(arm, '+.3f')}"
+    return f"Over the {arm['seeds']} seeds of its arm the gain over SFT is {gain} ({arm['covers']})."
+
+
+def _extra(receipt: Receipt) -> str:
+    """What the gain cost beyond plain fine-tuning."""
+    sft, own = receipt["sft_cost"], receipt["cost"]
+    if sft is None:
+        return ""
+    more = own["total"]["flops"] - sft["total"]["flops"]
+    text = f", at {own['total']['flops'] / sft['total']['flops']:.2g} times its FLOPs ({more:+.2g})"
+    text += f" and {own['total']['seconds'] - sft['total']['seconds']:+.3g} s"
+    making = own["with_teacher_training"]["flops"] - own["total"]["flops"]
+    return text + (f", not counting the teacher's making ({making:.2g} FLOPs)" if making else "")
+
+
+def _scores(receipt: Receipt) -> str:
+    roles = [role for role in ROLES if any(role in score["against"] for score in receipt["scores"])]
+    head = ["evaluation", "this model [95 %]", "items", *(f"gain over {ROLES[role]} [95 %]" for role in roles)]
+    rows = []
+    for score in receipt["scores"]:
+        lower = "" if score["higher_is_better"] else " (lower is better)"
+        own = "" if score["score"] is None else f"{score['score']:.3f} {_interval(score, '.3f')}"
+        row = [f"{score['eval']} {score['metric']}{lower}", own, score.get("items", "")]
+        rows.append(row + [_gain(score["against"].get(role)) for role in roles])
+    public = sorted({score["eval"] for score in receipt["scores"]} & set(card_names()))
+    note = (
+        f"{', '.join(public)}: run as evals/benchmarks says (lm-eval {LM_EVAL}); not comparable with published scores."
+    )
+    return "\n\n".join([_table(head, rows), *([note] if public else [])])
+
+
+def _gain(found: Mapping[str, Any] | None) -> str:
+    return "" if found is None else f"{found['gain']:+.3f} {_interval(found, '+.3f')} over {found['score']:.3f}"
+
+
+def _lost(lost: Sequence[Mapping[str, Any]]) -> str:
+    if not lost:
+        return f"Nowhere clearly worse than SFT or base ({TESTED})."
+    rows = []
+    for one in lost:
+        difference = f"{one['gain']:+.3f} {_interval(one, '+.3f')}"
+        row = [f"{one['eval']} {one['metric']}", one["source"], ROLES[one["against"]], difference]
+        rows.append([*row, f"{one['score']:.3f}", f"{one['other']:.3f}", one["items"]])
+    head = ["evaluation", "source", "worse than", "difference [95 %]", "this model", "the other", "items"]
+    return f"Clearly worse: {TESTED}.\n\n{_table(head, rows)}"
+
+
+def _cost(cost: Mapping[str, Mapping[str, float]]) -> str:
+    rows = [
+        [name, f"{cost[purpose]['seconds']:.3g}", f"{cost[purpose]['flops']:.3g}", f"{cost[purpose]['tokens']:.3g}"]
+        for purpose, name in COSTS.items()
+    ]
+    return _table(["", "seconds", "FLOPs (estimate)", "tokens read or written"], rows)
+
+
+def _deployment(receipt: Receipt) -> str:
+    if not receipt["deployment"]:
+        return "Not measured: measure.formats=[]."
+    first, rows = receipt["headline"], []
+    for one in receipt["deployment"]:
+        if one["problem"]:
+            rows.append([one["role"], one["format"], *[""] * 5, f"not measured: {one['problem']}"])
+            continue
+        sizes = [f"{one['parameters']:,}"]
+        sizes += [f"{one[name] / 1e6:,.2f}" for name in ("weight_bytes", "peak_memory_bytes")]
+        speeds = [f"{one[f'{what}_tokens_per_second']:,.0f}" for what in ("prefill", "decode")]
+        rows.append([one["role"], one["format"], *sizes, *speeds, _format_score(one, first, receipt)])
+    measured = [one for one in receipt["deployment"] if one["measured_on"]]
+    metric = " ".join(first.values()) if first else "score"
+    head = ["model", "format", "parameters", "weights MB", "peak MB", "prefill tokens/s", "decode tokens/s"]
+    text = _table([*head, f"{metric} [95 %]"], rows)
+    if not measured:
+        return text
+    last, loads = measured[-1], [one["measured_on"]["load_average"] for one in measured]
+    places = {f"{one['measured_on']['device']}, {one['measured_on']['threads']} threads": None for one in measured}
+    lengths = f"Prompts of {last['prompt_tokens']} tokens, answers of {last['new_tokens']}, batch {last['batch_size']}"
+    return (
+        f"{text}\n\n{lengths}, median of {last['repeats']}; {' and '.join(places)}; load of the machine "
+        f"{min(loads):.2g} to {max(loads):.2g} at the time. Memory is what running it added; on a CPU that is resident "
+        "memory, which says little of models below 10 MB."
+    )
+
+
+def _format_score(one: Mapping[str, Any], first: Mapping[str, str] | None, receipt: Receipt) -> str:
+    """The headline score in one number format; rounded weights have one of their own."""
+    if first is None:
+        return ""
+    if (score := _named(one["scores"], first)) is not None:
+        change = score["against_whole"]
+        told = "" if change is None else f", {change['gain']:+.3f} {_interval(change, '+.3f')} by rounding"
+        return f"{score['score']:.3f} {_interval(score, '.3f')}{told}"
+    if one["not_scored"]:
+        return "not scored"
+    if one["format"] != one["scored_in"]:
+        return "not scored apart"
+    whole = _named(receipt["scores"], first)
+    assert whole is not None
+    if one["role"] == "student":
+        return f"{whole['score']:.3f} {_interval(whole, '.3f')}"
+    teacher = whole["against"].get("teacher")
+    return "" if teacher is None else f"{teacher['score']:.3f}"
+
+
+def _named(scores: Iterable[Mapping[str, Any]], metric: Mapping[str, str]) -> Mapping[str, Any] | None:
+    return next((one for one in scores if all(one[name] == value for name, value in metric.items())), None)
+
+
+def _data(receipt: Receipt) -> str:
+    data, teacher, licences = receipt["data"], receipt["teacher"], receipt["licences"]
+    rows = [[one["source"], one["rows"], one["license"] or "", one["flag"]] for one in data["sources"]]
+    written = ", ".join(f"{kind} {count:,}" for kind, count in data["written"].items())
+    lines = [
+        f"{data['rows']:,} rows of {data['corpus']} ({data['data_frac'] * 100:g} % of each source)"
+        + (f" at revision {data['revision']}" if data["revision"] else "")
+        + f", and {data['validation_rows']:,} for validation.",
+        _table(["source", "rows", "licence as stated", ""], rows),
+    ]
+    lines += [f"Made by the teacher beforehand, in blocks that other cells may share: {written}."] * bool(written)
+    lines.append(f"Start weights: {receipt['student']['license'] or 'no licence stated'}.")
+    if teacher is not None:
+        allowed = teacher["distillation_allowed"]
+        lines.append(f"Teacher: {teacher['license'] or 'no licence stated'}; distillation allowed: {allowed}.")
+    reasons = _listed(licences["reasons"])
+    lines.append(f"**By what is stated: {licences['says']}.**" + (f"\n\n{reasons}" if reasons else ""))
+    return "\n\n".join(lines) + "\n\nNames of licences are as publishers state them; this is no legal advice."
+
+
+def _recipe(receipt: Receipt) -> str:
+    parts = {"student": receipt["student"], "teacher": receipt["teacher"], "method": receipt["recipe"]}
+    parts |= {"budget": receipt["budget"], "tuned by trials": receipt["tuned"]}
+    parts |= {"seeds": {name: receipt[name] for name in ("data_seed", "train_seed", "world_seed", "teacher_seed")}}
+    lines = [f"- {name}: {_values(values)}" for name, values in parts.items() if values]
+    return "\n".join(lines)
+
+
+def _provenance(receipt: Receipt) -> str:
+    made = receipt["provenance"]
+    machine, hardware = made["machine"], made["hardware"]
+    commits = ", ".join(f"{commit} ({count} stages)" for commit, count in made["commits"].items())
+    changed = f"; {made['changed_stages']} stages were made with uncommitted changes" if made["changed_stages"] else ""
+    device = machine["gpu"] or f"{hardware['cpu'] or hardware['machine']}, {hardware['cores']} cores"
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items() if version)
+    when = f"{datetime.fromtimestamp(made['trained'], UTC):%Y-%m-%d %H:%M} UTC"
+    lines = [
+        f"Cell {receipt['cell']} of grid {receipt['grid']}",
+        f"Trained {when} on {device}, processes: {machine['processes']}",
+        f"Code: commit {commits}{changed}",
+        f"Python {made['python']}, {versions}",
+        *(f"{name}: sha256 {digest}" for name, digest in made["weights_sha256"].items()),
+    ]
+    return _listed(lines)
+
+
+def _values(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items() if value is not None)
+
+
+def _interval(found: Mapping[str, Any], form: str) -> str:
+    if found.get("low") is None:
+        return "[no interval]"
+    return f"[{found['low']:{form}}, {found['high']:{form}}]"
+
+
+def _table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(value).replace("|", "\\|") for value in line) + " |" for line in lines)
+
+
+def _listed(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+USE = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model, tokenizer = AutoModelForCausalLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")
+turns = [{"role": "user", "content": "..."}]
+prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens=64)[0, prompt["input_ids"].shape[1] :]))
+```
+
+Files here are links into the store; `cp -rL` makes a copy that stands alone."""

@@ -1,0 +1,162 @@
+"""The methods paragraph of a paper: what was compared, on which data, with which budget, seeds and statistics.
+
+Every number is read from the records' settings; what they do not hold is not said. Methods are cited by the arXiv
+numbers in the docstrings of their files.
+
+    methods_paragraph(outcome)
+"""
+
+import importlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from harness.methods import method_names
+from harness.plan.claims import when_declared
+from harness.results.arms import Record
+from harness.results.outcome import Outcome
+from harness.results.stats.intervals import LEAST_DRAWS
+from harness.results.table import percent, select
+
+BUDGET = {
+    "learning_rate": "peak learning rate",
+    "schedule": "schedule",
+    "warmup_ratio": "warm-up ratio",
+    "weight_decay": "weight decay",
+    "beta2": "beta2",
+    "max_grad_norm": "gradient clipping at norm",
+    "precision": "precision",
+}
+ASIDE = re.compile(r"[^.]*\bnot\b[^.]*\(arXiv [^)]*\)")  # a paper that is named to say what a method is not
+ARXIV = re.compile(r"(?:arXiv\s+)(\d{4}\.\d{4,5})")
+
+
+def citations(method: str) -> tuple[str, ...]:
+    """arXiv numbers that a method's file names as its source; none for an unknown method."""
+    if method not in method_names():
+        return ()
+    text = importlib.import_module(f"harness.methods.{method}").__doc__ or ""
+    return tuple(dict.fromkeys(ARXIV.findall(ASIDE.sub("", text))))
+
+
+def methods_paragraph(outcome: Outcome) -> str:
+    """A paragraph to start a paper's methods section from."""
+    students = [record for record in outcome.records if record["role"] == "student"]
+    if not students:
+        return "The grid has no students."
+    parts = [
+        _compared(students),
+        _data(students),
+        _training(students),
+        _scoring(outcome, students),
+        _statistics(outcome),
+    ]
+    return " ".join(filter(None, [*parts, _claims(outcome)]))
+
+
+def _compared(students: Sequence[Record]) -> str:
+    methods = dict.fromkeys(record["method"].partition("[")[0] for record in students)
+    named = []
+    for method in methods:
+        cited = ", ".join(f"arXiv:{number}" for number in citations(method))
+        named.append(f"{method} ({cited})" if cited else method)
+    teachers = _values(students, "teacher")
+    taught = f" taught by {_joined(teachers)}" if teachers else ""
+    return f"We trained {_joined(_values(students, 'student'))} with {_joined(named)}{taught}."
+
+
+def _data(students: Sequence[Record]) -> str:
+    fractions = [percent(value) for value in sorted({record["data_frac"] for record in students})]
+    text = f"Training rows were nested subsets of {_joined(fractions)} of {_joined(_values(students, 'corpus'))}"
+    rows = _settings(students, "corpus.rows")
+    read = set(_settings(students, "corpus.domain")) <= {"general"}  # the miniature's clinic has rows of its own
+    text += f" ({_joined(rows)} training and validation rows in all)" if rows and read else ""
+    longest = _settings(students, "corpus.max_length")
+    return text + (f", at most {_joined(longest)} tokens long." if longest else ".")
+
+
+def _training(students: Sequence[Record]) -> str:
+    told = [
+        f"{label} {_joined(found)}"
+        for name, label in BUDGET.items()
+        if (found := _settings(students, f"budget.{name}"))
+    ]
+    text = f"Every arm had the same budget, {_joined(_values(students, 'budget'))}"
+    text = text if len(_values(students, "budget")) == 1 else text.replace("the same budget", "one of the same budgets")
+    tuned = any(record.get("tuned") for record in students)
+    text += f" (AdamW, {', '.join(told)})" if told else ""
+    return f"{text}, with the same rows in the same order" + (
+        "; settings that were tuned had equal numbers of trials on seeds of their own." if tuned else "."
+    )
+
+
+def _scoring(outcome: Outcome, students: Sequence[Record]) -> str:
+    if outcome.metric is None:
+        return ""
+    frame = outcome.summary
+    names = list(dict.fromkeys(f"{e} {m}" for e, m in zip(frame["eval"], frame["metric"], strict=True) if e))
+    items = int(select(frame, outcome.metric)["items"].max())
+    headline = f"{outcome.metric.eval} {outcome.metric.metric}"
+    text = f"Students, the untouched base and teachers were scored by {_joined(names)}; figures speak of {headline}"
+    text += f" on {items} items" if items else ""
+    checked = any(record.get("contamination") for record in students)
+    return f"{text}." + (" Training rows were compared with all items by shared 8-grams." if checked else "")
+
+
+def _statistics(outcome: Outcome) -> str:
+    students = [record for record in outcome.records if record["role"] == "student"]
+    draws = {record["world_seed"] for record in students}
+    seeds = {(record["data_seed"], record["train_seed"]) for record in students}
+    text = f"There {'were' if len(seeds) > 1 else 'was'} {len(seeds)} seed{'s' * (len(seeds) > 1)} of rows and training"
+    text += (
+        f" in each of {len(draws)} draws of world and teacher."
+        if len(draws) > 1
+        else " and one draw of world and teacher."
+    )
+    if outcome.metric is None:
+        return text
+    rows = select(outcome.summary, outcome.metric)
+    gains = rows[rows["gain"].notna()]
+    if gains.empty:
+        return text
+    covers = _joined(dict.fromkeys(gains["gain_covers"]))
+    text += " Gains are differences from SFT with the same student, rows, budget and seeds, item by item; "
+    text += f"95 % intervals cover {covers}"
+    text += ", with Satterthwaite degrees of freedom" if gains["draws"].max() < LEAST_DRAWS else ""
+    known = int(gains["gain_p_holm"].notna().sum())
+    return f"{text}; p values are adjusted by Holm's method over {known} comparison{'s' * (known != 1)}."
+
+
+def _claims(outcome: Outcome) -> str:
+    if outcome.declaration is None:
+        return "No claim was declared: all results are exploratory."
+    count = len(outcome.declaration["claims"])
+    when = when_declared(outcome.declaration)
+    digest = outcome.declaration["sha256"][:12]
+    return (
+        f"{count} claim{'s were' if count > 1 else ' was'} declared {when} (SHA-256 {digest}); all else is exploratory."
+    )
+
+
+def _values(records: Iterable[Mapping[str, Any]], name: str) -> list[str]:
+    return [str(value) for value in dict.fromkeys(record[name] for record in records) if value]
+
+
+def _settings(records: Iterable[Record], path: str) -> list[str]:
+    """The values of one setting over all records, smallest first; none where records do not hold it."""
+    found = set()
+    for record in records:
+        value: Any = record["settings"]
+        for name in path.split("."):
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if value is not None:
+            found.add(
+                f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+            )
+    return sorted(found, key=lambda text: (len(text), text))
+
+
+def _joined(parts: Iterable[str]) -> str:
+    *rest, last = list(parts)
+    return f"{', '.join(rest)} and {last}" if rest else last

@@ -1,0 +1,212 @@
+"""Receipts: what each finished student beat, what it cost, what it lost and where it runs, beside its weights.
+
+A folder per student, `<store>/models/<grid>/<cell>/`: the artifact's files as links, so that it loads like any
+Hugging Face folder, `receipt.json`, and the same as a model card, `RECEIPT.md` (`model_card.py`). Figures are
+those of the table, by the same functions (`comparison.py`); a receipt is of one model, so its intervals cover
+test items, and where the arm has several seeds the arm's gain stands beside. Written whenever a grid is collected;
+one whose records have not changed is left as it is.
+
+    write_receipts(store, frozen_plan, records)
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.config.evaluation import FORMATS
+from harness.evals import ALL
+from harness.report.licences import judge
+from harness.report.model_card import card_text
+from harness.report.origins import Origins
+from harness.results.arms import Arm, Metric, Record, by_arm, metrics_of, name_diverged, seeds_of, why_unpaired
+from harness.results.comparison import Comparison
+from harness.results.items import LoadItems, read_items
+from harness.results.table import headline
+from harness.store.store import Store, write_json, write_text
+
+VERSION = 1
+"""Raised when a receipt would say something else of the same records."""
+MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".bin")
+NOT_THE_MODELS = ("manifest.json",)
+
+
+def write_receipts(
+    store: Store, frozen: Mapping[str, Any], records: Sequence[Record], load_items: LoadItems = read_items
+) -> list[Path]:
+    """Make or renew the folder of every finished student of a grid; returns the folders, unchanged ones too.
+
+    A student that was not trained (`untrained`), failed, or whose weights left the store has none.
+    """
+    receipts = _Receipts(store, frozen, records, load_items)
+    folders = []
+    for record in records:
+        artifact = Path(record["artifact"] or "nowhere")
+        if record["role"] != "student" or record["status"] != "done" or not (artifact / "config.json").is_file():
+            continue
+        folder = store.model_folder(frozen["grid"], cell_name(record))
+        basis = receipts.basis(record)
+        made_from = hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()
+        if _made_from(folder) != made_from:
+            receipt = {**receipts.of(record, basis["measured"]), "made_from": made_from}
+            _link(artifact, folder)
+            write_text(folder / "RECEIPT.md", card_text(receipt))
+            write_json(folder / "receipt.json", receipt)  # the last, so that a stopped run writes both again
+        folders.append(folder)
+    return folders
+
+
+def cell_name(record: Record) -> str:
+    """The name of a student's folder, e.g. `kd-weak-0.1-s0-3f2a9c1d`."""
+    words = [record["method"], record["teacher"], f"{record['data_frac']:g}", f"s{record['seed']}", record["cell"][:8]]
+    return re.sub(r"[^\w.=-]+", "_", "-".join(filter(None, words)))
+
+
+class _Receipts:
+    """The receipts of one grid's students."""
+
+    def __init__(
+        self, store: Store, frozen: Mapping[str, Any], records: Sequence[Record], load_items: LoadItems
+    ) -> None:
+        self._cells = {cell["fingerprint"]: cell for cell in frozen["cells"]}
+        self._records = {record["cell"]: record for record in records}
+        self._arms = by_arm(records)
+        self._arm_of = {(one["cell"], one["role"]): arm for arm, cells in self._arms.items() for one in cells}
+        self._origins = Origins(store, frozen)
+        self._compare = Comparison(load_items)
+        self._arms_gain = cache(self._arms_gain_of)
+
+    def basis(self, record: Record) -> dict[str, Any]:
+        """All that may change in a receipt: the records it speaks of, and what was measured."""
+        arm = self._arm(record)
+        peers = [*self._arms[arm], *self._arms.get(arm.partner, [])]
+        return {
+            "version": VERSION,
+            "record": record,
+            "others": self._others(record),
+            "peers": [[one["cell"], one["status"], one["scores"]] for one in peers],
+            "measured": self._origins.measured(self._cells[record["cell"]]),
+        }
+
+    def of(self, record: Record, measured: list[dict[str, Any]]) -> dict[str, Any]:
+        """The receipt of one finished student, as plain JSON."""
+        cell, others = self._cells[record["cell"]], self._others(record)
+        metrics = [metric for metric in metrics_of([record]) if metric.source == ALL]
+        first = headline(pd.DataFrame(metrics, columns=["eval", "metric", "source"]))
+        data, student, teacher = self._origins.data(cell), self._origins.student(cell), self._origins.teacher(cell)
+        verdict = judge(student["license"], [(row["source"], row["license"]) for row in data["sources"]], teacher)
+        names = ("cell", "grid", "method", "corpus", "data_frac", "seed", "data_seed", "train_seed", "world_seed")
+        finite = {role: other for role, other in others.items() if other["status"] == "done"}
+        receipt = {
+            "name": cell_name(record),
+            **{name: record[name] for name in (*names, "teacher_seed")},
+            "headline": None if first is None else {"eval": first.eval, "metric": first.metric},
+            "scores": [self._score(record, others, metric) for metric in metrics],
+            "arm": self._arms_gain(self._arm(record), first),
+            "lost": self._compare.losses(record, finite, metrics),
+            "student": student,
+            "teacher": teacher,
+            "data": data,
+            "recipe": record["settings"]["method"],
+            "budget": {"label": record["budget"], **record["settings"]["budget"]},
+            "tuned": record["tuned"],
+            "cost": record["cost"],
+            "sft_cost": others["sft"]["cost"] if "sft" in finite else None,
+            "deployment": [self._deployed(row, record, metrics) for row in measured],
+            "licences": {"says": verdict.says, "reasons": verdict.reasons},
+            "warnings": record["warnings"],
+            "provenance": self._origins.provenance(cell),
+        }
+        return receipt | {"missing": list(self._missing(record, others, receipt))}
+
+    def _arm(self, record: Record) -> Arm:
+        return self._arm_of[record["cell"], record["role"]]
+
+    def _others(self, record: Record) -> dict[str, Record]:
+        """What the student is compared with: SFT of the same seeds (none for SFT itself), base and teacher."""
+        arm, found = self._arm(record), {}
+        if arm != arm.partner:
+            for sft in self._arms.get(arm.partner, []):
+                if seeds_of(sft) == seeds_of(record):
+                    found["sft"] = sft
+        for role, reference in self._cells[record["cell"]]["references"].items():
+            found[role] = self._records[reference["fingerprint"]]
+        return found
+
+    def _score(self, record: Record, others: Mapping[str, Record], metric: Metric) -> dict[str, Any]:
+        """The student's score on one metric, and what it gains over each other model."""
+        compared = {role: self._compare.against(record, other, metric) for role, other in others.items()}
+        named = {"eval": metric.eval, "metric": metric.metric, "higher_is_better": metric.higher_is_better}
+        return named | (self._compare.score(record, metric) or {"score": None}) | {"against": compared}
+
+    def _arms_gain_of(self, arm: Arm, metric: Metric | None) -> dict[str, Any] | None:
+        """The gain over SFT of all seeds of the student's arm; null where there is only one."""
+        if metric is None or arm == arm.partner:
+            return None
+        return self._compare.arms_gain(self._arms[arm], self._arms.get(arm.partner, []), metric)
+
+    def _deployed(self, row: Mapping[str, Any], record: Record, metrics: Sequence[Metric]) -> dict[str, Any]:
+        """What was measured in one number format, with the scores of rounded weights beside those of whole ones."""
+        folders = row["evaluations"]
+        settings, mine = record["settings"], row["role"] == "student"
+        whole = record if mine else self._others(record)["teacher"]
+        known = None if mine else settings["teacher"]["quantise"]  # then the teacher that is scored is rounded itself
+        read = [json.loads(Path(path, "scores.json").read_text()) for path in folders.values()]
+        items = {name: f"{path}/items.parquet" for name, path in folders.items()}
+        rounded = {**whole, "status": "done", "items": items, "scores": [one for scores in read for one in scores]}
+        scores = []
+        for metric in metrics if folders else ():
+            if (score := self._compare.score(rounded, metric)) is not None:
+                change = None if known else self._compare.against(rounded, whole, metric)
+                scores.append({"eval": metric.eval, "metric": metric.metric, **score, "against_whole": change})
+        told = {name: value for name, value in row.items() if name != "evaluations"}
+        return told | {"scored_in": known or settings["evals"].get("precision", "fp32"), "scores": scores}
+
+    def _missing(self, record: Record, others: Mapping[str, Record], receipt: Mapping[str, Any]) -> Iterator[str]:
+        """What a reader might look for and will not find, and why."""
+        arm = self._arm(record)
+        if arm != arm.partner and "sft" not in others:
+            yield f"no comparison with SFT: {why_unpaired(arm, self._arms)}"
+        for role, other in others.items():
+            if other["status"] != "done":
+                first = Metric(**receipt["headline"]) if receipt["headline"] else Metric("", "")
+                why = name_diverged([other], first) or f"{other['status']}: {other['reason']}"
+                yield f"{role} is not finished: {why}"
+        if record["teacher"] and "teacher" not in others:
+            own = record["teacher"] == "self"
+            yield "its teacher is the SFT student of the same cell" if own else "the teacher's weights are not here"
+        if any(score.get("covers") == "items only" for score in receipt["scores"]):
+            yield "one seed: intervals of this model cover test items and say nothing of another seed"
+        asked = {row["format"] for row in receipt["deployment"]}
+        if unasked := [name for name in FORMATS if name not in asked]:
+            formats = ",".join(name for name in FORMATS if name in asked)
+            yield f"not measured in {', '.join(unasked)}: measure.formats=[{formats}]"
+        for row in receipt["deployment"]:
+            yield from (f"not measured: {problem}" for problem in filter(None, [row["problem"]]))
+            yield from (f"not scored: {problem}" for problem in row["not_scored"])
+
+
+def _made_from(folder: Path) -> str | None:
+    """What the receipt in a folder was made from; null where there is none, or the one there cannot be read."""
+    try:
+        return json.loads((folder / "receipt.json").read_text())["made_from"]
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+
+
+def _link(artifact: Path, folder: Path) -> None:
+    """Fill a folder with relative links to the model's files, and let `README.md` be the receipt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [file for file in artifact.iterdir() if file.suffix in MODEL_FILES and file.name not in NOT_THE_MODELS]
+    links = {file.name: os.path.relpath(file, folder) for file in files} | {"README.md": "RECEIPT.md"}
+    for name, target in links.items():
+        link = folder / name
+        if not link.is_symlink() or os.readlink(link) != target:
+            link.unlink(missing_ok=True)
+            link.symlink_to(target)

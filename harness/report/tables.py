@@ -1,0 +1,297 @@
+"""Tables of a report, each from an outcome: decision, price, claims, scores, references, costs, and what is lost.
+
+decision_sheet(decisions(outcome.summary, outcome.metric)).markdown()
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import pandas as pd
+
+from harness.plan.claims import Claim
+from harness.report.sheet import Column, Entry, Sheet, dense, entry, p_value, quantity, short
+from harness.results.arms import Metric, Record
+from harness.results.decision import DISTIL, POINT, WORSE, Decision
+from harness.results.findings import Finding
+from harness.results.outcome import Outcome
+from harness.results.table import PURPOSES, interval_text, percent
+
+VARYING = ("student", "corpus", "budget", "variant")
+MANY = 12
+"""Rows above which a table of single cells is folded."""
+CLEAR = 0.05
+PURPOSE_LABELS = dict(
+    zip(PURPOSES, ("training", "teacher's share", "total", "with the teacher's making", "amortised"), strict=True)
+)
+CLAIM_MARKS = {"holds": "good", "does not hold": "bad"}
+
+
+def decision_sheet(found: Sequence[Decision]) -> Sheet:
+    """What to do where, with the expected gain, what a point of it costs, and what would change the verdict."""
+    names = _varying([one.__dict__ for one in found])
+    shared = shared_changes(found)
+    columns = [Column(name) for name in names]
+    columns += [Column("teacher"), Column("data", True), Column("choice")]
+    columns += [Column("gain over SFT [95 %]", True), Column("p (Holm)", True)]
+    columns += [Column(f"extra FLOPs per {POINT:g} gained", True)]
+    rows = []
+    for one in found:
+        mark = "good" if one.choice == DISTIL else "bad" if one.why == WORSE else ""
+        row = [Entry(str(getattr(one, name))) for name in names]
+        row += [Entry(one.teacher), _fraction(one.data_frac)]
+        row += [Entry(_choice(one), None, mark)]
+        row += [entry_interval(one.__dict__ | _gain(one), "gain"), p_value(one.p_holm), _per_point(one, "flops")]
+        rows.append([*row, Entry(" ".join(text for text in one.would_change() if text not in shared))])
+    caption = (
+        f"Distil where the gain over SFT is better than zero after Holm over all {found[0].comparisons} comparisons of "
+        "the table, with the method whose gain is largest; else fine-tune. Beside fine-tune stands the best method "
+        f"that was not enough. A cost per {POINT:g} gained has the range that the gain's interval leaves it."
+        if found
+        else "No student has a teacher: there is nothing to decide."
+    )
+    return Sheet(
+        "decision", "Distil or fine-tune", [*columns, Column("what would change it", prose=True)], rows, caption
+    )
+
+
+def price_sheet(found: Sequence[Decision]) -> Sheet:
+    """What SFT and the method of each decision cost, with the teacher's share and its making."""
+    names = _varying([one.__dict__ for one in found])
+    columns = [*(Column(name) for name in names), Column("teacher"), Column("data", True), Column("method")]
+    extra = f"extra per {POINT:g} gained"
+    parts = ("SFT", "method", "of it teaching", extra, "with teacher's making", f"{extra}, making included")
+    for unit in ("FLOPs", "seconds"):
+        columns += [Column(f"{unit}: {part}", True) for part in parts]
+    rows = []
+    for one in found:
+        row = [Entry(str(getattr(one, name))) for name in names]
+        row += [Entry(one.teacher), _fraction(one.data_frac), Entry(one.method)]
+        for price, unit in ((one.flops, "flops"), (one.seconds, "seconds")):
+            row += [quantity(value) for value in (price.sft, price.distil, price.teacher)]
+            row += [_per_point(one, unit), quantity(price.with_making), _per_point(one, unit, making=True)]
+        rows.append(row)
+    caption = (
+        "Means over finished cells. Method: training and the teacher's share, labels and caches charged whole to the "
+        "cell. With the teacher's making: all that was trained to have a teacher, charged whole as well."
+    )
+    return Sheet("price", "What it costs", columns, rows, caption)
+
+
+def shared_changes(found: Sequence[Decision]) -> list[str]:
+    """What would change every verdict; said once, above the table."""
+    texts = [one.would_change() for one in found]
+    return [text for text in texts[0] if all(text in other for other in texts)] if len(texts) > 1 else []
+
+
+def claims_sheet(findings: Sequence[Finding], grids: Sequence[str] = ()) -> Sheet:
+    """Each claim with its verdict; `grids` names each one's grid where several are on one page."""
+    columns = [Column("grid")] * bool(grids) + [Column("verdict"), Column("claim"), Column("what must hold")]
+    columns += [Column("estimate [95 %]", True), Column("p (Holm)", True), Column("draws x seeds", True)]
+    rows = []
+    for number, one in enumerate(findings):
+        row = [Entry(grids[number])] if grids else []
+        row += [Entry(one.verdict, None, CLAIM_MARKS.get(one.verdict, ""))]
+        row += [Entry(one.claim.says or one.claim.name), Entry(_must_hold(one.claim))]
+        numbers = {"gain": one.estimate, "gain_low": one.low, "gain_high": one.high}
+        row += [entry_interval(numbers, "gain"), p_value(one.p_holm)]
+        rows.append([*row, Entry(f"{one.draws} x {one.seeds}" if one.draws else "", float(one.draws * one.seeds))])
+    covers = list(dict.fromkeys(one.covers for one in findings if one.covers))
+    caption = f"Intervals cover {'; '.join(covers)}; they are not adjusted. " if covers else ""
+    caption += "Holm's family is the claims of a grid. Open: neither the claim nor its contrary is shown."
+    return Sheet("claims", "Claims of all grids" if grids else "Claims", columns, rows, caption)
+
+
+def scores_sheet(outcome: Outcome) -> Sheet:
+    """Every student's arm x evaluation x metric: score and gain with intervals, the headline metric first."""
+    rows = _headline_rows(outcome, "student")
+    names = _varying(rows)
+    columns = [Column("evaluation"), Column("data", True), Column("method"), Column("teacher")]
+    columns += [Column(name) for name in names]
+    columns += [Column(label, True) for label in ("draws x seeds", "score [95 %]", "gain over SFT [95 %]", "p (Holm)")]
+    columns += [Column("gap closed", True), Column("note")]
+    found = []
+    for row in rows:
+        clear = row["gain_p_holm"] < CLEAR
+        better = (row["gain"] > 0) == row["higher_is_better"] if clear else False
+        line = [Entry(evaluation(row)), _fraction(row["data_frac"]), Entry(row["method"]), entry(row["teacher"])]
+        line += [Entry(str(row[name])) for name in names]
+        line += [Entry(f"{row['draws']:g} x {row['seeds']:g}", float(row["draws"] * row["seeds"]))]
+        line += [entry_interval(row, "score"), entry_interval(row, "gain", ("good" if better else "bad") * clear)]
+        line += [p_value(row["gain_p_holm"]), entry(row["gap_closed"], ".0%")]
+        found.append([*line, Entry(_note(row))])
+    covers = list(dict.fromkeys(row["gain_covers"] for row in rows if row["gain_covers"]))
+    caption = "Marked: a gain other than zero after Holm within its evaluation and metric. "
+    caption += f"Intervals of gains cover: {'; '.join(covers)}. " if covers else ""
+    caption += "Gap closed: (student - base) / (teacher - base)."
+    return dense(Sheet("scores", "Scores and gains", columns, found, caption))
+
+
+def references_sheet(outcome: Outcome) -> Sheet:
+    """Teachers and the untouched base, scored like students."""
+    rows = _headline_rows(outcome, "teacher") + _headline_rows(outcome, "base")
+    names = [name for name in _varying(rows) if name in ("corpus", "variant")]
+    columns = [Column("evaluation"), Column("model"), Column("name"), *map(Column, names)]
+    columns += [Column("data", True), Column("draws", True)]
+    found = []
+    for row in rows:
+        name = row["teacher"] if row["role"] == "teacher" else row["student"]
+        line = [Entry(evaluation(row)), Entry(row["role"]), entry(name), *(entry(row[name]) for name in names)]
+        line += [_fraction(row["data_frac"]), entry(row["draws"], "g"), entry_interval(row, "score")]
+        found.append([*line, quantity(row["total_flops"]), Entry(_note(row))])
+    more = [Column("score [95 %]", True), Column("FLOPs to make", True), Column("note")]
+    caption = "Scored by the same evaluations on the same items as the students."
+    return dense(Sheet("references", "Teachers and base", [*columns, *more], found, caption))
+
+
+def rivals_sheet(outcome: Outcome) -> Sheet:
+    """Many methods against SFT, with intervals that hold for all of a fraction at once."""
+    rows = outcome.rivals.rename(columns={"low": "gain_low", "high": "gain_high"}).to_dict("records")
+    names = _varying(rows)
+    columns = [Column("data", True), Column("method"), Column("teacher"), *(Column(name) for name in names)]
+    columns += [Column(label, True) for label in ("blocks", "gain over SFT [95 %, all at once]", "p (all at once)")]
+    found = []
+    for row in rows:
+        better = (row["gain"] > 0) == (outcome.metric is not None and outcome.metric.higher_is_better)
+        mark = ("good" if better else "bad") * (row["p"] < CLEAR)
+        line = [_fraction(row["data_frac"]), Entry(row["method"]), entry(row["teacher"])]
+        line += [Entry(str(row[name])) for name in names] + [entry(row["blocks"], "d")]
+        found.append([*line, entry_interval(row, "gain", mark), p_value(row["p"])])
+    caption = (
+        "Every method with every cell SFT has, compared within blocks (seeds, or draws), the scatter pooled over the "
+        "methods. Intervals and p values hold for all methods of a fraction together; none is to be adjusted again."
+    )
+    return Sheet("rivals", "Every method at once", columns, found, caption)
+
+
+def costs_sheet(outcome: Outcome) -> Sheet:
+    """Mean cost per cell of every arm, by purpose."""
+    rows = [row for row in _headline_rows(outcome, "student") if _is(row, outcome.metric)]
+    names = _varying(rows)
+    columns = [Column("data", True), Column("method"), Column("teacher"), *(Column(name) for name in names)]
+    columns += [Column(f"{u}: {PURPOSE_LABELS[purpose]}", True) for u in ("FLOPs", "seconds") for purpose in PURPOSES]
+    found = []
+    for row in rows:
+        line = [_fraction(row["data_frac"]), Entry(row["method"]), entry(row["teacher"])]
+        line += [Entry(str(row[name])) for name in names]
+        found.append([*line, *(quantity(row[f"{p}_{unit}"]) for unit in ("flops", "seconds") for p in PURPOSES)])
+    caption = (
+        "Means over finished cells. Total: training and the teacher's share. Amortised: what the grid's cells share "
+        "(labels, synthetic rows, the teacher's making) divided among them."
+    )
+    return Sheet("costs", "Costs of all arms", columns, found, caption)
+
+
+def lost_sheet(records: Iterable[Record]) -> Sheet:
+    """Cells and reference models without a score, each with its reason."""
+    lost = [record for record in records if record["status"] != "done"]
+    columns = [Column("status"), Column("model"), Column("method"), Column("teacher"), Column("data", True)]
+    columns += [Column(name, True) for name in ("seed", "draw")] + [Column("class"), Column("reason")]
+    rows = []
+    for one in lost:
+        row = [Entry(one["status"], None, "bad" * (one["status"] == "failed")), Entry(one["role"])]
+        row += [entry(one["method"]), entry(one["teacher"]), _fraction(one["data_frac"])]
+        row += [entry(one["seed"], "d"), entry(one["world_seed"], "d")]
+        rows.append([*row, entry(one["failure_class"]), entry(one["reason"])])
+    caption = f"{len(rows)} without a score; all others are finished." if rows else "Every cell is finished."
+    return dense(Sheet("lost", "Failed and missing cells", columns, rows, caption, folded=len(rows) > MANY))
+
+
+def warnings_sheet(records: Iterable[Record]) -> Sheet:
+    """What stages warned of, each text once with the number of cells."""
+    found: dict[str, list[str]] = {}
+    for one in records:
+        where = [one["method"], one["teacher"], percent(one["data_frac"]), f"seed {one['seed']}"]
+        for warning in one["warnings"]:
+            found.setdefault(warning, []).append(" ".join(filter(None, where)))
+    rows = [[Entry(text), entry(len(cells), "d"), Entry(cells[0])] for text, cells in found.items()]
+    columns = [Column("warning"), Column("cells", True), Column("first of them")]
+    return Sheet("warnings", "Warnings", columns, rows, folded=len(rows) > MANY)
+
+
+def receipts_sheet(links: Sequence[tuple[str, str, str]], more: bool = False) -> Sheet:
+    """Receipts that were found, as (name, link, opening sentence); `more` of them are folded."""
+    rows = [[Entry(name, link=link), Entry(says)] for name, link, says in links]
+    caption = "Each finished student's folder loads as it is; its receipt says what it beat, cost and lost."
+    columns = [Column("student"), Column("receipt opens with")]
+    if more:
+        return Sheet("more_receipts", f"{len(links)} more receipts", columns, rows, folded=True)
+    return Sheet("receipts", "Receipts", columns, rows, caption)
+
+
+def findings_frame(findings: Sequence[Finding]) -> pd.DataFrame:
+    """One row per claim with every number, for files."""
+    names = [field.name for field in fields(Finding) if field.name != "claim"]
+    rows = [{"claim": f.claim.name, "says": f.claim.says, "must_hold": _must_hold(f.claim)} for f in findings]
+    rows = [row | {name: getattr(f, name) for name in names} for row, f in zip(rows, findings, strict=True)]
+    return pd.DataFrame(rows, columns=["claim", "says", "must_hold", *names])
+
+
+def evaluation(row: Mapping[Any, Any]) -> str:
+    """An evaluation and metric in words."""
+    return f"{row['eval']} {row['metric']}".strip() + ("" if row["higher_is_better"] else " (lower is better)")
+
+
+def entry_interval(row: Mapping[Any, Any], name: str, mark: str = "") -> Entry:
+    """A score or gain with its interval, sorted by itself."""
+    text = interval_text(row, name)
+    return Entry(text, float(row[name]), mark) if text else Entry("")
+
+
+def _headline_rows(outcome: Outcome, role: str) -> list[dict[Any, Any]]:
+    frame = outcome.summary
+    if frame.empty:
+        return []
+    rows = frame[frame["headline"] & (frame["role"] == role)].to_dict("records")
+    return sorted(rows, key=lambda row: not _is(row, outcome.metric))
+
+
+def _is(row: Mapping[Any, Any], metric: Metric | None) -> bool:
+    return (row["eval"], row["metric"], row["source"]) == tuple(metric or ("", "", "all"))
+
+
+def _varying(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
+    """Names that differ between rows, and so need a column."""
+    return [name for name in VARYING if len({row[name] for row in rows}) > 1]
+
+
+def _fraction(value: Any) -> Entry:
+    return Entry("") if value is None or pd.isna(value) else Entry(percent(value), float(value))
+
+
+def _choice(one: Decision) -> str:
+    """The choice with its method, or with the one that was not enough and why."""
+    method = one.method + (f" (best of {one.compared})" if one.compared > 1 else "")
+    return f"{one.choice} with {method}" if one.choice == DISTIL else f"{one.choice}; {method}: {one.why}"
+
+
+def _gain(one: Decision) -> dict[str, float]:
+    return {"gain_low": one.low, "gain_high": one.high}
+
+
+def _per_point(one: Decision, unit: str, making: bool = False) -> Entry:
+    """An extra cost per point with its range; `none` where distillation is not dearer."""
+    cost, low, high = one.per_point(unit, making)
+    if math.isnan(cost):
+        return Entry("")
+    return Entry(f"{short(cost)} [{short(low)}, {short(high)}]", cost) if cost > 0 else Entry("none", cost)
+
+
+def _must_hold(claim: Claim) -> str:
+    what = " minus ".join(f"gain of {_side(side)}" for side in claim.sides)
+    return f"{what} within {claim.within:g} of 0" if claim.within is not None else f"{what} better than {claim.above:g}"
+
+
+def _side(side: Mapping[str, Any]) -> str:
+    """An arm as a claim names it, e.g. `kd (weak) at 3 %`."""
+    rest = {name: value for name, value in side.items() if name not in ("method", "teacher", "data_frac")}
+    told = [str(side.get("method", "")), f"({side['teacher']})" if side.get("teacher") else ""]
+    told += [f"{name}={value}" for name, value in rest.items()]
+    return " ".join(filter(None, [*told, f"at {percent(side['data_frac'])}" if "data_frac" in side else ""]))
+
+
+def _note(row: Mapping[Any, Any]) -> str:
+    lost = [f"{row[status]:g} {status}" for status in ("failed", "missing", "running") if row[status]]
+    text = ", ".join(lost) + ("" if pd.isna(row["reason"]) or not lost else f": {row['reason']}")
+    return "; ".join(part for part in (text, row["note"]) if part)

@@ -1,0 +1,1 @@
+"""results: from a frozen plan and a store to numbers."""

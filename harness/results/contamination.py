@@ -1,0 +1,210 @@
+"""Contamination: which items of an evaluation are repeated in the rows a model was trained on, cell by cell.
+
+The `overlap` stages say which rows of a mixture, or of what a teacher wrote, repeat which items; a cell's share of
+them follows from the rows it took. Scores are told with and without the repeated items. Whether a row asks the same
+in other words is `exposure.py`'s matter, and what a base model was pre-trained on nobody here knows.
+
+    student_rows       a train row of the model's own repeats the item, whether or not the budget visits it
+    synthetic_rows     a row that the teacher wrote for it does
+    in_context_rows    a row that the teacher was shown while it wrote those may have been: one it could draw from does
+    teacher_rows       a row of the teacher's lessons does
+
+    contamination = Contamination(store, frozen_plan); contamination.flags(frozen_cell, "gsm8k")["student_rows"].sum()
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from harness.data.corpora import load_corpus
+from harness.data.ngram_overlap import HELDOUT
+from harness.evals import ALL
+from harness.results.arms import Metric
+from harness.results.items import item_values, read_items
+from harness.store.store import Store
+
+ROWS = ("student_rows", "synthetic_rows", "in_context_rows", "teacher_rows")
+NOTEWORTHY = 0.02
+"""Share of repeated items above which a record warns; Tülu 3 takes a source apart above it (arXiv 2411.15124, 3.2)."""
+
+
+class Training(NamedTuple):
+    """What a model was trained on: rows, rows its teacher wrote, and the base it began from (keys of stages)."""
+
+    subsets: tuple[str, ...]
+    synthetic: tuple[str, ...]
+    base: str
+
+
+def training_of(stages: Mapping[str, Any], key: str) -> Training:
+    """What the model of one stage was trained on, all stages before it included."""
+    subsets: dict[str, None] = {}
+    synthetic: dict[str, None] = {}
+    while stages[key]["kind"] in ("train", "quantise"):
+        inputs = stages[key]["inputs"]
+        if stages[key]["kind"] == "train":
+            subsets[inputs["subset"]] = None
+            synthetic |= dict.fromkeys(inputs[role] for role in inputs if role == "synthetic")
+        key = inputs["start"] if "start" in inputs else inputs["model"]
+    return Training(tuple(subsets), tuple(synthetic), key)
+
+
+def teacher_of(stages: Mapping[str, Any], train: Iterable[str]) -> str | None:
+    """The stage that made the teacher of train stages: asked live, or for labels, text, caches."""
+    for key in train:
+        for role, upstream in stages[key]["inputs"].items():
+            if role == "teacher":
+                return upstream
+            if role not in ("subset", "start") and "teacher" in stages[upstream]["inputs"]:
+                return stages[upstream]["inputs"]["teacher"]
+    return None
+
+
+def row_numbers(folder: Path) -> np.ndarray:
+    """Row numbers in its mixture of what a subset trains on, from the subset's `train` folder."""
+    tables = [pa.ipc.open_stream(pa.memory_map(str(path))).read_all() for path in sorted(folder.glob("*.arrow"))]
+    return np.concatenate([table["row"].to_numpy() for table in tables])
+
+
+class Contamination:
+    """The repeated items of a grid's cells and reference models; what cells share is read once."""
+
+    def __init__(self, store: Store, frozen: Mapping[str, Any]) -> None:
+        """`frozen` is the grid's plan (`harness/results/records.py`)."""
+        self._store = store
+        self._stages: Mapping[str, Any] = frozen["stages"]
+        self._pairs, self._items = cache(self._pairs_of), cache(self._items_of)
+        self._hit = cache(self._hit_of)
+
+    def flags(self, cell: Mapping[str, Any], evaluation: str) -> pd.DataFrame | None:
+        """By item (`keys`) whether it is in ROWS (booleans), for a frozen cell, or one of its references.
+
+        None where rows were not compared with this evaluation: it was not asked for, is not done, or read the
+        benchmark from the hub at another revision.
+        """
+        evaluated = cell["evaluations"][evaluation]
+        name = HELDOUT if "mixture" in self._stages[evaluated]["inputs"] else evaluation
+        compared = {self._stages[key]["inputs"]["rows"]: key for key in cell.get("overlaps", ())}
+        own = training_of(self._stages, self._stages[evaluated]["inputs"]["model"])
+        teacher = teacher_of(self._stages, cell["train"])
+        lessons = training_of(self._stages, teacher).subsets if teacher else ()
+        shown = [self._stages[key]["inputs"]["subset"] for key in own.synthetic]
+        wanted = zip(ROWS, (own.subsets, own.synthetic, shown, lessons), strict=True)
+        parts = {kind: [(self._rows_of(one), one) for one in keys] for kind, keys in wanted}
+        needed = {rows for found in parts.values() for rows, _ in found}
+        if not needed:
+            return pd.DataFrame(columns=ROWS, dtype=bool)
+        taken = (one for found in parts.values() for _, one in found)
+        if not needed <= compared.keys() or not all(map(self._store.done, taken)):
+            return None
+        if not all(self._usable(key, evaluated, name) for key in compared.values()):
+            return None
+        (index, _), *_ = (self._items(key, name) for key in compared.values())
+        flags = {
+            kind: index.isin([item for rows, one in found for item in self._hit(compared[rows], name, one)])
+            for kind, found in parts.items()
+        }
+        return pd.DataFrame(flags, index=index)
+
+    def told(
+        self, cell: Mapping[str, Any], evaluation: str, scores: Sequence[Mapping[str, Any]], items: str
+    ) -> tuple[dict[str, Any], list[str]]:
+        """What a record says of one evaluation, and warnings; nothing where nothing was compared.
+
+        Counts of scored items: by ROWS, `own` (in rows of the model's own or written for it), `teacher_only` (in the
+        teacher's and not in those); and by metric the score `without` the own ones, null where none is left.
+        """
+        flags = self.flags(cell, evaluation)
+        if flags is None:
+            missing = cell.get("overlaps") and f"contamination: {evaluation} was not compared with the training rows"
+            return {}, [missing] if missing else []
+        whole = [score for score in scores if score["eval"] == evaluation and score["source"] == ALL]
+        size = max((score["items"] for score in whole), default=0)
+        found: dict[str, Any] = {"items": size, "own": 0, "teacher_only": 0, **dict.fromkeys(ROWS, 0), "without": {}}
+        if not flags.to_numpy().any() or not whole:
+            return found, []
+        frame = read_items(items)
+        evaluated = cell["evaluations"][evaluation]
+        heldout = "mixture" in self._stages[evaluated]["inputs"]
+        for score in whole:
+            values = item_values(frame, Metric(evaluation, score["metric"]))
+            if values is None or values["count"].sum() == 0:
+                continue
+            mine = flags.reindex(keys(values, heldout), fill_value=False)
+            own = (mine["student_rows"] | mine["synthetic_rows"]).to_numpy()
+            if not found["without"]:  # the evaluation's first metric speaks for it
+                only = mine["teacher_rows"].to_numpy() & ~own
+                found |= {"items": len(own), "own": int(own.sum()), "teacher_only": int(only.sum())}
+                found |= {kind: int(mine[kind].sum()) for kind in ROWS}
+            rest = values[~own]
+            found["without"][score["metric"]] = float(rest["total"].sum() / rest["count"].sum()) if len(rest) else None
+        if heldout and self._questions_known(evaluated):
+            return found, []  # `exposure.py` tells what is asked, in whatever words
+        return found, _warnings(evaluation, found, {score["metric"]: score["score"] for score in whole})
+
+    def _questions_known(self, evaluated: str) -> bool:
+        mixture = self._stages[self._stages[evaluated]["inputs"]["mixture"]]
+        return load_corpus(mixture["settings"]["corpus"]["kind"]).knows_questions
+
+    def _rows_of(self, key: str) -> str:
+        """What is compared as a whole: a subset's mixture, or synthetic rows themselves."""
+        stage = self._stages[key]
+        return stage["inputs"]["mixture"] if stage["kind"] == "subset" else key
+
+    def _usable(self, overlap: str, evaluated: str, name: str) -> bool:
+        """Whether an overlap stage is done, and looked for the items that were scored."""
+        if not self._store.done(overlap):
+            return False
+        resolved = self._store.manifest(overlap)["facts"]["resolved"]["data_revisions"].get(name)
+        if resolved is None or not self._store.done(evaluated):
+            return True
+        return self._store.manifest(evaluated)["facts"]["resolved"]["data_revision"] == resolved
+
+    def _pairs_of(self, overlap: str) -> tuple[np.ndarray, np.ndarray]:
+        table = pq.read_table(self._store.folder(overlap) / "pairs.parquet", columns=["row", "item"])
+        return table["row"].to_numpy(), table["item"].to_numpy()
+
+    def _items_of(self, overlap: str, name: str) -> tuple[pd.Index, dict[int, str]]:
+        """An evaluation's items by key, and the key of each by its number among all."""
+        table = pd.read_parquet(self._store.folder(overlap) / "items.parquet")
+        table = table[table["eval"] == name]
+        named = keys(table, heldout=name == HELDOUT)
+        return pd.Index(named.unique()), dict(zip(table.index, named, strict=True))
+
+    def _hit_of(self, overlap: str, name: str, key: str) -> list[str]:
+        """Keys of the items of an evaluation that are repeated in a subset, or in synthetic rows."""
+        rows, items = self._pairs(overlap)
+        if len(rows) and self._stages[key]["kind"] == "subset":
+            items = items[np.isin(rows, row_numbers(self._store.folder(key) / "train"))]
+        named = self._items(overlap, name)[1]
+        return [named[item] for item in np.unique(items).tolist() if item in named]
+
+
+def _warnings(evaluation: str, found: Mapping[str, Any], scores: Mapping[str, float]) -> list[str]:
+    many, said = NOTEWORTHY * found["items"], []
+    if found["own"] > many:
+        (metric, without), *_ = found["without"].items()
+        left = "none is left without them" if without is None else f"{without:.3f} without them"
+        said.append(
+            f"contamination: {found['own']} of {found['items']} items of {evaluation} are repeated in training rows; "
+            f"{metric} is {scores[metric]:.3f}, {left}"
+        )
+    if found["teacher_only"] > many:
+        said.append(
+            f"contamination: {found['teacher_only']} of {found['items']} items of {evaluation} are repeated in rows "
+            "that only the teacher was trained on"
+        )
+    return said
+
+
+def keys(items: pd.DataFrame, heldout: bool) -> pd.Series:
+    """What tells the items of an evaluation apart: the prompt of held-out rows, source and id of a benchmark's."""
+    if heldout:
+        return items["prompt_hash"].astype(str)
+    return items["source"].astype(str) + "\n" + items["id"].astype(str)

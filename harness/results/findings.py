@@ -1,0 +1,114 @@
+"""Claims: what a grid is to show, written down and hashed before its first cell, and what became of each.
+
+An experiment's file names them. A claim is about the gain over SFT of one arm, or about the difference of two gains:
+that it lies above a number, or within a margin of 0. Arms are named by the columns of the table.
+
+    claims:
+      - {name: scarce, says: "KD beats SFT when data is scarce", gain: {method: kd, data_frac: 0.03}}
+      - {name: shrinks, gain: {method: kd, data_frac: 0.03}, less: {method: kd, data_frac: 1.0}, above: 0.0}
+      - {name: vanishes, gain: {method: kd, data_frac: 1.0}, within: 0.02}
+
+All claims of a grid are one family (Holm 1979). Everything else that its tables say is exploratory.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from scipy.special import stdtr
+
+from harness.plan.claims import Claim, _fits
+from harness.results.arms import Arm, Metric, Record, by_arm
+from harness.results.items import LoadItems, read_items, values_of
+from harness.results.paired_gains import Replicates, covers_of, cube_of, gain, over_draws
+from harness.results.stats.intervals import Interval, holm
+
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of a claim."""
+
+    claim: Claim
+    verdict: str
+    """`holds`, `does not hold` (the contrary is shown), `open` (neither is) or `no answer` (cells are missing)."""
+    estimate: float
+    low: float
+    high: float
+    """The 95 % interval, not adjusted."""
+    p: float
+    """Two-sided against `above`, or of the equivalence test."""
+    p_holm: float
+    """Adjusted over the claims of the grid."""
+    draws: int
+    seeds: int
+    """In each draw."""
+    covers: str
+    """Which variance the interval contains."""
+
+
+def judge(
+    records: Iterable[Record], claims: Sequence[Claim], metric: Metric, load_items: LoadItems = read_items
+) -> list[Finding]:
+    """What the records say of each claim, in order; Holm over all of them."""
+    arms = by_arm(records)
+    values = cache(values_of(load_items))
+    found = [_finding(claim, _replicates(claim, arms, metric, values), metric) for claim in claims]
+    adjusted = holm([finding.p for finding in found])
+    return [_decided(finding, float(p), metric) for finding, p in zip(found, adjusted, strict=True)]
+
+
+def _replicates(claim: Claim, arms: Mapping[Arm, list[Record]], metric: Metric, values: Any) -> list[list[Replicates]]:
+    """For each draw that has them all: the paired gains of the claim's arms."""
+    draws: dict[Any, dict[int, Replicates]] = {}
+    for number, side in enumerate(claim.sides):
+        for arm, cells in arms.items():
+            if arm.role == "student" and _fits(arm._asdict(), side) and arm.partner in arms:
+                pairs = gain(cells, arms[arm.partner], metric, values)
+                if pairs is not None:
+                    draws.setdefault(arm.world_seed, {})[number] = pairs
+    whole = [[draws[draw][n] for n in range(len(claim.sides))] for draw in sorted(draws) if len(draws[draw]) > number]
+    return [sides for sides in whole if len(cube_of(sides).values)]
+
+
+def _finding(claim: Claim, draws: list[list[Replicates]], metric: Metric) -> Finding:
+    if not draws:
+        nothing = math.nan
+        return Finding(claim, "no answer", nothing, nothing, nothing, nothing, nothing, 0, 0, "")
+    cubes = [cube_of(sides) for sides in draws]
+    weights = np.array([[1.0, -1.0][: len(claim.sides)]])
+    curve = over_draws(cubes)
+    interval = curve.intervals(weights)[0]
+    covers = covers_of([sides[0] for sides in draws], len(draws))
+    seeds = min(len(cube.values) for cube in cubes)
+    p = _p(claim, interval, 1 if metric.higher_is_better else -1)
+    return Finding(claim, "", interval.estimate, interval.low, interval.high, p, p, len(draws), seeds, covers)
+
+
+def _p(claim: Claim, found: Interval, sign: int) -> float:
+    """Two-sided against `above`; of both one-sided tests the larger against `within`."""
+    if not found.standard_error > 0:
+        return math.nan
+    if claim.within is None:
+        return float(2 * stdtr(found.df, -abs(found.estimate - sign * claim.above) / found.standard_error))
+    tests = [-(found.estimate + claim.within), found.estimate - claim.within]
+    return float(max(stdtr(found.df, distance / found.standard_error) for distance in tests))
+
+
+def _decided(found: Finding, p_holm: float, metric: Metric) -> Finding:
+    """The same with its adjusted p value and the verdict."""
+    claim, sign = found.claim, 1 if metric.higher_is_better else -1
+    if not found.draws:
+        return found
+    if claim.within is None:
+        better = sign * found.estimate > claim.above
+        verdict = ("holds" if better else "does not hold") if p_holm < ALPHA else "open"
+    elif p_holm < ALPHA:
+        verdict = "holds"
+    else:
+        verdict = "does not hold" if found.low > claim.within or found.high < -claim.within else "open"
+    return Finding(**{**found.__dict__, "verdict": verdict, "p_holm": p_holm})

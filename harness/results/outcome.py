@@ -1,0 +1,158 @@
+"""Outcome: what came of a grid, ready to be looked at, from a store or from a folder that was exported.
+
+Everything is computed from the grid's records and the scores of single items, when it is first asked for.
+
+    outcome = Outcome.of(store, frozen_plan)
+    outcome.summary, outcome.verdict, outcome.findings
+    outcome.export(Path("shared/data_scaling"))     # three small files without weights, texts or rows
+    Outcome.read(Path("shared/data_scaling")).summary
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.config.checks import refuse
+from harness.execution.wandb_run import tell_grid
+from harness.plan.claims import Claim, declared
+from harness.plan.frozen import SEEDS
+from harness.results.arms import Arm, Metric
+from harness.results.findings import Finding, judge
+from harness.results.items import LoadItems, named_once, read_items
+from harness.results.paired_gains import crossovers
+from harness.results.records import curves, records
+from harness.results.simultaneous import compared
+from harness.results.stats.crossover import Crossover
+from harness.results.table import headline, summary, tidy
+from harness.results.verdict import verdict
+from harness.store.store import Store, write_json, write_text
+
+RECORDS, ITEMS, CLAIMS = "records.jsonl", "items.parquet", "claims.json"
+NAMES = ("eval", "id", "source", "prompt_hash")
+NAMED = (*"cell role method student teacher corpus budget data_frac".split(), *SEEDS, "status")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A grid's records and what is read out of them."""
+
+    grid: str
+    records: list[dict[str, Any]]
+    declaration: Mapping[str, Any] | None = None
+    """The claims as `harness.plan.claims.declared` gives them; null where none were made."""
+    load_items: LoadItems = read_items
+    """From a path in a record's `items` to the scores of single items."""
+    load_curves: Callable[[], pd.DataFrame] | None = None
+    """Training curves (`curves.curves`); null for an exported folder, which has none."""
+
+    @classmethod
+    def of(cls, store: Store, frozen: Mapping[str, Any]) -> "Outcome":
+        """Of a grid in a store, by its frozen plan."""
+        claims = declared(store, frozen["grid"])
+        return cls(
+            frozen["grid"], records(store, frozen), claims, named_once(read_items), partial(curves, store, frozen)
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> "Outcome":
+        """Of a folder that `export` wrote; refuses another one."""
+        if not (folder / RECORDS).is_file() or not (folder / ITEMS).is_file():
+            raise refuse("folder", str(folder), f"it lacks {RECORDS} or {ITEMS}", "export a grid into it first")
+        found = [json.loads(line) for line in (folder / RECORDS).read_text().splitlines()]
+        items = pd.read_parquet(folder / ITEMS)
+        parts = {str(name): part.drop(columns="of") for name, part in items.groupby("of", observed=True)}
+        path = folder / CLAIMS
+        claims = json.loads(path.read_text()) if path.is_file() else None
+        return cls(found[0]["grid"] if found else folder.name, found, claims, named_once(parts.__getitem__))
+
+    @cached_property
+    def results(self) -> pd.DataFrame:
+        """One row per cell x evaluation x metric x source (`table.tidy`)."""
+        return tidy(self.records)
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """One row per arm x evaluation x metric, over seeds and draws (`table.summary`)."""
+        return summary(self.records, self.load_items)
+
+    @cached_property
+    def metric(self) -> Metric | None:
+        """What figures and the verdict speak of; null without any score."""
+        return headline(self.summary) if len(self.summary) else None
+
+    @cached_property
+    def crossovers(self) -> dict[Arm, Crossover]:
+        """Where each line's gain may be zero (`gains.crossovers`)."""
+        return crossovers(self.records, self.metric, self.load_items) if self.metric else {}
+
+    @cached_property
+    def rivals(self) -> pd.DataFrame:
+        """Many methods against SFT, with intervals that hold together (`rivals.compared`); empty where they are few."""
+        return compared(self.records, self.metric, self.load_items) if self.metric else pd.DataFrame()
+
+    @cached_property
+    def verdict(self) -> str:
+        """What the grid says and how sure it is, in words."""
+        return verdict(self.summary, self.crossovers, self.metric)
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        """What became of the claims; none where none were made."""
+        if self.declaration is None or self.metric is None:
+            return []
+        claims = [Claim.of(one) for one in self.declaration["claims"]]
+        return judge(self.records, claims, self.metric, self.load_items)
+
+    def export(self, folder: Path, evals: Sequence[str] | None = None) -> Path:
+        """Write records, scores of items (no texts) and claims into `folder`, which is returned; `evals`: of these
+        evaluations only."""
+        folder.mkdir(parents=True, exist_ok=True)
+        parts, exported = {}, []
+        for record in self.records:
+            wanted = [name for name in record["items"] if evals is None or name in evals]
+            paths = {name: f"{record['role']}-{record['cell']}-{name}" for name in wanted}
+            scored = [score for score in record["scores"] if evals is None or score["eval"] in evals]
+            for name, key in paths.items():
+                parts[key] = _scores_only(self.load_items(record["items"][name])).assign(of=key)
+            exported.append({**record, "items": paths, "scores": scored, "artifact": None})
+        empty = pd.DataFrame(columns=[*NAMES, "of"])
+        frame = pd.concat(parts.values(), ignore_index=True) if parts else empty
+        for column in (*NAMES, "of"):
+            frame[column] = frame[column].astype("category")
+        frame.to_parquet(folder / ITEMS, index=False, compression="zstd")
+        write_text(folder / RECORDS, "".join(json.dumps(record) + "\n" for record in exported))
+        if self.declaration is not None:
+            write_json(folder / CLAIMS, self.declaration)
+        return folder
+
+    def tell(self, track: str, root: Path) -> list[str]:
+        """Leave verdict and tables as one run of Weights & Biases where `track` asks for it, in the store at `root`;
+        returns warnings."""
+        if track == "none":
+            return []
+        findings = [{"name": one.claim.name, "says": one.claim.says, **asdict(one)} for one in self.findings]
+        tables = {
+            "summary": self.summary,
+            "results": self.results,
+            "claims": pd.DataFrame(findings).drop(columns="claim", errors="ignore"),
+            "artifacts": pd.DataFrame([_artifacts(record) for record in self.records]),
+        }
+        return tell_grid(root, track, self.grid, {"verdict": self.verdict, **tables})
+
+
+def _artifacts(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Which cell a record is of, and the keys of its artifacts in the store."""
+    evaluations = {f"evaluation {name}": Path(path).parent.name for name, path in record["items"].items()}
+    model = Path(record["artifact"]).name if record["artifact"] else None
+    return {name: record[name] for name in NAMED} | {"model": model, **evaluations}
+
+
+def _scores_only(items: pd.DataFrame) -> pd.DataFrame:
+    """What statistics read of items: names and numbers, no prompt and no answer."""
+    numbers = items.select_dtypes(["number", "bool"]).columns
+    return items[[*NAMES, *(name for name in numbers if name not in NAMES)]].astype({name: str for name in NAMES})

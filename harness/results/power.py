@@ -1,0 +1,78 @@
+"""Power: what a grid of so many replicates can show, asked before it is run.
+
+Replicates are draws of the world where there are enough of them, else seeds; `sd` is the standard deviation of one
+paired gain between replicates, guessed from an earlier grid (0.02 in the miniature).
+
+    equivalence_power(0.02, 0.02, 5)         # 0.29: five seeds often cannot say that a gain vanishes
+    detectable(0.02, 5)                      # 0.034: the gain that five find in four grids of five
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import ndtr, stdtrit
+from scipy.stats import chi2, nct
+
+from harness.config.checks import check_at_least, check_positive
+from harness.plan.claims import Claim, _fits
+from harness.results.stats.intervals import LEAST_DRAWS
+
+POINTS = 2001
+
+
+def equivalence_power(margin: float, sd: float, replicates: int, alpha: float = 0.05, truth: float = 0.0) -> float:
+    """Chance that two one-sided tests (Schuirmann 1987) show a mean within `margin`, where it is `truth`.
+
+    The mean and the variance of a normal sample are independent: the chance given the variance, over its distribution.
+    """
+    _check(sd, replicates)
+    df = replicates - 1
+    quantiles = (np.arange(POINTS) + 0.5) / POINTS
+    error = sd * np.sqrt(chi2.ppf(quantiles, df) / df / replicates)
+    room = margin - stdtrit(df, 1 - alpha) * error
+    scale = sd / math.sqrt(replicates)
+    chance = ndtr((room - truth) / scale) - ndtr((-room - truth) / scale)
+    return float(np.where(room > 0, chance, 0.0).mean())
+
+
+def difference_power(gain: float, sd: float, replicates: int, alpha: float = 0.05) -> float:
+    """Chance that a two-sided paired t test tells a mean of `gain` from 0."""
+    _check(sd, replicates)
+    df, shift = replicates - 1, gain * math.sqrt(replicates) / sd
+    t = float(stdtrit(df, 1 - alpha / 2))
+    return float(nct.sf(t, df, shift) + nct.cdf(-t, df, shift))
+
+
+def detectable(sd: float, replicates: int, power: float = 0.8, alpha: float = 0.05) -> float:
+    """The smallest gain that is told from 0 with this power."""
+    _check(sd, replicates)
+    high = sd
+    while difference_power(high, sd, replicates, alpha) < power:
+        high *= 2
+    return float(brentq(lambda gain: difference_power(gain, sd, replicates, alpha) - power, 0.0, high))
+
+
+def _check(sd: float, replicates: int) -> None:
+    check_positive("sd", sd)
+    check_at_least("replicates", replicates, 2)
+
+
+def foresee(given: Sequence[Mapping[str, Any]], frozen: Mapping[str, Any]) -> list[str]:
+    """What the grid can show of each claim, in words, before it is run: replicates are its draws, or its seeds."""
+    told = []
+    for claim in map(Claim.of, given):
+        sides = [[cell for cell in frozen["cells"] if _fits(cell, side)] for side in claim.sides]
+        draws, seeds = (min(len({cell[name] for cell in side}) for side in sides) for name in ("world_seed", "seed"))
+        count, kind = (draws, "draws") if draws >= LEAST_DRAWS else (seeds, "seeds")
+        if count < 2:
+            text = "one replicate: nothing is said of another"
+        elif claim.within is None:
+            text = f"from {detectable(claim.sd, count):.3f} on it is shown in four grids of five"
+        else:
+            chance = equivalence_power(claim.within, claim.sd, count)
+            text = f"where the truth is 0 it is shown within {claim.within:g} in {chance:.0%} of grids"
+        told.append(f"{claim.name}: {count} {kind}, sd {claim.sd:g}: {text}")
+    return told

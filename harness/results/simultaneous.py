@@ -1,0 +1,148 @@
+"""Rivals: many methods against SFT at one fraction, compared within seeds, with intervals that hold together.
+
+All arms of a seed share rows and order, so seeds are blocks: an arm's score is mean + seed + arm + rest, and the rest,
+pooled over the arms, has (S - 1)(A - 1) degrees of freedom where a method alone has S - 1. Items that all arms share
+add their own variance. The M comparisons share SFT, so their errors are correlated (1/2 where the rest is alike):
+the critical value is that of the multivariate t (Dunnett 1955, within blocks). `scipy.stats.dunnett` takes the arms
+for independent groups, which they are not.
+
+    rivals(sft, {"kd": kd, "seq_kd": seq_kd}, strata)       # scores (S, N) on the same seeds and items
+    compared(records, metric)                                # a table: every method of a grid, fraction by fraction
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import brentq
+from scipy.special import ndtr, roots_hermitenorm, roots_legendre
+from scipy.stats import chi2
+
+from harness.config.checks import refuse
+from harness.results.arms import Arm, Metric, Record, by_arm
+from harness.results.items import LoadItems, read_items, values_of
+from harness.results.paired_gains import Replicates, cube_of, scores
+from harness.results.stats.intervals import LEAST_DRAWS, Array, curve
+
+FEWEST = 3
+"""Methods beside SFT from which on they are compared together; fewer are a line each of the summary."""
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One method's gain over SFT, with an interval and a p value that hold for all methods at once."""
+
+    name: str
+    gain: float
+    low: float
+    high: float
+    p: float
+    df: float
+
+
+def rivals(
+    sft: Array, methods: Mapping[str, Array], strata: Sequence[Any] | None = None, level: float = 0.95
+) -> list[Rival]:
+    """Simultaneous comparisons with SFT; `sft` and each of `methods` (S, N), the same seeds and items.
+
+    Pooling takes the rest to be alike in all arms: a method that hardly differs from SFT (self_kd) gets an interval
+    that is too wide, one that scatters more than the others too narrow. Raises SettingsError below two seeds.
+    """
+    arms = np.stack([sft, *methods.values()])
+    if arms.shape[1] < 2:
+        raise refuse("seeds", arms.shape[1], "blocks need two seeds or more", "add seeds")
+    count, seeds, _ = arms.shape
+    means = arms.mean(2)
+    rest = means - means.mean(1, keepdims=True) - means.mean(0) + means.mean()
+    seed_df = (seeds - 1) * (count - 1)
+    pooled = 2 * (rest**2).sum() / seed_df / seeds  # variance of a difference of two arms' means
+    found = []
+    for name, own in methods.items():
+        parts = curve((own - sft)[:, None, :], strata)
+        item, overlap = float(parts.item[0, 0]), float(parts.overlap[0, 0])
+        variance = max(pooled + item - overlap, pooled, item)
+        item_df = max(parts.item_df, 1)
+        spread = pooled**2 / seed_df + item**2 / item_df + overlap**2 / (seed_df * item_df)
+        df = variance**2 / spread if spread else math.inf
+        error, gain = math.sqrt(variance), float(parts.mean[0])
+        half = critical(len(methods), round(df, 1), level) * error
+        p = 1 - _coverage(len(methods), df, abs(gain) / error) if error else math.nan
+        found.append(Rival(name, gain, gain - half, gain + half, max(p, 0.0), df))
+    return found
+
+
+def compared(records: Iterable[Record], metric: Metric, load_items: LoadItems = read_items) -> pd.DataFrame:
+    """One row per method, fraction, student, corpus and budget where `FEWEST` methods or more have all of SFT's cells.
+
+    Blocks are the seeds of one draw, or from LEAST_DRAWS draws on the draws (seeds averaged). Between those numbers of
+    draws there is nothing: their intervals would speak neither for new seeds nor for new draws. Columns: names, gain,
+    low, high, p, df, blocks, covers. An arm that lacks a cell SFT has is left out; the summary has it.
+    """
+    values, cells = cache(values_of(load_items)), by_arm(records)
+    sides: dict[Arm, dict[Arm, list[Arm]]] = {}
+    for arm in cells:
+        if arm.role == "student" and arm.data_frac is not None:
+            everywhere = arm._replace(world_seed=None, teacher_seed=None)
+            sides.setdefault(everywhere.partner, {}).setdefault(everywhere, []).append(arm)
+    rows = []
+    for sft, arms in sides.items():
+        if sft not in arms or len(arms) <= FEWEST:
+            continue
+        found = {
+            arm: {one.world_seed: part for one in draws if (part := scores(cells[one], metric, values)) is not None}
+            for arm, draws in arms.items()
+        }
+        others = [arm for arm in arms if arm != sft and _seeds(found[arm]) == _seeds(found[sft])]
+        blocks = _blocks([found[arm] for arm in (sft, *others)]) if len(others) >= FEWEST and found[sft] else None
+        if blocks is None:
+            continue
+        table, strata, covers = blocks
+        named = dict(zip(map(str, range(len(others))), table[1:], strict=True))
+        for arm, one in zip(others, rivals(table[0], named, strata), strict=True):
+            names = {name: getattr(arm, name) for name in ("student", "corpus", "budget", "variant", "data_frac")}
+            numbers = {"gain": one.gain, "low": one.low, "high": one.high, "p": one.p, "df": one.df}
+            names |= {"method": arm.method, "teacher": arm.teacher}
+            rows.append(names | numbers | {"blocks": table.shape[1], "covers": covers})
+    return pd.DataFrame(rows)
+
+
+def _seeds(draws: Mapping[int | None, Replicates]) -> dict[int | None, tuple[tuple[int, int], ...]]:
+    return {world: found.seeds for world, found in draws.items()}
+
+
+def _blocks(
+    arms: Sequence[Mapping[int | None, Replicates]],
+) -> tuple[Array, Sequence[Any] | None, str] | None:
+    """Scores (A, S, N) with the items' strata and what an interval covers; null where there are no two blocks."""
+    worlds = list(arms[0])
+    cubes = [cube_of([arm[world] for arm in arms]) for world in worlds]
+    if len(worlds) >= LEAST_DRAWS:
+        means = np.stack([cube.values.mean((0, 2)) for cube in cubes], axis=1)
+        return means[:, :, None], None, f"{len(worlds)} draws of the world"
+    if len(worlds) > 1 or len(cubes[0].values) < 2:
+        return None
+    covers = "seeds and items of one draw" if cubes[0].ids else "seeds of one draw"
+    return cubes[0].values.transpose(1, 0, 2), cubes[0].strata, covers
+
+
+@cache
+def critical(methods: int, df: float, level: float = 0.95) -> float:
+    """c with P(max |T_m| <= c) = level, T multivariate t with all correlations 1/2 and `df` degrees of freedom."""
+    return float(brentq(lambda c: _coverage(methods, df, c) - level, 0.1, 200.0))
+
+
+def _coverage(methods: int, df: float, c: float) -> float:
+    """P(max |T_m| <= c): given what all share (SFT's error) and the pooled scale, the comparisons are independent."""
+    shared, weight = roots_hermitenorm(64)
+    weight = weight / weight.sum()
+    points, of_scale = roots_legendre(64)
+    quantiles = (points + 1) / 2
+    scale = np.sqrt(chi2.ppf(quantiles, df) / df) if math.isfinite(df) else np.ones_like(quantiles)
+    # T = (Z_m + Z_0) / sqrt(2) / scale, so |T| <= c where Z_m lies within c * scale * sqrt(2) of -Z_0
+    reach = c * scale[:, None] * math.sqrt(2)
+    inside = ndtr(reach - shared) - ndtr(-reach - shared)
+    return float((of_scale / 2) @ (inside**methods @ weight))

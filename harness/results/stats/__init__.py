@@ -1,0 +1,1 @@
+"""stats: intervals and fits, pure functions with stated shapes."""

@@ -1,0 +1,298 @@
+"""Tables of a grid: one row per score of a cell, one row per arm, and what a terminal prints.
+
+Reads records only. `gains.py` pairs cells, `stats.py` computes intervals; here they become columns.
+A failing cell is a row with its reason, a missing one too, and nothing is dropped.
+
+    frame = summary(records)
+    console.print(render(frame))
+    write(folder, records, frame)      # results.parquet, results.csv, summary.parquet, summary.csv
+"""
+
+import functools
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from harness.results.arms import (
+    Arm,
+    Metric,
+    Record,
+    by_arm,
+    diverged,
+    metrics_of,
+    name_diverged,
+    name_tuned,
+    score_of,
+    why_unpaired,
+)
+from harness.results.items import LoadItems, Values, named_once, read_items, values_of
+from harness.results.paired_gains import Replicates, estimate, gain, gap_closed, scores
+from harness.results.stats.intervals import holm
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+CELL_COLUMNS = tuple(
+    "grid cell status reason failure_class role method data_frac student teacher corpus budget "
+    "seed data_seed train_seed world_seed teacher_seed".split()
+)
+SCORE_COLUMNS = ("eval", "metric", "source", "score", "standard_error", "items")
+PURPOSES = ("train", "teacher", "total", "with_teacher_training", "amortised")
+COSTS = tuple(f"{purpose}_{unit}" for purpose in PURPOSES for unit in ("seconds", "flops", "tokens"))
+FORMS = (("score", ".3f"), ("gain", "+.3f"))
+TEXT_COLUMNS = tuple(
+    "grid cell status reason failure_class role method student teacher corpus budget variant eval metric source "
+    "warnings score_covers gain_covers note".split()
+)
+
+
+def tidy(records: Iterable[Record]) -> pd.DataFrame:
+    """One row per cell x evaluation x metric x source; a cell without scores is one row with its reason.
+
+    Columns: identity and status (CELL_COLUMNS), SCORE_COLUMNS, costs `<purpose>_<unit>` in seconds, FLOPs and
+    tokens, and `warnings` (joined by newlines). Absent values are null.
+    """
+    rows = []
+    for record in records:
+        cell = {name: record.get(name) for name in CELL_COLUMNS} | _costs([record])
+        cell["warnings"] = "\n".join(record.get("warnings") or ())
+        scored: list[Mapping[str, Any]] = list(record.get("scores") or ({},))
+        for score in scored:
+            rows.append(cell | {name: score.get(name) for name in SCORE_COLUMNS})
+    columns = [*CELL_COLUMNS, *SCORE_COLUMNS, *COSTS, "warnings"]
+    return _typed(pd.DataFrame(rows, columns=columns))
+
+
+def summary(
+    records: Sequence[Record],
+    load_items: LoadItems = read_items,
+    sources: Sequence[str] | None = ("all",),
+    metrics: Sequence[Metric] | None = None,
+) -> pd.DataFrame:
+    """One row per arm x evaluation x metric x source, brought together over seeds.
+
+    score and gain with 95 % intervals (`score_low`, `score_high`, ...; see `stats.seeds_and_items`), what the
+    intervals cover (`score_covers`, `gain_covers`: `seeds and items`, `items only`), `gain_p` and, within one
+    evaluation, metric and source, `gain_p_holm`; `seeds`, `paired_seeds`, `items`; mean cost per cell;
+    counts `done`, `failed`, `missing`, `running` and the first `reason`. Gain is method minus SFT in the
+    metric's own direction (`higher_is_better`). `sources=None` keeps every source.
+
+    Several draws of the world: a row each, and a `pooled` one (world and teacher seed null), whose interval
+    is one over draws from five draws on and else one within them, `for these 2 draws only`. `draws` counts
+    those with a gain (without any, with a score); `gap_closed` with `_low`, `_high` is `gains.gap_closed`. `headline`
+    marks the rows a figure shows: the pooled one, else the single draw's. `diverged` cells count as 0 in accuracy,
+    `score_survivors` and `gain_survivors` leave them out; `note` says so, and why a gain is absent.
+    """
+    load, arms = named_once(load_items), by_arm(records)
+    wanted = list(metrics or metrics_of(records))
+    wanted = [m for m in wanted if sources is None or m.source in sources] or [Metric("", "", "all")]
+    rows = [row for metric in wanted for row in _rows(arms, metric, functools.cache(values_of(load)))]
+    frame = pd.DataFrame(rows)
+    if frame.empty:
+        return frame
+    family = frame["headline"] & (frame["role"] == "student")
+    frame["gain_p_holm"] = math.nan
+    for _, part in frame[family].groupby(["eval", "metric", "source"]):
+        frame.loc[part.index, "gain_p_holm"] = holm(part["gain_p"])
+    order = "eval metric source student corpus budget variant data_frac method teacher".split()
+    return _typed(frame.sort_values(order, na_position="first", kind="stable").reset_index(drop=True))
+
+
+def headline(frame: pd.DataFrame) -> Metric | None:
+    """The metric that figures and the verdict speak of: verified answers if there are any, else the first."""
+    found = [Metric(*key) for key in frame[["eval", "metric", "source"]].drop_duplicates().itertuples(index=False)]
+    found = [metric for metric in found if metric.eval]
+    return min(found, key=lambda m: (m.source != "all", not m.higher_is_better, m.eval != "verified"), default=None)
+
+
+def select(frame: pd.DataFrame, metric: Metric | None = None) -> pd.DataFrame:
+    """The headline rows of one metric (default: `headline`), and rows of arms that have no score at all."""
+    metric = metric or headline(frame)
+    wanted = (
+        (frame["eval"] == "") if metric is None else (frame[["eval", "metric", "source"]] == list(metric)).all(axis=1)
+    )
+    return frame[wanted & frame["headline"]]
+
+
+def write(folder: Path, records: Sequence[Record], frame: pd.DataFrame) -> list[Path]:
+    """Write `results` (tidy) and `summary` as .parquet and .csv into `folder`; returns the paths.
+
+    Each file is replaced whole, so a reader never sees half of one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, table in (("results", tidy(records)), ("summary", frame)):
+        for ending in ("parquet", "csv"):
+            path = folder / f"{name}.{ending}"
+            unfinished = folder / f".{name}.{os.getpid()}.{ending}"
+            if ending == "parquet":
+                table.to_parquet(unfinished, index=False)
+            else:
+                table.to_csv(unfinished, index=False)
+            os.replace(unfinished, path)
+            paths.append(path)
+    return paths
+
+
+def render(frame: pd.DataFrame, metric: Metric | None = None) -> "Table":
+    """A table for the terminal: one row per arm; what all arms share is said once, above."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    metric = metric or (headline(frame) if len(frame) else None)
+    rows = select(frame, metric) if len(frame) else frame
+    if len(rows):  # base first, teachers last
+        rows = rows.sort_values(
+            "role", key=lambda role: role.map({"base": 0, "student": 1, "teacher": 2}), kind="stable"
+        )
+    students = rows[rows["role"] == "student"] if len(rows) else rows
+    names = [n for n in ("student", "corpus", "budget", "variant") if len(students) and students[n].nunique() > 1]
+    shared = [str(students[n].iloc[0]) for n in ("student", "corpus", "budget") if len(students) and n not in names]
+    covers = [text for text in students["gain_covers"].unique() if text] if len(students) else []
+    lower = " (lower is better)" if metric and not metric.higher_is_better else ""
+    what = f"{metric.eval} {metric.metric}{lower}" if metric else "no scores"
+    table = Table(title=escape(" · ".join([what, *filter(None, shared)])), box=box.SIMPLE_HEAD, title_justify="left")
+    if covers:
+        table.caption = escape(
+            f"Bold: a gain other than zero after Holm. Intervals of gains cover: {'; '.join(covers)}."
+        )
+        table.caption_justify = "left"
+    for name in ("data", "method", "teacher", *names):
+        table.add_column(name, justify="right" if name == "data" else "left")
+    for name in ("seeds", "score [95 %]", "gain over SFT [95 %]", "p (Holm)", "seconds", "of it teaching"):
+        table.add_column(name, justify="right")
+    table.add_column("note")
+    previous = None
+    for row in rows.to_dict("records"):
+        place = (row["role"], percent(row["data_frac"]))
+        if previous not in (None, place):
+            table.add_section()
+        previous = place
+        teaching = row["teacher_seconds"] / row["total_seconds"] if row["total_seconds"] else math.nan
+        clear = row["gain_p_holm"] < 0.05
+        table.add_row(
+            percent(row["data_frac"]),
+            escape(row["method"]),
+            escape(_text(row["teacher"])),
+            *(escape(_text(row[n])) for n in names),
+            f"{row['seeds']:g}",
+            interval_text(row, "score"),
+            Text(interval_text(row, "gain"), style="bold" if clear else ""),
+            _number(row["gain_p_holm"], ".3f"),
+            _number(row["total_seconds"], ".0f"),
+            _number(teaching, ".0%"),
+            Text(_note(row, covers), style="red" if row["failed"] else ""),
+        )
+    return table
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction of the data as a person reads it, e.g. `0.1 %`."""
+    return "" if fraction is None or pd.isna(fraction) else f"{fraction * 100:.3g} %"
+
+
+def _rows(arms: Mapping[Arm, list[Record]], metric: Metric, values: Values) -> list[dict[str, Any]]:
+    """Rows of every arm for one metric, draws first and then the row over them."""
+    rows = []
+    scores_of = functools.cache(lambda arm: scores(arms[arm], metric, values))
+    over_draws: dict[Arm, list[Arm]] = {}
+    for arm in arms:
+        over_draws.setdefault(arm._replace(world_seed=None, teacher_seed=None), []).append(arm)
+    for whole, parts in over_draws.items():
+        compared = whole.role == "student" and whole != whole.partner
+        sft = {arm: arms.get(arm.partner, []) if compared else [] for arm in parts}
+        own = {arm: scores_of(arm) for arm in parts}
+        gains = {arm: gain(arms[arm], sft[arm], metric, values) for arm in parts}
+        for name, group in [(arm, [arm]) for arm in parts] + [(whole, parts)] * (len(parts) > 1):
+            cells, partners = ([cell for arm in group for cell in side[arm]] for side in (arms, sft))
+            row = _row(name, cells, metric, {arm: own[arm] for arm in group}, {arm: gains[arm] for arm in group})
+            lost = [why_unpaired(arm, arms) for arm in group if compared and own[arm] and not gains[arm]]
+            some = f" in {len(lost)} of {len(group)} draws" if 0 < len(lost) < len(group) else ""
+            notes = [f"{why}{some}" for why in lost[:1]] + [name_tuned(cells)]
+            notes += [name_diverged(cells, metric), f"SFT {text}" if (text := name_diverged(partners, metric)) else ""]
+            left = [f"{n} {row[key]:{form}}" for n, form in FORMS if not math.isnan(row[key := f"{n}_survivors"])]
+            notes += [f"without: {', '.join(left)}"] * bool(left)
+            row |= gap_closed(arms, group, metric, scores_of)
+            row |= {"pooled": len(group) > 1, "headline": len(group) == len(parts)}
+            rows.append(row | {"note": "; ".join(filter(None, notes))})
+    return rows
+
+
+def _row(
+    arm: Arm,
+    cells: list[Record],
+    metric: Metric,
+    own: Mapping[Arm, Replicates | None],
+    gains: Mapping[Arm, Replicates | None],
+) -> dict[str, Any]:
+    """One row: names, score and gain with intervals, counts, cost."""
+    counts = {status: sum(c["status"] == status for c in cells) for status in ("done", "failed", "running")}
+    counts["missing"] = len(cells) - sum(counts.values())
+    reason = next((c.get("reason") for c in cells if c["status"] != "done" and c.get("reason")), None)
+    scored, paired = ([part for part in parts.values() if part] for parts in (own, gains))
+    row: dict[str, Any] = arm._asdict() | metric._asdict() | {"higher_is_better": metric.higher_is_better}
+    row |= {"draws": len(paired or scored), "items": max((len(part.ids) for part in scored), default=0)}
+    row |= {
+        "seeds": min((p.count for p in scored), default=0),
+        "paired_seeds": min((p.count for p in paired), default=0),
+    }
+    row |= estimate("score", own) | estimate("gain", gains)
+    row |= counts | {"diverged": sum(map(diverged, cells)), "reason": reason}
+    row |= {"scored_cells": sum(score_of(cell, metric) is not None for cell in cells)}
+    warnings = dict.fromkeys(w for cell in cells for w in cell.get("warnings") or ())
+    return row | {"warnings": "\n".join(warnings)} | _costs(cell for cell in cells if cell["status"] == "done")
+
+
+def _costs(cells: Iterable[Record]) -> dict[str, float]:
+    """Mean cost per cell, of the cells that have one."""
+    costs = [cell["cost"] for cell in cells if cell.get("cost")]
+    means = {}
+    for column in COSTS:
+        purpose, unit = column.rsplit("_", 1)
+        values = [float(cost[purpose][unit]) for cost in costs if (cost.get(purpose) or {}).get(unit) is not None]
+        means[column] = sum(values) / len(values) if values else math.nan
+    return means
+
+
+def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same frame with one type per column, so that a column of nulls can be written and read."""
+    for column in frame.columns:
+        if column in TEXT_COLUMNS:
+            frame[column] = frame[column].astype("string")
+        elif column.endswith("seed"):
+            frame[column] = frame[column].astype("Int64")
+        elif frame[column].isna().all():
+            frame[column] = frame[column].astype("float64")
+    return frame
+
+
+def _text(value: Any) -> str:
+    return "" if value is None or pd.isna(value) else str(value)
+
+
+def _number(value: Any, form: str) -> str:
+    return "" if pd.isna(value) else format(value, form)
+
+
+def interval_text(row: Mapping[Any, Any], name: str) -> str:
+    """A score or gain with its interval as a person reads it; empty where there is none."""
+    form = dict(FORMS)[name]
+    if pd.isna(row[name]):
+        return ""
+    if pd.isna(row[f"{name}_low"]):
+        return f"{row[name]:{form}} [no interval]"
+    return f"{row[name]:{form}} [{row[f'{name}_low']:{form}}, {row[f'{name}_high']:{form}}]"
+
+
+def _note(row: Mapping[Any, Any], covers: Sequence[str]) -> str:
+    """What failed, and what the row's interval covers where not all rows cover the same."""
+    lost = [f"{row[status]:g} {status}" for status in ("failed", "missing", "running") if row[status]]
+    text = ", ".join(lost) + (f": {_text(row['reason'])}" if _text(row["reason"]) else "")
+    limits = f"interval: {row['gain_covers']}" if len(covers) > 1 and row["gain_covers"] else ""
+    return "; ".join(part for part in (text, row["note"], limits) if part)
