@@ -51,12 +51,12 @@ def rows() -> list[dict]:
 
 @lru_cache
 def real_tokenizer(name: str):
-    """`smollm2`, as published, or `own`: a BPE of 4,096 tokens as `harness.fresh` trains it, on every fifth row."""
+    """`smollm2`, as published, or `own`: a BPE of 4,096 tokens as `harness.new_student` trains it, on every fifth row."""
     if name == "smollm2":
         from transformers import AutoTokenizer
 
         file = smollm2_file()
         return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
-    from harness.fresh import train_tokenizer
+    from harness.new_student import train_tokenizer
 
     return train_tokenizer((turn["content"] for row in rows()[::5] for turn in row["messages"]), 4096, 256)

@@ -7,9 +7,9 @@ import pytest
 from harness.config.model import Student
 from harness.data.chat import end_of_turn_id, render
 from harness.execution.model_checks import check_model
-from harness.fresh import LEAST_VOCABULARY, MARKS, main, train_tokenizer
 from harness.models.files import model_identity
 from harness.models.loading import load_model, load_tokenizer
+from harness.new_student import LEAST_VOCABULARY, MARKS, main, train_tokenizer
 
 SMALL = ["--vocabulary", "400", "--hidden", "64", "--layers", "1"]
 

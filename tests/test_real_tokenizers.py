@@ -11,7 +11,7 @@ import pytest
 
 from harness.config.machine import Launch
 from harness.execution.runner import run_grid
-from harness.fresh import main
+from harness.new_student import main
 from harness.plan.compose import compose
 from harness.report.terminal import Finished
 from harness.store.store import Store

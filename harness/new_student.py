@@ -4,7 +4,7 @@ For questions about two tokenizers (`method=cross_kd`), where a published model 
 be had. It takes the words of `harness.run`, so its tokenizer is trained on the rows that a grid of the same words
 trains on, and on none that it holds out; its context is the corpus's `max_length`.
 
-    python -m harness.fresh models/bpe-llama experiments=cross_tokenizer corpus.path=path/to/rows.jsonl
+    python -m harness.new_student models/bpe-llama experiments=cross_tokenizer corpus.path=path/to/rows.jsonl
     python -m harness.run student=hf student.path=models/bpe-llama ...
 """
 
@@ -36,7 +36,7 @@ HEAD = 64  # width of an attention head
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make one student; refusals are one sentence and exit code 2."""
     parser = argparse.ArgumentParser(
-        prog="python -m harness.fresh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m harness.new_student", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path, help="the folder to write; it must not exist")
     parser.add_argument("words", nargs="*", help="as for harness.run; corpus, max_length and held-out rows are read")
