@@ -51,7 +51,7 @@ def rows() -> list[dict]:
 
 @lru_cache
 def real_tokenizer(name: str):
-    """`smollm2`, as published, or `own`: a BPE of 4,096 tokens as `harness.new_student` trains it, on every fifth row."""
+    """`smollm2`, as published, or `own`: a BPE of 4,096 tokens of every fifth row (`harness.new_student`)."""
     if name == "smollm2":
         from transformers import AutoTokenizer
 
