@@ -23,11 +23,11 @@ for name, value in {
 LONG = (
     "test_whole_cell.py",
     "test_real_tokenizers.py",
-    "test_execute.py",
+    "test_executor.py",
     "test_conventions.py",
     "test_alignment.py",
     "test_own_grid.py",
-    "test_tracked.py",
+    "test_wandb_run.py",
     "test_tuning.py",
     "test_processes.py",
 )

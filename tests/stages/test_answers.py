@@ -15,7 +15,7 @@ from harness.stages.labels import LABELS, make_labels, save_rows
 from harness.stages.train import make_train
 from tests.doubles import byte_ids, byte_tokenizer
 from tests.stages.small_world import pair, prompts_alone, run
-from tests.stages.test_teach import label_settings
+from tests.stages.test_labels import label_settings
 from tests.stages.test_train import settings, steps_of
 
 TOKENIZER = byte_tokenizer()

@@ -15,7 +15,7 @@ from harness.stages.logit_cache import make_cache
 from harness.stages.train import make_train
 from tests.stages.small_world import run, small_world
 from tests.stages.test_train import settings
-from tests.test_trainers import FORWARD
+from tests.training.test_trainer import FORWARD
 
 pytest.importorskip("bitsandbytes")
 

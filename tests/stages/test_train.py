@@ -18,7 +18,7 @@ from harness.stages.train import make_train
 from harness.training.training_report import FitReport
 from tests.doubles import bpe_tokenizer, byte_tokenizer, tiny_llama
 from tests.stages.small_world import pair, run
-from tests.stages.test_teach import label_settings
+from tests.stages.test_labels import label_settings
 
 BUDGET = {"kind": "steps", "amount": 10, "batch_size": 4, "learning_rate": 1e-3}
 TOKENIZER = byte_tokenizer()
