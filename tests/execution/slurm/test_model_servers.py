@@ -1,4 +1,4 @@
-"""Servers that a submission sends or finds running for the jobs that query them; `test_submit.py` has the fake Slurm."""
+"""Servers that a submission sends or finds running for its jobs; `test_submit.py` has the fake Slurm."""
 
 import functools
 import json
