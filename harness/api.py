@@ -8,12 +8,14 @@ The functions here are what notebooks and scripts need; `run.py` and `grid.py` s
     harness.results(finished.grid)          # a tidy DataFrame
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config.cell import Cell, Settings
 from harness.execution.runner import run_grid
+from harness.execution.wandb_run import log_grid
 from harness.plan.cell_plan import Plan
 from harness.plan.compose import Composed, compose
 from harness.plan.frozen import frozen_plan
@@ -49,7 +51,15 @@ def run(cells: Sequence[Cell], store: str = "outputs", **settings: Any) -> Finis
     """Make what the store lacks of the cells; `settings` as in harness.config.cell.Settings (`retry=True`, ...)."""
     own = Settings(method=None, corpus=None, store=store, **settings)
     frozen = run_grid(Composed(tuple(cells), own))
-    return Finished.collect(Store.open(store), frozen)
+    return collect(Store.open(store), frozen)
+
+
+def collect(store: Store, frozen: Mapping[str, Any]) -> Finished:
+    """Read what came of a grid by its frozen plan; write table, figures and receipts, and log them if it is tracked."""
+    finished = Finished.collect(store, frozen)
+    if (track := frozen.get("track", "none")) == "none":
+        return finished
+    return replace(finished, warnings=log_grid(store.root, track, finished.grid, finished.outcome.logged()))
 
 
 def results(name: str, store: str = "outputs") -> "pd.DataFrame":

@@ -203,8 +203,7 @@ def show_explain(given: argparse.Namespace) -> None:
 
 def show_results(given: argparse.Namespace) -> None:
     """Table, figure and verdict of a grid, from the store alone; with `--by`, its gains by class of item."""
-    from harness.api import gains
-    from harness.report.terminal import Finished
+    from harness.api import collect, gains
 
     store = _existing(given.store)
     if given.by:
@@ -216,7 +215,7 @@ def show_results(given: argparse.Namespace) -> None:
         frame = gains(given.grid, by, str(store.root))
         Console(width=None if sys.stdout.isatty() else 160).print(render(frame, by))
         return
-    Finished.collect(store, frozen_plan(store, given.grid)).show()
+    collect(store, frozen_plan(store, given.grid)).show()
 
 
 def collect_garbage(given: argparse.Namespace) -> None:

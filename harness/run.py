@@ -35,14 +35,14 @@ def main() -> None:
 
 def run(overrides: Sequence[str]) -> None:
     """Plan and execute the grid that the overrides span, and show what came of it."""
+    from harness.api import collect
     from harness.execution.runner import run_grid, submit_grid
-    from harness.report.terminal import Finished
     from harness.store.store import Store
 
     composed = compose(overrides)
     frozen = run_grid(composed) if composed.settings.slurm is None else submit_grid(composed)
     if frozen is not None:
-        finished = Finished.collect(Store.open(composed.settings.store), frozen)
+        finished = collect(Store.open(composed.settings.store), frozen)
         finished.show()
         if finished.failed:
             sys.exit(1)

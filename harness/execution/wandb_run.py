@@ -126,8 +126,8 @@ def curve(store: Store, spec: Mapping[str, Any]) -> Iterator[Run]:
         run.close(exit_code)
 
 
-def tell_grid(root: Path, track: str, grid: str, line: Mapping[str, Any]) -> list[str]:
-    """Write a grid's run, one line of words and tables; returns warnings."""
+def log_grid(root: Path, track: str, grid: str, line: Mapping[str, Any]) -> list[str]:
+    """Write a grid's run, one line of words and tables, into the store at `root`; returns warnings."""
     run = Run(root, track, f"grid-{fingerprint(grid)[:SHORT]}", grid, grid, "grid")
     run.log(line)
     run.close(0)

@@ -8,7 +8,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,22 +20,22 @@ from harness.store.store import Store, write_text
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from harness.results.outcome import Outcome
+
 
 NAMED = ["method", "teacher", "student"]
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What came of a grid: its records, summary table, verdict, and the files that hold them."""
+    """What came of a grid, and the files that hold it."""
 
-    grid: str
+    outcome: "Outcome"
     folder: Path
-    records: list[dict[str, Any]]
-    summary: "pd.DataFrame"
-    verdict: str
+    """Of tables, figure, verdict and records."""
     models: list[Path]
     """Folders of the finished students, each with its receipt."""
-    warnings: list[str]
+    warnings: list[str] = field(default_factory=list)
     """About the grid as a whole."""
 
     @classmethod
@@ -57,8 +57,27 @@ class Finished:
             forest_figure(frame, folder / "methods", outcome.metric, outcome.rivals)
         write_text(folder / "verdict.txt", outcome.verdict + "\n")
         write_text(folder / "records.jsonl", "".join(json.dumps(record) + "\n" for record in found))
-        warnings = outcome.tell(frozen.get("track", "none"), store.root)
-        return cls(frozen["grid"], folder, found, frame, outcome.verdict, models, warnings)
+        return cls(outcome, folder, models)
+
+    @property
+    def grid(self) -> str:
+        """The grid's name."""
+        return self.outcome.grid
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """One record per cell, then one per reference model."""
+        return self.outcome.records
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """One row per arm x evaluation x metric, with intervals."""
+        return self.outcome.summary
+
+    @property
+    def verdict(self) -> str:
+        """What the grid says and how sure it is, in words."""
+        return self.outcome.verdict
 
     @property
     def failed(self) -> list[dict[str, Any]]:

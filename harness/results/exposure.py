@@ -39,7 +39,6 @@ import pyarrow.parquet as pq
 
 from harness.config.checks import refuse
 from harness.data.corpora import load_corpus
-from harness.data.miniature.lines import facts_told
 from harness.results.contamination import ROWS, Contamination, Training, keys, row_numbers, teacher_of, training_of
 from harness.store.store import Store
 
@@ -143,7 +142,8 @@ class Exposures:
             return False
         if settings["kind"] != "mini":
             return pd.NA
-        return questions.isin(facts_told(settings["world_seed"], settings["knows"])).to_numpy()
+        told = load_corpus(settings["kind"]).facts_told(settings["world_seed"], settings["knows"])
+        return questions.isin(told).to_numpy()
 
     def _matches_of(self, mixture: str, heldout: str) -> tuple[np.ndarray, np.ndarray]:
         """Train rows of one mixture and held-out items of another that ask the same, as pairs of numbers (m,)."""

@@ -18,7 +18,6 @@ from typing import Any
 import pandas as pd
 
 from harness.config.checks import refuse
-from harness.execution.wandb_run import tell_grid
 from harness.plan.claims import Claim, declared
 from harness.plan.frozen import SEEDS
 from harness.results.arms import Arm, Metric
@@ -130,19 +129,16 @@ class Outcome:
             write_json(folder / CLAIMS, self.declaration)
         return folder
 
-    def tell(self, track: str, root: Path) -> list[str]:
-        """Leave verdict and tables as one run of Weights & Biases where `track` asks for it, in the store at `root`;
-        returns warnings."""
-        if track == "none":
-            return []
+    def logged(self) -> dict[str, Any]:
+        """What a grid's run in Weights & Biases shows: the verdict in words, and tables of results and artifacts."""
         findings = [{"name": one.claim.name, "says": one.claim.says, **asdict(one)} for one in self.findings]
-        tables = {
+        return {
+            "verdict": self.verdict,
             "summary": self.summary,
             "results": self.results,
             "claims": pd.DataFrame(findings).drop(columns="claim", errors="ignore"),
             "artifacts": pd.DataFrame([_artifacts(record) for record in self.records]),
         }
-        return tell_grid(root, track, self.grid, {"verdict": self.verdict, **tables})
 
 
 def _artifacts(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def test_a_finished_grid_is_one_run_with_its_tables_verdict_claims_and_addresses
     done, store = finished
     for _ in range(2):  # collected again, it is the same run
         (key,) = [key for key in runs_in(store.root) if key.startswith("grid-")]
-        harness.Finished.collect(store, json.loads((done.folder / "plan.json").read_text()))
+        harness.collect(store, json.loads((done.folder / "plan.json").read_text()))
     records = runs_in(store.root)[key]
     assert about(records)[0].display_name == "small"
     (row,) = history_of(records)
@@ -205,7 +205,7 @@ def test_what_wandb_cannot_do_is_a_warning_of_a_stage_that_is_done(tmp_path, mon
 
 def test_a_table_that_wandb_would_cut_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(wandb_run, "TABLE_ROWS", 2)
-    (warning,) = wandb_run.tell_grid(tmp_path, "wandb", "g", {"results": pd.DataFrame({"score": [1.0, None, 3.0]})})
+    (warning,) = wandb_run.log_grid(tmp_path, "wandb", "g", {"results": pd.DataFrame({"score": [1.0, None, 3.0]})})
     assert warning == "wandb has the first 2 of 3 rows of results"
 
 
