@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from harness import notebook_function
 from harness.config.checks import SettingsError, refuse
 from harness.execution.slurm.squeue import Queue, ask
 from harness.execution.slurm.submissions import arrays_of, log_files, read_note, read_sent
@@ -294,6 +295,8 @@ VERBS = {
     "gc": collect_garbage,
     "cards": show_cards,
 }
+
+notebook_function(__name__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -13,6 +13,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from harness import notebook_function
 from harness.config.checks import SettingsError
 from harness.plan.compose import compose, plain_errors, presets_folder, register
 
@@ -64,6 +65,8 @@ def _read_command_line() -> list[Sequence[str]]:
 def _task(config: DictConfig) -> None:
     ask(list(HydraConfig.get().overrides.task))
 
+
+notebook_function(__name__)
 
 if __name__ == "__main__":
     from harness.run import main as enter  # the module the sweeper knows, not this `__main__` copy of it

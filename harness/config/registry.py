@@ -1,14 +1,16 @@
-"""Registry: nouns with many kinds live in a folder, one kind a file; the file's name is the kind's name.
+"""Registry: what is found by name: kinds in a folder, and the public names of a package.
 
-Methods, corpora and evaluations are found this way, so adding one is adding a file.
+Nouns with many kinds live in a folder, one kind a file; the file's name is the kind's name. Methods, corpora and
+evaluations are found this way, so adding one is adding a file.
 
     names_in(harness.methods.__path__)    # ("kd", "logit_kd", ...)
 """
 
 import importlib
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
+from typing import Any
 
 from harness.config.checks import check_choice
 
@@ -27,3 +29,19 @@ def load_from(package: str, folder: Iterable[str], name: str, setting: str) -> M
 def name_of(instance: object) -> str:
     """The kind of an instance: the file its class is in."""
     return type(instance).__module__.rsplit(".", 1)[-1]
+
+
+def public_face(package: str, names: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
+    """A package's `__getattr__`: its public names by the module that has them, imported at first use.
+
+    Imported late, so that reading one name of a package does not load all of it (PEP 562).
+    """
+    home = {name: module for module, found in names.items() for name in found}
+
+    def __getattr__(name: str) -> Any:
+        if name not in home:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{home[name]}"), name)
+
+    __getattr__.names = names  # type: ignore[attr-defined]
+    return __getattr__

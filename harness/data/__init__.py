@@ -1,1 +1,15 @@
-"""data: rows."""
+"""Data: rows and what is done to them before a model sees them.
+
+Corpora are plug-ins (`corpora/`, one kind a file); the miniature's own generator is `miniature/`. Here are also chat
+templates, tokenised sequences, and measures of overlap and similarity. Stages that write rows are in `stages/`.
+"""
+
+from harness.config.registry import public_face
+
+__getattr__ = public_face(
+    __name__,
+    {
+        "corpora": ["Example", "corpus_names", "load_corpus"],
+        "sequences": ["Rows"],
+    },
+)

@@ -1,1 +1,16 @@
-"""execution: running a plan."""
+"""Execution: running a plan.
+
+Checks before the first step, attempts with failure classes and retries, launchers on this machine (`launchers/`),
+processes that train together (`distributed/`), clusters (`slurm/`), the live view, Weights & Biases. It trains
+nothing itself: stages are started by the name of their maker.
+"""
+
+from harness.config.registry import public_face
+
+__getattr__ = public_face(
+    __name__,
+    {
+        "executor": ["execute"],
+        "runner": ["run_grid", "submit_grid"],
+    },
+)

@@ -1,1 +1,5 @@
-"""models: weights and forward passes. Import the module you need: planning reads `files` and `flops` without torch."""
+"""Models: weights and forward passes.
+
+Files and their identity, loading, LoRA, FSDP, logits at scored positions, hidden states, the KV cache, generation,
+speculative decoding, FLOPs. Import the module you need: planning reads `files` and `flops`, and loads no torch for it.
+"""

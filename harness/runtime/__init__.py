@@ -1,1 +1,15 @@
-"""runtime: facts of the running process."""
+"""Runtime: facts of the running process: rank, cores and GPUs, stop signals, progress, versions of code and hardware.
+
+What the process is asked to do is in `execution/`.
+"""
+
+from harness.config.registry import public_face
+
+__getattr__ = public_face(
+    __name__,
+    {
+        "preemption": ["Preempted"],
+        "processes": ["process_count", "process_rank", "free_port", "threads", "visible_gpus"],
+        "progress": ["Progress"],
+    },
+)

@@ -1,1 +1,1 @@
-"""grading: whether an answer is right."""
+"""Grading: whether an answer is right. Mathematics, IFEval's instructions, programs in a sandbox."""

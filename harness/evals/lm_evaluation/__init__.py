@@ -1,1 +1,1 @@
-"""lm_evaluation: the bridge to lm-evaluation-harness."""
+"""The bridge to EleutherAI's lm-evaluation-harness, which runs the public benchmarks of `benchmarks/`."""

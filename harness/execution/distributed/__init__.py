@@ -1,1 +1,1 @@
-"""distributed: processes that train one model together."""
+"""Distributed: the processes of one job that train one model together."""

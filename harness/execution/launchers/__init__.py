@@ -1,1 +1,1 @@
-"""launchers: where stages run on this machine."""
+"""Launchers: where stages run on this machine: in this process, or in a pool of workers."""

@@ -1,1 +1,1 @@
-"""slurm: running a plan on a cluster."""
+"""Slurm: a plan as job arrays: submission, tasks, servers of models, the queue, accounting."""

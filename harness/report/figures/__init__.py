@@ -1,1 +1,1 @@
-"""figures: plots that take and return matplotlib axes."""
+"""Figures: plots that take and return matplotlib axes, one idea a file, and the sheets that put them together."""

@@ -1,1 +1,1 @@
-"""stats: intervals and fits, pure functions with stated shapes."""
+"""Statistics: intervals, tests and fits, pure functions with stated shapes; no files, no records."""

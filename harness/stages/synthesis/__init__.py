@@ -1,1 +1,3 @@
-"""synthesis: rows that a teacher writes after seeing human ones."""
+"""Synthesis: new prompts and answers that a teacher generates from human rows in its context, asked for, filtered,
+written.
+"""

@@ -1,1 +1,5 @@
-"""losses: what a step minimises, one objective for every recipe."""
+"""Losses: what a training step minimises.
+
+Divergences between next-token distributions, with the whole vocabulary, with top-k or sampled logits (`sparse.py`)
+or across tokenizers; losses on hidden states; controls. `objectives.py` picks the one that a recipe names.
+"""
