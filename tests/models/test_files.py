@@ -147,6 +147,7 @@ def test_parameters_are_counted_from_the_config(folder):
 def test_planning_a_model_imports_neither_torch_nor_transformers(folder):
     code = (
         "import sys; from harness.config.model import Model; from harness.models.files import *\n"
+        "from harness.execution.model_checks import check_model\n"
         f"m = Model(name='s', kind='hf', path={str(folder)!r})\n"
         "for x in (m, Model(name='m', init_seed=0)):\n"
         "    check_model(x), model_identity(x, 0), tokenizer_fingerprint(x), parameters_of(x)\n"

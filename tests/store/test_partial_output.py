@@ -118,7 +118,8 @@ def test_a_signal_ends_what_is_being_made_and_waits_for_what_is_being_written(tm
 
 KILLED = """
 import os, signal, sys
-from tests.store.test_partial_output import Path, go_on, shards
+from harness.store import partial_output
+from tests.store.test_partial_output import Path, go_on
 def die(*args, **named): os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[2] == "making":
     go_on(Path(sys.argv[1]), before=lambda number: die() if number == 1 else None)
@@ -126,7 +127,7 @@ go_on(Path(sys.argv[1]), count=1)
 if sys.argv[2] == "writing":
     os.replace = die
 if sys.argv[2] == "before the page":
-    shards.write_json = die
+    partial_output.write_json = die
 go_on(Path(sys.argv[1]))
 """
 

@@ -284,7 +284,7 @@ def test_only_what_a_cold_student_cannot_learn_from_warns_of_a_cold_start():
 def test_progress_is_reported_each_step(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "harness.training.trainer.track",
+        "harness.training.trainer.progress",
         SimpleNamespace(report=lambda *args: seen.append(args[:2]), log=lambda line: None),
     )
     train(tmp_path)
