@@ -24,14 +24,14 @@ from harness.runtime import preemption
 from harness.runtime import progress as track
 from harness.runtime.processes import ProcessError, process_count, slurm_job, threads, visible_gpus
 from harness.runtime.provenance import provenance
-from harness.store.store import Claim, Store, write_json
+from harness.store.store import Lease, Store, write_json
 from harness.teachers.http_endpoint import ServerError
 
 HEARTBEAT_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
-class Outcome:
+class AttemptResult:
     """How an attempt ended: `done`, `failed` (with class and one line), or `busy` (claimed by another)."""
 
     key: str
@@ -41,11 +41,11 @@ class Outcome:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-Others = Callable[[str, Claim], AbstractContextManager[None]]
+Others = Callable[[str, Lease], AbstractContextManager[None]]
 """Surrounds the making of a stage by its key and claim: what the other processes of the job do meanwhile."""
 
 
-def alone(key: str, claim: Claim) -> AbstractContextManager[None]:
+def alone(key: str, claim: Lease) -> AbstractContextManager[None]:
     """There are no other processes, or they wait."""
     return nullcontext()
 
@@ -57,7 +57,7 @@ def attempt(
     machine: Machine,
     listener: track.Listener = lambda progress: None,
     others: Others = alone,
-) -> Outcome:
+) -> AttemptResult:
     """Make one stage unless it is done or claimed elsewhere; never raises for a stage's own failure.
 
     `spec` is `Stage.spec()`, maybe with settings of the `machine` that are the stage's own and with what its record is
@@ -67,13 +67,13 @@ def attempt(
     """
     key, machine = spec["key"], replace(machine, **spec.get("machine", {}))
     if store.done(key):
-        return Outcome(key, "done", facts=store.manifest(key)["facts"])
+        return AttemptResult(key, "done", facts=store.manifest(key)["facts"])
     claim = store.claim(key)
     if claim is None:
-        return Outcome(key, "busy")
+        return AttemptResult(key, "busy")
     try:
         if store.done(key):  # published between the first look and the claim
-            return Outcome(key, "done", facts=store.manifest(key)["facts"])
+            return AttemptResult(key, "done", facts=store.manifest(key)["facts"])
         with preemption.stoppable(store.checkpoints(key)), Diary(store, spec, claim) as diary:
 
             def heard(progress: track.Progress) -> None:
@@ -87,9 +87,9 @@ def attempt(
                 if curve.problem is not None:
                     facts["warnings"] = [*facts.get("warnings", []), curve.problem]
                 store.publish(key, out, manifest)
-        return Outcome(key, "done", facts=facts)
+        return AttemptResult(key, "done", facts=facts)
     except Exception as error:
-        return Outcome(key, "failed", failure_class(error), one_line(error))
+        return AttemptResult(key, "failed", failure_class(error), one_line(error))
     finally:
         claim.release()
 
@@ -157,7 +157,7 @@ def _gpu_name() -> str | None:
 class Diary:
     """The attempt's file: written at the start, on heartbeats, and with how it ended."""
 
-    def __init__(self, store: Store, spec: Mapping[str, Any], claim: Claim) -> None:
+    def __init__(self, store: Store, spec: Mapping[str, Any], claim: Lease) -> None:
         self.path: Path = store.new_attempt(spec["key"])
         self.claim = claim
         self.page: dict[str, Any] = {

@@ -14,9 +14,9 @@ from typing import Protocol
 from harness.config.cell import Settings
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
-from harness.execution.attempt import Outcome
+from harness.execution.attempt import AttemptResult
 from harness.execution.launchers.inline import Inline
-from harness.execution.launchers.local import Pool
+from harness.execution.launchers.local import WorkerPool
 from harness.execution.wandb_run import asked
 from harness.plan.estimate import stage_seconds
 from harness.plan.graph import MAKERS, Again, Stage, Work
@@ -44,7 +44,7 @@ class View(Protocol):
         """Time has passed; a live view may redraw."""
 
 
-class Run:
+class Execution:
     """One execution under way: the states of its stages, and which are free to start."""
 
     def __init__(self, plan: Work, store: Store, view: View, states: dict[str, StageState]) -> None:
@@ -87,7 +87,7 @@ class Run:
         self.set(key, StageState("running"))
         return True
 
-    def finish(self, outcome: Outcome) -> None:
+    def finish(self, outcome: AttemptResult) -> None:
         """Take in how an attempt ended; bad data stops the run, since nothing was computed yet."""
         key, stage = outcome.key, self.stages[outcome.key]
         if outcome.status == "busy":
@@ -153,7 +153,7 @@ def execute(
     KeyboardInterrupt stops the workers and passes on; what is published stays, and the same command
     goes on from there.
     """
-    run = Run(plan, store, view, _needed(plan, store, settings.retry))
+    run = Execution(plan, store, view, _needed(plan, store, settings.retry))
     if not run.waiting:
         return run.states
     view.expect({key: stage_seconds(run.stages[key]) for key in run.waiting})
@@ -181,11 +181,11 @@ def execute(
         launcher.close()
 
 
-def _launcher(store: Store, settings: Settings, listener: Callable[[str, Progress], None]) -> "Inline | Pool":
+def _launcher(store: Store, settings: Settings, listener: Callable[[str, Progress], None]) -> "Inline | WorkerPool":
     machine: Machine = settings.machine
     if settings.launch.kind == "inline":
         return Inline(store, machine, listener)
-    return Pool(store, machine, settings.launch.workers, listener)
+    return WorkerPool(store, machine, settings.launch.workers, listener)
 
 
 def _needed(plan: Work, store: Store, retry: bool) -> dict[str, StageState]:

@@ -29,7 +29,7 @@ TABLE_ROWS = 10_000
 """What wandb shows of one table."""
 
 
-class Run:
+class WandbRun:
     """One run, opened at its first line; `track` as in harness.config.cell.Settings."""
 
     def __init__(self, root: Path, track: str, run_id: str, name: str, group: str, kind: str) -> None:
@@ -112,11 +112,11 @@ class Run:
 
 
 @contextmanager
-def curve(store: Store, spec: Mapping[str, Any]) -> Iterator[Run]:
+def curve(store: Store, spec: Mapping[str, Any]) -> Iterator[WandbRun]:
     """The run of a stage, by its spec; one that takes no lines where `track` asks for none."""
     asked = spec.get("track", {})
     key = spec["key"]
-    run = Run(store.root, asked.get("to", "none"), key, spec["address"], asked.get("grid", ""), spec["kind"])
+    run = WandbRun(store.root, asked.get("to", "none"), key, spec["address"], asked.get("grid", ""), spec["kind"])
     run.config = partial(_read_about, store, spec)
     exit_code = 1
     try:
@@ -128,7 +128,7 @@ def curve(store: Store, spec: Mapping[str, Any]) -> Iterator[Run]:
 
 def log_grid(root: Path, track: str, grid: str, line: Mapping[str, Any]) -> list[str]:
     """Write a grid's run, one line of words and tables, into the store at `root`; returns warnings."""
-    run = Run(root, track, f"grid-{fingerprint(grid)[:SHORT]}", grid, grid, "grid")
+    run = WandbRun(root, track, f"grid-{fingerprint(grid)[:SHORT]}", grid, grid, "grid")
     run.log(line)
     run.close(0)
     for name, value in line.items():

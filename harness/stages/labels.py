@@ -30,7 +30,7 @@ from harness.models.loading import device_of, load_tokenizer, rendering_hash, to
 from harness.runtime import progress
 from harness.store.partial_output import Shards, read_batch
 from harness.store.store import write_json
-from harness.teachers.teacher import Writer, open_teacher
+from harness.teachers.teacher import GeneratingTeacher, open_teacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -100,7 +100,7 @@ def _check_rendering(rows: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
 
 
 def _answer(
-    teacher: Writer,
+    teacher: GeneratingTeacher,
     dataset: Dataset,
     chosen: np.ndarray,
     settings: dict[str, Any],

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from harness.config.machine import Machine
-from harness.data.ngram_overlap import HELDOUT, Items, own_words
+from harness.data.ngram_overlap import HELDOUT, ItemIndex, own_words
 from harness.data.text_similarity import words
 from harness.runtime import progress
 from harness.store.store import write_json
@@ -59,13 +59,13 @@ def make_overlap(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path
     return {"counts": counts, "resolved": {"data_revisions": revisions}}
 
 
-def read_items(folder: Path) -> Items:
+def read_items(folder: Path) -> ItemIndex:
     """The items that an `overlap` stage looked for, to be looked for in other rows."""
     return _searchable(pq.read_table(folder / "items.parquet"), json.loads((folder / "overlap.json").read_text()))
 
 
-def _searchable(table: pa.Table, rule: Mapping[str, Any]) -> Items:
-    return Items([text.split() for text in table["words"].to_pylist()], rule["size"], rule["share"])
+def _searchable(table: pa.Table, rule: Mapping[str, Any]) -> ItemIndex:
+    return ItemIndex([text.split() for text in table["words"].to_pylist()], rule["size"], rule["share"])
 
 
 def _items(settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> tuple[pa.Table, dict[str, str]]:

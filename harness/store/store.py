@@ -120,7 +120,7 @@ class Store:
         """Keys of all published artifacts."""
         return sorted(path.parent.name for path in (self.root / "objects").glob("*/*/manifest.json"))
 
-    def claim(self, key: str) -> "Claim | None":
+    def claim(self, key: str) -> "Lease | None":
         """Take the claim on `key`, or None while a live attempt holds it."""
         path = self.root / "claims" / key
         note = {**this_process(), "nonce": uuid.uuid4().hex, "started": time.time()}
@@ -128,7 +128,7 @@ class Store:
             try:
                 with open(path, "x") as file:
                     json.dump(note, file)
-                return Claim(path, note["nonce"])
+                return Lease(path, note["nonce"])
             except FileExistsError:
                 if self.claimed(key):
                     return None
@@ -172,7 +172,7 @@ class Store:
 
 
 @dataclass(frozen=True)
-class Claim:
+class Lease:
     """A held claim; `beat` keeps it alive, `release` gives it back if it is still ours."""
 
     path: Path

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from harness.data.text_similarity import Ngrams, Pool, distinct, rouge_l, self_similarity, words
+from harness.data.text_similarity import Ngrams, TextPool, distinct, rouge_l, self_similarity, words
 
 
 def by_table(one, other):
@@ -41,7 +41,7 @@ def test_rouge_l_is_that_of_the_table():
 
 def test_the_nearest_is_the_one_that_trying_all_finds():
     texts = some_texts(80, seed=1)
-    pool = Pool(texts)
+    pool = TextPool(texts)
     for text in some_texts(80, seed=2):
         every = [by_table(text.split(), one.split()) for one in texts]
         assert pool.nearest(text).similarity == pytest.approx(max(every))
@@ -49,7 +49,7 @@ def test_the_nearest_is_the_one_that_trying_all_finds():
 
 
 def test_a_text_below_the_least_likeness_is_not_near_and_itself_can_be_left_out():
-    pool = Pool(["add 3 and 4", "sort kwtz", "add 3 and 5"])
+    pool = TextPool(["add 3 and 4", "sort kwtz", "add 3 and 5"])
     assert pool.nearest("add 3 to 4", least=0.75).index == 0
     assert pool.nearest("add 3 to 4", least=0.76).index == -1
     assert pool.nearest("nothing shared").index == -1
@@ -58,11 +58,11 @@ def test_a_text_below_the_least_likeness_is_not_near_and_itself_can_be_left_out(
 
 
 def test_a_repeated_word_is_shared_as_often_as_both_have_it():
-    assert Pool(["a a a b"]).nearest("a b b b").similarity == 0.5  # a, b
+    assert TextPool(["a a a b"]).nearest("a b b b").similarity == 0.5  # a, b
 
 
 def test_a_pool_may_grow_after_it_was_searched():
-    pool = Pool(["a b"])
+    pool = TextPool(["a b"])
     assert pool.nearest("a c").index == 0
     pool.add("a c")
     assert pool.nearest("a c").index == 1 and len(pool) == 2

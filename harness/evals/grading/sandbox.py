@@ -13,7 +13,7 @@ One process for one program, guarded from the inside (`_sandbox_child.py`) and w
 Linux 5.13 or later on x86_64 or aarch64, with Landlock enabled; no privileges are needed. Anywhere else code is
 not run: `check_sandbox` refuses before any model is asked.
 
-    run("assert sorted([2, 1]) == [1, 2]", seconds=3, memory_mb=1024)     Outcome(passed=True, reason="")
+    run("assert sorted([2, 1]) == [1, 2]", seconds=3, memory_mb=1024)     ProgramResult(passed=True, reason="")
 """
 
 import os
@@ -56,7 +56,7 @@ refused(os.listdir, "/")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProgramResult:
     """What became of a program. `reason` is empty when it passed; else what it raised, or how it ended."""
 
     passed: bool
@@ -71,7 +71,7 @@ def check_sandbox() -> None:
         raise _no_sandbox(found.reason)
 
 
-def run(program: str, seconds: int, memory_mb: int) -> Outcome:
+def run(program: str, seconds: int, memory_mb: int) -> ProgramResult:
     """Run `program`; passed means that its last line was reached, which exiting early or printing cannot feign.
 
     `seconds` is processor time (whole seconds, at least 1), `memory_mb` address space in MiB. Raises the
@@ -106,15 +106,15 @@ def run(program: str, seconds: int, memory_mb: int) -> Outcome:
         for descriptor in descriptors:
             os.close(descriptor)
     if not in_time or ended == -signal.SIGXCPU:
-        return Outcome(False, f"time limit of {seconds} s")
+        return ProgramResult(False, f"time limit of {seconds} s")
     if said == token:
-        return Outcome(True, "")
+        return ProgramResult(True, "")
     if said:
-        return Outcome(False, "".join(c if c.isprintable() else " " for c in said.decode(errors="replace")))
-    return Outcome(False, f"killed by signal {-ended}" if ended < 0 else "ended before its last line")
+        return ProgramResult(False, "".join(c if c.isprintable() else " " for c in said.decode(errors="replace")))
+    return ProgramResult(False, f"killed by signal {-ended}" if ended < 0 else "ended before its last line")
 
 
-def run_many(programs: Sequence[str], seconds: int, memory_mb: int, workers: int | None = None) -> list[Outcome]:
+def run_many(programs: Sequence[str], seconds: int, memory_mb: int, workers: int | None = None) -> list[ProgramResult]:
     """The outcome of each program, in order; `workers` run side by side (default: one a core)."""
     with ThreadPoolExecutor(workers or available_cores()) as pool:
         return list(pool.map(lambda program: run(program, seconds, memory_mb), programs))

@@ -31,7 +31,7 @@ from harness.execution.distributed.process_group import (
 )
 from harness.runtime import preemption
 from harness.runtime.processes import ProcessError, free_port
-from harness.store.store import Claim, Store
+from harness.store.store import Lease, Store
 
 
 class Leader:
@@ -46,13 +46,13 @@ class Leader:
         self._lines: dict[int, Line] = {}
         self._hosts: dict[int, str] = {}
         self._left: dict[int, Problem | None] = {}
-        self._under_way: tuple[str, Claim] | None = None
+        self._under_way: tuple[str, Lease] | None = None
         self._ended = False
         self._changed = threading.Condition()
         threading.Thread(target=self._accept, daemon=True).start()
 
     @contextmanager
-    def stage(self, key: str, claim: Claim, all_make: bool) -> Iterator[None]:
+    def stage(self, key: str, claim: Lease, all_make: bool) -> Iterator[None]:
         """While the block makes the claimed stage, the others make it too (`all_make`) or wait.
 
         Raises ProcessError where the stage failed in another process, or one is gone, in place of the error that
@@ -244,7 +244,7 @@ class Follower:
         if self._under_way is not None and self.member.rank == 1:  # at once: Slurm may end the job at any moment
             key, nonce = self._under_way
             note_death(self.store, key, f"process 0 of {self.member.count} is gone: it was killed, or its node failed")
-            Claim(self.store.root / "claims" / key, nonce).release()
+            Lease(self.store.root / "claims" / key, nonce).release()
         self._told_to_leave = True
         self._hurry(1)
         self._messages.put(None)

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from harness.config.machine import Machine
-from harness.execution.attempt import Outcome, attempt
+from harness.execution.attempt import AttemptResult, attempt
 from harness.runtime.progress import Progress
 from harness.store.store import Store
 
@@ -24,7 +24,7 @@ class Inline:
         """Queue one stage."""
         self.waiting.append((spec, maker))
 
-    def events(self, timeout: float) -> Iterator[Outcome]:
+    def events(self, timeout: float) -> Iterator[AttemptResult]:
         """Run what is queued and yield how it ended."""
         while self.waiting:
             spec, maker = self.waiting.popleft()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.machine import Machine
-from harness.execution.attempt import Outcome, note_death
+from harness.execution.attempt import AttemptResult, note_death
 from harness.runtime.preemption import EXIT_CODE
 from harness.runtime.processes import available_cores, visible_gpus
 from harness.runtime.progress import Progress
@@ -29,7 +29,7 @@ MAX_DEFAULT_WORKERS = 4
 GRACE_SECONDS = 30.0  # for the step under way and a checkpoint
 
 
-class Pool:
+class WorkerPool:
     """Bounded workers; one stage each at a time."""
 
     def __init__(self, store: Store, machine: Machine, workers: int, listener: Callable[[str, Progress], None]) -> None:
@@ -46,7 +46,7 @@ class Pool:
         self.waiting.append((spec, maker))
         self._feed()
 
-    def events(self, timeout: float) -> Iterator[Outcome]:
+    def events(self, timeout: float) -> Iterator[AttemptResult]:
         """Wait up to `timeout` seconds; yield attempts that ended, and pass progress to the listener."""
         by_connection = {worker.connection: worker for worker in self.workers}
         for connection in wait(list(by_connection), timeout):
@@ -95,21 +95,21 @@ class Pool:
             free.key = spec["key"]
             self.waiting.popleft()
 
-    def _bury(self, worker: "_Worker") -> Iterator[Outcome]:
+    def _bury(self, worker: "_Worker") -> Iterator[AttemptResult]:
         code = worker.process.wait()
         self.workers.remove(worker)
         if worker.key is None:
             return
         if self.store.done(worker.key):  # it was asked to stop when the stage was already published
-            yield Outcome(worker.key, "done")
+            yield AttemptResult(worker.key, "done")
         elif code == EXIT_CODE:
-            yield Outcome(worker.key, "failed", "preempted", "it was asked to stop; the next run goes on with it")
+            yield AttemptResult(worker.key, "failed", "preempted", "it was asked to stop; the next run goes on with it")
         else:
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             hint = "; the kernel does this when memory runs out" if code == -signal.SIGKILL else ""
             reason = f"its worker ended with {how}{hint}"
             note_death(self.store, worker.key, reason)
-            yield Outcome(worker.key, "failed", "killed", reason)
+            yield AttemptResult(worker.key, "failed", "killed", reason)
 
 
 class _Worker:

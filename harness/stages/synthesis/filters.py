@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.data.corpora._rows import prompt_hash, row_hash
-from harness.data.ngram_overlap import Items
-from harness.data.text_similarity import Ngrams, Pool, distinct, self_similarity
+from harness.data.ngram_overlap import ItemIndex
+from harness.data.text_similarity import Ngrams, TextPool, distinct, self_similarity
 from harness.evals.corpus.verified import normalise, verify
 from harness.evals.grading.math_answers import final_number
 from harness.stages.synthesis.prompting import Pair, turns
@@ -126,7 +126,7 @@ class Known:
     def __init__(self, prompts: Sequence[str], near_duplicate: float) -> None:
         self._hashes = {_hash(prompt) for prompt in prompts}
         self._near_duplicate = near_duplicate
-        self._pool = Pool(prompts) if near_duplicate else Pool()
+        self._pool = TextPool(prompts) if near_duplicate else TextPool()
         self._ngrams = Ngrams(prompts, COPIED_NGRAM)
 
     def has(self, prompt: str) -> bool:
@@ -149,18 +149,18 @@ class Judge:
         human: Sequence[Pair],
         validation: Sequence[str],
         heldout: Sequence[str],
-        items: Items | None = None,
+        items: ItemIndex | None = None,
     ) -> None:
         """`human`: the cell's training rows; `validation`, `heldout`: prompts that are scored; `items`: whatever else
         is, where rows that repeat it are dropped."""
         self.limits = limits
-        self.items = items or Items([])
+        self.items = items or ItemIndex([])
         self.heldout = Known(heldout, limits.near_duplicate)
         self.validation = Known(validation, limits.near_duplicate)
         self.human_prompts = {_hash(prompt) for prompt, _ in human}
-        self.human_pool = Pool(prompt for prompt, _ in human) if limits.near_duplicate else Pool()
+        self.human_pool = TextPool(prompt for prompt, _ in human) if limits.near_duplicate else TextPool()
         self.kept: list[Pair] = []
-        self._kept_pool, self._kept_rows = Pool(), set[str]()
+        self._kept_pool, self._kept_rows = TextPool(), set[str]()
         self.rejected: Counter[str] = Counter()
 
     def reason(self, row: Candidate) -> str:
@@ -220,7 +220,7 @@ def measures(kept: Sequence[Pair], human: Sequence[Pair]) -> dict[str, float]:
         nearest = self_similarity(_beginnings(pairs))
         found[f"{name}self_similarity"] = _mean(nearest)
         found[f"{name}alike_share"] = _mean([float(one >= ALIKE) for one in nearest])
-    humans = Pool(_beginnings(human))
+    humans = TextPool(_beginnings(human))
     found["human_similarity"] = _mean([humans.nearest(prompt).similarity for prompt in _beginnings(kept)])
     return found
 

@@ -4,7 +4,7 @@ As in Self-Instruct (arXiv 2212.10560) a few human rows stand before each new on
 turns of a conversation, so any model that was trained on conversations can go on. `texts.py` writes
 answers while a student trains; which of the rows written here are kept is `synthetic.py`'s matter.
 
-    writer = Writer(teacher, settings, {"cure": [("Remedy for Zovami?", "Take onad")]})
+    writer = SyntheticPrompter(teacher, settings, {"cure": [("Remedy for Zovami?", "Take onad")]})
     writer.write(range(256))             # row `number` depends on the seed and that number alone
 """
 
@@ -41,11 +41,11 @@ def turns(pair: Pair) -> list[dict[str, str]]:
     return [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
 
 
-class Writer:
+class SyntheticPrompter:
     """A teacher, here or behind a server, with its examples."""
 
     def __init__(
-        self, teacher: teachers.Writer, settings: Mapping[str, Any], pairs: Mapping[str, Sequence[Pair]]
+        self, teacher: teachers.GeneratingTeacher, settings: Mapping[str, Any], pairs: Mapping[str, Sequence[Pair]]
     ) -> None:
         """`settings`: `examples_in_context`, `seed`, `sampling_temperature`, `max_new_tokens`, `max_length`.
 

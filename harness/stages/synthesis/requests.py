@@ -17,7 +17,7 @@ import pyarrow as pa
 from harness.data.chat import Rendered, render_many
 from harness.stages.labels import FEATURES
 from harness.stages.synthesis.filters import Candidate, Judge, inconsistent
-from harness.stages.synthesis.prompting import Writer, Written, turns
+from harness.stages.synthesis.prompting import SyntheticPrompter, Written, turns
 from harness.store.partial_output import Shards, read_batch
 
 TEXTS = pa.schema([("prompt", pa.string()), ("answer", pa.string())])
@@ -30,7 +30,7 @@ class Asking:
     """Batches of rows: written by the teacher, judged, sampled again where asked for, kept in order."""
 
     def __init__(
-        self, writer: Writer, judge: Judge, settings: Mapping[str, Any], truth: Truth | None, shards: Shards
+        self, writer: SyntheticPrompter, judge: Judge, settings: Mapping[str, Any], truth: Truth | None, shards: Shards
     ) -> None:
         self.writer, self.judge, self.settings, self.truth, self.shards = writer, judge, settings, truth, shards
         self.columns: dict[str, list[Any]] = {name: [] for name in FEATURES}

@@ -34,7 +34,7 @@ from harness.stages.labels import save_rows
 from harness.stages.overlap import read_items
 from harness.stages.subset import read_batches
 from harness.stages.synthesis.filters import FILTERS, MEASURED_ROWS, Judge, Limits, measures, rejected_shares
-from harness.stages.synthesis.prompting import Pair, Writer
+from harness.stages.synthesis.prompting import Pair, SyntheticPrompter
 from harness.stages.synthesis.requests import Asking, Truth
 from harness.store.partial_output import Shards
 from harness.store.store import write_json
@@ -74,7 +74,7 @@ def make_synthesize(
         items=read_items(inputs["overlap"]) if "overlap" in inputs else None,
     )
     wanted = settings["synthetic_rows"] or max(1, round(settings["synthetic_ratio"] * len(pairs)))
-    asking = Asking(Writer(teacher, settings, human), judge, settings, truth, shards)
+    asking = Asking(SyntheticPrompter(teacher, settings, human), judge, settings, truth, shards)
     while len(judge.kept) < wanted and len(asking.sources) < ASKED_AT_MOST * wanted:
         first = len(asking.sources)
         asking.ask(range(first, min(first + ROWS_AT_ONCE, ASKED_AT_MOST * wanted)), wanted)
