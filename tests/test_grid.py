@@ -12,7 +12,7 @@ from harness import grid
 from harness.config.checks import SettingsError
 from harness.config.cluster import Cluster
 from harness.config.machine import Machine
-from harness.execution.attempt import note_failure
+from harness.execution.attempt import record_failure
 from harness.execution.executor import execute
 from harness.execution.retry import Failure, failures, mended, smaller_batches
 from harness.execution.retry import retry as try_again
@@ -72,7 +72,7 @@ def make(store, frozen, *numbers, **asked):
 
 
 def fail(store, frozen, number, kind, reason="it was too large"):
-    note_failure(store, frozen["stages"][frozen["cells"][number]["train"][0]], kind, reason)
+    record_failure(store, frozen["stages"][frozen["cells"][number]["train"][0]], kind, reason)
 
 
 def test_the_screen_counts_cells_and_tells_every_failure_once(store):

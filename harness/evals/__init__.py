@@ -114,7 +114,7 @@ def load_eval(name: str) -> ModuleType:
     return load_from(corpus.__name__, corpus.__path__, name, "evals.names")
 
 
-def told(name: str) -> str:
+def describe(name: str) -> str:
     """What an evaluation says of itself, read from its file without importing it."""
     check_choice("evals.names", name, eval_names())
     (file,) = (Path(folder) / f"{name}.py" for folder in corpus.__path__)

@@ -42,10 +42,10 @@ class AttemptResult:
 
 
 Others = Callable[[str, Lease], AbstractContextManager[None]]
-"""Surrounds the making of a stage by its key and claim: what the other processes of the job do meanwhile."""
+"""Surrounds the making of a stage by its key and lease: what the other processes of the job do meanwhile."""
 
 
-def alone(key: str, claim: Lease) -> AbstractContextManager[None]:
+def alone(key: str, lease: Lease) -> AbstractContextManager[None]:
     """There are no other processes, or they wait."""
     return nullcontext()
 
@@ -63,27 +63,27 @@ def attempt(
     `spec` is `Stage.spec()`, maybe with settings of the `machine` that are the stage's own and with what its record is
     to say of it (`retried`); `maker` is "module:function". Inputs must be published. Raises Preempted when the
     process is asked to stop (SIGTERM, SIGUSR2): the next attempt goes on from the checkpoints left behind.
-    `others(key, claim)` surrounds the making: of several processes the first attempts it, the others `follow`.
+    `others(key, lease)` surrounds the making: of several processes the first attempts it, the others `follow`.
     """
     key, machine = spec["key"], replace(machine, **spec.get("machine", {}))
     if store.done(key):
         return AttemptResult(key, "done", facts=store.manifest(key)["facts"])
-    claim = store.claim(key)
-    if claim is None:
+    lease = store.claim(key)
+    if lease is None:
         return AttemptResult(key, "busy")
     try:
         if store.done(key):  # published between the first look and the claim
             return AttemptResult(key, "done", facts=store.manifest(key)["facts"])
-        with preemption.stoppable(store.checkpoints(key)), Diary(store, spec, claim) as diary:
+        with preemption.stoppable(store.checkpoints(key)), AttemptLog(store, spec, lease) as attempt_log:
 
-            def heard(progress: track.Progress) -> None:
-                diary.note(progress)
+            def on_progress(progress: track.Progress) -> None:
+                attempt_log.note(progress)
                 listener(progress)
 
             with store.scratch(key) as out:
-                with wandb_run.curve(store, spec) as curve, others(key, claim):
-                    diary.page |= {"machine": asdict(machine), "processes": process_count()}
-                    facts, manifest = _make(store, spec, maker, machine, out, heard, curve.log)
+                with wandb_run.curve(store, spec) as curve, others(key, lease):
+                    attempt_log.entry |= {"machine": asdict(machine), "processes": process_count()}
+                    facts, manifest = _make(store, spec, maker, machine, out, on_progress, curve.log)
                 if curve.problem is not None:
                     facts["warnings"] = [*facts.get("warnings", []), curve.problem]
                 store.publish(key, out, manifest)
@@ -91,7 +91,7 @@ def attempt(
     except Exception as error:
         return AttemptResult(key, "failed", failure_class(error), one_line(error))
     finally:
-        claim.release()
+        lease.release()
 
 
 def follow(store: Store, spec: Mapping[str, Any], maker: str, machine: Machine) -> tuple[str, str] | None:
@@ -154,13 +154,13 @@ def _gpu_name() -> str | None:
     return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
 
 
-class Diary:
+class AttemptLog:
     """The attempt's file: written at the start, on heartbeats, and with how it ended."""
 
-    def __init__(self, store: Store, spec: Mapping[str, Any], claim: Lease) -> None:
+    def __init__(self, store: Store, spec: Mapping[str, Any], lease: Lease) -> None:
         self.path: Path = store.new_attempt(spec["key"])
-        self.claim = claim
-        self.page: dict[str, Any] = {
+        self.lease = lease
+        self.entry: dict[str, Any] = {
             "address": spec["address"],
             "started": time.time(),
             "outcome": "running",
@@ -173,9 +173,9 @@ class Diary:
 
     def note(self, progress: track.Progress) -> None:
         """Remember how far the stage is; written at the next heartbeat."""
-        self.page |= {"step": progress.step, "total": progress.total, "loss": progress.loss}
+        self.entry |= {"step": progress.step, "total": progress.total, "loss": progress.loss}
 
-    def __enter__(self) -> "Diary":
+    def __enter__(self) -> "AttemptLog":
         self._write()
         self._thread.start()
         return self
@@ -183,10 +183,10 @@ class Diary:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._stop.set()
         self._thread.join()
-        self.page |= {"outcome": "done", "ended": time.time()}
+        self.entry |= {"outcome": "done", "ended": time.time()}
         if error is not None:
             stopped = isinstance(error, KeyboardInterrupt | SystemExit) or failure_class(error) == "killed"
-            self.page |= {
+            self.entry |= {
                 "outcome": "interrupted" if stopped else "failed",
                 "failure_class": failure_class(error),
                 "reason": one_line(error),
@@ -196,14 +196,14 @@ class Diary:
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
-            self.claim.beat()
+            self.lease.beat()
             self._write()
 
     def _write(self) -> None:
-        loss = self.page["loss"]
+        loss = self.entry["loss"]
         finite = loss is not None and abs(loss) < float("inf")
         with self._lock:
-            write_json(self.path, {**self.page, "heartbeat": time.time(), "loss": loss if finite else None})
+            write_json(self.path, {**self.entry, "heartbeat": time.time(), "loss": loss if finite else None})
 
 
 def place() -> dict[str, Any]:
@@ -218,20 +218,20 @@ def place() -> dict[str, Any]:
     }
 
 
-def note_death(store: Store, key: str, reason: str, failure: str = "killed") -> None:
+def record_death(store: Store, key: str, reason: str, failure: str = "killed") -> None:
     """Write down how the last attempt ended when its process died without a word."""
     attempts = store.attempts(key)
     if attempts and attempts[-1].get("outcome", "running") == "running":
         outcome = "interrupted" if failure == "killed" else "failed"
-        page = {**attempts[-1], "outcome": outcome, "failure_class": failure, "reason": reason}
-        write_json(store.attempt_file(key, len(attempts)), {**page, "ended": time.time()})
+        entry = {**attempts[-1], "outcome": outcome, "failure_class": failure, "reason": reason}
+        write_json(store.attempt_file(key, len(attempts)), {**entry, "ended": time.time()})
 
 
-def note_failure(store: Store, spec: Mapping[str, Any], failure: str, reason: str) -> None:
+def record_failure(store: Store, spec: Mapping[str, Any], failure: str, reason: str) -> None:
     """Write down that a stage failed before it was tried again."""
     now = time.time()
-    page = {"address": spec["address"], "started": now, "ended": now, "outcome": "failed", "reason": reason}
-    write_json(store.new_attempt(spec["key"]), {**page, "failure_class": failure})
+    entry = {"address": spec["address"], "started": now, "ended": now, "outcome": "failed", "reason": reason}
+    write_json(store.new_attempt(spec["key"]), {**entry, "failure_class": failure})
 
 
 def failure_class(error: BaseException) -> str:

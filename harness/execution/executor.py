@@ -17,7 +17,7 @@ from harness.config.machine import Machine
 from harness.execution.attempt import AttemptResult
 from harness.execution.launchers.inline import Inline
 from harness.execution.launchers.local import WorkerPool
-from harness.execution.wandb_run import asked
+from harness.execution.wandb_run import tracking
 from harness.plan.estimate import stage_seconds
 from harness.plan.graph import MAKERS, Again, Stage, Work
 from harness.runtime.progress import Progress
@@ -25,7 +25,7 @@ from harness.store.status import MENDABLE, StageState, stage_state
 from harness.store.store import Store
 
 BUSY_RETRY_SECONDS = 2.0
-READING = "mixture"
+READING_KIND = "mixture"
 
 
 class View(Protocol):
@@ -62,7 +62,7 @@ class Execution:
                 self.users[upstream].append(key)
         self.waiting = {key for key, state in states.items() if state.status == "waiting"}
         self.free = {key for key in self.waiting if not self.unmade[key]}
-        self.unread = {key for key in self.waiting if self.stages[key].kind == READING}
+        self.unread = {key for key in self.waiting if self.stages[key].kind == READING_KIND}
         for key, state in list(states.items()):
             view.changed(self.stages[key], state)
         for key, state in list(states.items()):
@@ -103,7 +103,7 @@ class Execution:
                 if not self.unmade[user] and user in self.waiting:
                     self.free.add(user)
             return
-        if stage.kind == READING and outcome.failure_class == "settings":
+        if stage.kind == READING_KIND and outcome.failure_class == "settings":
             raise SettingsError(outcome.reason)
         self.set(key, StageState("failed", outcome.failure_class, outcome.reason))
         self.block(key)
@@ -160,7 +160,7 @@ def execute(
     remaining = _remaining_seconds(plan)
     launcher = _launcher(store, settings, lambda key, progress: view.progressed(run.stages[key], progress))
     busy: set[str] = set()
-    more = asked(settings.track, settings.grid)
+    more = tracking(settings.track, settings.grid)
     try:
         while run.waiting:
             for key in sorted(run.ready(), key=lambda key: -remaining[key]):

@@ -44,18 +44,18 @@ class Failure:
 
 
 def retry(
-    store: Store, frozen: Mapping[str, Any], failure_class: str | None, view: View, tell: Callable[[str], None]
+    store: Store, frozen: Mapping[str, Any], failure_class: str | None, view: View, log: Callable[[str], None]
 ) -> None:
     """Send the failed cells to the cluster that had them before, or make them here where none had.
 
-    `failure_class`: of these only; `oom` means every `oom_...`. `tell` hears what is done differently.
+    `failure_class`: of these only; `oom` means every `oom_...`. `log` hears what is done differently.
     """
     part, failed = failures(store, frozen, failure_class)
     before = next(filter(None, (read_submission(store, key) for key in part.targets)), None)
     again: Again = {one.stage.key: {"machine": one.machine} for one in failed} | smaller_batches(failed)
     for key, changes in again.items():
         if "retried" in changes:
-            tell(f"{key} {changes['retried']}")
+            log(f"{key} {changes['retried']}")
     if before is None:
         tracked = {"grid": frozen["grid"], "track": frozen.get("track", "none")}
         settings = Settings(method=None, corpus=None, store=str(store.root), retry=True, **tracked)
@@ -64,9 +64,9 @@ def retry(
 
     from harness.execution.slurm.submit import submit
 
-    cluster = mended(Cluster.of(before["cluster"]), failed, tell)
+    cluster = mended(Cluster.of(before["cluster"]), failed, log)
     machine, track = Machine(**before["machine"]), frozen.get("track", "none")
-    tell(submit(part, store, machine, cluster, frozen["grid"], again, track).told())
+    log(submit(part, store, machine, cluster, frozen["grid"], again, track).describe())
 
 
 def failures(store: Store, frozen: Mapping[str, Any], failure_class: str | None) -> tuple[Part, list[Failure]]:
@@ -108,15 +108,15 @@ def smaller_batches(failed: Sequence[Failure]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def mended(cluster: Cluster, failed: Sequence[Failure], tell: Callable[[str], None]) -> Cluster:
+def mended(cluster: Cluster, failed: Sequence[Failure], log: Callable[[str], None]) -> Cluster:
     """The cluster's rules with more memory, and without nodes, where stages failed for that."""
     if any(one.failure_class == "oom_host" for one in failed):
-        tell(f"with {MORE_MEMORY:g} times the memory")
+        log(f"with {MORE_MEMORY:g} times the memory")
         rules = [replace(rule, memory_gb=rule.memory_gb * MORE_MEMORY) for rule in cluster.resources]
         cluster = replace(cluster, resources=rules)
     bad = sorted({one.node for one in failed if one.failure_class == "node_failure" and one.node})
     if bad:
-        tell(f"without {', '.join(bad)}")
+        log(f"without {', '.join(bad)}")
         cluster = replace(cluster, exclude=",".join(filter(None, (cluster.exclude, *bad))))
     return cluster
 

@@ -48,10 +48,10 @@ def run_grid(composed: Composed, stream: TextIO | None = None) -> dict[str, Any]
     return frozen
 
 
-def submit_grid(composed: Composed, tell: Callable[[str], None] = print) -> dict[str, Any] | None:
+def submit_grid(composed: Composed, log: Callable[[str], None] = print) -> dict[str, Any] | None:
     """Plan, check and send what the store lacks to the cluster of `composed.settings.slurm`.
 
-    `tell` hears what the plan costs and what was sent. Returns None at once, or with `wait` the frozen plan when all
+    `log` hears what the plan costs and what was sent. Returns None at once, or with `wait` the frozen plan when all
     jobs have ended. Raises SettingsError before anything is sent.
     """
     from harness.execution.slurm.submit import submit, wait
@@ -65,22 +65,22 @@ def submit_grid(composed: Composed, tell: Callable[[str], None] = print) -> dict
     preflight(planned)
 
     def send(plan: Plan, grid: str) -> None:
-        tell(plan_text(plan, store, cluster))
+        log(plan_text(plan, store, cluster))
         again: Again | None = {} if settings.retry else None
-        tell(submit(plan, store, settings.machine, cluster, grid, again, settings.track).told())
+        log(submit(plan, store, settings.machine, cluster, grid, again, settings.track).describe())
 
     def make(plan: Plan, grid: str) -> Mapping[str, StageState]:
         preflight(plan)
         send(plan, grid)
-        wait(store, list(plan.targets), tell)
+        wait(store, list(plan.targets), log)
         return {key: stage_state(store, key) for key in plan.targets}
 
     planned, frozen = _settled(composed, planned, store, make)
     send(planned, frozen["grid"])
     if not settings.wait:
-        tell(f"python -m harness.grid status {frozen['grid']}")
+        log(f"python -m harness.grid status {frozen['grid']}")
         return None
-    wait(store, list(planned.targets), tell)
+    wait(store, list(planned.targets), log)
     return frozen
 
 

@@ -46,7 +46,7 @@ class WandbRun:
             return
         try:
             self._run = self._run or self._open()
-            self._run.log({name: _told(value) for name, value in line.items()}, step=line.get("step"))
+            self._run.log({name: _loggable(value) for name, value in line.items()}, step=line.get("step"))
         except Exception as error:  # somebody else's program, beside what is computed
             self._note(error)
 
@@ -117,7 +117,7 @@ def curve(store: Store, spec: Mapping[str, Any]) -> Iterator[WandbRun]:
     asked = spec.get("track", {})
     key = spec["key"]
     run = WandbRun(store.root, asked.get("to", "none"), key, spec["address"], asked.get("grid", ""), spec["kind"])
-    run.config = partial(_read_about, store, spec)
+    run.config = partial(_config_of, store, spec)
     exit_code = 1
     try:
         yield run
@@ -137,12 +137,12 @@ def log_grid(root: Path, track: str, grid: str, line: Mapping[str, Any]) -> list
     return [] if run.problem is None else [run.problem]
 
 
-def asked(track: str, grid: str | None) -> dict[str, Any]:
+def tracking(track: str, grid: str | None) -> dict[str, Any]:
     """What the spec of a stage has more where it is tracked, as a part of `grid`."""
     return {} if track == "none" else {"track": {"to": track, "grid": grid or ""}}
 
 
-def _read_about(store: Store, spec: Mapping[str, Any]) -> dict[str, Any]:
+def _config_of(store: Store, spec: Mapping[str, Any]) -> dict[str, Any]:
     """What people sort runs by: method, data_frac, seed, student, teacher and budget, as far as the stage has them."""
     inputs = {role.partition(":")[0]: store.manifest(key) for role, key in spec["inputs"].items()}
     taught = next((inputs[role] for role in ("labels", "synthetic", "cache") if role in inputs), None)
@@ -153,25 +153,25 @@ def _read_about(store: Store, spec: Mapping[str, Any]) -> dict[str, Any]:
         "method": spec["name"].partition("-")[0],
         "data_frac": inputs.get("subset", {"settings": {}})["settings"].get("data_frac"),
         "seed": spec["settings"].get("seed", spec["settings"].get("init_seed")),
-        "student": _adopted(store, spec)["name"],
-        "teacher": None if teacher is None else _adopted(store, teacher)["name"],
+        "student": _pretrained_base(store, spec)["name"],
+        "teacher": None if teacher is None else _pretrained_base(store, teacher)["name"],
         "budget": spec["settings"].get("budget"),
         "settings": spec["settings"],
     }
     return {name: value for name, value in about.items() if value is not None}
 
 
-def _adopted(store: Store, spec: Mapping[str, Any]) -> Mapping[str, Any]:
+def _pretrained_base(store: Store, spec: Mapping[str, Any]) -> Mapping[str, Any]:
     """The base model that a model was before it was trained or rounded."""
     before = next((spec["inputs"][role] for role in ("start", "model") if role in spec["inputs"]), None)
-    return spec if before is None else _adopted(store, store.manifest(before))
+    return spec if before is None else _pretrained_base(store, store.manifest(before))
 
 
 def _is_table(value: Any) -> bool:
     return hasattr(value, "to_json")  # pandas is not imported for a type
 
 
-def _told(value: Any) -> Any:
+def _loggable(value: Any) -> Any:
     """A table as wandb has it, its first `TABLE_ROWS` rows; anything else as it is."""
     if not _is_table(value):
         return value

@@ -5,7 +5,7 @@ stands, by the exception that a signal raises. `checkpoints.py` writes what is l
 
     with preemption.stoppable(folder):         # the attempt; SIGTERM and SIGUSR2 now ask
         with preemption.polling():             # the maker
-            if preemption.asked():
+            if preemption.stop_requested():
                 raise preemption.Preempted("stopped after step 120 of 300")
 """
 
@@ -41,7 +41,7 @@ def folder() -> Path | None:
     return _folder
 
 
-def asked() -> bool:
+def stop_requested() -> bool:
     """Whether the stage under way was asked to stop."""
     return _asked
 

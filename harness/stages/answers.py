@@ -58,10 +58,10 @@ def answered_rows(
     used, batches = np.unique(places, return_inverse=True)
     chosen = labels.select(used)
     dealt = stage.control == "shuffled" and stage.divergence == "cross_entropy"
-    givers = _cycle(len(used), seed) if dealt else np.arange(len(used))
+    permutation = _cycle(len(used), seed) if dealt else np.arange(len(used))
     position = {row: index for index, row in enumerate(subset["row"])}
     prompts = _prompts(chosen, Rows(subset), position)
-    given = chosen.select(givers)
+    given = chosen.select(permutation)
     answers = _ids(given) if alike and stage.rationale == "keep" else _encoded(given, stage.rationale, tokenizer)
     rows = (
         answered(prompt, answer[: max(1, max_length - len(prompt))])
@@ -108,9 +108,9 @@ def _cycle(count: int, seed: int) -> np.ndarray:
             "method.shuffled", True, "one row has no other row to swap answers with", "take a larger data_frac"
         )
     cycle = np.random.default_rng(draw_seed(seed, "shuffled")).permutation(count)
-    giver = np.empty_like(cycle)
-    giver[cycle] = np.roll(cycle, 1)
-    return giver
+    permutation = np.empty_like(cycle)
+    permutation[cycle] = np.roll(cycle, 1)
+    return permutation
 
 
 def _prompts(chosen: Dataset, rows: Rows, position: dict[int, int]) -> Iterator[list[int]]:

@@ -18,7 +18,7 @@ from typing import Any
 from harness.config.machine import Machine
 from harness.data.chat import end_of_turn_id
 from harness.evals import ALL, UNREAD, HeldoutRow, Item, Options, Score, Scored, load_eval
-from harness.evals.benchmarks import load_card
+from harness.evals.benchmarks import load_benchmark
 from harness.evals.subsample import in_proportion
 from harness.models.flops import forward_flops
 from harness.models.loading import count_parameters, device_of, load_model, load_shape, load_tokenizer, weights_folder
@@ -35,7 +35,7 @@ def make_evaluate(settings: dict[str, Any], inputs: Mapping[str, Path], out: Pat
 
     `settings`: `eval` (its name), `limit` (rows, or null for all), and optionally `seed` (of the sample that
     `limit` takes), `precision` (else fp32), `max_new_tokens` where it writes answers to held-out rows, and of a
-    benchmark its `card` with `revision` or `files`.
+    benchmark its `benchmark` with `revision` or `files`.
     `inputs`: `model`, and `mixture` for held-out rows.
     """
     tokenizer = load_tokenizer(inputs["model"])
@@ -74,19 +74,19 @@ def _heldout(
 def _benchmark(
     settings: Mapping[str, Any], inputs: Mapping[str, Path], model: Any, tokenizer: Any
 ) -> tuple[Scored, list[Score], dict[str, Any]]:
-    from harness.evals.lm_evaluation.run import run_card, summary
+    from harness.evals.lm_evaluation.run import run_benchmark, summary
     from harness.evals.lm_evaluation.tasks import planned
 
     name = settings["eval"]
-    card, data = planned(name, settings, settings.get("where", {}).get("files", ()))
+    benchmark, data = planned(name, settings, settings.get("where", {}).get("files", ()))
     limit, seed = settings["limit"], settings.get("seed", 0)
     with ExitStack() as stack:
         write = None
         if settings.get("served"):
             server = stack.enter_context(serving(settings["where"]["server"], weights_folder(inputs["model"])))
             write = partial(server.complete, stop_ids={end_of_turn_id(tokenizer)})
-        scored, resolved = run_card(name, card, data, model, tokenizer, limit, seed, write)
-    return scored, summary(name, card, scored.items), resolved
+        scored, resolved = run_benchmark(name, benchmark, data, model, tokenizer, limit, seed, write)
+    return scored, summary(name, benchmark, scored.items), resolved
 
 
 def read_heldout(mixture: Path) -> list[HeldoutRow]:
@@ -125,7 +125,7 @@ def _plain(score: Score) -> dict[str, Any]:
 def _warnings(settings: Mapping[str, Any], scores: Sequence[Score], items: Sequence[Item]) -> list[str]:
     bounds = {0.0: "the floor", 1.0: "the ceiling"}
     if "card" in settings:
-        bounds |= {load_card(settings["eval"]).floor: "what guessing scores"}
+        bounds |= {load_benchmark(settings["eval"]).floor: "what guessing scores"}
     found = [
         f"{score.eval} {score.metric} is exactly {score.score:g}, {bounds[score.score]}, on {score.items} items: "
         "look at the answers"

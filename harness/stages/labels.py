@@ -4,7 +4,7 @@ A row's answers depend on the row and the teacher alone: greedy by default, else
 turn of a conversation (drawn by its id too) with gold history before it. So blocks of rows can be answered
 apart and reused by any cell; `answers.py` puts them in the rows' place. An answer cut by a length limit is
 kept without an end-of-turn target and counted: the rows never differ between arms. A stopped stage goes on
-after its last whole shard of rows (`shards.py`). `synthesize.py` lets the teacher write the prompts too.
+after its last whole shard of rows (`partial_output.py`). `synthesize.py` lets the teacher write the prompts too.
 
     labels/         data set: row, id, turn, sample, input_ids, starts, ends (prompt and answer), text, finished
     labels.json     counts, and how the teacher renders a conversation
@@ -28,7 +28,7 @@ from harness.data.sequences import Rows, answered, draw_seed, visiting_order
 from harness.models.flops import forward_flops
 from harness.models.loading import device_of, load_tokenizer, rendering_hash, tokenizer_hash
 from harness.runtime import progress
-from harness.store.partial_output import Shards, read_batch
+from harness.store.partial_output import PartialOutput, read_batch
 from harness.store.store import write_json
 from harness.teachers.teacher import GeneratingTeacher, open_teacher
 
@@ -47,7 +47,7 @@ FEATURES = Features(TOKENS)
 LABELS = Features(
     TOKENS | {"turn": Value("int32"), "sample": Value("int32"), "text": Value("string"), "finished": Value("bool")}
 )
-ROWS_PER_SHARD = 1024  # a teacher in memory answers 256 of them at a time, those of like length together
+ROWS_PER_PART = 1024  # a teacher in memory answers 256 of them at a time, those of like length together
 
 
 def make_labels(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
@@ -72,9 +72,9 @@ def make_labels(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
         _check_rendering(inputs["rows"], tokenizer)
         url = settings.get("where", {}).get("teacher_url")
         teacher = open_teacher(inputs["teacher"], device_of(machine), settings["precision"], url)
-        shards = Shards(settings, inputs, ROWS_PER_SHARD, teacher.spent)
-        _answer(teacher, rows, chosen, settings, shards, columns)
-        read, parameters, earlier_seconds = teacher.spent["read"], teacher.parameters, shards.earlier_seconds
+        partial_output = PartialOutput(settings, inputs, ROWS_PER_PART, teacher.spent)
+        _answer(teacher, rows, chosen, settings, partial_output, columns)
+        read, parameters, earlier_seconds = teacher.spent["read"], teacher.parameters, partial_output.earlier_seconds
         warnings += teacher.warnings
     save_rows(columns, out / "labels", LABELS)
     answers = len(columns["row"])
@@ -104,7 +104,7 @@ def _answer(
     dataset: Dataset,
     chosen: np.ndarray,
     settings: dict[str, Any],
-    shards: Shards,
+    partial_output: PartialOutput,
     columns: dict[str, list],
 ) -> None:
     """Fill the columns with answers to the chosen rows, shard by shard."""
@@ -130,9 +130,9 @@ def _answer(
                 found[name].append(value)
         return pa.record_batch(found, schema=LABELS.arrow_schema)
 
-    for first in range(0, len(asked), ROWS_PER_SHARD):
-        block = asked[first : first + ROWS_PER_SHARD]
-        made = shards.made(f"{first // ROWS_PER_SHARD:05d}", partial(answers_to, block))
+    for first in range(0, len(asked), ROWS_PER_PART):
+        block = asked[first : first + ROWS_PER_PART]
+        made = partial_output.made(f"{first // ROWS_PER_PART:05d}", partial(answers_to, block))
         for name, values in read_batch(made).to_pydict().items():
             columns[name] += values
         progress.report(first + len(block), len(asked), note="teacher's answers")

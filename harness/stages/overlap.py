@@ -33,10 +33,10 @@ PAIR = pa.schema([("row", pa.int64()), ("item", pa.int64()), ("share", pa.float3
 def make_overlap(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Compare rows with items and write both down.
 
-    `settings`: `size` and `share` of the rule, `benchmarks` (by name `card` with `revision` or `files`), and
+    `settings`: `size` and `share` of the rule, `benchmarks` (by name `benchmark` with `revision` or `files`), and
     `where`, which has their `files` by name. `inputs`: `rows` (a mixture, or a `synthesize` stage's, with the
     `tokenizer` it is written in), and `heldout`, a mixture, where its held-out rows are items.
-    Raises SettingsError where a benchmark's data or card has changed since it was planned.
+    Raises SettingsError where a benchmark's data or benchmark has changed since it was planned.
     """
     table, revisions = _items(settings, inputs)
     pq.write_table(table, out / "items.parquet")
@@ -85,8 +85,8 @@ def _items(settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> tuple[pa.
     for name, planned_as in settings["benchmarks"].items():
         from harness.evals.lm_evaluation.tasks import item_texts, planned
 
-        card, data = planned(name, planned_as, settings["where"]["files"].get(name, ()))
-        found, revision = item_texts(name, card, data)
+        benchmark, data = planned(name, planned_as, settings["where"]["files"].get(name, ()))
+        found, revision = item_texts(name, benchmark, data)
         if revision is not None:
             revisions[name] = revision
         own: dict[str, list[list[str]]] = {}

@@ -10,7 +10,7 @@ __getattr__ = public_face(
     __name__,
     {
         "fingerprint": ["canonical", "differences"],
-        "partial_output": ["Shards"],
+        "partial_output": ["PartialOutput"],
         "status": ["StageState", "stage_state"],
         "store": ["Store"],
     },

@@ -1,4 +1,4 @@
-"""Shards: what a stage has made so far, kept where its next attempt finds it.
+"""PartialOutput: what a stage has made so far, kept where its next attempt finds it.
 
 A stage that asks a teacher about many rows makes its artifact of shards and goes on, when it was stopped, after
 the last whole one. A shard is an Arrow file, written under another name, synced and renamed; then a page beside
@@ -8,7 +8,7 @@ does this for a fit.
     00000.arrow    one record batch
     00000.json     whose shard it is, its size, what making it counted and how long it took; written last
 
-    shards = Shards(settings, inputs, size=512, tally=teacher.spent)
+    shards = PartialOutput(settings, inputs, size=512, tally=teacher.spent)
     batch = read_batch(shards.made("00000", make))      # `make` returns a pa.RecordBatch
 """
 
@@ -29,7 +29,7 @@ from harness.store.fingerprint import fingerprint
 from harness.store.store import fsync, write_json
 
 
-class Shards:
+class PartialOutput:
     """The shards of one stage, in its checkpoint folder; outside an attempt in a folder that goes with the object."""
 
     def __init__(
@@ -64,7 +64,7 @@ class Shards:
             self.tally.update(page["tally"])
             self.earlier_seconds += page["seconds"]
             return path
-        if preemption.asked():
+        if preemption.stop_requested():
             raise preemption.Preempted(f"asked to stop before shard {name}")
         before, started = Counter(self.tally), time.perf_counter()
         batch = make()
@@ -74,7 +74,7 @@ class Shards:
             page = {"belongs": self.belongs, "size": size, "tally": counted, "seconds": time.perf_counter() - started}
             write_json(path.with_suffix(".json"), page)
             fsync(self.folder)
-        if preemption.asked():
+        if preemption.stop_requested():
             raise preemption.Preempted(f"asked to stop after shard {name}")
         return path
 

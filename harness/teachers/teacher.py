@@ -172,7 +172,7 @@ def open_teacher(
     return teacher
 
 
-def server_page(path: str, teacher: ServedTeacher) -> dict[str, Any]:
+def server_description(path: str, teacher: ServedTeacher) -> dict[str, Any]:
     """What `server.json` holds: address and key's variable as they were given, never the key, and the probe."""
     probe, server = teacher.probe(), teacher.server
     return {

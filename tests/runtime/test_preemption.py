@@ -24,7 +24,7 @@ def make(settings, inputs, out, machine):
     if settings["polls"]:
         with preemption.polling():
             tell()
-            assert preemption.asked()
+            assert preemption.stop_requested()
     else:
         tell()
     (out / "made").write_text("")
@@ -34,17 +34,17 @@ def make(settings, inputs, out, machine):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_a_signal_ends_what_does_not_poll_and_asks_what_does(tmp_path, number):
     with pytest.raises(Preempted, match=signal.Signals(number).name), preemption.stoppable(tmp_path):
-        assert preemption.folder() == tmp_path and not preemption.asked()
+        assert preemption.folder() == tmp_path and not preemption.stop_requested()
         tell(number)
     reached = []
     with pytest.raises(Preempted, match="when it was done"), preemption.stoppable(tmp_path):
         with preemption.polling():
             tell(number)
-            reached.append(preemption.asked())
+            reached.append(preemption.stop_requested())
         reached.append("the end")
     assert reached == [True, "the end"]
     with preemption.stoppable(tmp_path):
-        assert not preemption.asked()
+        assert not preemption.stop_requested()
     assert preemption.folder() is None
 
 

@@ -1,4 +1,7 @@
-"""Shards: whole or made again, of one stage only, with what earlier attempts spent; killed anywhere, the rest stays."""
+"""Parts of unfinished output: whole or made again, of one stage only, with what earlier attempts spent.
+
+A stage that is killed at any point keeps the parts it had finished.
+"""
 
 import os
 import signal
@@ -15,7 +18,7 @@ from harness.execution.attempt import attempt
 from harness.plan.graph import Stage
 from harness.runtime import preemption
 from harness.store import partial_output
-from harness.store.partial_output import Shards, read_batch
+from harness.store.partial_output import PartialOutput, read_batch
 from harness.store.store import Store
 
 SETTINGS = {"seed": 0, "where": {"teacher_url": "http://here:1"}}
@@ -27,8 +30,8 @@ def batch(number):
 
 
 def make_all(count=3, settings=SETTINGS, inputs=INPUTS, size=2, before=lambda number: None):
-    """Shards 0, 1, ... of a stage; returns their values, which were made now, and the object."""
-    found, made = Shards(settings, inputs, size, Counter()), []
+    """Parts 0, 1, ... of a stage; returns their values, which were made now, and the object."""
+    found, made = PartialOutput(settings, inputs, size, Counter()), []
 
     def make(number):
         before(number)

@@ -4,7 +4,7 @@ A benchmark is run by lm-eval (EleutherAI), whose task it names; what is set dif
 and the whole card is identity. Its name is the file's name and stands in `evals.names` beside the evaluations of
 `harness/evals/`. Nothing here imports lm-eval, so a grid is planned without it.
 
-    load_card("gsm8k").floor; print(load_card("gsm8k").told("gsm8k"))
+    load_benchmark("gsm8k").floor; print(load_benchmark("gsm8k").describe("gsm8k"))
 """
 
 from collections.abc import Callable, Mapping
@@ -21,14 +21,14 @@ from harness.store.fingerprint import fingerprint, plain
 LM_EVAL = "0.4.13"
 """The version of lm-eval that cards are written for; another one would be another suite."""
 REAL, INVENTED = "run on real data", "plumbing tested on invented rows"
-ONLY_TOLD = frozenset(
+NOT_IDENTITY = frozenset(
     "title paper licence asks tested example deviation reads prepare grade floor cluster".split(),
 )
 """What of a card moves no score, and its functions, which `version` stands for."""
 
 
 @dataclass(frozen=True)
-class Card:
+class Benchmark:
     """A public benchmark, and how it is asked here."""
 
     title: str
@@ -90,7 +90,7 @@ class Card:
 
     def identity(self) -> dict[str, Any]:
         """Everything of the card that can move a score, and lm-eval's version."""
-        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ONLY_TOLD}
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in NOT_IDENTITY}
         return plain({**values, "lm_eval": LM_EVAL})
 
     @property
@@ -99,7 +99,7 @@ class Card:
         made in another way, is taken for the same."""
         return f"{self.metric}@lm-eval-{LM_EVAL}/{fingerprint(self.identity())[:6]}"
 
-    def told(self, name: str) -> str:
+    def describe(self, name: str) -> str:
         """The card as a person reads it."""
         asked = f"{self.shots} shots" if self.shots else "no shots"
         if self.chat:
@@ -125,14 +125,14 @@ class Card:
         return "\n".join([*lines, *([f"  differs  {self.deviation}"] if self.deviation else [])])
 
 
-def card_names() -> tuple[str, ...]:
+def benchmark_names() -> tuple[str, ...]:
     """Names of all benchmarks: the files beside this one."""
     return names_in(__path__)
 
 
-def load_card(name: str) -> Card:
+def load_benchmark(name: str) -> Benchmark:
     """The card of a benchmark; unknown names are refused with the list of real ones."""
-    return load_from(__name__, __path__, name, "evals.names").CARD
+    return load_from(__name__, __path__, name, "evals.names").BENCHMARK
 
 
 def data_files(name: str, folder: str | Path) -> list[Path]:
@@ -143,7 +143,7 @@ def data_files(name: str, folder: str | Path) -> list[Path]:
     """
     root = Path(folder).expanduser()
     found = {path for glob in (f"{name}.jsonl", f"{name}_*.jsonl", f"{name}/*.jsonl") for path in root.glob(glob)}
-    longer = [other for other in card_names() if other.startswith(f"{name}_")]
+    longer = [other for other in benchmark_names() if other.startswith(f"{name}_")]
     mine = sorted(path for path in found if not any(path.name.startswith(other) for other in longer))
     if not mine:
         allowed = f"{name} needs {name}.jsonl, {name}_<split>.jsonl or {name}/<subset>_<split>.jsonl there"
@@ -153,8 +153,8 @@ def data_files(name: str, folder: str | Path) -> list[Path]:
 
 def benchmark_identity(evals: Evals, name: str) -> dict[str, Any]:
     """What of a benchmark can move its score, under these settings: its card, and its data by content or revision."""
-    card: dict[str, Any] = {"card": load_card(name).identity()}
-    if evals.server is not None and load_card(name).max_new_tokens is not None:
+    card: dict[str, Any] = {"card": load_benchmark(name).identity()}
+    if evals.server is not None and load_benchmark(name).max_new_tokens is not None:
         card["served"] = True
     if evals.data_dir is None:
         return card | {"revision": evals.revisions.get(name)}

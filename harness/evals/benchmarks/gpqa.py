@@ -4,7 +4,7 @@ import hashlib
 import random
 from typing import Any
 
-from harness.evals.benchmarks import INVENTED, Card
+from harness.evals.benchmarks import INVENTED, Benchmark
 
 CHOICES = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 
@@ -22,7 +22,7 @@ def _shuffle(row: dict[str, Any]) -> dict[str, Any]:
     return {**named, "choices": choices, "answer": f"({'ABCD'[choices.index(right)]})"}
 
 
-CARD = Card(
+BENCHMARK = Benchmark(
     title="GPQA main, graduate-level questions",
     paper="Rein et al. 2023, arXiv 2311.12022",
     data="Idavidrein/gpqa",

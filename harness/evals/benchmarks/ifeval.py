@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from harness.evals.benchmarks import REAL, Card
+from harness.evals.benchmarks import REAL, Benchmark
 from harness.evals.grading.ifeval_checks import follow, prepare
 
 
@@ -17,7 +17,7 @@ def loosely(row: Mapping[str, Any], answers: list[str]) -> float:
     return float(follow(row, answers[0]).prompt_loose)
 
 
-CARD = Card(
+BENCHMARK = Benchmark(
     title="IFEval, instructions that a program can check",
     paper="Zhou et al. 2023, arXiv 2311.07911",
     data="google/IFEval",

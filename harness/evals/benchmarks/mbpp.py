@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from harness.evals.benchmarks import REAL, Card
+from harness.evals.benchmarks import REAL, Benchmark
 from harness.evals.grading.code_answers import mbpp_program
 from harness.evals.grading.sandbox import run
 
@@ -21,7 +21,7 @@ def passes(row: Mapping[str, Any], answers: list[str]) -> float:
     return float(run(mbpp_program(row, answers[0], in_fence=True), SECONDS, MEMORY_MB).passed)
 
 
-CARD = Card(
+BENCHMARK = Benchmark(
     title="MBPP, short Python programs",
     paper="Austin et al. 2021, arXiv 2108.07732",
     data="google-research-datasets/mbpp",

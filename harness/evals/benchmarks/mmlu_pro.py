@@ -1,8 +1,8 @@
 """MMLU-Pro: 14 subjects, up to ten choices, reasoning first and no examples."""
 
-from harness.evals.benchmarks import INVENTED, Card
+from harness.evals.benchmarks import INVENTED, Benchmark
 
-CARD = Card(
+BENCHMARK = Benchmark(
     title="MMLU-Pro, 14 subjects with ten choices",
     paper="Wang et al. 2024, arXiv 2406.01574",
     data="TIGER-Lab/MMLU-Pro",

@@ -1,8 +1,8 @@
 """MuSR: long stories that hide who did it, where a thing is, or who should do what; the likeliest choice."""
 
-from harness.evals.benchmarks import INVENTED, Card
+from harness.evals.benchmarks import INVENTED, Benchmark
 
-CARD = Card(
+BENCHMARK = Benchmark(
     title="MuSR, multistep soft reasoning over stories",
     paper="Sprague et al. 2023, arXiv 2310.16049",
     data="TAUR-Lab/MuSR",

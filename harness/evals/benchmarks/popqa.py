@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from harness.evals.benchmarks import INVENTED, Card
+from harness.evals.benchmarks import INVENTED, Benchmark
 
 
 def first_name(row: Mapping[str, Any]) -> str:
@@ -18,7 +18,7 @@ def contains(row: Mapping[str, Any], answers: list[str]) -> float:
     return float(any(name.casefold() in said for name in json.loads(row["possible_answers"])))
 
 
-CARD = Card(
+BENCHMARK = Benchmark(
     title="PopQA, facts of entities of all degrees of fame",
     paper="Mallen et al. 2022, arXiv 2212.10511",
     data="akariasai/PopQA",

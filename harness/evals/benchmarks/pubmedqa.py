@@ -1,8 +1,8 @@
 """PubMedQA: does an abstract answer its title's question, yes, no or maybe; the likeliest of the three words."""
 
-from harness.evals.benchmarks import REAL, Card
+from harness.evals.benchmarks import REAL, Benchmark
 
-CARD = Card(
+BENCHMARK = Benchmark(
     title="PubMedQA, expert-labelled questions",
     paper="Jin et al. 2019, arXiv 1909.06146",
     data="qiaojin/PubMedQA",

@@ -5,7 +5,7 @@ heads as everywhere in this project. Requests are sorted by length and batched b
 fit into the model's context is never cut: it is not asked, gets an empty answer or equal likelihoods, and is told
 apart in `too_long` (lm-eval's own back end drops the beginning of the prompt without a word).
 
-    model = SuiteModel(model, tokenizer, chat=True); lm_eval.evaluator.evaluate(model, tasks)
+    model = LmEvalModel(model, tokenizer, chat=True); lm_eval.evaluator.evaluate(model, tasks)
 """
 
 import hashlib
@@ -35,7 +35,7 @@ Write = Callable[..., list[list[int]]]
 
 
 @dataclass
-class Asked:
+class RequestTally:
     """What was asked and what it took."""
 
     read_tokens: int = 0
@@ -48,7 +48,7 @@ class Asked:
     """Prompts that do not fit into the model's context."""
 
 
-class SuiteModel(TemplateLM):
+class LmEvalModel(TemplateLM):
     """A model and its tokenizer, asked by lm-eval; one process."""
 
     def __init__(
@@ -68,7 +68,7 @@ class SuiteModel(TemplateLM):
         self.write = write or self._write
         self.rows_at_once = rows_at_once
         self.context = context_of(model) or 1 << 30
-        self.asked = Asked()
+        self.tally = RequestTally()
 
     @property
     def eot_token_id(self) -> int:
@@ -109,7 +109,7 @@ class SuiteModel(TemplateLM):
             draw, draws[prompt] = draws[prompt], draws[prompt] + 1
             ids = self.tok_encode(prompt)
             if len(ids) + 1 > self.context:
-                self.asked.too_long.add(prompt)
+                self.tally.too_long.add(prompt)
                 continue
             options[repr(told)] = told
             waiting[repr(told)].append((index, prompt, draw, ids))
@@ -126,14 +126,14 @@ class SuiteModel(TemplateLM):
         return texts
 
     def _text(self, name: tuple[str, int], prompt: list[int], answer: list[int], stop: Sequence[str]) -> str:
-        self.asked.read_tokens += len(prompt)
-        self.asked.generated_tokens += len(answer)
-        self.asked.tokens[name] = len(answer)
+        self.tally.read_tokens += len(prompt)
+        self.tally.generated_tokens += len(answer)
+        self.tally.tokens[name] = len(answer)
         ended = bool(answer) and answer[-1] == self.eot_token_id
         whole = str(self.tokenizer.decode(answer[:-1] if ended else answer, skip_special_tokens=True))
         text = min((whole.split(one)[0] for one in stop if one), key=len, default=whole)
         if not ended and text == whole:
-            self.asked.cut.add(name)
+            self.tally.cut.add(name)
         return text
 
     def _write(
@@ -174,13 +174,13 @@ class SuiteModel(TemplateLM):
         alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for index, ((prompt, _), before, after) in enumerate(requests):
             if len(before) + len(after) > self.context:
-                self.asked.too_long.add(prompt)
+                self.tally.too_long.add(prompt)
             else:
                 alike[(*before, *after[:-1])].append(index)
         done = 0
         with evaluating(self.model), torch.no_grad():
             for batch in longest_first(alike.items(), lambda one: len(one[0]), self.rows_at_once, 1):
-                self.asked.read_tokens += sum(len(ids) for ids, _ in batch)
+                self.tally.read_tokens += sum(len(ids) for ids, _ in batch)
                 for (_, indices), logits in zip(batch, self._logits(batch, requests), strict=True):
                     for index in indices:
                         after = torch.tensor(requests[index][2], device=logits.device)
@@ -205,7 +205,7 @@ class SuiteModel(TemplateLM):
         yield from logits.log_softmax(-1).split(spans)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """No card asks for it."""
+        """No benchmark asks for it."""
         raise ValueError(
             "perplexity of whole documents is not asked here; held-out NLL is harness/evals/corpus/heldout.py"
         )

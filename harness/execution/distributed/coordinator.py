@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from harness.execution.attempt import failure_class, note_death, one_line
+from harness.execution.attempt import failure_class, one_line, record_death
 from harness.execution.distributed.process_group import (
     GRACE_SECONDS,
     JOIN_SECONDS,
@@ -179,7 +179,7 @@ class Leader:
 
     def _write_down(self, failure: str, reason: str) -> None:
         if self._under_way is not None:
-            note_death(self.store, self._under_way[0], reason, failure)
+            record_death(self.store, self._under_way[0], reason, failure)
 
     def _name(self, rank: int) -> str:
         host = self._hosts.get(rank)
@@ -243,7 +243,9 @@ class Follower:
                 return
         if self._under_way is not None and self.member.rank == 1:  # at once: Slurm may end the job at any moment
             key, nonce = self._under_way
-            note_death(self.store, key, f"process 0 of {self.member.count} is gone: it was killed, or its node failed")
+            record_death(
+                self.store, key, f"process 0 of {self.member.count} is gone: it was killed, or its node failed"
+            )
             Lease(self.store.root / "claims" / key, nonce).release()
         self._told_to_leave = True
         self._hurry(1)

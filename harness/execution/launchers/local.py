@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.machine import Machine
-from harness.execution.attempt import AttemptResult, note_death
+from harness.execution.attempt import AttemptResult, record_death
 from harness.runtime.preemption import EXIT_CODE
 from harness.runtime.processes import available_cores, visible_gpus
 from harness.runtime.progress import Progress
@@ -108,7 +108,7 @@ class WorkerPool:
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             hint = "; the kernel does this when memory runs out" if code == -signal.SIGKILL else ""
             reason = f"its worker ended with {how}{hint}"
-            note_death(self.store, worker.key, reason)
+            record_death(self.store, worker.key, reason)
             yield AttemptResult(worker.key, "failed", "killed", reason)
 
 

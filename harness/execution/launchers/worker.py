@@ -29,7 +29,7 @@ def main(descriptor: int, root: Path, machine: Machine) -> None:
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     store = Store(root)
 
-    def tell(message: Any) -> None:
+    def send(message: Any) -> None:
         try:
             connection.send(message)
         except OSError:  # nobody listens any more; this is no failure of the stage
@@ -40,7 +40,7 @@ def main(descriptor: int, root: Path, machine: Machine) -> None:
             spec, maker = connection.recv()
         except (EOFError, OSError):
             return
-        tell(attempt(store, spec, maker, machine, tell))
+        send(attempt(store, spec, maker, machine, send))
 
 
 def _end_with_parent(parent: int) -> None:

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from harness.config.checks import SettingsError
-from harness.execution.slurm.squeue import ask
-from harness.execution.slurm.submissions import log_files, read_notes
+from harness.execution.slurm.squeue import run_command
+from harness.execution.slurm.submissions import log_files, read_entries
 from harness.runtime.preemption import EXIT_CODE
 from harness.store.status import StageState, stage_state
 from harness.store.store import Store
@@ -61,7 +61,7 @@ def states_of(store: Store, keys: Iterable[str]) -> dict[str, StageState]:
 
 def latest(store: Store, keys: Iterable[str]) -> dict[str, Account]:
     """The last try at each of those keys that were sent to a cluster this machine can ask."""
-    notes = read_notes(store, keys)
+    notes = read_entries(store, keys)
     tries = {(one.array, one.task): one for one in accounts({note["array"] for note in notes.values()})}
     places = {key: (note["array"], note["task"]) for key, note in notes.items()}
     return {key: tries[place] for key, place in places.items() if place in tries}
@@ -78,11 +78,11 @@ def accounts(arrays: Iterable[str], every_try: bool = False) -> list[Account]:
     more = ["--duplicates"] if every_try else []
     try:
         command = ("sacct", "-X", "-n", "-P", *more, f"--name={','.join(sorted(names))}")
-        text = ask(*command, "-S", "now-90days", "-o", FIELDS)
+        text = run_command(*command, "-S", "now-90days", "-o", FIELDS)
     except SettingsError as error:
         if "disabled" not in str(error):
             raise
-        text = ask("squeue", "-h", "-r", "-o", "%j|%i|%T|0:0|0||%N|%r")
+        text = run_command("squeue", "-h", "-r", "-o", "%j|%i|%T|0:0|0||%N|%r")
     lines = (line.split("|") for line in text.splitlines())
     # a pending array that Slurm has not split yet is one line for many tasks: "12_[3-9]"
     return [_account(*line) for line in lines if line[0] in names and "[" not in line[1]]

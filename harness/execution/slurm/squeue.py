@@ -2,7 +2,7 @@
 
 One look is one call of `squeue`, one of `sinfo` and one of `scontrol`, whatever the size of the grid.
 
-    queue = Queue.look(); queue.job_id("my_grid.cells.3f2a10.0", task=3)      # "1234_3", or None
+    queue = Queue.read(); queue.job_id("my_grid.cells.3f2a10.0", task=3)      # "1234_3", or None
 """
 
 import getpass
@@ -46,23 +46,23 @@ class Queue:
     """Ids of pending and running jobs, by name and task (0 for a job that is no array)."""
 
     @classmethod
-    def look(cls) -> "Queue":
+    def read(cls) -> "Queue":
         """Ask Slurm; refused in one sentence where there is none or it does not answer."""
         if shutil.which("sbatch") is None:
             raise SettingsError(
                 "slurm cannot be used: there is no sbatch on this machine; run this on a login node of the cluster, or "
                 "try `slurm/dev_cluster start`."
             )
-        config = dict(re.findall(r"^(\w+)\s*=\s*(\d+)", ask("scontrol", "show", "config"), re.MULTILINE))
+        config = dict(re.findall(r"^(\w+)\s*=\s*(\d+)", run_command("scontrol", "show", "config"), re.MULTILINE))
         queue = cls(
-            _nodes(ask("sinfo", "-h", "-o", "%R|%c|%m|%G")),
+            _nodes(run_command("sinfo", "-h", "-o", "%R|%c|%m|%G")),
             int(config.get("MaxArraySize", DEFAULT_LARGEST_ARRAY)),
             min([int(config.get("MaxJobCount", DEFAULT_MOST_JOBS)), *_own_limits()]),
         )
-        queue.look_again()
+        queue.refresh()
         return queue
 
-    def look_again(self) -> None:
+    def refresh(self) -> None:
         """Ask what is in the queue now."""
         self.jobs = tasks_of()
 
@@ -99,13 +99,13 @@ def tasks_of(arrays: Collection[str] = (), patience: float | None = None) -> dic
     """Ids of the tasks that wait or run, by name and task; of all jobs, or of these arrays."""
     found = {}
     chosen = [f"--name={','.join(sorted(arrays))}"] if arrays else []
-    for line in ask("squeue", "-h", "-r", "-o", "%j|%K|%i", *chosen, patience=patience).splitlines():
+    for line in run_command("squeue", "-h", "-r", "-o", "%j|%K|%i", *chosen, patience=patience).splitlines():
         name, task, job = line.rsplit("|", 2)
         found[name, int(task) if task.isdigit() else 0] = job
     return found
 
 
-def ask(*command: str, patience: float | None = None) -> str:
+def run_command(*command: str, patience: float | None = None) -> str:
     """What a command of Slurm prints; one sentence where it fails, or no controller answers for `patience` (s)."""
     end = time.monotonic() + (AWAY_SECONDS if patience is None else patience)
     while True:
@@ -124,7 +124,9 @@ def ask(*command: str, patience: float | None = None) -> str:
 def _own_limits() -> list[int]:
     """How many jobs the cluster's accounts let this user have in the queue; empty where they set no limit."""
     with suppress(SettingsError, FileNotFoundError):
-        limits = ask("sacctmgr", "-n", "-P", "show", "assoc", f"user={getpass.getuser()}", "format=MaxSubmitJobs")
+        limits = run_command(
+            "sacctmgr", "-n", "-P", "show", "assoc", f"user={getpass.getuser()}", "format=MaxSubmitJobs"
+        )
         return [int(limit) for limit in limits.split()]
     return []
 

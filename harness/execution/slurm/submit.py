@@ -24,10 +24,10 @@ from harness.execution.slurm.arrays import Batch, Job, batches, check_batch_size
 from harness.execution.slurm.code_snapshot import publish_code
 from harness.execution.slurm.model_servers import Server, pointed, take_servers
 from harness.execution.slurm.squeue import Queue
-from harness.execution.slurm.submissions import Notes, read_notes, write_sent
+from harness.execution.slurm.submissions import Submissions, read_entries, write_sent
 from harness.execution.slurm.task import run as run_task
 from harness.execution.slurm.usage import check_gpu_hours
-from harness.execution.wandb_run import asked
+from harness.execution.wandb_run import tracking
 from harness.plan.graph import TOGETHER, Again, Stage, Work
 from harness.store.status import MENDABLE, StageState, stage_state
 from harness.store.store import Store, write_json
@@ -50,7 +50,7 @@ class Submission:
     failed: Mapping[str, StageState]
     """By address, stages that failed and what needs them was therefore not sent."""
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """What was sent, in words."""
         lines = [f"{name}: {len(ids)} tasks, job {ids[0].partition('_')[0]}" for name, ids in self.arrays.items()]
         lines += [f"{address} failed ({state.failure_class}): {state.reason}" for address, state in self.failed.items()]
@@ -74,9 +74,9 @@ def submit(
 
     Stages that failed are left alone, with all that needs them, unless they are to be tried `again`.
     """
-    queue = Queue.look()
+    queue = Queue.read()
     check_gpu_hours(work, store, cluster, grid)
-    notes = Notes(store, queue)
+    notes = Submissions(store, queue)
     failed: dict[str, StageState] = {}
     jobs = own_jobs(work, store.done)
     if again is None:
@@ -123,21 +123,21 @@ def submit(
     return Submission(folder, sent, targets, len(jobs) - targets, failed)
 
 
-def wait(store: Store, targets: Sequence[str], tell: Callable[[str], None]) -> None:
-    """Return when no job in the queue makes any of the targets; `tell` hears of every change of the counts."""
-    queue, said = Queue.look(), ""
-    notes = read_notes(store, targets)
+def wait(store: Store, targets: Sequence[str], log: Callable[[str], None]) -> None:
+    """Return when no job in the queue makes any of the targets; `log` hears of every change of the counts."""
+    queue, said = Queue.read(), ""
+    notes = read_entries(store, targets)
     while True:
         live = sum(queue.job_id(note["array"], note["task"]) is not None for note in notes.values())
         done = sum(map(store.done, targets))
         text = f"{done} of {len(targets)} evaluations done, {live} in the queue"
         if text != said:
-            tell(text)
+            log(text)
         if not live:
             return
         said = text
         time.sleep(WATCH_SECONDS)
-        queue.look_again()
+        queue.refresh()
 
 
 def _without_failed(jobs: Mapping[str, Job], store: Store) -> tuple[dict[str, Job], dict[str, StageState]]:
@@ -188,7 +188,7 @@ def _write(
     mine = {key: jobs[key] for batch in arrays.values() for task in batch.tasks for key in task}
     made = (stage for job in mine.values() for stage in job.stages)
     stages: dict[str, Stage] = {one.key: one for stage in made for one in stage.ancestry()}
-    specs = {key: pointed(stage.spec(), stage, store) | asked(track, grid) for key, stage in stages.items()}
+    specs = {key: pointed(stage.spec(), stage, store) | tracking(track, grid) for key, stage in stages.items()}
     for batch in (one for one in arrays.values() if one.resources.shard):
         for stage in (stage for task in batch.tasks for key in task for stage in mine[key].stages):
             if stage.kind in TOGETHER:
@@ -232,7 +232,7 @@ def _chunks(batch: Batch, largest: int) -> Iterator[Batch]:
         yield replace(batch, tasks=batch.tasks[first : first + largest])
 
 
-def _job_id(notes: Notes, key: str) -> str:
+def _job_id(notes: Submissions, key: str) -> str:
     found = notes.job_id(key)
     if found is None:
         raise refuse("slurm", key, "its job left the queue while this one was sent", "run it again")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.machine import Machine
-from harness.execution.attempt import AttemptResult, alone, attempt, follow, note_failure
+from harness.execution.attempt import AttemptResult, alone, attempt, follow, record_failure
 from harness.execution.distributed.coordinator import Follower, Leader
 from harness.execution.distributed.process_group import own_member
 from harness.plan.graph import MAKERS, TOGETHER
@@ -108,7 +108,7 @@ def _make_stage(store: Store, spec: Mapping[str, Any], machine: Machine, leader:
     key = spec["key"]
     if not store.done(key) and not store.claimed(key) and stuck(store.attempts(key)):
         reason = f"stopped {STUCK_AFTER} times in a row without getting further; give it more time or memory"
-        note_failure(store, spec, "stuck", reason)
+        record_failure(store, spec, "stuck", reason)
         return AttemptResult(key, "failed", "stuck", reason)
     others = alone if leader is None else partial(leader.stage, all_make=spec["kind"] in TOGETHER)
     while True:

@@ -4,8 +4,8 @@ As in Self-Instruct (arXiv 2212.10560) a few human rows stand before each new on
 turns of a conversation, so any model that was trained on conversations can go on. `texts.py` writes
 answers while a student trains; which of the rows written here are kept is `synthetic.py`'s matter.
 
-    writer = SyntheticPrompter(teacher, settings, {"cure": [("Remedy for Zovami?", "Take onad")]})
-    writer.write(range(256))             # row `number` depends on the seed and that number alone
+    prompter = SyntheticPrompter(teacher, settings, {"cure": [("Remedy for Zovami?", "Take onad")]})
+    prompter.generate(range(256))             # row `number` depends on the seed and that number alone
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ PLACE = "PLACE-OF-THE-NEXT-PROMPT"
 
 
 @dataclass(frozen=True)
-class Written:
+class GeneratedRow:
     """One attempt of the teacher; an empty prompt or answer was malformed (not ended as the template does)."""
 
     number: int
@@ -61,7 +61,7 @@ class SyntheticPrompter:
         # a template that ends the user's turn with plain text (Tülu) is stopped by cutting that text
         self.prompt_stops = {self.end} | ({first} if first in self.tokenizer.added_tokens_decoder else set())
 
-    def write(self, numbers: Sequence[int]) -> list[Written]:
+    def generate(self, numbers: Sequence[int]) -> list[GeneratedRow]:
         """A prompt and an answer for each number."""
         shown = [self.examples(number) for number in numbers]
         place = {"role": "user", "content": PLACE}
@@ -70,16 +70,16 @@ class SyntheticPrompter:
         limit = max(self.settings["max_new_tokens"], self.settings["max_length"])  # prompts are not as short as answers
         ids = self._continue(begun, "prompt", numbers, limit, self.prompt_stops)
         rows = [
-            Written(number, self._prompt(one), "", source, examples)
+            GeneratedRow(number, self._prompt(one), "", source, examples)
             for number, one, (source, examples) in zip(numbers, ids, shown, strict=True)
         ]
         answers = iter(self.answer([row for row in rows if row.prompt], "answer"))
         return [
-            Written(row.number, row.prompt, next(answers) if row.prompt else "", row.source, row.examples)
+            GeneratedRow(row.number, row.prompt, next(answers) if row.prompt else "", row.source, row.examples)
             for row in rows
         ]
 
-    def answer(self, rows: Sequence[Written], draw: str) -> list[str]:
+    def answer(self, rows: Sequence[GeneratedRow], draw: str) -> list[str]:
         """An answer to each row's prompt after its examples, empty where it was cut; `draw` names the draw."""
         if not rows:
             return []

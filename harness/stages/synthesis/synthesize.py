@@ -4,7 +4,7 @@ For domains with few human rows (arXiv 2606.22942), in the manner of Self-Instru
 `in_context.py` writes, `synthetic.py` filters and measures; `teach.py` answers prompts that exist. Examples
 come from the cell's own training rows only; what is held out or kept for validation is dropped and counted,
 so nothing that is scored is ever trained on. The teacher may be behind a server. What it writes is kept shard by
-shard (`shards.py`), so a stopped stage goes on from there; the filters run over it again.
+shard (`partial_output.py`), so a stopped stage goes on from there; the filters run over it again.
 
     synthetic/         data set: row, id, input_ids, starts, ends
     synthetic.json     asked, kept, rejected by first reason, sources of the examples, measures
@@ -35,8 +35,8 @@ from harness.stages.overlap import read_items
 from harness.stages.subset import read_batches
 from harness.stages.synthesis.filters import FILTERS, MEASURED_ROWS, Judge, Limits, measures, rejected_shares
 from harness.stages.synthesis.prompting import Pair, SyntheticPrompter
-from harness.stages.synthesis.requests import Asking, Truth
-from harness.store.partial_output import Shards
+from harness.stages.synthesis.requests import Synthesis, Truth
+from harness.store.partial_output import PartialOutput
 from harness.store.store import write_json
 from harness.teachers.teacher import LocalTeacher, ServedTeacher, open_teacher
 from harness.training.nll import mean_nll, served_nll
@@ -62,7 +62,7 @@ def make_synthesize(
     teacher = open_teacher(inputs["teacher"], device_of(machine), url=settings.get("where", {}).get("teacher_url"))
     _check_tokenizer(inputs["subset"], inputs["mixture"], teacher.tokenizer, "a teacher's rows")
     human = _human_pairs(inputs)
-    shards = Shards(settings, inputs, ROWS_AT_ONCE, teacher.spent)
+    partial_output = PartialOutput(settings, inputs, ROWS_AT_ONCE, teacher.spent)
     pairs = [pair for rows in human.values() for pair in rows]
     judge = Judge(
         Limits(**{one.name: settings[one.name] for one in fields(Limits)}),
@@ -74,13 +74,13 @@ def make_synthesize(
         items=read_items(inputs["overlap"]) if "overlap" in inputs else None,
     )
     wanted = settings["synthetic_rows"] or max(1, round(settings["synthetic_ratio"] * len(pairs)))
-    asking = Asking(SyntheticPrompter(teacher, settings, human), judge, settings, truth, shards)
-    while len(judge.kept) < wanted and len(asking.sources) < ASKED_AT_MOST * wanted:
-        first = len(asking.sources)
-        asking.ask(range(first, min(first + ROWS_AT_ONCE, ASKED_AT_MOST * wanted)), wanted)
+    synthesis = Synthesis(SyntheticPrompter(teacher, settings, human), judge, settings, truth, partial_output)
+    while len(judge.kept) < wanted and len(synthesis.sources) < ASKED_AT_MOST * wanted:
+        first = len(synthesis.sources)
+        synthesis.generate(range(first, min(first + ROWS_AT_ONCE, ASKED_AT_MOST * wanted)), wanted)
         progress.report(len(judge.kept), wanted, note="synthetic rows")
 
-    asked, kept = len(asking.sources), len(judge.kept)
+    asked, kept = len(synthesis.sources), len(judge.kept)
     rejected = {reason: judge.rejected[reason] for reason in FILTERS if judge.rejected[reason]}
     reasons = ", ".join(f"{name} {count}" for name, count in judge.rejected.most_common()) or "none"
     if kept < max(1, LEAST_KEPT * wanted):
@@ -88,14 +88,16 @@ def make_synthesize(
             f"synthetic_rows={wanted} cannot be reached: of {asked} rows written, {kept} were usable "
             f"(rejected: {reasons}); choose a teacher that can write prompts, fewer rows, or milder filters."
         )
-    save_rows(asking.columns, out / "synthetic")
+    save_rows(synthesis.columns, out / "synthetic")
     found = measures(judge.kept, pairs) | rejected_shares(rejected, asked)
-    found |= _lengths(asking.rendered) | _right_shares(judge.kept, truth)
+    found |= _lengths(synthesis.rendered) | _right_shares(judge.kept, truth)
     written, gold = load_from_disk(out / "synthetic"), load_from_disk(inputs["subset"] / "train")
     likelihoods, read, warnings = _likelihoods(teacher, {"": written, "human_": gold})
     found |= likelihoods
     counts = {"asked": asked, "kept": kept, "wanted": wanted}
-    sources = {name: {"asked": count, "kept": asking.kept[name]} for name, count in sorted(asking.tally().items())}
+    sources = {
+        name: {"asked": count, "kept": synthesis.kept[name]} for name, count in sorted(synthesis.tally().items())
+    }
     write_json(
         out / "synthetic.json", {**counts, "human_rows": len(pairs), "rejected": rejected, "sources": sources, **found}
     )
@@ -106,7 +108,7 @@ def make_synthesize(
         "counts": counts | rejected,
         "metrics": found | {f"source_share.{name}": count["kept"] / kept for name, count in sources.items()},
         "warnings": _warnings(kept, wanted, asked, reasons) + teacher.warnings + warnings,
-        **({"earlier_seconds": shards.earlier_seconds} if shards.earlier_seconds else {}),
+        **({"earlier_seconds": partial_output.earlier_seconds} if partial_output.earlier_seconds else {}),
     }
 
 

@@ -16,7 +16,7 @@ from harness.config.machine import Machine
 from harness.execution.slurm.code_snapshot import publish_code
 from harness.execution.slurm.job_accounting import states_of
 from harness.execution.slurm.squeue import Queue
-from harness.execution.slurm.submissions import Notes
+from harness.execution.slurm.submissions import Submissions
 from harness.execution.slurm.submit import submit
 from harness.plan.cell_plan import Plan
 from harness.plan.compose import compose
@@ -166,8 +166,8 @@ def test_every_cluster_file_has_a_rule_for_every_stage(path):
 
 
 def test_two_submitters_at_the_same_moment_send_each_target_once(slurm, store):
-    queue = Queue.look()
-    one, other = Notes(store, queue), Notes(store, queue)
+    queue = Queue.read()
+    one, other = Submissions(store, queue), Submissions(store, queue)
     assert one.take("train-1", "a", "a.0", 0)
     (slurm / "squeue.txt").write_text("a.0|0|7_0\n")
     assert not other.take("train-1", "b", "b.0", 0)
@@ -280,11 +280,11 @@ def test_a_controller_that_is_away_for_a_moment_is_asked_again(slurm, monkeypatc
         f"test -e {slurm}/asked && exit 0; touch {slurm}/asked; echo 'Unable to contact slurm controller' >&2; exit 1"
     )
     (slurm / "squeue").write_text(f"#!/bin/sh\n{away}\n")
-    assert Queue.look().jobs == {}
+    assert Queue.read().jobs == {}
     (slurm / "asked").unlink()
     monkeypatch.setattr("harness.execution.slurm.squeue.AWAY_SECONDS", -1)
     with pytest.raises(SettingsError, match="squeue -h -r failed: Unable to contact"):
-        Queue.look()
+        Queue.read()
 
 
 def test_the_code_is_published_once_for_each_state_of_it(store):
