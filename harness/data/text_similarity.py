@@ -29,13 +29,6 @@ def words(text: str) -> list[str]:
     return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
-def rouge_l(one: Sequence[str], other: Sequence[str]) -> float:
-    """F1 of ROUGE-L between two lists of words, 0 to 1; 0 where a list is empty."""
-    if not one or not other:
-        return 0.0
-    return 2 * _common_subsequence(_places(one), len(one), other) / (len(one) + len(other))
-
-
 @dataclass(frozen=True)
 class Nearest:
     """The nearest text of a pool and how near it is; `index` -1 where none was near enough."""

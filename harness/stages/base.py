@@ -17,10 +17,10 @@ import numpy as np
 
 from harness.config.budget import Budget
 from harness.config.checks import refuse
+from harness.config.file_hash import file_sha256
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
 from harness.data import chat
-from harness.data.corpora._files import file_sha256
 from harness.data.sequences import draw_seed, of_like_length, visits
 from harness.models.files import POINTER, SERVER, local_folder, read_pointer
 from harness.models.loading import (

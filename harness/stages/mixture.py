@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness.config.checks import refuse
+from harness.config.file_hash import file_sha256
 from harness.config.machine import Machine
 from harness.data.corpora import corpus_from
-from harness.data.corpora._files import file_sha256
 from harness.data.corpora._rows import is_answered, nothing_to_score, prompt_hash, row_hash
 from harness.runtime import progress
 from harness.store.store import write_json
@@ -119,7 +119,7 @@ def make_mixture(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path
             "sources": table,
             "dropped": dict(dropped),
             "warnings": warnings,
-            "files": {name: file_sha256(out / name) for name in ("train.parquet", "heldout.parquet")},
+            "files": {name: file_sha256(out / name, remember=False) for name in ("train.parquet", "heldout.parquet")},
         },
     )
     return {"counts": counts, "warnings": warnings}

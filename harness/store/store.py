@@ -16,7 +16,6 @@ Publishing is one rename of a folder whose manifest was written last, so a kille
 half done and the loser of a race discards. Claims only save work; they are never needed for truth.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -32,6 +31,7 @@ from typing import Any
 import psutil
 
 from harness.config.checks import refuse
+from harness.config.file_hash import file_sha256
 
 STALE_SECONDS = 600  # a claim of another machine without a heartbeat for this long may be taken over
 
@@ -99,7 +99,7 @@ class Store:
     def publish(self, key: str, written: Path, manifest: Mapping[str, Any]) -> Path:
         """Make `written` the artifact of `key`; when somebody was first, theirs stays and ours is dropped."""
         files = {
-            str(path.relative_to(written)): {"size": path.stat().st_size, "sha256": _sha256(path)}
+            str(path.relative_to(written)): {"size": path.stat().st_size, "sha256": file_sha256(path, remember=False)}
             for path in sorted(written.rglob("*"))
             if path.is_file()
         }
@@ -247,11 +247,6 @@ def _take_away(path: Path) -> None:
         grave.unlink()
     except FileNotFoundError:
         pass
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fsync(path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from harness.config.checks import SettingsError
+from harness.config.file_hash import file_sha256
 from harness.config.machine import Machine
-from harness.data.corpora._files import file_sha256
 from harness.evals.benchmarks import load_benchmark
 from harness.plan.cell_plan import plan_cell
 from harness.plan.compose import compose

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.config.checks import check_choice, refuse
+from harness.config.file_hash import file_sha256
 from harness.data.corpora import CorpusSettings, Example, Size
-from harness.data.corpora._files import count_rows, data_files, identity_of, read_rows, sha256_of
+from harness.data.corpora._files import count_rows, data_files, identity_of, read_rows
 from harness.data.corpora._rows import bad_turns, count_or_refuse, plain_turns
 
 REPOSITORY = "allenai/tulu-3-sft-mixture"
@@ -120,7 +121,7 @@ class Corpus(CorpusSettings):
             files = self._local_files()
         else:
             files, self.found_revision = self._hub_files()
-        self.read_from = sha256_of(files)
+        self.read_from = [file_sha256(file) for file in files]
         everything, kept = len(self._kept()) == len(SOURCES), frozenset(self._kept())
         for number, row in enumerate(read_rows(files, COLUMNS), start=1):
             values = row.values or {}

@@ -14,8 +14,8 @@ from typing import Any
 
 from harness.config.checks import refuse
 from harness.config.evaluation import Evals
+from harness.config.file_hash import file_sha256
 from harness.config.registry import load_from, names_in
-from harness.data.corpora._files import file_sha256
 from harness.store.fingerprint import fingerprint, plain
 
 LM_EVAL = "0.4.13"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config.checks import refuse
-from harness.data.corpora._files import file_sha256
+from harness.config.file_hash import file_sha256
 from harness.evals.benchmarks import LM_EVAL, Benchmark, load_benchmark
 
 if TYPE_CHECKING:

@@ -1,9 +1,10 @@
 """Submissions: which task of which array makes a stage, one small file each in the store's `jobs/`.
 
-An entry names a task in Slurm's queue and counts for as long as that task is there. The process that takes it first sends
-the task; a second submitter waits for it instead.
+An entry names a task in Slurm's queue and counts for as long as that task is in the queue. The process that writes
+the entry sends the task; another submitter that needs the stage waits for that task.
 
-    notes = Submissions(store, Queue.read()); notes.take(key, "20260301-12", "my_grid.cells.3f2a10.0", 3)
+    submissions = Submissions(store, Queue.read())
+    submissions.take(key, "20260301-12", "my_grid.cells.3f2a10.0", 3)
 """
 
 import json
