@@ -14,7 +14,7 @@ from harness.config.cluster import Cluster
 from harness.config.machine import Machine
 from harness.execution.attempt import record_failure
 from harness.execution.executor import execute
-from harness.execution.retry import Failure, failures, mended, smaller_batches
+from harness.execution.retry import Failure, adjusted_cluster, failures, smaller_batches
 from harness.execution.retry import retry as try_again
 from harness.execution.slurm.usage import ledger
 from harness.execution.status_screen import Look, screen
@@ -169,9 +169,9 @@ def test_host_memory_and_bad_nodes_change_what_the_cluster_is_asked_for(store):
     stage = Stage("train", "a", {"budget": {"batch_size": 8}})
     told = []
     cluster = Cluster.of({"name": "c", "exclude": "n7", "resources": [{"memory_gb": 16}]})
-    assert mended(cluster, [Failure(stage, "timeout", "n1")], told.append) == cluster
+    assert adjusted_cluster(cluster, [Failure(stage, "timeout", "n1")], told.append) == cluster
     failed = [Failure(stage, "oom_host", "n1"), Failure(stage, "node_failure", "n2")]
-    changed = mended(cluster, failed, told.append)
+    changed = adjusted_cluster(cluster, failed, told.append)
     assert (changed.resources[0].memory_gb, changed.exclude) == (24, "n7,n2")
     assert told == ["with 1.5 times the memory", "without n2"]
 

@@ -1,7 +1,7 @@
-"""One attempt at a stage: claim it, make it, publish it, and leave the truth about how it ended.
+"""One attempt at a stage: take its lease, make it, publish it, and record how the attempt ended.
 
-This is the whole of what a worker does, wherever it runs; the pool and the inline launcher only decide
-where. Failures get a class, so that a failed cell can be understood, and retried, by its cause.
+Every worker runs this, on any machine; launchers decide where. A failure gets a class, by which it is shown and
+retried (`retry.py`).
 """
 
 import importlib
@@ -21,8 +21,8 @@ from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.execution import wandb_run
 from harness.runtime import preemption
-from harness.runtime import progress as track
 from harness.runtime.processes import ProcessError, process_count, slurm_job, threads, visible_gpus
+from harness.runtime.progress import LineListener, Listener, Progress, listen
 from harness.runtime.provenance import provenance
 from harness.store.store import Lease, Store, write_json
 from harness.teachers.http_endpoint import ServerError
@@ -32,7 +32,7 @@ HEARTBEAT_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class AttemptResult:
-    """How an attempt ended: `done`, `failed` (with class and one line), or `busy` (claimed by another)."""
+    """How an attempt ended: `done`, `failed` (with class and one line), or `busy` (another process holds its lease)."""
 
     key: str
     status: str
@@ -42,11 +42,11 @@ class AttemptResult:
 
 
 Others = Callable[[str, Lease], AbstractContextManager[None]]
-"""Surrounds the making of a stage by its key and lease: what the other processes of the job do meanwhile."""
+"""From a stage's key and lease to a context around its making, in which the job's other processes are led."""
 
 
 def alone(key: str, lease: Lease) -> AbstractContextManager[None]:
-    """There are no other processes, or they wait."""
+    """The context of a job of one process."""
     return nullcontext()
 
 
@@ -55,15 +55,17 @@ def attempt(
     spec: Mapping[str, Any],
     maker: str,
     machine: Machine,
-    listener: track.Listener = lambda progress: None,
+    listener: Listener = lambda progress: None,
     others: Others = alone,
 ) -> AttemptResult:
-    """Make one stage unless it is done or claimed elsewhere; never raises for a stage's own failure.
+    """Make one stage unless it is done or another process holds its lease.
 
-    `spec` is `Stage.spec()`, maybe with settings of the `machine` that are the stage's own and with what its record is
-    to say of it (`retried`); `maker` is "module:function". Inputs must be published. Raises Preempted when the
-    process is asked to stop (SIGTERM, SIGUSR2): the next attempt goes on from the checkpoints left behind.
-    `others(key, lease)` surrounds the making: of several processes the first attempts it, the others `follow`.
+    `spec` is `Stage.spec()`; it may add `machine` (settings of the machine for this stage alone), `retried` (a note for
+    the stage's record) and `track`. `maker` is "module:function". Inputs must be published. `others(key, lease)`
+    surrounds the making: of a job's processes rank 0 calls `attempt`, the others call `follow`.
+
+    A failure of the stage is returned, not raised. Raises Preempted when a signal (SIGTERM, SIGUSR2) requests a stop:
+    the next attempt continues from the checkpoints that this one leaves.
     """
     key, machine = spec["key"], replace(machine, **spec.get("machine", {}))
     if store.done(key):
@@ -72,11 +74,11 @@ def attempt(
     if lease is None:
         return AttemptResult(key, "busy")
     try:
-        if store.done(key):  # published between the first look and the claim
+        if store.done(key):  # published after the first check and before the lease was taken
             return AttemptResult(key, "done", facts=store.manifest(key)["facts"])
         with preemption.stoppable(store.checkpoints(key)), AttemptLog(store, spec, lease) as attempt_log:
 
-            def on_progress(progress: track.Progress) -> None:
+            def on_progress(progress: Progress) -> None:
                 attempt_log.note(progress)
                 listener(progress)
 
@@ -95,10 +97,10 @@ def attempt(
 
 
 def follow(store: Store, spec: Mapping[str, Any], maker: str, machine: Machine) -> tuple[str, str] | None:
-    """Make a stage beside the process that attempts it; class and line of what went wrong here, or None.
+    """Make a stage on a rank other than 0, whose process attempts it; returns (failure class, line), or None.
 
-    Nothing is claimed, written down or published. A signal is only seen by a maker that polls, and answered
-    there by all processes at once.
+    This rank takes no lease, records no attempt and publishes nothing. It sees a signal only in a maker that polls,
+    where all ranks answer it at the same step.
     """
     machine = replace(machine, **spec.get("machine", {}))
     try:
@@ -109,7 +111,7 @@ def follow(store: Store, spec: Mapping[str, Any], maker: str, machine: Machine) 
         ):
             _make(store, spec, maker, machine, out, lambda progress: None)
     except preemption.Preempted:
-        return None  # the attempt's process was, too
+        return None  # so was rank 0, which records it
     except Exception as error:
         return failure_class(error), one_line(error)
     return None
@@ -121,8 +123,8 @@ def _make(
     maker: str,
     machine: Machine,
     out: Path,
-    listener: track.Listener,
-    lines: track.LineListener | None = None,
+    listener: Listener,
+    lines: LineListener | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Facts and manifest of a stage made in `out`; the manifest holds the same facts."""
     module, function = maker.split(":")
@@ -130,10 +132,10 @@ def _make(
     inputs = {role: store.folder(key) for role, key in spec["inputs"].items()}
     missing = [key for key in spec["inputs"].values() if not store.done(key)]
     if missing:
-        raise FileNotFoundError(f"{spec['address']} needs {', '.join(missing)}, not in the store {store.root}")
+        raise FileNotFoundError(f"{spec['address']} needs {', '.join(missing)}, absent from the store {store.root}")
 
     started = time.time()
-    with track.listen(listener, lines), threads(machine.threads or spec.get("threads")):
+    with listen(listener, lines), threads(machine.threads or spec.get("threads")):
         facts = make({**spec["settings"], "where": spec["where"]}, inputs, out, machine)
     if "retried" in spec:
         facts["warnings"] = [*facts.get("warnings", []), f"made {spec['retried']}"]
@@ -149,13 +151,13 @@ def _make(
 
 
 def _gpu_name() -> str | None:
-    """The accelerator in use, if torch was needed and found one."""
+    """Name of the GPU in use; None where the stage did not import torch or torch found no GPU."""
     torch = sys.modules.get("torch")
     return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
 
 
 class AttemptLog:
-    """The attempt's file: written at the start, on heartbeats, and with how it ended."""
+    """The file of one attempt: written at the start, at every heartbeat, and at the end with the outcome."""
 
     def __init__(self, store: Store, spec: Mapping[str, Any], lease: Lease) -> None:
         self.path: Path = store.new_attempt(spec["key"])
@@ -171,8 +173,8 @@ class AttemptLog:
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
-    def note(self, progress: track.Progress) -> None:
-        """Remember how far the stage is; written at the next heartbeat."""
+    def note(self, progress: Progress) -> None:
+        """Keep the stage's progress; the next heartbeat writes it."""
         self.entry |= {"step": progress.step, "total": progress.total, "loss": progress.loss}
 
     def __enter__(self) -> "AttemptLog":
@@ -207,7 +209,7 @@ class AttemptLog:
 
 
 def place() -> dict[str, Any]:
-    """Where this process runs and what it may use: `host`, `pid`, `job` (of Slurm, or None), `cpus`, `gpus`."""
+    """Where this process runs and what it may use: `host`, `pid`, `job` (Slurm's id, or None), `cpus`, `gpus`."""
     return {
         "host": os.environ.get("SLURMD_NODENAME", socket.gethostname()),
         "pid": os.getpid(),
@@ -219,7 +221,7 @@ def place() -> dict[str, Any]:
 
 
 def record_death(store: Store, key: str, reason: str, failure: str = "killed") -> None:
-    """Write down how the last attempt ended when its process died without a word."""
+    """Record the end of the last attempt at `key` where its process died before it could do so itself."""
     attempts = store.attempts(key)
     if attempts and attempts[-1].get("outcome", "running") == "running":
         outcome = "interrupted" if failure == "killed" else "failed"
@@ -228,14 +230,14 @@ def record_death(store: Store, key: str, reason: str, failure: str = "killed") -
 
 
 def record_failure(store: Store, spec: Mapping[str, Any], failure: str, reason: str) -> None:
-    """Write down that a stage failed before it was tried again."""
+    """Record a failed attempt at a stage that was refused before it was made."""
     now = time.time()
     entry = {"address": spec["address"], "started": now, "ended": now, "outcome": "failed", "reason": reason}
     write_json(store.new_attempt(spec["key"]), {**entry, "failure_class": failure})
 
 
 def failure_class(error: BaseException) -> str:
-    """The cause by which a failure is shown and retried."""
+    """The class of a failure, by which it is shown and retried."""
     name = type(error).__name__
     if isinstance(error, ProcessError):
         return error.failure
@@ -257,6 +259,6 @@ def failure_class(error: BaseException) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of what went wrong, with its type unless it is a sentence of ours."""
+    """The first line of an error's message; with the error's type unless the message is written for users."""
     first = (str(error).strip().splitlines() or [""])[0]
     return first if isinstance(error, SettingsError | ProcessError) else f"{type(error).__name__}: {first}"

@@ -208,7 +208,7 @@ def test_what_wandb_cannot_do_is_a_warning_of_a_stage_that_is_done(tmp_path, mon
 def test_a_table_that_wandb_would_cut_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(wandb_run, "TABLE_ROWS", 2)
     (warning,) = wandb_run.log_grid(tmp_path, "wandb", "g", {"results": pd.DataFrame({"score": [1.0, None, 3.0]})})
-    assert warning == "wandb has the first 2 of 3 rows of results"
+    assert warning == "wandb has the first 2 of 3 rows of results; the store has them all"
 
 
 def test_nothing_is_tracked_unless_asked_for(tmp_path):

@@ -67,7 +67,7 @@ def test_an_attempt_that_is_told_to_stop_is_written_down_as_preempted_and_keeps_
     page = store.attempts(stage.key)[-1]
     assert (page["outcome"], page["failure_class"]) == ("interrupted", "preempted")
     state = stage_state(store, stage.key)
-    assert state.status == "interrupted" and "goes on" in state.reason
+    assert state.status == "interrupted" and "continues" in state.reason
     assert (store.checkpoints(stage.key) / "step-1").is_dir() and not store.claimed(stage.key)
 
 

@@ -1,4 +1,4 @@
-"""The inline launcher: attempts run in this process, one at a time. For tests, notebooks and debugging."""
+"""The inline launcher: attempts run in this process, one at a time; for tests, notebooks and debugging."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +12,7 @@ from harness.store.store import Store
 
 
 class Inline:
-    """Runs each submitted stage when its events are asked for."""
+    """Runs the submitted stages when `events` is called."""
 
     slots = 1
 
@@ -25,7 +25,7 @@ class Inline:
         self.waiting.append((spec, maker))
 
     def events(self, timeout: float) -> Iterator[AttemptResult]:
-        """Run what is queued and yield how it ended."""
+        """Run the queued stages and yield the result of each attempt; `timeout` has no effect."""
         while self.waiting:
             spec, maker = self.waiting.popleft()
             yield attempt(self.store, spec, maker, self.machine, partial(self.listener, spec["key"]))

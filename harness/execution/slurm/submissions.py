@@ -21,29 +21,29 @@ from harness.execution.slurm.squeue import Queue
 from harness.store.store import Store, runs, this_process, write_json
 
 SUBMITTING_SECONDS = 60.0
-"""How long a live submitter may take between noting a stage and having its task in the queue."""
+"""How long a live submitter may take from writing a stage's entry until its task is in the queue."""
 
 
 def new_entry(submission: str, array: str, task: int) -> dict[str, Any]:
-    """An entry of this moment by this process."""
+    """An entry written now by this process."""
     return {"submission": submission, "array": array, "task": task, **this_process(), "time": time.time()}
 
 
 def read_entry(store: Store, key: str) -> dict[str, Any] | None:
-    """`submission`, `array` and `task` that make `key`, with who sent them and when; None where nobody ever did."""
+    """`submission`, `array` and `task` that make `key`, with the submitting process and the time; None without any."""
     try:
         return json.loads((store.root / "jobs" / key).read_text())
-    except (FileNotFoundError, ValueError):  # ValueError: it is being written this moment
+    except (FileNotFoundError, ValueError):  # ValueError: another process is writing it
         return None
 
 
 def read_entries(store: Store, keys: Iterable[str]) -> dict[str, Mapping[str, Any]]:
-    """The notes of the keys that have one."""
+    """The entries of the keys that have one."""
     return {key: entry for key in keys if (entry := read_entry(store, key)) is not None}
 
 
 def read_submission(store: Store, key: str) -> dict[str, Any] | None:
-    """The frozen submission that `key` was last sent with; None where it never was."""
+    """The frozen submission with which `key` was last submitted; None where it never was."""
     entry = read_entry(store, key)
     if entry is None:
         return None
@@ -51,12 +51,12 @@ def read_submission(store: Store, key: str) -> dict[str, Any] | None:
 
 
 def write_sent(store: Store, submission: str, array: str, jobs: Sequence[str]) -> None:
-    """Keep the ids of an array's tasks once the cluster has taken it."""
+    """Keep the ids of an array's tasks once the cluster has accepted it."""
     write_json(_sent(store, submission, array), jobs)
 
 
 def read_sent(store: Store, entry: Mapping[str, Any]) -> str | None:
-    """The id of an entry's task as the cluster gave it; None where it was not sent yet, or never."""
+    """The cluster's id of an entry's task; None where the task was not submitted."""
     try:
         return json.loads(_sent(store, entry["submission"], entry["array"]).read_text())[entry["task"]]
     except FileNotFoundError:
@@ -64,7 +64,7 @@ def read_sent(store: Store, entry: Mapping[str, Any]) -> str | None:
 
 
 def being_sent(store: Store, entry: Mapping[str, Any]) -> bool:
-    """Whether its submitter may yet send it; one of another machine is given its minute."""
+    """Whether the submitter may still submit the task; on another machine it has `SUBMITTING_SECONDS`."""
     if read_sent(store, entry) is not None or time.time() - entry["time"] > SUBMITTING_SECONDS:
         return False
     return entry["host"] != socket.gethostname() or runs(entry)
@@ -75,18 +75,18 @@ def _sent(store: Store, submission: str, array: str) -> Path:
 
 
 def log_files(store: Store, job: str) -> list[Path]:
-    """What the processes of a job printed."""
+    """The files with the output of a job's processes."""
     return sorted((store.root / "submissions").glob(f"*/slurm/{job}_*_log.*"))
 
 
 def arrays_of(store: Store, grid: str) -> set[str]:
-    """Names of all arrays that were ever sent for a grid."""
+    """Names of all arrays that were submitted for a grid."""
     names = (path.stem for path in (store.root / "submissions").glob("*/*.*.json"))
     return {name for name in names if name.rsplit(".", 3)[0] == grid}
 
 
 class Submissions:
-    """The notes of a store beside the queue of a cluster."""
+    """The entries of a store, checked against the queue of a cluster."""
 
     def __init__(self, store: Store, queue: Queue) -> None:
         self.store, self.queue = store, queue
@@ -94,7 +94,7 @@ class Submissions:
         self.folder.mkdir(exist_ok=True)
 
     def take(self, key: str, submission: str, array: str, task: int) -> bool:
-        """Note that `array` makes `key`; False where a live job, or one being sent, makes it already."""
+        """Write the entry that `array` makes `key`; False where a job in the queue, or being submitted, makes it."""
         entry = new_entry(submission, array, task)
         for _ in range(2):
             try:
@@ -109,7 +109,7 @@ class Submissions:
         return False
 
     def job_id(self, key: str) -> str | None:
-        """The id of the job that makes `key`, waiting or running, or being sent at this moment; else None."""
+        """The id of the job in the queue that makes `key`; waits for one that is being submitted; None without any."""
         entry = read_entry(self.store, key)
         if entry is None:
             return None

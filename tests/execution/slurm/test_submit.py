@@ -219,19 +219,19 @@ def test_what_the_cluster_does_not_have_is_refused_and_nothing_is_sent(slurm, st
 
 def test_a_grid_that_would_take_more_gpu_hours_than_the_limit_is_refused_and_nothing_is_sent(slurm, store, capsys):
     rules = [{**RULES[0], "gpus": 1, "teraflops": 1e-3}]  # a GPU so slow that the miniature takes hours
-    with pytest.raises(SettingsError, match=r"slurm.gpu_hours=0.01 .* g took 0.0 GPU-hours so far .* take \d+.\d more"):
+    with pytest.raises(SettingsError, match=r"slurm.gpu_hours=0.01 .* g has used 0.0 GPU-hours .* use \d+.\d more"):
         send(store, plan_of(), resources=rules, gpu_hours=0.01)
     assert sent(slurm) == [] and not (store.root / "submissions").exists()
     submission = send(store, plan_of(), resources=rules, gpu_hours=1000)
     lines = [f"{name}|{ids[0]}|NODE_FAIL|0:0|720000|gres/gpu=4|n1|" for name, ids in submission.arrays.items()]
     (slurm / "sacct.txt").write_text(lines[0] + "\n")  # 200 hours of 4 GPUs, lost
-    with pytest.raises(SettingsError, match=r"g took 800.0 GPU-hours so far"):
+    with pytest.raises(SettingsError, match=r"g has used 800.0 GPU-hours"):
         send(store, plan_of(), resources=rules, gpu_hours=800)
     asked = ["--store", str(store.root), "plan", "method=sft", "grid=g", "slurm=dev", "slurm.gpu_hours=800"]
     assert grid.main(asked) == 0
     assert grid.main([*asked[:-1], "slurm.gpu_hours=799"]) == 2
     said = capsys.readouterr()
-    assert said.out.count("GPU-hours") == 2 and "slurm.gpu_hours=799 cannot be run: g took 800.0" in said.err
+    assert said.out.count("GPU-hours") == 2 and "slurm.gpu_hours=799 cannot be run: g has used 800.0" in said.err
 
 
 def test_a_cluster_that_nobody_described_is_refused_and_nothing_is_sent_or_made_here(slurm, tmp_path):
