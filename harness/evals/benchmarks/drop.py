@@ -1,4 +1,4 @@
-"""DROP: questions on a passage that need counting, sorting or arithmetic; overlap of words with the right answer."""
+"""DROP: questions on a passage that need counting, sorting or arithmetic; F1 of words with the right answer."""
 
 from harness.evals.benchmarks import INVENTED, Benchmark
 

@@ -10,7 +10,7 @@ CHOICES = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorr
 
 
 def shuffled(rows: Any) -> Any:
-    """The rows with their choices in an order that is each question's own, and the same for every model."""
+    """The rows, each with its choices in an order drawn from its question: the same order for every model."""
     return rows.map(_shuffle)
 
 

@@ -12,7 +12,7 @@ TEST = range(11, 511)  # the task ids of the test split
 
 
 def of_the_test_split(rows: Any) -> Any:
-    """The rows that are scored, where a file holds all splits."""
+    """The rows of the test split, from a file that holds all splits."""
     return rows.filter(lambda row: int(row["task_id"]) in TEST)
 
 

@@ -16,5 +16,5 @@ BENCHMARK = Benchmark(
     example=("Question:\nWhich of these is a prime? (invented)\nOptions:\nA. 4\nB. 7\nAnswer: [...]", "B"),
     stop=("Question:",),
     max_new_tokens=2048,
-    deviation="no examples, as Tülu 3 asks it; lm-eval gives five",
+    deviation="no examples, as Tülu 3 runs it; lm-eval gives five",
 )

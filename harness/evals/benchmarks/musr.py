@@ -14,6 +14,6 @@ BENCHMARK = Benchmark(
     tested=INVENTED,
     example=("[a story of a thousand words] Who is the most likely murderer? (invented)\n1 - Ann\n2 - Bob\n", "Ann"),
     cluster="narrative",
-    deviation="as the Open LLM Leaderboard asks it; the floor is the mean over the three kinds of one over the "
+    deviation="as the Open LLM Leaderboard runs it; the floor is the mean over the three kinds of one over the "
     "number of choices",
 )

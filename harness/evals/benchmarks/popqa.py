@@ -14,8 +14,8 @@ def first_name(row: Mapping[str, Any]) -> str:
 
 def contains(row: Mapping[str, Any], answers: list[str]) -> float:
     """1 where the answer contains a right one, case aside (Mallen et al. 2022, section 3)."""
-    said = answers[0].casefold()
-    return float(any(name.casefold() in said for name in json.loads(row["possible_answers"])))
+    answer = answers[0].casefold()
+    return float(any(name.casefold() in answer for name in json.loads(row["possible_answers"])))
 
 
 BENCHMARK = Benchmark(
@@ -41,5 +41,5 @@ BENCHMARK = Benchmark(
     },
     reads={"doc_to_target": first_name},
     grade=contains,
-    deviation="lm-eval has no PopQA; the worked examples are the first rows of the data other than the one asked",
+    deviation="lm-eval has no PopQA; the worked examples are the first rows of the data other than the scored one",
 )

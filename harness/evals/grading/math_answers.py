@@ -41,7 +41,7 @@ def grade_math(answer: str, truth: str) -> Grades:
     """Compare a boxed or otherwise found expression with the truth: a solution with a box, or the bare expression.
 
     Equality is math-verify's (numbers, expressions, sets, intervals, matrices, equations). It limits its time by a
-    signal, so this is for the main thread.
+    signal, so this must run in the main thread (asserted).
     """
     assert threading.current_thread() is threading.main_thread(), "math-verify needs the main thread"
     boxed = last_boxed(truth)
@@ -53,7 +53,7 @@ def grade_math(answer: str, truth: str) -> Grades:
 
 
 def boxed_answer(text: str) -> str | None:
-    r"""What the last `\boxed` holds, else what Minerva's sentence states; None where there is neither."""
+    r"""The content of the last `\boxed`, else the expression of Minerva's sentence; None where there is neither."""
     boxed = last_boxed(text)
     if boxed is not None:
         return boxed
@@ -62,7 +62,7 @@ def boxed_answer(text: str) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What stands inside the last complete `\boxed{...}` or `\fbox{...}`, own braces included; None without one."""
+    r"""The content of the last complete `\boxed{...}` or `\fbox{...}`, own braces included; None without one."""
     for start in reversed([found.end() for found in re.finditer(r"\\(?:boxed|fbox)\s*\{", text)]):
         depth, escaped = 1, False
         for at in range(start, len(text)):

@@ -1,8 +1,8 @@
-"""Suite: a benchmark's benchmark run by lm-eval on one of our models, down to items like those of any evaluation.
+"""Runs a benchmark with lm-eval on one of our models; the results are items like those of any evaluation.
 
-lm-eval makes the prompts, reads answers and grades them; the benchmark says what is set differently from its task file,
-the data comes from JSON lines or from the hub at one revision, and `suite_model.py` writes and scores. Nothing is
-cached, neither requests nor answers.
+lm-eval makes the prompts, parses the answers and grades them. The benchmark's file states the differences from
+lm-eval's task file, the data comes from JSON lines or from the hub at one revision, and `model.py` generates and
+scores. Neither requests nor answers are cached.
 
     scored, facts = run_benchmark("gsm8k", load_benchmark("gsm8k"), data, model, tokenizer, limit=100, seed=0)
 """
@@ -31,10 +31,11 @@ def run_benchmark(
     seed: int = 0,
     write: Callable[..., Any] | None = None,
 ) -> tuple[Scored, dict[str, Any]]:
-    """Ask a model everything on a benchmark, or a seeded sample of `limit` items in proportion to the subsets.
+    """Score a model on all items of a benchmark, or on a seeded sample of `limit` items in proportion to the subsets.
 
-    Returns items and counts, and what was resolved: the hub revision, and which lm-eval ran.
-    Raises SettingsError where lm-eval is not the version that cards are written for, or data is missing.
+    `write`: generates answers in place of `model` (see `LmEvalModel`). Returns items and counts, and what was
+    resolved: the hub revision and lm-eval's version. Raises SettingsError where lm-eval is not the version that the
+    benchmarks are written for, data is missing, or code cannot be run in the sandbox.
     """
     check_lm_eval()
     if benchmark.runs_code:
@@ -81,12 +82,12 @@ def run_benchmark(
 
 
 def summary(name: str, benchmark: Benchmark, items: Sequence[Item]) -> list[Score]:
-    """The benchmark's metric for `all` and for each subset."""
+    """The benchmark's metric for `all` items and for each subset."""
     return scores_by_source(name, benchmark.column, items, lambda item: None if item.score is None else (item.score, 1))
 
 
 def _item(name: str, benchmark: Benchmark, source: str, sample: Mapping[str, Any], tally: RequestTally) -> Item:
-    """One of lm-eval's samples as an item; what could not be asked is wrong, whatever lm-eval made of it."""
+    """One of lm-eval's samples as an item; one whose prompt does not fit into the context is wrong."""
     prompts = [str(arguments[0]) for arguments in sample["arguments"]]
     too_long = any(prompt in tally.too_long for prompt in prompts)
     written = benchmark.max_new_tokens is not None

@@ -34,17 +34,20 @@ class Data:
 
 
 def planned(name: str, settings: Mapping[str, Any], files: Sequence[str]) -> tuple[Benchmark, Data]:
-    """A benchmark's benchmark and data; raises SettingsError where they are no longer what a stage's `settings` say."""
+    """A benchmark and its data; raises SettingsError where they differ from what a stage's `settings` state."""
     benchmark, paths = load_benchmark(name), tuple(map(Path, files))
     if benchmark.identity() != settings["card"]:
-        raise refuse("evals.names", name, "its benchmark has changed since it was planned", "run its grid again")
+        raise refuse("evals.names", name, "its file here changed after the grid was planned", "run the grid again")
     if changed := [path for path in paths if file_sha256(path) != settings["files"][path.name]]:
-        raise refuse("evals.data_dir", str(changed[0]), "it has changed since it was planned", "run its grid again")
+        raise refuse("evals.data_dir", str(changed[0]), "it changed after the grid was planned", "run the grid again")
     return benchmark, Data(paths, settings.get("revision"))
 
 
 def open_tasks(name: str, benchmark: Benchmark, data: Data) -> tuple[dict[str, Any], str | None]:
-    """lm-eval's tasks of a benchmark, by name, and the hub revision where the data is from there."""
+    """lm-eval's tasks of a benchmark, by name, and the hub revision of data from the hub.
+
+    Raises SettingsError where the files have no row of the benchmark, or the hub does not answer.
+    """
     revision = None if data.files else resolved(benchmark.data, data.revision)
     tasks = dict(_tasks(name, benchmark, data.files, revision))
     if not tasks:
@@ -53,7 +56,7 @@ def open_tasks(name: str, benchmark: Benchmark, data: Data) -> tuple[dict[str, A
 
 
 def source_of(name: str, task: str, tasks: Mapping[str, Any]) -> str:
-    """What the items of a task have as their source: the task, where the benchmark has several."""
+    """The source of a task's items: the task's name, or the benchmark's where it has one task."""
     return name if len(tasks) == 1 else task
 
 
@@ -76,15 +79,15 @@ def item_texts(name: str, benchmark: Benchmark, data: Data) -> tuple[list[tuple[
 
 
 def check_lm_eval() -> None:
-    """Raise SettingsError unless the lm-eval that cards are written for is installed."""
+    """Raise SettingsError unless the version of lm-eval that the benchmarks are written for is installed."""
     found = importlib.metadata.version("lm_eval") if importlib.util.find_spec("lm_eval") else None
     if found != LM_EVAL:
         way_out = 'pip install -c constraints.txt -e ".[evals]"'
-        raise refuse("evals.names", f"lm-eval {found}", f"the cards are written for lm-eval {LM_EVAL}", way_out)
+        raise refuse("evals.names", f"lm-eval {found}", f"the benchmarks are written for lm-eval {LM_EVAL}", way_out)
 
 
 def resolved(data: str, revision: str | None) -> str:
-    """The commit of a hub dataset that is used, whatever name it was asked by."""
+    """The commit behind a revision of a hub dataset; raises SettingsError where the hub does not answer."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -93,7 +96,7 @@ def resolved(data: str, revision: str | None) -> str:
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
         way_out = "check the name and your access, or give JSON lines by evals.data_dir"
         raise refuse(
-            "evals.names", data, f"the hub did not tell its revision ({type(error).__name__})", way_out
+            "evals.names", data, f"the hub gives no revision of it ({type(error).__name__})", way_out
         ) from error
     assert sha is not None
     return sha
@@ -101,7 +104,7 @@ def resolved(data: str, revision: str | None) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """lm-eval's logging below errors off, and its progress bars: `track` tells how far it is."""
+    """Switch off lm-eval's progress bars and its logging below errors; `runtime.progress` reports progress."""
     logger = logging.getLogger("lm_eval")
     before, logger.level = logger.level, logging.ERROR
     try:
@@ -120,7 +123,7 @@ def _tasks(name: str, benchmark: Benchmark, files: Sequence[Path], revision: str
         if benchmark.grade is not None:
             config |= _graded(benchmark.metric, benchmark.grade, benchmark.samples)
         own = [key for key, value in config.items() if _in_lm_eval(value)]
-        assert not own, f"card {name} reads with functions of its own, and must set {own[0]} too"
+        assert not own, f"card {name} sets functions of its own, and must set {own[0]} too"
         config |= {"dataset_kwargs": dict(config.get("dataset_kwargs") or {})}
         if benchmark.max_new_tokens is not None:
             sampled = {"temperature": benchmark.temperature, "top_p": benchmark.top_p} if benchmark.temperature else {}
@@ -163,7 +166,7 @@ def _configs(name: str, benchmark: Benchmark) -> Iterator[dict[str, Any]]:
 
 
 def _graded(metric: str, grade: Callable[..., float], samples: int) -> dict[str, Any]:
-    """What makes lm-eval take an item's score from a benchmark's own function."""
+    """The task settings with which lm-eval takes an item's score from a benchmark's own function."""
     return {
         "process_results": lambda row, results: {metric: grade(row, results[0])},
         "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True}],
@@ -172,14 +175,14 @@ def _graded(metric: str, grade: Callable[..., float], samples: int) -> dict[str,
 
 
 def _in_lm_eval(value: Any) -> bool:
-    """Whether a value of a task file names a function that was not loaded."""
+    """Whether a value of a task file names a function of lm-eval that was not loaded."""
     return isinstance(value, str) and "/lm_eval/tasks/" in value
 
 
 def _local(name: str, files: Sequence[Path], subset: str | None, config: Mapping[str, Any]) -> "DatasetDict | None":
-    """The rows of a benchmark (of one subset) from JSON lines, under the names its task gives to splits.
+    """The rows of a benchmark, or of one subset, from JSON lines, under the names that its task gives to splits.
 
-    None for a subset that the folder has no row of.
+    None where the files have no row of the subset.
     """
     from datasets import Dataset, DatasetDict
 
