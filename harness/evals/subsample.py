@@ -1,6 +1,6 @@
 """Subsampling: a seeded sample of an evaluation's items, each kind in proportion to its size.
 
-    in_proportion([("add", "7"), ("sort", "7"), ...], limit=100, seed=0)
+in_proportion([("add", "7"), ("sort", "7"), ...], limit=100, seed=0)
 """
 
 import hashlib

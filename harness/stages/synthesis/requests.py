@@ -1,7 +1,7 @@
-"""Synthesis: batches of rows that a teacher writes from examples, are judged, sampled again where asked for, and kept.
+"""Synthesis: the teacher generates batches of rows, and the rows that pass the filters are kept.
 
-`synthesize.py` says how many are wanted and measures what is kept. What the teacher says is a shard each time, so
-a stopped stage asks for nothing twice; judging follows from it and is done again.
+`synthesize.py` sets the number of rows and measures those that are kept. Each batch of generated text is a part of
+the stage's partial output, so a stopped stage generates nothing twice; the filters run again.
 
     synthesis = Synthesis(prompter, judge, settings, truth, partial_output)
     synthesis.generate(range(256), wanted=100)
@@ -27,7 +27,7 @@ Truth = Callable[[str], str | None]
 
 
 class Synthesis:
-    """Batches of rows: written by the teacher, judged, sampled again where asked for, kept in order."""
+    """Batches of rows: generated, filtered, answered again where the self-consistency vote is on, kept in order."""
 
     def __init__(
         self,
@@ -42,15 +42,15 @@ class Synthesis:
         self.columns: dict[str, list[Any]] = {name: [] for name in FEATURES}
         self.rendered: list[Rendered] = []
         self.sources: list[str] = []
-        """The source of each row asked for."""
+        """The source of each generated row."""
         self.kept: Counter[str] = Counter()
 
     def tally(self) -> Counter[str]:
-        """Rows asked for by source."""
+        """Generated rows by source."""
         return Counter(self.sources)
 
     def generate(self, numbers: range, wanted: int) -> None:
-        """Write, judge and keep rows of these numbers, until `wanted` are kept."""
+        """Generate and filter the rows of these numbers, until `wanted` rows are kept. Raises Preempted."""
         rows = self._generated(numbers)
         whole = [row for row in rows if row.prompt and row.answer]
         pairs = [turns((row.prompt, row.answer)) for row in whole]
@@ -86,7 +86,7 @@ class Synthesis:
         )
 
     def _generated(self, numbers: range) -> list[GeneratedRow]:
-        """What the teacher wrote for these numbers: a shard."""
+        """The rows the teacher generated for these numbers: one part."""
 
         def write() -> pa.RecordBatch:
             rows = self.prompter.generate(numbers)
@@ -100,7 +100,7 @@ class Synthesis:
         ]
 
     def _samples(self, numbers: range, rows: Sequence[GeneratedRow]) -> dict[int, list[str]]:
-        """More answers to each prompt, by the row's number: a shard; none where no vote is asked for."""
+        """More answers to each prompt, by the row's number: one part; empty where the vote is off."""
         if not self.settings["self_consistency"]:
             return {}
 
@@ -117,7 +117,7 @@ class Synthesis:
         self.judge.keep(candidate)
         self.kept[row.source] += 1
         self.rendered.append(rendered)
-        # numbers below 0 are no row of a mixture
+        # negative numbers, because they are no rows of a mixture
         values = (-1 - row.number, f"synthetic-{row.number}", rendered.input_ids, rendered.starts, rendered.ends)
         for name, value in zip(FEATURES, values, strict=True):
             self.columns[name].append(value)
