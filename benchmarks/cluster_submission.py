@@ -58,7 +58,7 @@ def measure(cells: int, folder: Path) -> dict[str, Any]:
     sending, sent = measured(lambda: submit(plan, store, Machine(), cluster, "g"))
     again, second = measured(lambda: submit(plan, store, Machine(), cluster, "g"))
     looking, look = measured(lambda: Look.at(store, frozen))
-    queue, arrays = Queue.look(), arrays_of(store, "g")
+    queue, arrays = Queue.read(), arrays_of(store, "g")
     assert len(second.arrays) == 0 and look.counts["pending"] == len(plan.cells)
     tasks = sum(name in arrays for name, _ in queue.jobs)
     subprocess.run(["scancel", *{job.partition("_")[0] for job in queue.jobs.values()}], check=True)

@@ -19,9 +19,9 @@ from unittest.mock import patch
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from harness.evals.benchmarks import data_files, load_card
-from harness.evals.lm_evaluation.model import ROWS_AT_ONCE, SuiteModel
-from harness.evals.lm_evaluation.run import Data, run_card, summary
+from harness.evals.benchmarks import data_files, load_benchmark
+from harness.evals.lm_evaluation.model import ROWS_AT_ONCE, LmEvalModel
+from harness.evals.lm_evaluation.run import Data, run_benchmark, summary
 from harness.models.generate import context_of
 from harness.models.loading import load_model, load_tokenizer
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of JSON lines (harness/cards)")
     parser.add_argument("--names", nargs="+", default=["gsm8k", "pubmedqa"])
     parser.add_argument("--limit", type=int, default=8)
-    parser.add_argument("--max-new-tokens", type=int, help="shorter answers than the card's")
+    parser.add_argument("--max-new-tokens", type=int, help="shorter answers than the benchmark's")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -47,20 +47,20 @@ def main() -> None:
 
 
 def _compare(name: str, model: Any, tokenizer: Any, options: argparse.Namespace) -> dict[str, Any]:
-    card = load_card(name)
-    if options.max_new_tokens and card.max_new_tokens:
-        card = replace(card, max_new_tokens=options.max_new_tokens)
+    benchmark = load_benchmark(name)
+    if options.max_new_tokens and benchmark.max_new_tokens:
+        benchmark = replace(benchmark, max_new_tokens=options.max_new_tokens)
     data = Data(tuple(data_files(name, options.data)))
     theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=ROWS_AT_ONCE, max_length=context_of(model))
-    theirs.asked = SuiteModel(model, tokenizer, card.chat).asked  # lm-eval's keeps no such counts
+    theirs.tally = LmEvalModel(model, tokenizer, benchmark.chat).tally  # lm-eval's keeps no such counts
     seconds: dict[str, list[float]] = {"ours": [], "lm_eval": []}
     items: dict[str, Any] = {}
     for turn in range(options.rounds):
         for arm in sorted(seconds, reverse=bool(turn % 2)):
-            own = SuiteModel if arm == "ours" else lambda *_: theirs
+            own = LmEvalModel if arm == "ours" else lambda *_: theirs
             started = time.perf_counter()
-            with patch("harness.evals.lm_evaluation.run.SuiteModel", own):
-                scored, _ = run_card(name, card, data, model, tokenizer, options.limit)
+            with patch("harness.evals.lm_evaluation.run.LmEvalModel", own):
+                scored, _ = run_benchmark(name, benchmark, data, model, tokenizer, options.limit)
             seconds[arm].append(time.perf_counter() - started)
             items[arm] = scored.items
     medians = {arm: statistics.median(times) for arm, times in seconds.items()}
@@ -72,7 +72,7 @@ def _compare(name: str, model: Any, tokenizer: Any, options: argparse.Namespace)
         "seconds": {arm: [round(one, 2) for one in times] for arm, times in seconds.items()},
         "times_faster": round(medians["lm_eval"] / medians["ours"], 2),
         "equal_scores": sum(same),
-        "score": next(one.score for one in summary(name, card, items["ours"]) if one.source == "all"),
+        "score": next(one.score for one in summary(name, benchmark, items["ours"]) if one.source == "all"),
     }
 
 

@@ -29,8 +29,8 @@ from typing import Any
 
 from harness import notebook_function
 from harness.config.checks import SettingsError, refuse
-from harness.execution.slurm.squeue import Queue, ask
-from harness.execution.slurm.submissions import arrays_of, log_files, read_note, read_sent
+from harness.execution.slurm.squeue import Queue, run_command
+from harness.execution.slurm.submissions import arrays_of, log_files, read_entry, read_sent
 from harness.execution.status_screen import Look, headline, screen
 from harness.plan.frozen import frozen_plan, grid_names
 from harness.store.fingerprint import differences
@@ -149,11 +149,11 @@ def cancel(given: argparse.Namespace) -> None:
     """Take a grid's jobs out of the queue; those that run keep what they have done, and servers end by themselves."""
     store = _existing(given.store)
     frozen_plan(store, given.grid)
-    queue = Queue.look()
+    queue = Queue.read()
     arrays = {array for array in arrays_of(store, given.grid) if ".serve." not in array}
     jobs = sorted(job for (array, _), job in queue.jobs.items() if array in arrays)
     for first in range(0, len(jobs), CANCELLED_AT_ONCE):
-        ask("scancel", *jobs[first : first + CANCELLED_AT_ONCE])
+        run_command("scancel", *jobs[first : first + CANCELLED_AT_ONCE])
     print(f"{len(jobs)} jobs of {given.grid} cancelled; the same command, or retry, goes on")
 
 
@@ -169,7 +169,7 @@ def show_logs(given: argparse.Namespace) -> None:
         print(f"try {number} on {page.get('host')}: {page.get('outcome')}{reason}")
     if attempts and attempts[-1].get("traceback"):
         print(attempts[-1]["traceback"])
-    note = read_note(store, key)
+    note = read_entry(store, key)
     job = attempts[-1].get("job") if attempts else note and read_sent(store, note)
     for path in log_files(store, job) if job else []:
         lines = path.read_text(errors="replace").splitlines()
@@ -273,13 +273,13 @@ def _whole(known: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
 
 def show_cards(given: argparse.Namespace) -> None:
     """One card whole, or all in a line each."""
-    from harness.evals import eval_names, told
-    from harness.evals.benchmarks import card_names, load_card
+    from harness.evals import describe, eval_names
+    from harness.evals.benchmarks import benchmark_names, load_benchmark
 
-    for name in [] if given.name else (*eval_names(), *card_names()):
-        print(f"{name:<16}{told(name).splitlines()[0] if name in eval_names() else load_card(name).title}")
+    for name in [] if given.name else (*eval_names(), *benchmark_names()):
+        print(f"{name:<16}{describe(name).splitlines()[0] if name in eval_names() else load_benchmark(name).title}")
     if given.name:
-        print(told(given.name) if given.name in eval_names() else load_card(given.name).told(given.name))
+        print(describe(given.name) if given.name in eval_names() else load_benchmark(given.name).describe(given.name))
 
 
 VERBS = {

@@ -47,10 +47,10 @@ def one_thread():
 
 
 @pytest.fixture(autouse=True)
-def nobody_asked():
-    """A stop that a test asked for is not the next one's."""
+def no_stop_requested():
+    """A stop that one test requests does not reach the next."""
     yield
-    preemption._asked = False
+    preemption._stop_requested = False
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from harness import grid
 from harness.config.checks import SettingsError
 from harness.config.cluster import Cluster
 from harness.config.machine import Machine
-from harness.execution.attempt import note_failure
+from harness.execution.attempt import record_failure
 from harness.execution.executor import execute
-from harness.execution.retry import Failure, failures, mended, smaller_batches
+from harness.execution.retry import Failure, adjusted_cluster, failures, smaller_batches
 from harness.execution.retry import retry as try_again
 from harness.execution.slurm.usage import ledger
 from harness.execution.status_screen import Look, screen
@@ -72,7 +72,7 @@ def make(store, frozen, *numbers, **asked):
 
 
 def fail(store, frozen, number, kind, reason="it was too large"):
-    note_failure(store, frozen["stages"][frozen["cells"][number]["train"][0]], kind, reason)
+    record_failure(store, frozen["stages"][frozen["cells"][number]["train"][0]], kind, reason)
 
 
 def test_the_screen_counts_cells_and_tells_every_failure_once(store):
@@ -169,9 +169,9 @@ def test_host_memory_and_bad_nodes_change_what_the_cluster_is_asked_for(store):
     stage = Stage("train", "a", {"budget": {"batch_size": 8}})
     told = []
     cluster = Cluster.of({"name": "c", "exclude": "n7", "resources": [{"memory_gb": 16}]})
-    assert mended(cluster, [Failure(stage, "timeout", "n1")], told.append) == cluster
+    assert adjusted_cluster(cluster, [Failure(stage, "timeout", "n1")], told.append) == cluster
     failed = [Failure(stage, "oom_host", "n1"), Failure(stage, "node_failure", "n2")]
-    changed = mended(cluster, failed, told.append)
+    changed = adjusted_cluster(cluster, failed, told.append)
     assert (changed.resources[0].memory_gb, changed.exclude) == (24, "n7,n2")
     assert told == ["with 1.5 times the memory", "without n2"]
 

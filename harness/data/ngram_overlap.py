@@ -11,7 +11,7 @@ passage of which a row has only the question; items that fill one template with 
 N-grams are found by hashes and judged by their words, so nothing is flagged by chance. Time is linear in the words
 of the rows (one to two million a second on one core), memory in the words of the items.
 
-    items = Items([words("What is the tallest mountain of the island of Crete?")])
+    items = ItemIndex([words("What is the tallest mountain of the island of Crete?")])
     items.overlaps([["hi"], ["Tell me: what is THE tallest mountain, of the island of Crete?", "Psiloritis."]])
 """
 
@@ -41,7 +41,7 @@ class Overlaps(NamedTuple):
     share: np.ndarray
 
 
-class Items:
+class ItemIndex:
     """The items of evaluations, to be looked for in rows."""
 
     def __init__(self, items: Sequence[Sequence[str]], size: int = SIZE, share: float = SHARE) -> None:

@@ -5,7 +5,7 @@ the F1 of ROUGE-L (Lin 2004), 2 LCS(a, b) / (|a| + |b|) over words, as Self-Inst
 2212.10560, section 2.2). The longest common subsequence is found bit by bit (Hyyrö 2004), and a text that
 shares too few words to come nearer than the nearest so far is never compared: exact, without MinHash.
 
-    pool = Pool(["add 3 and 4", "sort kwtz"]); pool.nearest("add 3 to 4")     # Nearest(0.75, 0)
+    pool = TextPool(["add 3 and 4", "sort kwtz"]); pool.nearest("add 3 to 4")     # Nearest(0.75, 0)
     distinct(["a b a b"], 2)                                                  # 2 of 3 bigrams differ
 """
 
@@ -29,13 +29,6 @@ def words(text: str) -> list[str]:
     return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
-def rouge_l(one: Sequence[str], other: Sequence[str]) -> float:
-    """F1 of ROUGE-L between two lists of words, 0 to 1; 0 where a list is empty."""
-    if not one or not other:
-        return 0.0
-    return 2 * _common_subsequence(_places(one), len(one), other) / (len(one) + len(other))
-
-
 @dataclass(frozen=True)
 class Nearest:
     """The nearest text of a pool and how near it is; `index` -1 where none was near enough."""
@@ -44,7 +37,7 @@ class Nearest:
     index: int
 
 
-class Pool:
+class TextPool:
     """Texts that grow one by one and are searched for the nearest."""
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
@@ -120,7 +113,7 @@ def distinct(texts: Iterable[str], size: int) -> float:
 
 def self_similarity(texts: Sequence[str]) -> list[float]:
     """ROUGE-L F1 of each text to the nearest of the others."""
-    pool = Pool(texts)
+    pool = TextPool(texts)
     return [pool.nearest(text, leave_out=index).similarity for index, text in enumerate(texts)]
 
 

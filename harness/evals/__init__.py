@@ -1,10 +1,10 @@
 """Evaluations: scoring a model item by item, on a corpus's held-out rows or on a public benchmark.
 
-An evaluation is a file of `corpus/` with `score(model, tokenizer, rows, options) -> Scored`, the results item by item,
-and `summary(items) -> list[Score]`, pure arithmetic on them. The file's name is the evaluation's name;
-nothing else needs to change to add one. Items are kept, so a new statistic needs no new run. Rows of the
-source `canary` (facts nobody was taught) are scored on their own and never enter `all`. Public benchmarks are
-in `benchmarks/` and leave the same items.
+An evaluation is a file of `corpus/` with two functions: `score(model, tokenizer, rows, options) -> Scored`, the results
+item by item, and `summary(items) -> list[Score]`, pure arithmetic on them. The file's name is the evaluation's name;
+nothing else needs to change to add one. Items are stored, so a new statistic needs no new run. Rows of the source
+`canary` (facts that are in no training data) are scored on their own and never enter `all`. Public benchmarks are in
+`benchmarks/` and give the same items.
 
     load_eval("heldout").score(model, tokenizer, rows, Options()).items[0].nll
 """
@@ -23,7 +23,7 @@ from harness.evals import corpus
 ALL = "all"
 CANARY = "canary"
 UNREAD = "[invalid]"
-"""What is kept of an answer in which nothing was found that could be compared."""
+"""Stands in `Item.parsed` for an answer in which nothing was found that could be compared."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class HeldoutRow:
 
 @dataclass(frozen=True)
 class Options:
-    """What an evaluation may be told; `batch_size` changes no result."""
+    """Options of an evaluation; `batch_size` changes no result."""
 
     max_new_tokens: int = 16
     batch_size: int = 256
@@ -54,9 +54,9 @@ class Item:
     source: str
     prompt_hash: str
     prediction: str | None = None
-    """What the model answered."""
+    """The model's answer."""
     target: str | None = None
-    """What it was compared with."""
+    """The right answer it was compared with."""
     score: float | None = None
     """1 right, 0 wrong."""
     nll: float | None = None
@@ -72,29 +72,28 @@ class Item:
     hit_length_limit: bool = False
     """The model's answer was cut off by `max_new_tokens`."""
     parsed: str | None = None
-    """What was read out of the answer, where that is compared."""
+    """The part of the answer that is compared, where a filter extracts one."""
     cluster: str | None = None
     """Items of one cluster (a passage, a story) are not independent."""
     tokens: int | None = None
-    """Tokens the model wrote."""
+    """Tokens of the model's answer."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Items of one evaluation and what they took."""
+    """Items of one evaluation and the tokens processed for them."""
 
     items: list[Item]
     read_tokens: int = 0
-    """Prompt and answer tokens the model read."""
+    """Prompt and answer tokens that the model processed without generating them."""
     generated_tokens: int = 0
-    """Tokens the model wrote."""
     counts: dict[str, int] = field(default_factory=dict)
-    """What was skipped, unparsed or cut off, by name."""
+    """Counts of rows that were skipped, unparsed or cut off, by name."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A mean over items: of one source, or of `all` but the canary."""
+    """A mean over items: those of one source, or `all` items but the canary's."""
 
     eval: str
     metric: str
@@ -110,12 +109,12 @@ def eval_names() -> tuple[str, ...]:
 
 
 def load_eval(name: str) -> ModuleType:
-    """The file of one evaluation; unknown names are refused with the list of real ones."""
+    """The module of one evaluation; raises SettingsError with the list of names for an unknown one."""
     return load_from(corpus.__name__, corpus.__path__, name, "evals.names")
 
 
-def told(name: str) -> str:
-    """What an evaluation says of itself, read from its file without importing it."""
+def describe(name: str) -> str:
+    """The docstring of an evaluation's file, read without importing it; raises SettingsError for an unknown name."""
     check_choice("evals.names", name, eval_names())
     (file,) = (Path(folder) / f"{name}.py" for folder in corpus.__path__)
     return ast.get_docstring(ast.parse(file.read_text())) or ""

@@ -1,4 +1,4 @@
-"""Sampling: which of many things are taken where only some are wanted, each kind in proportion.
+"""Subsampling: a seeded sample of an evaluation's items, each kind in proportion to its size.
 
 in_proportion([("add", "7"), ("sort", "7"), ...], limit=100, seed=0)
 """
@@ -8,7 +8,11 @@ from collections.abc import Sequence
 
 
 def in_proportion(names: Sequence[tuple[str, str]], limit: int | None, seed: int) -> list[int]:
-    """Places of at most `limit` of (kind, id), in order; the same for everybody, and nested in `limit`."""
+    """Indices of at most `limit` of the (kind, id) in `names`, in order; all of them where `limit` is None.
+
+    The sample depends on `names`, `limit` and `seed` alone, so every model is scored on the same items. A smaller
+    `limit` gives a subset of a larger one.
+    """
     if limit is None or limit >= len(names):
         return list(range(len(names)))
     by_kind: dict[str, list[int]] = {}

@@ -1,7 +1,7 @@
-"""One attempt at a stage: claim it, make it, publish it, and leave the truth about how it ended.
+"""One attempt at a stage: take its lease, make it, publish it, and record how the attempt ended.
 
-This is the whole of what a worker does, wherever it runs; the pool and the inline launcher only decide
-where. Failures get a class, so that a failed cell can be understood, and retried, by its cause.
+Every worker runs this, on any machine; launchers decide where. A failure gets a class, by which it is shown and
+retried (`retry.py`).
 """
 
 import importlib
@@ -21,18 +21,18 @@ from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.execution import wandb_run
 from harness.runtime import preemption
-from harness.runtime import progress as track
 from harness.runtime.processes import ProcessError, process_count, slurm_job, threads, visible_gpus
+from harness.runtime.progress import LineListener, Listener, Progress, listen
 from harness.runtime.provenance import provenance
-from harness.store.store import Claim, Store, write_json
+from harness.store.store import Lease, Store, write_json
 from harness.teachers.http_endpoint import ServerError
 
 HEARTBEAT_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How an attempt ended: `done`, `failed` (with class and one line), or `busy` (claimed by another)."""
+class AttemptResult:
+    """How an attempt ended: `done`, `failed` (with class and one line), or `busy` (another process holds its lease)."""
 
     key: str
     status: str
@@ -41,12 +41,12 @@ class Outcome:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-Others = Callable[[str, Claim], AbstractContextManager[None]]
-"""Surrounds the making of a stage by its key and claim: what the other processes of the job do meanwhile."""
+Others = Callable[[str, Lease], AbstractContextManager[None]]
+"""From a stage's key and lease to a context around its making, in which the job's other processes are led."""
 
 
-def alone(key: str, claim: Claim) -> AbstractContextManager[None]:
-    """There are no other processes, or they wait."""
+def alone(key: str, lease: Lease) -> AbstractContextManager[None]:
+    """The context of a job of one process."""
     return nullcontext()
 
 
@@ -55,50 +55,52 @@ def attempt(
     spec: Mapping[str, Any],
     maker: str,
     machine: Machine,
-    listener: track.Listener = lambda progress: None,
+    listener: Listener = lambda progress: None,
     others: Others = alone,
-) -> Outcome:
-    """Make one stage unless it is done or claimed elsewhere; never raises for a stage's own failure.
+) -> AttemptResult:
+    """Make one stage unless it is done or another process holds its lease.
 
-    `spec` is `Stage.spec()`, maybe with settings of the `machine` that are the stage's own and with what its record is
-    to say of it (`retried`); `maker` is "module:function". Inputs must be published. Raises Preempted when the
-    process is asked to stop (SIGTERM, SIGUSR2): the next attempt goes on from the checkpoints left behind.
-    `others(key, claim)` surrounds the making: of several processes the first attempts it, the others `follow`.
+    `spec` is `Stage.spec()`; it may add `machine` (settings of the machine for this stage alone), `retried` (a note for
+    the stage's record) and `track`. `maker` is "module:function". Inputs must be published. `others(key, lease)`
+    surrounds the making: of a job's processes rank 0 calls `attempt`, the others call `follow`.
+
+    A failure of the stage is returned, not raised. Raises Preempted when a signal (SIGTERM, SIGUSR2) requests a stop:
+    the next attempt continues from the checkpoints that this one leaves.
     """
     key, machine = spec["key"], replace(machine, **spec.get("machine", {}))
     if store.done(key):
-        return Outcome(key, "done", facts=store.manifest(key)["facts"])
-    claim = store.claim(key)
-    if claim is None:
-        return Outcome(key, "busy")
+        return AttemptResult(key, "done", facts=store.manifest(key)["facts"])
+    lease = store.claim(key)
+    if lease is None:
+        return AttemptResult(key, "busy")
     try:
-        if store.done(key):  # published between the first look and the claim
-            return Outcome(key, "done", facts=store.manifest(key)["facts"])
-        with preemption.stoppable(store.checkpoints(key)), Diary(store, spec, claim) as diary:
+        if store.done(key):  # published after the first check and before the lease was taken
+            return AttemptResult(key, "done", facts=store.manifest(key)["facts"])
+        with preemption.stoppable(store.checkpoints(key)), AttemptLog(store, spec, lease) as attempt_log:
 
-            def heard(progress: track.Progress) -> None:
-                diary.note(progress)
+            def on_progress(progress: Progress) -> None:
+                attempt_log.note(progress)
                 listener(progress)
 
             with store.scratch(key) as out:
-                with wandb_run.curve(store, spec) as curve, others(key, claim):
-                    diary.page |= {"machine": asdict(machine), "processes": process_count()}
-                    facts, manifest = _make(store, spec, maker, machine, out, heard, curve.log)
+                with wandb_run.curve(store, spec) as curve, others(key, lease):
+                    attempt_log.entry |= {"machine": asdict(machine), "processes": process_count()}
+                    facts, manifest = _make(store, spec, maker, machine, out, on_progress, curve.log)
                 if curve.problem is not None:
                     facts["warnings"] = [*facts.get("warnings", []), curve.problem]
                 store.publish(key, out, manifest)
-        return Outcome(key, "done", facts=facts)
+        return AttemptResult(key, "done", facts=facts)
     except Exception as error:
-        return Outcome(key, "failed", failure_class(error), one_line(error))
+        return AttemptResult(key, "failed", failure_class(error), one_line(error))
     finally:
-        claim.release()
+        lease.release()
 
 
 def follow(store: Store, spec: Mapping[str, Any], maker: str, machine: Machine) -> tuple[str, str] | None:
-    """Make a stage beside the process that attempts it; class and line of what went wrong here, or None.
+    """Make a stage on a rank other than 0, whose process attempts it; returns (failure class, line), or None.
 
-    Nothing is claimed, written down or published. A signal is only seen by a maker that polls, and answered
-    there by all processes at once.
+    This rank takes no lease, records no attempt and publishes nothing. It sees a signal only in a maker that polls,
+    where all ranks answer it at the same step.
     """
     machine = replace(machine, **spec.get("machine", {}))
     try:
@@ -109,7 +111,7 @@ def follow(store: Store, spec: Mapping[str, Any], maker: str, machine: Machine) 
         ):
             _make(store, spec, maker, machine, out, lambda progress: None)
     except preemption.Preempted:
-        return None  # the attempt's process was, too
+        return None  # so was rank 0, which records it
     except Exception as error:
         return failure_class(error), one_line(error)
     return None
@@ -121,8 +123,8 @@ def _make(
     maker: str,
     machine: Machine,
     out: Path,
-    listener: track.Listener,
-    lines: track.LineListener | None = None,
+    listener: Listener,
+    lines: LineListener | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Facts and manifest of a stage made in `out`; the manifest holds the same facts."""
     module, function = maker.split(":")
@@ -130,10 +132,10 @@ def _make(
     inputs = {role: store.folder(key) for role, key in spec["inputs"].items()}
     missing = [key for key in spec["inputs"].values() if not store.done(key)]
     if missing:
-        raise FileNotFoundError(f"{spec['address']} needs {', '.join(missing)}, not in the store {store.root}")
+        raise FileNotFoundError(f"{spec['address']} needs {', '.join(missing)}, absent from the store {store.root}")
 
     started = time.time()
-    with track.listen(listener, lines), threads(machine.threads or spec.get("threads")):
+    with listen(listener, lines), threads(machine.threads or spec.get("threads")):
         facts = make({**spec["settings"], "where": spec["where"]}, inputs, out, machine)
     if "retried" in spec:
         facts["warnings"] = [*facts.get("warnings", []), f"made {spec['retried']}"]
@@ -149,18 +151,18 @@ def _make(
 
 
 def _gpu_name() -> str | None:
-    """The accelerator in use, if torch was needed and found one."""
+    """Name of the GPU in use; None where the stage did not import torch or torch found no GPU."""
     torch = sys.modules.get("torch")
     return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
 
 
-class Diary:
-    """The attempt's file: written at the start, on heartbeats, and with how it ended."""
+class AttemptLog:
+    """The file of one attempt: written at the start, at every heartbeat, and at the end with the outcome."""
 
-    def __init__(self, store: Store, spec: Mapping[str, Any], claim: Claim) -> None:
+    def __init__(self, store: Store, spec: Mapping[str, Any], lease: Lease) -> None:
         self.path: Path = store.new_attempt(spec["key"])
-        self.claim = claim
-        self.page: dict[str, Any] = {
+        self.lease = lease
+        self.entry: dict[str, Any] = {
             "address": spec["address"],
             "started": time.time(),
             "outcome": "running",
@@ -171,11 +173,11 @@ class Diary:
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
-    def note(self, progress: track.Progress) -> None:
-        """Remember how far the stage is; written at the next heartbeat."""
-        self.page |= {"step": progress.step, "total": progress.total, "loss": progress.loss}
+    def note(self, progress: Progress) -> None:
+        """Keep the stage's progress; the next heartbeat writes it."""
+        self.entry |= {"step": progress.step, "total": progress.total, "loss": progress.loss}
 
-    def __enter__(self) -> "Diary":
+    def __enter__(self) -> "AttemptLog":
         self._write()
         self._thread.start()
         return self
@@ -183,10 +185,10 @@ class Diary:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._stop.set()
         self._thread.join()
-        self.page |= {"outcome": "done", "ended": time.time()}
+        self.entry |= {"outcome": "done", "ended": time.time()}
         if error is not None:
             stopped = isinstance(error, KeyboardInterrupt | SystemExit) or failure_class(error) == "killed"
-            self.page |= {
+            self.entry |= {
                 "outcome": "interrupted" if stopped else "failed",
                 "failure_class": failure_class(error),
                 "reason": one_line(error),
@@ -196,18 +198,18 @@ class Diary:
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
-            self.claim.beat()
+            self.lease.beat()
             self._write()
 
     def _write(self) -> None:
-        loss = self.page["loss"]
+        loss = self.entry["loss"]
         finite = loss is not None and abs(loss) < float("inf")
         with self._lock:
-            write_json(self.path, {**self.page, "heartbeat": time.time(), "loss": loss if finite else None})
+            write_json(self.path, {**self.entry, "heartbeat": time.time(), "loss": loss if finite else None})
 
 
 def place() -> dict[str, Any]:
-    """Where this process runs and what it may use: `host`, `pid`, `job` (of Slurm, or None), `cpus`, `gpus`."""
+    """Where this process runs and what it may use: `host`, `pid`, `job` (Slurm's id, or None), `cpus`, `gpus`."""
     return {
         "host": os.environ.get("SLURMD_NODENAME", socket.gethostname()),
         "pid": os.getpid(),
@@ -218,24 +220,24 @@ def place() -> dict[str, Any]:
     }
 
 
-def note_death(store: Store, key: str, reason: str, failure: str = "killed") -> None:
-    """Write down how the last attempt ended when its process died without a word."""
+def record_death(store: Store, key: str, reason: str, failure: str = "killed") -> None:
+    """Record the end of the last attempt at `key` where its process died before it could do so itself."""
     attempts = store.attempts(key)
     if attempts and attempts[-1].get("outcome", "running") == "running":
         outcome = "interrupted" if failure == "killed" else "failed"
-        page = {**attempts[-1], "outcome": outcome, "failure_class": failure, "reason": reason}
-        write_json(store.attempt_file(key, len(attempts)), {**page, "ended": time.time()})
+        entry = {**attempts[-1], "outcome": outcome, "failure_class": failure, "reason": reason}
+        write_json(store.attempt_file(key, len(attempts)), {**entry, "ended": time.time()})
 
 
-def note_failure(store: Store, spec: Mapping[str, Any], failure: str, reason: str) -> None:
-    """Write down that a stage failed before it was tried again."""
+def record_failure(store: Store, spec: Mapping[str, Any], failure: str, reason: str) -> None:
+    """Record a failed attempt at a stage that was refused before it was made."""
     now = time.time()
-    page = {"address": spec["address"], "started": now, "ended": now, "outcome": "failed", "reason": reason}
-    write_json(store.new_attempt(spec["key"]), {**page, "failure_class": failure})
+    entry = {"address": spec["address"], "started": now, "ended": now, "outcome": "failed", "reason": reason}
+    write_json(store.new_attempt(spec["key"]), {**entry, "failure_class": failure})
 
 
 def failure_class(error: BaseException) -> str:
-    """The cause by which a failure is shown and retried."""
+    """The class of a failure, by which it is shown and retried."""
     name = type(error).__name__
     if isinstance(error, ProcessError):
         return error.failure
@@ -257,6 +259,6 @@ def failure_class(error: BaseException) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of what went wrong, with its type unless it is a sentence of ours."""
+    """The first line of an error's message; with the error's type unless the message is written for users."""
     first = (str(error).strip().splitlines() or [""])[0]
     return first if isinstance(error, SettingsError | ProcessError) else f"{type(error).__name__}: {first}"

@@ -1,7 +1,7 @@
-"""Execute: make the stages of a plan that the store does not have, in the order that finishes soonest.
+"""Execution: make the stages of a plan that the store does not have, those on the longest remaining path first.
 
-Data is read first, so bad rows are refused before anything is trained. A failed stage blocks what needs
-it and nothing else. Stages that another live run has claimed are waited for, not repeated.
+Corpora are read first, so bad rows are refused before anything is trained. A failed stage blocks the stages that need
+it and no others. A stage whose lease another run holds is waited for, not repeated.
 
     states = execute(plan, store, settings, View())
 """
@@ -14,22 +14,22 @@ from typing import Protocol
 from harness.config.cell import Settings
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
-from harness.execution.attempt import Outcome
+from harness.execution.attempt import AttemptResult
 from harness.execution.launchers.inline import Inline
-from harness.execution.launchers.local import Pool
-from harness.execution.wandb_run import asked
+from harness.execution.launchers.local import WorkerPool
+from harness.execution.wandb_run import tracking
 from harness.plan.estimate import stage_seconds
 from harness.plan.graph import MAKERS, Again, Stage, Work
 from harness.runtime.progress import Progress
-from harness.store.status import MENDABLE, StageState, stage_state
+from harness.store.status import RECHECKED_CLASSES, StageState, stage_state
 from harness.store.store import Store
 
 BUSY_RETRY_SECONDS = 2.0
-READING = "mixture"
+READING_KIND = "mixture"
 
 
 class View(Protocol):
-    """Whoever watches a run: told of every change of a stage's state and of progress."""
+    """What shows a run to the user: it receives every change of a stage's state and the progress of stages."""
 
     def expect(self, seconds: Mapping[str, float]) -> None:
         """How long each stage to be made is expected to take."""
@@ -38,14 +38,14 @@ class View(Protocol):
         """A stage is in a new state."""
 
     def progressed(self, stage: Stage, progress: Progress) -> None:
-        """A running stage says how far it is."""
+        """A running stage reports its progress."""
 
     def tick(self) -> None:
         """Time has passed; a live view may redraw."""
 
 
-class Run:
-    """One execution under way: the states of its stages, and which are free to start."""
+class Execution:
+    """A plan being executed: the states of its stages, and which of them can start."""
 
     def __init__(self, plan: Work, store: Store, view: View, states: dict[str, StageState]) -> None:
         self.store, self.view, self.states = store, view, states
@@ -62,7 +62,7 @@ class Run:
                 self.users[upstream].append(key)
         self.waiting = {key for key, state in states.items() if state.status == "waiting"}
         self.free = {key for key in self.waiting if not self.unmade[key]}
-        self.unread = {key for key in self.waiting if self.stages[key].kind == READING}
+        self.unread = {key for key in self.waiting if self.stages[key].kind == READING_KIND}
         for key, state in list(states.items()):
             view.changed(self.stages[key], state)
         for key, state in list(states.items()):
@@ -70,13 +70,13 @@ class Run:
                 self.block(key)
 
     def ready(self) -> list[str]:
-        """Stages that may start now; while data is unread, only stages that read data."""
+        """Keys of the stages that can start now; until every corpus is read, only stages that read one."""
         now = time.monotonic()
         free = self.free & self.unread if self.unread else self.free
         return [key for key in free if self.retry_at.get(key, 0) <= now]
 
     def start(self, key: str) -> bool:
-        """Mark a stage as running; False, and later again, where another run is making it."""
+        """Mark a stage as running; False where another run is making it, which is checked again later."""
         if self.store.claimed(key):
             self.retry_at[key] = time.monotonic() + BUSY_RETRY_SECONDS
             elsewhere = StageState("waiting", reason="another run is making it")
@@ -87,8 +87,11 @@ class Run:
         self.set(key, StageState("running"))
         return True
 
-    def finish(self, outcome: Outcome) -> None:
-        """Take in how an attempt ended; bad data stops the run, since nothing was computed yet."""
+    def finish(self, outcome: AttemptResult) -> None:
+        """Record how an attempt ended, and free or block the stages that need it.
+
+        Raises SettingsError where a corpus is refused: the run stops, since it has computed nothing yet.
+        """
         key, stage = outcome.key, self.stages[outcome.key]
         if outcome.status == "busy":
             self.free.add(key)
@@ -103,13 +106,13 @@ class Run:
                 if not self.unmade[user] and user in self.waiting:
                     self.free.add(user)
             return
-        if stage.kind == READING and outcome.failure_class == "settings":
+        if stage.kind == READING_KIND and outcome.failure_class == "settings":
             raise SettingsError(outcome.reason)
         self.set(key, StageState("failed", outcome.failure_class, outcome.reason))
         self.block(key)
 
     def block(self, key: str) -> None:
-        """Give up what needs the failed stage `key`, and what then no cell has a use for."""
+        """Block the stages that need the failed stage `key`, and those that then no cell needs any more."""
         failed = self.states[key]
         reason = f"needs {self.stages[key].address}, which failed: {failed.reason}"
         beyond = list(self.users[key])
@@ -133,7 +136,7 @@ class Run:
                 )
 
     def set(self, key: str, state: StageState) -> None:
-        """Record a state and tell the view."""
+        """Record a state and pass it to the view."""
         self.states[key] = state
         self.view.changed(self.stages[key], state)
 
@@ -148,19 +151,19 @@ class Run:
 def execute(
     plan: Work, store: Store, settings: Settings, view: View, again: Again = MappingProxyType({})
 ) -> dict[str, StageState]:
-    """Make what is missing; returns the state of every stage that was needed, by key.
+    """Make the stages that are missing; returns the state of every stage that was needed, by key.
 
-    KeyboardInterrupt stops the workers and passes on; what is published stays, and the same command
-    goes on from there.
+    `again`: by key, fields that replace those of a stage's spec. Raises SettingsError where a corpus is refused.
+    KeyboardInterrupt stops the workers and passes on; published stages stay, and the same command continues.
     """
-    run = Run(plan, store, view, _needed(plan, store, settings.retry))
+    run = Execution(plan, store, view, _needed(plan, store, settings.retry))
     if not run.waiting:
         return run.states
     view.expect({key: stage_seconds(run.stages[key]) for key in run.waiting})
     remaining = _remaining_seconds(plan)
     launcher = _launcher(store, settings, lambda key, progress: view.progressed(run.stages[key], progress))
     busy: set[str] = set()
-    more = asked(settings.track, settings.grid)
+    more = tracking(settings.track, settings.grid)
     try:
         while run.waiting:
             for key in sorted(run.ready(), key=lambda key: -remaining[key]):
@@ -181,11 +184,11 @@ def execute(
         launcher.close()
 
 
-def _launcher(store: Store, settings: Settings, listener: Callable[[str, Progress], None]) -> "Inline | Pool":
+def _launcher(store: Store, settings: Settings, listener: Callable[[str, Progress], None]) -> "Inline | WorkerPool":
     machine: Machine = settings.machine
     if settings.launch.kind == "inline":
         return Inline(store, machine, listener)
-    return Pool(store, machine, settings.launch.workers, listener)
+    return WorkerPool(store, machine, settings.launch.workers, listener)
 
 
 def _needed(plan: Work, store: Store, retry: bool) -> dict[str, StageState]:
@@ -196,7 +199,7 @@ def _needed(plan: Work, store: Store, retry: bool) -> dict[str, StageState]:
         if stage.key in states:
             return
         state = stage_state(store, stage.key)
-        if state.status == "failed" and state.failure_class not in MENDABLE and not retry:
+        if state.status == "failed" and state.failure_class not in RECHECKED_CLASSES and not retry:
             states[stage.key] = state
             return
         states[stage.key] = state if state.status == "done" else StageState("waiting")

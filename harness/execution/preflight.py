@@ -15,7 +15,7 @@ from harness.config.model import QUANTISATIONS, Model, Student, Teacher
 from harness.config.teacher_signal import check_served
 from harness.data.corpora import corpus_from
 from harness.evals import eval_names
-from harness.evals.benchmarks import card_names, load_card
+from harness.evals.benchmarks import benchmark_names, load_benchmark
 from harness.execution.model_checks import check_model
 from harness.methods import method_name
 from harness.models.files import tokenizer_fingerprint
@@ -97,17 +97,17 @@ def _check_package(name: str, value: object, what: str, package: str, extra: str
 
 def _check_evals(evals: Evals) -> None:
     names = evals.names
-    known = (*eval_names(), *card_names())
+    known = (*eval_names(), *benchmark_names())
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise refuse("evals.names", unknown[0] if unknown else names, f"allowed are {', '.join(known)}")
-    benchmarks = [name for name in card_names() if name in names]
+    benchmarks = [name for name in benchmark_names() if name in names]
     for name in evals.revisions:
         if name not in benchmarks:
             raise refuse("evals.revisions", name, f"the benchmarks of evals.names are {', '.join(benchmarks)}")
     for name in set(benchmarks):
         _check_package("evals.names", name, "a benchmark", "lm_eval", "evals")
-        if load_card(name).runs_code and not evals.run_code:
+        if load_benchmark(name).runs_code and not evals.run_code:
             way_out = "set evals.run_code=true to allow it, or leave the evaluation out"
             raise refuse("evals.names", name, "scoring it runs code that the model wrote, in a sandbox", way_out)
 

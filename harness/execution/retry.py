@@ -1,10 +1,10 @@
-"""Retry: a grid's failed cells again, each class of failure by its own rule, and nothing that is finished.
+"""Retry: make a grid's failed cells again, with changes that depend on the class of the failure.
 
-    oom_host      half as much memory again; the arithmetic is the same
-    oom_cuda      micro-batches of half the rows in the same batch: the same sums in another order, so scores agree
-                  and are not equal; the model's record says so
-    node_failure  without the node
-    any other     as it was; what was stopped goes on from its checkpoint
+oom_host      1.5 times the memory; the arithmetic is the same
+oom_cuda      half the micro-batch; the global batch stays. Sums are taken in another order, so scores agree only
+              up to rounding, and the model's record notes the change
+node_failure  the failed node is excluded
+any other     no change; a stage that was stopped continues from its checkpoint
 
 retry(store, frozen, "oom", view, print)
 """
@@ -32,30 +32,31 @@ MORE_MEMORY = 1.5
 
 @dataclass(frozen=True)
 class Failure:
-    """A stage that failed, how, and on which node where that is known."""
+    """A failed stage, the class of its failure, and the node it ran on where that is known."""
 
     stage: Stage
     failure_class: str | None
     node: str | None
     machine: Mapping[str, Any] = field(default_factory=dict)
-    """Settings it ran with, where that was written down."""
+    """Machine settings it ran with, as its attempt recorded them."""
     processes: int = 1
-    """How many made it together."""
+    """Processes that made it together."""
 
 
 def retry(
-    store: Store, frozen: Mapping[str, Any], failure_class: str | None, view: View, tell: Callable[[str], None]
+    store: Store, frozen: Mapping[str, Any], failure_class: str | None, view: View, log: Callable[[str], None]
 ) -> None:
-    """Send the failed cells to the cluster that had them before, or make them here where none had.
+    """Submit the failed cells to the cluster that they were submitted to, or make them on this machine.
 
-    `failure_class`: of these only; `oom` means every `oom_...`. `tell` hears what is done differently.
+    `failure_class`: retry failures of this class alone; `oom` means every `oom_...`. `log` receives a line for every
+    change. Raises SettingsError where no cell failed in this class, or where there is no batch to halve.
     """
     part, failed = failures(store, frozen, failure_class)
     before = next(filter(None, (read_submission(store, key) for key in part.targets)), None)
     again: Again = {one.stage.key: {"machine": one.machine} for one in failed} | smaller_batches(failed)
     for key, changes in again.items():
         if "retried" in changes:
-            tell(f"{key} {changes['retried']}")
+            log(f"{key} {changes['retried']}")
     if before is None:
         tracked = {"grid": frozen["grid"], "track": frozen.get("track", "none")}
         settings = Settings(method=None, corpus=None, store=str(store.root), retry=True, **tracked)
@@ -64,13 +65,16 @@ def retry(
 
     from harness.execution.slurm.submit import submit
 
-    cluster = mended(Cluster.of(before["cluster"]), failed, tell)
+    cluster = adjusted_cluster(Cluster.of(before["cluster"]), failed, log)
     machine, track = Machine(**before["machine"]), frozen.get("track", "none")
-    tell(submit(part, store, machine, cluster, frozen["grid"], again, track).told())
+    log(submit(part, store, machine, cluster, frozen["grid"], again, track).describe())
 
 
 def failures(store: Store, frozen: Mapping[str, Any], failure_class: str | None) -> tuple[Part, list[Failure]]:
-    """The part of a grid that makes its failed cells of a class, and the stages they failed at."""
+    """The part of a grid that makes its failed cells of a class, and the stages at which they failed.
+
+    Raises SettingsError where no cell failed in this class.
+    """
     look = Look.at(store, frozen)
     failed = [(cell, state) for cell, state in look.cells if state.status == "failed"]
     wanted = [(cell, state) for cell, state in failed if _is(state, failure_class)]
@@ -91,7 +95,10 @@ def failures(store: Store, frozen: Mapping[str, Any], failure_class: str | None)
 
 
 def smaller_batches(failed: Sequence[Failure]) -> dict[str, dict[str, Any]]:
-    """By key, what is different for stages for which a GPU's memory was too small (`stage.Again`)."""
+    """By key, the changes for stages that ran out of GPU memory (`plan.graph.Again`): half the micro-batch.
+
+    Raises SettingsError for a stage that trains nothing, or whose micro-batch is one row already.
+    """
     found = {}
     for one in failed:
         if one.failure_class == "oom_cuda":
@@ -108,15 +115,15 @@ def smaller_batches(failed: Sequence[Failure]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def mended(cluster: Cluster, failed: Sequence[Failure], tell: Callable[[str], None]) -> Cluster:
-    """The cluster's rules with more memory, and without nodes, where stages failed for that."""
+def adjusted_cluster(cluster: Cluster, failed: Sequence[Failure], log: Callable[[str], None]) -> Cluster:
+    """The cluster with more memory where stages ran out of it, and without the nodes that failed; `log` names both."""
     if any(one.failure_class == "oom_host" for one in failed):
-        tell(f"with {MORE_MEMORY:g} times the memory")
+        log(f"with {MORE_MEMORY:g} times the memory")
         rules = [replace(rule, memory_gb=rule.memory_gb * MORE_MEMORY) for rule in cluster.resources]
         cluster = replace(cluster, resources=rules)
     bad = sorted({one.node for one in failed if one.failure_class == "node_failure" and one.node})
     if bad:
-        tell(f"without {', '.join(bad)}")
+        log(f"without {', '.join(bad)}")
         cluster = replace(cluster, exclude=",".join(filter(None, (cluster.exclude, *bad))))
     return cluster
 

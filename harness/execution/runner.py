@@ -1,4 +1,4 @@
-"""Running a grid: plan, check, execute or submit. Every door comes through here.
+"""Running a grid: plan, check, then execute or submit; command line and Python API both call this.
 
 frozen = run_grid(compose(["method=sft,kd", "data_frac=0.01,1.0"]))
 """
@@ -28,10 +28,10 @@ from harness.store.store import Store, write_json
 
 
 def run_grid(composed: Composed, stream: TextIO | None = None) -> dict[str, Any]:
-    """Plan, check and execute here; returns the frozen plan, whose results the store has now.
+    """Plan, check and execute on this machine; returns the frozen plan, whose results are then in the store.
 
-    What can be refused is refused before anything is computed (SettingsError). Ctrl-C leaves what is finished in the
-    store and passes on as KeyboardInterrupt.
+    Raises SettingsError before anything is computed, for settings that cannot work. Ctrl-C passes on as
+    KeyboardInterrupt; finished stages stay in the store.
     """
     settings = composed.settings
     store = Store.open(settings.store)
@@ -48,11 +48,11 @@ def run_grid(composed: Composed, stream: TextIO | None = None) -> dict[str, Any]
     return frozen
 
 
-def submit_grid(composed: Composed, tell: Callable[[str], None] = print) -> dict[str, Any] | None:
-    """Plan, check and send what the store lacks to the cluster of `composed.settings.slurm`.
+def submit_grid(composed: Composed, log: Callable[[str], None] = print) -> dict[str, Any] | None:
+    """Plan, check and submit the stages that the store lacks to the cluster of `composed.settings.slurm`.
 
-    `tell` hears what the plan costs and what was sent. Returns None at once, or with `wait` the frozen plan when all
-    jobs have ended. Raises SettingsError before anything is sent.
+    `log` receives the plan's cost and what was submitted. Returns None at once, or with `wait` the frozen plan when all
+    jobs have ended. Raises SettingsError before anything is submitted.
     """
     from harness.execution.slurm.submit import submit, wait
 
@@ -65,31 +65,31 @@ def submit_grid(composed: Composed, tell: Callable[[str], None] = print) -> dict
     preflight(planned)
 
     def send(plan: Plan, grid: str) -> None:
-        tell(plan_text(plan, store, cluster))
+        log(plan_text(plan, store, cluster))
         again: Again | None = {} if settings.retry else None
-        tell(submit(plan, store, settings.machine, cluster, grid, again, settings.track).told())
+        log(submit(plan, store, settings.machine, cluster, grid, again, settings.track).describe())
 
     def make(plan: Plan, grid: str) -> Mapping[str, StageState]:
         preflight(plan)
         send(plan, grid)
-        wait(store, list(plan.targets), tell)
+        wait(store, list(plan.targets), log)
         return {key: stage_state(store, key) for key in plan.targets}
 
     planned, frozen = _settled(composed, planned, store, make)
     send(planned, frozen["grid"])
     if not settings.wait:
-        tell(f"python -m harness.grid status {frozen['grid']}")
+        log(f"python -m harness.grid status {frozen['grid']}")
         return None
-    wait(store, list(planned.targets), tell)
+    wait(store, list(planned.targets), log)
     return frozen
 
 
 def _settled(
     composed: Composed, planned: Plan, store: Store, make: Callable[[Plan, str], Mapping[str, StageState]]
 ) -> tuple[Plan, dict[str, Any]]:
-    """The plan, with every arm at the settings that trials chose where it is to be tuned, and as it is kept.
+    """The plan and its frozen form, every arm at the settings that its trials chose where the grid is tuned.
 
-    `make` makes the trials' plan under a grid's name, and returns how its stages ended.
+    `make` makes the trials' plan under a grid's name, and returns the states of its stages.
     """
     settings, chosen, trials = composed.settings, {}, None
     if settings.tune:
@@ -106,12 +106,15 @@ def _settled(
 
 
 def wanted_name(settings: Settings, planned: Plan) -> str:
-    """The grid's name: as asked, else the experiment's slug, else a hash of its cells."""
+    """The grid's name: the setting `grid`, else the experiment's slug, else a hash of its cells."""
     return settings.grid or settings.experiments or planned.name
 
 
 def _name(settings: Settings, planned: Plan, store: Store) -> str:
-    """The wanted name, or where that keeps other cells, one beside it; a name keeps its cells for good."""
+    """The wanted name; where the store has other cells under it, that name with a hash of these cells.
+
+    A grid's name means the same cells for good. Raises SettingsError where the user chose a name of other cells.
+    """
     name = wanted_name(settings, planned)
     path = store.grid_folder(name) / "plan.json"
     if not path.is_file():

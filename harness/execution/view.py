@@ -1,4 +1,4 @@
-"""View: what a person sees while a grid runs; a live panel on a terminal, plain lines elsewhere.
+"""View: what the user sees while a grid runs: a live panel on a terminal, plain lines elsewhere.
 
 with view_of(sys.stderr) as view:
     execute(plan, store, settings, view)
@@ -42,11 +42,11 @@ class PlainView:
         return None
 
     def expect(self, seconds: Mapping[str, float]) -> None:
-        """Remember what is to be made, for the time left."""
+        """Keep the expected seconds of every stage to be made, from which the time left is estimated."""
         self.expected = dict(seconds)
 
     def time_left(self) -> str:
-        """The whole run's time left in words, from the expected cost of what is done; empty until a tenth is."""
+        """The run's time left in words, from the expected seconds of finished stages; empty until a tenth is done."""
         whole = sum(self.expected.values())
         left = sum(seconds for key, seconds in self.expected.items() if self.states.get(key) not in FINAL)
         if not whole or whole - left < 0.1 * whole or not left:
@@ -54,7 +54,7 @@ class PlainView:
         return in_words((time.monotonic() - self.begun) * left / (whole - left))
 
     def changed(self, stage: Stage, state: StageState) -> None:
-        """Count the stage, and say what a reader must know."""
+        """Count the stage, and print a line where its state changes."""
         before = self.states.get(stage.key)
         self.states[stage.key] = state.status
         self.total = len(self.states)
@@ -67,7 +67,7 @@ class PlainView:
             self.say(stage, state)
 
     def say(self, stage: Stage, state: StageState) -> None:
-        """Print one line about a stage that starts or ends."""
+        """Print one line about a stage that starts, waits, ends or fails."""
         if state.status == "running":
             self.line(f"start   {short(stage)}")
         elif state.status == "done":
@@ -80,7 +80,7 @@ class PlainView:
             self.line(f"FAILED  {self.failures[-1]}")
 
     def progressed(self, stage: Stage, progress: Progress) -> None:
-        """Remember how far the stage is; a long one gets a line now and then."""
+        """Keep the stage's progress; a long stage gets a line every `PLAIN_SECONDS_BETWEEN_LINES`."""
         self.progress[stage.key] = progress
         now = time.monotonic()
         if now - self.lines.get(stage.key, now) >= PLAIN_SECONDS_BETWEEN_LINES:
@@ -100,7 +100,7 @@ class PlainView:
 
 
 class LiveView(PlainView):
-    """The same as a panel that redraws: running stages with step, loss and time left, then failures."""
+    """A panel that redraws: running stages with step, loss and time left, then failures."""
 
     def __enter__(self) -> "LiveView":
         from rich.console import Console
@@ -116,10 +116,10 @@ class LiveView(PlainView):
         self.live.__exit__(kind, error, trace)
 
     def say(self, stage: Stage, state: StageState) -> None:
-        """The panel shows states; nothing is printed beneath it."""
+        """Print nothing: the panel shows states."""
 
     def line(self, text: str) -> None:
-        """The panel shows progress; nothing is printed beneath it."""
+        """Print nothing: the panel shows progress."""
 
     def panel(self) -> Any:
         """The panel as of now."""
@@ -148,7 +148,7 @@ class LiveView(PlainView):
         return Group(head, table, *failures)
 
     def changed(self, stage: Stage, state: StageState) -> None:
-        """Keep the name for the panel, then count as usual."""
+        """Keep the stage's name for the panel, then count the stage."""
         self.names[stage.key] = short(stage)
         super().changed(stage, state)
 
@@ -164,12 +164,12 @@ def view_of(stream: TextIO | None = None) -> PlainView:
 
 
 def short(stage: Stage) -> str:
-    """Kind and name with enough of the fingerprint to find it."""
+    """Kind, name and the first eight digits of the fingerprint."""
     return f"{stage.kind}-{stage.name}-{stage.fingerprint[:8]}"
 
 
 def in_words(seconds: float) -> str:
-    """Time left as a person says it, e.g. `40 s left`, `3 min left`."""
+    """Time left in words, e.g. `40 s left`, `3 min left`."""
     return f"{seconds:.0f} s left" if seconds < 90 else f"{seconds / 60:.0f} min left"
 
 

@@ -1,9 +1,9 @@
-"""Tracked: a stage's curve, or a grid's tables, as a run of Weights & Biases, beside our own files and after them.
+"""Weights & Biases: a stage's training curve, or a grid's tables, as a run beside the store's own files.
 
-A run's id follows from the stage's key or the grid's name, so a stage that was stopped goes on with the same curve.
-Offline, its earlier files give way to new ones with every line so far; online, the server drops the steps it has.
-Whatever wandb does, nothing here raises and nobody waits for long: `problem` says what went wrong. What wandb would
-gather by itself (code, git, host, user, environment, packages, console) is switched off.
+A run's id follows from the stage's key or the grid's name, so a stage that was stopped continues the same curve.
+Offline, new files with all lines so far replace the run's earlier files; online, the server drops steps that it has.
+A fault of wandb is kept in `problem`; it neither raises nor delays the stage for more than half a minute. What wandb
+collects by itself (code, git, host, user, environment, packages, console) is switched off.
 
     with curve(store, spec) as run:
         run.log({"step": 1, "loss": 0.41})
@@ -23,17 +23,17 @@ from harness.store.store import Store
 
 MODES = {"wandb": "offline", "wandb_online": "online"}
 PROJECT = "harness"
-"""Unless the environment variable WANDB_PROJECT names another."""
+"""The wandb project, unless the environment variable WANDB_PROJECT names another."""
 LONGEST_WAIT_SECONDS = 30.0
 TABLE_ROWS = 10_000
-"""What wandb shows of one table."""
+"""Rows that wandb shows of one table."""
 
 
-class Run:
+class WandbRun:
     """One run, opened at its first line; `track` as in harness.config.cell.Settings."""
 
     def __init__(self, root: Path, track: str, run_id: str, name: str, group: str, kind: str) -> None:
-        """`root` is the store's folder; the run's files come to lie in its folder `wandb`."""
+        """`root` is the store's folder; the run's files are in its folder `wandb`."""
         self.mode, self.folder, self.id = MODES.get(track), root / "wandb", run_id
         self.named = {"name": name, "group": group, "job_type": kind}
         self.config: Callable[[], dict[str, Any]] = dict
@@ -41,13 +41,13 @@ class Run:
         self._run: Any = None
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Take one line: numbers, words and tables (DataFrames); its `step`, where it has one, counts from 1."""
+        """Log one line of numbers, words and tables (DataFrames); `step`, where the line has it, counts from 1."""
         if self.mode is None or self.problem is not None:
             return
         try:
             self._run = self._run or self._open()
-            self._run.log({name: _told(value) for name, value in line.items()}, step=line.get("step"))
-        except Exception as error:  # somebody else's program, beside what is computed
+            self._run.log({name: _loggable(value) for name, value in line.items()}, step=line.get("step"))
+        except Exception as error:  # tracking must not end a stage
             self._note(error)
 
     def close(self, exit_code: int) -> None:
@@ -101,23 +101,23 @@ class Run:
         )
 
     def _note(self, error: Exception) -> None:
-        said = (str(error).strip().splitlines() or [""])[0]
+        reason = (str(error).strip().splitlines() or [""])[0]
         key = os.environ.get("WANDB_API_KEY")
-        said = said.replace(key, "***") if key else said
-        self.problem = f"not all of it is in wandb: {type(error).__name__}: {said}"
-        with suppress(Exception):  # the next run in this process gets a service of its own
+        reason = reason.replace(key, "***") if key else reason
+        self.problem = f"not all of it is in wandb: {type(error).__name__}: {reason}; the store has all of it"
+        with suppress(Exception):  # so that the next run in this process starts a new wandb service
             import wandb
 
             wandb.teardown()
 
 
 @contextmanager
-def curve(store: Store, spec: Mapping[str, Any]) -> Iterator[Run]:
-    """The run of a stage, by its spec; one that takes no lines where `track` asks for none."""
-    asked = spec.get("track", {})
+def curve(store: Store, spec: Mapping[str, Any]) -> Iterator[WandbRun]:
+    """The run of a stage, by its spec; it drops every line where the spec's `track` is absent."""
+    tracked = spec.get("track", {})
     key = spec["key"]
-    run = Run(store.root, asked.get("to", "none"), key, spec["address"], asked.get("grid", ""), spec["kind"])
-    run.config = partial(_read_about, store, spec)
+    run = WandbRun(store.root, tracked.get("to", "none"), key, spec["address"], tracked.get("grid", ""), spec["kind"])
+    run.config = partial(_config_of, store, spec)
     exit_code = 1
     try:
         yield run
@@ -127,52 +127,53 @@ def curve(store: Store, spec: Mapping[str, Any]) -> Iterator[Run]:
 
 
 def log_grid(root: Path, track: str, grid: str, line: Mapping[str, Any]) -> list[str]:
-    """Write a grid's run, one line of words and tables, into the store at `root`; returns warnings."""
-    run = Run(root, track, f"grid-{fingerprint(grid)[:SHORT]}", grid, grid, "grid")
+    """Log a grid's run, one line of words and tables, into the store at `root`; returns warnings."""
+    run = WandbRun(root, track, f"grid-{fingerprint(grid)[:SHORT]}", grid, grid, "grid")
     run.log(line)
     run.close(0)
     for name, value in line.items():
         if run.mode and _is_table(value) and len(value) > TABLE_ROWS:
-            run.problem = run.problem or f"wandb has the first {TABLE_ROWS} of {len(value)} rows of {name}"
+            cut = f"wandb has the first {TABLE_ROWS} of {len(value)} rows of {name}; the store has them all"
+            run.problem = run.problem or cut
     return [] if run.problem is None else [run.problem]
 
 
-def asked(track: str, grid: str | None) -> dict[str, Any]:
-    """What the spec of a stage has more where it is tracked, as a part of `grid`."""
+def tracking(track: str, grid: str | None) -> dict[str, Any]:
+    """The field `track` of a stage's spec, where stages of `grid` are tracked; empty elsewhere."""
     return {} if track == "none" else {"track": {"to": track, "grid": grid or ""}}
 
 
-def _read_about(store: Store, spec: Mapping[str, Any]) -> dict[str, Any]:
-    """What people sort runs by: method, data_frac, seed, student, teacher and budget, as far as the stage has them."""
+def _config_of(store: Store, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What runs are sorted by: method, data_frac, seed, student, teacher and budget, where the stage has them."""
     inputs = {role.partition(":")[0]: store.manifest(key) for role, key in spec["inputs"].items()}
-    taught = next((inputs[role] for role in ("labels", "synthetic", "cache") if role in inputs), None)
-    teacher = inputs.get("teacher") or (store.manifest(taught["inputs"]["teacher"]) if taught else None)
+    labelled = next((inputs[role] for role in ("labels", "synthetic", "cache") if role in inputs), None)
+    teacher = inputs.get("teacher") or (store.manifest(labelled["inputs"]["teacher"]) if labelled else None)
     about = {
         "kind": spec["kind"],
         "key": spec["key"],
         "method": spec["name"].partition("-")[0],
         "data_frac": inputs.get("subset", {"settings": {}})["settings"].get("data_frac"),
         "seed": spec["settings"].get("seed", spec["settings"].get("init_seed")),
-        "student": _adopted(store, spec)["name"],
-        "teacher": None if teacher is None else _adopted(store, teacher)["name"],
+        "student": _pretrained_base(store, spec)["name"],
+        "teacher": None if teacher is None else _pretrained_base(store, teacher)["name"],
         "budget": spec["settings"].get("budget"),
         "settings": spec["settings"],
     }
     return {name: value for name, value in about.items() if value is not None}
 
 
-def _adopted(store: Store, spec: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The base model that a model was before it was trained or rounded."""
+def _pretrained_base(store: Store, spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The spec of the pretrained base of a model that was trained or quantised."""
     before = next((spec["inputs"][role] for role in ("start", "model") if role in spec["inputs"]), None)
-    return spec if before is None else _adopted(store, store.manifest(before))
+    return spec if before is None else _pretrained_base(store, store.manifest(before))
 
 
 def _is_table(value: Any) -> bool:
     return hasattr(value, "to_json")  # pandas is not imported for a type
 
 
-def _told(value: Any) -> Any:
-    """A table as wandb has it, its first `TABLE_ROWS` rows; anything else as it is."""
+def _loggable(value: Any) -> Any:
+    """A table as a wandb table of its first `TABLE_ROWS` rows; any other value unchanged."""
     if not _is_table(value):
         return value
     import wandb

@@ -20,7 +20,7 @@ from harness.config.checks import refuse
 from harness.config.model import Model
 
 POINTER = "model.json"  # in an artifact: {"path": folder or hub id, "revision": hub revision or null}
-SERVER = "server.json"  # in an artifact: the model is behind a server; see `teachers.server_page`
+SERVER = "server.json"  # in an artifact: the model is behind a server; see `teachers.server_description`
 WEIGHTS = (".safetensors", ".bin")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
@@ -177,7 +177,7 @@ def _read_files(folder: Path) -> list[Path]:
 
 
 def _file_sha256(file: Path) -> str:
-    from harness.data.corpora._files import file_sha256
+    from harness.config.file_hash import file_sha256
 
     return file_sha256(file)
 

@@ -69,7 +69,7 @@ def generate(
             rows = by_length[start : start + batch_size]
             limits = [min(max_new_tokens, (context or 2**31) - len(prompts[row])) for row in rows]
             draws = np.stack([row_uniforms(seeds[row], max_new_tokens) for row in rows]) if temperature else None
-            batch = _Batch(model, [prompts[row] for row in rows], limits, pad_id, context, prefix)
+            batch = _DecodingBatch(model, [prompts[row] for row in rows], limits, pad_id, context, prefix)
             for row, answer in zip(rows, batch.run(temperature, top_p, draws, stops, ended), strict=True):
                 answers[row] = answer
     return answers
@@ -107,7 +107,7 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
             module.training = True
 
 
-class _Batch:
+class _DecodingBatch:
     """Prompts of similar length, decoded together; finished rows leave once half of the batch is done."""
 
     def __init__(

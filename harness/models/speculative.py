@@ -72,7 +72,7 @@ def interleave(
     with evaluating(student), evaluating(teacher), torch.no_grad():
         for start in range(0, len(by_length), batch_size):
             rows = by_length[start : start + batch_size]
-            batch = _Batch(
+            batch = _SpeculativeBatch(
                 (student, teacher),
                 stage,
                 [prompts[row] for row in rows],
@@ -91,7 +91,7 @@ def interleave(
     return found
 
 
-class _Batch:
+class _SpeculativeBatch:
     """Prompts of similar length, written together.
 
     Both models read the same tokens, so their caches have the same columns and share one mask. Rows keep

@@ -7,7 +7,7 @@ from typing import Any
 from harness.config.cell import Cell
 from harness.data.corpora import corpus_name
 from harness.data.ngram_overlap import SHARE, SIZE
-from harness.evals.benchmarks import benchmark_files, benchmark_identity, card_names
+from harness.evals.benchmarks import benchmark_files, benchmark_identity, benchmark_names
 from harness.plan.graph import Stage
 
 EDGES = (
@@ -86,7 +86,7 @@ def overlap_stage(cell: Cell, rows: Stage, mixture: Stage) -> Stage:
     `mixture` is the cell's own, whose held-out rows are scored. How many items are, and by which model, is no part.
     """
     names = sorted(set(cell.evals.names))
-    benchmarks = [name for name in names if name in card_names()]
+    benchmarks = [name for name in names if name in benchmark_names()]
     evals = replace(cell.evals, server=None)  # who writes answers changes no item
     identities = {name: benchmark_identity(evals, name) for name in benchmarks}
     settings = {"size": SIZE, "share": SHARE, "benchmarks": identities}

@@ -17,7 +17,7 @@ from typing import Any
 
 from harness.config.cell import Cell
 from harness.config.model import QUANTISATIONS
-from harness.evals.benchmarks import benchmark_files, benchmark_identity, card_names
+from harness.evals.benchmarks import benchmark_files, benchmark_identity, benchmark_names
 from harness.plan.graph import Stage
 from harness.plan.model_stages import quantise_stage
 from harness.store.fingerprint import fingerprint
@@ -40,7 +40,7 @@ def _stage(cell: Cell, name: str, model: Stage, mixture: Stage) -> Stage:
     settings: dict[str, Any] = {"eval": name, "limit": cell.evals.limit}
     if cell.evals.precision != "fp32":
         settings["precision"] = cell.evals.precision
-    if name in card_names():
+    if name in benchmark_names():
         settings, where = settings | benchmark_identity(cell.evals, name), benchmark_files(cell.evals, name)
         return Stage("evaluate", f"{model.name}-{name}", settings, {"model": model}, where)
     if name == "verified":

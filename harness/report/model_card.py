@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from harness.evals.benchmarks import LM_EVAL, card_names, load_card
+from harness.evals.benchmarks import LM_EVAL, benchmark_names, load_benchmark
 from harness.report.licences import Verdict, hub_license
 from harness.results.breakdown import FEW
 from harness.results.comparison import CLEAR
@@ -88,9 +88,9 @@ def metadata(receipt: Receipt) -> dict[str, Any]:
 
 
 def _result(score: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    public = score["eval"] in card_names()
-    title = load_card(score["eval"]).title if public else f"held-out rows of {data['corpus']}"
-    hub_id = load_card(score["eval"]).data if public else data["data_set"] or data["corpus"]
+    public = score["eval"] in benchmark_names()
+    title = load_benchmark(score["eval"]).title if public else f"held-out rows of {data['corpus']}"
+    hub_id = load_benchmark(score["eval"]).data if public else data["data_set"] or data["corpus"]
     return {
         "task": {"type": "text-generation"},
         "dataset": {"type": hub_id, "name": title, "config": score["eval"]},
@@ -126,7 +126,7 @@ def _scores(receipt: Receipt) -> str:
         own = "" if score["score"] is None else f"{score['score']:.3f} {_interval(score, '.3f')}"
         row = [f"{score['eval']} {score['metric']}{lower}", own, score.get("items", "")]
         rows.append(row + [_gain(score["against"].get(role)) for role in roles])
-    public = sorted({score["eval"] for score in receipt["scores"]} & set(card_names()))
+    public = sorted({score["eval"] for score in receipt["scores"]} & set(benchmark_names()))
     note = (
         f"{', '.join(public)}: run as evals/benchmarks says (lm-eval {LM_EVAL}); not comparable with published scores."
     )

@@ -142,7 +142,7 @@ class Exposures:
             return False
         if settings["kind"] != "mini":
             return pd.NA
-        told = load_corpus(settings["kind"]).facts_told(settings["world_seed"], settings["knows"])
+        told = load_corpus(settings["kind"]).pretraining_facts(settings["world_seed"], settings["knows"])
         return questions.isin(told).to_numpy()
 
     def _matches_of(self, mixture: str, heldout: str) -> tuple[np.ndarray, np.ndarray]:

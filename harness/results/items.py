@@ -56,7 +56,7 @@ def values_of(load_items: LoadItems) -> Values:
     return lambda path, metric: item_values(load_items(path), metric)
 
 
-class Scored(NamedTuple):
+class ScoredRecord(NamedTuple):
     """A cell's score and the items behind it."""
 
     score: float
@@ -67,14 +67,14 @@ class Scored(NamedTuple):
 
 def scored(
     record: Record, metric: Metric, values: Values, mask: Callable[[pd.DataFrame], pd.Series] | None = None
-) -> Scored | None:
+) -> ScoredRecord | None:
     """The score and items of one record; items that do not average to the score are not used.
 
     With `mask`, of that part of its items, null where it has none. A diverged cell has the score of a model
     that gets nothing right, 0; a loss has no such floor.
     """
     if diverged(record) and metric.eval and metric.higher_is_better:
-        return Scored(0.0, at_floor=True)
+        return ScoredRecord(0.0, at_floor=True)
     score = score_of(record, metric)
     if score is None:
         return None
@@ -83,10 +83,10 @@ def scored(
     known = items is not None and abs(items["value"].mean() - score) <= 1e-4 * max(1.0, abs(score))
     if mask is not None:
         some = items[mask(items)] if items is not None and known else pd.DataFrame()
-        return None if some.empty else Scored(float(_values(some).mean()), some.assign(value=_values(some)))
+        return None if some.empty else ScoredRecord(float(_values(some).mean()), some.assign(value=_values(some)))
     if items is None or len(items) < 2:
-        return Scored(score)
-    return Scored(score, items) if known else Scored(score, mismatch=True)
+        return ScoredRecord(score)
+    return ScoredRecord(score, items) if known else ScoredRecord(score, mismatch=True)
 
 
 def linearised(total: Array, count: Array) -> Array:

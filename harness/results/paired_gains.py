@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from harness.results.arms import Arm, Metric, Record, by_arm, seeds_of
-from harness.results.items import LoadItems, Part, Scored, Values, read_items, scored, values_of
+from harness.results.items import LoadItems, Part, ScoredRecord, Values, read_items, scored, values_of
 from harness.results.stats.crossover import Crossover, crossover
 from harness.results.stats.intervals import LEAST_DRAWS, Array, Curve, curve_over_draws, ratio
 
@@ -238,7 +238,9 @@ def over_draws(cubes: Sequence[Cube]) -> Curve:
     return curve_over_draws([cube.values for cube in cubes], [cube.strata for cube in cubes], same_items)
 
 
-def _stack(pairs: Mapping[tuple[int, int], tuple[Scored, Scored | None]], parts: bool = False) -> Replicates | None:
+def _stack(
+    pairs: Mapping[tuple[int, int], tuple[ScoredRecord, ScoredRecord | None]], parts: bool = False
+) -> Replicates | None:
     """Values (or differences) by seed on the common items; scores alone where a cell has no items.
 
     `parts`: each seed looks at n items of its own. Over the N items of all seeds they become
@@ -265,7 +267,7 @@ def _stack(pairs: Mapping[tuple[int, int], tuple[Scored, Scored | None]], parts:
     def in_order(column: pd.Series) -> pd.Series:
         return column if column.index.equals(ids) else column[~column.index.duplicated()].reindex(ids)
 
-    def by_item(side: Scored | None) -> Array:
+    def by_item(side: ScoredRecord | None) -> Array:
         frame = side.items if side else None
         return np.zeros(len(ids)) if frame is None else in_order(frame["value"]).to_numpy(float)
 

@@ -1,6 +1,6 @@
 """Runtime: facts of the running process: rank, cores and GPUs, stop signals, progress, versions of code and hardware.
 
-What the process is asked to do is in `execution/`.
+What a process runs is decided in `execution/`.
 """
 
 from harness.config.registry import public_face
@@ -8,7 +8,7 @@ from harness.config.registry import public_face
 __getattr__ = public_face(
     __name__,
     {
-        "preemption": ["Preempted"],
+        "preemption": ["Preempted", "stop_requested"],
         "processes": ["process_count", "process_rank", "free_port", "threads", "visible_gpus"],
         "progress": ["Progress"],
     },

@@ -1,11 +1,11 @@
-"""Preemption: how a stage under way learns that it must stop, and where it leaves what it has done so far.
+"""Preemption: how a running stage learns that it must stop, and the folder in which it keeps what it has done.
 
-An attempt makes both known while it lasts. A maker that can go on later polls; any other is ended where it
-stands, by the exception that a signal raises. `checkpoints.py` writes what is left; here is only the ask.
+The attempt sets both for as long as it lasts. A maker that can continue later polls; any other maker is interrupted
+by the exception that the signal raises. `training/checkpoints.py` and `store/partial_output.py` write into the folder.
 
-    with preemption.stoppable(folder):         # the attempt; SIGTERM and SIGUSR2 now ask
+    with preemption.stoppable(folder):         # the attempt; SIGTERM and SIGUSR2 now request a stop
         with preemption.polling():             # the maker
-            if preemption.asked():
+            if preemption.stop_requested():
                 raise preemption.Preempted("stopped after step 120 of 300")
 """
 
@@ -18,18 +18,18 @@ from pathlib import Path
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
-"""What a scheduler, or the pool, sends before it takes a process away."""
+"""What a scheduler or the worker pool sends before it kills a process."""
 EXIT_CODE = os.EX_TEMPFAIL
-"""Exit code of a process that was asked to stop: run it again, it goes on."""
+"""Exit code of a process that stopped on request: started again, it continues."""
 
 _folder: Path | None = None
-_asked = False
+_stop_requested = False
 _received: int | None = None
 _polled = False
 
 
 class Preempted(SystemExit):
-    """A stage stopped because it was asked to; ends the process with `EXIT_CODE`, and the next attempt goes on."""
+    """A stage stopped on request; ends the process with `EXIT_CODE`, and the next attempt continues."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -37,28 +37,28 @@ class Preempted(SystemExit):
 
 
 def folder() -> Path | None:
-    """Where the stage under way may keep checkpoints; None outside an attempt."""
+    """The folder in which the running stage may keep checkpoints; None outside an attempt."""
     return _folder
 
 
-def asked() -> bool:
-    """Whether the stage under way was asked to stop."""
-    return _asked
+def stop_requested() -> bool:
+    """Whether a signal has asked the running stage to stop."""
+    return _stop_requested
 
 
 def received() -> int | None:
-    """The signal that asked last in this process, or None."""
+    """The signal that last requested a stop in this process, or None."""
     return _received
 
 
 @contextmanager
 def stoppable_between() -> Iterator[None]:
-    """While the block runs, signals end it by raising Preempted wherever no stage answers them itself.
+    """While the block runs, a signal raises Preempted in it unless the running stage polls.
 
-    Signals reach Python's main thread only; in another thread nothing asks.
+    Signals reach Python's main thread only; in another thread this changes nothing.
     """
     in_main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, _ask) for number in SIGNALS} if in_main else {}
+    before = {number: signal.signal(number, _request_stop) for number in SIGNALS} if in_main else {}
     try:
         yield
     finally:
@@ -68,18 +68,18 @@ def stoppable_between() -> Iterator[None]:
 
 @contextmanager
 def stoppable(checkpoints: Path) -> Iterator[None]:
-    """While the block runs, signals ask it to stop, and what it does may be kept in the folder `checkpoints`.
+    """While the block runs, signals request that it stops, and it may keep what it has done in `checkpoints`.
 
-    Raises Preempted at the end of a block that was asked too late to stop in the middle. Signals reach
-    Python's main thread only; in another thread the folder is known and nothing asks.
+    Raises Preempted at the end of a block that finished before it saw the request. Signals reach Python's main
+    thread only; in another thread the folder is set and no signal arrives.
     """
-    global _folder, _asked
+    global _folder, _stop_requested
     assert _folder is None, "one attempt at a time"
-    _folder, _asked = checkpoints, False
+    _folder, _stop_requested = checkpoints, False
     try:
         with stoppable_between():
             yield
-            if _asked:
+            if _stop_requested:
                 raise Preempted("asked to stop when it was done")
     finally:
         _folder = None
@@ -87,7 +87,7 @@ def stoppable(checkpoints: Path) -> Iterator[None]:
 
 @contextmanager
 def polling() -> Iterator[None]:
-    """While the block runs, a signal only sets the flag that `asked` returns: the block looks at it itself."""
+    """While the block runs, a signal only sets the flag that `stop_requested` returns; the block must read it."""
     global _polled
     before, _polled = _polled, True
     try:
@@ -96,8 +96,8 @@ def polling() -> Iterator[None]:
         _polled = before
 
 
-def _ask(number: int, frame: Any) -> None:
-    global _asked, _received
-    _asked, _received = True, number
+def _request_stop(number: int, frame: Any) -> None:
+    global _stop_requested, _received
+    _stop_requested, _received = True, number
     if not _polled:
         raise Preempted(f"stopped by {signal.Signals(number).name}")

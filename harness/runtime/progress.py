@@ -1,11 +1,11 @@
-"""Progress of the stage under way: calls for makers, one listener for whoever watches, one for every line.
+"""Progress of the running stage: makers report it, and at most one listener receives it.
 
-A maker calls `report`; with no listener it does nothing. Calls closer together than a quarter of a
-second are dropped, except the last step's. The lines of a training log are passed on by `log`, each of them,
-after they were written; a fit that goes on passes the earlier ones on again.
+A maker calls `report`, which does nothing without a listener. Reports less than a quarter of a second after the last
+one are dropped, except that of the last step. `log` passes on every line of a training log, after it was written; a
+fit that continues from a checkpoint passes its earlier lines on again.
 
-    track.report(step=120, total=300, loss=0.41)
-    track.log({"step": 120, "loss": 0.41})
+    progress.report(step=120, total=300, loss=0.41)
+    progress.log({"step": 120, "loss": 0.41})
 """
 
 import time
@@ -36,7 +36,7 @@ _last_report = 0.0
 
 
 def report(step: int, total: int, loss: float | None = None, note: str = "") -> None:
-    """Say how far the stage is; cheap enough for every step of a tiny model."""
+    """Report how far the stage is; cheap enough for every step of a tiny model."""
     global _last_report
     if _listener is None:
         return
@@ -48,7 +48,7 @@ def report(step: int, total: int, loss: float | None = None, note: str = "") -> 
 
 
 def log(line: Mapping[str, Any]) -> None:
-    """Pass on a line of the training log, `step` and what was measured there."""
+    """Pass on a line of the training log: `step` and what was measured at it."""
     if _line_listener is not None:
         _line_listener(line)
 

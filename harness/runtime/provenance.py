@@ -15,7 +15,7 @@ PACKAGES = ("torch", "transformers", "trl", "datasets", "tokenizers", "hydra-cor
 def provenance() -> dict[str, Any]:
     """Git commit of this checkout (and whether it was changed), package versions, and the hardware."""
     root = Path(__file__).resolve().parents[2]
-    ours = _git(root, "rev-parse", "--show-toplevel") == str(root)  # not the repository of whoever installed us
+    ours = _git(root, "rev-parse", "--show-toplevel") == str(root)  # an installed package may lie in another repository
     commit = _git(root, "rev-parse", "HEAD") if ours else None
     versions: dict[str, str | None] = {}
     for package in PACKAGES:
@@ -46,7 +46,7 @@ def _cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
-    flags = said.get("flags", "").split()
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+    flags = fields.get("flags", "").split()
     widest = [words for flag, words in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags]
-    return ", ".join([said.get("model name") or platform.processor(), *widest[:1]])
+    return ", ".join([fields.get("model name") or platform.processor(), *widest[:1]])

@@ -1,9 +1,9 @@
-"""Answers in the rows' place: the labels that `teach.py` made, joined to a cell's own rows and visits.
+"""Teacher's answers as training rows: the labels that `labels.py` made, joined to a cell's rows and visits.
 
-Where student and teacher render conversations alike, the labelled rows are trained as they are, straight
-from their memory map. Else the teacher's text is put behind the student's own prompt, so a teacher with
-another tokenizer, or one that is only a text server, teaches by its words. Reasoning is cut off here and not
-in the labels, so `keep` and `strip` share them.
+Where student and teacher render conversations alike, the labelled rows are trained as they are, from their memory
+map. Otherwise the teacher's text follows the student's own prompt, so a teacher with another tokenizer, or one behind
+a server, can be distilled by its text. Reasoning is stripped here and not in the labels, so `keep` and `strip` share
+them.
 
     dataset, batches = answered_rows(stage, subset, order, folders, tokenizer, max_length=512, seed=0)
 """
@@ -44,24 +44,24 @@ def answered_rows(
 ) -> tuple[Dataset, np.ndarray]:
     """Rows with the teacher's answers and, for each visit of `order` (steps, batch_size), which of them it trains.
 
-    `folders` are published label stages that together answer every visited row; a row's n-th visit gets its
-    n-th sample, round and round. Where the text itself is learnt (cross-entropy), `stage.control="shuffled"` deals
-    the answers to other rows in one seeded cycle, so no row keeps its own; a divergence deals what its teacher says
-    of them. Raises SettingsError where there is only one row to deal among.
+    `folders` are published label stages that together answer every visited row; a row's n-th visit gets its n-th
+    sample, cyclically. Under the control `shuffled` with cross-entropy, the answers are permuted over the rows in one
+    seeded cycle, so no row keeps its own; with a divergence, the teacher's signal is permuted instead (in training).
+    Raises SettingsError where one row alone is to be permuted, or a prompt is cut in the student's rendering.
     """
     labels = concatenate_datasets([load_from_disk(folder / "labels") for folder in folders])
-    numbers = np.asarray(subset["row"], dtype=np.int64)[order]
-    places = _places(labels, numbers, stage.samples_per_prompt)
+    numbers = np.asarray(subset["row"], dtype=np.int64)[order]  # (steps, batch_size)
+    places = _places(labels, numbers, stage.samples_per_prompt)  # (steps, batch_size)
     alike = {_rendering(folder) for folder in folders} == {rendering_hash(tokenizer)}
     if alike and stage.control == "none" and stage.rationale == "keep":
         return labels.select_columns(list(FEATURES)), places
-    used, batches = np.unique(places, return_inverse=True)
+    used, batches = np.unique(places, return_inverse=True)  # (U,) visited answers, (steps * batch_size,)
     chosen = labels.select(used)
-    dealt = stage.control == "shuffled" and stage.divergence == "cross_entropy"
-    givers = _cycle(len(used), seed) if dealt else np.arange(len(used))
+    permuted = stage.control == "shuffled" and stage.divergence == "cross_entropy"
+    permutation = _cycle(len(used), seed) if permuted else np.arange(len(used))  # (U,)
     position = {row: index for index, row in enumerate(subset["row"])}
     prompts = _prompts(chosen, Rows(subset), position)
-    given = chosen.select(givers)
+    given = chosen.select(permutation)
     answers = _ids(given) if alike and stage.rationale == "keep" else _encoded(given, stage.rationale, tokenizer)
     rows = (
         answered(prompt, answer[: max(1, max_length - len(prompt))])
@@ -71,14 +71,14 @@ def answered_rows(
 
 
 def cut_answers(dataset: Dataset, batches: np.ndarray, end_of_turn: int) -> list[str]:
-    """A warning where many of the visited answers do not end with `end_of_turn`: a length limit cut them."""
+    """A warning where more than `MANY_CUT` of the visited answers do not end with `end_of_turn`."""
     rows, visited = Rows(dataset), np.unique(batches)
     cut = sum(int(rows[int(place)].input_ids[-1]) != end_of_turn for place in visited)
     if cut <= MANY_CUT * len(visited):
         return []
     return [
-        f"{cut} of {len(visited)} teacher's answers were cut by the length limit; "
-        "they are trained without an end of turn"
+        f"{cut} of {len(visited)} teacher's answers were cut by the length limit; they are trained without an end of "
+        "turn, so the student may not learn to stop; raise corpus.max_new_tokens"
     ]
 
 
@@ -102,15 +102,15 @@ def _places(labels: Dataset, numbers: np.ndarray, samples: int) -> np.ndarray:
 
 
 def _cycle(count: int, seed: int) -> np.ndarray:
-    """Whose answer each row gets when they are dealt: one seeded cycle."""
+    """The row (n,) whose answer each row gets: a permutation of one seeded cycle, so no row keeps its own."""
     if count < 2:
         raise refuse(
             "method.shuffled", True, "one row has no other row to swap answers with", "take a larger data_frac"
         )
     cycle = np.random.default_rng(draw_seed(seed, "shuffled")).permutation(count)
-    giver = np.empty_like(cycle)
-    giver[cycle] = np.roll(cycle, 1)
-    return giver
+    permutation = np.empty_like(cycle)
+    permutation[cycle] = np.roll(cycle, 1)
+    return permutation
 
 
 def _prompts(chosen: Dataset, rows: Rows, position: dict[int, int]) -> Iterator[list[int]]:

@@ -1,12 +1,12 @@
-"""Base stage: the model a cell starts from, before this study trains it.
+"""Stage `base`: the pretrained base model that a cell starts from.
 
-A `mini` is built and pre-trained here; a Hugging Face model is adopted as it is, which takes one small
-file that points to it; a server is probed and written down; a GGUF file is converted; pruning, fresh weights
-and a set template are applied on the way. Training on the cell's rows is `train.py`.
+A `mini` is built and pre-trained here. A pretrained Hugging Face model is referenced by a small file; its weights stay
+where they are. A model served over HTTP is probed and described. A GGUF file is converted. Pruning, random weights
+and another chat template are applied here too. `train.py` trains the base on the cell's rows.
 
-    model.json (path, revision)                              adopted; tokenizer files if a template is set
-    server.json (url, served_model, api_key_env, probe)      behind a server; and the tokenizer's files
-    model.safetensors, config.json, tokenizer.json, ...      built, converted, pruned or fresh
+    model.json (path, revision)                              a reference; tokenizer files if a template is set
+    server.json (url, served_model, api_key_env, probe)      served over HTTP; with the tokenizer's files
+    model.safetensors, config.json, tokenizer.json, ...      built, converted, pruned or of random weights
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,10 +17,10 @@ import numpy as np
 
 from harness.config.budget import Budget
 from harness.config.checks import refuse
+from harness.config.file_hash import file_sha256
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
 from harness.data import chat
-from harness.data.corpora._files import file_sha256
 from harness.data.sequences import draw_seed, of_like_length, visits
 from harness.models.files import POINTER, SERVER, local_folder, read_pointer
 from harness.models.loading import (
@@ -37,7 +37,7 @@ from harness.models.loading import (
 from harness.store.store import write_json
 from harness.teachers.completions_client import CompletionsServer
 from harness.teachers.discovery import endpoint_at
-from harness.teachers.teacher import ServedTeacher, server_page
+from harness.teachers.teacher import ServedTeacher, server_description
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -72,14 +72,14 @@ def make_base(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, m
     write_json(out / POINTER, pointer)
     tokenizer = load_tokenizer(out)
     if settings["init"] == "pretrained":
-        return _adopt(settings, tokenizer, out)
+        return _reference(settings, tokenizer, out)
     model = _fresh(settings, out) if settings["init"] == "random" else load_model(out, dtype="auto")
     (out / POINTER).unlink()
     return _save(settings, model, tokenizer, out)
 
 
 def line_rows(tokenizer: "PreTrainedTokenizerBase", lines: Iterable[tuple[str, str]]) -> "Dataset":
-    """Pre-training lines as rows `input_ids`, `starts`, `ends`: BOS, text before, answer (trained)."""
+    """Pre-training lines as rows `input_ids`, `starts`, `ends`: BOS, text before the answer, answer (trained)."""
     from datasets import Dataset
 
     pairs = list(lines)
@@ -97,7 +97,7 @@ def line_rows(tokenizer: "PreTrainedTokenizerBase", lines: Iterable[tuple[str, s
 
 
 def _mini(settings: Mapping[str, Any], out: Path, machine: Machine) -> Facts:
-    """A Llama with fresh weights, pre-trained on raw question-and-answer lines unless it is to stay fresh."""
+    """A Llama with random weights, pre-trained on raw question-and-answer lines unless `init` is `random`."""
     from transformers import LlamaConfig
 
     from harness.data.miniature.lines import pretraining_lines
@@ -113,8 +113,8 @@ def _mini(settings: Mapping[str, Any], out: Path, machine: Machine) -> Facts:
 
     plan = settings["pretraining"]
     rows = line_rows(tokenizer, pretraining_lines(settings["world_seed"], settings["knows"], plan["lines"], seed))
-    batches = visits(plan["lines"], plan["steps"], plan["batch_size"], draw_seed(seed, "pretraining"))
-    batches = of_like_length(batches, np.array([len(ids) for ids in rows["input_ids"]]), seed)
+    batches = visits(plan["lines"], plan["steps"], plan["batch_size"], draw_seed(seed, "pretraining"))  # (steps, B)
+    batches = of_like_length(batches, np.array([len(ids) for ids in rows["input_ids"]]), seed)  # (steps, B)
     budget = Budget(
         kind="steps", amount=plan["steps"], batch_size=plan["batch_size"], learning_rate=plan["learning_rate"]
     )
@@ -137,17 +137,17 @@ def _mini(settings: Mapping[str, Any], out: Path, machine: Machine) -> Facts:
     }
 
 
-def _adopt(settings: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase", out: Path) -> Facts:
-    """Leave the weights where they are; keep a tokenizer of its own only where a template is set."""
+def _reference(settings: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase", out: Path) -> Facts:
+    """Leave the weights where they are; save a tokenizer only where another chat template is set."""
     if settings["chat_template"] != "own":
         chat.set_template(tokenizer, settings["chat_template"])
         tokenizer.save_pretrained(out)
-    chat.end_of_turn_id(tokenizer)  # refuses a template that cannot be trained on, before anything is spent
+    chat.end_of_turn_id(tokenizer)  # raises where the template cannot be trained on, before anything is computed
     return {"counts": {"vocabulary": len(tokenizer)}, "tokenizer_hash": tokenizer_hash(tokenizer)}
 
 
 def _served(settings: Mapping[str, Any], where: Mapping[str, Any], out: Path) -> Facts:
-    """Write down where the server is and how it answers the probe, beside the tokenizer declared for it."""
+    """Describe the server (address and answer to the probe), beside the tokenizer declared for it."""
     folder = local_folder(where["tokenizer"])
     if folder is not None:
         _check_unchanged({name: folder / name for name in settings["tokenizer"]}, settings["tokenizer"], "tokenizer")
@@ -156,15 +156,16 @@ def _served(settings: Mapping[str, Any], where: Mapping[str, Any], out: Path) ->
     tokenizer = load_tokenizer(folder)
     chat.set_template(tokenizer, settings["chat_template"])
     endpoint = endpoint_at(where["path"], where["api_key_env"])
-    page = server_page(where["path"], ServedTeacher(CompletionsServer(endpoint, settings["served_model"]), tokenizer))
+    teacher = ServedTeacher(CompletionsServer(endpoint, settings["served_model"]), tokenizer)
+    description = server_description(where["path"], teacher)
     tokenizer.save_pretrained(out)
-    write_json(out / SERVER, page)
-    hashes = {"tokenizer_hash": tokenizer_hash(tokenizer), "probe": page["probe"]["sha256"]}
+    write_json(out / SERVER, description)
+    hashes = {"tokenizer_hash": tokenizer_hash(tokenizer), "probe": description["probe"]["sha256"]}
     return {"counts": {"vocabulary": len(tokenizer)}, **hashes}
 
 
 def _save(settings: Mapping[str, Any], model: Any, tokenizer: "PreTrainedTokenizerBase", out: Path) -> Facts:
-    """Prune and set the template where asked, then write the folder."""
+    """Prune the model and set its template where the settings say so, then write the folder."""
     if settings["init"] == "pruned":
         model = prune_layers(model, settings["layers"])
     chat.set_template(tokenizer, settings.get("chat_template", "own"))
@@ -184,7 +185,7 @@ def _fresh(settings: Mapping[str, Any], out: Path) -> "PreTrainedModel":
 
 
 def _pointer(where: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str | None]:
-    """Where an adopted model is: an absolute folder whose files are as planned, or hub id and revision."""
+    """The reference to a model: an absolute folder whose files are as planned, or hub id and revision."""
     folder = local_folder(where["path"])
     if folder is not None:
         _check_unchanged({name: folder / name for name in settings["files"]}, settings["files"])
@@ -213,4 +214,4 @@ def _snapshot(field: str, path: str, revision: str | None, patterns: list[str]) 
 def _check_unchanged(files: Mapping[str, Path], planned: Mapping[str, str], field: str = "path") -> None:
     for name, file in files.items():
         if not file.is_file() or file_sha256(file) != planned[name]:
-            raise refuse(field, str(file), "it changed since the run was planned", "start the run again")
+            raise refuse(field, str(file), "it changed after the run was planned", "start the run again")

@@ -1,9 +1,9 @@
-"""Stages `measure` and `quantise`: what one model takes to run in one number format, and its weights rounded to it.
+"""Stages `measure` and `quantise`: memory and speed of a model in one number format, and its quantised weights.
 
-Lengths are forced (no token stops an answer), so models of one shape do the same work, whatever they say: a base
-stands for every student that is trained from it. Timings are this machine's at that hour; no number of the study
-is made of them. Weights are rounded to 8 or 4 bits once, by bitsandbytes, which does so on CPU and GPU; the folder is
-an ordinary Hugging Face one, loaded like any other with the memory of the rounded weights.
+Answers have a fixed length (no token stops one), so models of one shape do the same work whatever they generate: a
+base stands for every student that is trained from it. Timings are those of the machine at that time, and no result
+of a study is computed from them. bitsandbytes quantises weights to 8 or 4 bits, on CPU and GPU; the folder is an
+ordinary Hugging Face one and loads with the memory of the quantised weights.
 
     measure.json                                     of `measure`: the facts below, on their own
     model.safetensors, config.json, tokenizer.json   of `quantise`: the rounded model, with its quantization_config
@@ -44,15 +44,15 @@ SAMPLE_SECONDS = 0.002
 
 
 def make_measure(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
-    """Load the model, read a prompt and write an answer; then again, several times, for the median speed.
+    """Load the model, process a prompt and generate an answer; then repeat for the median speed.
 
-    `settings`: `format` (`fp32`, `bf16`, `int8`, `nf4`), `precision` of what is not rounded (the last two only),
-    `prompt_tokens`, `new_tokens`, `batch_size`, `repeats`.
-    `inputs`: `model`, a model folder; for `int8` and `nf4` one whose weights are rounded already.
+    `settings`: `format` (`fp32`, `bf16`, `int8`, `nf4`), `precision` of the weights that are not quantised (the last
+    two formats only), `prompt_tokens`, `new_tokens`, `batch_size`, `repeats`.
+    `inputs`: `model`, a model folder; for `int8` and `nf4` one whose weights are quantised already.
 
     `counts`: `parameters`, `weight_bytes` (of the weights as saved in this format), `peak_memory_bytes` (from before
-    loading until the last token, above what was in use: resident memory on a CPU, the allocator's on a GPU), and the
-    lengths in force, which a short context cuts. `metrics`: tokens per second over the whole batch.
+    loading until the last token, above the memory in use before: resident memory on a CPU, the allocator's on a GPU),
+    and the lengths in force, which a short context reduces. `metrics`: tokens per second over the whole batch.
     """
     device, dtype = device_of(machine), settings.get("precision", settings["format"])
     _import_ahead(inputs["model"], settings["format"])
@@ -62,9 +62,9 @@ def make_measure(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path
         context, new_tokens = context_of(model) or 2**31, settings["new_tokens"]
         prompt_tokens = max(1, min(settings["prompt_tokens"], context - new_tokens))
         new_tokens = min(new_tokens, context - prompt_tokens)
-        prompts = _prompts(model, settings["batch_size"], prompt_tokens)
-        _read_and_write(model, prompts, new_tokens)  # warms up, and needs what every later run needs
-    timed = [_read_and_write(model, prompts, new_tokens) for _ in range(settings["repeats"])]
+        prompts = _prompts(model, settings["batch_size"], prompt_tokens)  # (B, P)
+        _prefill_and_decode(model, prompts, new_tokens)  # a warm-up, whose memory is that of every later run
+    timed = [_prefill_and_decode(model, prompts, new_tokens) for _ in range(settings["repeats"])]
     prefill, decode = (median(seconds) for seconds in zip(*timed, strict=True))
     facts = {
         "counts": {
@@ -91,41 +91,41 @@ def make_measure(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path
 
 
 def weight_bytes(model: "PreTrainedModel") -> int:
-    """Bytes of all weights as a file of them holds them: tied ones once, with the scales of rounded ones."""
+    """Bytes of all weights as saved: tied weights count once, quantised ones with their scales."""
     tensors = [tensor for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor)]
     return sum({(tensor.data_ptr(), tensor.nbytes): tensor.nbytes for tensor in tensors}.values())
 
 
-def _read_and_write(model: "PreTrainedModel", prompts: torch.Tensor, new_tokens: int) -> tuple[float, float]:
-    """Seconds of reading the prompts (B, P) at once, and of writing `new_tokens` greedy tokens after them."""
+def _prefill_and_decode(model: "PreTrainedModel", prompts: torch.Tensor, new_tokens: int) -> tuple[float, float]:
+    """Seconds of processing the prompts (B, P) at once, and of generating `new_tokens` greedy tokens after them."""
     with torch.no_grad():
-        read_from = _now(model)
+        prefill_start = _now(model)
         output: Any = model(input_ids=prompts, use_cache=True, logits_to_keep=1)
-        token = output.logits[:, -1:].argmax(-1)
-        written_from = _now(model)
+        token = output.logits[:, -1:].argmax(-1)  # (B, 1)
+        decode_start = _now(model)
         cache = with_room(output.past_key_values)
         for _ in range(new_tokens):
             output = model(input_ids=token, past_key_values=cache, use_cache=True)
-            token, cache = output.logits[:, -1:].argmax(-1), output.past_key_values
-        return written_from - read_from, _now(model) - written_from
+            token, cache = output.logits[:, -1:].argmax(-1), output.past_key_values  # (B, 1)
+        return decode_start - prefill_start, _now(model) - decode_start
 
 
 def _prompts(model: "PreTrainedModel", batch_size: int, prompt_tokens: int) -> torch.Tensor:
-    """Any ids of the vocabulary, (B, P): which they are changes nothing."""
+    """Random ids of the vocabulary, (B, P): which ids they are does not change the work."""
     generator = torch.Generator().manual_seed(0)
     vocabulary = model.config.get_text_config().vocab_size
     return torch.randint(vocabulary, (batch_size, prompt_tokens), generator=generator).to(model.device)
 
 
 def _now(model: "PreTrainedModel") -> float:
-    """The time when all that was asked of the device so far is done."""
+    """The time (s) at which the device has finished all work submitted so far."""
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return time.perf_counter()
 
 
 def _import_ahead(folder: Path, number_format: str) -> None:
-    """Import what loading would, so that code is not counted as the model's memory."""
+    """Import the modules that loading imports, so that their memory is not counted as the model's."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -142,7 +142,7 @@ def _import_ahead(folder: Path, number_format: str) -> None:
 
 @contextmanager
 def _peak_memory(device: str) -> Iterator[Callable[[], int]]:
-    """Yields what tells, after the block, the most bytes in use within it above those in use before."""
+    """Yields a function that returns, after the block, the peak of bytes in use within it above those before it."""
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
@@ -150,7 +150,7 @@ def _peak_memory(device: str) -> Iterator[Callable[[], int]]:
         before = torch.cuda.memory_allocated(device)
         yield lambda: torch.cuda.max_memory_allocated(device) - before
         return
-    with suppress(OSError, AttributeError):  # memory freed earlier goes back to the system, where libc can do that
+    with suppress(OSError, AttributeError):  # return memory freed earlier to the system, where libc supports it
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     process, ended = psutil.Process(), threading.Event()
     before = process.memory_info().rss
@@ -172,7 +172,7 @@ def _peak_memory(device: str) -> Iterator[Callable[[], int]]:
 
 
 def make_quantise(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
-    """Round the linear layers of `inputs["model"]` to `settings["to"]` (`int8` or `nf4`)."""
+    """Quantise the linear layers of `inputs["model"]` to `settings["to"]` (`int8` or `nf4`)."""
     model = load_quantised(inputs["model"], settings["to"], device_of(machine))
     save_model(model, load_tokenizer(inputs["model"]), out)
     return {"counts": {"parameters": count_parameters(model), "bytes": model.get_memory_footprint()}}

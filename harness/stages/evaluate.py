@@ -1,7 +1,7 @@
-"""Evaluate stage: one model scored by one evaluation, item by item: on a mixture's held-out rows, or a benchmark.
+"""Stage `evaluate`: one model scored by one evaluation, item by item, on a mixture's held-out rows or a benchmark.
 
-Base models, teachers and students all pass through here, on the same rows in the same way. What an
-evaluation does is in `harness/evals/`; comparing arms is `stats.py`'s matter, from the items kept here.
+Base models, teachers and students are scored here on the same rows in the same way. The evaluations are in
+`harness/evals/`; `results/` compares arms from the items written here.
 
     items.parquet    one row per evaluation and held-out row (the fields of `evals.Item`)
     scores.json      [{"eval", "metric", "source" ("all" or a name), "score", "standard_error", "items"}, ...]
@@ -18,7 +18,7 @@ from typing import Any
 from harness.config.machine import Machine
 from harness.data.chat import end_of_turn_id
 from harness.evals import ALL, UNREAD, HeldoutRow, Item, Options, Score, Scored, load_eval
-from harness.evals.benchmarks import load_card
+from harness.evals.benchmarks import load_benchmark
 from harness.evals.subsample import in_proportion
 from harness.models.flops import forward_flops
 from harness.models.loading import count_parameters, device_of, load_model, load_shape, load_tokenizer, weights_folder
@@ -26,22 +26,23 @@ from harness.runtime import progress
 from harness.store.store import write_json
 from harness.teachers.server_process import serving
 
-CUT_OFF_SHARE = 0.05  # more answers than this at the length limit are worth a warning
-TOO_TIDY_ITEMS = 20  # as many items all right or all wrong are worth one
+CUT_OFF_SHARE = 0.05  # a larger share of answers at the length limit is warned about
+TOO_TIDY_ITEMS = 20  # at least as many items, all right or all wrong, are warned about
 
 
 def make_evaluate(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Score the model on one evaluation and write items and scores.
 
     `settings`: `eval` (its name), `limit` (rows, or null for all), and optionally `seed` (of the sample that
-    `limit` takes), `precision` (else fp32), `max_new_tokens` where it writes answers to held-out rows, and of a
-    benchmark its `card` with `revision` or `files`.
+    `limit` takes), `precision` (else fp32), `max_new_tokens` where answers to held-out rows are generated, and for a
+    benchmark `card` (its identity) with `revision` or `files`.
     `inputs`: `model`, and `mixture` for held-out rows.
+    Raises SettingsError where the model cannot be loaded, or a benchmark's file or data changed after planning.
     """
     tokenizer = load_tokenizer(inputs["model"])
     if settings.get("served"):
         model = load_shape(inputs["model"])
-    else:  # base, teacher and student alike
+    else:  # one precision for base, teacher and student, so that scores compare
         model = load_model(inputs["model"], device_of(machine), dtype=settings.get("precision", "fp32"))
     progress.report(0, 1, note=settings["eval"])
     score = _benchmark if "card" in settings else _heldout
@@ -74,19 +75,19 @@ def _heldout(
 def _benchmark(
     settings: Mapping[str, Any], inputs: Mapping[str, Path], model: Any, tokenizer: Any
 ) -> tuple[Scored, list[Score], dict[str, Any]]:
-    from harness.evals.lm_evaluation.run import run_card, summary
+    from harness.evals.lm_evaluation.run import run_benchmark, summary
     from harness.evals.lm_evaluation.tasks import planned
 
     name = settings["eval"]
-    card, data = planned(name, settings, settings.get("where", {}).get("files", ()))
+    benchmark, data = planned(name, settings, settings.get("where", {}).get("files", ()))
     limit, seed = settings["limit"], settings.get("seed", 0)
     with ExitStack() as stack:
         write = None
         if settings.get("served"):
             server = stack.enter_context(serving(settings["where"]["server"], weights_folder(inputs["model"])))
             write = partial(server.complete, stop_ids={end_of_turn_id(tokenizer)})
-        scored, resolved = run_card(name, card, data, model, tokenizer, limit, seed, write)
-    return scored, summary(name, card, scored.items), resolved
+        scored, resolved = run_benchmark(name, benchmark, data, model, tokenizer, limit, seed, write)
+    return scored, summary(name, benchmark, scored.items), resolved
 
 
 def read_heldout(mixture: Path) -> list[HeldoutRow]:
@@ -125,10 +126,10 @@ def _plain(score: Score) -> dict[str, Any]:
 def _warnings(settings: Mapping[str, Any], scores: Sequence[Score], items: Sequence[Item]) -> list[str]:
     bounds = {0.0: "the floor", 1.0: "the ceiling"}
     if "card" in settings:
-        bounds |= {load_card(settings["eval"]).floor: "what guessing scores"}
+        bounds |= {load_benchmark(settings["eval"]).floor: "what guessing scores"}
     found = [
         f"{score.eval} {score.metric} is exactly {score.score:g}, {bounds[score.score]}, on {score.items} items: "
-        "look at the answers"
+        "read some of them in items.parquet before you trust the score"
         for score in scores
         if score.source == ALL
         and not score.metric.startswith("nll")
@@ -138,9 +139,16 @@ def _warnings(settings: Mapping[str, Any], scores: Sequence[Score], items: Seque
     answered = [item for item in items if item.prediction is not None]
     cut = sum(item.hit_length_limit for item in answered)
     if cut > CUT_OFF_SHARE * len(answered):
-        found.append(f"{settings['eval']}: {cut} of {len(answered)} answers were cut off by max_new_tokens")
+        way_out = "the benchmark sets it" if "card" in settings else "raise corpus.max_new_tokens"
+        found.append(
+            f"{settings['eval']}: {cut} of {len(answered)} answers were cut off by max_new_tokens and may be wrong for "
+            f"that alone ({way_out})"
+        )
     if unread := sum(item.parsed == UNREAD for item in items):
-        found.append(f"{settings['eval']}: {unread} of {len(items)} answers could not be read and count as wrong")
+        found.append(f"{settings['eval']}: {unread} of {len(items)} answers could not be parsed and count as wrong")
     if truncated := sum(item.truncated for item in items):
-        found.append(f"{settings['eval']}: {truncated} of {len(items)} prompts are longer than the model's context")
+        found.append(
+            f"{settings['eval']}: {truncated} of {len(items)} prompts are longer than the model's context, so their "
+            "scores say little about the model"
+        )
     return found

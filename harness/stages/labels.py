@@ -1,10 +1,10 @@
 """Stage `labels`: the teacher's answers to the prompts of a set of rows.
 
-A row's answers depend on the row and the teacher alone: greedy by default, else drawn by the row's id, one
-turn of a conversation (drawn by its id too) with gold history before it. So blocks of rows can be answered
-apart and reused by any cell; `answers.py` puts them in the rows' place. An answer cut by a length limit is
-kept without an end-of-turn target and counted: the rows never differ between arms. A stopped stage goes on
-after its last whole shard of rows (`shards.py`). `synthesize.py` lets the teacher write the prompts too.
+A row's answers depend on the row and the teacher alone: greedy by default, else sampled with a seed from the row's
+id. In a conversation one turn is answered, drawn by the row's id too, after the gold history. So blocks of rows are
+answered separately and shared by all cells; `answers.py` makes training rows of them. An answer cut by a length limit
+is kept without an end-of-turn target and counted, so the rows do not differ between arms. A stopped stage continues
+after its last complete part (`store/partial_output.py`). `synthesis/synthesize.py` generates new prompts too.
 
     labels/         data set: row, id, turn, sample, input_ids, starts, ends (prompt and answer), text, finished
     labels.json     counts, and how the teacher renders a conversation
@@ -28,9 +28,9 @@ from harness.data.sequences import Rows, answered, draw_seed, visiting_order
 from harness.models.flops import forward_flops
 from harness.models.loading import device_of, load_tokenizer, rendering_hash, tokenizer_hash
 from harness.runtime import progress
-from harness.store.partial_output import Shards, read_batch
+from harness.store.partial_output import PartialOutput, read_batch
 from harness.store.store import write_json
-from harness.teachers.teacher import Writer, open_teacher
+from harness.teachers.teacher import GeneratingTeacher, open_teacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,7 +47,7 @@ FEATURES = Features(TOKENS)
 LABELS = Features(
     TOKENS | {"turn": Value("int32"), "sample": Value("int32"), "text": Value("string"), "finished": Value("bool")}
 )
-ROWS_PER_SHARD = 1024  # a teacher in memory answers 256 of them at a time, those of like length together
+ROWS_PER_PART = 1024  # a teacher in memory answers 256 of them at a time, those of like length together
 
 
 def make_labels(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
@@ -56,11 +56,12 @@ def make_labels(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
     `settings`: `sampling_temperature` (0 is greedy), `samples_per_prompt`, `max_new_tokens`, `max_length`
     (tokens of prompt and answer), `precision` of the teacher, and `visits` (`budget`, `span`, `seed`) where
     only the rows that a training stage visits are answered. `inputs`: `rows` (a subset rendered with the
-    teacher's tokenizer), `teacher`. Raises SettingsError for rows in another tokenizer's ids.
+    teacher's tokenizer), `teacher`. Raises SettingsError for rows in another tokenizer's ids, and Preempted when a
+    stop is requested.
     """
     tokenizer = load_tokenizer(inputs["teacher"])
     rows = load_from_disk(inputs["rows"] / "train")
-    chosen = np.arange(len(rows))
+    chosen = np.arange(len(rows))  # indices of the rows to answer
     if "visits" in settings:
         visits = settings["visits"]
         chosen = np.unique(visiting_order(Rows(rows), Budget(**visits["budget"]), visits["seed"], visits["span"]))
@@ -72,9 +73,9 @@ def make_labels(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
         _check_rendering(inputs["rows"], tokenizer)
         url = settings.get("where", {}).get("teacher_url")
         teacher = open_teacher(inputs["teacher"], device_of(machine), settings["precision"], url)
-        shards = Shards(settings, inputs, ROWS_PER_SHARD, teacher.spent)
-        _answer(teacher, rows, chosen, settings, shards, columns)
-        read, parameters, earlier_seconds = teacher.spent["read"], teacher.parameters, shards.earlier_seconds
+        partial_output = PartialOutput(settings, inputs, ROWS_PER_PART, teacher.spent)
+        _answer(teacher, rows, chosen, settings, partial_output, columns)
+        read, parameters, earlier_seconds = teacher.spent["read"], teacher.parameters, partial_output.earlier_seconds
         warnings += teacher.warnings
     save_rows(columns, out / "labels", LABELS)
     answers = len(columns["row"])
@@ -92,7 +93,7 @@ def make_labels(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
 
 
 def _check_rendering(rows: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Refuse prompts in ids of another tokenizer: the teacher would answer what nobody asked."""
+    """Raise SettingsError for prompts in ids of another tokenizer, which the teacher would misread."""
     rendered, own = json.loads((rows / "subset.json").read_text())["tokenizer_hash"], tokenizer_hash(tokenizer)
     if rendered != own:
         reason = f"the rows are in the student's tokens ({rendered[:12]}), and the teacher has others ({own[:12]})"
@@ -100,18 +101,18 @@ def _check_rendering(rows: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
 
 
 def _answer(
-    teacher: Writer,
+    teacher: GeneratingTeacher,
     dataset: Dataset,
     chosen: np.ndarray,
     settings: dict[str, Any],
-    shards: Shards,
+    partial_output: PartialOutput,
     columns: dict[str, list],
 ) -> None:
-    """Fill the columns with answers to the chosen rows, shard by shard."""
+    """Fill the columns with answers to the chosen rows, part by part."""
     rows, numbers, ids = Rows(dataset), dataset["row"], dataset["id"]
     tokenizer = teacher.tokenizer
     end = end_of_turn_id(tokenizer)
-    asked = [(int(i), sample) for i in chosen for sample in range(settings["samples_per_prompt"])]
+    wanted = [(int(i), sample) for i in chosen for sample in range(settings["samples_per_prompt"])]
 
     def answers_to(block: list[tuple[int, int]]) -> pa.RecordBatch:
         turns = [draw_seed("turn", ids[i]) % len(rows[i].starts) for i, _ in block]
@@ -130,18 +131,18 @@ def _answer(
                 found[name].append(value)
         return pa.record_batch(found, schema=LABELS.arrow_schema)
 
-    for first in range(0, len(asked), ROWS_PER_SHARD):
-        block = asked[first : first + ROWS_PER_SHARD]
-        made = shards.made(f"{first // ROWS_PER_SHARD:05d}", partial(answers_to, block))
+    for first in range(0, len(wanted), ROWS_PER_PART):
+        block = wanted[first : first + ROWS_PER_PART]
+        made = partial_output.made(f"{first // ROWS_PER_PART:05d}", partial(answers_to, block))
         for name, values in read_batch(made).to_pydict().items():
             columns[name] += values
-        progress.report(first + len(block), len(asked), note="teacher's answers")
+        progress.report(first + len(block), len(wanted), note="teacher's answers")
 
 
 def save_rows(columns: Mapping[str, list[Any]], folder: Path, features: Features = FEATURES) -> None:
-    """Write rows as a data set with these columns, those of a subset unless told otherwise."""
+    """Write rows as a data set with the columns of `features`, by default those of a subset."""
     table = pa.table(
         {name: pa.array(values, type=features.arrow_schema.field(name).type) for name, values in columns.items()}
     )
-    # a data set without rows is only readable when its one, empty, shard is written
+    # a data set without rows can be read only if one empty shard is written
     Dataset(table, fingerprint=folder.name).cast(features).save_to_disk(folder, num_shards=None if len(table) else 1)

@@ -29,7 +29,7 @@ from harness.models.loading import device_of
 from harness.models.logits import logits_at, scored_positions
 from harness.runtime import progress
 from harness.runtime.provenance import provenance
-from harness.store.partial_output import Shards
+from harness.store.partial_output import PartialOutput
 from harness.teachers.logit_cache import ROWS_PER_SHARD, StoredRow, batch_hashes, shard_batch, stored_row, write_cache
 from harness.teachers.signals import hashes_of, teacher_fingerprint
 from harness.teachers.sparse_logits import Kept, sampled_of, top_k_named, top_k_of
@@ -79,7 +79,7 @@ def make_cache(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
         seeds = [draw_seed(settings["seed"], "sampled logits", ids[index]) for index in part]
         return shard_batch(read(teacher.model, some, signal, seeds, vocabulary))
 
-    shards = Shards(settings, inputs, ROWS_PER_SHARD)
+    shards = PartialOutput(settings, inputs, ROWS_PER_SHARD)
     made: list[Path] = []
     for first in range(0, len(rows), ROWS_PER_SHARD):
         part = range(first, min(first + ROWS_PER_SHARD, len(rows)))

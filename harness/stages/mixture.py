@@ -1,10 +1,10 @@
 """Data stage `mixture`: a whole corpus as Parquet, with its fixed held-out rows set apart.
 
-`subset.py` takes a cell's fraction of it. The held-out rows depend on the corpus only, never on a
-fraction or a seed of a cell: per source, the prompts with the smallest hashes, whole prompts at a time,
-so neither a repeated row nor a repeated prompt is ever on both sides. A row without an answer is never held
-out, there is nothing to score against. Repeated rows stay in train, as in Tülu 3 (arXiv 2411.15124), and are
-counted. Rows pass through once and never sit in memory together.
+`subset.py` takes a cell's fraction of it. The held-out rows depend on the corpus alone, never on a fraction or a seed
+of a cell: per source, the prompts with the smallest hashes, whole prompts at a time, so no repeated row and no
+repeated prompt is on both sides. A row without an answer is never held out, because it cannot be scored. Repeated
+rows stay in train, as in Tülu 3 (arXiv 2411.15124), and are counted. Rows are read once and are never in memory
+together.
 
     train.parquet     id, messages, source, prompt_hash, row_hash
     heldout.parquet   the same and truth
@@ -23,15 +23,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness.config.checks import refuse
+from harness.config.file_hash import file_sha256
 from harness.config.machine import Machine
 from harness.data.corpora import corpus_from
-from harness.data.corpora._files import file_sha256
 from harness.data.corpora._rows import is_answered, nothing_to_score, prompt_hash, row_hash
 from harness.runtime import progress
 from harness.store.store import write_json
 
 ROWS_AT_ONCE = 500
-MOST_HELD_OUT = 5  # at most one row in this many of a source is held out, whatever `heldout_rows` asks
+MOST_HELD_OUT = 5  # at most one row in this many of a source is held out, even where `heldout_rows` is larger
 SPLITS = ("", "train", "heldout")
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 ROW = pa.schema(
@@ -63,51 +63,12 @@ def make_mixture(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path
     _check_files(settings["corpus"].get("files"), provenance)
 
     dropped = Counter(provenance.get("dropped", {}))
-    if not len(seen.prompts):
-        raise refuse(
-            "corpus",
-            kind,
-            f"no row is left to train on (dropped: {dict(dropped) or 'none'})",
-            "loosen corpus.sources or look at the rows",
-        )
-    prompts, rows, sources, answered = seen.arrays()
-    if not answered.any():
-        raise nothing_to_score()
-    heldout = _heldout(corpus, seen, prompts, sources, answered)
-    leaked = ~heldout & np.isin(prompts, prompts[heldout])  # where we chose, which goes by prompt, only unanswered ones
-    if leaked.any():
-        dropped["train row whose prompt is held out"] += int(leaked.sum())
-    train = ~heldout & ~leaked
-    if not train.any():
-        raise refuse(
-            "corpus",
-            kind,
-            "every row is held out, none is left to train on",
-            "give more rows, or lower corpus.heldout_rows",
-        )
-    _write(spool, out / "train.parquet", train, ROW.remove(ROW.get_field_index("truth")))
-    _write(spool, out / "heldout.parquet", heldout, ROW)
+    split = _split(corpus, kind, seen, dropped)
+    _write(spool, out / "train.parquet", split.train, ROW.remove(ROW.get_field_index("truth")))
+    _write(spool, out / "heldout.parquet", split.heldout, ROW)
     spool.unlink()
 
-    repeated = _repeats(rows)
-    counts = {
-        "train_rows": int(train.sum()),
-        "heldout_rows": int(heldout.sum()),
-        "dropped_rows": dropped.total(),
-        "repeats": int(repeated.sum()),
-    }
-    if not answered.all():
-        counts["unanswered_rows"] = int((train & ~answered).sum())
-    table = {}
-    for code, name in enumerate(seen.names):
-        mine = sources == code
-        table[name] = {
-            "train": int((train & mine).sum()),
-            "heldout": int((heldout & mine).sum()),
-            "prompts": len(np.unique(prompts[mine])),
-            "repeats": int((repeated & mine).sum()),
-            "license": provenance.get("licenses", {}).get(name),
-        }
+    counts, table = _count(split, seen, dropped, provenance.get("licenses", {}))
     warnings = list(provenance.get("warnings", [])) + _warnings(counts, table, corpus, dropped, seen.decided)
     write_json(
         out / "mixture.json",
@@ -119,7 +80,7 @@ def make_mixture(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path
             "sources": table,
             "dropped": dict(dropped),
             "warnings": warnings,
-            "files": {name: file_sha256(out / name) for name in ("train.parquet", "heldout.parquet")},
+            "files": {name: file_sha256(out / name, remember=False) for name in ("train.parquet", "heldout.parquet")},
         },
     )
     return {"counts": counts, "warnings": warnings}
@@ -138,13 +99,15 @@ def choose_heldout(
     """
     answered = np.ones(len(sources), dtype=bool) if answered is None else answered
     count = int(sources.max()) + 1
-    unique, prompt_of = np.unique(prompts, return_inverse=True)
-    pairs, pair_of = np.unique(prompt_of.astype(np.int64) * count + sources, return_inverse=True)
-    pair_rows = np.bincount(pair_of[answered], minlength=len(pairs))
-    pair_prompt, pair_source = np.divmod(pairs, count)
-    first_pair = np.searchsorted(pair_prompt, np.arange(len(unique) + 1))
+    unique, prompt_of = np.unique(prompts, return_inverse=True)  # (P,) distinct prompts, (n,)
+    # a pair is a prompt within one source: pairs of one prompt are held out together, rows are counted by source
+    pairs, pair_of = np.unique(prompt_of.astype(np.int64) * count + sources, return_inverse=True)  # (Q,), (n,)
+    pair_rows = np.bincount(pair_of[answered], minlength=len(pairs))  # (Q,) answered rows
+    pair_prompt, pair_source = np.divmod(pairs, count)  # both (Q,)
+    first_pair = np.searchsorted(pair_prompt, np.arange(len(unique) + 1))  # (P + 1,)
+    # by source: answered rows, and prompts that are not held out yet, both (S,)
     rows_of, left = np.bincount(sources[answered], minlength=count), np.bincount(pair_source, minlength=count)
-    share = np.rint(heldout_rows * rows_of / answered.sum()).astype(np.int64)
+    share = np.rint(heldout_rows * rows_of / answered.sum()).astype(np.int64)  # (S,)
     most = len(sources) * rows_of // (MOST_HELD_OUT * answered.sum())
     wanted = np.where((left >= 2) & (rows_of > 0), np.maximum(1, np.minimum(share, most)), 0)
     taken, held = np.zeros(count, dtype=np.int64), np.zeros(len(unique), dtype=bool)
@@ -168,13 +131,15 @@ def choose_heldout(
             for pair in mine[np.argsort(pair_rows[mine], kind="stable")]:
                 if taken[source]:
                     break
-                take(int(pair_prompt[pair]), must_fit=False)  # all are larger than the share: the smallest
+                take(
+                    int(pair_prompt[pair]), must_fit=False
+                )  # every prompt has more rows than the share: take the smallest
     return held[prompt_of] & answered
 
 
 @dataclass
 class _Seen:
-    """What is kept of every row while it streams by: 20 bytes, and each source's name once."""
+    """What is kept of every row while rows are read: 20 bytes, and each source's name once."""
 
     prompts: array = field(default_factory=lambda: array("Q"))
     rows: array = field(default_factory=lambda: array("Q"))
@@ -196,6 +161,74 @@ class _Seen:
     def decided(self) -> bool:
         """Whether the corpus set the split itself."""
         return any(self.splits)
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Which of the n rows are trained on and which are held out, with what they are counted by; each (n,)."""
+
+    train: np.ndarray
+    heldout: np.ndarray
+    answered: np.ndarray
+    prompts: np.ndarray
+    sources: np.ndarray
+
+
+def _split(corpus: Any, kind: str, seen: _Seen, dropped: Counter[str]) -> _Split:
+    """Set held-out rows apart; train rows whose prompt is held out are dropped and counted in `dropped`.
+
+    Raises SettingsError where no row is left to train on, or none has an answer to score.
+    """
+    if not len(seen.prompts):
+        raise refuse(
+            "corpus",
+            kind,
+            f"no row is left to train on (dropped: {dict(dropped) or 'none'})",
+            "loosen corpus.sources or look at the rows",
+        )
+    prompts, _, sources, answered = seen.arrays()  # each (n,)
+    if not answered.any():
+        raise nothing_to_score()
+    heldout = _heldout(corpus, seen, prompts, sources, answered)  # (n,)
+    # `choose_heldout` holds out whole prompts, so this concerns unanswered rows and splits that the corpus sets itself
+    leaked = ~heldout & np.isin(prompts, prompts[heldout])
+    if leaked.any():
+        dropped["train row whose prompt is held out"] += int(leaked.sum())
+    train = ~heldout & ~leaked
+    if not train.any():
+        raise refuse(
+            "corpus",
+            kind,
+            "every row is held out, none is left to train on",
+            "give more rows, or lower corpus.heldout_rows",
+        )
+    return _Split(train, heldout, answered, prompts, sources)
+
+
+def _count(
+    split: _Split, seen: _Seen, dropped: Counter[str], licences: Mapping[str, str]
+) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:
+    """Counts of the whole mixture, and a row of counts for each source."""
+    repeated = _repeats(seen.arrays()[1])  # (n,)
+    counts = {
+        "train_rows": int(split.train.sum()),
+        "heldout_rows": int(split.heldout.sum()),
+        "dropped_rows": dropped.total(),
+        "repeats": int(repeated.sum()),
+    }
+    if not split.answered.all():
+        counts["unanswered_rows"] = int((split.train & ~split.answered).sum())
+    table = {}
+    for code, name in enumerate(seen.names):
+        mine = split.sources == code
+        table[name] = {
+            "train": int((split.train & mine).sum()),
+            "heldout": int((split.heldout & mine).sum()),
+            "prompts": len(np.unique(split.prompts[mine])),
+            "repeats": int((repeated & mine).sum()),
+            "license": licences.get(name),
+        }
+    return counts, table
 
 
 def _check_files(planned: list[str] | None, provenance: Mapping[str, Any]) -> None:
@@ -266,7 +299,7 @@ def _write(spool: Path, path: Path, kept: np.ndarray, schema: pa.Schema) -> None
 
 
 def _repeats(rows: np.ndarray) -> np.ndarray:
-    """Mask of the rows that are exact repeats of an earlier one."""
+    """Mask (n,) of the rows that are exact repeats of an earlier one."""
     repeated = np.ones(len(rows), dtype=bool)
     repeated[np.unique(rows, return_index=True)[1]] = False
     return repeated
@@ -279,13 +312,14 @@ def _warnings(
     dropped: Mapping[str, int],
     decided: bool,
 ) -> list[str]:
-    said = [f"{number} rows were left out: {reason}" for reason, number in sorted(dropped.items())]
+    found = [f"{number} rows were left out: {reason}" for reason, number in sorted(dropped.items())]
     without = sorted(name for name, row in table.items() if not row["heldout"])
     if without and not decided:
-        said.append(f"no row is held out of sources with a single prompt or no answer: {', '.join(without)}")
+        names = ", ".join(without)
+        found.append(f"no row is held out of sources with a single prompt or no answer, so none is scored: {names}")
     if not decided and counts["heldout_rows"] < corpus.heldout_rows / 2:
-        said.append(
+        found.append(
             f"{counts['heldout_rows']} rows are held out, not the {corpus.heldout_rows} asked for: "
             f"at most one row in {MOST_HELD_OUT} of a source is, and none without an answer"
         )
-    return said
+    return found

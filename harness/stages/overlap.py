@@ -1,8 +1,9 @@
-"""Stage `overlap`: which rows of a mixture, or of what a teacher wrote, repeat items that cells are scored on.
+"""Stage `overlap`: decontamination, by the 8-gram overlap of rows with the items that cells are scored on.
 
-`data/ngram_overlap.py` has the rule. All rows of a mixture are compared once, with the items of all evaluations: a
-cell's share of the pairs follows from the rows it takes (`contamination.py`), so every fraction, seed and method
-shares the artifact. No model is asked, no item's text is kept in its own words.
+The rows are those of a mixture, or those a teacher generated; `data/ngram_overlap.py` has the rule. All rows of a
+mixture are compared once with the items of all evaluations: a cell's pairs follow from the rows it takes
+(`results/contamination.py`), so every fraction, seed and method shares the artifact. No model is needed, and of an
+item's text only its normalised words are stored.
 
     items.parquet    eval (`heldout`: a held-out row of the mixture), source, id, prompt_hash, words
     pairs.parquet    row (its number in the mixture, or among the synthetic rows), item (its number), share
@@ -20,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from harness.config.machine import Machine
-from harness.data.ngram_overlap import HELDOUT, Items, own_words
+from harness.data.ngram_overlap import HELDOUT, ItemIndex, own_words
 from harness.data.text_similarity import words
 from harness.runtime import progress
 from harness.store.store import write_json
@@ -31,12 +32,12 @@ PAIR = pa.schema([("row", pa.int64()), ("item", pa.int64()), ("share", pa.float3
 
 
 def make_overlap(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
-    """Compare rows with items and write both down.
+    """Compare rows with items; write the items and the pairs that overlap.
 
     `settings`: `size` and `share` of the rule, `benchmarks` (by name `card` with `revision` or `files`), and
-    `where`, which has their `files` by name. `inputs`: `rows` (a mixture, or a `synthesize` stage's, with the
-    `tokenizer` it is written in), and `heldout`, a mixture, where its held-out rows are items.
-    Raises SettingsError where a benchmark's data or card has changed since it was planned.
+    `where`, which has their `files` by name. `inputs`: `rows` (a mixture, or the output of a `synthesize` stage with
+    the `tokenizer` of its ids), and `heldout`, a mixture, where its held-out rows are items.
+    Raises SettingsError where a benchmark's file or data changed after the grid was planned.
     """
     table, revisions = _items(settings, inputs)
     pq.write_table(table, out / "items.parquet")
@@ -59,13 +60,13 @@ def make_overlap(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path
     return {"counts": counts, "resolved": {"data_revisions": revisions}}
 
 
-def read_items(folder: Path) -> Items:
-    """The items that an `overlap` stage looked for, to be looked for in other rows."""
+def read_items(folder: Path) -> ItemIndex:
+    """The items of an `overlap` stage, to be searched for in other rows."""
     return _searchable(pq.read_table(folder / "items.parquet"), json.loads((folder / "overlap.json").read_text()))
 
 
-def _searchable(table: pa.Table, rule: Mapping[str, Any]) -> Items:
-    return Items([text.split() for text in table["words"].to_pylist()], rule["size"], rule["share"])
+def _searchable(table: pa.Table, rule: Mapping[str, Any]) -> ItemIndex:
+    return ItemIndex([text.split() for text in table["words"].to_pylist()], rule["size"], rule["share"])
 
 
 def _items(settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> tuple[pa.Table, dict[str, str]]:
@@ -75,18 +76,18 @@ def _items(settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> tuple[pa.
         table = pq.read_table(
             inputs["heldout"] / "heldout.parquet", columns=["source", "id", "prompt_hash", "messages"]
         )
-        asked = [
+        prompts = [
             " ".join(word for turn in row if turn["role"] == "user" for word in words(turn["content"]))
             for row in table["messages"].to_pylist()
         ]
         names = pa.array([HELDOUT] * len(table), pa.string())
-        columns = [names, table["source"], table["id"], table["prompt_hash"], pa.array(asked, pa.string())]
+        columns = [names, table["source"], table["id"], table["prompt_hash"], pa.array(prompts, pa.string())]
         tables.append(pa.table(columns, schema=ITEM))
     for name, planned_as in settings["benchmarks"].items():
         from harness.evals.lm_evaluation.tasks import item_texts, planned
 
-        card, data = planned(name, planned_as, settings["where"]["files"].get(name, ()))
-        found, revision = item_texts(name, card, data)
+        benchmark, data = planned(name, planned_as, settings["where"]["files"].get(name, ()))
+        found, revision = item_texts(name, benchmark, data)
         if revision is not None:
             revisions[name] = revision
         own: dict[str, list[list[str]]] = {}
@@ -101,10 +102,10 @@ def _items(settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> tuple[pa.
 
 
 def _rows(inputs: Mapping[str, Path]) -> Iterator[tuple[int, list[list[str]]]]:
-    """How many rows there are, and some of them as the texts of their turns."""
+    """Batches of rows, each row as the texts of its turns; with each batch the number of all rows."""
     path = inputs["rows"] / "train.parquet"
     if not path.exists():
-        yield from _written(inputs["rows"] / "synthetic", inputs["tokenizer"])
+        yield from _synthetic_rows(inputs["rows"] / "synthetic", inputs["tokenizer"])
         return
     file = pq.ParquetFile(path)
     for batch in file.iter_batches(ROWS_AT_ONCE, columns=["messages"]):
@@ -114,8 +115,8 @@ def _rows(inputs: Mapping[str, Path]) -> Iterator[tuple[int, list[list[str]]]]:
         yield file.metadata.num_rows, [texts[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _written(folder: Path, tokenizer_folder: Path) -> Iterator[tuple[int, list[list[str]]]]:
-    """Synthetic rows read back from their tokens: the prompt, without what all of them begin with, and each answer."""
+def _synthetic_rows(folder: Path, tokenizer_folder: Path) -> Iterator[tuple[int, list[list[str]]]]:
+    """Synthetic rows decoded from their tokens: the prompt without the words all prompts share, and each answer."""
     from datasets import load_from_disk
 
     from harness.models.loading import load_tokenizer

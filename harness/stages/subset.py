@@ -1,11 +1,11 @@
 """Data stage `subset`: the rows of a mixture that one cell trains on, rendered for one tokenizer.
 
-`mixture.py` makes what this reads. Per source the cell takes the first max(1, round(fraction x rows)) of
-one order seeded by `data_seed` and the source's name; largest-remainder quotas are not monotone in the
-fraction, so they would not nest. Every tenth row of that order is carved for validation, so the train
-rows of a fraction are also among the train rows of every larger one. All arms share the artifact.
+It reads what `mixture.py` makes. Per source the cell takes the first max(1, round(fraction x rows)) rows of one
+order, which is seeded by `data_seed` and the source's name; largest-remainder quotas are not monotone in the
+fraction, so they would not nest. Every tenth row of that order is set apart for validation, so the train rows of a
+fraction are also among the train rows of every larger one. All arms share the artifact.
 
-Where prompts stand alone, no answer is in the artifact: a row is its prompt and an empty span behind it.
+Where students train on prompts alone, the artifact has no answers: a row is its prompt and an empty span after it.
 
     train/, validation/   data sets: row, id, input_ids, starts, ends (spans of the assistant's turns)
     subset.json           counts per source, truncated and dropped rows, lengths, tokenizer_hash
@@ -15,6 +15,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from harness.store.store import write_json
 
 ROWS_AT_ONCE = 1000
 ROWS_FOR_VALIDATION = 10  # a cell with fewer rows trains on all of them
+COUNTS = ("n_train", "n_validation", "truncated_rows", "dropped_rows", "response_tokens")
+"""Entries of `subset.json` that are counts of the stage's receipt."""
 TOKENS = pa.list_(pa.int32())
 RENDERED = pa.schema(
     [("row", pa.int64()), ("id", pa.string()), ("input_ids", TOKENS), ("starts", TOKENS), ("ends", TOKENS)]
@@ -45,37 +48,24 @@ def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
     a block of rows `block` (start, end): the rows of the fraction `end` that are not in `start`, maybe none,
     and for prompts alone `answers` (`none`).
     `inputs`: `mixture`, `tokenizer` (a model folder), and optionally `exclude`, another mixture: rows whose
-    prompt it holds out are dropped and counted; and `overlap`: so are the rows it found an item in.
+    prompt it holds out are dropped and counted; and `overlap`: rows that repeat an evaluation item are dropped too.
     Raises SettingsError when no row is left to train on.
     """
     path = inputs["mixture"] / "train.parquet"
     unanswered = settings.get("answers") == "none"
     assert not (unanswered and settings["validation"]), "validation needs answers to score"
-    index = pq.read_table(path, columns=["source", "prompt_hash"], read_dictionary=["source"])
-    sources = index["source"].unify_dictionaries().combine_chunks()
-    names, codes = sources.dictionary.to_pylist(), sources.indices.to_numpy()
-    prompts = _first_64_bits(index["prompt_hash"])
-    chosen, order = choose_rows(codes, names, settings["data_frac"], settings["data_seed"])
-    if settings.get("block", [0])[0]:
-        before, _ = choose_rows(codes, names, settings["block"][0], settings["data_seed"])
-        new = ~np.isin(chosen, before)
-        chosen, order = chosen[new], order[new]
-    dropped: Counter[str] = Counter()
-    if "exclude" in inputs:
-        others = pq.read_table(inputs["exclude"] / "heldout.parquet", columns=["prompt_hash"])
-        excluded = np.isin(prompts[chosen], _first_64_bits(others["prompt_hash"]))
-        dropped["prompt is held out in another mixture"] = int(excluded.sum())
-        chosen, order = chosen[~excluded], order[~excluded]
-    if "overlap" in inputs:
-        repeating = np.isin(chosen, pq.read_table(inputs["overlap"] / "pairs.parquet", columns=["row"])["row"])
-        dropped["it repeats an item that is scored"] = int(repeating.sum())
-        chosen, order = chosen[~repeating], order[~repeating]
+    index = _Index.read(path)
+    chosen, order, dropped = _training_rows(index, settings, inputs)
     validation = choose_validation(
-        codes[chosen], names, prompts[chosen], order, settings["validation"], settings["data_seed"]
+        index.codes[chosen],
+        index.names,
+        index.prompts[chosen],
+        order,
+        settings["validation"],
+        settings["data_seed"],
     )
-    is_validation = np.zeros(len(codes), dtype=bool)
+    is_validation = np.zeros(len(index.codes), dtype=bool)  # (n,)
     is_validation[chosen[validation]] = True
-    del index, sources
 
     tokenizer = loading.load_tokenizer(inputs["tokenizer"])
     tallies = {name: _Tally(out / f"{name}.arrow") for name in ("train", "validation")}
@@ -91,7 +81,7 @@ def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
                 for row, id, one in zip(rows, ids, rendered, strict=True)
                 if is_validation[row] == (name == "validation")
             ]
-            tally.add(part, codes)
+            tally.add(part, index.codes)
     for name, tally in tallies.items():
         _save(tally, out / name)
         dropped["no assistant token within max_length"] += tally.without_response
@@ -103,58 +93,24 @@ def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
             f"no row is left to train on (dropped: {dict(dropped)})",
             "take a larger fraction or a larger corpus.max_length",
         )
-
-    dropped = +dropped
-    truncated = train.truncated + held.truncated
-    counts = {
-        "n_train": train.rows,
-        "n_validation": held.rows,
-        "truncated_rows": truncated,
-        "dropped_rows": dropped.total(),
-        "response_tokens": train.response_tokens,
-    }
-    written = {
-        **counts,
-        "dropped": dict(dropped),
-        "tokenizer_hash": loading.tokenizer_hash(tokenizer),
-        "mean_input_tokens": train.input_tokens / max(train.rows, 1),
-        "mean_response_tokens": train.response_tokens / max(train.rows, 1),
-        "validation_response_tokens": held.response_tokens,
-        "max_length": settings["max_length"],
-        "sources": {
-            name: {
-                "in_mixture": int((codes == code).sum()),
-                "train": train.per_source[code],
-                "validation": held.per_source[code],
-            }
-            for code, name in enumerate(names)
-        },
-    }
-    warnings = [f"{number} rows were left out: {reason}" for reason, number in sorted(dropped.items())]
-    if truncated:
-        warnings.append(f"{truncated} rows were cut to max_length={settings['max_length']} tokens")
-    if settings["validation"] and not held.rows:
-        warnings.append("no validation rows: the cell has too few rows, or its prompts all repeat")
-    if unanswered and "block" not in settings:
-        warnings.append("no validation rows: corpus.answers=none leaves no answer to score; all rows are trained on")
-    answers = {"answers": "none"} if unanswered else {}
-    write_json(out / "subset.json", {**written, **answers, "warnings": warnings})
-    return {"counts": counts, "warnings": warnings}
+    description = _describe(settings, index, train, held, +dropped, loading.tokenizer_hash(tokenizer))
+    write_json(out / "subset.json", description)
+    return {"counts": {name: description[name] for name in COUNTS}, "warnings": description["warnings"]}
 
 
 def choose_rows(codes: np.ndarray, names: list[str], data_frac: float, data_seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers of a fraction (ascending) and each one's place in its source's order, both (k,) int64.
 
-    `codes` (n,) holds each row's source as an index into `names`. The order of a source has no fraction in
-    it, so a larger fraction holds every row of a smaller one.
+    `codes` (n,) holds each row's source as an index into `names`. A source's order does not depend on the fraction,
+    so a larger fraction has every row of a smaller one.
     """
     rows, places = [], []
     for code, name in enumerate(names):
-        mine = np.flatnonzero(codes == code)
+        mine = np.flatnonzero(codes == code)  # row numbers of this source
         order = _generator("order", data_seed, name).permutation(mine)[: max(1, round(data_frac * len(mine)))]
         rows.append(order)
         places.append(np.arange(len(order)))
-    row, place = np.concatenate(rows), np.concatenate(places)
+    row, place = np.concatenate(rows), np.concatenate(places)  # both (k,)
     ascending = np.argsort(row)
     return row[ascending], place[ascending]
 
@@ -162,15 +118,16 @@ def choose_rows(codes: np.ndarray, names: list[str], data_frac: float, data_seed
 def choose_validation(
     codes: np.ndarray, names: list[str], prompts: np.ndarray, order: np.ndarray, share: float, data_seed: int
 ) -> np.ndarray:
-    """Mask (k,) of the cell's rows carved for validation: `share` of each source's order, evenly spaced.
+    """Mask (k,) of the cell's rows set apart for validation: `share` of each source's order, evenly spaced.
 
     `order` is each row's place in its source's order. The spacing starts at a seeded point per source, so
     sources with few rows give their share on average; a source's first row stays in train. A row whose
-    prompt is also trained on stays in train. At least one row is carved from a cell of ten or more, if any
-    prompt of it is alone.
+    prompt is also trained on stays in train. A cell of ten or more rows has at least one validation row, if any of
+    its prompts occurs once.
     """
     starts = [_generator("validation", data_seed, name).uniform(0, 1 - share) for name in names]
-    phases = np.array(starts)[codes]
+    phases = np.array(starts)[codes]  # (k,)
+    # a row is set apart where `share` of the order up to it passes the next whole number
     carved = np.floor((order + 1) * share + phases) > np.floor(order * share + phases)
     carved &= ~np.isin(prompts, prompts[~carved])
     if share > 0 and not carved.any() and len(codes) >= ROWS_FOR_VALIDATION:
@@ -180,8 +137,100 @@ def choose_validation(
     return carved
 
 
+@dataclass(frozen=True)
+class _Index:
+    """Source and prompt of every row of a mixture: what rows are chosen by."""
+
+    codes: np.ndarray
+    """(n,) int32: each row's source as an index into `names`."""
+    names: list[str]
+    prompts: np.ndarray
+    """(n,) uint64: the first 64 bits of each row's prompt hash."""
+
+    @classmethod
+    def read(cls, path: Path) -> "_Index":
+        table = pq.read_table(path, columns=["source", "prompt_hash"], read_dictionary=["source"])
+        sources = table["source"].unify_dictionaries().combine_chunks()
+        prompts = _first_64_bits(table["prompt_hash"])
+        return cls(sources.indices.to_numpy(), sources.dictionary.to_pylist(), prompts)
+
+
+def _training_rows(
+    index: _Index, settings: Mapping[str, Any], inputs: Mapping[str, Path]
+) -> tuple[np.ndarray, np.ndarray, Counter[str]]:
+    """Numbers of the cell's rows (k,), their places in their sources' orders (k,), and the dropped rows by reason."""
+    fraction, seed = settings["data_frac"], settings["data_seed"]
+    chosen, order = choose_rows(index.codes, index.names, fraction, seed)
+    if start := settings.get("block", [0])[0]:
+        before, _ = choose_rows(index.codes, index.names, start, seed)
+        new = ~np.isin(chosen, before)
+        chosen, order = chosen[new], order[new]
+    dropped: Counter[str] = Counter()
+    if "exclude" in inputs:
+        others = pq.read_table(inputs["exclude"] / "heldout.parquet", columns=["prompt_hash"])
+        excluded = np.isin(index.prompts[chosen], _first_64_bits(others["prompt_hash"]))
+        dropped["prompt is held out in another mixture"] = int(excluded.sum())
+        chosen, order = chosen[~excluded], order[~excluded]
+    if "overlap" in inputs:
+        pairs = pq.read_table(inputs["overlap"] / "pairs.parquet", columns=["row"])
+        repeating = np.isin(chosen, pairs["row"])
+        dropped["it repeats an item that is scored"] = int(repeating.sum())
+        chosen, order = chosen[~repeating], order[~repeating]
+    return chosen, order, dropped
+
+
+def _describe(
+    settings: Mapping[str, Any],
+    index: _Index,
+    train: "_Tally",
+    held: "_Tally",
+    dropped: Counter[str],
+    tokenizer_hash: str,
+) -> dict[str, Any]:
+    """The content of `subset.json`: counts, rows by source, mean lengths, and warnings."""
+    truncated = train.truncated + held.truncated
+    sources = {
+        name: {
+            "in_mixture": int((index.codes == code).sum()),
+            "train": train.per_source[code],
+            "validation": held.per_source[code],
+        }
+        for code, name in enumerate(index.names)
+    }
+    return {
+        "n_train": train.rows,
+        "n_validation": held.rows,
+        "truncated_rows": truncated,
+        "dropped_rows": dropped.total(),
+        "response_tokens": train.response_tokens,
+        "dropped": dict(dropped),
+        "tokenizer_hash": tokenizer_hash,
+        "mean_input_tokens": train.input_tokens / max(train.rows, 1),
+        "mean_response_tokens": train.response_tokens / max(train.rows, 1),
+        "validation_response_tokens": held.response_tokens,
+        "max_length": settings["max_length"],
+        "sources": sources,
+        **({"answers": "none"} if settings.get("answers") == "none" else {}),
+        "warnings": _warnings(settings, held, dropped, truncated),
+    }
+
+
+def _warnings(settings: Mapping[str, Any], held: "_Tally", dropped: Counter[str], truncated: int) -> list[str]:
+    found = [f"{number} rows were left out: {reason}" for reason, number in sorted(dropped.items())]
+    if truncated:
+        found.append(
+            f"{truncated} rows were cut to max_length={settings['max_length']} tokens, so their last tokens are not "
+            "trained on; raise corpus.max_length to keep them whole"
+        )
+    if settings["validation"] and not held.rows:
+        found.append("no validation rows, so no validation loss: the cell has too few rows, or its prompts all repeat")
+    if settings.get("answers") == "none" and "block" not in settings:
+        found.append("no validation rows: corpus.answers=none leaves no answer to score; all rows are trained on")
+    return found
+
+
 class _Tally:
-    """The rows of one side while they are written to an Arrow file, and what is counted of them."""
+    """The train or the validation rows while they are written to an Arrow file, and their counts."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -190,6 +239,7 @@ class _Tally:
         self.writer = pa.ipc.new_stream(str(path), RENDERED)
 
     def add(self, part: list[tuple[int, str, chat.Rendered]], codes: np.ndarray) -> None:
+        """Write rows (number, id, rendered); those without an assistant turn are counted and left out."""
         kept = [(row, id, one) for row, id, one in part if one.starts]
         self.without_response += len(part) - len(kept)
         self.rows += len(kept)

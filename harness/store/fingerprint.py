@@ -1,4 +1,4 @@
-"""Identity: the fingerprint of what a stage is, and the names made from it.
+"""Fingerprints: the hash that identifies a stage, and the names made from it.
 
 A fingerprint is the sha256 of canonical JSON over every setting that can change a number, the stage's
 version and its inputs' fingerprints. Values without one stable text form are refused, never stringified.
@@ -24,7 +24,7 @@ def plain(value: Any, where: str = "settings") -> Any:
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise ValueError(f"{where} is {value}, which has no place in an identity")
+            raise ValueError(f"{where} is {value}, which JSON cannot hold; an identity takes finite numbers only")
         return value
     if isinstance(value, Mapping):
         for key in value:
@@ -37,12 +37,15 @@ def plain(value: Any, where: str = "settings") -> Any:
 
 
 def canonical(value: Any) -> str:
-    """Canonical JSON: sorted keys, no spaces, ASCII, shortest round-trip floats."""
+    """Canonical JSON: sorted keys, no spaces, ASCII, shortest round-trip floats.
+
+    Raises TypeError or ValueError for a value that has no stable text form (see `plain`).
+    """
     return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def fingerprint(value: Any) -> str:
-    """sha256 (hex) of the canonical JSON of `value`."""
+    """sha256 (hex) of the canonical JSON of `value`; raises as `canonical` does."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 

@@ -1,15 +1,15 @@
-"""Shards: what a stage has made so far, kept where its next attempt finds it.
+"""Partial output: the parts of its artifact that an unfinished stage has made, kept for the next attempt.
 
-A stage that asks a teacher about many rows makes its artifact of shards and goes on, when it was stopped, after
-the last whole one. A shard is an Arrow file, written under another name, synced and renamed; then a page beside
-it says how long it is. So a killed process leaves whole shards, and a torn one is made again. `checkpoints.py`
-does this for a fit.
+A stage that queries a teacher for many rows makes its artifact part by part. When it is stopped, its next attempt
+continues after the last complete part. A part is an Arrow file, written under another name, synced and renamed; then
+a JSON file beside it states its size. So a killed process leaves complete parts, and an incomplete one is made again.
+`training/checkpoints.py` does the same for a fit.
 
     00000.arrow    one record batch
-    00000.json     whose shard it is, its size, what making it counted and how long it took; written last
+    00000.json     the stage it belongs to, its size, what was counted and the seconds it took; written last
 
-    shards = Shards(settings, inputs, size=512, tally=teacher.spent)
-    batch = read_batch(shards.made("00000", make))      # `make` returns a pa.RecordBatch
+    partial_output = PartialOutput(settings, inputs, size=512, tally=teacher.spent)
+    batch = read_batch(partial_output.made("00000", make))      # `make` returns a pa.RecordBatch
 """
 
 import json
@@ -29,72 +29,73 @@ from harness.store.fingerprint import fingerprint
 from harness.store.store import fsync, write_json
 
 
-class Shards:
-    """The shards of one stage, in its checkpoint folder; outside an attempt in a folder that goes with the object."""
+class PartialOutput:
+    """The parts of one stage, in its checkpoint folder; outside an attempt, in a temporary folder of the object."""
 
     def __init__(
         self, settings: Mapping[str, Any], inputs: Mapping[str, Path], size: int, tally: Counter[str] | None = None
     ) -> None:
-        """`settings` and `inputs` of the stage and the rows in a shard are what its shards follow from.
+        """A part is used again only by a stage of the same `settings`, `inputs` and `size` (rows in a part).
 
-        `tally` is counted up while shards are made, and by what was counted for those that are there already.
+        `tally`: the counter that `make` raises. For a part that exists, its stored counts are added instead.
         """
         identity = {name: value for name, value in settings.items() if name != "where"}
         artifacts = {role: folder.name for role, folder in inputs.items()}
-        self.belongs = fingerprint([identity, artifacts, size])
+        self.stage_fingerprint = fingerprint([identity, artifacts, size])
         self.tally: Counter[str] = Counter() if tally is None else tally
         self.earlier_seconds = 0.0
-        """Seconds that earlier attempts spent on the shards which were used again."""
+        """Seconds that earlier attempts spent on the parts which were used again."""
         folder = preemption.folder()
         if folder is None:
-            self._lent = tempfile.TemporaryDirectory()
-            folder = Path(self._lent.name)
+            self._temporary = tempfile.TemporaryDirectory()
+            folder = Path(self._temporary.name)
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
 
     def made(self, name: str, make: Callable[[], pa.RecordBatch]) -> Path:
-        """The file of this shard, made now unless it is there.
+        """The file of the part `name`, made now unless it exists.
 
-        Raises Preempted between shards when the stage was asked to stop. A signal ends `make` where it stands, as
-        nothing of half a shard is kept, and waits while a shard is written.
+        Raises Preempted between parts when a stop was requested. A signal interrupts `make`, since half a part is
+        never kept; it is held back while a part is written.
         """
         path = self.folder / f"{name}.arrow"
-        page = self._page(path)
-        if page is not None:
-            self.tally.update(page["tally"])
-            self.earlier_seconds += page["seconds"]
+        summary = self._read_summary(path)
+        if summary is not None:
+            self.tally.update(summary["tally"])
+            self.earlier_seconds += summary["seconds"]
             return path
-        if preemption.asked():
-            raise preemption.Preempted(f"asked to stop before shard {name}")
+        if preemption.stop_requested():
+            raise preemption.Preempted(f"asked to stop before part {name}")
         before, started = Counter(self.tally), time.perf_counter()
         batch = make()
         with preemption.polling():
             size = _write(path, batch)
             counted = dict(self.tally - before)
-            page = {"belongs": self.belongs, "size": size, "tally": counted, "seconds": time.perf_counter() - started}
-            write_json(path.with_suffix(".json"), page)
+            seconds = time.perf_counter() - started
+            summary = {"belongs": self.stage_fingerprint, "size": size, "tally": counted, "seconds": seconds}
+            write_json(path.with_suffix(".json"), summary)
             fsync(self.folder)
-        if preemption.asked():
-            raise preemption.Preempted(f"asked to stop after shard {name}")
+        if preemption.stop_requested():
+            raise preemption.Preempted(f"asked to stop after part {name}")
         return path
 
-    def _page(self, path: Path) -> dict[str, Any] | None:
-        """What is written of a shard; None where it is not whole, or another stage's."""
+    def _read_summary(self, path: Path) -> dict[str, Any] | None:
+        """The JSON file of a part; None where the part is incomplete or of another stage."""
         try:
-            page = json.loads(path.with_suffix(".json").read_text())
-            whole = page["belongs"] == self.belongs and path.stat().st_size == page["size"]
+            summary = json.loads(path.with_suffix(".json").read_text())
+            whole = summary["belongs"] == self.stage_fingerprint and path.stat().st_size == summary["size"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return page if whole else None
+        return summary if whole else None
 
 
 def read_batch(path: Path) -> pa.RecordBatch:
-    """The record batch of a shard, memory-mapped."""
+    """The record batch of a part, memory-mapped."""
     return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
 
 
 def _write(path: Path, batch: pa.RecordBatch) -> int:
-    """Put a batch in place as one file, whole or not at all; returns its size in bytes."""
+    """Write a batch as one file, which is complete or absent; returns its size in bytes."""
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     with open(unfinished, "wb") as file:
         with pa.ipc.new_file(file, batch.schema) as writer:

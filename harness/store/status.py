@@ -1,6 +1,6 @@
-"""Status: what the store says about a stage or a cell. Reads only; looking never changes anything.
+"""Status: the state of a stage or a cell, read from the store; nothing here writes.
 
-Truth in order: a published artifact, then a live claim, then how the last attempt ended.
+Three sources, the first that applies decides: a published artifact, a live lease, the end of the last attempt.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,8 +10,9 @@ from typing import Any
 from harness.store.store import Store
 
 STUCK_AFTER = 2
-MENDABLE = ("settings", "server")
-"""Classes of failures that may be mended by now, the row, the folder or the server: looking again costs nothing."""
+RECHECKED_CLASSES = ("settings", "server")
+"""Failure classes whose cause (a row, a folder, a server) the user may have repaired since, and whose check is cheap:
+their stages are tried again by the next run, without `retry`."""
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,19 @@ class StageState:
     failure_class: str | None = None
     reason: str | None = None
     stage: str | None = None
-    """Of a cell: the key of the stage that decides it."""
+    """In the state of a cell: the key of the stage that decides it."""
 
 
 def stuck(attempts: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the last attempts were all stopped or killed and `STUCK_AFTER` restarts got no further than the first."""
+    """Whether the last attempts were all stopped or killed, and `STUCK_AFTER` restarts got no further than the first.
+
+    `attempts` are the entries of `Store.attempts`, oldest first.
+    """
     last = attempts[-1 - STUCK_AFTER :]
-    if len(last) <= STUCK_AFTER or any(page.get("failure_class") not in ("preempted", "killed") for page in last):
+    stopped = all(entry.get("failure_class") in ("preempted", "killed") for entry in last)
+    if len(last) <= STUCK_AFTER or not stopped:
         return False
-    first, *later = (page.get("step") or 0 for page in last)
+    first, *later = (entry.get("step") or 0 for entry in last)
     return max(later) <= first
 
 
@@ -46,16 +51,19 @@ def stage_state(store: Store, key: str) -> StageState:
     last = attempts[-1]
     if last.get("outcome") == "failed":
         return StageState("failed", last["failure_class"], last["reason"])
-    reason = last.get("reason") or "the attempt ended without a word"
+    reason = last.get("reason") or "the attempt ended and left no reason"
     if last.get("failure_class") == "preempted":
-        return StageState("interrupted", "preempted", f"{reason}; the next run goes on with it")
+        return StageState("interrupted", "preempted", f"{reason}; the next run continues it")
     return StageState("interrupted", "killed", f"{reason}; the next run starts it again")
 
 
 def cell_state(
     state_of: Callable[[str], StageState], addresses: Mapping[str, str], targets: Iterable[str]
 ) -> StageState:
-    """The state of a cell: done when all its `targets` (keys) are, or what its stages (key -> address) say why not."""
+    """The state of a cell: done when all its `targets` (keys) are done, else that of the stage that holds it up.
+
+    `addresses` gives the address of each of its stages by key; the reason names the stage.
+    """
     if all(state_of(key).status == "done" for key in targets):
         return StageState("done")
     found = {key: state_of(key) for key in addresses}
@@ -65,4 +73,4 @@ def cell_state(
                 reason = f"{addresses[key]}: {state.reason}" if state.reason else f"{addresses[key]} is {wanted}"
                 return StageState(wanted, state.failure_class, reason, key)
     left = sum(state.status != "done" for state in found.values())
-    return StageState("missing", reason=f"{left} of {len(found)} stages not made yet")
+    return StageState("missing", reason=f"{left} of {len(found)} stages are not made yet")

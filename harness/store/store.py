@@ -2,21 +2,21 @@
 
     objects/ab/<key>/      a finished artifact; its manifest.json is the only meaning of done
     tmp/                   artifacts being written; renamed into objects/ when complete
-    attempts/<key>/<n>.json  every try at a stage: who, where, how far, how it ended
+    attempts/<key>/<n>.json  every attempt at a stage: host, process, progress, how it ended
     checkpoints/<key>/     what a stopped attempt left for the next one; gone once the artifact is published
-    claims/<key>           an advisory note that an attempt is under way
+    claims/<key>           an advisory lease: an attempt is under way
     grids/<name>/          a grid's plan, records and results
     models/<grid>/<cell>/  a finished student: links to its artifact's files, and its receipt
     submissions/<name>/    what was sent to a cluster at once, and what its jobs printed
     jobs/<key>             which job of a cluster makes the artifact
     code/<hash>/           the code such jobs run
-    servers/               where teachers listen that the cluster serves, and who wants them
+    servers/               address files of the teacher servers that the cluster runs, and the arrays that need them
 
-Publishing is one rename of a folder whose manifest was written last, so a killed process leaves nothing
-half done and the loser of a race discards. Claims only save work; they are never needed for truth.
+Publishing is one rename of a folder whose manifest was written last, so a killed process leaves nothing half
+published, and of two processes that finish the same stage the second discards its copy. Leases save duplicate work;
+correctness never depends on them.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -32,8 +32,9 @@ from typing import Any
 import psutil
 
 from harness.config.checks import refuse
+from harness.config.file_hash import file_sha256
 
-STALE_SECONDS = 600  # a claim of another machine without a heartbeat for this long may be taken over
+STALE_SECONDS = 600  # another machine's lease without a heartbeat for this long may be taken over
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Store:
 
     @classmethod
     def open(cls, root: str | Path) -> "Store":
-        """The store at `root`, created if absent; refused in one sentence when it cannot be written."""
+        """The store at `root`, created if absent; raises SettingsError where it cannot be written."""
         store = cls(Path(root).expanduser().absolute())
         try:
             for name in ("objects", "tmp", "attempts", "checkpoints", "claims", "grids"):
@@ -83,7 +84,7 @@ class Store:
         return (self.folder(key) / "manifest.json").is_file()
 
     def manifest(self, key: str) -> dict[str, Any]:
-        """The manifest of a published artifact."""
+        """The manifest of a published artifact; raises FileNotFoundError where it is not published."""
         return json.loads((self.folder(key) / "manifest.json").read_text())
 
     @contextmanager
@@ -97,9 +98,9 @@ class Store:
             shutil.rmtree(folder, ignore_errors=True)
 
     def publish(self, key: str, written: Path, manifest: Mapping[str, Any]) -> Path:
-        """Make `written` the artifact of `key`; when somebody was first, theirs stays and ours is dropped."""
+        """Make `written` the artifact of `key`; an artifact that another process published first stays in its place."""
         files = {
-            str(path.relative_to(written)): {"size": path.stat().st_size, "sha256": _sha256(path)}
+            str(path.relative_to(written)): {"size": path.stat().st_size, "sha256": file_sha256(path, remember=False)}
             for path in sorted(written.rglob("*"))
             if path.is_file()
         }
@@ -120,30 +121,30 @@ class Store:
         """Keys of all published artifacts."""
         return sorted(path.parent.name for path in (self.root / "objects").glob("*/*/manifest.json"))
 
-    def claim(self, key: str) -> "Claim | None":
-        """Take the claim on `key`, or None while a live attempt holds it."""
+    def claim(self, key: str) -> "Lease | None":
+        """Take the lease on `key`; None while a live attempt holds it."""
         path = self.root / "claims" / key
         note = {**this_process(), "nonce": uuid.uuid4().hex, "started": time.time()}
         for _ in range(2):
             try:
                 with open(path, "x") as file:
                     json.dump(note, file)
-                return Claim(path, note["nonce"])
+                return Lease(path, note["nonce"])
             except FileExistsError:
                 if self.claimed(key):
                     return None
-                _take_away(path)
+                _remove_stale(path)
         return None
 
     def claimed(self, key: str) -> bool:
-        """Whether a live attempt holds the claim on `key`; never changes anything."""
+        """Whether a live attempt holds the lease on `key`; changes nothing."""
         path = self.root / "claims" / key
         try:
             note = json.loads(path.read_text())
             age = time.time() - path.stat().st_mtime
         except FileNotFoundError:
             return False
-        except ValueError:  # being written this moment, or cut off by a crash
+        except ValueError:  # it is being written, or a crash cut it off
             return age_of(path) < STALE_SECONDS
         return age < STALE_SECONDS if note["host"] != socket.gethostname() else runs(note)
 
@@ -172,19 +173,19 @@ class Store:
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A held claim; `beat` keeps it alive, `release` gives it back if it is still ours."""
+class Lease:
+    """The right to make one stage, held by one process; `beat` keeps it alive, `release` gives it back."""
 
     path: Path
     nonce: str
 
     def beat(self) -> None:
         """Show other machines that the attempt is alive."""
-        with suppress(OSError):  # taken over, or a passing fault of a shared folder: the next beat tries again
+        with suppress(OSError):  # taken over, or a transient fault of a shared folder: the next beat tries again
             os.utime(self.path)
 
     def release(self) -> None:
-        """Give the claim back; a claim that was taken over meanwhile is left alone."""
+        """Give the lease back; a lease that another process has taken over stays."""
         try:
             if json.loads(self.path.read_text())["nonce"] == self.nonce:
                 self.path.unlink()
@@ -193,16 +194,16 @@ class Claim:
 
 
 def this_process() -> dict[str, Any]:
-    """What tells this process from every other one, for a note that others read."""
+    """Host, process id and start time: they tell this process from every other one, for files that others read."""
     process = psutil.Process()
     return {"host": socket.gethostname(), "pid": process.pid, "process_started": process.create_time()}
 
 
 def runs(note: Mapping[str, Any]) -> bool:
-    """Whether the process of a note from this machine still runs."""
+    """Whether the process that wrote a note (see `this_process`) on this machine still runs."""
     try:
         process = psutil.Process(note["pid"])
-        same = abs(process.create_time() - note["process_started"]) < 1.0  # else the number was given to another
+        same = abs(process.create_time() - note["process_started"]) < 1.0  # else the id was given to another process
         return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
@@ -232,26 +233,25 @@ def age_of(path: Path) -> float:
 
 
 def _read_attempt(path: Path) -> dict[str, Any]:
-    """An attempt's page; empty while it is being written for the first time, or when a crash left it so."""
+    """An attempt's file as a dict; empty while it is first written, or where a crash left it empty."""
     try:
         return json.loads(path.read_text())
     except ValueError:
         return {}
 
 
-def _take_away(path: Path) -> None:
-    """Remove a stale claim. A late taker may remove a fresh one: then a stage is made twice, and published once."""
-    grave = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+def _remove_stale(path: Path) -> None:
+    """Remove a stale lease.
+
+    Of two processes that do this at once, the slower may remove the lease that the faster has just taken. Then both
+    make the stage, and one of them publishes it.
+    """
+    stale = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
-        os.rename(path, grave)
-        grave.unlink()
+        os.rename(path, stale)
+        stale.unlink()
     except FileNotFoundError:
         pass
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fsync(path: Path) -> None:

@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Scores:
+class RowScores:
     """What a server says of one row of T tokens; entry t is about token t + 1, as logits at t are."""
 
     ids: np.ndarray
@@ -135,7 +135,7 @@ class CompletionsServer:
         self.reencoded += sum(was_text for _, was_text in answers)
         return [ids for ids, _ in answers]
 
-    def score(self, rows: Sequence[Sequence[int]], top_k: int) -> list[Scores]:
+    def score(self, rows: Sequence[Sequence[int]], top_k: int) -> list[RowScores]:
         """The model's `top_k` log-probabilities at every position of each row, in order; 0: only `actual`.
 
         Raises SettingsError where the server fails, gives fewer values than were asked for, or cannot
@@ -147,7 +147,7 @@ class CompletionsServer:
             there = f"the server at {self.endpoint.url} takes rows of at most {self.context - 1} tokens"
             raise refuse("max_length", longest, there, f"start it with --max-model-len {longest + 1}")
 
-        def scored(row: Sequence[int], stopped: threading.Event) -> Scores:
+        def scored(row: Sequence[int], stopped: threading.Event) -> RowScores:
             ids = list(map(int, row))
             body = {"prompt": ids, "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": top_k}
             return self._scores(ids, self._choice(body, stopped).get("prompt_logprobs"), top_k)
@@ -202,7 +202,7 @@ class CompletionsServer:
             return [*ids[: limit - 1], int(ended_by)], was_text
         return ids[:limit], was_text
 
-    def _scores(self, row: list[int], entries: Any, top_k: int) -> Scores:
+    def _scores(self, row: list[int], entries: Any, top_k: int) -> RowScores:
         """Entry i of `prompt_logprobs` scores token i, so it is row i - 1 here; entry 0 scores nothing.
 
         An entry maps ids to values in any order: the `top_k` likeliest by rank, and the token that is
@@ -231,7 +231,7 @@ class CompletionsServer:
             mass = np.exp((logprobs if top_k else actual[:, None]).astype(np.float64)).sum(1)
         if not (mass < 1.01).all():  # also where a value is no number
             raise self.endpoint.malformed("log-probabilities", "start it with --logprobs-mode raw_logprobs")
-        return Scores(ids, logprobs, actual)
+        return RowScores(ids, logprobs, actual)
 
 
 def _writing(prompt: Sequence[int], limit: int, temperature: float, seed: int, stops: frozenset[int]) -> dict[str, Any]:

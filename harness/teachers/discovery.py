@@ -104,7 +104,7 @@ def _address(page: Path, api_key_env: str | None, stopped: threading.Event) -> s
         deadline = deadline or time.monotonic() + 60 * minutes
         if time.monotonic() > deadline or stopped.is_set():
             raise _gone(f"{job} did not answer within {minutes:g} minutes")
-        if preemption.asked():
+        if preemption.stop_requested():
             raise preemption.Preempted("asked to stop while it waited for the teacher's server")
         stopped.wait(LOOK_SECONDS)
 

@@ -29,6 +29,7 @@ import pyarrow as pa
 import torch
 
 from harness.config.checks import refuse
+from harness.config.file_hash import file_sha256
 from harness.data.sequences import IGNORED
 from harness.store.partial_output import read_batch
 from harness.store.store import write_json
@@ -118,7 +119,8 @@ def write_cache(
         "bytes": sum(sizes),
         "versions": versions,
         "shards": [
-            {"name": path.name, "size": size, "sha256": _sha256(path)} for path, size in zip(paths, sizes, strict=True)
+            {"name": path.name, "size": size, "sha256": file_sha256(path, remember=False)}
+            for path, size in zip(paths, sizes, strict=True)
         ],
     }
     write_json(folder / "meta.json", meta)
@@ -169,7 +171,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
 def verify(folder: Path) -> None:
     """Raise SettingsError where a shard is not, byte for byte, what was written; reads the whole cache."""
     for shard in read_meta(folder)["shards"]:
-        if _sha256(folder / "shards" / shard["name"]) != shard["sha256"]:
+        if file_sha256(folder / "shards" / shard["name"], remember=False) != shard["sha256"]:
             raise refuse("cache", str(folder), f"{shard['name']} is not what was written", "make the cache again")
 
 
@@ -222,8 +224,3 @@ def _place(made: Path, path: Path) -> None:
 
 def _hash64(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from harness.config.checks import SettingsError, refuse
+from harness.config.file_hash import file_sha256
 from harness.config.teacher_signal import Signal
 from harness.data.chat import render
-from harness.data.corpora._files import file_sha256
 from harness.models.files import SERVER, WEIGHTS, local_folder, read_pointer
 from harness.models.loading import PROBE, count_parameters, tokenizer_hash
 from harness.models.logits import logits_at, logits_from, states_at

@@ -19,7 +19,7 @@ from harness.data.chat import end_of_turn_id, prompt_ids
 from harness.models.files import SERVER
 from harness.models.generate import context_of, generate
 from harness.models.loading import count_parameters, load_model, load_tokenizer
-from harness.teachers.completions_client import CompletionsServer, Probe, Scores
+from harness.teachers.completions_client import CompletionsServer, Probe, RowScores
 from harness.teachers.discovery import endpoint_at
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ PROBE_PROMPT = [{"role": "user", "content": "Name three rivers, and say of each 
 ROWS_AT_ONCE = 256
 
 
-class Writer(Protocol):
+class GeneratingTeacher(Protocol):
     """A teacher that can be asked for text."""
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -131,7 +131,7 @@ class ServedTeacher:
         )
         return found
 
-    def score(self, rows: Sequence[Sequence[int]], top_k: int) -> list[Scores]:
+    def score(self, rows: Sequence[Sequence[int]], top_k: int) -> list[RowScores]:
         """Log-probabilities of the likeliest tokens at every position; see `CompletionsServer.score`."""
         return self.server.score(rows, top_k)
 
@@ -172,7 +172,7 @@ def open_teacher(
     return teacher
 
 
-def server_page(path: str, teacher: ServedTeacher) -> dict[str, Any]:
+def server_description(path: str, teacher: ServedTeacher) -> dict[str, Any]:
     """What `server.json` holds: address and key's variable as they were given, never the key, and the probe."""
     probe, server = teacher.probe(), teacher.server
     return {

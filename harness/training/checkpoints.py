@@ -59,7 +59,7 @@ class Checkpoints:
         """0, or why a checkpoint is wanted after this step: TIMED, or ASKED to stop."""
         if self.folder is None:
             return 0.0
-        if preemption.asked():
+        if preemption.stop_requested():
             return ASKED
         # the clock is the first process's: what two want for their clocks would add up to an ask
         late = process_rank() == 0 and self.minutes > 0 and time.monotonic() - self._written >= 60 * self.minutes

@@ -139,7 +139,7 @@ def test_a_failed_teacher_fails_what_needs_it_and_nothing_else(grid, undisturbed
     assert "1 of 2 cells done, 1 failed" in status
     assert re.search(r"failed .*logit_kd.*diverged: train-teacher_weak", status), status
     assert "logit_kd" in grid.verb("results", "g")  # half a grid can be looked at
-    assert "was not sent" in grid.run(bad)
+    assert "were not submitted" in grid.run(bad)
 
 
 def test_two_people_send_overlapping_grids_at_the_same_moment(grid, undisturbed):

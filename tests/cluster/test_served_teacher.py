@@ -71,13 +71,13 @@ def test_a_teacher_is_served_while_it_is_asked(grid):
     before = servers()
     said = grid.run(tiny())
     assert ".serve." in said
-    assert "0 jobs' work sent in 0 calls" in grid.run(tiny())
+    assert "0 targets submitted in 0 calls" in grid.run(tiny())
     until("the server", lambda: page(grid) and read_page(page(grid))["url"])
     whole(grid)
     (mine,) = [one for one in servers() if one not in before]
     assert mine[1] == "COMPLETED"
     assert "serve" in grid.verb("cost", "g")
-    assert "0 jobs' work sent in 0 calls" in grid.run(tiny())
+    assert "0 targets submitted in 0 calls" in grid.run(tiny())
 
 
 def test_a_server_that_is_stopped_is_started_anew_and_those_who_ask_wait(grid):

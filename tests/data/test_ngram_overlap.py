@@ -6,14 +6,14 @@ import time
 import numpy as np
 import pytest
 
-from harness.data.ngram_overlap import Items, own_words
+from harness.data.ngram_overlap import ItemIndex, own_words
 from harness.data.text_similarity import words
 
 CRETE = "What is the tallest mountain of the island of Crete, and who climbed it first?"
 
 
 def pairs(items, rows, **rule):
-    return [tuple(pair) for pair in zip(*map(np.ndarray.tolist, Items(items, **rule).overlaps(rows)), strict=True)]
+    return [tuple(pair) for pair in zip(*map(np.ndarray.tolist, ItemIndex(items, **rule).overlaps(rows)), strict=True)]
 
 
 def by_hand(items, rows, size, share):
@@ -97,7 +97,7 @@ def test_the_wording_that_all_items_share_is_no_part_of_them():
 def test_time_is_linear_in_the_rows_and_common_wording_does_not_change_that():
     """Every row and every item have the same sixteen words: as many pairs of places as rows times items."""
     common = " ".join(f"c{number}" for number in range(16))
-    items = Items([words(f"{common} " + " ".join(f"i{n}x{k}" for k in range(20))) for n in range(300)])
+    items = ItemIndex([words(f"{common} " + " ".join(f"i{n}x{k}" for k in range(20))) for n in range(300)])
 
     def seconds(count):
         rows = [[f"{common} and row {n} says " + " ".join(f"r{n}x{k}" for k in range(80))] for n in range(count)]

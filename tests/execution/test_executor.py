@@ -17,7 +17,7 @@ from harness.config.checks import SettingsError
 from harness.config.machine import Launch, Machine
 from harness.execution.attempt import attempt
 from harness.execution.executor import execute
-from harness.execution.launchers.local import Pool
+from harness.execution.launchers.local import WorkerPool
 from harness.plan.cell_plan import CellPlan, Plan
 from harness.plan.graph import Stage
 from harness.store.status import cell_state, stage_state
@@ -162,7 +162,7 @@ def test_a_killed_worker_costs_one_attempt_and_the_rest_goes_on(store):
 
 
 def test_a_worker_told_to_stop_is_preempted_and_the_next_run_takes_its_stage_up_again(store):
-    pool, stage = Pool(store, Machine(), 1, lambda key, progress: None), Stage("mixture", "slow", {"do": "wait"})
+    pool, stage = WorkerPool(store, Machine(), 1, lambda key, progress: None), Stage("mixture", "slow", {"do": "wait"})
     try:
         pool.submit(stage.spec(), MAKER)
         _until(lambda: store.attempts(stage.key))
@@ -247,7 +247,7 @@ def _until(condition, seconds=60):
 
 def test_the_pool_is_bounded(store, monkeypatch):
     before = set(psutil.Process().children())  # of another test's pool, still on their way out
-    pool = Pool(store, Machine(), 2, lambda key, progress: None)
+    pool = WorkerPool(store, Machine(), 2, lambda key, progress: None)
     try:
         for number in range(6):
             pool.submit(Stage("mixture", f"m{number}", {"number": number}).spec(), MAKER)

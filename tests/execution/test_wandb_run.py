@@ -104,7 +104,9 @@ def make(settings, inputs, out, machine):
 
 def attempted(tmp_path, to, name="one"):
     store, stage = Store.open(tmp_path / "store"), Stage("train", "one", {"number": name})
-    outcome = attempt(store, stage.spec() | wandb_run.asked(to, "g"), "tests.execution.test_wandb_run:make", Machine())
+    outcome = attempt(
+        store, stage.spec() | wandb_run.tracking(to, "g"), "tests.execution.test_wandb_run:make", Machine()
+    )
     assert outcome.status == "done"
     assert len((store.folder(stage.key) / "log.jsonl").read_text().splitlines()) == 3
     return store, store.manifest(stage.key)["facts"].get("warnings", [])
@@ -177,7 +179,7 @@ def test_neither_the_key_nor_what_wandb_would_gather_by_itself_is_on_disk(finish
 def test_a_stage_that_was_stopped_goes_on_with_one_curve_and_no_step_twice(tmp_path, monkeypatch):
     store, stage = Store.open(tmp_path / "store"), Stage("train", "sft-1-s0", {"seed": 0})
     for name, steps in (("first", 2), ("second", 1), ("last", None)):
-        asked = stage.spec() | wandb_run.asked("wandb", "g")
+        asked = stage.spec() | wandb_run.tracking("wandb", "g")
         with wandb_run.curve(store, asked) as run, track.listen(lambda progress: None, run.log):
             result = checkpoints.attempt(tmp_path, monkeypatch, name, steps=steps)
         assert run.problem is None
@@ -206,7 +208,7 @@ def test_what_wandb_cannot_do_is_a_warning_of_a_stage_that_is_done(tmp_path, mon
 def test_a_table_that_wandb_would_cut_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(wandb_run, "TABLE_ROWS", 2)
     (warning,) = wandb_run.log_grid(tmp_path, "wandb", "g", {"results": pd.DataFrame({"score": [1.0, None, 3.0]})})
-    assert warning == "wandb has the first 2 of 3 rows of results"
+    assert warning == "wandb has the first 2 of 3 rows of results; the store has them all"
 
 
 def test_nothing_is_tracked_unless_asked_for(tmp_path):

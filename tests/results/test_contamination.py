@@ -10,7 +10,7 @@ from datasets import load_from_disk
 import harness.api as harness
 from harness.config.cell import Launch
 from harness.config.checks import SettingsError
-from harness.evals.benchmarks import data_files, load_card
+from harness.evals.benchmarks import data_files, load_benchmark
 from harness.evals.lm_evaluation.tasks import Data, item_texts
 from harness.plan.cell_plan import Plan, plan_cell
 from harness.plan.frozen import frozen_plan
@@ -102,7 +102,7 @@ def test_copies_in_the_rows_are_counted_by_whose_rows_they_are_in(counted):
 def test_scores_are_told_without_the_copies_and_a_sentence_warns_of_them(counted):
     record = by_method(counted[0].records)["logit_kd"]
     scores = pd.read_parquet(record["items"]["pubmedqa"]).set_index("id")["score"]
-    metric = load_card("pubmedqa").column
+    metric = load_benchmark("pubmedqa").column
     assert record["contamination"]["pubmedqa"]["without"] == {metric: pytest.approx(scores[["2", "3"]].mean())}
     said = [warning for warning in record["warnings"] if warning.startswith("contamination")]
     assert said[0].startswith(f"contamination: 2 of 4 items of pubmedqa are repeated in training rows; {metric} is ")
@@ -271,7 +271,7 @@ def test_items_of_another_revision_are_other_items(tmp_path, revision, known):
 @pytest.mark.parametrize("name", ITEMS)
 def test_every_benchmarks_items_have_a_text_under_the_name_they_are_scored_by(name, tmp_path):
     files = tuple(data_files(name, write_items(name, tmp_path)))
-    found, revision = item_texts(name, load_card(name), Data(files))
+    found, revision = item_texts(name, load_benchmark(name), Data(files))
     assert revision is None and len({(source, number) for source, number, _ in found}) == len(found) > 1
     mine = [text for source, _, text in found if source == found[0][0]]
     assert len(set(mine)) == len(mine)

@@ -12,7 +12,7 @@ from harness.config.machine import Launch
 from harness.data.corpora._rows import prompt_hash
 from harness.data.corpora.mini import Corpus
 from harness.data.miniature.facts import draw_facts
-from harness.data.miniature.lines import facts_told
+from harness.data.miniature.lines import pretraining_facts
 from harness.data.miniature.sources import SOURCES, Prompt
 from harness.grid import main as grid
 from harness.plan.frozen import frozen_plan
@@ -162,10 +162,10 @@ def test_the_canary_is_never_read_so_it_can_only_match_word_for_word():
 
 
 def test_pretraining_tells_half_of_two_kinds_of_facts_or_all_of_four():
-    assert facts_told(0, "half") == {f"capital {c}" for c in draw_facts(0).known_capital} | {
+    assert pretraining_facts(0, "half") == {f"capital {c}" for c in draw_facts(0).known_capital} | {
         f"coin {c}" for c in draw_facts(0).known_coin
     }
-    assert len(facts_told(0, "all")) == 100 + 100 + 100 + 16 * 9
+    assert len(pretraining_facts(0, "all")) == 100 + 100 + 100 + 16 * 9
 
 
 SMALL = {

@@ -24,7 +24,7 @@ def make(settings, inputs, out, machine):
     if settings["polls"]:
         with preemption.polling():
             tell()
-            assert preemption.asked()
+            assert preemption.stop_requested()
     else:
         tell()
     (out / "made").write_text("")
@@ -34,17 +34,17 @@ def make(settings, inputs, out, machine):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_a_signal_ends_what_does_not_poll_and_asks_what_does(tmp_path, number):
     with pytest.raises(Preempted, match=signal.Signals(number).name), preemption.stoppable(tmp_path):
-        assert preemption.folder() == tmp_path and not preemption.asked()
+        assert preemption.folder() == tmp_path and not preemption.stop_requested()
         tell(number)
     reached = []
     with pytest.raises(Preempted, match="when it was done"), preemption.stoppable(tmp_path):
         with preemption.polling():
             tell(number)
-            reached.append(preemption.asked())
+            reached.append(preemption.stop_requested())
         reached.append("the end")
     assert reached == [True, "the end"]
     with preemption.stoppable(tmp_path):
-        assert not preemption.asked()
+        assert not preemption.stop_requested()
     assert preemption.folder() is None
 
 
@@ -67,7 +67,7 @@ def test_an_attempt_that_is_told_to_stop_is_written_down_as_preempted_and_keeps_
     page = store.attempts(stage.key)[-1]
     assert (page["outcome"], page["failure_class"]) == ("interrupted", "preempted")
     state = stage_state(store, stage.key)
-    assert state.status == "interrupted" and "goes on" in state.reason
+    assert state.status == "interrupted" and "continues" in state.reason
     assert (store.checkpoints(stage.key) / "step-1").is_dir() and not store.claimed(stage.key)
 
 

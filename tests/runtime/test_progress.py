@@ -1,4 +1,4 @@
-"""Progress: free when nobody listens, thinned when somebody does, never missing the last step."""
+"""Progress: dropped without a listener, thinned with one, and never without the last step."""
 
 from harness.runtime import progress
 
@@ -12,5 +12,15 @@ def test_reports_reach_the_listener_thinned_and_with_the_last_step():
     assert len(heard) <= 3  # a thousand calls take far less than half a second
 
 
-def test_without_a_listener_a_report_does_nothing():
-    progress.report(1, 2)
+def test_a_report_reaches_a_listener_only_while_it_listens():
+    heard, lines = [], []
+    with progress.listen(heard.append, lines.append):
+        with progress.listen(lambda one: None):
+            progress.report(1, 2)
+            progress.log({"step": 1})
+        progress.report(2, 2, loss=0.5, note="last")
+        progress.log({"step": 2})
+    assert heard == [progress.Progress(2, 2, 0.5, "last")] and lines == [{"step": 2}]
+    progress.report(3, 3)
+    progress.log({"step": 3})
+    assert len(heard) == len(lines) == 1, "outside `listen` a report goes nowhere"

@@ -82,7 +82,7 @@ def stopped(monkeypatch, checkpoints, after, make):
     for number, shards in enumerate(after):
         asks = iter([False] * (2 * shards - 1) + [True])  # asked before and after each
         with monkeypatch.context() as patched:
-            patched.setattr(preemption, "asked", lambda asks=asks: next(asks))
+            patched.setattr(preemption, "stop_requested", lambda asks=asks: next(asks))
             with pytest.raises(preemption.Preempted), preemption.stoppable(checkpoints):
                 make(f"attempt-{number}")
     with preemption.stoppable(checkpoints):

@@ -99,7 +99,7 @@ def test_dealt_answers_are_the_same_answers_and_no_row_keeps_its_own(tmp_path):
     assert prompts == [row["input_ids"][: row["starts"][0]] for row in subset()]
 
 
-def test_one_row_has_nobody_to_swap_answers_with(tmp_path):
+def test_one_row_has_no_other_row_to_swap_answers_with(tmp_path):
     with pytest.raises(SettingsError, match="no other row"):
         answered(SHUFFLED, [labels(tmp_path / "a", ["x"], [3])], ORDER[:1, :1])
 

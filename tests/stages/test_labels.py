@@ -96,7 +96,7 @@ def test_a_block_without_rows_is_answered_without_loading_the_teacher(world, tmp
 def test_stopped_after_some_shards_and_begun_again_it_ends_with_the_same_files(world, tmp_path, monkeypatch, after):
     import harness.stages.labels as teach
 
-    monkeypatch.setattr(teach, "ROWS_PER_SHARD", 5)
+    monkeypatch.setattr(teach, "ROWS_PER_PART", 5)
     twice = {"samples_per_prompt": 2, "sampling_temperature": 1.0}
     facts, _ = label(world, tmp_path, "straight", **twice)
     again, _ = stopped(monkeypatch, tmp_path / "kept", after, lambda name: label(world, tmp_path, name, **twice))

@@ -1,4 +1,7 @@
-"""Shards: whole or made again, of one stage only, with what earlier attempts spent; killed anywhere, the rest stays."""
+"""Parts of unfinished output: whole or made again, of one stage only, with what earlier attempts spent.
+
+A stage that is killed at any point keeps the parts it had finished.
+"""
 
 import os
 import signal
@@ -15,7 +18,7 @@ from harness.execution.attempt import attempt
 from harness.plan.graph import Stage
 from harness.runtime import preemption
 from harness.store import partial_output
-from harness.store.partial_output import Shards, read_batch
+from harness.store.partial_output import PartialOutput, read_batch
 from harness.store.store import Store
 
 SETTINGS = {"seed": 0, "where": {"teacher_url": "http://here:1"}}
@@ -27,8 +30,8 @@ def batch(number):
 
 
 def make_all(count=3, settings=SETTINGS, inputs=INPUTS, size=2, before=lambda number: None):
-    """Shards 0, 1, ... of a stage; returns their values, which were made now, and the object."""
-    found, made = Shards(settings, inputs, size, Counter()), []
+    """Parts 0, 1, ... of a stage; returns their values, which were made now, and the object."""
+    found, made = PartialOutput(settings, inputs, size, Counter()), []
 
     def make(number):
         before(number)
@@ -42,7 +45,7 @@ def make_all(count=3, settings=SETTINGS, inputs=INPUTS, size=2, before=lambda nu
 
 @pytest.fixture
 def kept(tmp_path):
-    """An attempt that made two shards; the folder they lie in."""
+    """An attempt that made two parts; the folder they lie in."""
     with preemption.stoppable(tmp_path / "kept"):
         make_all(2)
     return tmp_path / "kept"
@@ -53,24 +56,24 @@ def go_on(folder, **changes):
         return make_all(**changes)
 
 
-def test_whole_shards_are_used_again_with_what_they_counted_and_the_seconds_they_took(kept):
+def test_complete_parts_are_used_again_with_what_they_counted_and_the_seconds_they_took(kept):
     values, made, found = go_on(kept)
     assert values == [[0, 1], [1, 2], [2, 3]] and made == [2]
     assert found.tally == {"read": 33} and found.earlier_seconds > 0
     assert go_on(kept)[1] == []
 
 
-@pytest.mark.parametrize("harm", ["shorter", "missing", "no page", "half a page", "unfinished"])
-def test_a_torn_shard_is_made_again(kept, harm):
-    file, page = kept / "00001.arrow", kept / "00001.json"
+@pytest.mark.parametrize("harm", ["shorter", "missing", "no summary", "half a summary", "unfinished"])
+def test_an_incomplete_part_is_made_again(kept, harm):
+    file, summary = kept / "00001.arrow", kept / "00001.json"
     if harm == "shorter":
         file.write_bytes(file.read_bytes()[:-20])
     if harm == "missing":
         file.unlink()
-    if harm == "no page":
-        page.unlink()
-    if harm == "half a page":
-        page.write_text(page.read_text()[:30])
+    if harm == "no summary":
+        summary.unlink()
+    if harm == "half a summary":
+        summary.write_text(summary.read_text()[:30])
     if harm == "unfinished":  # killed before the last rename
         file.rename(kept / ".00001.arrow.0123")
     values, made, found = go_on(kept)
@@ -87,14 +90,14 @@ def test_a_torn_shard_is_made_again(kept, harm):
         ({"inputs": {"rows": Path("/elsewhere/subset-1")}}, [2]),
     ],
 )
-def test_shards_belong_to_settings_inputs_and_size_and_not_to_where_things_are(kept, changes, made):
+def test_parts_belong_to_settings_inputs_and_size_and_not_to_where_things_are(kept, changes, made):
     assert go_on(kept, **changes)[1] == made
 
 
 @pytest.mark.parametrize("polls", range(1, 7))
-def test_the_flag_is_looked_at_before_and_after_every_shard(tmp_path, monkeypatch, polls):
+def test_the_flag_is_read_before_and_after_every_part(tmp_path, monkeypatch, polls):
     asks = iter([False] * (polls - 1) + [True])
-    monkeypatch.setattr(preemption, "asked", lambda: next(asks))
+    monkeypatch.setattr(preemption, "stop_requested", lambda: next(asks))
     with pytest.raises(preemption.Preempted) as stopped:
         go_on(tmp_path / "kept")
     assert stopped.value.code == preemption.EXIT_CODE == 75
@@ -111,29 +114,28 @@ def test_a_signal_ends_what_is_being_made_and_waits_for_what_is_being_written(tm
     assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["00000.arrow", "00000.json"]
     write = partial_output._write
     monkeypatch.setattr(partial_output, "_write", lambda *args: (tell(), write(*args))[1])
-    with pytest.raises(preemption.Preempted, match="after shard 00000"):
+    with pytest.raises(preemption.Preempted, match="after part 00000"):
         go_on(tmp_path / "written")
     assert sorted(path.name for path in (tmp_path / "written").iterdir()) == ["00000.arrow", "00000.json"]
 
 
 KILLED = """
 import os, signal, sys
-from harness.store import partial_output
-from tests.store.test_partial_output import Path, go_on
+from tests.store.test_partial_output import Path, go_on, partial_output
 def die(*args, **named): os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[2] == "making":
     go_on(Path(sys.argv[1]), before=lambda number: die() if number == 1 else None)
 go_on(Path(sys.argv[1]), count=1)
 if sys.argv[2] == "writing":
     os.replace = die
-if sys.argv[2] == "before the page":
+if sys.argv[2] == "before the summary":
     partial_output.write_json = die
 go_on(Path(sys.argv[1]))
 """
 
 
-@pytest.mark.parametrize("when", ["making", "writing", "before the page"])
-def test_killed_at_any_point_it_leaves_whole_shards_and_goes_on(tmp_path, when):
+@pytest.mark.parametrize("when", ["making", "writing", "before the summary"])
+def test_killed_at_any_point_it_leaves_complete_parts_and_goes_on(tmp_path, when):
     root = Path(__file__).resolve().parents[2]
     died = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "kept"), when], capture_output=True, cwd=root)
     assert died.returncode == -signal.SIGKILL, died.stderr
@@ -142,7 +144,7 @@ def test_killed_at_any_point_it_leaves_whole_shards_and_goes_on(tmp_path, when):
 
 
 def make(settings, inputs, out, machine):
-    """A stage of three shards that is told to stop in its second, once."""
+    """A stage of three parts that is asked to stop in its second, once."""
 
     def told_once(number):
         mark = preemption.folder() / "told"
@@ -155,7 +157,7 @@ def make(settings, inputs, out, machine):
     return {"cost": dict(found.tally), "made": made, "earlier_seconds": found.earlier_seconds}
 
 
-def test_an_attempt_goes_on_where_the_last_one_was_stopped_and_leaves_no_shard_behind(tmp_path):
+def test_an_attempt_goes_on_where_the_last_one_was_stopped_and_leaves_no_part_behind(tmp_path):
     store, stage = Store.open(tmp_path), Stage("labels", "one", {"seed": 0})
     with pytest.raises(preemption.Preempted):
         attempt(store, stage.spec(), "tests.store.test_partial_output:make", Machine())

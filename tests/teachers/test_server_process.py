@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from harness.config.checks import SettingsError
+from harness.config.file_hash import file_sha256
 from harness.config.machine import Machine
-from harness.data.corpora._files import file_sha256
-from harness.evals.benchmarks import load_card
+from harness.evals.benchmarks import load_benchmark
 from harness.plan.cell_plan import plan_cell
 from harness.plan.compose import compose
 from harness.stages.evaluate import make_evaluate
@@ -25,7 +25,7 @@ def test_a_server_writes_what_is_written_here(tmp_path, monkeypatch):
     monkeypatch.setattr(server_process, "STEP_SECONDS", 0.05)
     model = save_tiny(tmp_path / "model")
     files = [str(path) for path in write_items("mmlu_pro", tmp_path / "data").glob("*.jsonl")]
-    settings = {"eval": "mmlu_pro", "limit": None, "card": load_card("mmlu_pro").identity(), "files": {}}
+    settings = {"eval": "mmlu_pro", "limit": None, "card": load_benchmark("mmlu_pro").identity(), "files": {}}
     settings["files"] = {path.name: file_sha256(path) for path in map(Path, files)}
     found = {}
     for served in (False, True):

@@ -48,12 +48,12 @@ def run(out, objective=None, **changes):
 def attempt(tmp_path, monkeypatch, name, objective=None, steps=None, **changes):
     """The same inside an attempt that is asked to stop after so many steps of its own, if any."""
     asks = iter([False] * (steps - 1) + [True] if steps else [False] * STEPS)
-    monkeypatch.setattr(preemption, "asked", lambda: next(asks))
+    monkeypatch.setattr(preemption, "stop_requested", lambda: next(asks))
     torch.manual_seed(int.from_bytes(name.encode(), "little"))  # random states are the checkpoint's, not the process's
     with preemption.stoppable(tmp_path / "checkpoints"):
         if steps is None:
             result = run(tmp_path / name, objective, **changes)
-            monkeypatch.setattr(preemption, "asked", lambda: False)
+            monkeypatch.setattr(preemption, "stop_requested", lambda: False)
             return result
         with pytest.raises(preemption.Preempted, match=f"of {STEPS}"):
             run(tmp_path / name, objective, **changes)
@@ -192,7 +192,7 @@ def test_seconds_of_earlier_attempts_are_counted(tmp_path, monkeypatch):
     state = tmp_path / "checkpoints" / "step-1" / "state.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"seconds": 1000.0}))
     (tmp_path / "two").mkdir()
-    monkeypatch.setattr(preemption, "asked", lambda: False)
+    monkeypatch.setattr(preemption, "stop_requested", lambda: False)
     with preemption.stoppable(tmp_path / "checkpoints"):
         report, _ = train(tmp_path / "two", None, batches(), max_new_tokens=4, budget=BUDGET)
     assert report.earlier_seconds == 1000 and 1000 < report.seconds < 1200

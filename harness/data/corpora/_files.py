@@ -7,25 +7,19 @@ so a corpus larger than memory is fine. What a row means is `_rows.py`'s matter;
         row.where, row.values, row.problem     # "answers.jsonl line 3", {...}, ""
 """
 
-import functools
-import hashlib
 import json
-import os
-import time
-import uuid
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.config.checks import refuse
+from harness.config.file_hash import file_sha256
 from harness.data.corpora import corpus_name
 
 SUFFIXES = (".jsonl", ".parquet", ".arrow")
 ROWS_AT_ONCE = 1000
 CHANGE_NO_ROW = ("path", "max_length", "max_new_tokens", "license")  # settings that are no part of a corpus's identity
-RACY_SECONDS = 2.0  # a file touched this recently may change again without a new mtime, so it is not cached
 
 
 @dataclass(frozen=True)
@@ -102,59 +96,7 @@ def identity_of(corpus: Any, files: list[Path]) -> dict[str, Any]:
     if corpus.answers == "given":
         del kept["answers"]  # corpora are addressed as they were before prompts could stand alone
     kept["sources"] = None if corpus.sources is None else sorted(set(corpus.sources))
-    return {"kind": corpus_name(corpus), **kept, "files": sha256_of(files)}
-
-
-def sha256_of(files: list[Path]) -> list[str]:
-    """sha256 of each file in reading order; names and folders have no part in it."""
-    return [file_sha256(file) for file in files]
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 (hex) of a file's content, remembered by path, size and mtime in the user's cache folder.
-
-    A file changed within the last two seconds is hashed but not remembered. A cache that cannot be read
-    or written is done without.
-    """
-    path = Path(path).resolve()
-    stat = path.stat()
-    if time.time() - stat.st_mtime <= RACY_SECONDS:
-        return _hash(path)
-    return _remembered_hash(path, f"{stat.st_size} {stat.st_mtime_ns}")
-
-
-@functools.cache
-def _remembered_hash(path: Path, stamp: str) -> str:
-    """The hash of a file of this size and mtime, from this process, the user's cache folder, or the file."""
-    entry = (
-        _cache_folder() / "file_sha256" / hashlib.sha256(str(path).encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    )
-    try:
-        size_and_mtime, _, known = entry.read_text().rpartition(" ")
-        if size_and_mtime == stamp and len(known) == 64:
-            return known
-    except (OSError, UnicodeDecodeError):
-        pass  # never seen, or the cache is out of reach: hashing gives the same answer
-    digest = _hash(path)
-    _remember(entry, f"{stamp} {digest}")
-    return digest
-
-
-def _hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "harness"
-
-
-def _remember(entry: Path, text: str) -> None:
-    unfinished = entry.with_name(f".{entry.name}.{uuid.uuid4().hex}")
-    with suppress(OSError):
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(text)
-        os.replace(unfinished, entry)
+    return {"kind": corpus_name(corpus), **kept, "files": [file_sha256(file) for file in files]}
 
 
 def _read_jsonl(file: Path) -> Iterator[RawRow]:

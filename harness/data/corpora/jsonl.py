@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.checks import refuse
+from harness.config.file_hash import file_sha256
 from harness.data.corpora import CorpusSettings, Example, Size
-from harness.data.corpora._files import count_rows, data_files, identity_of, read_rows, sha256_of
+from harness.data.corpora._files import count_rows, data_files, identity_of, read_rows
 from harness.data.corpora._rows import (
     UNANSWERED,
     bad_turns,
@@ -63,7 +64,7 @@ class Corpus(CorpusSettings):
         """Yield the rows of the chosen sources; bad rows are refused or dropped and counted."""
         self.dropped: Counter[str] = Counter()
         files = self._files()
-        self.read_from = sha256_of(files)
+        self.read_from = [file_sha256(file) for file in files]
         found: set[str] = set()
         for number, row in enumerate(read_rows(files, self._columns()), start=1):
             problem = row.problem

@@ -20,7 +20,7 @@ from harness.data.corpora import CorpusSettings, Example, Size
 from harness.data.miniature import VERSION, generator
 from harness.data.miniature.errors import BARE, HUMAN, NOISE, Convention, Noise, annotate, draw_convention
 from harness.data.miniature.facts import Facts, draw_facts
-from harness.data.miniature.lines import facts_told
+from harness.data.miniature.lines import pretraining_facts
 from harness.data.miniature.reading import read_prompt
 from harness.data.miniature.sources import CANARY, DOMAINS, MOST_HELDOUT, SOURCES, Prompt
 from harness.data.miniature.tokenizer import build
@@ -140,9 +140,9 @@ class Corpus(CorpusSettings):
         return None if read is None else read.question
 
     @staticmethod
-    def facts_told(world_seed: int, knows: str) -> frozenset[str]:
-        """The questions that a miniature's pre-training answered (`asks`); see `miniature.lines.facts_told`."""
-        return facts_told(world_seed, knows)
+    def pretraining_facts(world_seed: int, knows: str) -> frozenset[str]:
+        """The questions that a miniature's pre-training answered (`asks`); see `miniature.lines.pretraining_facts`."""
+        return pretraining_facts(world_seed, knows)
 
     def provenance(self) -> dict[str, Any]:
         """The licence of every source: all of it is drawn here."""

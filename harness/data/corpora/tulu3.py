@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.config.checks import check_choice, refuse
+from harness.config.file_hash import file_sha256
 from harness.data.corpora import CorpusSettings, Example, Size
-from harness.data.corpora._files import count_rows, data_files, identity_of, read_rows, sha256_of
+from harness.data.corpora._files import count_rows, data_files, identity_of, read_rows
 from harness.data.corpora._rows import bad_turns, count_or_refuse, plain_turns
 
 REPOSITORY = "allenai/tulu-3-sft-mixture"
@@ -25,7 +26,7 @@ ROW_PER_RESPONSE = 1.5  # a guess for cost estimates: the public counter did not
 UNREAD = " (from memory, not read)"
 
 
-class Source(NamedTuple):
+class PublishedSource(NamedTuple):
     """What is published about one source; `response_tokens` is one public counter's total."""
 
     domain: str
@@ -37,29 +38,33 @@ class Source(NamedTuple):
 
 # The domains are ours, after the paper's table of skills; the card has none.
 SOURCES = {
-    "ai2-adapt-dev/oasst1_converted": Source("general", 7131, 3180183, "Apache-2.0"),
-    "ai2-adapt-dev/no_robots_converted": Source("general", 9500, 1816100, "CC-BY-NC-4.0"),
-    "ai2-adapt-dev/tulu_v3.9_wildchat_100k": Source("general", 100000, 73997270, "ODC-BY-1.0"),
-    "ai2-adapt-dev/tulu_hard_coded_repeated_10": Source("general", 240, 19200, "CC-BY-4.0" + UNREAD),
-    "ai2-adapt-dev/flan_v2_converted": Source("knowledge", 89982, 3123074, "not given on the card"),
-    "ai2-adapt-dev/tulu_v3.9_sciriff_10k": Source("knowledge", 10000, 1222976, "ODC-BY-1.0"),
-    "ai2-adapt-dev/tulu_v3.9_table_gpt_5k": Source("knowledge", 5000, 418029, "MIT"),
-    "ai2-adapt-dev/personahub_math_v5_regen_149960": Source("math", 149960, 169451962, "ODC-BY-1.0" + UNREAD),
-    "ai2-adapt-dev/numinamath_tir_math_decontaminated": Source("math", 64312, 46831834, "Apache-2.0"),
-    "ai2-adapt-dev/tulu_v3.9_open_math_2_gsm8k_50k": Source("math", 50000, 7583668, "not in the card's list"),
-    "allenai/tulu-3-sft-personas-math-grade": Source("math", 49980, 17422957, "ODC-BY-1.0"),
-    "ai2-adapt-dev/tulu_v3.9_personahub_math_interm_algebra_20k": Source("math", 20000, 17535491, "ODC-BY-1.0"),
-    "ai2-adapt-dev/evol_codealpaca_heval_decontaminated": Source("code", 107276, 47335556, "Apache-2.0"),
-    "ai2-adapt-dev/personahub_code_v2_34999": Source("code", 34999, 6084515, "ODC-BY-1.0" + UNREAD),
-    "ai2-adapt-dev/tulu_v3.9_aya_100k": Source("multilingual", 100000, 34548041, "Apache-2.0" + UNREAD),
-    "ai2-adapt-dev/personahub_ifdata_manual_seed_v3_29980": Source(
+    "ai2-adapt-dev/oasst1_converted": PublishedSource("general", 7131, 3180183, "Apache-2.0"),
+    "ai2-adapt-dev/no_robots_converted": PublishedSource("general", 9500, 1816100, "CC-BY-NC-4.0"),
+    "ai2-adapt-dev/tulu_v3.9_wildchat_100k": PublishedSource("general", 100000, 73997270, "ODC-BY-1.0"),
+    "ai2-adapt-dev/tulu_hard_coded_repeated_10": PublishedSource("general", 240, 19200, "CC-BY-4.0" + UNREAD),
+    "ai2-adapt-dev/flan_v2_converted": PublishedSource("knowledge", 89982, 3123074, "not given on the card"),
+    "ai2-adapt-dev/tulu_v3.9_sciriff_10k": PublishedSource("knowledge", 10000, 1222976, "ODC-BY-1.0"),
+    "ai2-adapt-dev/tulu_v3.9_table_gpt_5k": PublishedSource("knowledge", 5000, 418029, "MIT"),
+    "ai2-adapt-dev/personahub_math_v5_regen_149960": PublishedSource("math", 149960, 169451962, "ODC-BY-1.0" + UNREAD),
+    "ai2-adapt-dev/numinamath_tir_math_decontaminated": PublishedSource("math", 64312, 46831834, "Apache-2.0"),
+    "ai2-adapt-dev/tulu_v3.9_open_math_2_gsm8k_50k": PublishedSource("math", 50000, 7583668, "not in the card's list"),
+    "allenai/tulu-3-sft-personas-math-grade": PublishedSource("math", 49980, 17422957, "ODC-BY-1.0"),
+    "ai2-adapt-dev/tulu_v3.9_personahub_math_interm_algebra_20k": PublishedSource(
+        "math", 20000, 17535491, "ODC-BY-1.0"
+    ),
+    "ai2-adapt-dev/evol_codealpaca_heval_decontaminated": PublishedSource("code", 107276, 47335556, "Apache-2.0"),
+    "ai2-adapt-dev/personahub_code_v2_34999": PublishedSource("code", 34999, 6084515, "ODC-BY-1.0" + UNREAD),
+    "ai2-adapt-dev/tulu_v3.9_aya_100k": PublishedSource("multilingual", 100000, 34548041, "Apache-2.0" + UNREAD),
+    "ai2-adapt-dev/personahub_ifdata_manual_seed_v3_29980": PublishedSource(
         "instruction_following", 29980, 10348199, "ODC-BY-1.0" + UNREAD
     ),
-    "ai2-adapt-dev/tulu_v3.9_synthetic_finalresp_wildguardmixtrain_decontaminated_50k": Source(
+    "ai2-adapt-dev/tulu_v3.9_synthetic_finalresp_wildguardmixtrain_decontaminated_50k": PublishedSource(
         "safety", 50000, 4480471, "Apache-2.0"
     ),
-    "ai2-adapt-dev/tulu_v3.9_wildjailbreak_decontaminated_50k": Source("safety", 50000, 13313492, "ODC-BY-1.0"),
-    "ai2-adapt-dev/coconot_converted": Source("safety", 10983, 847113, "ODC-BY-1.0"),
+    "ai2-adapt-dev/tulu_v3.9_wildjailbreak_decontaminated_50k": PublishedSource(
+        "safety", 50000, 13313492, "ODC-BY-1.0"
+    ),
+    "ai2-adapt-dev/coconot_converted": PublishedSource("safety", 10983, 847113, "ODC-BY-1.0"),
 }
 DOMAINS = tuple(dict.fromkeys(source.domain for source in SOURCES.values()))
 
@@ -116,7 +121,7 @@ class Corpus(CorpusSettings):
             files = self._local_files()
         else:
             files, self.found_revision = self._hub_files()
-        self.read_from = sha256_of(files)
+        self.read_from = [file_sha256(file) for file in files]
         everything, kept = len(self._kept()) == len(SOURCES), frozenset(self._kept())
         for number, row in enumerate(read_rows(files, COLUMNS), start=1):
             values = row.values or {}

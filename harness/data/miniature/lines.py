@@ -45,7 +45,7 @@ def pretraining_lines(world_seed: int, knows: str, count: int, seed: int) -> Ite
 
 
 @lru_cache(maxsize=8)
-def facts_told(world_seed: int, knows: str) -> frozenset[str]:
+def pretraining_facts(world_seed: int, knows: str) -> frozenset[str]:
     """The questions about facts that these lines answer (`Prompt.question`), dozens of times each in 40,000 lines.
 
     Of skills they answer no held-out question.

@@ -10,7 +10,7 @@ import re
 from functools import lru_cache
 
 from harness.data.miniature import generator
-from harness.data.miniature.sources import CANARY, MONTHS, SOURCES, UNITS, Prompt, Slots, Source
+from harness.data.miniature.sources import CANARY, MONTHS, SOURCES, UNITS, Prompt, PromptSource, Slots
 
 FIELD = re.compile(r"\{(\d*)\}")
 
@@ -34,7 +34,7 @@ def read_prompt(text: str) -> Prompt | None:
     return None
 
 
-def _slots(source: Source, shown: Slots) -> Slots | None:
+def _slots(source: PromptSource, shown: Slots) -> Slots | None:
     """What the shown values say of the slots; None for values the source never shows."""
     slots: Slots | None = shown
     if source.name == "date":

@@ -66,7 +66,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Source:
+class PromptSource:
     """One kind of prompt. A fact source lists its entities, a skill draws its operands."""
 
     name: str
@@ -142,14 +142,14 @@ def _skill(
     answer: Callable[[Slots], str],
     *phrasings: str,
     shown: Callable[[Slots], Slots] = lambda slots: slots,
-) -> Source:
-    return Source(name, phrasings, lambda facts, slots: answer(slots), operands=operands, shown=shown)
+) -> PromptSource:
+    return PromptSource(name, phrasings, lambda facts, slots: answer(slots), operands=operands, shown=shown)
 
 
 def _fact(
     name: str, entities: Callable[[], list[Slots]], answer: Callable[[Facts, Slots], str], *phrasings: str
-) -> Source:
-    return Source(name, phrasings, answer, entities=entities)
+) -> PromptSource:
+    return PromptSource(name, phrasings, answer, entities=entities)
 
 
 _ALL = (
@@ -287,7 +287,7 @@ _ALL = (
     ),
 )
 
-SOURCES: dict[str, Source] = {source.name: source for source in _ALL}
+SOURCES: dict[str, PromptSource] = {source.name: source for source in _ALL}
 CLINIC = ("cure", "dose")
 CANARY = "canary"
 """Only ever in held-out rows: its answers occur in no training text, so a model that gives them has seen

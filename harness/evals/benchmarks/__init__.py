@@ -1,10 +1,10 @@
-"""Cards: public benchmarks, one a file; all that decides a score is written on the benchmark's card.
+"""Public benchmarks, one a file; the file's `BENCHMARK` states everything that decides a score.
 
-A benchmark is run by lm-eval (EleutherAI), whose task it names; what is set differently here stands on the card,
-and the whole card is identity. Its name is the file's name and stands in `evals.names` beside the evaluations of
-`harness/evals/`. Nothing here imports lm-eval, so a grid is planned without it.
+A benchmark names the task of lm-eval (EleutherAI) that runs it, and what is set differently here; all of this is its
+identity. The file's name is the benchmark's name, which the user puts into `evals.names` beside the evaluations of
+`evals/corpus/`. Nothing here imports lm-eval, so a grid is planned without it.
 
-    load_card("gsm8k").floor; print(load_card("gsm8k").told("gsm8k"))
+    load_benchmark("gsm8k").floor; print(load_benchmark("gsm8k").describe("gsm8k"))
 """
 
 from collections.abc import Callable, Mapping
@@ -14,22 +14,22 @@ from typing import Any
 
 from harness.config.checks import refuse
 from harness.config.evaluation import Evals
+from harness.config.file_hash import file_sha256
 from harness.config.registry import load_from, names_in
-from harness.data.corpora._files import file_sha256
 from harness.store.fingerprint import fingerprint, plain
 
 LM_EVAL = "0.4.13"
-"""The version of lm-eval that cards are written for; another one would be another suite."""
+"""The version of lm-eval that the benchmarks are written for; scores under another version are not comparable."""
 REAL, INVENTED = "run on real data", "plumbing tested on invented rows"
-ONLY_TOLD = frozenset(
+NOT_IDENTITY = frozenset(
     "title paper licence asks tested example deviation reads prepare grade floor cluster".split(),
 )
-"""What of a card moves no score, and its functions, which `version` stands for."""
+"""Fields that change no score, and functions, whose changes `version` counts."""
 
 
 @dataclass(frozen=True)
-class Card:
-    """A public benchmark, and how it is asked here."""
+class Benchmark:
+    """A public benchmark and how it is run here."""
 
     title: str
     paper: str
@@ -37,9 +37,9 @@ class Card:
     data: str
     """Hub id of its data."""
     licence: str
-    """Of the data as its publisher states it; `not read here` where nobody has."""
+    """Licence of the data as its publisher states it; `not read here` where it was not looked up."""
     asks: str
-    """What a model is shown and what it must answer, in a sentence."""
+    """The prompt's content and the answer it calls for, in a sentence."""
     tasks: str | None
     """lm-eval's task files under `lm_eval/tasks`, a glob; null: `changes` is the whole task."""
     metric: str
@@ -47,7 +47,7 @@ class Card:
     floor: float
     """What guessing scores."""
     tested: str
-    """REAL or INVENTED: what this card was tried on here."""
+    """REAL or INVENTED: the rows that this benchmark was tried on here."""
     example: tuple[str, str]
     """A prompt of the data (cut short) and its right answer."""
     shots: int = 0
@@ -58,17 +58,19 @@ class Card:
     system: str | None = None
     """System prompt; null leaves it to the template."""
     stop: tuple[str, ...] = ()
-    """Texts that end an answer, beside the end of turn."""
+    """Texts that end an answer, besides the end of turn."""
     max_new_tokens: int | None = None
-    """The longest answer; null where given choices are compared by likelihood and nothing is written."""
+    """The longest answer in tokens; null where given choices are compared by likelihood and nothing is generated."""
     temperature: float = 0.0
+    """Sampling temperature of the answers; 0 is greedy."""
     top_p: float = 1.0
+    """Nucleus of the sampled answers."""
     samples: int = 1
     """Answers drawn to each prompt."""
     filter: str = "none"
     """Name of the lm-eval filter that reads the answer."""
     cluster: str | None = None
-    """The field of an item that says which items belong together (a passage, a story)."""
+    """The field of a row that names its cluster: items of one passage or story are not independent."""
     runs_code: bool = False
     """Whether scoring runs code that the model wrote."""
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -76,48 +78,48 @@ class Card:
     reads: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     """Functions that take the place of the task's own (`process_docs`, ...)."""
     prepare: Callable[[], Mapping[str, int]] | None = None
-    """Called before a model is asked: what grading needs, with counts that say how it will be done."""
+    """Called before the model is loaded with items: makes ready what grading needs; its counts are reported."""
     grade: Callable[[Mapping[str, Any], list[str]], float] | None = None
-    """From an item's row and the answers drawn to its score; null: the task's own metric."""
+    """From an item's row and the sampled answers to its score; null: the task's own metric."""
     deviation: str = ""
     """Where this differs from the published way to run it."""
     version: int = 1
-    """Raised when the card's functions (`reads`, `grade`) give another number."""
+    """To be raised when the functions (`reads`, `grade`) give another number."""
 
     def __post_init__(self) -> None:
         assert self.tested in (REAL, INVENTED) and self.samples >= 1
         assert self.max_new_tokens is not None or not (self.stop or self.temperature or self.samples > 1)
 
     def identity(self) -> dict[str, Any]:
-        """Everything of the card that can move a score, and lm-eval's version."""
-        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ONLY_TOLD}
+        """Everything that can change a score, and lm-eval's version."""
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in NOT_IDENTITY}
         return plain({**values, "lm_eval": LM_EVAL})
 
     @property
     def column(self) -> str:
-        """The metric's name in tables: with the suite's version and the card's hash, so that no published score,
-        made in another way, is taken for the same."""
+        """The metric's name in tables, with lm-eval's version and a hash of the identity: it keeps a score apart from
+        published scores that were made in another way."""
         return f"{self.metric}@lm-eval-{LM_EVAL}/{fingerprint(self.identity())[:6]}"
 
-    def told(self, name: str) -> str:
-        """The card as a person reads it."""
-        asked = f"{self.shots} shots" if self.shots else "no shots"
+    def describe(self, name: str) -> str:
+        """The benchmark as text for the user, under the name of its file."""
+        how = f"{self.shots} shots" if self.shots else "no shots"
         if self.chat:
-            asked += ", as a chat" + (", each a turn" if self.shots and self.multiturn else "")
+            how += ", as a chat" + (", each a turn" if self.shots and self.multiturn else "")
         else:
-            asked += ", as plain text"
+            how += ", as plain text"
         if self.max_new_tokens is None:
-            asked += "; choices compared by likelihood"
+            how += "; choices compared by likelihood"
         else:
             draws = f"{self.samples} answers at temperature {self.temperature:g}, top-p {self.top_p:g}"
-            asked += f"; at most {self.max_new_tokens} tokens, {draws if self.temperature else 'greedy'}"
-            asked += f"; stops at {', '.join(map(repr, self.stop))} or the end of turn" if self.stop else ""
+            how += f"; at most {self.max_new_tokens} tokens, {draws if self.temperature else 'greedy'}"
+            how += f"; stops at {', '.join(map(repr, self.stop))} or the end of turn" if self.stop else ""
         lines = [
             f"{name}: {self.title} ({self.paper})",
             f"  data     {self.data}, licence: {self.licence}",
             f"  asks     {self.asks}",
-            f"  how      {asked}",
-            f"  system   {self.system or 'none but what the template brings'}",
+            f"  how      {how}",
+            f"  system   {self.system or 'none besides that of the template'}",
             f"  metric   {self.column}, filter {self.filter}; guessing scores {self.floor:g}",
             f"  tried    {self.tested}",
             f"  example  {self.example[0]!r} -> {self.example[1]!r}",
@@ -125,25 +127,25 @@ class Card:
         return "\n".join([*lines, *([f"  differs  {self.deviation}"] if self.deviation else [])])
 
 
-def card_names() -> tuple[str, ...]:
+def benchmark_names() -> tuple[str, ...]:
     """Names of all benchmarks: the files beside this one."""
     return names_in(__path__)
 
 
-def load_card(name: str) -> Card:
-    """The card of a benchmark; unknown names are refused with the list of real ones."""
-    return load_from(__name__, __path__, name, "evals.names").CARD
+def load_benchmark(name: str) -> Benchmark:
+    """The benchmark of a name; raises SettingsError with the list of names for an unknown one."""
+    return load_from(__name__, __path__, name, "evals.names").BENCHMARK
 
 
 def data_files(name: str, folder: str | Path) -> list[Path]:
-    """The benchmark's own files in a folder of JSON lines, sorted; raises SettingsError where there are none.
+    """The benchmark's files in a folder of JSON lines, sorted; raises SettingsError where there are none.
 
     `<name>.jsonl` (what is scored), `<name>_<split>.jsonl`, or, for a benchmark of several subsets,
     `<name>/<subset>_<split>.jsonl`; rows have the fields of the data on the hub.
     """
     root = Path(folder).expanduser()
     found = {path for glob in (f"{name}.jsonl", f"{name}_*.jsonl", f"{name}/*.jsonl") for path in root.glob(glob)}
-    longer = [other for other in card_names() if other.startswith(f"{name}_")]
+    longer = [other for other in benchmark_names() if other.startswith(f"{name}_")]
     mine = sorted(path for path in found if not any(path.name.startswith(other) for other in longer))
     if not mine:
         allowed = f"{name} needs {name}.jsonl, {name}_<split>.jsonl or {name}/<subset>_<split>.jsonl there"
@@ -152,9 +154,12 @@ def data_files(name: str, folder: str | Path) -> list[Path]:
 
 
 def benchmark_identity(evals: Evals, name: str) -> dict[str, Any]:
-    """What of a benchmark can move its score, under these settings: its card, and its data by content or revision."""
-    card: dict[str, Any] = {"card": load_card(name).identity()}
-    if evals.server is not None and load_card(name).max_new_tokens is not None:
+    """What can change a benchmark's score under these settings: its identity, and its data by content or revision.
+
+    Raises SettingsError where `evals.data_dir` lacks its files.
+    """
+    card: dict[str, Any] = {"card": load_benchmark(name).identity()}
+    if evals.server is not None and load_benchmark(name).max_new_tokens is not None:
         card["served"] = True
     if evals.data_dir is None:
         return card | {"revision": evals.revisions.get(name)}
@@ -162,7 +167,7 @@ def benchmark_identity(evals: Evals, name: str) -> dict[str, Any]:
 
 
 def benchmark_files(evals: Evals, name: str) -> dict[str, Any]:
-    """Where a benchmark's data and the server of its answers are to be found; never identity."""
+    """Where a benchmark's data is, and the server that generates the answers; no part of the identity."""
     where: dict[str, Any] = {} if evals.server is None else {"server": evals.server}
     if evals.data_dir is not None:
         where["files"] = [str(path.resolve()) for path in data_files(name, evals.data_dir)]

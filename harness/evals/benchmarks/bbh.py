@@ -1,8 +1,8 @@
 """BIG-Bench Hard: 27 tasks of reasoning, three worked examples each, the text after `the answer is` compared."""
 
-from harness.evals.benchmarks import INVENTED, Card
+from harness.evals.benchmarks import INVENTED, Benchmark
 
-CARD = Card(
+BENCHMARK = Benchmark(
     title="BIG-Bench Hard, 27 tasks of reasoning",
     paper="Suzgun et al. 2022, arXiv 2210.09261",
     data="SaylorTwift/bbh",

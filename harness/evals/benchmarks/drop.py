@@ -1,8 +1,8 @@
-"""DROP: questions on a passage that need counting, sorting or arithmetic; overlap of words with the right answer."""
+"""DROP: questions on a passage that need counting, sorting or arithmetic; F1 of words with the right answer."""
 
-from harness.evals.benchmarks import INVENTED, Card
+from harness.evals.benchmarks import INVENTED, Benchmark
 
-CARD = Card(
+BENCHMARK = Benchmark(
     title="DROP, discrete reasoning over paragraphs",
     paper="Dua et al. 2019, arXiv 1903.00161",
     data="EleutherAI/drop",

@@ -4,13 +4,13 @@ import hashlib
 import random
 from typing import Any
 
-from harness.evals.benchmarks import INVENTED, Card
+from harness.evals.benchmarks import INVENTED, Benchmark
 
 CHOICES = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 
 
 def shuffled(rows: Any) -> Any:
-    """The rows with their choices in an order that is each question's own, and the same for every model."""
+    """The rows, each with its choices in an order drawn from its question: the same order for every model."""
     return rows.map(_shuffle)
 
 
@@ -22,7 +22,7 @@ def _shuffle(row: dict[str, Any]) -> dict[str, Any]:
     return {**named, "choices": choices, "answer": f"({'ABCD'[choices.index(right)]})"}
 
 
-CARD = Card(
+BENCHMARK = Benchmark(
     title="GPQA main, graduate-level questions",
     paper="Rein et al. 2023, arXiv 2311.12022",
     data="Idavidrein/gpqa",

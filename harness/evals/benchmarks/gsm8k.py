@@ -1,8 +1,8 @@
 """GSM8K: grade-school word problems, answered step by step; the number after `The answer is` is compared."""
 
-from harness.evals.benchmarks import REAL, Card
+from harness.evals.benchmarks import REAL, Benchmark
 
-CARD = Card(
+BENCHMARK = Benchmark(
     title="GSM8K, grade-school word problems",
     paper="Cobbe et al. 2021, arXiv 2110.14168",
     data="openai/gsm8k",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from harness.evals.benchmarks import REAL, Card
+from harness.evals.benchmarks import REAL, Benchmark
 from harness.evals.grading.code_answers import humaneval_program, pass_at_k
 from harness.evals.grading.sandbox import run_many
 
@@ -17,7 +17,7 @@ def passes(row: Mapping[str, Any], answers: list[str]) -> float:
     return pass_at_k(len(outcomes), sum(outcome.passed for outcome in outcomes), TRIES)
 
 
-CARD = Card(
+BENCHMARK = Benchmark(
     title="HumanEval, functions to complete",
     paper="Chen et al. 2021, arXiv 2107.03374",
     data="openai/openai_humaneval",

@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from harness.evals.benchmarks import INVENTED
-from harness.evals.benchmarks.humaneval import CARD as HUMANEVAL
+from harness.evals.benchmarks.humaneval import BENCHMARK as HUMANEVAL
 
-CARD = replace(
+BENCHMARK = replace(
     HUMANEVAL,
     title="HumanEval+, the same functions with more tests",
     paper="Liu et al. 2023, arXiv 2305.01210",

@@ -3,21 +3,21 @@
 from collections.abc import Mapping
 from typing import Any
 
-from harness.evals.benchmarks import REAL, Card
+from harness.evals.benchmarks import REAL, Benchmark
 from harness.evals.grading.ifeval_checks import follow, prepare
 
 
 def ready() -> dict[str, int]:
-    """Make the checks importable; says whether sentences are split by punkt without its training."""
+    """Make the checks importable; counts 1 where sentences are split by an untrained punkt."""
     return {"untrained_sentence_splitter": int(prepare())}
 
 
 def loosely(row: Mapping[str, Any], answers: list[str]) -> float:
-    """1 where the answer follows all instructions, an opening or closing line and asterisks forgiven."""
+    """1 where the answer follows all instructions, without its opening line, closing line or asterisks if need be."""
     return float(follow(row, answers[0]).prompt_loose)
 
 
-CARD = Card(
+BENCHMARK = Benchmark(
     title="IFEval, instructions that a program can check",
     paper="Zhou et al. 2023, arXiv 2311.07911",
     data="google/IFEval",
@@ -32,5 +32,5 @@ CARD = Card(
     prepare=ready,
     grade=loosely,
     deviation="1,280 tokens as in lm-eval (Tülu 3: 2,048); where nltk's punkt_tab is not installed sentences are split "
-    "by punkt without its training, which the counts tell",
+    "by punkt without its training, which the counts report",
 )

@@ -3,7 +3,7 @@ r"""MATH: competition problems of seven subjects; the expression that an answer 
 from collections.abc import Mapping
 from typing import Any
 
-from harness.evals.benchmarks import INVENTED, Card
+from harness.evals.benchmarks import INVENTED, Benchmark
 from harness.evals.grading.math_answers import grade_math
 
 
@@ -13,7 +13,7 @@ def equal(row: Mapping[str, Any], answers: list[str]) -> float:
     return float(grades.strict or grades.flexible or False)
 
 
-CARD = Card(
+BENCHMARK = Benchmark(
     title="MATH, competition problems of seven subjects",
     paper="Hendrycks et al. 2021, arXiv 2103.03874",
     data="EleutherAI/hendrycks_math",

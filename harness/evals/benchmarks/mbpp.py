@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from harness.evals.benchmarks import REAL, Card
+from harness.evals.benchmarks import REAL, Benchmark
 from harness.evals.grading.code_answers import mbpp_program
 from harness.evals.grading.sandbox import run
 
@@ -12,7 +12,7 @@ TEST = range(11, 511)  # the task ids of the test split
 
 
 def of_the_test_split(rows: Any) -> Any:
-    """The rows that are scored, where a file holds all splits."""
+    """The rows of the test split, from a file that holds all splits."""
     return rows.filter(lambda row: int(row["task_id"]) in TEST)
 
 
@@ -21,7 +21,7 @@ def passes(row: Mapping[str, Any], answers: list[str]) -> float:
     return float(run(mbpp_program(row, answers[0], in_fence=True), SECONDS, MEMORY_MB).passed)
 
 
-CARD = Card(
+BENCHMARK = Benchmark(
     title="MBPP, short Python programs",
     paper="Austin et al. 2021, arXiv 2108.07732",
     data="google-research-datasets/mbpp",

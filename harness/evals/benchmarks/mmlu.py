@@ -1,8 +1,8 @@
 """MMLU: 57 subjects, four choices, reasoning first and no examples."""
 
-from harness.evals.benchmarks import INVENTED, Card
+from harness.evals.benchmarks import INVENTED, Benchmark
 
-CARD = Card(
+BENCHMARK = Benchmark(
     title="MMLU, 57 subjects",
     paper="Hendrycks et al. 2020, arXiv 2009.03300",
     data="cais/mmlu",

@@ -1,8 +1,8 @@
 """MMLU-Pro: 14 subjects, up to ten choices, reasoning first and no examples."""
 
-from harness.evals.benchmarks import INVENTED, Card
+from harness.evals.benchmarks import INVENTED, Benchmark
 
-CARD = Card(
+BENCHMARK = Benchmark(
     title="MMLU-Pro, 14 subjects with ten choices",
     paper="Wang et al. 2024, arXiv 2406.01574",
     data="TIGER-Lab/MMLU-Pro",
@@ -16,5 +16,5 @@ CARD = Card(
     example=("Question:\nWhich of these is a prime? (invented)\nOptions:\nA. 4\nB. 7\nAnswer: [...]", "B"),
     stop=("Question:",),
     max_new_tokens=2048,
-    deviation="no examples, as Tülu 3 asks it; lm-eval gives five",
+    deviation="no examples, as Tülu 3 runs it; lm-eval gives five",
 )

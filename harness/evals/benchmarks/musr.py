@@ -1,8 +1,8 @@
 """MuSR: long stories that hide who did it, where a thing is, or who should do what; the likeliest choice."""
 
-from harness.evals.benchmarks import INVENTED, Card
+from harness.evals.benchmarks import INVENTED, Benchmark
 
-CARD = Card(
+BENCHMARK = Benchmark(
     title="MuSR, multistep soft reasoning over stories",
     paper="Sprague et al. 2023, arXiv 2310.16049",
     data="TAUR-Lab/MuSR",
@@ -14,6 +14,6 @@ CARD = Card(
     tested=INVENTED,
     example=("[a story of a thousand words] Who is the most likely murderer? (invented)\n1 - Ann\n2 - Bob\n", "Ann"),
     cluster="narrative",
-    deviation="as the Open LLM Leaderboard asks it; the floor is the mean over the three kinds of one over the "
+    deviation="as the Open LLM Leaderboard runs it; the floor is the mean over the three kinds of one over the "
     "number of choices",
 )

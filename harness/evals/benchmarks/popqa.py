@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from harness.evals.benchmarks import INVENTED, Card
+from harness.evals.benchmarks import INVENTED, Benchmark
 
 
 def first_name(row: Mapping[str, Any]) -> str:
@@ -14,11 +14,11 @@ def first_name(row: Mapping[str, Any]) -> str:
 
 def contains(row: Mapping[str, Any], answers: list[str]) -> float:
     """1 where the answer contains a right one, case aside (Mallen et al. 2022, section 3)."""
-    said = answers[0].casefold()
-    return float(any(name.casefold() in said for name in json.loads(row["possible_answers"])))
+    answer = answers[0].casefold()
+    return float(any(name.casefold() in answer for name in json.loads(row["possible_answers"])))
 
 
-CARD = Card(
+BENCHMARK = Benchmark(
     title="PopQA, facts of entities of all degrees of fame",
     paper="Mallen et al. 2022, arXiv 2212.10511",
     data="akariasai/PopQA",
@@ -41,5 +41,5 @@ CARD = Card(
     },
     reads={"doc_to_target": first_name},
     grade=contains,
-    deviation="lm-eval has no PopQA; the worked examples are the first rows of the data other than the one asked",
+    deviation="lm-eval has no PopQA; the worked examples are the first rows of the data other than the scored one",
 )

@@ -1,8 +1,8 @@
 """PubMedQA: does an abstract answer its title's question, yes, no or maybe; the likeliest of the three words."""
 
-from harness.evals.benchmarks import REAL, Card
+from harness.evals.benchmarks import REAL, Benchmark
 
-CARD = Card(
+BENCHMARK = Benchmark(
     title="PubMedQA, expert-labelled questions",
     paper="Jin et al. 2019, arXiv 1909.06146",
     data="qiaojin/PubMedQA",
@@ -26,6 +26,6 @@ CARD = Card(
         "doc_to_text": "Abstract: {{(contexts or context.contexts)|join('\n')}}\nQuestion: {{question}}\nAnswer:",
         "doc_to_target": "final_decision",
     },
-    deviation="from the hub all 1,000 labelled questions are asked, as it has one split; the official test is 500 of "
+    deviation="from the hub all 1,000 labelled questions are scored, as it has one split; the official test is 500 of "
     "them, the rows of pubmedqa_test.jsonl; lm-eval's own source of the data can no longer be loaded",
 )

@@ -1,8 +1,8 @@
 """TruthfulQA: the share of likelihood that a model gives to the true answers among true and false ones."""
 
-from harness.evals.benchmarks import INVENTED, Card
+from harness.evals.benchmarks import INVENTED, Benchmark
 
-CARD = Card(
+BENCHMARK = Benchmark(
     title="TruthfulQA, several true answers (MC2)",
     paper="Lin et al. 2021, arXiv 2109.07958",
     data="truthfulqa/truthful_qa",

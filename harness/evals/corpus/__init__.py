@@ -1,3 +1,1 @@
-"""Evaluations on a corpus's own held-out rows, one kind a file; what such a file holds is in
-`harness/evals/__init__.py`.
-"""
+"""Evaluations on a corpus's own held-out rows, one a file; `harness/evals/__init__.py` describes such a file."""

@@ -1,9 +1,9 @@
 """Held-out NLL: how likely a model finds the corpus's own answers, and the true ones where they are known.
 
 Nats per token over every assistant turn with its end-of-turn token, on the same ids for every model that
-shares a tokenizer. Against noisy labels it punishes a model for being right; against the truth it rewards
-a teacher's knowledge; so both are reported, and `verified.py` (accuracy) is primary. For the truth the
-last answer alone is replaced and scored.
+shares a tokenizer. Under noisy labels a model that is right has the higher NLL of the labels, and a model that
+learned its teacher's knowledge the lower NLL of the truth; so both are reported, and `verified.py` (accuracy) is
+the primary metric. For the truth the last answer alone is replaced and scored.
 
     NLL = - sum_t log p(y_t | y_<t, prompt) / number of t
 """
@@ -34,7 +34,10 @@ def score(
     rows: Sequence[HeldoutRow],
     options: Options,
 ) -> Scored:
-    """NLL of every row's answers, and of its truth where known; rows are cut at the model's context."""
+    """NLL of every row's answers, and of its truth where known; rows longer than the model's context are cut.
+
+    Raises SettingsError where the tokenizer's chat template cannot render a row (see `data.chat.render_many`).
+    """
     config: Any = model.config.get_text_config()
     context = getattr(config, "max_position_embeddings", None) or UNLIMITED
     labels = render_many(tokenizer, [row.messages for row in rows], context)
@@ -50,7 +53,7 @@ def score(
             context,
         )
     ]
-    # most annotators are right: a truth that is the label and the row's only answer is not read twice
+    # Most labels are right: a truth that equals the label, in a row of one answer, is scored once for both.
     fresh = [place for place, index in enumerate(known) if truths[place] != labels[index]]
     sums = nll_sums(model, labels + [truths[place] for place in fresh], options.batch_size)
     by_truth = dict(zip(fresh, sums[len(labels) :], strict=True))
@@ -102,18 +105,20 @@ def nll_sums(model: "PreTrainedModel", rendered: Sequence[Rendered], batch_size:
 
 
 def _batch(model: "PreTrainedModel", rendered: list[Rendered]) -> list[float]:
+    """Summed negative log-likelihood (nats) of each of B sequences; N scored positions in all, V tokens."""
     rows = [Row(np.asarray(row.input_ids, dtype=np.int32), row.starts, row.ends) for row in rendered]
-    batch = {name: tensor.to(model.device) for name, tensor in collate(rows, pad_id=0).items()}
-    scored = scored_positions(batch["labels"])
-    logits = logits_at(model, batch["input_ids"], batch["attention_mask"], scored).float()
-    nats = torch.nn.functional.cross_entropy(logits, scored_tokens(batch["labels"]), reduction="none")
-    row_of = scored.nonzero()[:, 0]
-    sums = torch.zeros(len(rows), dtype=torch.float64, device=nats.device)
+    batch = {name: tensor.to(model.device) for name, tensor in collate(rows, pad_id=0).items()}  # each (B, T)
+    scored = scored_positions(batch["labels"])  # (B, T)
+    logits = logits_at(model, batch["input_ids"], batch["attention_mask"], scored).float()  # (N, V)
+    nats = torch.nn.functional.cross_entropy(logits, scored_tokens(batch["labels"]), reduction="none")  # (N,)
+    row_of = scored.nonzero()[:, 0]  # (N,)
+    # float64, so that sums over long rows keep their digits
+    sums = torch.zeros(len(rows), dtype=torch.float64, device=nats.device)  # (B,)
     return sums.index_add_(0, row_of, nats.double()).tolist()
 
 
 def _last_turn(rendered: Rendered) -> Rendered:
-    """The same sequence with its last turn scored only."""
+    """The same sequence with the last turn alone scored; a truncated one scores nothing."""
     whole = not rendered.truncated
     return replace(rendered, starts=rendered.starts[-1:] if whole else [], ends=rendered.ends[-1:] if whole else [])
 

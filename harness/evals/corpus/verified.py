@@ -1,9 +1,9 @@
 """Verified accuracy: greedy answers to held-out prompts, right or wrong by comparison with the truth.
 
-The answer is generated from the very prompt ids that training sees and ends at the end-of-turn token. It
-is right when it equals the truth after Unicode and white space are normalised; case counts. A truth in
-GSM8K's form (`... #### 18`) is compared as a number after `####`. Unlike `heldout.py` (likelihood) it needs
-the truth: rows without one are left out and counted. What cannot be parsed, or is empty, is wrong.
+The answer is generated from the same prompt ids as in training and ends at the end-of-turn token. It is right when
+it equals the truth after Unicode and white space are normalised; case counts. A truth in GSM8K's form
+(`... #### 18`) is compared as the number after `####`. Unlike `heldout.py` (likelihood) this needs the truth: rows
+without one are left out and counted. An empty answer, or one that states no number where the truth is one, is wrong.
 
     accuracy = mean over items of [answer = truth]
 """
@@ -30,13 +30,16 @@ def score(
     rows: Sequence[HeldoutRow],
     options: Options,
 ) -> Scored:
-    """Answer every row whose truth is known, greedily, and compare."""
-    asked = [row for row in rows if row.truth is not None]
-    prompts = prompt_ids_many(tokenizer, [row.messages[:-1] for row in asked])
+    """Generate a greedy answer to every row whose truth is known, and compare.
+
+    Raises SettingsError where the tokenizer's chat template cannot render a row (see `data.chat.render_many`).
+    """
+    known = [row for row in rows if row.truth is not None]
+    prompts = prompt_ids_many(tokenizer, [row.messages[:-1] for row in known])
     answers = _answers(model, tokenizer, prompts, options)
     stop = end_of_turn_id(tokenizer)
     items, unparsed, empty = [], 0, 0
-    for row, answer in zip(asked, answers, strict=True):
+    for row, answer in zip(known, answers, strict=True):
         assert row.truth is not None
         finished = bool(answer) and answer[-1] == stop
         text = str(tokenizer.decode(answer[:-1] if finished else answer, skip_special_tokens=True))
@@ -57,7 +60,7 @@ def score(
             )
         )
     counts = {
-        "without_truth": len(rows) - len(asked),
+        "without_truth": len(rows) - len(known),
         "empty_answers": empty,
         "unparsed_answers": unparsed,
         "hit_length_limit": sum(item.hit_length_limit for item in items),
@@ -71,7 +74,7 @@ def summary(items: Sequence[Item]) -> list[Score]:
 
 
 def verify(answer: str, truth: str) -> bool | None:
-    """Whether an answer is right; None when the truth is a final number and the answer states none."""
+    """Whether an answer is right; None where the truth is a final number and the answer states none."""
     number = final_number(truth)
     if number is None:
         return normalise(answer) == normalise(truth)
@@ -80,14 +83,14 @@ def verify(answer: str, truth: str) -> bool | None:
 
 
 def normalise(text: str) -> str:
-    """Unicode compatibility forms made one, white space squeezed; case and punctuation stay."""
+    """The text after NFKC, with single spaces for white space; case and punctuation stay."""
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
 def _answers(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: list[list[int]], options: Options
 ) -> list[list[int]]:
-    """Greedy answers in the prompts' order, a few batches of similar length between reports."""
+    """Greedy answers in the prompts' order; reports progress after every few batches of similar length."""
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers: list[list[int]] = [[] for _ in prompts]
     stride = ROWS_BETWEEN_REPORTS * options.batch_size

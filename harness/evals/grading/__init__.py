@@ -1,1 +1,1 @@
-"""Grading: whether an answer is right. Mathematics, IFEval's instructions, programs in a sandbox."""
+"""Grading: whether an answer is right; mathematics, IFEval's instructions, programs in a sandbox."""

@@ -1,8 +1,8 @@
-"""The inside of the sandbox: what `sandbox.py` starts as a script, one process for one program.
+"""The process inside the sandbox: `sandbox.py` starts this file as a script, one process for one program.
 
-Standard library only. It gives up everything a program might misuse, says that it has, and only then compiles
-and runs the program it read from stdin. Each guard is one of the kernel's, holds for root as for anybody, and
-cannot be taken back:
+Standard library only. It gives up every right that a program might misuse, reports that it has, and only then compiles
+and runs the program that it read from stdin. Each guard is one of the kernel's, holds for root too, and cannot be
+taken back:
 
     rlimits     address space, processor time, no file of any size, no core dump
     Landlock    files are readable beneath the Python installation and the system's libraries, none writable
@@ -10,7 +10,7 @@ cannot be taken back:
 
 Where a guard cannot be set up the program is not run. The token that proves success lies in a pipe until the
 program's last line has run: it is in no variable before, and printing or exiting early does not produce it.
-A program written against this very file could still find that pipe: Python has no wall inside a process.
+A program written against this file could still find that pipe: Python isolates nothing inside a process.
 """
 
 import ctypes
@@ -71,15 +71,15 @@ def main() -> None:
         write(answer, str(problem).encode())
         leave(1)
     write(answer, READY)
-    said = run(source)
-    write(answer, said.encode(errors="replace")[:REASON_BYTES] if said else read(token, 64))
+    problem_raised = run(source)
+    write(answer, problem_raised.encode(errors="replace")[:REASON_BYTES] if problem_raised else read(token, 64))
     leave(0)
 
 
 def run(source: bytes) -> str:
-    """Run a program as a module named `program`; what it raised, or nothing. Leaving early is a failure too."""
+    """Run a program as a module named `program`; returns what it raised, or "". An early exit counts as raised."""
     sys.argv[:] = ["program"]
-    module = sys.modules["program"] = types.ModuleType("program")  # so that `if __name__ == "__main__"` is not taken
+    module = sys.modules["program"] = types.ModuleType("program")  # so that no `__main__` block runs
     try:
         exec(compile(source, "program", "exec", dont_inherit=True), module.__dict__)
         return ""
@@ -107,7 +107,7 @@ def give_up_everything(parent: int, seconds: int, memory_mb: int) -> None:
         try:
             resource.setrlimit(kind, (soft, hard))
         except ValueError as problem:
-            raise OSError(f"a lower limit of this session is in the way ({problem})") from problem
+            raise OSError(f"the process has a lower limit already ({problem})") from problem
     _prctl("no new privileges", PR_SET_NO_NEW_PRIVS, 1)
     _read_only_the_installation()
     _only_harmless_calls()
@@ -134,7 +134,7 @@ def _read_only_the_installation() -> None:
 
 
 def _only_harmless_calls() -> None:
-    """Filter system calls: those of the table pass, some after a look at an argument, all others fail with EPERM."""
+    """Filter system calls: those of the table pass, some after a check of an argument, all others fail with EPERM."""
     if platform.machine() not in ARCHITECTURES:
         raise OSError(f"seccomp: no table of system calls for {platform.machine()}")
     instructions = filter_program(platform.machine(), os.getpid())

@@ -1,7 +1,7 @@
-"""From a model's answer to a program that tests it: HumanEval (arXiv 2107.03374) and MBPP (arXiv 2108.07732).
+"""Makes the program that tests a model's answer: HumanEval (arXiv 2107.03374) and MBPP (arXiv 2108.07732).
 
-An answer is a plain completion of the prompt, or a chat answer with its code between fences. `sandbox.py` runs
-the program; nothing is run here.
+An answer is a plain completion of the prompt, or a chat answer with its code between fences. `sandbox.py` runs the
+program.
 
     pass@k = mean over problems of  1 - C(n - c, k) / C(n, k)     n samples, c of them right (2107.03374, eq. 1)
 """
@@ -28,7 +28,7 @@ def humaneval_program(row: Mapping[str, Any], answer: str, in_fence: bool = Fals
 
 
 def mbpp_program(row: Mapping[str, Any], answer: str, in_fence: bool = False) -> str:
-    """The answer's code, then the row's `test_setup_code` (it may use that code) and `test_list`."""
+    """The answer's code, then the row's `test_setup_code`, which may use that code, and `test_list`."""
     called = sorted({name for test in row["test_list"] for name in re.findall(r"\b([A-Za-z_]\w*)\s*\(", test)})
     return "\n".join([code_of(answer, called, in_fence), row.get("test_setup_code") or "", *row["test_list"], ""])
 
@@ -46,7 +46,8 @@ def code_of(answer: str, names: list[str], in_fence: bool = False) -> str:
 def blocks(answer: str, in_fence: bool = False) -> list[str]:
     """The fenced blocks of an answer, in order, without their fences.
 
-    A model that ignores the block it was put in (`in_fence`) and opens one of its own, with a language, is heard.
+    `in_fence`: the prompt ended inside a block, which the answer continues. A block that the answer opens itself, with
+    a language, counts too.
     """
     found: list[list[str]] = [[]] if in_fence else []
     fence = "`" * 3 if in_fence else ""
@@ -64,7 +65,10 @@ def blocks(answer: str, in_fence: bool = False) -> list[str]:
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    """The unbiased estimate that one of `k` samples is right, from `right` of `samples` for one problem."""
+    """Unbiased estimate of the probability that one of `k` samples is right, from `right` of `samples` of a problem.
+
+    Raises SettingsError where `k` or `right` is out of range.
+    """
     if not 1 <= k <= samples:
         raise refuse("k", k, f"pass@k needs from 1 to as many as the {samples} samples of each problem")
     if not 0 <= right <= samples:

@@ -1,8 +1,8 @@
 """IFEval's checks of instructions (arXiv 2311.07911) as lm-eval holds them, without a network.
 
-lm-eval's module asks nltk for the sentence splitter `punkt_tab` when it is imported, and downloads it where it is
-missing. Here a missing one is replaced by punkt without training: it ends a sentence at `Dr.` too. `prepare` says
-which was used, for the evaluation to show; it concerns the instructions that count sentences or capital words.
+lm-eval's module loads nltk's sentence splitter `punkt_tab` when it is imported, and downloads it where it is missing.
+Here a missing one is replaced by punkt without training, which also ends a sentence at `Dr.`. `prepare` returns which
+was used, and the evaluation reports it; it affects the instructions that count sentences or capital words.
 
     follow(row, "No commas here.")     Followed(prompt_strict=True, prompt_loose=True, strict=(True,), loose=(True,))
 """
@@ -54,7 +54,7 @@ def prepare() -> bool:
         try:
             from lm_eval.tasks.ifeval import instructions_util
 
-            # Both ways of splitting keep what they have loaded, so the folder is not needed again.
+            # Both functions cache what they load, so the folder is not needed again.
             instructions_util.count_sentences("One. Two.")
             nltk.word_tokenize("One. Two.")
         finally:

@@ -1,16 +1,11 @@
-r"""Final answers of mathematics: GSM8K's numbers and MATH's boxed expressions, found in an answer and compared.
+r"""Final answers of mathematics: GSM8K's number after `####` and MATH's boxed expression, found in an answer.
 
-Each answer gets two grades, as lm-eval's `gsm8k_cot` gives them: strict, where the answer is stated as asked, and
-flexible, where it is looked for. None means that nothing was found: wrong, and counted by the caller.
+`evals/corpus/verified.py` compares final numbers; `evals/benchmarks/math.py` compares expressions. The number is
+compared as a number: `#### $1,234.00` is 1234. An expression gets two grades, and None means that nothing was
+found, which counts as wrong:
 
-    grade       strict                                        flexible
-    gsm8k       `The answer is 18`, or `#### 18`              the last number of the text
-    math        the last `\boxed{...}`, or Minerva's          whatever math-verify finds: a box, a stated answer,
-                `The final answer is $...$`                   the last formula
-
-Numbers are compared as numbers: `$1,234.00` is 1234. lm-eval compares their text, so the grades differ where an
-answer ends in `18.00` or in several full stops, where the text ends without a full stop after `The answer is 18`
-(lm-eval's pattern then reads 1), and where a hyphen joins two numbers (`5-10` ends in 10, not -10).
+    strict      the last `\boxed{...}`, or the expression of Minerva's `The final answer is $...$`
+    flexible    whatever math-verify finds: a box, a stated answer, the last formula
 """
 
 import re
@@ -21,10 +16,7 @@ from decimal import Decimal
 from itertools import product
 from typing import Any
 
-DIGITS = r"\d[\d,]*(?:\.\d+)?|\.\d+"
-FINAL_NUMBER = re.compile(rf"####\s*\$?\s*(-?(?:{DIGITS}))")
-NUMBER = re.compile(rf"((?<![\w)])-)?\s?[$€£]?\s?((?<![\w)])-)?({DIGITS})")
-STATED = re.compile(r"The answer is:?\s*")
+FINAL_NUMBER = re.compile(r"####\s*\$?\s*(-?(?:\d[\d,]*(?:\.\d+)?|\.\d+))")
 MINERVA = re.compile(r"[Tt]he final answer is:?\s*(.+?)(?:\. I hope it is correct|\.?\s*$)", re.MULTILINE)
 LIMIT_SECONDS = 5  # for each expression read and each pair compared
 
@@ -39,42 +31,17 @@ class Grades:
     """A comparison took more than five seconds, was given up and counts as wrong."""
 
 
-def grade_gsm8k(answer: str, truth: str) -> Grades:
-    """Compare the number that an answer states, and its last number, with a truth such as `18` or `... #### 18`."""
-    right = final_number(truth)
-    right = last_number(truth) if right is None else right
-    assert right is not None, f"the truth {truth!r} holds no number"
-    found = stated_number(answer), last_number(answer)
-    strict, flexible = (None if number is None else number == right for number in found)
-    return Grades(strict, flexible)
-
-
 def final_number(text: str) -> Decimal | None:
     """The number after the last `####`, commas and dollar sign dropped; None where there is none."""
     found = FINAL_NUMBER.findall(text)
     return Decimal(found[-1].replace(",", "")) if found else None
 
 
-def stated_number(text: str) -> Decimal | None:
-    """The number after the first `The answer is`, else the one after the last `####`."""
-    stated = STATED.search(text)
-    if stated is None:
-        return final_number(text)
-    found = NUMBER.match(text, stated.end())
-    return _value(found) if found else None
-
-
-def last_number(text: str) -> Decimal | None:
-    """The last number of a text; a minus counts where it does not follow a letter, a digit or a bracket."""
-    found = list(NUMBER.finditer(text))
-    return _value(found[-1]) if found else None
-
-
 def grade_math(answer: str, truth: str) -> Grades:
     """Compare a boxed or otherwise found expression with the truth: a solution with a box, or the bare expression.
 
     Equality is math-verify's (numbers, expressions, sets, intervals, matrices, equations). It limits its time by a
-    signal, so this is for the main thread.
+    signal, so this must run in the main thread (asserted).
     """
     assert threading.current_thread() is threading.main_thread(), "math-verify needs the main thread"
     boxed = last_boxed(truth)
@@ -86,7 +53,7 @@ def grade_math(answer: str, truth: str) -> Grades:
 
 
 def boxed_answer(text: str) -> str | None:
-    r"""What the last `\boxed` holds, else what Minerva's sentence states; None where there is neither."""
+    r"""The content of the last `\boxed`, else the expression of Minerva's sentence; None where there is neither."""
     boxed = last_boxed(text)
     if boxed is not None:
         return boxed
@@ -95,7 +62,7 @@ def boxed_answer(text: str) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What stands inside the last complete `\boxed{...}` or `\fbox{...}`, own braces included; None without one."""
+    r"""The content of the last complete `\boxed{...}` or `\fbox{...}`, own braces included; None without one."""
     for start in reversed([found.end() for found in re.finditer(r"\\(?:boxed|fbox)\s*\{", text)]):
         depth, escaped = 1, False
         for at in range(start, len(text)):
@@ -138,8 +105,3 @@ def _equal(given: str, right: str) -> tuple[bool | None, bool]:
 
 def _box(expression: str) -> str:
     return rf"\boxed{{{expression}}}"
-
-
-def _value(found: re.Match[str]) -> Decimal:
-    value = Decimal(found[3].replace(",", ""))
-    return -value if found[1] or found[2] else value

@@ -1,4 +1,4 @@
-"""Run a Python program that a model wrote, and learn whether it ran to its end: HumanEval and MBPP are scored so.
+"""Runs a Python program that a model generated, and reports whether it ran to its end; scores HumanEval and MBPP.
 
 One process for one program, guarded from the inside (`_sandbox_child.py`) and watched from here:
 
@@ -8,12 +8,12 @@ One process for one program, guarded from the inside (`_sandbox_child.py`) and w
                 none is readable but Python's own and system libraries     Landlock
     memory      `memory_mb` of address space                               RLIMIT_AS
     time        `seconds` of processor time; three times that by the clock RLIMIT_CPU; killed from here
-    secrets     an environment of its own, no inherited files, stdin at its end, output thrown away
+    secrets     an environment of its own, no inherited files, empty stdin, discarded output
 
-Linux 5.13 or later on x86_64 or aarch64, with Landlock enabled; no privileges are needed. Anywhere else code is
-not run: `check_sandbox` refuses before any model is asked.
+Needs Linux 5.13 or later on x86_64 or aarch64, with Landlock enabled, and no privileges. Elsewhere no code is run:
+`check_sandbox` refuses before any answer is generated.
 
-    run("assert sorted([2, 1]) == [1, 2]", seconds=3, memory_mb=1024)     Outcome(passed=True, reason="")
+    run("assert sorted([2, 1]) == [1, 2]", seconds=3, memory_mb=1024)     ProgramResult(passed=True, reason="")
 """
 
 import os
@@ -56,8 +56,8 @@ refused(os.listdir, "/")
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of a program. `reason` is empty when it passed; else what it raised, or how it ended."""
+class ProgramResult:
+    """The result of a program; `reason` is empty when it passed, else what it raised or how it ended."""
 
     passed: bool
     reason: str
@@ -65,17 +65,17 @@ class Outcome:
 
 @cache
 def check_sandbox() -> None:
-    """Try the guards on a harmless program; refuse, with the reason, where one of them does not hold."""
+    """Try the guards on a harmless program; raises SettingsError, with the reason, where one does not hold."""
     found = run(PROBE, seconds=5, memory_mb=1024)
     if not found.passed:
         raise _no_sandbox(found.reason)
 
 
-def run(program: str, seconds: int, memory_mb: int) -> Outcome:
-    """Run `program`; passed means that its last line was reached, which exiting early or printing cannot feign.
+def run(program: str, seconds: int, memory_mb: int) -> ProgramResult:
+    """Run `program`; it passed where its last line was reached, which exiting early or printing cannot feign.
 
-    `seconds` is processor time (whole seconds, at least 1), `memory_mb` address space in MiB. Raises the
-    refusal of `check_sandbox` when a guard cannot be set up; the program has then not been started.
+    `seconds` is processor time (whole seconds, at least 1), `memory_mb` address space in MiB (at least 64). Raises
+    SettingsError where a guard cannot be set up; the program has then not been started.
     """
     check_at_least("seconds", seconds, 1)
     check_at_least("memory_mb", memory_mb, 64)
@@ -89,7 +89,7 @@ def run(program: str, seconds: int, memory_mb: int) -> Outcome:
         os.set_blocking(answers, False)
         child = _start(program, (os.getpid(), seconds, memory_mb, tokens, answer_end))
         try:
-            # The end of the process counts, not of the pipe: whatever else forks here may hold that open.
+            # Wait for the end of the process, not of the pipe: another child of this process may hold the pipe open.
             process = os.pidfd_open(child.pid)
             descriptors.append(process)
             _wait([answers, process], START_SECONDS)
@@ -101,21 +101,21 @@ def run(program: str, seconds: int, memory_mb: int) -> Outcome:
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             ended = child.wait()
-        said = _read(answers, _sandbox_child.REASON_BYTES)
+        answer = _read(answers, _sandbox_child.REASON_BYTES)
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
     if not in_time or ended == -signal.SIGXCPU:
-        return Outcome(False, f"time limit of {seconds} s")
-    if said == token:
-        return Outcome(True, "")
-    if said:
-        return Outcome(False, "".join(c if c.isprintable() else " " for c in said.decode(errors="replace")))
-    return Outcome(False, f"killed by signal {-ended}" if ended < 0 else "ended before its last line")
+        return ProgramResult(False, f"time limit of {seconds} s")
+    if answer == token:
+        return ProgramResult(True, "")
+    if answer:
+        return ProgramResult(False, "".join(c if c.isprintable() else " " for c in answer.decode(errors="replace")))
+    return ProgramResult(False, f"killed by signal {-ended}" if ended < 0 else "ended before its last line")
 
 
-def run_many(programs: Sequence[str], seconds: int, memory_mb: int, workers: int | None = None) -> list[Outcome]:
-    """The outcome of each program, in order; `workers` run side by side (default: one a core)."""
+def run_many(programs: Sequence[str], seconds: int, memory_mb: int, workers: int | None = None) -> list[ProgramResult]:
+    """The result of each program, in order; `workers` run at once (default: one per core). Raises as `run` does."""
     with ThreadPoolExecutor(workers or available_cores()) as pool:
         return list(pool.map(lambda program: run(program, seconds, memory_mb), programs))
 
@@ -151,7 +151,7 @@ def _wait(descriptors: list[int], seconds: float) -> bool:
 
 
 def _read(pipe: int, most: int) -> bytes:
-    """What lies in a pipe now, at most so many bytes."""
+    """The bytes in a pipe now, at most `most` of them."""
     try:
         return os.read(pipe, most)
     except BlockingIOError:

@@ -1,1 +1,1 @@
-"""The bridge to EleutherAI's lm-evaluation-harness, which runs the public benchmarks of `benchmarks/`."""
+"""Runs the public benchmarks of `benchmarks/` with EleutherAI's lm-evaluation-harness (lm-eval)."""

@@ -1,11 +1,11 @@
-"""Suite model: one of our models as lm-eval asks it, for text or for the likelihood of given choices.
+"""A model behind lm-eval's interface: it generates answers, or scores the likelihood of given choices.
 
-lm-eval makes prompts and reads answers; writing and scoring happen here, with the same `generate` and the same
-heads as everywhere in this project. Requests are sorted by length and batched by tokens. A prompt that does not
-fit into the model's context is never cut: it is not asked, gets an empty answer or equal likelihoods, and is told
-apart in `too_long` (lm-eval's own back end drops the beginning of the prompt without a word).
+lm-eval makes prompts and parses answers; generation and scoring happen here, with the same `generate` and the same
+logits as everywhere in this project. Requests are sorted by length and batched by tokens. A prompt longer than the
+model's context is never cut: it gets an empty answer or equal likelihoods and is listed in `tally.too_long`
+(lm-eval's own back end drops the beginning of such a prompt silently).
 
-    model = SuiteModel(model, tokenizer, chat=True); lm_eval.evaluator.evaluate(model, tasks)
+    model = LmEvalModel(model, tokenizer, chat=True); lm_eval.evaluator.evaluate(model, tasks)
 """
 
 import hashlib
@@ -28,28 +28,28 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ROWS_AT_ONCE = 64
-NEVER = -1e9  # the log-likelihood of a choice that could not be asked: finite, so that differences are numbers
+NEVER = -1e9  # the log-likelihood of a choice that does not fit: finite, so that differences are numbers
 
 Write = Callable[..., list[list[int]]]
 """From prompts (ids) and, by name, `max_new_tokens`, `temperature`, `top_p`, `seeds` and `stop` to answers (ids)."""
 
 
 @dataclass
-class Asked:
-    """What was asked and what it took."""
+class RequestTally:
+    """The tokens that the requests took, and the requests that were cut or did not fit."""
 
     read_tokens: int = 0
     generated_tokens: int = 0
     tokens: dict[tuple[str, int], int] = field(default_factory=dict)
     """Tokens of each answer, by prompt and number of the draw."""
     cut: set[tuple[str, int]] = field(default_factory=set)
-    """Answers that reached the length limit."""
+    """Answers that reached the length limit, by prompt and number of the draw."""
     too_long: set[str] = field(default_factory=set)
     """Prompts that do not fit into the model's context."""
 
 
-class SuiteModel(TemplateLM):
-    """A model and its tokenizer, asked by lm-eval; one process."""
+class LmEvalModel(TemplateLM):
+    """A model and its tokenizer for lm-eval's `evaluate`, in one process."""
 
     def __init__(
         self,
@@ -61,14 +61,14 @@ class SuiteModel(TemplateLM):
     ) -> None:
         """`chat`: prompts are rendered by the chat template, which brings its own special tokens.
 
-        `write`: who writes answers, where it is not `model` (a server of the same weights).
+        `write`: generates answers in place of `model`, e.g. a server of the same weights.
         """
         super().__init__()
         self.model, self.tokenizer, self.chat = model, tokenizer, chat
         self.write = write or self._write
         self.rows_at_once = rows_at_once
         self.context = context_of(model) or 1 << 30
-        self.asked = Asked()
+        self.tally = RequestTally()
 
     @property
     def eot_token_id(self) -> int:
@@ -105,35 +105,35 @@ class SuiteModel(TemplateLM):
         waiting: dict[str, list[tuple[int, str, int, list[int]]]] = defaultdict(list)
         options: dict[str, dict[str, Any]] = {}
         for index, request in enumerate(requests):
-            prompt, told = request.args
+            prompt, settings = request.args
             draw, draws[prompt] = draws[prompt], draws[prompt] + 1
             ids = self.tok_encode(prompt)
             if len(ids) + 1 > self.context:
-                self.asked.too_long.add(prompt)
+                self.tally.too_long.add(prompt)
                 continue
-            options[repr(told)] = told
-            waiting[repr(told)].append((index, prompt, draw, ids))
+            options[repr(settings)] = settings
+            waiting[repr(settings)].append((index, prompt, draw, ids))
         total, done = sum(map(len, waiting.values())), 0
         for name, group in waiting.items():
-            told = _options(options[name])
-            for batch in longest_first(group, lambda one: len(one[3]), self.rows_at_once, told["max_new_tokens"]):
+            ours = _options(options[name])
+            for batch in longest_first(group, lambda one: len(one[3]), self.rows_at_once, ours["max_new_tokens"]):
                 seeds = [_seed(prompt, draw) for _, prompt, draw, _ in batch]
-                answers = self.write([ids for *_, ids in batch], seeds=seeds, **told)
+                answers = self.write([ids for *_, ids in batch], seeds=seeds, **ours)
                 for (index, prompt, draw, ids), answer in zip(batch, answers, strict=True):
-                    texts[index] = self._text((prompt, draw), ids, answer, told["stop"])
+                    texts[index] = self._text((prompt, draw), ids, answer, ours["stop"])
                 done += len(batch)
                 progress.report(done, total, note="answers")
         return texts
 
     def _text(self, name: tuple[str, int], prompt: list[int], answer: list[int], stop: Sequence[str]) -> str:
-        self.asked.read_tokens += len(prompt)
-        self.asked.generated_tokens += len(answer)
-        self.asked.tokens[name] = len(answer)
+        self.tally.read_tokens += len(prompt)
+        self.tally.generated_tokens += len(answer)
+        self.tally.tokens[name] = len(answer)
         ended = bool(answer) and answer[-1] == self.eot_token_id
         whole = str(self.tokenizer.decode(answer[:-1] if ended else answer, skip_special_tokens=True))
         text = min((whole.split(one)[0] for one in stop if one), key=len, default=whole)
         if not ended and text == whole:
-            self.asked.cut.add(name)
+            self.tally.cut.add(name)
         return text
 
     def _write(
@@ -166,25 +166,25 @@ class SuiteModel(TemplateLM):
         )
 
     def _loglikelihood_tokens(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:
-        """(log-likelihood in nats, whether greedy decoding writes it) of each continuation.
+        """(log-likelihood in nats, whether greedy decoding gives it) of each continuation.
 
-        Choices of one token after one prompt share a forward pass.
+        Choices of one token after the same prompt share a forward pass.
         """
         found: list[tuple[float, bool]] = [(NEVER, False)] * len(requests)
         alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for index, ((prompt, _), before, after) in enumerate(requests):
             if len(before) + len(after) > self.context:
-                self.asked.too_long.add(prompt)
+                self.tally.too_long.add(prompt)
             else:
                 alike[(*before, *after[:-1])].append(index)
         done = 0
         with evaluating(self.model), torch.no_grad():
             for batch in longest_first(alike.items(), lambda one: len(one[0]), self.rows_at_once, 1):
-                self.asked.read_tokens += sum(len(ids) for ids, _ in batch)
+                self.tally.read_tokens += sum(len(ids) for ids, _ in batch)
                 for (_, indices), logits in zip(batch, self._logits(batch, requests), strict=True):
                     for index in indices:
-                        after = torch.tensor(requests[index][2], device=logits.device)
-                        own = logits[len(logits) - len(after) :]
+                        after = torch.tensor(requests[index][2], device=logits.device)  # (n,)
+                        own = logits[len(logits) - len(after) :]  # (n, V)
                         chosen = own.gather(-1, after[:, None]).double().sum().item()
                         found[index] = chosen, bool((own.argmax(-1) == after).all())
                 done += len(batch)
@@ -194,38 +194,36 @@ class SuiteModel(TemplateLM):
     def _logits(self, batch: list[tuple[tuple[int, ...], list[int]]], requests: list[Any]) -> Iterator[torch.Tensor]:
         """Log-probabilities (n, V) at the last n positions of each sequence, n its longest continuation."""
         spans = [max(len(requests[index][2]) for index in indices) for _, indices in batch]
-        rows = [  # one token more, so that the last position is one that predicts
+        rows = [  # one token is appended, because the last position of a row predicts none
             Row(np.asarray([*ids, 0], dtype=np.int32), [len(ids) + 1 - span], [len(ids) + 1])
             for (ids, _), span in zip(batch, spans, strict=True)
         ]
-        tensors = {name: tensor.to(self.model.device) for name, tensor in collate(rows, pad_id=0).items()}
-        scored = scored_positions(tensors["labels"])
+        tensors = {name: tensor.to(self.model.device) for name, tensor in collate(rows, pad_id=0).items()}  # (B, T)
+        scored = scored_positions(tensors["labels"])  # (B, T)
         assert len(scored_tokens(tensors["labels"])) == sum(spans)
-        logits = logits_at(self.model, tensors["input_ids"], tensors["attention_mask"], scored).float()
+        logits = logits_at(self.model, tensors["input_ids"], tensors["attention_mask"], scored).float()  # (N, V)
         yield from logits.log_softmax(-1).split(spans)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """No card asks for it."""
-        raise ValueError(
-            "perplexity of whole documents is not asked here; held-out NLL is harness/evals/corpus/heldout.py"
-        )
+        """Not used by any benchmark here; raises ValueError."""
+        raise ValueError("perplexity of documents is not supported; for held-out NLL use the evaluation `heldout`")
 
 
-def _options(told: dict[str, Any]) -> dict[str, Any]:
-    """lm-eval's generation options in this project's words; raises ValueError for one that is not known here."""
-    stop = told.get("until", [])
-    sampled = told.get("do_sample", False)
-    unknown = told.keys() - {"until", "max_gen_toks", "do_sample", "temperature", "top_p"}
-    if unknown:
-        raise ValueError(f"generation option {sorted(unknown)[0]} is not known here")
+def _options(settings: dict[str, Any]) -> dict[str, Any]:
+    """lm-eval's generation options under this project's names; raises ValueError for an option it does not have."""
+    stop = settings.get("until", [])
+    sampled = settings.get("do_sample", False)
+    known = ("until", "max_gen_toks", "do_sample", "temperature", "top_p")
+    if unknown := sorted(settings.keys() - set(known)):
+        raise ValueError(f"generation option {unknown[0]!r} is not supported; a benchmark may set {', '.join(known)}")
     return {
         "stop": [stop] if isinstance(stop, str) else list(stop),
-        "max_new_tokens": int(told["max_gen_toks"]),
-        "temperature": float(told.get("temperature", 1.0)) if sampled else 0.0,
-        "top_p": float(told.get("top_p", 1.0)) if sampled else 1.0,
+        "max_new_tokens": int(settings["max_gen_toks"]),
+        "temperature": float(settings.get("temperature", 1.0)) if sampled else 0.0,
+        "top_p": float(settings.get("top_p", 1.0)) if sampled else 1.0,
     }
 
 
 def _seed(prompt: str, draw: int) -> int:
-    """A draw's seed: the same for every model, whatever else is asked."""
+    """A draw's seed: it depends on the prompt and the draw's number alone, so it is the same for every model."""
     return int.from_bytes(hashlib.sha256(f"{draw}\x1f{prompt}".encode()).digest()[:8], "big") >> 1

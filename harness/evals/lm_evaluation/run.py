@@ -1,19 +1,19 @@
-"""Suite: a benchmark's card run by lm-eval on one of our models, down to items like those of any evaluation.
+"""Runs a benchmark with lm-eval on one of our models; the results are items like those of any evaluation.
 
-lm-eval makes the prompts, reads answers and grades them; the card says what is set differently from its task file,
-the data comes from JSON lines or from the hub at one revision, and `suite_model.py` writes and scores. Nothing is
-cached, neither requests nor answers.
+lm-eval makes the prompts, parses the answers and grades them. The benchmark's file states the differences from
+lm-eval's task file, the data comes from JSON lines or from the hub at one revision, and `model.py` generates and
+scores. Neither requests nor answers are cached.
 
-    scored, facts = run_card("gsm8k", load_card("gsm8k"), data, model, tokenizer, limit=100, seed=0)
+    scored, facts = run_benchmark("gsm8k", load_benchmark("gsm8k"), data, model, tokenizer, limit=100, seed=0)
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.evals import UNREAD, Item, Score, Scored, scores_by_source
-from harness.evals.benchmarks import LM_EVAL, Card
+from harness.evals.benchmarks import LM_EVAL, Benchmark
 from harness.evals.grading.sandbox import check_sandbox
-from harness.evals.lm_evaluation.model import Asked, SuiteModel
+from harness.evals.lm_evaluation.model import LmEvalModel, RequestTally
 from harness.evals.lm_evaluation.tasks import Data, check_lm_eval, open_tasks, quiet, source_of
 from harness.evals.subsample import in_proportion
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def run_card(
+def run_benchmark(
     name: str,
-    card: Card,
+    benchmark: Benchmark,
     data: Data,
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -31,42 +31,43 @@ def run_card(
     seed: int = 0,
     write: Callable[..., Any] | None = None,
 ) -> tuple[Scored, dict[str, Any]]:
-    """Ask a model everything on a card, or a seeded sample of `limit` items in proportion to the subsets.
+    """Score a model on all items of a benchmark, or on a seeded sample of `limit` items in proportion to the subsets.
 
-    Returns items and counts, and what was resolved: the hub revision, and which lm-eval ran.
-    Raises SettingsError where lm-eval is not the version that cards are written for, or data is missing.
+    `write`: generates answers in place of `model` (see `LmEvalModel`). Returns items and counts, and what was
+    resolved: the hub revision and lm-eval's version. Raises SettingsError where lm-eval is not the version that the
+    benchmarks are written for, data is missing, or code cannot be run in the sandbox.
     """
     check_lm_eval()
-    if card.runs_code:
+    if benchmark.runs_code:
         check_sandbox()
-    prepared = dict(card.prepare()) if card.prepare else {}
+    prepared = dict(benchmark.prepare()) if benchmark.prepare else {}
     from lm_eval.evaluator import evaluate
 
     with quiet():
-        tasks, revision = open_tasks(name, card, data)
+        tasks, revision = open_tasks(name, benchmark, data)
         sizes = {task: len(one.eval_docs) for task, one in tasks.items()}
         docs = [(task, doc) for task, size in sizes.items() for doc in range(size)]
         chosen = [docs[index] for index in in_proportion([(task, str(doc)) for task, doc in docs], limit, seed)]
         samples = {task: [doc for other, doc in chosen if other == task] for task in tasks}
-        asking = SuiteModel(model, tokenizer, card.chat, write)
+        lm_eval_model = LmEvalModel(model, tokenizer, benchmark.chat, write)
         results = evaluate(
-            asking,
+            lm_eval_model,
             {"tasks": {task: one for task, one in tasks.items() if samples[task]}},
             samples=samples,
             bootstrap_iters=0,
-            system_instruction=card.system,
-            apply_chat_template=card.chat,
-            fewshot_as_multiturn=card.chat and card.multiturn,
-            confirm_run_unsafe_code=card.runs_code,
+            system_instruction=benchmark.system,
+            apply_chat_template=benchmark.chat,
+            fewshot_as_multiturn=benchmark.chat and benchmark.multiturn,
+            confirm_run_unsafe_code=benchmark.runs_code,
         )
     answered = results["samples"] if results else {}
     items = [
-        _item(name, card, source_of(name, task, tasks), sample, asking.asked)
+        _item(name, benchmark, source_of(name, task, tasks), sample, lm_eval_model.tally)
         for task, found in answered.items()
         for sample in found
-        if sample["filter"] == card.filter
+        if sample["filter"] == benchmark.filter
     ]
-    assert len(items) == len(chosen), f"{len(items)} items of {len(chosen)}: is filter {card.filter} in the task?"
+    assert len(items) == len(chosen), f"{len(items)} items of {len(chosen)}: is filter {benchmark.filter} in the task?"
     counts = prepared | {
         "items": len(items),
         "of": sum(sizes.values()),
@@ -76,24 +77,24 @@ def run_card(
         "unparsed_answers": sum(item.parsed == UNREAD for item in items),
         "empty_answers": sum(item.prediction is not None and not item.prediction.strip() for item in items),
     }
-    scored = Scored(items, asking.asked.read_tokens, asking.asked.generated_tokens, counts)
+    scored = Scored(items, lm_eval_model.tally.read_tokens, lm_eval_model.tally.generated_tokens, counts)
     return scored, {"lm_eval": LM_EVAL, **({} if data.files else {"data_revision": revision})}
 
 
-def summary(name: str, card: Card, items: Sequence[Item]) -> list[Score]:
-    """The card's metric for `all` and for each subset."""
-    return scores_by_source(name, card.column, items, lambda item: None if item.score is None else (item.score, 1))
+def summary(name: str, benchmark: Benchmark, items: Sequence[Item]) -> list[Score]:
+    """The benchmark's metric for `all` items and for each subset."""
+    return scores_by_source(name, benchmark.column, items, lambda item: None if item.score is None else (item.score, 1))
 
 
-def _item(name: str, card: Card, source: str, sample: Mapping[str, Any], asked: Asked) -> Item:
-    """One of lm-eval's samples as an item; what could not be asked is wrong, whatever lm-eval made of it."""
+def _item(name: str, benchmark: Benchmark, source: str, sample: Mapping[str, Any], tally: RequestTally) -> Item:
+    """One of lm-eval's samples as an item; one whose prompt does not fit into the context is wrong."""
     prompts = [str(arguments[0]) for arguments in sample["arguments"]]
-    too_long = any(prompt in asked.too_long for prompt in prompts)
-    written = card.max_new_tokens is not None
-    draws = [(prompts[0], draw) for draw in range(card.samples)]
+    too_long = any(prompt in tally.too_long for prompt in prompts)
+    written = benchmark.max_new_tokens is not None
+    draws = [(prompts[0], draw) for draw in range(benchmark.samples)]
     if written:
         prediction = str(sample["resps"][0][0])
-        parsed = None if card.grade else str(sample["filtered_resps"][0])
+        parsed = None if benchmark.grade else str(sample["filtered_resps"][0])
     else:
         likeliest = max(range(len(sample["resps"])), key=lambda choice: sample["resps"][choice][0][0])
         prediction, parsed = str(sample["arguments"][likeliest][1]), None
@@ -104,10 +105,10 @@ def _item(name: str, card: Card, source: str, sample: Mapping[str, Any], asked: 
         sample["prompt_hash"],
         prediction=prediction,
         target=str(sample["target"]),
-        score=0.0 if too_long else float(sample[card.metric]),
+        score=0.0 if too_long else float(sample[benchmark.metric]),
         truncated=too_long,
-        hit_length_limit=any(draw in asked.cut for draw in draws),
+        hit_length_limit=any(draw in tally.cut for draw in draws),
         parsed=parsed,
-        cluster=None if card.cluster is None else str(sample["doc"][card.cluster]),
-        tokens=sum(asked.tokens.get(draw, 0) for draw in draws) if written else None,
+        cluster=None if benchmark.cluster is None else str(sample["doc"][benchmark.cluster]),
+        tokens=sum(tally.tokens.get(draw, 0) for draw in draws) if written else None,
     )

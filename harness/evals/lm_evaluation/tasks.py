@@ -1,9 +1,9 @@
-"""Suite's tasks: lm-eval's task files as a card sets them, on data from JSON lines or the hub, and the items in them.
+"""lm-eval's tasks: its task files with a benchmark's changes, on data from JSON lines or the hub, and their items.
 
-`suite.py` asks a model what is here. Nothing of lm-eval is imported before a task is opened.
+`run.py` scores a model on what is here. Nothing of lm-eval is imported before a task is opened.
 
-    tasks, revision = open_tasks("gsm8k", load_card("gsm8k"), Data((Path("gsm8k_test.jsonl"),)))
-    item_texts("gsm8k", card, data)[0][0]       # ("gsm8k", "0", "Q: Janet's ducks lay 16 eggs per day. [...]")
+    tasks, revision = open_tasks("gsm8k", load_benchmark("gsm8k"), Data((Path("gsm8k_test.jsonl"),)))
+    item_texts("gsm8k", benchmark, data)[0][0]       # ("gsm8k", "0", "Q: Janet's ducks lay 16 eggs per day. [...]")
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config.checks import refuse
-from harness.data.corpora._files import file_sha256
-from harness.evals.benchmarks import LM_EVAL, Card, load_card
+from harness.config.file_hash import file_sha256
+from harness.evals.benchmarks import LM_EVAL, Benchmark, load_benchmark
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -33,40 +33,43 @@ class Data:
     revision: str | None = None
 
 
-def planned(name: str, settings: Mapping[str, Any], files: Sequence[str]) -> tuple[Card, Data]:
-    """A benchmark's card and data; raises SettingsError where they are no longer what a stage's `settings` say."""
-    card, paths = load_card(name), tuple(map(Path, files))
-    if card.identity() != settings["card"]:
-        raise refuse("evals.names", name, "its card has changed since it was planned", "run its grid again")
+def planned(name: str, settings: Mapping[str, Any], files: Sequence[str]) -> tuple[Benchmark, Data]:
+    """A benchmark and its data; raises SettingsError where they differ from what a stage's `settings` state."""
+    benchmark, paths = load_benchmark(name), tuple(map(Path, files))
+    if benchmark.identity() != settings["card"]:
+        raise refuse("evals.names", name, "its file here changed after the grid was planned", "run the grid again")
     if changed := [path for path in paths if file_sha256(path) != settings["files"][path.name]]:
-        raise refuse("evals.data_dir", str(changed[0]), "it has changed since it was planned", "run its grid again")
-    return card, Data(paths, settings.get("revision"))
+        raise refuse("evals.data_dir", str(changed[0]), "it changed after the grid was planned", "run the grid again")
+    return benchmark, Data(paths, settings.get("revision"))
 
 
-def open_tasks(name: str, card: Card, data: Data) -> tuple[dict[str, Any], str | None]:
-    """lm-eval's tasks of a card, by name, and the hub revision where the data is from there."""
-    revision = None if data.files else resolved(card.data, data.revision)
-    tasks = dict(_tasks(name, card, data.files, revision))
+def open_tasks(name: str, benchmark: Benchmark, data: Data) -> tuple[dict[str, Any], str | None]:
+    """lm-eval's tasks of a benchmark, by name, and the hub revision of data from the hub.
+
+    Raises SettingsError where the files have no row of the benchmark, or the hub does not answer.
+    """
+    revision = None if data.files else resolved(benchmark.data, data.revision)
+    tasks = dict(_tasks(name, benchmark, data.files, revision))
     if not tasks:
         raise refuse("evals.data_dir", str(data.files[0].parent), f"no file there has the rows {name} is scored on")
     return tasks, revision
 
 
 def source_of(name: str, task: str, tasks: Mapping[str, Any]) -> str:
-    """What the items of a task have as their source: the task, where the benchmark has several."""
+    """The source of a task's items: the task's name, or the benchmark's where it has one task."""
     return name if len(tasks) == 1 else task
 
 
-def item_texts(name: str, card: Card, data: Data) -> tuple[list[tuple[str, str, str]], str | None]:
-    """Source, id and text of every item, as `run_card` calls them, and the hub revision where the data is from there.
+def item_texts(name: str, benchmark: Benchmark, data: Data) -> tuple[list[tuple[str, str, str]], str | None]:
+    """Source, id and text of every item, named as by `run_benchmark`, and the hub revision of data from the hub.
 
     The text is the prompt without chat template, system prompt and shots.
     """
     check_lm_eval()
-    if card.prepare:
-        card.prepare()
+    if benchmark.prepare:
+        benchmark.prepare()
     with quiet():
-        tasks, revision = open_tasks(name, card, data)
+        tasks, revision = open_tasks(name, benchmark, data)
         found = [
             (source_of(name, task, tasks), str(number), str(one.doc_to_text(doc)))
             for task, one in tasks.items()
@@ -76,15 +79,15 @@ def item_texts(name: str, card: Card, data: Data) -> tuple[list[tuple[str, str, 
 
 
 def check_lm_eval() -> None:
-    """Raise SettingsError unless the lm-eval that cards are written for is installed."""
+    """Raise SettingsError unless the version of lm-eval that the benchmarks are written for is installed."""
     found = importlib.metadata.version("lm_eval") if importlib.util.find_spec("lm_eval") else None
     if found != LM_EVAL:
         way_out = 'pip install -c constraints.txt -e ".[evals]"'
-        raise refuse("evals.names", f"lm-eval {found}", f"the cards are written for lm-eval {LM_EVAL}", way_out)
+        raise refuse("evals.names", f"lm-eval {found}", f"the benchmarks are written for lm-eval {LM_EVAL}", way_out)
 
 
 def resolved(data: str, revision: str | None) -> str:
-    """The commit of a hub dataset that is used, whatever name it was asked by."""
+    """The commit behind a revision of a hub dataset; raises SettingsError where the hub does not answer."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -93,7 +96,7 @@ def resolved(data: str, revision: str | None) -> str:
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
         way_out = "check the name and your access, or give JSON lines by evals.data_dir"
         raise refuse(
-            "evals.names", data, f"the hub did not tell its revision ({type(error).__name__})", way_out
+            "evals.names", data, f"the hub gives no revision of it ({type(error).__name__})", way_out
         ) from error
     assert sha is not None
     return sha
@@ -101,7 +104,7 @@ def resolved(data: str, revision: str | None) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """lm-eval's logging below errors off, and its progress bars: `track` tells how far it is."""
+    """Switch off lm-eval's progress bars and its logging below errors; `runtime.progress` reports progress."""
     logger = logging.getLogger("lm_eval")
     before, logger.level = logger.level, logging.ERROR
     try:
@@ -111,25 +114,25 @@ def quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _tasks(name: str, card: Card, files: Sequence[Path], revision: str | None) -> Iterator[tuple[str, Any]]:
-    """lm-eval's tasks of a card, by name."""
+def _tasks(name: str, benchmark: Benchmark, files: Sequence[Path], revision: str | None) -> Iterator[tuple[str, Any]]:
+    """lm-eval's tasks of a benchmark, by name."""
     from lm_eval.api.task import ConfigurableTask
 
-    for config in _configs(name, card):
-        config |= {"num_fewshot": card.shots, "repeats": card.samples, **card.changes, **card.reads}
-        if card.grade is not None:
-            config |= _graded(card.metric, card.grade, card.samples)
+    for config in _configs(name, benchmark):
+        config |= {"num_fewshot": benchmark.shots, "repeats": benchmark.samples, **benchmark.changes, **benchmark.reads}
+        if benchmark.grade is not None:
+            config |= _graded(benchmark.metric, benchmark.grade, benchmark.samples)
         own = [key for key, value in config.items() if _in_lm_eval(value)]
-        assert not own, f"card {name} reads with functions of its own, and must set {own[0]} too"
+        assert not own, f"card {name} sets functions of its own, and must set {own[0]} too"
         config |= {"dataset_kwargs": dict(config.get("dataset_kwargs") or {})}
-        if card.max_new_tokens is not None:
-            sampled = {"temperature": card.temperature, "top_p": card.top_p} if card.temperature else {}
-            options = {"until": list(card.stop), "max_gen_toks": card.max_new_tokens}
-            config["generation_kwargs"] = {**options, "do_sample": bool(card.temperature), **sampled}
-        if not card.shots:
+        if benchmark.max_new_tokens is not None:
+            sampled = {"temperature": benchmark.temperature, "top_p": benchmark.top_p} if benchmark.temperature else {}
+            options = {"until": list(benchmark.stop), "max_gen_toks": benchmark.max_new_tokens}
+            config["generation_kwargs"] = {**options, "do_sample": bool(benchmark.temperature), **sampled}
+        if not benchmark.shots:
             config = {key: value for key, value in config.items() if not key.startswith("fewshot")}
         if files:
-            subset = config.get("dataset_name") if card.tasks and "*" in card.tasks else None
+            subset = config.get("dataset_name") if benchmark.tasks and "*" in benchmark.tasks else None
             rows = _local(name, files, subset, config)
             if rows is None:
                 continue
@@ -142,26 +145,28 @@ def _tasks(name: str, card: Card, files: Sequence[Path], revision: str | None) -
         yield config["task"], task
 
 
-def _configs(name: str, card: Card) -> Iterator[dict[str, Any]]:
+def _configs(name: str, benchmark: Benchmark) -> Iterator[dict[str, Any]]:
     """lm-eval's own task files, includes resolved."""
-    if card.tasks is None:
+    if benchmark.tasks is None:
         yield {"task": name}
         return
     import lm_eval.tasks
     from lm_eval.tasks._yaml_loader import load_yaml
 
     root = Path(lm_eval.tasks.__file__).parent
-    found = sorted(root.glob(card.tasks))
-    assert found, f"lm-eval {LM_EVAL} has no {card.tasks}"
+    found = sorted(root.glob(benchmark.tasks))
+    assert found, f"lm-eval {LM_EVAL} has no {benchmark.tasks}"
     for path in found:
-        config = load_yaml(path, resolve_func=not (card.reads or card.grade))  # some task files import what is not here
+        config = load_yaml(
+            path, resolve_func=not (benchmark.reads or benchmark.grade)
+        )  # some task files import what is not here
         for key in ("tag", "group", "group_alias", "task_alias"):
             config.pop(key, None)
         yield config
 
 
 def _graded(metric: str, grade: Callable[..., float], samples: int) -> dict[str, Any]:
-    """What makes lm-eval take an item's score from a card's own function."""
+    """The task settings with which lm-eval takes an item's score from a benchmark's own function."""
     return {
         "process_results": lambda row, results: {metric: grade(row, results[0])},
         "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True}],
@@ -170,14 +175,14 @@ def _graded(metric: str, grade: Callable[..., float], samples: int) -> dict[str,
 
 
 def _in_lm_eval(value: Any) -> bool:
-    """Whether a value of a task file names a function that was not loaded."""
+    """Whether a value of a task file names a function of lm-eval that was not loaded."""
     return isinstance(value, str) and "/lm_eval/tasks/" in value
 
 
 def _local(name: str, files: Sequence[Path], subset: str | None, config: Mapping[str, Any]) -> "DatasetDict | None":
-    """The rows of a benchmark (of one subset) from JSON lines, under the names its task gives to splits.
+    """The rows of a benchmark, or of one subset, from JSON lines, under the names that its task gives to splits.
 
-    None for a subset that the folder has no row of.
+    None where the files have no row of the subset.
     """
     from datasets import Dataset, DatasetDict
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from harness.execution.attempt import failure_class, note_death, one_line
+from harness.execution.attempt import failure_class, one_line, record_death
 from harness.execution.distributed.process_group import (
     GRACE_SECONDS,
     JOIN_SECONDS,
@@ -31,7 +31,7 @@ from harness.execution.distributed.process_group import (
 )
 from harness.runtime import preemption
 from harness.runtime.processes import ProcessError, free_port
-from harness.store.store import Claim, Store
+from harness.store.store import Lease, Store
 
 
 class Leader:
@@ -46,13 +46,13 @@ class Leader:
         self._lines: dict[int, Line] = {}
         self._hosts: dict[int, str] = {}
         self._left: dict[int, Problem | None] = {}
-        self._under_way: tuple[str, Claim] | None = None
+        self._under_way: tuple[str, Lease] | None = None
         self._ended = False
         self._changed = threading.Condition()
         threading.Thread(target=self._accept, daemon=True).start()
 
     @contextmanager
-    def stage(self, key: str, claim: Claim, all_make: bool) -> Iterator[None]:
+    def stage(self, key: str, claim: Lease, all_make: bool) -> Iterator[None]:
         """While the block makes the claimed stage, the others make it too (`all_make`) or wait.
 
         Raises ProcessError where the stage failed in another process, or one is gone, in place of the error that
@@ -179,7 +179,7 @@ class Leader:
 
     def _write_down(self, failure: str, reason: str) -> None:
         if self._under_way is not None:
-            note_death(self.store, self._under_way[0], reason, failure)
+            record_death(self.store, self._under_way[0], reason, failure)
 
     def _name(self, rank: int) -> str:
         host = self._hosts.get(rank)
@@ -243,8 +243,10 @@ class Follower:
                 return
         if self._under_way is not None and self.member.rank == 1:  # at once: Slurm may end the job at any moment
             key, nonce = self._under_way
-            note_death(self.store, key, f"process 0 of {self.member.count} is gone: it was killed, or its node failed")
-            Claim(self.store.root / "claims" / key, nonce).release()
+            record_death(
+                self.store, key, f"process 0 of {self.member.count} is gone: it was killed, or its node failed"
+            )
+            Lease(self.store.root / "claims" / key, nonce).release()
         self._told_to_leave = True
         self._hurry(1)
         self._messages.put(None)

@@ -1,1 +1,1 @@
-"""Launchers: where stages run on this machine: in this process, or in a pool of workers."""
+"""Launchers: run stages on this machine, in this process or in a pool of worker processes."""

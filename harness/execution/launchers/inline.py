@@ -1,4 +1,4 @@
-"""The inline launcher: attempts run in this process, one at a time. For tests, notebooks and debugging."""
+"""The inline launcher: attempts run in this process, one at a time; for tests, notebooks and debugging."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -6,13 +6,13 @@ from functools import partial
 from typing import Any
 
 from harness.config.machine import Machine
-from harness.execution.attempt import Outcome, attempt
+from harness.execution.attempt import AttemptResult, attempt
 from harness.runtime.progress import Progress
 from harness.store.store import Store
 
 
 class Inline:
-    """Runs each submitted stage when its events are asked for."""
+    """Runs the submitted stages when `events` is called."""
 
     slots = 1
 
@@ -24,8 +24,8 @@ class Inline:
         """Queue one stage."""
         self.waiting.append((spec, maker))
 
-    def events(self, timeout: float) -> Iterator[Outcome]:
-        """Run what is queued and yield how it ended."""
+    def events(self, timeout: float) -> Iterator[AttemptResult]:
+        """Run the queued stages and yield the result of each attempt; `timeout` has no effect."""
         while self.waiting:
             spec, maker = self.waiting.popleft()
             yield attempt(self.store, spec, maker, self.machine, partial(self.listener, spec["key"]))

@@ -1,8 +1,8 @@
 """The local pool: a bounded number of worker processes that live as long as the grid.
 
-Workers import torch once and make many stages (one process per cell would spend half its time importing).
-A worker that dies costs one attempt: the stage is reported with the signal that killed it and a fresh
-worker takes its place. What a worker does is `worker.py`; it ends when this process does, however it ends.
+A worker imports torch once and makes many stages; one process per cell would spend half its time importing. A worker
+that dies costs one attempt: the stage is reported with the signal that killed the worker, and a new worker takes its
+place. `worker.py` is the worker; it ends when this process ends, even where this process is killed.
 """
 
 import json
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.machine import Machine
-from harness.execution.attempt import Outcome, note_death
+from harness.execution.attempt import AttemptResult, record_death
 from harness.runtime.preemption import EXIT_CODE
 from harness.runtime.processes import available_cores, visible_gpus
 from harness.runtime.progress import Progress
@@ -29,8 +29,8 @@ MAX_DEFAULT_WORKERS = 4
 GRACE_SECONDS = 30.0  # for the step under way and a checkpoint
 
 
-class Pool:
-    """Bounded workers; one stage each at a time."""
+class WorkerPool:
+    """At most `slots` workers, each making one stage at a time."""
 
     def __init__(self, store: Store, machine: Machine, workers: int, listener: Callable[[str, Progress], None]) -> None:
         cores = available_cores()
@@ -46,7 +46,7 @@ class Pool:
         self.waiting.append((spec, maker))
         self._feed()
 
-    def events(self, timeout: float) -> Iterator[Outcome]:
+    def events(self, timeout: float) -> Iterator[AttemptResult]:
         """Wait up to `timeout` seconds; yield attempts that ended, and pass progress to the listener."""
         by_connection = {worker.connection: worker for worker in self.workers}
         for connection in wait(list(by_connection), timeout):
@@ -54,7 +54,7 @@ class Pool:
             try:
                 message = worker.connection.recv()
             except (EOFError, OSError):
-                yield from self._bury(worker)
+                yield from self._report_death(worker)
                 continue
             if isinstance(message, Progress):
                 self.listener(worker.key or "", message)
@@ -64,7 +64,7 @@ class Pool:
         self._feed()
 
     def close(self) -> None:
-        """Send idle workers home and stop the others, which leave a checkpoint where they can go on from one."""
+        """End idle workers and stop the others; those whose stage supports it leave a checkpoint."""
         for worker in self.workers:
             worker.connection.close()  # an idle worker ends by itself
             if worker.key is not None:
@@ -88,28 +88,28 @@ class Pool:
             spec, maker = self.waiting[0]
             try:
                 free.connection.send((dict(spec), maker))
-            except OSError:  # it died while idle: nothing is lost but the worker
+            except OSError:  # it died while idle, so no stage is lost
                 free.process.wait()
                 self.workers.remove(free)
                 continue
             free.key = spec["key"]
             self.waiting.popleft()
 
-    def _bury(self, worker: "_Worker") -> Iterator[Outcome]:
+    def _report_death(self, worker: "_Worker") -> Iterator[AttemptResult]:
         code = worker.process.wait()
         self.workers.remove(worker)
         if worker.key is None:
             return
-        if self.store.done(worker.key):  # it was asked to stop when the stage was already published
-            yield Outcome(worker.key, "done")
+        if self.store.done(worker.key):  # it stopped after the stage was published
+            yield AttemptResult(worker.key, "done")
         elif code == EXIT_CODE:
-            yield Outcome(worker.key, "failed", "preempted", "it was asked to stop; the next run goes on with it")
+            yield AttemptResult(worker.key, "failed", "preempted", "it was asked to stop; the next run continues it")
         else:
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            hint = "; the kernel does this when memory runs out" if code == -signal.SIGKILL else ""
+            hint = ", as the kernel does when memory runs out" if code == -signal.SIGKILL else ""
             reason = f"its worker ended with {how}{hint}"
-            note_death(self.store, worker.key, reason)
-            yield Outcome(worker.key, "failed", "killed", reason)
+            record_death(self.store, worker.key, reason)
+            yield AttemptResult(worker.key, "failed", "killed", reason)
 
 
 class _Worker:
@@ -127,8 +127,8 @@ class _Worker:
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
         assert isinstance(theirs, Connection)
-        # a command of its own and not a fork: no module of the caller's is imported again, and Ctrl-C,
-        # which a terminal sends to its whole process group, stays the caller's to answer
+        # A command in a session of its own, and not a fork: the caller's main module is not imported again, and
+        # Ctrl-C, which a terminal sends to its whole process group, reaches the caller alone.
         self.process = subprocess.Popen(
             [
                 sys.executable,

@@ -1,8 +1,8 @@
 """A worker of the local pool: `python -m harness.execution.launchers.worker <descriptor> <store> <machine>`.
 
-Makes the stages that come through the inherited connection, one at a time, until it is closed. When the
-process that started it is gone it asks itself to stop, so no stage is trained for nobody and what was
-trained is kept.
+It makes the stages that it receives through the inherited connection, one at a time, until the connection is closed.
+When the process that started it is gone, it requests its own stop: no stage is trained whose result no process
+waits for, and a checkpoint keeps what was trained.
 """
 
 import json
@@ -24,15 +24,15 @@ GRACE_SECONDS = 60.0  # for the step under way and a checkpoint
 
 
 def main(descriptor: int, root: Path, machine: Machine) -> None:
-    """Make stages until the parent says nothing more."""
+    """Make stages until the parent closes the connection."""
     connection = Connection(descriptor)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     store = Store(root)
 
-    def tell(message: Any) -> None:
+    def send(message: Any) -> None:
         try:
             connection.send(message)
-        except OSError:  # nobody listens any more; this is no failure of the stage
+        except OSError:  # the parent is gone, which is no failure of the stage
             os.kill(os.getpid(), signal.SIGTERM)
 
     while True:
@@ -40,7 +40,7 @@ def main(descriptor: int, root: Path, machine: Machine) -> None:
             spec, maker = connection.recv()
         except (EOFError, OSError):
             return
-        tell(attempt(store, spec, maker, machine, tell))
+        send(attempt(store, spec, maker, machine, send))
 
 
 def _end_with_parent(parent: int) -> None:

@@ -1,8 +1,8 @@
-"""Batches: the jobs that make what a plan lacks, few in number, each with what it waits for.
+"""Arrays: the jobs that make the missing stages of a plan, grouped into few arrays, with their dependencies.
 
-Only what several cells share and what is dear (mixture, base, teacher, labels, caches, synthetic rows) is a
-job of its own; everything else of a cell is one task, which makes its private stages in order. Tasks that ask
-for the same and wait for the same are one array. Nothing here talks to a scheduler.
+A stage is a job of its own only where several cells share it and it is expensive (mixture, base, teacher, labels,
+caches, synthetic rows). All other stages of a cell are one task, which makes them in order. Tasks with the same
+resources and the same dependencies form one array. Nothing here calls Slurm.
 
     for batch in batches(own_jobs(plan, done), cluster): batch.tasks, batch.needs, batch.resources
 """
@@ -19,38 +19,39 @@ from harness.plan.estimate import stage_seconds
 from harness.plan.graph import TOGETHER, Stage, Work
 
 DEAR = ("mixture", "base", "labels", "cache", "synthesize")
-"""Kinds that are jobs of their own where several cells share them; so are trained teachers."""
+"""Kinds that are jobs of their own where several cells share them, as trained teachers are too."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Tasks that ask for the same and wait for the same."""
+    """Tasks with the same resources and the same dependencies: one array."""
 
     tasks: tuple[tuple[str, ...], ...]
-    """Keys of what each makes, with all that only they need; several where short cells share a task."""
+    """Of each task the keys of the targets it makes, with the stages only they need; several where short cells share
+    a task."""
     resources: Resources
     needs: frozenset[str]
     """Keys of the stages, made by earlier batches, that every task waits for."""
     kind: str
-    """Of what the tasks make, for a job's name."""
+    """The kind of the targets, for the job's name."""
     servers: frozenset[Server] = frozenset()
-    """Those of the cluster that every task asks."""
+    """The cluster's model servers that every task queries."""
 
 
 class Job(NamedTuple):
-    """The stages that make one target, inputs first and the target last, and the jobs of others it waits for."""
+    """The stages that make one target, inputs first and the target last, and the keys of other jobs it waits for."""
 
     stages: tuple[Stage, ...]
     needs: frozenset[str]
 
     @property
     def servers(self) -> frozenset[Server]:
-        """Those of the cluster that its stages ask."""
+        """The cluster's model servers that its stages query."""
         return frozenset(server for stage in self.stages if (server := server_of(stage)))
 
 
 def batches(jobs: Mapping[str, Job], cluster: Cluster) -> list[Batch]:
-    """The jobs as few arrays, those that others wait for first."""
+    """The jobs in as few arrays as possible; an array comes after those it waits for."""
     found: dict[tuple[Resources, frozenset[str], str, frozenset[Server]], list[tuple[tuple[str, ...], float]]] = {}
     for keys in _units(jobs):
         stages = {stage.key: stage for key in keys for stage in jobs[key].stages}
@@ -65,7 +66,7 @@ def batches(jobs: Mapping[str, Job], cluster: Cluster) -> list[Batch]:
 
 
 def own_jobs(work: Work, done: Callable[[str], bool]) -> dict[str, Job]:
-    """The jobs that make what is not done, by the key of their target."""
+    """The jobs that make the stages which are not done, by the key of their target."""
     done = cache(done)
     targets = {key: target for key, target in work.targets.items() if not done(key)}
     ancestry = {key: {stage.key: stage for stage in target.ancestry()} for key, target in targets.items()}
@@ -85,7 +86,7 @@ def check_batch_sizes(found: Sequence[Batch], jobs: Mapping[str, Job]) -> None:
 
 
 def _units(jobs: Mapping[str, Job]) -> list[tuple[str, ...]]:
-    """Targets that belong into one task: evaluations of a model that is made on the way to them, rounded or not."""
+    """Targets of one task: the evaluations of one model, quantised or not, that the task itself makes."""
     units: dict[str, list[str]] = {}
     for key, job in jobs.items():
         *before, target = job.stages
@@ -98,7 +99,7 @@ def _units(jobs: Mapping[str, Job]) -> list[tuple[str, ...]]:
 
 
 def _job(target: Stage, own: Collection[str], done: Callable[[str], bool]) -> Job:
-    """What a target's job makes itself, and what it leaves to others."""
+    """The stages that a target's job makes itself, and the jobs it waits for."""
     mine: dict[str, Stage] = {}
     needs: set[str] = set()
 
@@ -117,9 +118,9 @@ def _job(target: Stage, own: Collection[str], done: Callable[[str], bool]) -> Jo
 
 
 def _resources(job: Job, cluster: Cluster) -> Resources:
-    """What the most demanding of a job's stages asks for, by GPUs, then processes, memory and time."""
-    asked = [cluster.resources_for(stage.kind, stage.name, stage.largest_model) for stage in job.stages]
-    most = max(asked, key=lambda one: (one.nodes * one.gpus, one.count, one.memory_gb, one.minutes))
+    """The resources of the most demanding of a job's stages, by GPUs, then processes, memory and time."""
+    requested = [cluster.resources_for(stage.kind, stage.name, stage.largest_model) for stage in job.stages]
+    most = max(requested, key=lambda one: (one.nodes * one.gpus, one.count, one.memory_gb, one.minutes))
     return most if any(stage.kind in TOGETHER for stage in job.stages) else replace(most, nodes=1, processes=1)
 
 
@@ -128,7 +129,7 @@ def _kind(job: Job) -> str:
 
 
 def _packed(units: Sequence[tuple[tuple[str, ...], float]], seconds: float) -> list[tuple[str, ...]]:
-    """Units in packs that are expected to take about `seconds`, at least one each."""
+    """Units in packs with an expected duration of about `seconds`; a pack has at least one unit."""
     packs: list[list[str]] = []
     filled = 0.0
     for keys, expected in units:
@@ -141,7 +142,7 @@ def _packed(units: Sequence[tuple[tuple[str, ...], float]], seconds: float) -> l
 
 
 def _in_order(found: Sequence[Batch]) -> list[Batch]:
-    """Batches after those they wait for."""
+    """The batches in an order in which each comes after those it waits for."""
     maker = {key: batch for batch in found for task in batch.tasks for key in task}
     ordered: dict[int, Batch] = {}
 

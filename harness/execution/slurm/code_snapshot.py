@@ -1,6 +1,6 @@
-"""Snapshot: the code that jobs run, published in the store under a hash of it, so that later edits change nothing.
+"""Code snapshot: the package that jobs run, published in the store under its hash.
 
-Jobs of hours or days ago import what was there when they were submitted.
+A job that starts hours or days later imports the code as it was when the job was submitted.
 
     publish_code(store)      # <store>/code/3f2a.../, to be put on PYTHONPATH
 """
@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parents[2]
 
 
 def publish_code(store: Store) -> Path:
-    """The folder with a copy of this package; made once for each state of the code."""
+    """The folder with a copy of this package, for PYTHONPATH; made once for each state of the code."""
     files = sorted(path for path in PACKAGE.rglob("*.py"))
     digest = hashlib.sha256()
     for path in files:
@@ -34,6 +34,6 @@ def publish_code(store: Store) -> Path:
     fsync_tree(written)
     try:
         os.rename(written, target)
-    except OSError:  # somebody published the same code meanwhile
+    except OSError:  # another process has published the same code
         shutil.rmtree(written)
     return target

@@ -1,7 +1,7 @@
-"""Jobs: what Slurm says of the tasks that were to make a grid's stages, where the store itself is silent.
+"""Job accounting: Slurm's states of the tasks that make a grid's stages, for stages of which the store has none.
 
-One call of `sacct` for a whole grid, or of `squeue` where the cluster keeps no accounts. Truth in order: the
-artifact, its attempts, then this. A job nobody sees says nothing; it is never a failure.
+One call of `sacct` for a whole grid, or of `squeue` where the cluster keeps no accounts. The artifact decides before
+its attempts, and its attempts before Slurm. A task that Slurm does not list has no state, which is not a failure.
 
     states_of(store, keys)["evaluate-3f2a..."]      # StageState("pending", reason="job 1234_3: Dependency")
 """
@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from harness.config.checks import SettingsError
-from harness.execution.slurm.squeue import ask
-from harness.execution.slurm.submissions import log_files, read_notes
+from harness.execution.slurm.squeue import run_command
+from harness.execution.slurm.submissions import log_files, read_entries
 from harness.runtime.preemption import EXIT_CODE
 from harness.store.status import StageState, stage_state
 from harness.store.store import Store
@@ -30,14 +30,14 @@ CLASSES = {
     "BOOT_FAIL": "node_failure",
     "CANCELLED": "cancelled",
 }
-"""How a job that ended without its artifact is classed, by Slurm's word; any other is `application`."""
+"""Failure class of a job that ended without its artifact, by Slurm's state; any other state is `application`."""
 OUT_OF_MEMORY = ("exceeded job memory limit", "exceeded memory limit", "oom-kill", "oom_kill", "out of memory")
 LOG_TAIL = 4000
 
 
 @dataclass(frozen=True)
 class Account:
-    """One line of accounts: a try at one task."""
+    """One line of Slurm's accounts: one run of one task."""
 
     array: str
     task: int
@@ -52,25 +52,26 @@ class Account:
 
 
 def states_of(store: Store, keys: Iterable[str]) -> dict[str, StageState]:
-    """The state of every key: what the store says, or where it has nothing, the job that was to make it."""
+    """The state of every key: that of the store, or where the store has none, that of the job which is to make it."""
     found = {key: stage_state(store, key) for key in keys}
-    for key, account in latest(store, (key for key, state in found.items() if not _tells(state))).items():
+    for key, account in latest(store, (key for key, state in found.items() if not _is_decided(state))).items():
         found[key] = _state(account, store) or found[key]
     return found
 
 
 def latest(store: Store, keys: Iterable[str]) -> dict[str, Account]:
-    """The last try at each of those keys that were sent to a cluster this machine can ask."""
-    notes = read_notes(store, keys)
-    tries = {(one.array, one.task): one for one in accounts({note["array"] for note in notes.values()})}
-    places = {key: (note["array"], note["task"]) for key, note in notes.items()}
-    return {key: tries[place] for key, place in places.items() if place in tries}
+    """The last run of the task of each key, for keys that were submitted and whose cluster this machine can query."""
+    entries = read_entries(store, keys)
+    runs = {(one.array, one.task): one for one in accounts({entry["array"] for entry in entries.values()})}
+    tasks = {key: (entry["array"], entry["task"]) for key, entry in entries.items()}
+    return {key: runs[task] for key, task in tasks.items() if task in runs}
 
 
 def accounts(arrays: Iterable[str], every_try: bool = False) -> list[Account]:
-    """What the cluster's accounts say of the tasks of some arrays, older tries first.
+    """The cluster's accounts of the tasks of some arrays, older runs first.
 
-    `every_try`: those before a requeue too. Empty on a machine without Slurm.
+    `every_try`: also the runs before a requeue. Empty on a machine without Slurm. Raises SettingsError where Slurm does
+    not answer.
     """
     names = set(arrays)
     if not names or shutil.which("sacct") is None:
@@ -78,17 +79,17 @@ def accounts(arrays: Iterable[str], every_try: bool = False) -> list[Account]:
     more = ["--duplicates"] if every_try else []
     try:
         command = ("sacct", "-X", "-n", "-P", *more, f"--name={','.join(sorted(names))}")
-        text = ask(*command, "-S", "now-90days", "-o", FIELDS)
+        text = run_command(*command, "-S", "now-90days", "-o", FIELDS)
     except SettingsError as error:
         if "disabled" not in str(error):
             raise
-        text = ask("squeue", "-h", "-r", "-o", "%j|%i|%T|0:0|0||%N|%r")
+        text = run_command("squeue", "-h", "-r", "-o", "%j|%i|%T|0:0|0||%N|%r")
     lines = (line.split("|") for line in text.splitlines())
     # a pending array that Slurm has not split yet is one line for many tasks: "12_[3-9]"
     return [_account(*line) for line in lines if line[0] in names and "[" not in line[1]]
 
 
-def _tells(state: StageState) -> bool:
+def _is_decided(state: StageState) -> bool:
     return state.status not in ("missing", "interrupted")
 
 
@@ -112,23 +113,23 @@ def _account(
 
 
 def _state(account: Account, store: Store) -> StageState | None:
-    """The state of what the task makes; None where a job that ended well left the store to speak."""
+    """The state of the stage that the task makes; None where the job ended well, so that the store's state holds."""
     if account.state in WAITING:
         why = account.reason.strip("()")
         return StageState("pending", reason=f"job {account.job}" + (f": {why}" if why not in ("", "None") else ""))
     if account.state in RUNNING:
         return StageState("running", reason=f"job {account.job} on {account.nodes}")
     if account.state == "COMPLETED" or account.exit_code == EXIT_CODE:
-        return None  # asked to stop, and what it did is kept; or made, and removed since
-    said = f"job {account.job} ended as {account.state.lower().replace('_', ' ')}"
+        return None  # it was asked to stop and left a checkpoint, or the artifact was removed since
+    reason = f"job {account.job} ended as {account.state.lower().replace('_', ' ')}"
     if account.state == "FAILED":
-        said += f" with exit code {account.exit_code}"
+        reason += f" with exit code {account.exit_code}"
         if _ran_out_of_memory(account, store):
-            return StageState("failed", "oom_host", f"{said}, out of memory")
-    return StageState("failed", CLASSES.get(account.state, "application"), said)
+            return StageState("failed", "oom_host", f"{reason}, out of memory")
+    return StageState("failed", CLASSES.get(account.state, "application"), reason)
 
 
 def _ran_out_of_memory(account: Account, store: Store) -> bool:
-    """Whether Slurm says so in the job's own output, as it does where its accounts only call the job failed."""
+    """Whether Slurm reports it in the job's output, as it does on clusters whose accounts only state a failed job."""
     tails = (path.read_text(errors="replace")[-LOG_TAIL:].lower() for path in log_files(store, account.job))
     return any(word in tail for tail in tails for word in OUT_OF_MEMORY)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from harness.config.cluster import Cluster
 from harness.execution.slurm.squeue import tasks_of
-from harness.execution.slurm.submissions import Notes, being_sent, new_note
+from harness.execution.slurm.submissions import Submissions, being_sent, new_entry
 from harness.plan.graph import Stage
 from harness.store.fingerprint import SHORT, fingerprint
 from harness.store.store import Store, write_json
@@ -61,7 +61,7 @@ def pointed(spec: Mapping[str, Any], stage: Stage, store: Store) -> dict[str, An
 
 def take_servers(
     store: Store,
-    notes: Notes,
+    notes: Submissions,
     cluster: Cluster,
     prefix: str,
     submission: str,
@@ -75,7 +75,7 @@ def take_servers(
     for array, tasks in asking.items():
         servers = {found.key: found for stages in tasks for stage in stages if (found := server_of(stage))}
         for key in servers:
-            _want(store, key, new_note(submission, array, 0), tasks)
+            _want(store, key, new_entry(submission, array, 0), tasks)
         asked |= servers
     mine: dict[str, Server] = {}
     for key, server in asked.items():

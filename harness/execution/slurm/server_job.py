@@ -23,8 +23,8 @@ from typing import Any
 from harness.config.checks import SettingsError, refuse
 from harness.config.cluster import Serve
 from harness.execution.slurm.model_servers import Server, wanted
-from harness.execution.slurm.squeue import ask
-from harness.execution.slurm.submissions import read_note
+from harness.execution.slurm.squeue import run_command
+from harness.execution.slurm.submissions import read_entry
 from harness.execution.slurm.task import requeue
 from harness.runtime import preemption
 from harness.runtime.processes import end_group, free_port
@@ -120,7 +120,7 @@ class ServerJob:
             code = child.poll()
             if code is not None:
                 time.sleep(SIGNAL_SECONDS)
-            if preemption.asked():
+            if preemption.stop_requested():
                 self.signal = preemption.received()  # the first, where the job's end brings another
                 raise preemption.Preempted("the server was asked to stop")
             if code is not None:
@@ -170,7 +170,7 @@ class ServerJob:
         write_page(self.page, **said, ready_minutes=self.settings.ready_minutes, **more)
 
     def _give_up_note(self) -> None:
-        if (read_note(self.store, self.key) or {}).get("array") == self.name:
+        if (read_entry(self.store, self.key) or {}).get("array") == self.name:
             (self.store.root / "jobs" / self.key).unlink(missing_ok=True)
 
     def _failed(self, reason: str, way_out: str = "") -> SettingsError:
@@ -201,7 +201,7 @@ def _own_address() -> str:
     name = os.environ.get("SLURMD_NODENAME")
     if name is None:
         return socket.gethostname()
-    said = ask("scontrol", "show", "node", name)
+    said = run_command("scontrol", "show", "node", name)
     return next((word[9:] for word in said.split() if word.startswith("NodeAddr=")), name)
 
 

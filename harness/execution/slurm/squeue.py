@@ -1,8 +1,8 @@
-"""The queue: what a cluster has and runs, asked of Slurm's own commands.
+"""The queue: nodes, limits and jobs of a cluster, read with Slurm's own commands.
 
-One look is one call of `squeue`, one of `sinfo` and one of `scontrol`, whatever the size of the grid.
+Reading it takes one call of `squeue`, one of `sinfo` and one of `scontrol`, whatever the size of the grid.
 
-    queue = Queue.look(); queue.job_id("my_grid.cells.3f2a10.0", task=3)      # "1234_3", or None
+    queue = Queue.read(); queue.job_id("my_grid.cells.3f2a10.0", task=3)      # "1234_3", or None
 """
 
 import getpass
@@ -26,7 +26,7 @@ DEFAULT_MOST_JOBS = 10000
 
 
 class Node(NamedTuple):
-    """What one kind of node in a partition has."""
+    """CPUs, memory and GPUs of one kind of node in a partition."""
 
     partition: str
     cpus: int
@@ -36,34 +36,34 @@ class Node(NamedTuple):
 
 @dataclass
 class Queue:
-    """One cluster as it was when somebody looked."""
+    """One cluster at the time of the last reading."""
 
     nodes: Sequence[Node]
     largest_array: int
     most_jobs: int
-    """Jobs that all users, or this one, may have in the queue at once, whichever is less."""
+    """Jobs that may be in the queue at once: the lower of the cluster's limit and this user's."""
     jobs: dict[tuple[str, int], str] = field(default_factory=dict)
     """Ids of pending and running jobs, by name and task (0 for a job that is no array)."""
 
     @classmethod
-    def look(cls) -> "Queue":
-        """Ask Slurm; refused in one sentence where there is none or it does not answer."""
+    def read(cls) -> "Queue":
+        """Query Slurm; raises SettingsError where this machine has no Slurm or the controller does not answer."""
         if shutil.which("sbatch") is None:
             raise SettingsError(
                 "slurm cannot be used: there is no sbatch on this machine; run this on a login node of the cluster, or "
                 "try `slurm/dev_cluster start`."
             )
-        config = dict(re.findall(r"^(\w+)\s*=\s*(\d+)", ask("scontrol", "show", "config"), re.MULTILINE))
+        config = dict(re.findall(r"^(\w+)\s*=\s*(\d+)", run_command("scontrol", "show", "config"), re.MULTILINE))
         queue = cls(
-            _nodes(ask("sinfo", "-h", "-o", "%R|%c|%m|%G")),
+            _nodes(run_command("sinfo", "-h", "-o", "%R|%c|%m|%G")),
             int(config.get("MaxArraySize", DEFAULT_LARGEST_ARRAY)),
             min([int(config.get("MaxJobCount", DEFAULT_MOST_JOBS)), *_own_limits()]),
         )
-        queue.look_again()
+        queue.refresh()
         return queue
 
-    def look_again(self) -> None:
-        """Ask what is in the queue now."""
+    def refresh(self) -> None:
+        """Read the jobs in the queue again."""
         self.jobs = tasks_of()
 
     @property
@@ -72,7 +72,7 @@ class Queue:
         return self.most_jobs - len(self.jobs)
 
     def add(self, array: str, jobs: Sequence[str]) -> None:
-        """Remember tasks that were sent after the last look."""
+        """Add tasks that were submitted after the last reading."""
         self.jobs |= {(array, task): job for task, job in enumerate(jobs)}
 
     def job_id(self, array: str, task: int) -> str | None:
@@ -80,14 +80,14 @@ class Queue:
         return self.jobs.get((array, task))
 
     def check(self, rule: Resources, cluster: Cluster) -> None:
-        """Raise SettingsError where no node of the rule's partition has what the rule asks for."""
+        """Raise SettingsError where no node of the rule's partition has the resources that the rule requests."""
         partition = rule.partition or cluster.partition
         names = sorted({node.partition for node in self.nodes})
         if partition is not None and partition not in names:
             raise refuse("slurm.partition", partition, f"{cluster.name} has {', '.join(names)}")
         nodes = [node for node in self.nodes if partition in (None, node.partition)]
-        asked = {"gpus": rule.gpus, "cpus": rule.cpus * rule.tasks_per_node, "memory_gb": rule.memory_gb}
-        for name, amount in asked.items():
+        requested = {"gpus": rule.gpus, "cpus": rule.cpus * rule.tasks_per_node, "memory_gb": rule.memory_gb}
+        for name, amount in requested.items():
             most = max((getattr(node, name) for node in nodes), default=0)
             if amount > most:
                 raise refuse(
@@ -96,17 +96,23 @@ class Queue:
 
 
 def tasks_of(arrays: Collection[str] = (), patience: float | None = None) -> dict[tuple[str, int], str]:
-    """Ids of the tasks that wait or run, by name and task; of all jobs, or of these arrays."""
+    """Ids of the tasks that wait or run, by name and task; of all jobs, or of these arrays.
+
+    `patience`: seconds to wait for a controller that is away. Raises SettingsError where it stays away.
+    """
     found = {}
     chosen = [f"--name={','.join(sorted(arrays))}"] if arrays else []
-    for line in ask("squeue", "-h", "-r", "-o", "%j|%K|%i", *chosen, patience=patience).splitlines():
+    for line in run_command("squeue", "-h", "-r", "-o", "%j|%K|%i", *chosen, patience=patience).splitlines():
         name, task, job = line.rsplit("|", 2)
         found[name, int(task) if task.isdigit() else 0] = job
     return found
 
 
-def ask(*command: str, patience: float | None = None) -> str:
-    """What a command of Slurm prints; one sentence where it fails, or no controller answers for `patience` (s)."""
+def run_command(*command: str, patience: float | None = None) -> str:
+    """The output of a Slurm command.
+
+    Raises SettingsError where the command fails, hangs, or no controller answers within `patience` seconds.
+    """
     end = time.monotonic() + (AWAY_SECONDS if patience is None else patience)
     while True:
         try:
@@ -122,9 +128,11 @@ def ask(*command: str, patience: float | None = None) -> str:
 
 
 def _own_limits() -> list[int]:
-    """How many jobs the cluster's accounts let this user have in the queue; empty where they set no limit."""
+    """Limits of this user's jobs in the queue, from the cluster's accounts; empty where they set none."""
     with suppress(SettingsError, FileNotFoundError):
-        limits = ask("sacctmgr", "-n", "-P", "show", "assoc", f"user={getpass.getuser()}", "format=MaxSubmitJobs")
+        limits = run_command(
+            "sacctmgr", "-n", "-P", "show", "assoc", f"user={getpass.getuser()}", "format=MaxSubmitJobs"
+        )
         return [int(limit) for limit in limits.split()]
     return []
 

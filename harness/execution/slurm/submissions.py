@@ -1,9 +1,10 @@
-"""Notes: which task of which array makes a stage, one small file each in the store's `jobs/`.
+"""Submissions: which task of which array makes a stage, one small file each in the store's `jobs/`.
 
-A note is an address in Slurm's queue and counts for as long as its task is there. Whoever takes a note first sends
-the task; a second submitter waits for it instead.
+An entry names a task in Slurm's queue and counts for as long as that task is in the queue. The process that writes
+the entry sends the task; another submitter that needs the stage waits for that task.
 
-    notes = Notes(store, Queue.look()); notes.take(key, "20260301-12", "my_grid.cells.3f2a10.0", 3)
+    submissions = Submissions(store, Queue.read())
+    submissions.take(key, "20260301-12", "my_grid.cells.3f2a10.0", 3)
 """
 
 import json
@@ -20,53 +21,53 @@ from harness.execution.slurm.squeue import Queue
 from harness.store.store import Store, runs, this_process, write_json
 
 SUBMITTING_SECONDS = 60.0
-"""How long a live submitter may take between noting a stage and having its task in the queue."""
+"""How long a live submitter may take from writing a stage's entry until its task is in the queue."""
 
 
-def new_note(submission: str, array: str, task: int) -> dict[str, Any]:
-    """A note of this moment by this process."""
+def new_entry(submission: str, array: str, task: int) -> dict[str, Any]:
+    """An entry written now by this process."""
     return {"submission": submission, "array": array, "task": task, **this_process(), "time": time.time()}
 
 
-def read_note(store: Store, key: str) -> dict[str, Any] | None:
-    """`submission`, `array` and `task` that make `key`, with who sent them and when; None where nobody ever did."""
+def read_entry(store: Store, key: str) -> dict[str, Any] | None:
+    """`submission`, `array` and `task` that make `key`, with the submitting process and the time; None without any."""
     try:
         return json.loads((store.root / "jobs" / key).read_text())
-    except (FileNotFoundError, ValueError):  # ValueError: it is being written this moment
+    except (FileNotFoundError, ValueError):  # ValueError: another process is writing it
         return None
 
 
-def read_notes(store: Store, keys: Iterable[str]) -> dict[str, Mapping[str, Any]]:
-    """The notes of the keys that have one."""
-    return {key: note for key in keys if (note := read_note(store, key)) is not None}
+def read_entries(store: Store, keys: Iterable[str]) -> dict[str, Mapping[str, Any]]:
+    """The entries of the keys that have one."""
+    return {key: entry for key in keys if (entry := read_entry(store, key)) is not None}
 
 
 def read_submission(store: Store, key: str) -> dict[str, Any] | None:
-    """The frozen submission that `key` was last sent with; None where it never was."""
-    note = read_note(store, key)
-    if note is None:
+    """The frozen submission with which `key` was last submitted; None where it never was."""
+    entry = read_entry(store, key)
+    if entry is None:
         return None
-    return json.loads((store.root / "submissions" / note["submission"] / "submission.json").read_text())
+    return json.loads((store.root / "submissions" / entry["submission"] / "submission.json").read_text())
 
 
 def write_sent(store: Store, submission: str, array: str, jobs: Sequence[str]) -> None:
-    """Keep the ids of an array's tasks once the cluster has taken it."""
+    """Keep the ids of an array's tasks once the cluster has accepted it."""
     write_json(_sent(store, submission, array), jobs)
 
 
-def read_sent(store: Store, note: Mapping[str, Any]) -> str | None:
-    """The id of a note's task as the cluster gave it; None where it was not sent yet, or never."""
+def read_sent(store: Store, entry: Mapping[str, Any]) -> str | None:
+    """The cluster's id of an entry's task; None where the task was not submitted."""
     try:
-        return json.loads(_sent(store, note["submission"], note["array"]).read_text())[note["task"]]
+        return json.loads(_sent(store, entry["submission"], entry["array"]).read_text())[entry["task"]]
     except FileNotFoundError:
         return None
 
 
-def being_sent(store: Store, note: Mapping[str, Any]) -> bool:
-    """Whether its submitter may yet send it; one of another machine is given its minute."""
-    if read_sent(store, note) is not None or time.time() - note["time"] > SUBMITTING_SECONDS:
+def being_sent(store: Store, entry: Mapping[str, Any]) -> bool:
+    """Whether the submitter may still submit the task; on another machine it has `SUBMITTING_SECONDS`."""
+    if read_sent(store, entry) is not None or time.time() - entry["time"] > SUBMITTING_SECONDS:
         return False
-    return note["host"] != socket.gethostname() or runs(note)
+    return entry["host"] != socket.gethostname() or runs(entry)
 
 
 def _sent(store: Store, submission: str, array: str) -> Path:
@@ -74,18 +75,18 @@ def _sent(store: Store, submission: str, array: str) -> Path:
 
 
 def log_files(store: Store, job: str) -> list[Path]:
-    """What the processes of a job printed."""
+    """The files with the output of a job's processes."""
     return sorted((store.root / "submissions").glob(f"*/slurm/{job}_*_log.*"))
 
 
 def arrays_of(store: Store, grid: str) -> set[str]:
-    """Names of all arrays that were ever sent for a grid."""
+    """Names of all arrays that were submitted for a grid."""
     names = (path.stem for path in (store.root / "submissions").glob("*/*.*.json"))
     return {name for name in names if name.rsplit(".", 3)[0] == grid}
 
 
-class Notes:
-    """The notes of a store beside the queue of a cluster."""
+class Submissions:
+    """The entries of a store, checked against the queue of a cluster."""
 
     def __init__(self, store: Store, queue: Queue) -> None:
         self.store, self.queue = store, queue
@@ -93,12 +94,12 @@ class Notes:
         self.folder.mkdir(exist_ok=True)
 
     def take(self, key: str, submission: str, array: str, task: int) -> bool:
-        """Note that `array` makes `key`; False where a live job, or one being sent, makes it already."""
-        note = new_note(submission, array, task)
+        """Write the entry that `array` makes `key`; False where a job in the queue, or being submitted, makes it."""
+        entry = new_entry(submission, array, task)
         for _ in range(2):
             try:
                 with open(self.folder / key, "x") as file:
-                    json.dump(note, file)
+                    json.dump(entry, file)
                 return True
             except FileExistsError:
                 if self.job_id(key) is not None:
@@ -108,13 +109,13 @@ class Notes:
         return False
 
     def job_id(self, key: str) -> str | None:
-        """The id of the job that makes `key`, waiting or running, or being sent at this moment; else None."""
-        note = read_note(self.store, key)
-        if note is None:
+        """The id of the job in the queue that makes `key`; waits for one that is being submitted; None without any."""
+        entry = read_entry(self.store, key)
+        if entry is None:
             return None
-        found = self.queue.job_id(note["array"], note["task"])
-        while found is None and being_sent(self.store, note):
+        found = self.queue.job_id(entry["array"], entry["task"])
+        while found is None and being_sent(self.store, entry):
             time.sleep(1.0)
-            self.queue.look_again()
-            found = self.queue.job_id(note["array"], note["task"])
+            self.queue.refresh()
+            found = self.queue.job_id(entry["array"], entry["task"])
         return found

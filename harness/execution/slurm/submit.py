@@ -1,9 +1,10 @@
-"""The Slurm launcher: what is not made yet becomes job arrays, in a few calls of sbatch, and the command returns.
+"""The Slurm launcher: it submits missing stages as job arrays, in a few calls of sbatch, and returns.
 
-A submission is a folder of the store that is whole before the first call: the stages, the tasks of every
-array, and the code they run. Each target has a note in `jobs/` that says which task makes it, so whoever comes
-later waits for that task and submits nothing twice; if its job is gone, the note counts for nothing. submitit
-writes and sends the batch files. Jobs look at the store, not at Slurm: a dependency only spares them the wait.
+A submission is a folder of the store that is complete before the first call: the stages, the tasks of every array,
+and the code they run. Each target has an entry in `jobs/` that names the task which makes it (`submissions.py`), so a
+later submission waits for that task and submits nothing twice; an entry whose job has left the queue is ignored.
+submitit writes and submits the batch files. A job takes its inputs from the store; a dependency between jobs only
+keeps it from waiting for them on a node.
 
     submission = submit(plan, store, machine, cluster, "my_grid")
 """
@@ -24,40 +25,44 @@ from harness.execution.slurm.arrays import Batch, Job, batches, check_batch_size
 from harness.execution.slurm.code_snapshot import publish_code
 from harness.execution.slurm.model_servers import Server, pointed, take_servers
 from harness.execution.slurm.squeue import Queue
-from harness.execution.slurm.submissions import Notes, read_notes, write_sent
+from harness.execution.slurm.submissions import Submissions, read_entries, write_sent
 from harness.execution.slurm.task import run as run_task
 from harness.execution.slurm.usage import check_gpu_hours
-from harness.execution.wandb_run import asked
+from harness.execution.wandb_run import tracking
 from harness.plan.graph import TOGETHER, Again, Stage, Work
-from harness.store.status import MENDABLE, StageState, stage_state
+from harness.store.status import RECHECKED_CLASSES, StageState, stage_state
 from harness.store.store import Store, write_json
 
 WATCH_SECONDS = 10.0
 SPARE_JOBS = 10
-"""Room in the queue that is left for what the user sends by hand."""
+"""Places in the queue that are left for jobs the user submits by hand."""
 LONGEST_PACK_MINUTES = 24 * 60.0
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What was sent: arrays by name, and what was not because somebody makes it already, or it failed before."""
+    """The arrays that were submitted, and the counts of targets that were not."""
 
     folder: Path
     arrays: Mapping[str, list[str]]
     """Job ids of the tasks, by the array's name."""
     targets: int
+    """Targets that were submitted."""
     attached: int
+    """Targets that a job in the queue makes already."""
     failed: Mapping[str, StageState]
-    """By address, stages that failed and what needs them was therefore not sent."""
+    """By address, stages that failed before; the stages that need them were not submitted."""
 
-    def told(self) -> str:
-        """What was sent, in words."""
+    def describe(self) -> str:
+        """The submission in lines of text."""
         lines = [f"{name}: {len(ids)} tasks, job {ids[0].partition('_')[0]}" for name, ids in self.arrays.items()]
         lines += [f"{address} failed ({state.failure_class}): {state.reason}" for address, state in self.failed.items()]
         if self.failed:
-            lines.append("What needs it was not sent; `python -m harness.grid retry <grid>` tries again")
-        waiting = f"; {self.attached} are being made already" if self.attached else ""
-        lines.append(f"{self.targets} jobs' work sent in {len(self.arrays)} calls of sbatch{waiting}")
+            lines.append(
+                "The stages that need it were not submitted; `python -m harness.grid retry <grid>` tries again"
+            )
+        waiting = f"; {self.attached} are in the queue already" if self.attached else ""
+        lines.append(f"{self.targets} targets submitted in {len(self.arrays)} calls of sbatch{waiting}")
         return "\n".join(lines)
 
 
@@ -70,18 +75,20 @@ def submit(
     again: Again | None = None,
     track: str = "none",
 ) -> Submission:
-    """Send what is neither in the store nor in the queue; raises SettingsError before anything is sent.
+    """Submit the stages that are neither in the store nor made by a job in the queue.
 
-    Stages that failed are left alone, with all that needs them, unless they are to be tried `again`.
+    Stages that failed, and those that need them, are left out unless `again` is given: by key, the changes with which
+    failed stages are tried again. Raises SettingsError, before anything is submitted, where the cluster lacks what a
+    job requests, the queue is full, or `slurm.gpu_hours` would be exceeded.
     """
-    queue = Queue.look()
+    queue = Queue.read()
     check_gpu_hours(work, store, cluster, grid)
-    notes = Notes(store, queue)
+    submissions = Submissions(store, queue)
     failed: dict[str, StageState] = {}
     jobs = own_jobs(work, store.done)
     if again is None:
         jobs, failed = _without_failed(jobs, store)
-    unsent = {key: one for key, one in jobs.items() if notes.job_id(key) is None}
+    unsent = {key: one for key, one in jobs.items() if submissions.job_id(key) is None}
     chunks = [part for batch in _fitting(unsent, cluster, queue) for part in _chunks(batch, queue.largest_array)]
     _check(chunks, cluster, queue)
     check_batch_sizes(chunks, jobs)
@@ -91,15 +98,15 @@ def submit(
         array = f"{grid}.{batch.kind}.{name[-6:]}.{number}"
         tasks: list[tuple[str, ...]] = []
         for task in batch.tasks:
-            if mine := tuple(key for key in task if notes.take(key, name, array, len(tasks))):
+            if mine := tuple(key for key in task if submissions.take(key, name, array, len(tasks))):
                 tasks.append(mine)
         if tasks:
             arrays[array] = replace(batch, tasks=tuple(tasks))
     folder = store.root / "submissions" / name
     sent: dict[str, list[str]] = {}
 
-    def send(array: str, told: Mapping[str, Any], function: Callable[..., None], given: Sequence[Any]) -> None:
-        sent[array] = _send(folder, cluster, told, function, given)
+    def send(array: str, options: Mapping[str, Any], function: Callable[..., None], given: Sequence[Any]) -> None:
+        sent[array] = _send(folder, cluster, options, function, given)
         write_sent(store, name, array, sent[array])
         queue.add(array, sent[array])
 
@@ -109,39 +116,39 @@ def submit(
             array: [[stage for key in task for stage in jobs[key].stages] for task in batch.tasks]
             for array, batch in arrays.items()
         }
-        servers = take_servers(store, notes, cluster, f"{grid}.serve.{name[-6:]}", name, asking)
+        servers = take_servers(store, submissions, cluster, f"{grid}.serve.{name[-6:]}", name, asking)
         _write(folder, store, machine, cluster, grid, jobs, arrays, servers, again or {}, track)
         for server in servers:
             assert cluster.serve is not None
             send(server, parameters(code, server, cluster.serve.resources, [], cluster), server_job.run, [server])
     for array, batch in arrays.items():
-        after = [_job_id(notes, key) for key in sorted(batch.needs) if not store.done(key)]
-        started = sorted({_job_id(notes, server.key) for server in batch.servers})
+        after = [_job_id(submissions, key) for key in sorted(batch.needs) if not store.done(key)]
+        started = sorted({_job_id(submissions, server.key) for server in batch.servers})
         addresses = [[jobs[key].stages[-1].address for key in task] for task in batch.tasks]
         send(array, parameters(code, array, batch.resources, after, cluster, started), run_task, addresses)
     targets = sum(len(task) for batch in arrays.values() for task in batch.tasks)
     return Submission(folder, sent, targets, len(jobs) - targets, failed)
 
 
-def wait(store: Store, targets: Sequence[str], tell: Callable[[str], None]) -> None:
-    """Return when no job in the queue makes any of the targets; `tell` hears of every change of the counts."""
-    queue, said = Queue.look(), ""
-    notes = read_notes(store, targets)
+def wait(store: Store, targets: Sequence[str], log: Callable[[str], None]) -> None:
+    """Return when no job in the queue makes any of the targets; `log` receives every change of the counts."""
+    queue, logged = Queue.read(), ""
+    entries = read_entries(store, targets)
     while True:
-        live = sum(queue.job_id(note["array"], note["task"]) is not None for note in notes.values())
+        live = sum(queue.job_id(entry["array"], entry["task"]) is not None for entry in entries.values())
         done = sum(map(store.done, targets))
         text = f"{done} of {len(targets)} evaluations done, {live} in the queue"
-        if text != said:
-            tell(text)
+        if text != logged:
+            log(text)
         if not live:
             return
-        said = text
+        logged = text
         time.sleep(WATCH_SECONDS)
-        queue.look_again()
+        queue.refresh()
 
 
 def _without_failed(jobs: Mapping[str, Job], store: Store) -> tuple[dict[str, Job], dict[str, StageState]]:
-    """The jobs that can be made, and by address the stages whose failure keeps the others from it."""
+    """The jobs that can be made, and by address the failed stages that block the others."""
     failed: dict[str, StageState] = {}
     hopeless: dict[str, bool] = {}
 
@@ -151,7 +158,7 @@ def _without_failed(jobs: Mapping[str, Job], store: Store) -> tuple[dict[str, Jo
             mine = {
                 address: state
                 for address, state in states.items()
-                if state.status == "failed" and state.failure_class not in MENDABLE
+                if state.status == "failed" and state.failure_class not in RECHECKED_CLASSES
             }
             failed.update(mine)
             hopeless[key] = bool(mine) or any([visit(upstream) for upstream in jobs[key].needs if upstream in jobs])
@@ -161,12 +168,12 @@ def _without_failed(jobs: Mapping[str, Job], store: Store) -> tuple[dict[str, Jo
 
 
 def _check(chunks: Sequence[Batch], cluster: Cluster, queue: Queue) -> None:
-    """Raise SettingsError where the cluster has not what the jobs, or a server they ask, want of it."""
+    """Raise SettingsError where the cluster lacks what the jobs, or a model server they query, request."""
     rules = {batch.resources for batch in chunks}
     for server in {server for batch in chunks for server in batch.servers}:
         if cluster.serve is None:
             way_out = f"give slurm/{cluster.name}.yaml one as in slurm/example_a100.yaml, or set teacher.path"
-            raise refuse("slurm.serve", None, f"nothing says how {cluster.name} serves {server.model}", way_out)
+            raise refuse("slurm.serve", None, f"{cluster.name} has no settings to serve {server.model}", way_out)
         rules.add(cluster.serve.resources)
     for rule in rules:
         queue.check(rule, cluster)
@@ -184,11 +191,11 @@ def _write(
     again: Again,
     track: str,
 ) -> None:
-    """All that the jobs of a submission read; they need nothing else of whoever sent them."""
+    """Write all that the jobs of a submission read; they need nothing else of the submitting process."""
     mine = {key: jobs[key] for batch in arrays.values() for task in batch.tasks for key in task}
     made = (stage for job in mine.values() for stage in job.stages)
     stages: dict[str, Stage] = {one.key: one for stage in made for one in stage.ancestry()}
-    specs = {key: pointed(stage.spec(), stage, store) | asked(track, grid) for key, stage in stages.items()}
+    specs = {key: pointed(stage.spec(), stage, store) | tracking(track, grid) for key, stage in stages.items()}
     for batch in (one for one in arrays.values() if one.resources.shard):
         for stage in (stage for task in batch.tasks for key in task for stage in mine[key].stages):
             if stage.kind in TOGETHER:
@@ -212,7 +219,10 @@ def _write(
 
 
 def _fitting(jobs: Mapping[str, Job], cluster: Cluster, queue: Queue) -> list[Batch]:
-    """The jobs in as many tasks as the queue takes: where short cells are too many, more of them share a task."""
+    """The jobs in at most as many tasks as the queue has room for: the more short cells, the more share a task.
+
+    Raises SettingsError where they do not fit even so.
+    """
     room = queue.room - SPARE_JOBS
     minutes = cluster.pack_minutes
     while True:
@@ -222,20 +232,20 @@ def _fitting(jobs: Mapping[str, Job], cluster: Cluster, queue: Queue) -> list[Ba
             return found
         if minutes > LONGEST_PACK_MINUTES:
             reason = f"the queue takes {max(room, 0)} more jobs and the grid needs {tasks}"
-            raise refuse("slurm", cluster.name, reason, "send a part of the grid first, or ask for a higher limit")
+            raise refuse("slurm", cluster.name, reason, "submit a part of the grid first, or request a higher limit")
         minutes = 2 * max(minutes, 1)
 
 
 def _chunks(batch: Batch, largest: int) -> Iterator[Batch]:
-    """The batch in arrays that the cluster takes."""
+    """The batch in arrays of the size that the cluster allows."""
     for first in range(0, len(batch.tasks), largest):
         yield replace(batch, tasks=batch.tasks[first : first + largest])
 
 
-def _job_id(notes: Notes, key: str) -> str:
-    found = notes.job_id(key)
+def _job_id(submissions: Submissions, key: str) -> str:
+    found = submissions.job_id(key)
     if found is None:
-        raise refuse("slurm", key, "its job left the queue while this one was sent", "run it again")
+        raise refuse("slurm", key, "its job left the queue while this one was submitted", "run the command again")
     return found
 
 
@@ -261,9 +271,9 @@ def parameters(
     cluster: Cluster,
     started: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What sbatch is told, in submitit's words: `after` these jobs ended well, and those have `started`."""
+    """sbatch's options under submitit's names; the job waits until jobs `after` ended well and jobs `started` run."""
     waits = [f"{how}:{':'.join(ids)}" for how, ids in (("afterok", after), ("after", started)) if ids]
-    told: dict[str, Any] = {
+    options: dict[str, Any] = {
         "job_name": array,
         "partition": resources.partition or cluster.partition,
         "account": cluster.account,
@@ -284,4 +294,4 @@ def parameters(
         "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"},
         "srun_args": ["--kill-on-bad-exit=1"] if resources.count > 1 else None,
     }
-    return {name: value for name, value in told.items() if value is not None or name == "wckey"}
+    return {name: value for name, value in options.items() if value is not None or name == "wckey"}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.machine import Machine
-from harness.execution.attempt import Outcome, alone, attempt, follow, note_failure
+from harness.execution.attempt import AttemptResult, alone, attempt, follow, record_failure
 from harness.execution.distributed.coordinator import Follower, Leader
 from harness.execution.distributed.process_group import own_member
 from harness.plan.graph import MAKERS, TOGETHER
@@ -88,28 +88,28 @@ def _follow(store: Store, written: Mapping[str, Any], machine: Machine, key: str
 
 def _make_target(
     store: Store, written: Mapping[str, Any], keys: Sequence[str], machine: Machine, leader: Leader | None
-) -> Outcome:
+) -> AttemptResult:
     """One target: its private stages in order, inputs looked up again; how the last, or the failed one, ended."""
-    outcome = Outcome("", "done")
+    outcome = AttemptResult("", "done")
     for key in keys:
         spec = written["stages"][key]
         missing = [upstream for upstream in spec["inputs"].values() if not store.done(upstream)]
         if missing and not store.done(key):
             address = written["stages"][missing[0]]["address"]
-            return Outcome(key, "failed", "blocked", f"needs {address}, which is not in the store")
+            return AttemptResult(key, "failed", "blocked", f"needs {address}, which is not in the store")
         outcome = _make_stage(store, spec, machine, leader)
         if outcome.status != "done":
             return outcome
     return outcome
 
 
-def _make_stage(store: Store, spec: Mapping[str, Any], machine: Machine, leader: Leader | None) -> Outcome:
+def _make_stage(store: Store, spec: Mapping[str, Any], machine: Machine, leader: Leader | None) -> AttemptResult:
     """One stage; where another job is making it, that one is waited for."""
     key = spec["key"]
     if not store.done(key) and not store.claimed(key) and stuck(store.attempts(key)):
         reason = f"stopped {STUCK_AFTER} times in a row without getting further; give it more time or memory"
-        note_failure(store, spec, "stuck", reason)
-        return Outcome(key, "failed", "stuck", reason)
+        record_failure(store, spec, "stuck", reason)
+        return AttemptResult(key, "failed", "stuck", reason)
     others = alone if leader is None else partial(leader.stage, all_make=spec["kind"] in TOGETHER)
     while True:
         print(f"harness: {spec['address']}", flush=True)

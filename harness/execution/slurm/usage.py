@@ -1,8 +1,9 @@
-"""The ledger: what a grid's stages took on its machines, tries that came to nothing included.
+"""Usage: hours of machines, CPUs and GPUs that a grid's stages took, failed attempts included.
 
-From the cluster's accounts where it has them (every try, those before a requeue too), else from our own attempts.
+They come from the cluster's accounts where it keeps them (every run, also those before a requeue), else from the
+attempts in the store.
 
-source, table = ledger(store, frozen)
+    source, table = ledger(store, frozen)
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,19 +23,19 @@ HOUR = 3600.0
 
 
 class Try(NamedTuple):
-    """One try at making something: `work` is a kind of stage, or `cells`."""
+    """One attempt: `work` is a kind of stage, or `cells`."""
 
     work: str
     seconds: float
     cpus: int
     gpus: int
     lost: bool
-    """Whether it ended, or runs still, without what it was to make."""
+    """Whether it ended without its artifact, or has none yet."""
 
 
 def ledger(store: Store, frozen: Mapping[str, Any]) -> tuple[str, pd.DataFrame]:
-    """Where the figures come from, and a row per kind of work and one for all: tries, hours of machines, CPUs and GPUs,
-    and how many of the hours were lost."""
+    """The source of the figures, and a row per kind of work and one for all: tries, hours of machines, CPUs and GPUs,
+    and hours lost to attempts that left no artifact."""
     billed = list(_billed(store, frozen["grid"]))
     source = "Slurm's accounts" if billed else "this store's own attempts"
     tries = pd.DataFrame(billed or list(_attempted(store, frozen)), columns=Try._fields)
@@ -55,7 +56,8 @@ def ledger(store: Store, frozen: Mapping[str, Any]) -> tuple[str, pd.DataFrame]:
 
 
 def check_gpu_hours(work: Work, store: Store, cluster: Cluster, grid: str) -> None:
-    """Raise SettingsError where what a grid took and what its rest is expected to take exceed `slurm.gpu_hours`."""
+    """Raise SettingsError where the GPU hours a grid has used and those its rest is expected to use exceed the limit
+    `slurm.gpu_hours`."""
     if cluster.gpu_hours is None:
         return
     _, took = ledger(store, {"grid": grid, "stages": {stage.key: {"kind": stage.kind} for stage in work.stages}})
@@ -65,7 +67,7 @@ def check_gpu_hours(work: Work, store: Store, cluster: Cluster, grid: str) -> No
         raise refuse(
             "slurm.gpu_hours",
             cluster.gpu_hours,
-            f"{grid} took {spent:,.1f} GPU-hours so far and its rest is expected to take {expected:,.1f} more",
+            f"{grid} has used {spent:,.1f} GPU-hours and its rest is expected to use {expected:,.1f} more",
             "run the command again with a higher slurm.gpu_hours (null: no limit), or ask for fewer cells",
         )
 
@@ -77,8 +79,8 @@ def _billed(store: Store, grid: str) -> Iterator[Try]:
 
 def _attempted(store: Store, frozen: Mapping[str, Any]) -> Iterator[Try]:
     for key, spec in frozen["stages"].items():
-        for page in store.attempts(key):
-            if "started" in page:
-                ended = page.get("ended") or page.get("heartbeat") or page["started"]
-                lost = page.get("outcome") != "done"
-                yield Try(spec["kind"], ended - page["started"], page.get("cpus", 1), page.get("gpus", 0), lost)
+        for entry in store.attempts(key):
+            if "started" in entry:
+                ended = entry.get("ended") or entry.get("heartbeat") or entry["started"]
+                lost = entry.get("outcome") != "done"
+                yield Try(spec["kind"], ended - entry["started"], entry.get("cpus", 1), entry.get("gpus", 0), lost)

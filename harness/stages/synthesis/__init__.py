@@ -1,3 +1,1 @@
-"""Synthesis: new prompts and answers that a teacher generates from human rows in its context, asked for, filtered,
-written.
-"""
+"""Synthesis: a teacher generates prompts and answers from human rows in its context; filters decide which are kept."""

@@ -1,10 +1,10 @@
-"""Synthetic rows: which of the rows a teacher wrote are kept, and what the kept ones are like.
+"""Filters of synthetic rows: which of a teacher's rows are kept, and measures of the kept ones.
 
-`in_context.py` writes them, `stages/synthesize.py` runs both. A filter is a pure function from texts to a
-reason, "" for none; a row is counted under its first reason, in the order of `FILTERS`. Defaults drop what is
-malformed, of a wrong length, a copy or a repeat, and whatever is held out. Likeness is ROUGE-L over words;
-Self-Instruct keeps a prompt below 0.7 (arXiv 2212.10560, section 2.2), which suits open-ended prompts and would
-drop nearly all of a corpus of templates, where prompts differ by one name: there it stays off.
+`prompting.py` generates the rows, `synthesize.py` runs both. A filter is a pure function from texts to a reason, ""
+for none; a row is counted under its first reason, in the order of `FILTERS`. Defaults drop rows that are malformed, of
+a wrong length, copies, repeats, or held out. Similarity is ROUGE-L over words. Self-Instruct keeps a prompt below 0.7
+(arXiv 2212.10560, section 2.2), which suits open-ended prompts; it would drop nearly all rows of a corpus of
+templates, whose prompts differ by one name, so there it is off.
 
     judge = Judge(Limits(near_duplicate=0.7), human=human, validation=[], heldout=prompts)
     judge.reason(Candidate("Add 3 and 4.", "7"))           # "" or e.g. "copy of a human row"
@@ -15,19 +15,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.data.corpora._rows import prompt_hash, row_hash
-from harness.data.ngram_overlap import Items
-from harness.data.text_similarity import Ngrams, Pool, distinct, self_similarity
+from harness.data.ngram_overlap import ItemIndex
+from harness.data.text_similarity import Ngrams, TextPool, distinct, self_similarity
 from harness.evals.corpus.verified import normalise, verify
 from harness.evals.grading.math_answers import final_number
 from harness.stages.synthesis.prompting import Pair, turns
 
 COPIED_NGRAM, COPIED_SHARE = 8, 0.5
-"""A text is a copy when more than half of its words lie in 8-grams of the other: the rule Tülu 3 finds
-evaluation prompts in training data with (arXiv 2411.15124, section 3.2)."""
+"""A text is a copy when more than half of its words lie in 8-grams of the other: Tülu 3's rule for evaluation prompts
+in training data (arXiv 2411.15124, section 3.2)."""
 ALIKE = 0.7
-"""Self-Instruct's bound; the measured share of rows that are nearer than it to another."""
+"""Self-Instruct's bound; `alike_share` is the share of rows at least as similar to another row."""
 MEASURED_ROWS, MEASURED_WORDS = 500, 64
-"""Likeness is measured on the first rows and the beginnings of their prompts: it takes time in their square."""
+"""Similarity is measured on the first rows and the first words of their prompts: its cost grows with their square."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,17 @@ class Limits:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A row the teacher wrote; an empty prompt or answer was malformed."""
+    """A row the teacher generated; an empty prompt or answer was malformed."""
 
     prompt: str
     answer: str
     examples: Sequence[Pair] = ()
-    """The human rows the teacher was shown."""
+    """The human rows in the teacher's context."""
     prompt_tokens: int = 1
     answer_tokens: int = 1
-    """Tokens of prompt and answer as they are trained, end-of-turn token included."""
+    """Tokens of the answer as it is trained, end-of-turn token included."""
     truncated: bool = False
-    """Whether the row is longer than rows may be."""
+    """Whether the row is longer than `max_length`."""
     truth: str | None = None
     """The right answer, where the corpus knows it."""
 
@@ -77,9 +77,9 @@ FILTERS = (
     "near-duplicate",
     "inconsistent answer",
 )
-"""Reasons a row is dropped for, in the order they are looked for."""
+"""Reasons to drop a row, in the order in which they are checked."""
 CONTAMINATION = FILTERS[4:9]
-"""Reasons that would have put what is scored into training."""
+"""Reasons of rows that would have brought evaluation items into training."""
 
 
 def wrong_length(row: Candidate, least_prompt_tokens: int, least_answer_tokens: int) -> str:
@@ -91,9 +91,9 @@ def wrong_length(row: Candidate, least_prompt_tokens: int, least_answer_tokens: 
 
 
 def copied(row: Candidate) -> str:
-    """A prompt or answer most of whose words were taken over from the rows the teacher was shown.
+    """A prompt or answer most of whose words are copied from the human rows in the teacher's context.
 
-    Texts under eight words copy nothing: a short answer may well be another row's too.
+    A text of fewer than eight words counts as no copy: two rows may have the same short answer.
     """
     for place, text in enumerate((row.prompt, row.answer)):
         if Ngrams([pair[place] for pair in row.examples], COPIED_NGRAM).share_of(text) > COPIED_SHARE:
@@ -102,7 +102,7 @@ def copied(row: Candidate) -> str:
 
 
 def unverified(row: Candidate) -> str:
-    """An answer that is not the truth; where the truth of a prompt is not known, nothing can vouch for it."""
+    """An answer that differs from the truth, or whose truth is not known."""
     if row.truth is None:
         return "truth unknown"
     return "" if verify(row.answer, row.truth) else "wrong answer"
@@ -121,27 +121,27 @@ def inconsistent(answer: str, samples: Sequence[str], least: float) -> str:
 
 
 class Known:
-    """Prompts a synthetic one must not repeat: equal, or alike where that is asked for."""
+    """Prompts that a synthetic one must not repeat: equal ones, copies, and with `near_duplicate` similar ones."""
 
     def __init__(self, prompts: Sequence[str], near_duplicate: float) -> None:
         self._hashes = {_hash(prompt) for prompt in prompts}
         self._near_duplicate = near_duplicate
-        self._pool = Pool(prompts) if near_duplicate else Pool()
+        self._pool = TextPool(prompts) if near_duplicate else TextPool()
         self._ngrams = Ngrams(prompts, COPIED_NGRAM)
 
     def has(self, prompt: str) -> bool:
-        """Whether the very prompt is known, but for case and white space."""
+        """Whether the prompt is known, apart from case and white space."""
         return _hash(prompt) in self._hashes
 
     def like(self, prompt: str) -> bool:
-        """Whether the prompt is made of known ones, or within `near_duplicate` of one."""
+        """Whether the prompt is copied from known ones, or within `near_duplicate` of one."""
         if self._ngrams.share_of(prompt) > COPIED_SHARE:
             return True
         return bool(self._near_duplicate) and self._pool.nearest(prompt, self._near_duplicate).index >= 0
 
 
 class Judge:
-    """The filters with what they compare against; it remembers the rows that were kept."""
+    """The filters with the texts that they compare against, and the rows that were kept."""
 
     def __init__(
         self,
@@ -149,22 +149,22 @@ class Judge:
         human: Sequence[Pair],
         validation: Sequence[str],
         heldout: Sequence[str],
-        items: Items | None = None,
+        items: ItemIndex | None = None,
     ) -> None:
-        """`human`: the cell's training rows; `validation`, `heldout`: prompts that are scored; `items`: whatever else
-        is, where rows that repeat it are dropped."""
+        """`human`: the cell's training rows; `validation`, `heldout`: scored prompts; `items`: other evaluation items
+        that no row may repeat."""
         self.limits = limits
-        self.items = items or Items([])
+        self.items = items or ItemIndex([])
         self.heldout = Known(heldout, limits.near_duplicate)
         self.validation = Known(validation, limits.near_duplicate)
         self.human_prompts = {_hash(prompt) for prompt, _ in human}
-        self.human_pool = Pool(prompt for prompt, _ in human) if limits.near_duplicate else Pool()
+        self.human_pool = TextPool(prompt for prompt, _ in human) if limits.near_duplicate else TextPool()
         self.kept: list[Pair] = []
-        self._kept_pool, self._kept_rows = Pool(), set[str]()
+        self._kept_pool, self._kept_rows = TextPool(), set[str]()
         self.rejected: Counter[str] = Counter()
 
     def reason(self, row: Candidate) -> str:
-        """Why this row cannot be kept whatever else is kept; "" where nothing speaks against it."""
+        """Why this row is dropped, independently of the rows kept so far; "" where it passes."""
         if not row.prompt or not row.answer:
             return "malformed answer" if row.prompt else "malformed prompt"
         limits = self.limits
@@ -184,7 +184,7 @@ class Judge:
         return copied(row) or (unverified(row) if limits.verified else "")
 
     def repeats(self, row: Candidate) -> str:
-        """Whether the row was kept before, or its prompt is too like one that was."""
+        """`repeat` or `near-duplicate` where the row is like one that was kept; "" elsewhere."""
         if row_hash(turns((row.prompt, row.answer))) in self._kept_rows:
             return "repeat"
         least = self.limits.near_duplicate
@@ -196,7 +196,7 @@ class Judge:
         self.rejected[reason] += 1
 
     def keep(self, row: Candidate) -> None:
-        """Remember a row, for later ones to differ from."""
+        """Keep a row; later rows must differ from it."""
         self.kept.append((row.prompt, row.answer))
         self._kept_rows.add(row_hash(turns((row.prompt, row.answer))))
         if self.limits.near_duplicate:
@@ -220,13 +220,13 @@ def measures(kept: Sequence[Pair], human: Sequence[Pair]) -> dict[str, float]:
         nearest = self_similarity(_beginnings(pairs))
         found[f"{name}self_similarity"] = _mean(nearest)
         found[f"{name}alike_share"] = _mean([float(one >= ALIKE) for one in nearest])
-    humans = Pool(_beginnings(human))
+    humans = TextPool(_beginnings(human))
     found["human_similarity"] = _mean([humans.nearest(prompt).similarity for prompt in _beginnings(kept)])
     return found
 
 
 def rejected_shares(rejected: Mapping[str, int], asked: int) -> dict[str, float]:
-    """Share of the rows asked for that each filter dropped, and of all that would have been contamination."""
+    """Share of the generated rows that each filter dropped, and share of those that were contamination."""
     shares = {f"rejected.{reason}": count / max(asked, 1) for reason, count in rejected.items()}
     contaminated = sum(rejected.get(reason, 0) for reason in CONTAMINATION)
     return {"contaminated_share": contaminated / max(asked, 1), **shares}

@@ -1,11 +1,11 @@
-"""In-context writing: a teacher that was shown a few human rows writes the next prompt, and answers it.
+"""In-context generation: after a few human rows a teacher generates the next prompt, then its answer.
 
-As in Self-Instruct (arXiv 2212.10560) a few human rows stand before each new one; here they are earlier
-turns of a conversation, so any model that was trained on conversations can go on. `texts.py` writes
-answers while a student trains; which of the rows written here are kept is `synthetic.py`'s matter.
+As in Self-Instruct (arXiv 2212.10560) a few human rows precede each new one; here they are earlier turns of a
+conversation, so any model trained on conversations can continue. `filters.py` decides which of the rows are kept.
+`training/student_text.py` generates answers during training.
 
-    writer = Writer(teacher, settings, {"cure": [("Remedy for Zovami?", "Take onad")]})
-    writer.write(range(256))             # row `number` depends on the seed and that number alone
+    prompter = SyntheticPrompter(teacher, settings, {"cure": [("Remedy for Zovami?", "Take onad")]})
+    prompter.generate(range(256))             # row `number` depends on the seed and that number alone
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,16 +24,16 @@ PLACE = "PLACE-OF-THE-NEXT-PROMPT"
 
 
 @dataclass(frozen=True)
-class Written:
-    """One attempt of the teacher; an empty prompt or answer was malformed (not ended as the template does)."""
+class GeneratedRow:
+    """A row the teacher generated; an empty prompt or answer was malformed (not ended as the template ends it)."""
 
     number: int
     prompt: str
     answer: str
     source: str
-    """The source the examples are of."""
+    """The source of the examples."""
     examples: tuple[Pair, ...]
-    """The human rows it was shown, in their order."""
+    """The human rows in the teacher's context, in order."""
 
 
 def turns(pair: Pair) -> list[dict[str, str]]:
@@ -41,11 +41,11 @@ def turns(pair: Pair) -> list[dict[str, str]]:
     return [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
 
 
-class Writer:
-    """A teacher, here or behind a server, with its examples."""
+class SyntheticPrompter:
+    """A teacher, in memory or served over HTTP, with the human rows that it is prompted with."""
 
     def __init__(
-        self, teacher: teachers.Writer, settings: Mapping[str, Any], pairs: Mapping[str, Sequence[Pair]]
+        self, teacher: teachers.GeneratingTeacher, settings: Mapping[str, Any], pairs: Mapping[str, Sequence[Pair]]
     ) -> None:
         """`settings`: `examples_in_context`, `seed`, `sampling_temperature`, `max_new_tokens`, `max_length`.
 
@@ -58,34 +58,36 @@ class Writer:
         rendered = self._texts([[{"role": "user", "content": PLACE}]], generation_prompt=True)[0]
         self.after_prompt = rendered.partition(PLACE)[2]
         first = self._ids(self.after_prompt)[0]
-        # a template that ends the user's turn with plain text (Tülu) is stopped by cutting that text
+        # Where a template ends the user's turn with plain text (Tülu), no token stops the prompt; `_prompt` cuts it.
         self.prompt_stops = {self.end} | ({first} if first in self.tokenizer.added_tokens_decoder else set())
 
-    def write(self, numbers: Sequence[int]) -> list[Written]:
+    def generate(self, numbers: Sequence[int]) -> list[GeneratedRow]:
         """A prompt and an answer for each number."""
         shown = [self.examples(number) for number in numbers]
         place = {"role": "user", "content": PLACE}
         texts = self._texts([[*_conversation(examples), place] for _, examples in shown], generation_prompt=False)
         begun = [self._ids(text.partition(PLACE)[0]) for text in texts]
-        limit = max(self.settings["max_new_tokens"], self.settings["max_length"])  # prompts are not as short as answers
+        limit = max(
+            self.settings["max_new_tokens"], self.settings["max_length"]
+        )  # a prompt may be longer than an answer
         ids = self._continue(begun, "prompt", numbers, limit, self.prompt_stops)
         rows = [
-            Written(number, self._prompt(one), "", source, examples)
+            GeneratedRow(number, self._prompt(one), "", source, examples)
             for number, one, (source, examples) in zip(numbers, ids, shown, strict=True)
         ]
         answers = iter(self.answer([row for row in rows if row.prompt], "answer"))
         return [
-            Written(row.number, row.prompt, next(answers) if row.prompt else "", row.source, row.examples)
+            GeneratedRow(row.number, row.prompt, next(answers) if row.prompt else "", row.source, row.examples)
             for row in rows
         ]
 
-    def answer(self, rows: Sequence[Written], draw: str) -> list[str]:
+    def answer(self, rows: Sequence[GeneratedRow], draw: str) -> list[str]:
         """An answer to each row's prompt after its examples, empty where it was cut; `draw` names the draw."""
         if not rows:
             return []
-        asked = [[*_conversation(row.examples), {"role": "user", "content": row.prompt}] for row in rows]
+        conversations = [[*_conversation(row.examples), {"role": "user", "content": row.prompt}] for row in rows]
         written = self._continue(
-            prompt_ids_many(self.tokenizer, asked),
+            prompt_ids_many(self.tokenizer, conversations),
             draw,
             [row.number for row in rows],
             self.settings["max_new_tokens"],
@@ -94,7 +96,7 @@ class Writer:
         return [self._text(answer[:-1]) if answer[-1:] == [self.end] else "" for answer in written]
 
     def examples(self, number: int) -> tuple[str, tuple[Pair, ...]]:
-        """The source and the human rows that row `number` is written after: of one source, for one kind."""
+        """The source and the human rows that precede row `number`; all of one source, so that the new row is too."""
         generator = np.random.default_rng(draw_seed(self.settings["seed"], "examples", number))
         sizes = np.array([len(rows) for rows in self.pairs])
         chosen = int(generator.choice(len(sizes), p=sizes / sizes.sum()))

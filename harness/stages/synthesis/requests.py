@@ -1,11 +1,11 @@
-"""Asking: batches of rows that a teacher writes from examples, are judged, sampled again where asked for, and kept.
+"""Synthesis: the teacher generates batches of rows, and the rows that pass the filters are kept.
 
-`synthesize.py` says how many are wanted and measures what is kept. What the teacher says is a shard each time, so
-a stopped stage asks for nothing twice; judging follows from it and is done again.
+`synthesize.py` sets the number of rows and measures those that are kept. Each batch of generated text is a part of
+the stage's partial output, so a stopped stage generates nothing twice; the filters run again.
 
-    asking = Asking(writer, judge, settings, truth, shards)
-    asking.ask(range(256), wanted=100)
-    asking.columns, asking.rendered           # the rows kept so far
+    synthesis = Synthesis(prompter, judge, settings, truth, partial_output)
+    synthesis.generate(range(256), wanted=100)
+    synthesis.columns, synthesis.rendered           # the rows kept so far
 """
 
 from collections import Counter
@@ -17,8 +17,8 @@ import pyarrow as pa
 from harness.data.chat import Rendered, render_many
 from harness.stages.labels import FEATURES
 from harness.stages.synthesis.filters import Candidate, Judge, inconsistent
-from harness.stages.synthesis.prompting import Writer, Written, turns
-from harness.store.partial_output import Shards, read_batch
+from harness.stages.synthesis.prompting import GeneratedRow, SyntheticPrompter, turns
+from harness.store.partial_output import PartialOutput, read_batch
 
 TEXTS = pa.schema([("prompt", pa.string()), ("answer", pa.string())])
 SAMPLES = pa.schema([("number", pa.int64()), ("answers", pa.list_(pa.string()))])
@@ -26,29 +26,35 @@ Truth = Callable[[str], str | None]
 """The right answer to a prompt, or None where it is not known."""
 
 
-class Asking:
-    """Batches of rows: written by the teacher, judged, sampled again where asked for, kept in order."""
+class Synthesis:
+    """Batches of rows: generated, filtered, answered again where the self-consistency vote is on, kept in order."""
 
     def __init__(
-        self, writer: Writer, judge: Judge, settings: Mapping[str, Any], truth: Truth | None, shards: Shards
+        self,
+        prompter: SyntheticPrompter,
+        judge: Judge,
+        settings: Mapping[str, Any],
+        truth: Truth | None,
+        partial_output: PartialOutput,
     ) -> None:
-        self.writer, self.judge, self.settings, self.truth, self.shards = writer, judge, settings, truth, shards
+        self.prompter, self.judge, self.settings = prompter, judge, settings
+        self.truth, self.partial_output = truth, partial_output
         self.columns: dict[str, list[Any]] = {name: [] for name in FEATURES}
         self.rendered: list[Rendered] = []
         self.sources: list[str] = []
-        """The source of each row asked for."""
+        """The source of each generated row."""
         self.kept: Counter[str] = Counter()
 
     def tally(self) -> Counter[str]:
-        """Rows asked for by source."""
+        """Generated rows by source."""
         return Counter(self.sources)
 
-    def ask(self, numbers: range, wanted: int) -> None:
-        """Write, judge and keep rows of these numbers, until `wanted` are kept."""
-        rows = self._written(numbers)
+    def generate(self, numbers: range, wanted: int) -> None:
+        """Generate and filter the rows of these numbers, until `wanted` rows are kept. Raises Preempted."""
+        rows = self._generated(numbers)
         whole = [row for row in rows if row.prompt and row.answer]
         pairs = [turns((row.prompt, row.answer)) for row in whole]
-        found = render_many(self.writer.tokenizer, pairs, self.settings["max_length"])
+        found = render_many(self.prompter.tokenizer, pairs, self.settings["max_length"])
         rendered = {row.number: one for row, one in zip(whole, found, strict=True)}
         candidates = [self._candidate(row, rendered.get(row.number)) for row in rows]
         reasons = [self.judge.reason(row) for row in candidates]
@@ -70,7 +76,7 @@ class Asking:
             if len(self.judge.kept) == wanted:
                 break
 
-    def _candidate(self, row: Written, rendered: Rendered | None) -> Candidate:
+    def _candidate(self, row: GeneratedRow, rendered: Rendered | None) -> Candidate:
         if rendered is None:
             return Candidate(row.prompt, row.answer, row.examples)
         prompt_tokens = rendered.starts[0] if rendered.starts else len(rendered.input_ids)
@@ -79,39 +85,39 @@ class Asking:
             row.prompt, row.answer, row.examples, prompt_tokens, rendered.response_tokens, rendered.truncated, truth
         )
 
-    def _written(self, numbers: range) -> list[Written]:
-        """What the teacher wrote for these numbers: a shard."""
+    def _generated(self, numbers: range) -> list[GeneratedRow]:
+        """The rows the teacher generated for these numbers: one part."""
 
         def write() -> pa.RecordBatch:
-            rows = self.writer.write(numbers)
+            rows = self.prompter.generate(numbers)
             texts = {"prompt": [row.prompt for row in rows], "answer": [row.answer for row in rows]}
             return pa.record_batch(texts, schema=TEXTS)
 
-        texts = read_batch(self.shards.made(f"{numbers.start:08d}-rows", write)).to_pylist()
+        texts = read_batch(self.partial_output.made(f"{numbers.start:08d}-rows", write)).to_pylist()
         return [
-            Written(number, text["prompt"], text["answer"], *self.writer.examples(number))
+            GeneratedRow(number, text["prompt"], text["answer"], *self.prompter.examples(number))
             for number, text in zip(numbers, texts, strict=True)
         ]
 
-    def _samples(self, numbers: range, rows: Sequence[Written]) -> dict[int, list[str]]:
-        """More answers to each prompt, by the row's number: a shard; none where no vote is asked for."""
+    def _samples(self, numbers: range, rows: Sequence[GeneratedRow]) -> dict[int, list[str]]:
+        """More answers to each prompt, by the row's number: one part; empty where the vote is off."""
         if not self.settings["self_consistency"]:
             return {}
 
         def sample() -> pa.RecordBatch:
             draws = range(self.settings["consistency_samples"])
-            columns = [self.writer.answer(rows, f"answer again {draw}") for draw in draws]
+            columns = [self.prompter.answer(rows, f"answer again {draw}") for draw in draws]
             answers = [[column[place] for column in columns] for place in range(len(rows))]
             return pa.record_batch({"number": [row.number for row in rows], "answers": answers}, schema=SAMPLES)
 
-        found = read_batch(self.shards.made(f"{numbers.start:08d}-samples", sample)).to_pylist()
+        found = read_batch(self.partial_output.made(f"{numbers.start:08d}-samples", sample)).to_pylist()
         return {row["number"]: row["answers"] for row in found}
 
-    def _keep(self, row: Written, candidate: Candidate, rendered: Rendered) -> None:
+    def _keep(self, row: GeneratedRow, candidate: Candidate, rendered: Rendered) -> None:
         self.judge.keep(candidate)
         self.kept[row.source] += 1
         self.rendered.append(rendered)
-        # numbers below 0 are no row of a mixture
+        # negative numbers, because they are no rows of a mixture
         values = (-1 - row.number, f"synthetic-{row.number}", rendered.input_ids, rendered.starts, rendered.ends)
         for name, value in zip(FEATURES, values, strict=True):
             self.columns[name].append(value)

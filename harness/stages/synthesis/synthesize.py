@@ -1,13 +1,13 @@
-"""Stage `synthesize`: new prompts with answers that the teacher writes after seeing a few human rows.
+"""Stage `synthesize`: new prompts with answers that the teacher generates after a few human rows.
 
-For domains with few human rows (arXiv 2606.22942), in the manner of Self-Instruct (arXiv 2212.10560).
-`in_context.py` writes, `synthetic.py` filters and measures; `teach.py` answers prompts that exist. Examples
-come from the cell's own training rows only; what is held out or kept for validation is dropped and counted,
-so nothing that is scored is ever trained on. The teacher may be behind a server. What it writes is kept shard by
-shard (`shards.py`), so a stopped stage goes on from there; the filters run over it again.
+For domains with few human rows (arXiv 2606.22942), in the manner of Self-Instruct (arXiv 2212.10560). `prompting.py`
+generates, `filters.py` filters and measures; `stages/labels.py` answers prompts that exist. Examples come from the
+cell's own training rows alone. Rows like a held-out or validation prompt are dropped and counted, so no scored row is
+trained on. The teacher may be served over HTTP. Its text is kept part by part (`store/partial_output.py`), so a
+stopped stage continues from there; the filters run again.
 
     synthetic/         data set: row, id, input_ids, starts, ends
-    synthetic.json     asked, kept, rejected by first reason, sources of the examples, measures
+    synthetic.json     rows asked for and kept, rejected by first reason, sources of the examples, measures
 """
 
 import json
@@ -34,9 +34,9 @@ from harness.stages.labels import save_rows
 from harness.stages.overlap import read_items
 from harness.stages.subset import read_batches
 from harness.stages.synthesis.filters import FILTERS, MEASURED_ROWS, Judge, Limits, measures, rejected_shares
-from harness.stages.synthesis.prompting import Pair, Writer
-from harness.stages.synthesis.requests import Asking, Truth
-from harness.store.partial_output import Shards
+from harness.stages.synthesis.prompting import Pair, SyntheticPrompter
+from harness.stages.synthesis.requests import Synthesis, Truth
+from harness.store.partial_output import PartialOutput
 from harness.store.store import write_json
 from harness.teachers.teacher import LocalTeacher, ServedTeacher, open_teacher
 from harness.training.nll import mean_nll, served_nll
@@ -49,20 +49,20 @@ ROWS_AT_ONCE = 256
 def make_synthesize(
     settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine
 ) -> dict[str, Any]:
-    """Ask the teacher until the rows wanted are kept or four times as many were asked for.
+    """Generate rows until enough are kept, or four times as many were generated.
 
     `settings`: `synthetic_rows`, or `synthetic_ratio` (rows per human training row), `examples_in_context`,
     `seed`, `sampling_temperature`, `max_new_tokens`, `max_length` (tokens), and the filters' values
     (`TrainStage` explains them). `inputs`: `subset` (its train rows are the examples), `mixture` (their
     text, and the held-out prompts), `teacher`, and `overlap` where rows that repeat its items are dropped.
-    Raises SettingsError where the tokenizers differ, the corpus cannot verify what is to be verified, or fewer than
-    a tenth of the rows could be kept; Preempted when it is asked to stop.
+    Raises SettingsError where the tokenizers differ, the corpus cannot verify answers that are to be verified, or fewer
+    than a tenth of the rows could be kept; Preempted when a stop is requested.
     """
     truth = _truth(inputs["mixture"], settings["verified"])
     teacher = open_teacher(inputs["teacher"], device_of(machine), url=settings.get("where", {}).get("teacher_url"))
     _check_tokenizer(inputs["subset"], inputs["mixture"], teacher.tokenizer, "a teacher's rows")
     human = _human_pairs(inputs)
-    shards = Shards(settings, inputs, ROWS_AT_ONCE, teacher.spent)
+    partial_output = PartialOutput(settings, inputs, ROWS_AT_ONCE, teacher.spent)
     pairs = [pair for rows in human.values() for pair in rows]
     judge = Judge(
         Limits(**{one.name: settings[one.name] for one in fields(Limits)}),
@@ -74,28 +74,30 @@ def make_synthesize(
         items=read_items(inputs["overlap"]) if "overlap" in inputs else None,
     )
     wanted = settings["synthetic_rows"] or max(1, round(settings["synthetic_ratio"] * len(pairs)))
-    asking = Asking(Writer(teacher, settings, human), judge, settings, truth, shards)
-    while len(judge.kept) < wanted and len(asking.sources) < ASKED_AT_MOST * wanted:
-        first = len(asking.sources)
-        asking.ask(range(first, min(first + ROWS_AT_ONCE, ASKED_AT_MOST * wanted)), wanted)
+    synthesis = Synthesis(SyntheticPrompter(teacher, settings, human), judge, settings, truth, partial_output)
+    while len(judge.kept) < wanted and len(synthesis.sources) < ASKED_AT_MOST * wanted:
+        first = len(synthesis.sources)
+        synthesis.generate(range(first, min(first + ROWS_AT_ONCE, ASKED_AT_MOST * wanted)), wanted)
         progress.report(len(judge.kept), wanted, note="synthetic rows")
 
-    asked, kept = len(asking.sources), len(judge.kept)
+    asked, kept = len(synthesis.sources), len(judge.kept)
     rejected = {reason: judge.rejected[reason] for reason in FILTERS if judge.rejected[reason]}
     reasons = ", ".join(f"{name} {count}" for name, count in judge.rejected.most_common()) or "none"
     if kept < max(1, LEAST_KEPT * wanted):
         raise SettingsError(
-            f"synthetic_rows={wanted} cannot be reached: of {asked} rows written, {kept} were usable "
-            f"(rejected: {reasons}); choose a teacher that can write prompts, fewer rows, or milder filters."
+            f"synthetic_rows={wanted} cannot be reached: of {asked} generated rows, {kept} were usable "
+            f"(rejected: {reasons}); choose a teacher that can generate prompts, fewer rows, or milder filters."
         )
-    save_rows(asking.columns, out / "synthetic")
+    save_rows(synthesis.columns, out / "synthetic")
     found = measures(judge.kept, pairs) | rejected_shares(rejected, asked)
-    found |= _lengths(asking.rendered) | _right_shares(judge.kept, truth)
+    found |= _lengths(synthesis.rendered) | _right_shares(judge.kept, truth)
     written, gold = load_from_disk(out / "synthetic"), load_from_disk(inputs["subset"] / "train")
     likelihoods, read, warnings = _likelihoods(teacher, {"": written, "human_": gold})
     found |= likelihoods
     counts = {"asked": asked, "kept": kept, "wanted": wanted}
-    sources = {name: {"asked": count, "kept": asking.kept[name]} for name, count in sorted(asking.tally().items())}
+    sources = {
+        name: {"asked": count, "kept": synthesis.kept[name]} for name, count in sorted(synthesis.tally().items())
+    }
     write_json(
         out / "synthetic.json", {**counts, "human_rows": len(pairs), "rejected": rejected, "sources": sources, **found}
     )
@@ -106,16 +108,16 @@ def make_synthesize(
         "counts": counts | rejected,
         "metrics": found | {f"source_share.{name}": count["kept"] / kept for name, count in sources.items()},
         "warnings": _warnings(kept, wanted, asked, reasons) + teacher.warnings + warnings,
-        **({"earlier_seconds": shards.earlier_seconds} if shards.earlier_seconds else {}),
+        **({"earlier_seconds": partial_output.earlier_seconds} if partial_output.earlier_seconds else {}),
     }
 
 
 def _likelihoods(
     teacher: LocalTeacher | ServedTeacher, datasets: Mapping[str, Dataset]
 ) -> tuple[dict[str, float], int, list[str]]:
-    """The teacher's mean NLL of the first rows of each data set, tokens it read for that, and warnings.
+    """The teacher's mean NLL of the first rows of each data set, the tokens processed for it, and warnings.
 
-    A server that cannot score says so once its rows are written: then the measure is left out.
+    Where the server cannot score, the measure is left out with a warning: the rows themselves are complete.
     """
     found, read = {}, 0
     for name, dataset in datasets.items():
@@ -133,7 +135,7 @@ def _likelihoods(
 
 
 def _truth(mixture: Path, needed: bool) -> Truth | None:
-    """What the mixture's corpus knows of new prompts; None where it knows nothing, refused where that is needed."""
+    """The corpus's answers to new prompts; None where it knows none. Raises SettingsError where they are `needed`."""
     identity = json.loads((mixture / "mixture.json").read_text())["corpus"]
     corpus_class = load_corpus(identity["kind"])
     if corpus_class.knows_truth:
@@ -171,7 +173,10 @@ def _right_shares(kept: Sequence[Pair], truth: Truth | None) -> dict[str, float]
 def _warnings(kept: int, wanted: int, asked: int, reasons: str) -> list[str]:
     if kept == wanted:
         return []
-    return [f"{kept} of {wanted} synthetic rows after asking {asked} times (rejected: {reasons})"]
+    return [
+        f"{kept} of {wanted} synthetic rows were kept after {asked} were generated (rejected: {reasons}), so the arm "
+        "trains on fewer; take a teacher that writes prompts better, or milder filters"
+    ]
 
 
 def _human_pairs(inputs: Mapping[str, Path]) -> dict[str, list[Pair]]:
@@ -188,7 +193,7 @@ def _human_pairs(inputs: Mapping[str, Path]) -> dict[str, list[Pair]]:
 def _prompts(path: Path, numbers: Sequence[int] | None = None) -> list[str]:
     """The first user turn of every row of a Parquet file, or of the rows of these numbers."""
     table = pq.read_table(path, columns=["messages"])
-    if numbers is not None:  # a cell of eight rows has none to validate with: its type must be said
+    if numbers is not None:  # a small cell has no validation rows, and pyarrow needs a type for an empty list
         table = table.take(pa.array(list(numbers), pa.int64()))
     return [next(turn["content"] for turn in row["messages"] if turn["role"] == "user") for row in table.to_pylist()]
 

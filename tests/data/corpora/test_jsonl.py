@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 
@@ -9,7 +8,7 @@ import pytest
 
 from harness.config.checks import SettingsError
 from harness.data.corpora import Size
-from harness.data.corpora._files import data_files, file_sha256
+from harness.data.corpora._files import data_files
 from harness.data.corpora._rows import bad_turns, prompt_hash, row_hash
 from harness.data.corpora.jsonl import Corpus
 
@@ -206,34 +205,6 @@ def test_another_folder_keeps_the_identity_and_another_row_changes_it(tmp_path):
     assert identity != Corpus(path=str(more)).identity(0)
     assert identity != Corpus(path=str(here), name="other").identity(0)
     assert str(tmp_path) not in json.dumps(identity)
-
-
-def test_a_sha256_is_remembered_only_while_size_and_mtime_stay(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    path = tmp_path / "rows"
-    path.write_text("abc")
-    os.utime(path, ns=(10**18, 10**18))
-    # sha256 of "abc": FIPS 180-2, appendix B.1
-    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert file_sha256(path) == known
-    path.write_text("abd")
-    os.utime(path, ns=(10**18, 10**18))
-    assert file_sha256(path) == known  # shows that the cache is read: same size, same mtime
-    os.utime(path, ns=(10**18, 10**18 + 1))
-    assert file_sha256(path) != known
-    path.write_text("abc")  # just now: must not be remembered
-    assert file_sha256(path) == known
-    stamp = path.stat().st_mtime_ns
-    path.write_text("abd")
-    os.utime(path, ns=(stamp, stamp))
-    assert file_sha256(path) != known
-
-
-def test_a_cache_folder_that_cannot_be_written_changes_nothing(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    os.utime(tmp_path / "file", ns=(10**18, 10**18))
-    assert file_sha256(tmp_path / "file").startswith("e3b0c44298fc1c14")  # sha256 of nothing
 
 
 def test_prompts_that_differ_in_case_width_or_spaces_are_one_prompt():

@@ -139,7 +139,7 @@ def test_nothing_runs_on_and_no_file_stays_open(attempts):
 )  # fmt: skip
 def test_a_program_that_reaches_its_end_passes(program, monkeypatch):
     monkeypatch.setenv("SECRET", "of the parent")
-    assert run(program, 5, MEMORY_MB) == sandbox.Outcome(True, "")
+    assert run(program, 5, MEMORY_MB) == sandbox.ProgramResult(True, "")
 
 
 def test_outcomes_come_in_the_order_of_the_programs():
@@ -239,7 +239,7 @@ print(sandbox.run("import os; os.kill(os.getppid(), 9)", 2, 512))
 def test_the_guards_hold_without_any_privilege(tmp_path):
     (tmp_path / "script.py").write_text(WITHOUT_PRIVILEGES)
     answer = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True)
-    assert "Outcome(passed=False, reason='PermissionError" in answer.stdout, answer.stderr
+    assert "ProgramResult(passed=False, reason='PermissionError" in answer.stdout, answer.stderr
 
 
 def test_the_filter_of_either_architecture_is_well_formed_and_lets_no_dangerous_call_through():

@@ -1,4 +1,4 @@
-"""Public benchmarks: every card on invented rows, known answers, and scores equal to plain lm-eval's."""
+"""Public benchmarks: every benchmark on invented rows, known answers, and scores equal to plain lm-eval's."""
 
 import json
 from dataclasses import replace
@@ -8,9 +8,9 @@ import pytest
 
 from harness.config.checks import SettingsError
 from harness.evals import UNREAD
-from harness.evals.benchmarks import INVENTED, REAL, card_names, data_files, load_card
-from harness.evals.lm_evaluation.model import SuiteModel
-from harness.evals.lm_evaluation.run import Data, check_lm_eval, run_card, summary
+from harness.evals.benchmarks import INVENTED, REAL, benchmark_names, data_files, load_benchmark
+from harness.evals.lm_evaluation.model import LmEvalModel
+from harness.evals.lm_evaluation.run import Data, check_lm_eval, run_benchmark, summary
 from tests.doubles import byte_tokenizer, tiny_llama
 from tests.invented_items import ITEMS, write_items
 from tests.real import DATA
@@ -53,12 +53,14 @@ def model():
 
 @pytest.fixture
 def ask(model, tokenizer, tmp_path):
-    """Run a card on its invented rows; (card, scored, score of all)."""
+    """Run a benchmark on its invented rows; (benchmark, scored, score of all)."""
 
     def run(name, write=None, model=model, **options):
         data = Data(tuple(data_files(name, write_items(name, tmp_path))))
-        scored, _ = run_card(name, load_card(name), data, model, tokenizer, write=write, **options)
-        return scored, next(score for score in summary(name, load_card(name), scored.items) if score.source == "all")
+        scored, _ = run_benchmark(name, load_benchmark(name), data, model, tokenizer, write=write, **options)
+        return scored, next(
+            score for score in summary(name, load_benchmark(name), scored.items) if score.source == "all"
+        )
 
     return run
 
@@ -95,12 +97,12 @@ def _asks(row, prompt):
 
 
 def test_every_card_is_tried_on_rows_and_says_on_which():
-    assert set(ITEMS) == set(ASKED | CHOSEN) == set(card_names())
-    for name in card_names():
-        card = load_card(name)
-        text = card.told(name)
-        assert card.column in text and card.tested in (REAL, INVENTED) and repr(card.example[1]) in text
-        assert 0 <= card.floor < 1 and card.data.count("/") == 1
+    assert set(ITEMS) == set(ASKED | CHOSEN) == set(benchmark_names())
+    for name in benchmark_names():
+        benchmark = load_benchmark(name)
+        text = benchmark.describe(name)
+        assert benchmark.column in text and benchmark.tested in (REAL, INVENTED) and repr(benchmark.example[1]) in text
+        assert 0 <= benchmark.floor < 1 and benchmark.data.count("/") == 1
 
 
 @pytest.mark.parametrize("name", ASKED)
@@ -124,7 +126,7 @@ def test_the_likeliest_choice_counts(name, ask, monkeypatch):
     def likelihood(self, requests, **_):
         return [(0.0 if right(asked_row(name, prompt), said) else -50.0, False) for (prompt, said), _, _ in requests]
 
-    monkeypatch.setattr(SuiteModel, "_loglikelihood_tokens", likelihood)
+    monkeypatch.setattr(LmEvalModel, "_loglikelihood_tokens", likelihood)
     assert ask(name)[1].score == pytest.approx(1.0)
 
 
@@ -145,13 +147,13 @@ def test_gpqa_shows_every_model_the_choices_in_one_order(ask):
 
 @pytest.mark.parametrize("name", ["mmlu", "pubmedqa"])
 def test_batches_and_their_order_change_no_score(name, ask, monkeypatch):
-    card = load_card(name)
+    benchmark = load_benchmark(name)
     monkeypatch.setattr(
-        f"harness.evals.benchmarks.{name}.CARD", replace(card, max_new_tokens=card.max_new_tokens and 12)
+        f"harness.evals.benchmarks.{name}.BENCHMARK", replace(benchmark, max_new_tokens=benchmark.max_new_tokens and 12)
     )
     found = []
     for rows in (64, 1, 3):
-        monkeypatch.setattr("harness.evals.lm_evaluation.run.SuiteModel", partial(SuiteModel, rows_at_once=rows))
+        monkeypatch.setattr("harness.evals.lm_evaluation.run.LmEvalModel", partial(LmEvalModel, rows_at_once=rows))
         found.append([(item.id, item.source, item.prediction, item.score) for item in ask(name)[0].items])
     assert found[0] == found[1] == found[2]
 
@@ -166,10 +168,10 @@ def test_a_sample_is_in_proportion_to_the_subsets_and_nested(ask):
 
 
 def test_columns_name_the_suite_and_change_with_the_card():
-    card = load_card("gsm8k")
-    assert card.column.startswith("exact_match@lm-eval-0.4.13/")
-    assert replace(card, shots=4).column != card.column != replace(card, stop=("\n",)).column
-    assert replace(card, title="another").column == card.column
+    benchmark = load_benchmark("gsm8k")
+    assert benchmark.column.startswith("exact_match@lm-eval-0.4.13/")
+    assert replace(benchmark, shots=4).column != benchmark.column != replace(benchmark, stop=("\n",)).column
+    assert replace(benchmark, title="another").column == benchmark.column
 
 
 def test_data_that_is_not_there_and_another_lm_eval_are_refused(tmp_path, monkeypatch):
@@ -200,12 +202,12 @@ def test_scores_are_those_of_plain_lm_eval(name, new, model, tokenizer, plain, t
     """The same prompts, answers and scores, item by item, on real rows where they are there."""
     if not (DATA / f"{name}_test.jsonl").is_file():
         pytest.skip(f"no real rows in {DATA}")
-    card = replace(load_card(name), max_new_tokens=new, shots=1 if new else 0)
+    benchmark = replace(load_benchmark(name), max_new_tokens=new, shots=1 if new else 0)
     data = Data(tuple(data_files(name, DATA)))
-    ours, _ = run_card(name, card, data, model, tokenizer, limit=6)
-    monkeypatch.setattr("harness.evals.lm_evaluation.run.SuiteModel", lambda *_: plain)
-    plain.asked = SuiteModel(model, tokenizer, chat=True).asked
-    theirs, _ = run_card(name, card, data, model, tokenizer, limit=6)
+    ours, _ = run_benchmark(name, benchmark, data, model, tokenizer, limit=6)
+    monkeypatch.setattr("harness.evals.lm_evaluation.run.LmEvalModel", lambda *_: plain)
+    plain.tally = LmEvalModel(model, tokenizer, chat=True).tally
+    theirs, _ = run_benchmark(name, benchmark, data, model, tokenizer, limit=6)
     for one, other in zip(ours.items, theirs.items, strict=True):
         assert (one.id, one.prompt_hash, one.prediction, one.parsed, one.score) == (
             other.id,
@@ -221,7 +223,7 @@ def test_cards_are_shown_one_by_one_and_in_a_list(capsys):
 
     assert grid.main(["cards"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["heldout", "verified", *card_names()]
+    assert [line.split()[0] for line in lines] == ["heldout", "verified", *benchmark_names()]
     assert grid.main(["cards", "verified"]) == grid.main(["cards", "drop"]) == 0
     assert "accuracy = mean over items" in (shown := capsys.readouterr().out) and "F1 of the answer's words" in shown
     assert grid.main(["cards", "gsm9k"]) == 2

@@ -36,7 +36,7 @@ def make(settings, inputs, out, machine):
     if do == "memory":
         raise MemoryError("none left")
     if do == "hang" or do == "poll":  # as in a collective operation that another process does not join
-        while not (do == "poll" and preemption.asked()):
+        while not (do == "poll" and preemption.stop_requested()):
             time.sleep(0.02)
         raise preemption.Preempted("stopped after step 3 of 9")
     return {"cost": {"flops": 1.0}}

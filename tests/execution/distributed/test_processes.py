@@ -92,11 +92,11 @@ def together(rank, port, root, answers, cases, shard):
             steep = Budget(batch_size=4, learning_rate=1e30, warmup_ratio=0.0)
             fitted(root / "diverged", TrainStage(), 1, {}, steep, shard)
         with preemption.stoppable(root / "checkpoints"):
-            real, asks = preemption.asked, iter([False, rank == 1])  # only the second is told, and both stop
-            preemption.asked = lambda: next(asks)
+            real, asks = preemption.stop_requested, iter([False, rank == 1])  # only the second is told, and both stop
+            preemption.stop_requested = lambda: next(asks)
             with pytest.raises(preemption.Preempted, match=f"after step 2 of {STEPS}"):
                 fitted(root / "stopped", *WHOLE["student text"], shard=shard)
-            preemption.asked = real
+            preemption.stop_requested = real
         with preemption.stoppable(root / "checkpoints"):
             report, weights = fitted(root / "went on", *WHOLE["student text"], shard=shard)
         save_file(weights, root / "went on" / f"{rank}.safetensors")

@@ -104,7 +104,7 @@ def test_no_server_is_sent_for_what_asks_none(slurm, store, served_plan):
 @pytest.mark.parametrize(
     ("serve", "words"),
     [
-        (None, ["slurm.serve=None", "how test serves org/Big-70B", "example_a100"]),
+        (None, ["slurm.serve=None", "test has no settings to serve org/Big-70B", "example_a100"]),
         ({**SERVE, "resources": {"gpus": 8}}, ["slurm.resources.gpus=8", "has 2"]),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 
 from harness.execution.slurm import server_job
 from harness.execution.slurm.model_servers import Server
-from harness.execution.slurm.submissions import new_note
+from harness.execution.slurm.submissions import new_entry
 from harness.store.store import Store, write_json
 from harness.teachers.discovery import page_of, read_page, write_page
 
@@ -70,10 +70,10 @@ class Job:
         write_page(self.page, name=NAME, job=None, model=model, ready_minutes=0.5)
         self.page.with_suffix("").mkdir()
         write_json(
-            self.page.with_suffix("") / f"{ARRAY}.json", {**new_note("s", ARRAY, 0), "time": 0.0, "asking": [[STAGE]]}
+            self.page.with_suffix("") / f"{ARRAY}.json", {**new_entry("s", ARRAY, 0), "time": 0.0, "asking": [[STAGE]]}
         )
         self.note.parent.mkdir()
-        write_json(self.note, new_note("s", NAME, 0))
+        write_json(self.note, new_entry("s", NAME, 0))
 
     def start(self):
         command = [

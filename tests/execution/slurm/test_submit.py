@@ -16,7 +16,7 @@ from harness.config.machine import Machine
 from harness.execution.slurm.code_snapshot import publish_code
 from harness.execution.slurm.job_accounting import states_of
 from harness.execution.slurm.squeue import Queue
-from harness.execution.slurm.submissions import Notes
+from harness.execution.slurm.submissions import Submissions
 from harness.execution.slurm.submit import submit
 from harness.plan.cell_plan import Plan
 from harness.plan.compose import compose
@@ -166,8 +166,8 @@ def test_every_cluster_file_has_a_rule_for_every_stage(path):
 
 
 def test_two_submitters_at_the_same_moment_send_each_target_once(slurm, store):
-    queue = Queue.look()
-    one, other = Notes(store, queue), Notes(store, queue)
+    queue = Queue.read()
+    one, other = Submissions(store, queue), Submissions(store, queue)
     assert one.take("train-1", "a", "a.0", 0)
     (slurm / "squeue.txt").write_text("a.0|0|7_0\n")
     assert not other.take("train-1", "b", "b.0", 0)
@@ -219,19 +219,19 @@ def test_what_the_cluster_does_not_have_is_refused_and_nothing_is_sent(slurm, st
 
 def test_a_grid_that_would_take_more_gpu_hours_than_the_limit_is_refused_and_nothing_is_sent(slurm, store, capsys):
     rules = [{**RULES[0], "gpus": 1, "teraflops": 1e-3}]  # a GPU so slow that the miniature takes hours
-    with pytest.raises(SettingsError, match=r"slurm.gpu_hours=0.01 .* g took 0.0 GPU-hours so far .* take \d+.\d more"):
+    with pytest.raises(SettingsError, match=r"slurm.gpu_hours=0.01 .* g has used 0.0 GPU-hours .* use \d+.\d more"):
         send(store, plan_of(), resources=rules, gpu_hours=0.01)
     assert sent(slurm) == [] and not (store.root / "submissions").exists()
     submission = send(store, plan_of(), resources=rules, gpu_hours=1000)
     lines = [f"{name}|{ids[0]}|NODE_FAIL|0:0|720000|gres/gpu=4|n1|" for name, ids in submission.arrays.items()]
     (slurm / "sacct.txt").write_text(lines[0] + "\n")  # 200 hours of 4 GPUs, lost
-    with pytest.raises(SettingsError, match=r"g took 800.0 GPU-hours so far"):
+    with pytest.raises(SettingsError, match=r"g has used 800.0 GPU-hours"):
         send(store, plan_of(), resources=rules, gpu_hours=800)
     asked = ["--store", str(store.root), "plan", "method=sft", "grid=g", "slurm=dev", "slurm.gpu_hours=800"]
     assert grid.main(asked) == 0
     assert grid.main([*asked[:-1], "slurm.gpu_hours=799"]) == 2
     said = capsys.readouterr()
-    assert said.out.count("GPU-hours") == 2 and "slurm.gpu_hours=799 cannot be run: g took 800.0" in said.err
+    assert said.out.count("GPU-hours") == 2 and "slurm.gpu_hours=799 cannot be run: g has used 800.0" in said.err
 
 
 def test_a_cluster_that_nobody_described_is_refused_and_nothing_is_sent_or_made_here(slurm, tmp_path):
@@ -280,11 +280,11 @@ def test_a_controller_that_is_away_for_a_moment_is_asked_again(slurm, monkeypatc
         f"test -e {slurm}/asked && exit 0; touch {slurm}/asked; echo 'Unable to contact slurm controller' >&2; exit 1"
     )
     (slurm / "squeue").write_text(f"#!/bin/sh\n{away}\n")
-    assert Queue.look().jobs == {}
+    assert Queue.read().jobs == {}
     (slurm / "asked").unlink()
     monkeypatch.setattr("harness.execution.slurm.squeue.AWAY_SECONDS", -1)
     with pytest.raises(SettingsError, match="squeue -h -r failed: Unable to contact"):
-        Queue.look()
+        Queue.read()
 
 
 def test_the_code_is_published_once_for_each_state_of_it(store):

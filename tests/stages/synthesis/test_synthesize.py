@@ -257,7 +257,7 @@ def test_short_rows_are_dropped_by_their_tokens(world, tmp_path, monkeypatch):
 
 def test_a_teacher_that_cannot_write_prompts_is_refused_after_bounded_tries(world, tmp_path):
     # a random model ends a turn now and then, but writes no text that decodes and is answered in 8 tokens
-    with pytest.raises(SettingsError, match=r"synthetic_rows=4 cannot be reached: of 16 rows"):
+    with pytest.raises(SettingsError, match=r"synthetic_rows=4 cannot be reached: of 16 generated rows"):
         run(world, tmp_path)
 
 
