@@ -45,7 +45,7 @@ from harness.models.hidden_states import (
     uniform_map,
 )
 from harness.models.logits import logits_at, scored_positions, scored_tokens
-from harness.training.losses.divergences import Divergence, cross_entropy, forward_kl
+from harness.training.losses.divergences import Divergence, cross_entropy, kl, next_token_logprobs
 
 if TYPE_CHECKING:
     from harness.teachers.signals import TeacherSignal
@@ -97,9 +97,8 @@ class Hidden:
         if self.stage.cross_entropy_weight:
             total = total + self.stage.cross_entropy_weight * own.sum
         if teacher_logits is not None:
-            told = forward_kl(logits, teacher_logits)
-            total = total + self.stage.forward_kl_weight * told.sum
-            diagnostics = told.diagnostics | diagnostics
+            student_logprobs, teacher_logprobs = next_token_logprobs(logits, teacher_logits)  # (N, V), (N, V)
+            total = total + self.stage.forward_kl_weight * kl(teacher_logprobs, student_logprobs)
         return Divergence(total, len(tokens), diagnostics)
 
     def _ask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, scored: torch.Tensor) -> torch.Tensor | None:

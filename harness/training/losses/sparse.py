@@ -1,12 +1,14 @@
 """Divergences where only some of the teacher's probabilities are known: its top-k tokens, or unbiased draws."""
 
+from functools import partial
+
 import torch
 
 from harness.config.recipe import TrainStage
 from harness.config.teacher_signal import Signal, check_signal
 from harness.models.logits import at_least_fp32, logsumexp_outside
 from harness.teachers.sparse_logits import Kept
-from harness.training.losses.divergences import Divergence
+from harness.training.losses.divergences import Divergence, between
 
 
 def compare_kept(
@@ -22,6 +24,7 @@ def compare_kept(
     assert len(kept) == len(logits) == len(tokens), "positions differ"
     check_signal(Signal(kind=kept.kind, tail=tail), stage)
     temperature, weight = stage.divergence_temperature, stage.cross_entropy_weight
+    weights = partial(rounded_log_weights, like=logits)
     teacher = kept.logprobs.to(logits.dtype)
     at_kept = logits.gather(1, kept.ids)
     everything = kept.ids.shape[1] == logits.shape[1]  # then there is no tail
@@ -39,11 +42,12 @@ def compare_kept(
     elif in_tail:
         events = torch.cat([student, (rest - normaliser)[:, None]], dim=1)
         said = torch.cat([teacher, kept.tail.to(logits.dtype)[:, None]], dim=1)
-        total = between(stage, events, said.log_softmax(-1))  # stored in 16 bits they sum to 1 only nearly
+        total = between(stage, events, said.log_softmax(-1), weights)  # stored in 16 bits they sum to 1 only nearly
     elif tail == "zero":
-        total = between(stage, student, teacher)
+        total = between(stage, student, teacher, weights)
     else:
-        total = between(stage, (at_kept / temperature).log_softmax(-1), (teacher / temperature).log_softmax(-1))
+        pair = ((side / temperature).log_softmax(-1) for side in (at_kept, teacher))
+        total = between(stage, *pair, weights)
     total = total * temperature**2
     if weight:
         total = (1 - weight) * total + weight * nll
@@ -56,34 +60,11 @@ def compare_kept(
     return Divergence(total, len(tokens), diagnostics)
 
 
-def between(stage: TrainStage, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """A divergence summed over events, from log-probabilities (N, E) as they are: nothing is normalised.
+def rounded_log_weights(weight: float, like: torch.Tensor) -> tuple[float, float]:
+    """Logarithms of a mixture's two weights, each rounded to the dtype of `like` before the logarithm is taken.
 
-    The definitions are those of `divergences.py`, at temperature 1.
+    `divergences.log_weights` rounds after it; the two differ by about 3e-8 in fp32 where a weight is no power of two.
+    Results on sparse logits are computed with these, and a change would move them in the last digits.
     """
-    if stage.divergence == "forward_kl":
-        return _kl(teacher, student)
-    if stage.divergence == "reverse_kl":
-        return _kl(student, teacher)
-    if stage.divergence == "tvd":
-        return 0.5 * (student.exp() - teacher.exp()).abs().sum()
-    if stage.divergence == "skew_forward_kl":
-        return _kl(teacher, _mixture(teacher, student, stage.skew))
-    if stage.divergence == "skew_reverse_kl":
-        return _kl(student, _mixture(student, teacher, stage.skew))
-    assert stage.divergence == "jsd", stage.divergence
-    weight = stage.jsd_teacher_weight
-    mixture = _mixture(teacher, student, weight)
-    return weight * _kl(teacher, mixture) + (1 - weight) * _kl(student, mixture)
-
-
-def _mixture(first: torch.Tensor, second: torch.Tensor, weight: float) -> torch.Tensor:
-    """log(weight x first + (1 - weight) x second) from log-probabilities."""
-    weights = first.new_tensor([weight, 1 - weight]).log()
-    return torch.logaddexp(first + weights[0], second + weights[1])
-
-
-def _kl(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Sum of first (log first - log second) from log-probabilities; 0 where first is 0 (not 0 x -inf)."""
-    terms = first.exp() * (first - second)
-    return terms.masked_fill(first == -torch.inf, 0.0).sum()
+    first, second = like.new_tensor([weight, 1 - weight]).log().tolist()
+    return first, second
