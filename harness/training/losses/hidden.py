@@ -48,7 +48,7 @@ from harness.models.logits import logits_at, scored_positions, scored_tokens
 from harness.training.losses.divergences import Divergence, cross_entropy, kl, next_token_logprobs
 
 if TYPE_CHECKING:
-    from harness.teachers.signals import TeacherSignal
+    from harness.training.losses.objectives import TeacherSignal
 
 SHALLOW = 12
 """Teachers of at most so many layers (the paper's base size) are matched at their last layer."""
@@ -58,13 +58,14 @@ class Hidden:
     """What both kinds share: one forward of each model, with its inner states caught on the way."""
 
     weights: torch.nn.Module | None = None
-    asks_teacher = True
+    queries_teacher = True
 
     def __init__(
         self, stage: TrainStage, teacher: "TeacherSignal | None", vocabulary: int, student: Any, seed: int = 0
     ) -> None:
         """`seed` is for weights of the objective's own; raises SettingsError where a model cannot be looked into."""
-        self.stage, self.teacher, self.vocabulary = stage, teacher, vocabulary
+        self.stage, self.vocabulary = stage, vocabulary
+        self.teacher: Any = teacher
         self.teacher_seconds, self.teacher_tokens = 0.0, 0
         self.diagnoses, self.warnings = False, list[str]()
         self.teacher_model: Any = getattr(teacher, "model", None)
@@ -104,7 +105,6 @@ class Hidden:
     def _ask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, scored: torch.Tensor) -> torch.Tensor | None:
         # the teacher's output layer is worth running only for the KL
         if self.stage.forward_kl_weight:
-            assert self.teacher is not None
             return self.teacher.logits(input_ids, attention_mask, scored)[:, : self.vocabulary]
         with torch.no_grad():
             decoder = self.teacher_model.eval().get_decoder()
