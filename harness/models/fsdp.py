@@ -48,7 +48,7 @@ def shard(model: Any, device: torch.device) -> None:
         fully_shard(module, mesh=mesh)
 
 
-def is_sharded(model: torch.nn.Module) -> bool:
+def is_fsdp_sharded(model: torch.nn.Module) -> bool:
     """Whether the model is in parts."""
     return bool(_units(model))
 

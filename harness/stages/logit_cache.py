@@ -32,7 +32,7 @@ from harness.runtime.provenance import provenance
 from harness.store.partial_output import PartialOutput
 from harness.teachers.logit_cache import ROWS_PER_SHARD, StoredRow, batch_hashes, shard_batch, stored_row, write_cache
 from harness.teachers.signals import hashes_of, teacher_fingerprint
-from harness.teachers.sparse_logits import Kept, sampled_of, top_k_named, top_k_of
+from harness.teachers.sparse_logits import SparseLogits, sampled_of, top_k_named, top_k_of
 from harness.teachers.teacher import LocalTeacher, ServedTeacher, open_teacher
 
 LOGITS_AT_ONCE = 2**26  # numbers in a batch's logits, padding included: 256 MiB, 500 positions of 128k tokens
@@ -139,7 +139,7 @@ def read_served(teacher: ServedTeacher, rows: list[Row], top_k: int, vocabulary:
     return found
 
 
-def _kept(logits: torch.Tensor, signal: Signal, uniforms: np.ndarray) -> Kept:
+def _kept(logits: torch.Tensor, signal: Signal, uniforms: np.ndarray) -> SparseLogits:
     """What is kept of logits (N, V), some positions at a time: drawing needs the distribution twice in fp64."""
     step = max(1, LOGITS_AT_ONCE // 4 // logits.shape[1])
     parts = []
@@ -147,7 +147,7 @@ def _kept(logits: torch.Tensor, signal: Signal, uniforms: np.ndarray) -> Kept:
         some = slice(first, first + step)
         sampled = signal.kind == "sampled"
         parts.append(sampled_of(logits[some], uniforms[some]) if sampled else top_k_of(logits[some], signal.top_k))
-    return Kept.of(parts)
+    return SparseLogits.of(parts)
 
 
 def _batches(lengths: list[int], vocabulary: int) -> Iterator[list[int]]:

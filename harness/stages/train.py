@@ -29,7 +29,7 @@ from harness.models.loading import count_frozen, count_parameters, device_of, lo
 from harness.models.lora import merged, with_adapters
 from harness.runtime.processes import process_rank
 from harness.stages.answers import answered_rows, cut_answers
-from harness.teachers.signals import CachedTeacher, LiveTeacher, TeacherSignal
+from harness.teachers.signals import CachedTeacher, LiveTeacher
 from harness.training.flop_budget import Sizes, off_budget, steps_for, visit_flops
 from harness.training.losses.alignment import Coverage
 from harness.training.losses.cross_tokenizer import CrossTeacher
@@ -72,7 +72,7 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     counts: dict[str, int] = {}
     metrics: dict[str, Any] = {}
     warnings: list[str] = []
-    if isinstance(teacher, CrossTeacher):
+    if teacher is not None and teacher.gives == "own_logits":
         met = _met(teacher, dataset, batches)
         counts = {"aligned_tokens": met.aligned_tokens, "rows_left_out": met.rows_left_out}
         metrics["aligned_share"], warnings = met.share, _unmet(met)
@@ -133,8 +133,11 @@ def _student(settings: Mapping[str, Any], inputs: Mapping[str, Path], device: st
 
 def _teacher(
     stage: TrainStage, signal: Signal, inputs: Mapping[str, Path], tokenizer: Any, device: str, precision: str
-) -> TeacherSignal | None:
-    """The teacher that is asked while the stage trains, or None."""
+) -> LiveTeacher | CachedTeacher | CrossTeacher | None:
+    """The teacher whose signal the stage trains on, or None.
+
+    Raises SettingsError where teacher and student do not fit, ValueError where the stage lacks an input.
+    """
     if not stage.normal().asks_teacher:
         return None
     if signal.kind != "live":
@@ -147,10 +150,10 @@ def _teacher(
     return LiveTeacher(model, own, tokenizer, device)
 
 
-def _sizes(model: Any, teacher: TeacherSignal | None) -> Sizes:
-    live = teacher is not None and not isinstance(teacher, CachedTeacher)
-    asked = teacher.parameters if teacher is not None and live else 0
-    return Sizes(count_parameters(model), count_frozen(model), asked)
+def _sizes(model: Any, teacher: LiveTeacher | CachedTeacher | CrossTeacher | None) -> Sizes:
+    # a cache was made before, and costs no forward pass here
+    parameters = 0 if teacher is None or teacher.gives == "sparse_logits" else teacher.parameters
+    return Sizes(count_parameters(model), count_frozen(model), parameters)
 
 
 def _bought(

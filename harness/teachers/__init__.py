@@ -9,7 +9,7 @@ from harness.config.registry import public_face
 __getattr__ = public_face(
     __name__,
     {
-        "signals": ["CachedTeacher", "LiveTeacher", "TeacherSignal"],
+        "signals": ["CachedTeacher", "DenseSignal", "LiveTeacher", "SparseSignal"],
         "teacher": ["open_teacher"],
     },
 )

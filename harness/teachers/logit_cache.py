@@ -33,7 +33,7 @@ from harness.config.file_hash import file_sha256
 from harness.data.sequences import IGNORED
 from harness.store.partial_output import read_batch
 from harness.store.store import write_json
-from harness.teachers.sparse_logits import Kept
+from harness.teachers.sparse_logits import SparseLogits
 
 ROWS_PER_SHARD = 512
 FORMAT = 1
@@ -63,7 +63,7 @@ class StoredRow:
     per_position: np.ndarray
 
 
-def stored_row(number: int, hashes: tuple[int, int], kept: Kept, samples: int, vocabulary: int) -> StoredRow:
+def stored_row(number: int, hashes: tuple[int, int], kept: SparseLogits, samples: int, vocabulary: int) -> StoredRow:
     """Pack what is kept at one row's scored positions; `samples` is the number of draws, 0 for `top_k`."""
     used = (kept.logprobs > -torch.inf) if samples else torch.ones_like(kept.ids, dtype=torch.bool)
     ids = kept.ids[used].cpu().numpy()
@@ -175,7 +175,7 @@ def verify(folder: Path) -> None:
             raise refuse("cache", str(folder), f"{shard['name']} is not what was written", "make the cache again")
 
 
-def kept_from(signal: Mapping[str, Any], vocabulary: int, rows: Sequence[tuple[Shard, int]]) -> Kept:
+def sparse_logits_from(signal: Mapping[str, Any], vocabulary: int, rows: Sequence[tuple[Shard, int]]) -> SparseLogits:
     """What is kept at the scored positions of these rows, one after another; `signal` is `Signal.stored()`."""
     low, values, per_position = (
         np.concatenate([shard.column(name, at) for shard, at in rows]) for name in ("ids", "values", "per_position")
@@ -190,13 +190,13 @@ def kept_from(signal: Mapping[str, Any], vocabulary: int, rows: Sequence[tuple[S
     if signal["kind"] == "top_k":
         shape = (-1, signal["top_k"])
         logprobs, tail = (torch.from_numpy(array.astype(np.float32)) for array in (values, per_position))
-        return Kept("top_k", torch.from_numpy(ids).view(shape), logprobs.view(shape), tail)
+        return SparseLogits("top_k", torch.from_numpy(ids).view(shape), logprobs.view(shape), tail)
     used = torch.arange(int(per_position.max(initial=1))) < torch.from_numpy(per_position.astype(np.int64))[:, None]
     padded = torch.zeros(used.shape, dtype=torch.int64)
     padded[used] = torch.from_numpy(ids)
     shares = torch.zeros(used.shape)
     shares[used] = torch.from_numpy(values.astype(np.float32)) / signal["samples"]
-    return Kept("sampled", padded, shares.log(), torch.full((len(used),), -torch.inf))
+    return SparseLogits("sampled", padded, shares.log(), torch.full((len(used),), -torch.inf))
 
 
 def _planes(vocabulary: int) -> int:

@@ -1,27 +1,27 @@
-"""Teacher signals: what a teacher says about given token ids.
+"""Teacher signals: a teacher's next-token distributions at the scored positions of given token ids.
 
-A signal answers one question, the teacher's distributions at scored positions, for ids made elsewhere; it never
-makes ids (`models/generate.py` does) and never compares (`training/losses/` does). A live teacher gives logits, or
-hidden states first and logits of some of them later (`models/logits.py`). A cached teacher serves what
-`logit_cache.py` stored and refuses every row it was not stored for: the caches' tokenizer, chat template, teacher and
-kind of signal are checked when they are opened, each row's number, tokens and scored positions at every look-up.
+The ids are made elsewhere (`models/generate.py`), and the comparison with the student is `training/losses/`. A dense
+signal gives logits over the whole vocabulary: the live teacher, which can also give hidden states first and the
+logits of some of them later (`models/logits.py`). A sparse signal gives top-k or sampled tokens: the cached teacher,
+which serves what `logit_cache.py` stored and refuses every other row. The caches' tokenizer, chat template, teacher
+and kind of signal are checked when they are opened, each row's number, tokens and scored positions at every look-up.
 
     teacher = LiveTeacher(load_model(folder), teacher_tokenizer, student_tokenizer)
     teacher.logits(input_ids, attention_mask, scored)      # (N, V), no gradient
     teacher = CachedTeacher([folder], Signal(kind="top_k"), student_tokenizer)
-    teacher.kept(batch)                                    # what is stored at the batch's scored positions
+    teacher.sparse_logits(batch)                           # SparseLogits of the batch's N scored positions
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
 
-from harness.config.checks import SettingsError, refuse
+from harness.config.checks import SettingsError
 from harness.config.file_hash import file_sha256
 from harness.config.teacher_signal import Signal
 from harness.data.chat import render
@@ -29,16 +29,18 @@ from harness.models.files import SERVER, WEIGHTS, local_folder, read_pointer
 from harness.models.loading import PROBE, count_parameters, tokenizer_hash
 from harness.models.logits import logits_at, logits_from, states_at
 from harness.store.fingerprint import differences, fingerprint
-from harness.teachers.logit_cache import Shard, batch_hashes, kept_from, read_meta
-from harness.teachers.sparse_logits import Kept
+from harness.teachers.logit_cache import Shard, batch_hashes, read_meta, sparse_logits_from
+from harness.teachers.sparse_logits import SparseLogits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class TeacherSignal(Protocol):
-    """What the trainer asks of a teacher."""
+class DenseSignal(Protocol):
+    """A teacher that gives logits over the whole vocabulary for any tokens of the student."""
 
+    gives: Literal["logits"]
+    """Tells the kinds of signal apart; the objective is chosen by it."""
     parameters: int
     """Parameters of the teacher, for FLOP estimates."""
 
@@ -47,8 +49,25 @@ class TeacherSignal(Protocol):
         ...
 
 
+class SparseSignal(Protocol):
+    """A teacher whose distributions are known in part, at the scored positions of rows that were stored before."""
+
+    gives: Literal["sparse_logits"]
+    """Tells the kinds of signal apart; the objective is chosen by it."""
+    parameters: int
+    """Parameters of the teacher, for FLOP estimates."""
+    signal: Signal
+    """Top-k or sampled tokens, and how the divergence treats the mass outside them."""
+
+    def sparse_logits(self, batch: Mapping[str, torch.Tensor]) -> SparseLogits:
+        """Sparse logits at the N scored positions of `collate`'s micro-batch, in the order of `scored_tokens`."""
+        ...
+
+
 class LiveTeacher:
-    """A model in memory: frozen, in eval mode, asked under no_grad."""
+    """A dense signal from a model in memory: frozen, in eval mode, run without gradient."""
+
+    gives: Literal["logits"] = "logits"
 
     def __init__(
         self,
@@ -101,7 +120,9 @@ SAME_IN_ALL = ("signal", "seed", "teacher", "precision", "tokenizer", "chat_temp
 
 
 class CachedTeacher:
-    """The rows of one or several caches as one teacher signal, found by row number."""
+    """A sparse signal from the rows of one or several caches, found by row number."""
+
+    gives: Literal["sparse_logits"] = "sparse_logits"
 
     def __init__(
         self,
@@ -110,7 +131,7 @@ class CachedTeacher:
         tokenizer: "PreTrainedTokenizerBase",
         teacher: Path | None = None,
     ) -> None:
-        """Open caches for a student with this tokenizer; `teacher` is a model folder they must be the words of.
+        """Open caches for a student with this tokenizer; `teacher` is the model folder they must come from.
 
         Raises SettingsError, naming what differs, unless they are complete, of one teacher and of this signal,
         tokenizer and chat template, with every row in one of them only.
@@ -151,8 +172,8 @@ class CachedTeacher:
         """Rows that can be served."""
         return len(self._numbers)
 
-    def kept(self, batch: Mapping[str, torch.Tensor]) -> Kept:
-        """What is kept at the scored positions of `collate`'s micro-batch, in the order logits are scored.
+    def sparse_logits(self, batch: Mapping[str, torch.Tensor]) -> SparseLogits:
+        """What is stored of the scored positions of `collate`'s micro-batch, in the order of `scored_tokens`.
 
         Raises SettingsError for a row that is not in the caches, or was stored with other tokens or spans.
         """
@@ -164,11 +185,7 @@ class CachedTeacher:
             if shard.scored_hashes[at] != scored:
                 raise _refusal(f"row {number} was stored with other scored positions (the spans of its answers)")
             places.append((shard, at))
-        return kept_from(self.meta["signal"], self.meta["vocabulary"], places)
-
-    def logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
-        """A cache has none: always an error, so that nothing falls back to less than it asked for."""
-        raise refuse("signal.kind", self.signal.kind, "a cache holds no whole distributions", "use signal.kind=live")
+        return sparse_logits_from(self.meta["signal"], self.meta["vocabulary"], places)
 
     def _place(self, number: int) -> tuple[Shard, int]:
         found = np.searchsorted(self._numbers, number)

@@ -1,7 +1,7 @@
-"""Divergences on kept tokens: what can be computed where a teacher's distribution is known in part.
+"""Sparse logits: a teacher's next-token distribution known in part, as its top-k tokens or as unbiased draws.
 
-`divergences.py` compares whole distributions; here the teacher's side is K tokens a position, its likeliest
-(`top_k`) or tokens drawn from it (`sampled`). With P the teacher, Q the student and S the kept tokens:
+`divergences.py` compares whole distributions; here the teacher's side is K tokens a position, its K most probable
+(`top_k`) or tokens drawn from it (`sampled`). With P the teacher, Q the student and S these tokens:
 
     tail          K + 1 events, the tokens outside S being one; for a convex divergence at most the whole
                   one and at least 0 (data-processing inequality). Temperature 1, at which the tail is known.
@@ -12,18 +12,18 @@
                   arXiv 2503.16870; with the teacher itself as the proposal the importance weights are 1, and
                   nothing needs to be normalised, which would bring a bias back).
 
-    compare_kept(stage, "tail", student_logits, kept, tokens).sum.backward()
+Shapes: N scored positions, V vocabulary, K tokens a position.
+
+    compare_sparse(stage, "tail", student_logits, top_k_of(teacher_logits, 64), tokens).sum.backward()
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from harness.config.teacher_signal import Signal
 from harness.models.logits import at_least_fp32, logsumexp_outside
 
 LEAST_TAIL = 2.0**-23
@@ -31,70 +31,58 @@ LEAST_TAIL = 2.0**-23
 
 
 @dataclass(frozen=True)
-class Kept:
+class SparseLogits:
     """What is known of a teacher at N scored positions; no gradient."""
 
     kind: str
     """`top_k` or `sampled`."""
     ids: torch.Tensor
-    """Kept tokens, int64 (N, K), all different in a row; of `sampled`, unused places have the id 0."""
+    """Token ids, int64 (N, K), all different in a row; of `sampled`, unused places have the id 0."""
     logprobs: torch.Tensor
     """`top_k`: log-probabilities at temperature 1. `sampled`: log of the token's share of the draws, -inf in
     unused places. (N, K)."""
     tail: torch.Tensor
-    """`top_k`: log of the mass outside the kept tokens. `sampled`: -inf. (N,)."""
+    """`top_k`: log of the mass outside the K tokens. `sampled`: -inf. (N,)."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, positions: slice) -> "Kept":
+    def __getitem__(self, positions: slice) -> "SparseLogits":
         """The same for some of the positions, for comparing in chunks: sums and counts add up."""
-        return Kept(self.kind, self.ids[positions], self.logprobs[positions], self.tail[positions])
+        return SparseLogits(self.kind, self.ids[positions], self.logprobs[positions], self.tail[positions])
 
     @classmethod
-    def of(cls, parts: "Sequence[Kept]") -> "Kept":
-        """One after another, unused places added where fewer tokens were kept."""
+    def of(cls, parts: "Sequence[SparseLogits]") -> "SparseLogits":
+        """The positions of all `parts` one after another, with unused places where a part has fewer tokens."""
         width = max(part.ids.shape[1] for part in parts)
-        ids = [functional.pad(part.ids, (0, width - part.ids.shape[1])) for part in parts]
+        ids = [functional.pad(part.ids, (0, width - part.ids.shape[1])) for part in parts]  # (n, K) each
         logprobs = [functional.pad(part.logprobs, (0, width - part.ids.shape[1]), value=-torch.inf) for part in parts]
         return cls(parts[0].kind, torch.cat(ids), torch.cat(logprobs), torch.cat([part.tail for part in parts]))
 
-    def to(self, device: torch.device | str) -> "Kept":
+    def to(self, device: torch.device | str) -> "SparseLogits":
         """The same on another device."""
-        return Kept(self.kind, self.ids.to(device), self.logprobs.to(device), self.tail.to(device))
+        return SparseLogits(self.kind, self.ids.to(device), self.logprobs.to(device), self.tail.to(device))
 
 
-@runtime_checkable
-class KeptTeacher(Protocol):
-    """A teacher signal that knows distributions in part: a cache, or a server that names its likeliest tokens."""
-
-    signal: Signal
-    """What is kept, and what the divergence makes of the rest."""
-
-    def kept(self, batch: dict[str, torch.Tensor]) -> Kept:
-        """What is kept at the scored positions of `collate`'s micro-batch, in the order logits are scored."""
-        ...
-
-
-def top_k_of(logits: torch.Tensor, top_k: int) -> Kept:
-    """The `top_k` likeliest tokens of teacher logits (N, V), likeliest first; fp32 or wider, no gradient."""
-    assert 1 <= top_k <= logits.shape[-1], "more tokens to keep than there are"
+def top_k_of(logits: torch.Tensor, top_k: int) -> SparseLogits:
+    """The `top_k` most probable tokens of teacher logits (N, V), in descending order; fp32 or wider, no gradient."""
+    assert 1 <= top_k <= logits.shape[-1], "top_k is larger than the vocabulary"
     wide = at_least_fp32(logits.detach())
-    kept, ids = wide.topk(top_k, dim=-1)
-    rest = logsumexp_outside(wide, ids)
-    # the normaliser from both parts: 1 - the kept mass would lose a small tail in rounding
-    whole = torch.logaddexp(kept.logsumexp(-1), rest)
-    return Kept("top_k", ids, kept - whole[:, None], rest - whole)
+    top, ids = wide.topk(top_k, dim=-1)  # (N, K), (N, K)
+    rest = logsumexp_outside(wide, ids)  # (N,)
+    # the normaliser from both parts: 1 - the mass of the top-k would lose a small tail in rounding
+    whole = torch.logaddexp(top.logsumexp(-1), rest)  # (N,)
+    return SparseLogits("top_k", ids, top - whole[:, None], rest - whole)
 
 
-def top_k_named(ids: np.ndarray, logprobs: np.ndarray, vocabulary: int) -> Kept:
-    """The likeliest tokens as a server names them: `ids` and fp32 `logprobs` (N, K), likeliest first.
+def top_k_named(ids: np.ndarray, logprobs: np.ndarray, vocabulary: int) -> SparseLogits:
+    """The top-k tokens as a server returns them: `ids` and fp32 `logprobs` (N, K), in descending order.
 
-    The tail is what their mass leaves of 1, at least `LEAST_TAIL` unless the whole vocabulary is named.
+    The tail is what their mass leaves of 1, at least `LEAST_TAIL` unless K is the whole vocabulary.
     """
-    mass = np.exp(logprobs.astype(np.float64)).sum(-1)
+    mass = np.exp(logprobs.astype(np.float64)).sum(-1)  # (N,)
     tail = np.log1p(-np.minimum(mass, 1 - LEAST_TAIL)) if ids.shape[1] < vocabulary else np.full(len(ids), -np.inf)
-    return Kept(
+    return SparseLogits(
         "top_k",
         torch.from_numpy(ids.astype(np.int64)),
         torch.from_numpy(logprobs),
@@ -102,20 +90,21 @@ def top_k_named(ids: np.ndarray, logprobs: np.ndarray, vocabulary: int) -> Kept:
     )
 
 
-def sampled_of(logits: torch.Tensor, uniforms: np.ndarray) -> Kept:
+def sampled_of(logits: torch.Tensor, uniforms: np.ndarray) -> SparseLogits:
     """Tokens drawn from teacher logits (N, V) with replacement, one for each of `uniforms` (N, draws) in [0, 1).
 
     Each draw is the inverse of the cumulative distribution, in fp64: fp32 sums of a large vocabulary stop
     short of 1.
     """
-    cumulative = torch.softmax(logits.detach().double(), dim=-1).cumsum(-1)
-    targets = torch.from_numpy(uniforms).to(logits.device) * cumulative[:, -1:]
+    cumulative = torch.softmax(logits.detach().double(), dim=-1).cumsum(-1)  # (N, V)
+    targets = torch.from_numpy(uniforms).to(logits.device) * cumulative[:, -1:]  # (N, draws)
+    # sorted, so that equal tokens stand side by side; each new token gets the next place of its row
     drawn = torch.searchsorted(cumulative, targets, right=True).clamp(max=logits.shape[-1] - 1).sort(-1).values
-    place = torch.zeros_like(drawn)  # equal tokens stand side by side and share a place
+    place = torch.zeros_like(drawn)  # (N, draws)
     place[:, 1:] = (drawn[:, 1:] != drawn[:, :-1]).cumsum(-1)
-    width = int(place.max()) + 1 if place.numel() else 1
+    width = int(place.max()) + 1 if place.numel() else 1  # K, the most different tokens in one row
     counts = logits.new_zeros(len(drawn), width, dtype=torch.float32)
     counts.scatter_add_(1, place, torch.ones_like(place, dtype=torch.float32))
-    ids = drawn.new_zeros(len(drawn), width).scatter_(1, place, drawn)
+    ids = drawn.new_zeros(len(drawn), width).scatter_(1, place, drawn)  # (N, K)
     nothing = logits.new_full((len(drawn),), -torch.inf, dtype=torch.float32)
-    return Kept("sampled", ids, (counts / drawn.shape[-1]).log(), nothing)
+    return SparseLogits("sampled", ids, (counts / drawn.shape[-1]).log(), nothing)

@@ -35,7 +35,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 from trl import SFTTrainer
 
-from harness.models.fsdp import is_sharded, part_of, whole
+from harness.models.fsdp import is_fsdp_sharded, part_of, whole
 from harness.runtime import preemption, progress
 from harness.runtime.processes import process_rank
 from harness.store.store import STALE_SECONDS, age_of, fsync, fsync_tree
@@ -127,10 +127,10 @@ class Resumable(SFTTrainer):
     def __init__(self, *, model: PreTrainedModel, **named: Any) -> None:
         super().__init__(model=model, **named)
         # the trainer's words for: no wrapper is needed to move, gather or average it
-        self.is_distributed_loading_by_transformers = is_sharded(model)
+        self.is_distributed_loading_by_transformers = is_fsdp_sharded(model)
 
     def _move_model_to_device(self, model: Any, device: torch.device) -> None:
-        if not is_sharded(model):  # its parts are where they belong
+        if not is_fsdp_sharded(model):  # its parts are where they belong
             super()._move_model_to_device(model, device)
 
     def newest_checkpoint(self) -> str | None:

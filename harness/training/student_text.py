@@ -33,7 +33,7 @@ from harness.training.distillm import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from harness.teachers.signals import TeacherSignal
+    from harness.training.losses.objectives import TeacherSignal
 
 Visit = tuple[int, Row]
 """A position in the visiting order, which seeds the visit's draws, and the row visited there."""

@@ -38,10 +38,9 @@ from harness.models.fsdp import shard, shards
 from harness.models.loading import count_frozen, count_parameters
 from harness.runtime import preemption, progress
 from harness.store.fingerprint import fingerprint
-from harness.teachers.signals import TeacherSignal
 from harness.training.checkpoints import Checkpoints, Resumable
 from harness.training.losses.controls import unigram_logprobs
-from harness.training.losses.objectives import Objective, objective_for, trained_together
+from harness.training.losses.objectives import Objective, TeacherSignal, objective_for, trained_together
 from harness.training.nll import mean_nll
 from harness.training.student_text import StepText, Texts, Validation, texts_for
 from harness.training.trainer_arguments import learning_rate_share, trainer_arguments
@@ -189,7 +188,7 @@ class Trainer(Resumable):
         self._items, self._text = items, replace(text, groups=[])
         self.report.trained_tokens += items
         self.report.read_tokens += read
-        self.report.teacher_tokens += teacher_read + (read if self.objective.asks_teacher else 0)
+        self.report.teacher_tokens += teacher_read + (read if self.objective.queries_teacher else 0)
         self.report.teacher_seconds += text.teacher_seconds
         self.report.generated_tokens += generated
         self.report.student_steps += text.origin != "given"

@@ -81,7 +81,7 @@ def test_a_cache_made_by_a_server_is_the_live_models_own(world, served, tmp_path
         for name in ("rows", "tokens_hashes", "scored_hashes"):
             assert (getattr(one, name) == getattr(other, name)).all()
         places = [[(shard, at) for at in range(len(one.rows))] for shard in (one, other)]
-        said, told = (logit_cache.kept_from(signal.stored(), 262, rows) for rows in places)
+        said, told = (logit_cache.sparse_logits_from(signal.stored(), 262, rows) for rows in places)
         assert torch.equal(said.ids, told.ids)
         # 16 bits: a value of about 8 is stored to 2**-8, and the two may be rounded to either side
         torch.testing.assert_close(told.logprobs, said.logprobs, rtol=1e-3, atol=1e-5)

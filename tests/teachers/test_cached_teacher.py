@@ -18,7 +18,7 @@ from harness.data.sequences import Rows, collate, visits
 from harness.models.loading import load_model
 from harness.stages.logit_cache import make_cache
 from harness.teachers.signals import CachedTeacher, LiveTeacher
-from harness.training.losses.objectives import KeptDistributions, objective_for
+from harness.training.losses.objectives import SparseDistributions, objective_for
 from harness.training.trainer import fit
 from tests.doubles import CHAT_TEMPLATE, byte_tokenizer, save_tiny, tiny_llama
 
@@ -51,7 +51,7 @@ def make(folder, rows, teacher, signal=ALL, seed=0):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A teacher and its caches of two blocks of rows, all tokens kept; never written to."""
+    """A teacher and its caches of two blocks of rows, all tokens stored; never written to."""
     folder = tmp_path_factory.mktemp("world")
     teacher = save_tiny(folder / "teacher", seed=1)
     blocks = []
@@ -115,7 +115,7 @@ def test_shuffled_rows_have_the_loss_they_have_alone(world, tmp_path, kind):
     signal = Signal(kind=kind, top_k=5, samples=8)
     teacher = CachedTeacher([make(tmp_path, rows_of(range(12)), folder, signal)], signal, TOKENIZER)
     objective, model = objective_for(FORWARD, teacher, len(TOKENIZER)), tiny_llama()
-    assert isinstance(objective, KeptDistributions)
+    assert isinstance(objective, SparseDistributions)
     alone = {number: objective.compare(model, batch_of([number])) for number in range(12)}
     order = [7, 2, 11, 0, 5]
     together = objective.compare(model, batch_of(order))
@@ -129,7 +129,7 @@ def test_chunks_of_positions_make_the_same_loss_and_gradients(world):
     found = []
     for chunk in (10**9, 5):
         model = tiny_llama()
-        value = KeptDistributions(FORWARD, teacher, 262, chunk=chunk).compare(model, batch).sum
+        value = SparseDistributions(FORWARD, teacher, 262, chunk=chunk).compare(model, batch).sum
         value.backward()
         found.append([value.detach(), *(weight.grad for weight in model.parameters())])
     for one, other in zip(*found, strict=True):
@@ -139,25 +139,25 @@ def test_chunks_of_positions_make_the_same_loss_and_gradients(world):
 def test_what_is_served_is_the_live_teachers_own_distribution(world):
     folder, blocks = world
     teacher, batch = CachedTeacher(blocks, ALL, TOKENIZER), batch_of([33, 6])
-    kept = teacher.kept(batch)
+    sparse = teacher.sparse_logits(batch)
     at = 0
     for row in Rows(rows_of([33, 6])):  # written out: one row without padding, logits at t - 1 say token t
         with torch.no_grad():
             said = load_model(folder)(input_ids=torch.tensor([row.input_ids.tolist()])).logits[0].log_softmax(-1)
         for start, end in zip(row.starts, row.ends, strict=True):
             for t in range(start, end):
-                torch.testing.assert_close(kept.logprobs[at], said[t - 1, kept.ids[at]], rtol=1e-3, atol=1e-5)
+                torch.testing.assert_close(sparse.logprobs[at], said[t - 1, sparse.ids[at]], rtol=1e-3, atol=1e-5)
                 at += 1
-    assert at == len(kept) and len(teacher) == 12
+    assert at == len(sparse) and len(teacher) == 12
 
 
 def test_a_row_that_is_not_stored_is_refused_by_number(world):
     teacher = CachedTeacher(world[1], ALL, TOKENIZER)
     with pytest.raises(SettingsError, match="12 rows are stored and row 11 is not in it"):
-        teacher.kept(batch_of([6, 11]))
+        teacher.sparse_logits(batch_of([6, 11]))
     batch = batch_of([6])
     with pytest.raises(SettingsError, match="text written while training"):
-        teacher.kept(batch | {"rows": torch.tensor([-1])})
+        teacher.sparse_logits(batch | {"rows": torch.tensor([-1])})
 
 
 def test_other_tokens_and_other_scored_positions_are_refused_by_name(world):
@@ -165,10 +165,10 @@ def test_other_tokens_and_other_scored_positions_are_refused_by_name(world):
     ids, labels = batch["input_ids"].clone(), batch["labels"].clone()
     ids[0, 0] += 1
     with pytest.raises(SettingsError, match="row 6 was stored with other tokens"):
-        teacher.kept(batch | {"input_ids": ids})
+        teacher.sparse_logits(batch | {"input_ids": ids})
     labels[0, (labels[0] >= 0).nonzero()[0]] = -100
     with pytest.raises(SettingsError, match="row 6 was stored with other scored positions"):
-        teacher.kept(batch | {"labels": labels})
+        teacher.sparse_logits(batch | {"labels": labels})
 
 
 def test_another_student_is_refused_by_its_tokenizer_or_its_template(world):
@@ -219,9 +219,9 @@ def test_an_unfinished_cache_is_refused(world, copied):
 
 
 def test_a_cache_never_serves_less_than_was_asked_for(world):
-    teacher, batch = CachedTeacher(world[1], ALL, TOKENIZER), batch_of([6])
-    with pytest.raises(SettingsError, match="no whole distributions"):
-        teacher.logits(batch["input_ids"], batch["attention_mask"], batch["labels"] >= 0)
+    teacher = CachedTeacher(world[1], ALL, TOKENIZER)
+    with pytest.raises(SettingsError, match=r"teacher='CachedTeacher' .*in memory"):
+        objective_for(TrainStage(divergence="features"), teacher, len(TOKENIZER), student=tiny_llama())
     with pytest.raises(SettingsError, match="this trains on student text"):
         student = TrainStage(sequences="student", student_share=0.5, divergence="forward_kl")
         objective_for(student, teacher, len(TOKENIZER))

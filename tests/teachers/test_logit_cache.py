@@ -11,14 +11,14 @@ from harness.teachers import logit_cache
 from harness.teachers.logit_cache import (
     Shard,
     batch_hashes,
-    kept_from,
     read_meta,
     shard_batch,
+    sparse_logits_from,
     stored_row,
     verify,
     write_cache,
 )
-from harness.teachers.sparse_logits import Kept, sampled_of, top_k_of
+from harness.teachers.sparse_logits import SparseLogits, sampled_of, top_k_of
 
 VERSIONS = {"torch": "2"}
 
@@ -54,7 +54,10 @@ def test_rows_are_read_back_in_any_order_to_the_precision_of_16_bits(tmp_path, k
     signal = write(tmp_path, kind, vocabulary, rows)
     shard = Shard(tmp_path / "cache" / "shards" / "00000.arrow")
     order = [3, 0, 2, 1]
-    found, expected = kept_from(signal, vocabulary, [(shard, at) for at in order]), Kept.of([rows[at] for at in order])
+    found, expected = (
+        sparse_logits_from(signal, vocabulary, [(shard, at) for at in order]),
+        SparseLogits.of([rows[at] for at in order]),
+    )
     assert found.kind == kind and torch.equal(found.ids, expected.ids)
     assert vocabulary < 2**16 or int(found.ids.max()) >= 2**16, "no id was too large for 16 bits"
     if kind == "sampled":

@@ -117,7 +117,7 @@ def test_skd_trains_on_interleaved_text_alone_and_pays_for_the_teacher_twice(tmp
 class Sheet:
     """A teacher signal that is no model in memory."""
 
-    parameters = 0
+    gives, parameters = "logits", 0
 
     def logits(self, input_ids, attention_mask, scored):
         raise NotImplementedError

@@ -5,7 +5,7 @@ the hidden states and of the output layer), so the logits can go before the next
 what Liger's fused losses do (Hsu et al. 2024, arXiv 2410.10989), here for any divergence and any head
 that autograd knows; checkpointing each chunk would make the logits of both models twice.
 
-    found = in_chunks(states, size=128, compare=lambda piece, rows: forward_kl(head(piece), teacher[rows]))
+    found = in_chunks(states, 128, lambda piece, rows: compare(stage, head(piece), teacher[rows], tokens[rows]))
     found.sum.backward()
 """
 

@@ -19,7 +19,7 @@ chunks or tokens that the trainer divides by the student's scored tokens.
 
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -77,6 +77,9 @@ def token_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 class CrossTeacher:
     """A model in memory with a tokenizer of its own, and its rendering of the student's rows."""
 
+    gives: Literal["own_logits"] = "own_logits"
+    """Tells it from signals that score the student's tokens (`teachers/signals.py`)."""
+
     def __init__(
         self,
         model: "PreTrainedModel",
@@ -116,7 +119,7 @@ class AcrossTokenizers:
     """`uld` or `spans` from a teacher with a tokenizer of its own, beside cross-entropy, on gold text."""
 
     weights: torch.nn.Module | None = None
-    asks_teacher = False  # it never reads the student's tokens; what it reads is counted here
+    queries_teacher = False  # it never reads the student's tokens; what it reads is counted here
 
     def __init__(self, stage: TrainStage, teacher: CrossTeacher, vocabulary: int, seed: int = 0) -> None:
         """Raise SettingsError for text that is not gold, and for a control that has no meaning here.

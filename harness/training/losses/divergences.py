@@ -13,15 +13,15 @@ method shares it. Arithmetic is fp32 or wider. With P the teacher and Q the stud
     skew_reverse_kl  T^2 KL(Q || (1-a) P + a Q)
 
 The T^2 multiplies value and gradient alike. JSD goes to 0 as b goes to 0 or 1 (JSD/b to the forward KL,
-JSD/(1-b) to the reverse KL), so its endpoints are spelt as the KLs, never as b; a skew of 0 is the plain
-KL and is spelt so too. A token the teacher rules out (logit -inf) makes no NaN; the plain reverse KL is
-then infinite, as it should be. How much the two models agree is told by `agreement.py`, not here.
+JSD/(1-b) to the reverse KL), so its endpoints are written as the KLs, never as b; a skew of 0 is the plain
+KL and is written so too. A token the teacher rules out (logit -inf) makes no NaN; the plain reverse KL is
+then infinite, as it should be. The formulas stand once, in `between`, over any set of exclusive events:
+`sparse.py` calls it with the top-k tokens. How far the two models agree is measured in `agreement.py`.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch.nn import functional
@@ -56,88 +56,35 @@ def cross_entropy(student_logits: torch.Tensor, tokens: torch.Tensor, label_smoo
     return Divergence(total, len(tokens), {"student_nll": nll})
 
 
-def forward_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0) -> Divergence:
-    """KL(teacher || student): covers all the teacher says. Both (N, V); the teacher's carry no gradient."""
-    student, teacher = _logprobs(student_logits, teacher_logits, temperature)
-    return _divergence(_kl(teacher, student), teacher, temperature)
-
-
-def reverse_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0) -> Divergence:
-    """KL(student || teacher): seeks what the teacher finds likely; infinite where only the student is."""
-    student, teacher = _logprobs(student_logits, teacher_logits, temperature)
-    return _divergence(_kl(student, teacher), teacher, temperature)
-
-
-def jsd(
-    student_logits: torch.Tensor,
-    teacher_logits: torch.Tensor,
-    teacher_weight: float,
-    temperature: float = 1.0,
-) -> Divergence:
-    """Generalised Jensen-Shannon divergence with the teacher's weight b in the mixture, 0 < b < 1."""
-    assert 0 < teacher_weight < 1, "at 0 and 1 the generalised JSD is 0; name forward_kl or reverse_kl"
-    student, teacher = _logprobs(student_logits, teacher_logits, temperature)
-    mixture = _mixture(teacher, student, teacher_weight)
-    value = teacher_weight * _kl(teacher, mixture) + (1 - teacher_weight) * _kl(student, mixture)
-    return _divergence(value, teacher, temperature)
-
-
-def tvd(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0) -> Divergence:
-    """Total variation distance, half the L1 distance: at most 1 per position (times T^2), symmetric."""
-    student, teacher = _logprobs(student_logits, teacher_logits, temperature)
-    return _divergence((teacher.exp() - student.exp()).abs().sum() / 2, teacher, temperature)
-
-
-def skew_forward_kl(
-    student_logits: torch.Tensor, teacher_logits: torch.Tensor, skew: float, temperature: float = 1.0
-) -> Divergence:
-    """KL(teacher || skew x teacher + (1 - skew) x student), 0 < skew < 1: at most -log(skew) per position."""
-    assert 0 < skew < 1, "a skew of 0 is forward_kl; at 1 nothing is compared"
-    student, teacher = _logprobs(student_logits, teacher_logits, temperature)
-    return _divergence(_kl(teacher, _mixture(teacher, student, skew)), teacher, temperature)
-
-
-def skew_reverse_kl(
-    student_logits: torch.Tensor, teacher_logits: torch.Tensor, skew: float, temperature: float = 1.0
-) -> Divergence:
-    """KL(student || (1 - skew) x teacher + skew x student), 0 < skew < 1: finite where reverse KL is not."""
-    assert 0 < skew < 1, "a skew of 0 is reverse_kl; at 1 nothing is compared"
-    student, teacher = _logprobs(student_logits, teacher_logits, temperature)
-    return _divergence(_kl(student, _mixture(student, teacher, skew)), teacher, temperature)
-
-
 def compare(
     stage: TrainStage, student_logits: torch.Tensor, teacher_logits: torch.Tensor | None, tokens: torch.Tensor
 ) -> Divergence:
     """What a training stage minimises: its divergence, mixed with cross-entropy by its weight.
 
-    `(1 - w) divergence + w cross-entropy`, w = `stage.cross_entropy_weight`. A divergence from a teacher
-    without teacher logits is an error, never a fallback.
+    `(1 - w) divergence + w cross-entropy`, w = `stage.cross_entropy_weight`. Both logits are (N, V), the teacher's
+    without gradient; `tokens` (N,) are those to be predicted. Raises ValueError where a divergence from a teacher
+    gets no teacher logits.
     """
     stage = stage.normal()
     if stage.divergence == "cross_entropy":
         return cross_entropy(student_logits, tokens, stage.label_smoothing)
     if teacher_logits is None:
         raise ValueError(f"divergence {stage.divergence} needs the teacher's logits and got none")
-    functions: dict[str, Callable[..., Divergence]] = {
-        "forward_kl": forward_kl,
-        "reverse_kl": reverse_kl,
-        "jsd": partial(jsd, teacher_weight=stage.jsd_teacher_weight),
-        "tvd": tvd,
-        "skew_forward_kl": partial(skew_forward_kl, skew=stage.skew),
-        "skew_reverse_kl": partial(skew_reverse_kl, skew=stage.skew),
-    }
-    weight = stage.cross_entropy_weight
-    found = functions[stage.divergence](student_logits, teacher_logits, temperature=stage.divergence_temperature)
+    temperature, weight = stage.divergence_temperature, stage.cross_entropy_weight
+    student, teacher = next_token_logprobs(student_logits, teacher_logits, temperature)  # (N, V), (N, V)
+    total = between(stage, student, teacher) * temperature**2
+    # the likelihood is reported under every objective; its graph is built only where it is part of the loss
     with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
-        tokens_nll = cross_entropy(student_logits, tokens)
-    total = (1 - weight) * found.sum + weight * tokens_nll.sum if weight else found.sum
-    return Divergence(total, found.count, {**found.diagnostics, **tokens_nll.diagnostics})
+        nll = cross_entropy(student_logits, tokens)
+    if weight:
+        total = (1 - weight) * total + weight * nll.sum
+    return Divergence(total, len(tokens), nll.diagnostics)
 
 
-def _logprobs(
-    student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float
+def next_token_logprobs(
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities (N, V) of student and teacher at one temperature, fp32 or wider; the teacher's detached."""
     assert student_logits.shape == teacher_logits.shape, "positions or vocabularies differ"
     assert temperature > 0
     pair = at_least_fp32(student_logits), at_least_fp32(teacher_logits.detach())
@@ -147,16 +94,48 @@ def _logprobs(
     return student, teacher
 
 
-def _mixture(first: torch.Tensor, second: torch.Tensor, weight: float) -> torch.Tensor:
-    """Log-probabilities of weight x first + (1 - weight) x second."""
-    return torch.logaddexp(first + math.log(weight), second + math.log1p(-weight))
+def log_weights(weight: float) -> tuple[float, float]:
+    """Logarithms of a mixture's two weights, `weight` and 1 - `weight`."""
+    return math.log(weight), math.log1p(-weight)
 
 
-def _kl(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Sum of first (log first - log second) from log-probabilities; 0 where first is 0 (not 0 x -inf)."""
-    finite = first if first.requires_grad else first.clamp(min=torch.finfo(first.dtype).min)
-    return (first.exp() * (finite - second)).sum()
+def between(
+    stage: TrainStage,
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    log_weights: Callable[[float], tuple[float, float]] = log_weights,
+) -> torch.Tensor:
+    """A stage's divergence summed over N positions, in nats, from log-probabilities (N, E) of E exclusive events.
+
+    The events are the V tokens of a vocabulary, or K tokens and all others as one (`sparse.py`). Nothing is
+    normalised here, and temperatures are the caller's. `log_weights` gives the logarithms of a mixture's weights.
+    The result has a gradient for every input that requires one.
+    """
+    if stage.divergence == "forward_kl":
+        return kl(teacher, student)
+    if stage.divergence == "reverse_kl":
+        return kl(student, teacher)
+    if stage.divergence == "tvd":
+        return (teacher.exp() - student.exp()).abs().sum() / 2
+    if stage.divergence == "skew_forward_kl":
+        return kl(teacher, mixture(teacher, student, log_weights(stage.skew)))
+    if stage.divergence == "skew_reverse_kl":
+        return kl(student, mixture(student, teacher, log_weights(stage.skew)))
+    assert stage.divergence == "jsd", stage.divergence
+    weight = stage.jsd_teacher_weight
+    assert 0 < weight < 1, "at 0 and 1 the generalised JSD is 0; name forward_kl or reverse_kl"
+    middle = mixture(teacher, student, log_weights(weight))  # (N, E)
+    return weight * kl(teacher, middle) + (1 - weight) * kl(student, middle)
 
 
-def _divergence(total: torch.Tensor, teacher: torch.Tensor, temperature: float) -> Divergence:
-    return Divergence(total * temperature**2, len(teacher))
+def mixture(first: torch.Tensor, second: torch.Tensor, log_weights: tuple[float, float]) -> torch.Tensor:
+    """Log-probabilities (N, E) of w x first + (1 - w) x second, from log w and log(1 - w)."""
+    return torch.logaddexp(first + log_weights[0], second + log_weights[1])
+
+
+def kl(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """KL(first || second) summed over (N, E) log-probabilities; infinite where only `second` rules an event out."""
+    # an event of probability 0 adds 0: the mask stands before the product, since 0 x -inf would be NaN in the value,
+    # and a mask after the product would leave that NaN in the gradient
+    difference = (first - second).masked_fill_(first == -torch.inf, 0.0)  # (N, E)
+    return (first.exp() * difference).sum()

@@ -45,10 +45,10 @@ from harness.models.hidden_states import (
     uniform_map,
 )
 from harness.models.logits import logits_at, scored_positions, scored_tokens
-from harness.training.losses.divergences import Divergence, cross_entropy, forward_kl
+from harness.training.losses.divergences import Divergence, cross_entropy, kl, next_token_logprobs
 
 if TYPE_CHECKING:
-    from harness.teachers.signals import TeacherSignal
+    from harness.training.losses.objectives import TeacherSignal
 
 SHALLOW = 12
 """Teachers of at most so many layers (the paper's base size) are matched at their last layer."""
@@ -58,13 +58,14 @@ class Hidden:
     """What both kinds share: one forward of each model, with its inner states caught on the way."""
 
     weights: torch.nn.Module | None = None
-    asks_teacher = True
+    queries_teacher = True
 
     def __init__(
         self, stage: TrainStage, teacher: "TeacherSignal | None", vocabulary: int, student: Any, seed: int = 0
     ) -> None:
         """`seed` is for weights of the objective's own; raises SettingsError where a model cannot be looked into."""
-        self.stage, self.teacher, self.vocabulary = stage, teacher, vocabulary
+        self.stage, self.vocabulary = stage, vocabulary
+        self.teacher: Any = teacher
         self.teacher_seconds, self.teacher_tokens = 0.0, 0
         self.diagnoses, self.warnings = False, list[str]()
         self.teacher_model: Any = getattr(teacher, "model", None)
@@ -97,15 +98,13 @@ class Hidden:
         if self.stage.cross_entropy_weight:
             total = total + self.stage.cross_entropy_weight * own.sum
         if teacher_logits is not None:
-            told = forward_kl(logits, teacher_logits)
-            total = total + self.stage.forward_kl_weight * told.sum
-            diagnostics = told.diagnostics | diagnostics
+            student_logprobs, teacher_logprobs = next_token_logprobs(logits, teacher_logits)  # (N, V), (N, V)
+            total = total + self.stage.forward_kl_weight * kl(teacher_logprobs, student_logprobs)
         return Divergence(total, len(tokens), diagnostics)
 
     def _ask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, scored: torch.Tensor) -> torch.Tensor | None:
         # the teacher's output layer is worth running only for the KL
         if self.stage.forward_kl_weight:
-            assert self.teacher is not None
             return self.teacher.logits(input_ids, attention_mask, scored)[:, : self.vocabulary]
         with torch.no_grad():
             decoder = self.teacher_model.eval().get_decoder()

@@ -1,10 +1,10 @@
 """Objectives: what a training stage minimises on one micro-batch, from the model's forward to a summed loss.
 
-`divergences.py` compares two distributions; an objective brings them there: it runs the student, asks the
-teacher signal, and cuts both to the scored positions. An objective is one class with `compare`; one with
-weights of its own (a projection) names them in `weights`; `trained_together` makes them a layer of the
-student for the length of a fit, so they are no part of the exported model. Objectives that look inside the
-models are in `hidden.py`.
+`divergences.py` compares two distributions; an objective makes them: it runs the student, queries the teacher
+signal, and cuts both to the scored positions. An objective is one class with `compare`; one with weights of its
+own (a projection) names them in `weights`; `trained_together` makes them a layer of the student for the length
+of a fit, so they are no part of the exported model. Objectives over hidden states are in `hidden.py`, across
+tokenizers in `cross_tokenizer.py`.
 
     objective = objective_for(stage, teacher, vocabulary=len(tokenizer))
     objective.compare(model, batch).sum.backward()
@@ -14,50 +14,47 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 
 from harness.config.recipe import CROSS, HIDDEN, SHARP, TrainStage
 from harness.config.teacher_signal import check_signal
-from harness.models.fsdp import is_sharded
+from harness.models.fsdp import is_fsdp_sharded
 from harness.models.logits import agrees, logits_at, logits_from, scored_positions, scored_tokens, states_at
-from harness.teachers.signals import LiveTeacher
-from harness.teachers.sparse_logits import KeptTeacher
+from harness.teachers.signals import DenseSignal, LiveTeacher, SparseSignal
 from harness.training.losses.agreement import agreement, end_of_turn_mass
 from harness.training.losses.chunked import in_chunks, positions_at_once
-from harness.training.losses.controls import giver
+from harness.training.losses.controls import permutation
 from harness.training.losses.cross_tokenizer import AcrossTokenizers, CrossTeacher
 from harness.training.losses.divergences import Divergence, compare
 from harness.training.losses.hidden import Features, Relations
-from harness.training.losses.sparse import compare_kept
+from harness.training.losses.sparse import compare_sparse
 
-if TYPE_CHECKING:
-    from harness.teachers.signals import TeacherSignal
-
+TeacherSignal = DenseSignal | SparseSignal | CrossTeacher
+"""What a student is trained on: distributions at its own tokens, whole or in part, or at the teacher's tokens."""
 Batch = dict[str, torch.Tensor]
-Answer = Callable[[slice], torch.Tensor | None]
-"""A teacher's logits (n, V) at a slice of the scored positions; None without a teacher."""
-
+TeacherAt = Callable[[slice], Any]
+"""What a teacher gives at a slice of the scored positions: logits (n, V), sparse logits, or None without a teacher."""
 
 BESIDE = "objective_weights"  # the name of an objective's weights in the student while both are trained
 
 
 class Objective(Protocol):
-    """What the trainer asks of an objective."""
+    """What the trainer needs of an objective."""
 
     weights: torch.nn.Module | None
     """Weights trained beside the student's, or None."""
-    asks_teacher: bool
-    """Whether a teacher reads the student's micro-batch."""
+    queries_teacher: bool
+    """Whether a teacher in memory runs on the student's micro-batch, which its FLOPs are counted by."""
     teacher_seconds: float
-    """Seconds spent so far in the teacher's forward passes, or in reading what is stored of them."""
+    """Seconds spent so far in the teacher's forward passes, or in reading a cache of them."""
     teacher_tokens: int
-    """Tokens the teacher read so far that are not the student's micro-batches (a rendering of its own)."""
+    """Tokens the teacher processed so far that are not the student's micro-batches (a rendering of its own)."""
     diagnoses: bool
-    """Set by the trainer for each step: whether diagnostics that cost something are wanted."""
+    """Set by the trainer for each step: whether diagnostics that cost time are wanted."""
     warnings: list[str]
-    """What a reader of the fit's numbers should know."""
+    """What a reader of the training report should know."""
 
     def compare(self, model: Any, batch: Batch) -> Divergence:
         """The summed loss of a micro-batch (`collate`'s tensors) under `model`, maybe wrapped for several processes."""
@@ -66,7 +63,7 @@ class Objective(Protocol):
 
 def objective_for(
     stage: TrainStage,
-    teacher: "TeacherSignal | None",
+    teacher: TeacherSignal | None,
     vocabulary: int,
     *,
     student: Any = None,
@@ -74,12 +71,12 @@ def objective_for(
     unigram: torch.Tensor | None = None,
     end_of_turn: int | None = None,
 ) -> Objective:
-    """The objective of a training stage; a divergence without its teacher is an error, never a fallback.
+    """The objective of a training stage, by its divergence and by what the teacher gives.
 
-    `student` is the model to be trained, for objectives that look inside it; `seed` is for projections and
+    `student` is the model to be trained, for objectives over its hidden states; `seed` is for projections and
     controls; `unigram` the log-probabilities (V,) that `control="unigram"` puts in the teacher's place;
-    `end_of_turn` the id of the token whose probability under the teacher is watched. `uld` and `spans` need a
-    `CrossTeacher`, which reads tokens of its own; every other divergence one that reads the student's.
+    `end_of_turn` the id of the token whose probability under the teacher is a diagnostic. Raises ValueError where
+    the divergence has no teacher or one of another kind, SettingsError where it cannot be computed from the signal.
     """
     stage = stage.normal()
     if stage.control == "unigram" and stage.divergence in SHARP:
@@ -88,16 +85,18 @@ def objective_for(
     elif stage.divergence != "cross_entropy" and teacher is None:
         raise ValueError(f"divergence {stage.divergence} needs a teacher and got none")
     if stage.divergence in CROSS:
-        if not isinstance(teacher, CrossTeacher):
+        if teacher is None or teacher.gives != "own_logits":
             raise ValueError(f"divergence {stage.divergence} needs a CrossTeacher, with its own rendering of the rows")
         return AcrossTokenizers(stage, teacher, vocabulary, seed)
-    if isinstance(teacher, CrossTeacher):
+    if teacher is not None and teacher.gives == "own_logits":
         raise ValueError(f"divergence {stage.divergence} needs a teacher that reads the student's tokens")
     if stage.divergence in HIDDEN:
-        kinds = {"features": Features, "relations": Relations}
+        kinds = {"features": Features, "relations": Relations}  # both refuse a teacher that is no model in memory
         return kinds[stage.divergence](stage, teacher, vocabulary, student, seed)
-    if stage.asks_teacher and isinstance(teacher, KeptTeacher):
-        return KeptDistributions(stage, teacher, vocabulary)
+    if teacher is not None and teacher.gives == "sparse_logits":
+        if not stage.asks_teacher:  # cross-entropy, or a control that stands in the teacher's place
+            return Distributions(stage, None, vocabulary, seed=seed, unigram=unigram, end_of_turn=end_of_turn)
+        return SparseDistributions(stage, teacher, vocabulary)
     return Distributions(stage, teacher, vocabulary, seed=seed, unigram=unigram, end_of_turn=end_of_turn)
 
 
@@ -120,10 +119,10 @@ def trained_together(model: torch.nn.Module, objective: Objective) -> Iterator[N
 
 
 class Distributions:
-    """Cross-entropy or a divergence of next-token distributions at the scored positions.
+    """Cross-entropy, or a divergence from whole teacher distributions, at the N scored positions of a micro-batch.
 
-    Where there are more positions than `chunk` (by default as many as `chunks.py` finds right for the device and
-    the vocabulary), hidden states are kept and their logits compared a chunk at a time.
+    Where N is more than `chunk` (by default as many as `chunked.py` finds right for the device and the vocabulary),
+    hidden states are stored and their logits compared a chunk at a time.
     """
 
     weights: torch.nn.Module | None = None
@@ -132,7 +131,7 @@ class Distributions:
     def __init__(
         self,
         stage: TrainStage,
-        teacher: "TeacherSignal | None",
+        teacher: DenseSignal | None,
         vocabulary: int,
         *,
         seed: int = 0,
@@ -140,68 +139,72 @@ class Distributions:
         end_of_turn: int | None = None,
         chunk: int | None = None,
     ) -> None:
+        """See `objective_for`; `vocabulary` is V, the size of the tokenizer's vocabulary."""
         self.stage, self.teacher, self.vocabulary = stage, teacher, vocabulary
         self.seed, self.unigram, self.end_of_turn = seed, unigram, end_of_turn
-        self.asks_teacher = stage.divergence != "cross_entropy" and stage.control != "unigram"
+        self.queries_teacher = stage.divergence != "cross_entropy" and stage.control != "unigram"
         self.teacher_seconds, self.diagnoses = 0.0, False
         self.warnings: list[str] = []
         self._chunk = chunk
-        self._agree: dict[str, bool] = {}
+        self._splittable: dict[str, bool] = {}
 
     def compare(self, model: Any, batch: Batch) -> Divergence:
         """See `Objective`."""
-        input_ids, attention_mask, labels = batch["input_ids"], batch["attention_mask"], batch["labels"]
-        scored, tokens = scored_positions(labels), scored_tokens(labels)
+        input_ids, attention_mask, labels = batch["input_ids"], batch["attention_mask"], batch["labels"]  # (B, T) each
+        scored, tokens = scored_positions(labels), scored_tokens(labels)  # (B, T), (N,)
         size = self._chunk or positions_at_once(labels.device, self.vocabulary)
-        if is_sharded(model):
-            self._splits("student", model)  # all processes try it in their first micro-batch, whatever its length
+        if is_fsdp_sharded(model):
+            # the trial gathers weights, which takes all processes: each makes it in its first micro-batch
+            self._splits("student", model)
         teacher = self._teacher(batch, scored, len(tokens), whole=len(tokens) <= size)
         if len(tokens) <= size or not self._splits("student", model):
-            logits = self._cut(logits_at(model, input_ids, attention_mask, scored))
+            logits = self._cut(logits_at(model, input_ids, attention_mask, scored))  # (N, V)
             return self._compared(logits, teacher(slice(None)), tokens)
 
         def part(states: torch.Tensor, rows: slice) -> Divergence:
-            return self._compared(self._cut(logits_from(model, states)), teacher(rows), tokens[rows])
+            logits = self._cut(logits_from(model, states))  # (n, V)
+            return self._compared(logits, teacher(rows), tokens[rows])
 
         return in_chunks(states_at(model, input_ids, attention_mask, scored), size, part)
 
-    def _teacher(self, batch: Batch, scored: torch.Tensor, count: int, whole: bool) -> Answer:
-        """What the teacher, or the control in its place, says at the `count` scored positions."""
+    def _teacher(self, batch: Batch, scored: torch.Tensor, count: int, whole: bool) -> TeacherAt:
+        """Logits of the teacher, or of the control in its place, at the `count` scored positions."""
         if self.stage.divergence == "cross_entropy":
             return lambda rows: None
         if self.stage.control == "unigram":
             assert self.unigram is not None
-            everywhere = self.unigram.to(scored.device).expand(count, -1)
+            everywhere = self.unigram.to(scored.device).expand(count, -1)  # (N, V)
             return lambda rows: everywhere[rows]
         teacher = self.teacher
         assert teacher is not None
-        asked = time.perf_counter()
-        taken: Any = slice(None)
+        started = time.perf_counter()
+        order: Any = slice(None)
         if self.stage.control == "shuffled":
-            taken = giver(batch, count, self.seed)
+            order = permutation(batch, count, self.seed)  # (N,)
         ids_and_mask = batch["input_ids"], batch["attention_mask"]
+        at: TeacherAt
+        # only a model in memory can give hidden states first and the logits of a chunk later
         if not whole and isinstance(teacher, LiveTeacher) and self._splits("teacher", teacher.model):
-            states = teacher.states(*ids_and_mask, scored)[taken]
-            answer: Answer = partial(self._from_states, teacher, states)
+            states = teacher.states(*ids_and_mask, scored)[order]  # (N, d)
+            at = partial(self._from_states, teacher, states)
         else:
-            logits = self._cut(teacher.logits(*ids_and_mask, scored))[taken]
-            answer = logits.__getitem__
-        self.teacher_seconds += time.perf_counter() - asked
-        return answer
+            logits = self._cut(teacher.logits(*ids_and_mask, scored))[order]  # (N, V)
+            at = logits.__getitem__
+        self.teacher_seconds += time.perf_counter() - started
+        return at
 
     def _from_states(self, teacher: LiveTeacher, states: torch.Tensor, rows: slice) -> torch.Tensor:
-        asked = time.perf_counter()
-        logits = self._cut(teacher.logits_from(states[rows]))
-        self.teacher_seconds += time.perf_counter() - asked
+        started = time.perf_counter()
+        logits = self._cut(teacher.logits_from(states[rows]))  # (n, V)
+        self.teacher_seconds += time.perf_counter() - started
         return logits
 
     def _cut(self, logits: torch.Tensor) -> torch.Tensor:
         # heads may be padded beyond the vocabulary, each by its own amount: no arm sees the padding
         return logits[:, : self.vocabulary]
 
-    def _compared(
-        self, student_logits: torch.Tensor, teacher_logits: torch.Tensor | None, tokens: torch.Tensor
-    ) -> Divergence:
+    def _compared(self, student_logits: torch.Tensor, teacher_logits: Any, tokens: torch.Tensor) -> Divergence:
+        """The loss at n scored positions, from logits (n, V) and tokens (n,)."""
         found = compare(self.stage, student_logits, teacher_logits, tokens)
         if self.diagnoses and teacher_logits is not None:
             found.diagnostics.update(agreement(student_logits, teacher_logits))
@@ -209,40 +212,39 @@ class Distributions:
                 found.diagnostics.update(end_of_turn_mass(teacher_logits, tokens, self.end_of_turn))
         return found
 
-    def _splits(self, who: str, model: torch.nn.Module) -> bool:
-        """Whether the model's logits can be made in chunks; tried once, and told where they cannot."""
-        if who not in self._agree:
-            self._agree[who] = agrees(model)
-            if not self._agree[who]:
+    def _splits(self, side: str, model: torch.nn.Module) -> bool:
+        """Whether the model's logits can be made in chunks; tried once, with a warning where they cannot."""
+        if side not in self._splittable:
+            self._splittable[side] = agrees(model)
+            if not self._splittable[side]:
                 self.warnings.append(
-                    f"the {who}'s logits could not be made in chunks (its own forward says something else), "
+                    f"the {side}'s logits could not be made in chunks (its own forward gives other numbers), "
                     "so those of all scored positions were held at once: the same numbers in more memory"
                 )
-        return self._agree[who]
+        return self._splittable[side]
 
 
-class KeptDistributions(Distributions):
-    """A divergence from a teacher that is known in part (`kept.py`): no teacher reads the micro-batch."""
+class SparseDistributions(Distributions):
+    """A divergence from a teacher's sparse logits (`sparse.py`): no teacher runs on the micro-batch."""
 
     def __init__(
         self,
         stage: TrainStage,
-        teacher: "TeacherSignal | KeptTeacher",
+        teacher: SparseSignal,
         vocabulary: int,
         *,
         chunk: int | None = None,
     ) -> None:
-        """Raise SettingsError where the stage's divergence cannot be computed from the teacher's signal."""
-        assert isinstance(teacher, KeptTeacher)
+        """Raises SettingsError where the stage's divergence cannot be computed from the teacher's signal."""
         check_signal(teacher.signal, stage)
         super().__init__(stage, None, vocabulary, chunk=chunk)
-        self.known, self.asks_teacher = teacher, False
+        self.signal, self.queries_teacher = teacher, False
 
-    def _teacher(self, batch: Batch, scored: torch.Tensor, count: int, whole: bool) -> Any:
-        asked = time.perf_counter()
-        kept = self.known.kept(batch).to(scored.device)
-        self.teacher_seconds += time.perf_counter() - asked
-        return kept.__getitem__
+    def _teacher(self, batch: Batch, scored: torch.Tensor, count: int, whole: bool) -> TeacherAt:
+        started = time.perf_counter()
+        sparse = self.signal.sparse_logits(batch).to(scored.device)  # N positions, K tokens each
+        self.teacher_seconds += time.perf_counter() - started
+        return sparse.__getitem__
 
-    def _compared(self, student_logits: torch.Tensor, kept: Any, tokens: torch.Tensor) -> Divergence:
-        return compare_kept(self.stage, self.known.signal.tail, student_logits, kept, tokens)
+    def _compared(self, student_logits: torch.Tensor, teacher_logits: Any, tokens: torch.Tensor) -> Divergence:
+        return compare_sparse(self.stage, self.signal.signal.tail, student_logits, teacher_logits, tokens)

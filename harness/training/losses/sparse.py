@@ -1,89 +1,77 @@
-"""Divergences where only some of the teacher's probabilities are known: its top-k tokens, or unbiased draws."""
+"""Divergences where only some of the teacher's probabilities are known: its top-k tokens, or unbiased draws.
+
+The formulas are those of `divergences.py`, over fewer events; `teachers/sparse_logits.py` has the definitions of
+`tail`, `renormalise`, `zero` and `sampled`, and their limits. Shapes: N scored positions, V vocabulary, K tokens.
+"""
+
+from functools import partial
 
 import torch
 
 from harness.config.recipe import TrainStage
 from harness.config.teacher_signal import Signal, check_signal
 from harness.models.logits import at_least_fp32, logsumexp_outside
-from harness.teachers.sparse_logits import Kept
-from harness.training.losses.divergences import Divergence
+from harness.teachers.sparse_logits import SparseLogits
+from harness.training.losses.divergences import Divergence, between
 
 
-def compare_kept(
-    stage: TrainStage, tail: str, student_logits: torch.Tensor, kept: Kept, tokens: torch.Tensor
+def compare_sparse(
+    stage: TrainStage, tail: str, student_logits: torch.Tensor, sparse: SparseLogits, tokens: torch.Tensor
 ) -> Divergence:
-    """What a training stage minimises, from kept tokens; the counterpart of `divergences.compare`.
+    """What a training stage minimises, from a teacher's sparse logits; the counterpart of `divergences.compare`.
 
-    `student_logits` (N, V), `tokens` (N,) those to be predicted; `tail` is one of `signal_kinds.TAILS`, read for
-    `top_k` only. Diagnostics, summed over positions: `student_nll`, `kept_student_mass`, and for `top_k`
-    `kept_teacher_mass`.
+    `student_logits` (N, V), `sparse` of N positions and K tokens, `tokens` (N,) those to be predicted; `tail` is one
+    of `teacher_signal.TAILS` and read for `top_k` only. Diagnostics, summed over positions: `student_nll`,
+    `kept_student_mass`, and for `top_k` `kept_teacher_mass`. Raises SettingsError where the stage's divergence cannot
+    be computed from this kind of logits.
     """
-    stage, logits = stage.normal(), at_least_fp32(student_logits)
-    assert len(kept) == len(logits) == len(tokens), "positions differ"
-    check_signal(Signal(kind=kept.kind, tail=tail), stage)
+    stage, logits = stage.normal(), at_least_fp32(student_logits)  # (N, V)
+    assert len(sparse) == len(logits) == len(tokens), "positions differ"
+    check_signal(Signal(kind=sparse.kind, tail=tail), stage)
     temperature, weight = stage.divergence_temperature, stage.cross_entropy_weight
-    teacher = kept.logprobs.to(logits.dtype)
-    at_kept = logits.gather(1, kept.ids)
-    everything = kept.ids.shape[1] == logits.shape[1]  # then there is no tail
-    in_tail = kept.kind == "top_k" and tail == "tail" and not everything
+    weights = partial(rounded_log_weights, like=logits)
+    teacher = sparse.logprobs.to(logits.dtype)  # (N, K)
+    chosen = logits.gather(1, sparse.ids)  # (N, K), the student's logits of the same tokens
+    everything = sparse.ids.shape[1] == logits.shape[1]  # then there is no tail
+    in_tail = sparse.kind == "top_k" and tail == "tail" and not everything
     if in_tail:
-        rest = logsumexp_outside(logits, kept.ids)
-        normaliser = torch.logaddexp(at_kept.logsumexp(-1), rest)
+        # the tail's logit from the tokens themselves: 1 - the mass of the K would lose a small tail in rounding
+        rest = logsumexp_outside(logits, sparse.ids)  # (N,)
+        normaliser = torch.logaddexp(chosen.logsumexp(-1), rest)  # (N,)
     else:
-        normaliser = logits.logsumexp(-1)
-    student = at_kept - normaliser[:, None]
+        normaliser = logits.logsumexp(-1)  # (N,)
+    student = chosen - normaliser[:, None]  # (N, K) log-probabilities over the whole vocabulary
     nll = (normaliser - logits.gather(1, tokens[:, None])[:, 0]).sum()
 
-    if kept.kind == "sampled":
+    if sparse.kind == "sampled":
         total = -(teacher.exp() * student).sum()
     elif in_tail:
-        events = torch.cat([student, (rest - normaliser)[:, None]], dim=1)
-        said = torch.cat([teacher, kept.tail.to(logits.dtype)[:, None]], dim=1)
-        total = between(stage, events, said.log_softmax(-1))  # stored in 16 bits they sum to 1 only nearly
+        student_events = torch.cat([student, (rest - normaliser)[:, None]], dim=1)  # (N, K + 1)
+        teacher_events = torch.cat([teacher, sparse.tail.to(logits.dtype)[:, None]], dim=1)  # (N, K + 1)
+        # log-probabilities stored in 16 bits sum to 1 only nearly
+        total = between(stage, student_events, teacher_events.log_softmax(-1), weights)
     elif tail == "zero":
-        total = between(stage, student, teacher)
+        total = between(stage, student, teacher, weights)
     else:
-        total = between(stage, (at_kept / temperature).log_softmax(-1), (teacher / temperature).log_softmax(-1))
+        student_share, teacher_share = ((side / temperature).log_softmax(-1) for side in (chosen, teacher))  # (N, K)
+        total = between(stage, student_share, teacher_share, weights)
     total = total * temperature**2
     if weight:
         total = (1 - weight) * total + weight * nll
     diagnostics = {"student_nll": nll.detach()}
     with torch.no_grad():
-        # an unused place of `sampled` repeats the id 0: it is no token of the kept
+        # an unused place of `sampled` repeats the id 0, whose mass must not be counted for it
         diagnostics["kept_student_mass"] = student.exp().masked_fill(teacher == -torch.inf, 0.0).sum()
-        if kept.kind == "top_k":
+        if sparse.kind == "top_k":
             diagnostics["kept_teacher_mass"] = teacher.exp().sum()
     return Divergence(total, len(tokens), diagnostics)
 
 
-def between(stage: TrainStage, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """A divergence summed over events, from log-probabilities (N, E) as they are: nothing is normalised.
+def rounded_log_weights(weight: float, like: torch.Tensor) -> tuple[float, float]:
+    """Logarithms of a mixture's two weights, each rounded to the dtype of `like` before the logarithm is taken.
 
-    The definitions are those of `divergences.py`, at temperature 1.
+    `divergences.log_weights` rounds after it; the two differ by about 3e-8 in fp32 where a weight is no power of two.
+    Results on sparse logits are computed with these, and a change would move them in the last digits.
     """
-    if stage.divergence == "forward_kl":
-        return _kl(teacher, student)
-    if stage.divergence == "reverse_kl":
-        return _kl(student, teacher)
-    if stage.divergence == "tvd":
-        return 0.5 * (student.exp() - teacher.exp()).abs().sum()
-    if stage.divergence == "skew_forward_kl":
-        return _kl(teacher, _mixture(teacher, student, stage.skew))
-    if stage.divergence == "skew_reverse_kl":
-        return _kl(student, _mixture(student, teacher, stage.skew))
-    assert stage.divergence == "jsd", stage.divergence
-    weight = stage.jsd_teacher_weight
-    mixture = _mixture(teacher, student, weight)
-    return weight * _kl(teacher, mixture) + (1 - weight) * _kl(student, mixture)
-
-
-def _mixture(first: torch.Tensor, second: torch.Tensor, weight: float) -> torch.Tensor:
-    """log(weight x first + (1 - weight) x second) from log-probabilities."""
-    weights = first.new_tensor([weight, 1 - weight]).log()
-    return torch.logaddexp(first + weights[0], second + weights[1])
-
-
-def _kl(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Sum of first (log first - log second) from log-probabilities; 0 where first is 0 (not 0 x -inf)."""
-    terms = first.exp() * (first - second)
-    return terms.masked_fill(first == -torch.inf, 0.0).sum()
+    first, second = like.new_tensor([weight, 1 - weight]).log().tolist()
+    return first, second

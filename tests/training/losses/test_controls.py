@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from harness.data.sequences import Row
-from harness.training.losses.controls import giver, unigram_logprobs
+from harness.training.losses.controls import permutation, unigram_logprobs
 
 
 def batch(seed=0):
@@ -15,20 +15,20 @@ def batch(seed=0):
 
 def test_every_distribution_is_given_once_and_none_to_its_own_position():
     for count in (2, 3, 10, 57):
-        found = giver(batch(), count, seed=0).tolist()
+        found = permutation(batch(), count, seed=0).tolist()
         assert sorted(found) == list(range(count))
         assert all(one != place for place, one in enumerate(found))
 
 
 def test_the_dealing_follows_the_seed_and_the_tokens_and_no_history():
-    first = giver(batch(), 30, seed=0)
-    assert torch.equal(first, giver(batch(), 30, seed=0))
-    assert not torch.equal(first, giver(batch(), 30, seed=1))
-    assert not torch.equal(first, giver(batch(1), 30, seed=0))
+    first = permutation(batch(), 30, seed=0)
+    assert torch.equal(first, permutation(batch(), 30, seed=0))
+    assert not torch.equal(first, permutation(batch(), 30, seed=1))
+    assert not torch.equal(first, permutation(batch(1), 30, seed=0))
 
 
 def test_a_single_position_keeps_its_own():
-    assert giver(batch(), 1, seed=0).tolist() == [0]
+    assert permutation(batch(), 1, seed=0).tolist() == [0]
 
 
 def test_the_unigram_counts_scored_tokens_plus_one_each():

@@ -10,7 +10,7 @@ from harness.config.recipe import SHARP, TrainStage
 from harness.data.sequences import Row, collate
 from harness.teachers.signals import LiveTeacher
 from harness.training.losses.chunked import positions_at_once
-from harness.training.losses.controls import giver
+from harness.training.losses.controls import permutation
 from harness.training.losses.objectives import Distributions, objective_for
 from tests.doubles import byte_tokenizer, tiny_llama
 from tests.models.test_logits import tiny, with_adapters
@@ -224,7 +224,7 @@ def test_the_shuffled_control_compares_with_another_positions_distribution(chunk
     mask = data["labels"][:, 1:] != -100
     with torch.no_grad():
         p, q = (m(**inputs).logits[:, :-1][mask].log_softmax(-1) for m in (wise, model))
-    p = p[giver(data, len(p), seed=5)]
+    p = p[permutation(data, len(p), seed=5)]
     assert found.sum.item() == pytest.approx((p.exp() * (p - q)).sum().item(), rel=1e-4)
     assert found.sum.item() != pytest.approx(measured(data=data)[0].sum.item(), rel=1e-3)
 
@@ -241,7 +241,7 @@ def test_the_unigram_control_is_one_distribution_everywhere_and_asks_no_teacher(
         logits = model(input_ids=data["input_ids"], attention_mask=data["attention_mask"]).logits
         q = logits[:, :-1][data["labels"][:, 1:] != -100].log_softmax(-1)
     assert found.sum.item() == pytest.approx((q.exp() * (q - unigram)).sum().item(), rel=1e-4)
-    assert not objective.asks_teacher and objective.teacher_seconds == 0
+    assert not objective.queries_teacher and objective.teacher_seconds == 0
 
 
 def test_a_missing_teacher_or_missing_counts_are_errors():
