@@ -1,10 +1,10 @@
 """Served models: text and scores of a model behind an OpenAI-compatible completions server, such as vLLM's.
 
 Prompts and answers are token ids, so nothing is tokenised twice. `generate.py` writes with a model in
-memory, this file with one behind an `Endpoint`; `teachers.py` gives both one face. Every sampling value is
+memory, this file with one behind an `HttpEndpoint`; `teachers.py` gives both one face. Every sampling value is
 sent, since a server fills gaps from the model's own generation config. Needs neither torch nor transformers.
 
-    server = CompletionsServer(Endpoint("http://node7:8000"), "org/Teacher-70B")
+    server = CompletionsClient(HttpEndpoint("http://node7:8000"), "org/Teacher-70B")
     server.complete(prompts, max_new_tokens=256, temperature=0.0, seeds=seeds, stop_ids={2})
     server.score(rows, top_k=64)[0].logprobs          # (T - 1, 64): entry t predicts token t + 1
 """
@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from harness.config.checks import refuse
-from harness.teachers.http_endpoint import Endpoint
+from harness.teachers.http_endpoint import HttpEndpoint
 
 PROBE_TOKENS = 16
 PROBE_TOLERANCE = 0.1  # nats; kernels and batch shapes move bf16 log-probabilities by hundredths
@@ -68,12 +68,12 @@ class Probe:
         return bool(np.allclose(self.logprobs, other.logprobs, rtol=0, atol=PROBE_TOLERANCE))
 
 
-class CompletionsServer:
+class CompletionsClient:
     """One model behind one endpoint; asks for many rows at once and keeps their order."""
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        endpoint: HttpEndpoint,
         served_model: str,
         encode: Callable[[str], list[int]] | None = None,
         in_flight: int = 64,
@@ -90,7 +90,7 @@ class CompletionsServer:
 
         Asks the server what it serves; SettingsError with the list where the declared model is not in it.
         """
-        cards = self.endpoint.ask("/v1/models").get("data")
+        cards = self.endpoint.request("/v1/models").get("data")
         if not isinstance(cards, list):
             raise self.endpoint.malformed("a list of models")
         known = {card.get("id"): card for card in cards if isinstance(card, dict)}
@@ -179,7 +179,7 @@ class CompletionsServer:
         return [future.result() for future in futures]
 
     def _choice(self, body: dict[str, Any], stopped: threading.Event) -> dict[str, Any]:
-        answer = self.endpoint.ask("/v1/completions", {**PLAIN, "model": self.served_model, **body}, stopped)
+        answer = self.endpoint.request("/v1/completions", {**PLAIN, "model": self.served_model, **body}, stopped)
         choices = answer.get("choices")
         if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
             raise self.endpoint.malformed("a completion")

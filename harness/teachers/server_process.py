@@ -17,16 +17,16 @@ from pathlib import Path
 
 from harness.config.checks import SettingsError, refuse
 from harness.runtime.processes import end_group, free_port
-from harness.teachers.completions_client import CompletionsServer
+from harness.teachers.completions_client import CompletionsClient
 from harness.teachers.discovery import answers
-from harness.teachers.http_endpoint import Endpoint
+from harness.teachers.http_endpoint import HttpEndpoint
 
 READY_SECONDS = 1800.0
 STEP_SECONDS = 0.5
 
 
 @contextmanager
-def serving(command: str, folder: Path) -> Iterator[CompletionsServer]:
+def serving(command: str, folder: Path) -> Iterator[CompletionsClient]:
     """The server of one model folder, ready.
 
     Raises SettingsError where it cannot be started, ends, or does not answer within half an hour.
@@ -52,7 +52,7 @@ def serving(command: str, folder: Path) -> Iterator[CompletionsServer]:
             if time.monotonic() > deadline:
                 raise failed(f"the server did not answer within {READY_SECONDS / 60:g} minutes")
             time.sleep(STEP_SECONDS)
-        yield CompletionsServer(Endpoint(url), str(folder))
+        yield CompletionsClient(HttpEndpoint(url), str(folder))
     finally:
         end_group(child)
     log.unlink(missing_ok=True)  # kept where something went wrong

@@ -20,7 +20,7 @@ from harness.execution.slurm.submissions import Notes, being_sent, new_note
 from harness.plan.graph import Stage
 from harness.store.fingerprint import SHORT, fingerprint
 from harness.store.store import Store, write_json
-from harness.teachers.discovery import page_of, write_page
+from harness.teachers.discovery import address_file, write_address
 from harness.teachers.http_endpoint import BY_SLURM
 
 
@@ -54,7 +54,7 @@ def pointed(spec: Mapping[str, Any], stage: Stage, store: Store) -> dict[str, An
     """A stage's `spec()`, with the page of its server where it said that the cluster serves."""
     server, where = server_of(stage), dict(spec["where"])
     if server is not None:
-        page = str(page_of(store, server.key))
+        page = str(address_file(store, server.key))
         where |= {"teacher_url": page} if "teacher_url" in where else {"model": {**where["model"], "path": page}}
     return {**spec, "where": where}
 
@@ -83,7 +83,7 @@ def take_servers(
         if notes.take(key, submission, name, 0):
             assert cluster.serve is not None
             minutes = cluster.serve.ready_minutes
-            write_page(page_of(store, key), name=name, job=None, model=server.model, ready_minutes=minutes)
+            write_address(address_file(store, key), name=name, job=None, model=server.model, ready_minutes=minutes)
             mine[name] = server
     return mine
 
@@ -121,4 +121,4 @@ def _want(store: Store, key: str, note: Mapping[str, Any], tasks: Sequence[Seque
 
 
 def _wanting(store: Store, key: str) -> Path:
-    return page_of(store, key).with_suffix("")
+    return address_file(store, key).with_suffix("")

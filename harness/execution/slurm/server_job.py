@@ -29,9 +29,9 @@ from harness.execution.slurm.task import requeue
 from harness.runtime import preemption
 from harness.runtime.processes import end_group, free_port
 from harness.store.store import Store
-from harness.teachers.completions_client import CompletionsServer
-from harness.teachers.discovery import answers, page_of, read_page, write_page
-from harness.teachers.http_endpoint import Endpoint
+from harness.teachers.completions_client import CompletionsClient
+from harness.teachers.discovery import address_file, answers, read_address, write_address
+from harness.teachers.http_endpoint import HttpEndpoint
 
 STEP_SECONDS = 0.5
 SIGNAL_SECONDS = 1.0  # Slurm tells the processes of a job one after the other
@@ -64,7 +64,7 @@ class ServerJob:
         self.key = self.server.key
         self.settings = Serve.of(written["cluster"]["serve"])
         self.restarts = written["cluster"]["restarts"]
-        self.page = page_of(self.store, self.key)
+        self.page = address_file(self.store, self.key)
         self.job = os.environ.get("SLURM_JOB_ID")
         self.signal: int | None = None
         """The one that asked the job to stop."""
@@ -111,7 +111,7 @@ class ServerJob:
                 reason = f"the server did not answer at {url} within {self.settings.ready_minutes:g} minutes"
                 raise self._failed(reason, "slurm.serve.ready_minutes gives it more")
             self._watch(child, STEP_SECONDS)
-        _ = CompletionsServer(Endpoint(url, self.server.api_key_env), self.server.model).context
+        _ = CompletionsClient(HttpEndpoint(url, self.server.api_key_env), self.server.model).context
 
     def _watch(self, child: "subprocess.Popen[bytes]", seconds: float) -> None:
         """Let the time pass; raises Preempted where the job is stopped, SettingsError where the server has died."""
@@ -163,11 +163,11 @@ class ServerJob:
 
     def _own_page(self) -> bool:
         """Whether the page is still this job's: where another was sent for the same model, that one serves."""
-        return (read_page(self.page) or {}).get("name") == self.name
+        return (read_address(self.page) or {}).get("name") == self.name
 
     def _tell(self, **more: Any) -> None:
         said = {"name": self.name, "job": self.job, "model": self.server.model, "started": time.time()}
-        write_page(self.page, **said, ready_minutes=self.settings.ready_minutes, **more)
+        write_address(self.page, **said, ready_minutes=self.settings.ready_minutes, **more)
 
     def _give_up_note(self) -> None:
         if (read_note(self.store, self.key) or {}).get("array") == self.name:
