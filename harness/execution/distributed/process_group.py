@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -23,6 +22,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
+
+from harness.execution.slurm.squeue import ask
+from harness.runtime.processes import node_address
 
 JOIN_SECONDS = 300.0  # how long the others may take to start
 GRACE_SECONDS = 10.0  # how long a process may take to come out of a stage that is over; then it ends where it stands
@@ -101,14 +103,9 @@ def _leave_group() -> None:
 
 def _first_node() -> str:
     """The address of the step's first node, where its first process is."""
-    names = _ask("scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"])
+    names = ask("scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"])
     first = names.split()[0]
-    found = _ask("scontrol", "show", "node", first)
-    return next((word[9:] for word in found.split() if word.startswith("NodeAddr=")), first)
-
-
-def _ask(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return node_address(first, ask("scontrol", "show", "node", first))
 
 
 class Line:
