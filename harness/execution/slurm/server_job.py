@@ -2,7 +2,7 @@
 
     python -m harness.execution.slurm.server_job NAME --submission <store>/submissions/<name>/submission.json
 
-Exit code 0: no job needs the server any more. 1: it could not be started, or ended; the last line says why. 75: stopped;
+Exit code 0: no job needs the server any more. 1: it could not start, or ended; the last line says why. 75: stopped;
 where the signal was SIGUSR2 the job puts itself back into Slurm's queue while it is needed. The server's own output is
 beside the job's, in the submission's folder.
 """
@@ -167,7 +167,7 @@ class ServerJob:
         return preemption.EXIT_CODE
 
     def _own_file(self) -> bool:
-        """Whether the address file is still this job's: where another job was sent for the same model, that one serves."""
+        """Whether the address file is still this job's; a job that was sent later for the same model takes it over."""
         return (read_address(self.address_file) or {}).get("name") == self.name
 
     def _write_address(self, **more: Any) -> None:
