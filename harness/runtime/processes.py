@@ -1,7 +1,7 @@
 """Processes: which of several processes of one training run this is, and what of the machine it may use.
 
-Which one it is stands in the environment, in `torchrun`'s words, while a stage is made together (`members.py`). The
-first alone logs, keeps checkpoints and saves.
+While all ranks make a stage, each finds its rank in the environment, under `torchrun`'s names
+(`execution/distributed/process_group.py`). Rank 0 alone logs, keeps checkpoints and saves.
 """
 
 import os
