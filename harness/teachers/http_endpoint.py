@@ -118,7 +118,7 @@ class HttpEndpoint:
 
     def malformed(self, wanted: str, way_out: str = START) -> SettingsError:
         """The refusal of an answer that lacks what was requested."""
-        return refuse(FIELD, self.url, f"the server's answer has not {wanted}", way_out)
+        return refuse(FIELD, self.url, f"the server's answer lacks {wanted}", way_out)
 
     def _object(self, content: bytes) -> dict[str, Any]:
         try:
@@ -138,11 +138,12 @@ class HttpEndpoint:
         return key
 
     def _refused(self, status: int, path: str, problem: str) -> SettingsError:
-        if status in (401, 403):
+        if status in (401, 403) and self.api_key_env:
             way_out = f"put the server's key into the environment variable {self.api_key_env}"
-            if not self.api_key_env:
-                way_out = "set teacher.api_key_env to the name of the environment variable that holds its key"
-            return refuse(FIELD, self.url, f"the server wants a key it knows ({problem})", way_out)
+            return refuse(FIELD, self.url, f"the server refuses the API key ({problem})", way_out)
+        if status in (401, 403):
+            way_out = "set teacher.api_key_env to the name of the environment variable that holds its key"
+            return refuse(FIELD, self.url, f"the server requires an API key ({problem})", way_out)
         return refuse(FIELD, self.url, f"the server refuses {path} ({problem})")
 
     def _quoted(self, content: bytes) -> str:

@@ -276,13 +276,13 @@ def test_scores_that_cannot_be_right_are_refused(fake, entries):
     fake.body = {"choices": [{"prompt_logprobs": entries}]}
     with pytest.raises(SettingsError) as refusal:
         client(fake).score([[3, 9]], 1)
-    assert "has not" in sentence(refusal)
+    assert "lacks" in sentence(refusal)
 
 
 @pytest.mark.parametrize("body", [b"<html>", [], {"choices": []}])
 def test_answers_that_are_no_completions_are_refused(fake, body):
     fake.body = body
-    with pytest.raises(SettingsError, match=r"has not a (JSON object|completion)"):
+    with pytest.raises(SettingsError, match=r"lacks a (JSON object|completion)"):
         complete(client(fake), PROMPTS[:1])
 
 

@@ -81,9 +81,8 @@ class ServerJob:
                 print(f"harness: {stopped}", flush=True)
                 return self._stopped()
             except SettingsError as error:
-                self._write_address(
-                    failed=str(error)
-                )  # before the note goes, so that no successor's page is written over
+                # before the note goes: afterwards the file may be that of another server's job
+                self._write_address(failed=str(error))
                 self._remove_note()
                 print(f"harness: {error}", flush=True)
                 return 1
