@@ -2,10 +2,10 @@
 
     python -m harness.job ADDRESS... --submission <store>/submissions/<name>/submission.json
 
-Exit code 0: all there. 1: a stage failed, the last line says why. 75: stopped, run it again, it goes on; a job
-told so by SIGUSR2 (the notice before a time limit, or a preemption) puts itself back into Slurm's queue first.
-Run by hand on any machine that sees the store, it does the same. Started several times at once by srun or
-`torchrun`, it trains with all of its processes (`leader.py`).
+Exit code 0: every stage is in the store. 1: a stage failed; the last line says why. 75: stopped; started again, it
+continues. A job that was stopped by SIGUSR2 (the notice before a time limit, or a preemption) puts itself back into
+Slurm's queue first. Run by hand on any machine that reads the store, it does the same. Started several times at once by
+srun or `torchrun`, it trains with all of its processes (`execution/distributed/coordinator.py`).
 """
 
 import argparse

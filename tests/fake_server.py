@@ -6,8 +6,10 @@ It decodes and scores with plain dense loops of its own, so that it is a referen
 """
 
 import json
+import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -32,18 +34,31 @@ def adopt(fake, tokenizer, out, api_key_env=None):
 class FakeServer:
     """`faults`: statuses given to the next completions; `delay_s(n)`: wait before the n-th; `without`: what is
     left out of answers (`token_ids`, `logprobs`, `stop_token`, `one_of_k`, `prompt_logprobs`, `context`);
-    `context`: tokens it takes; `body`: sent in place of any completion."""
+    `context`: tokens it takes; `body`: sent in place of any completion; `opened` counts connections."""
 
     def __init__(self, model, served=("tiny",), key=None, port=0):
         self.model, self.served, self.key, self.port = model, served, key, port
         self.faults, self.without, self.delay_s, self.body = [], set(), lambda number: 0.0, None
         self.context, self.requests, self.asked, self.busy, self.most_busy = 128, [], 0, 0, 0
-        self.lock = threading.Lock()
+        self.lock, self.connections, self.opened = threading.Lock(), set(), 0
 
     def __enter__(self):
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"  # connections stay open, as vLLM's do
+
+            def setup(self):
+                super().setup()
+                with fake.lock:
+                    fake.connections.add(self.connection)
+                    fake.opened += 1
+
+            def finish(self):
+                super().finish()
+                with fake.lock:
+                    fake.connections.discard(self.connection)
+
             def do_GET(self):
                 cards = [{"id": name, "max_model_len": fake.context} for name in fake.served]
                 if "context" in fake.without:
@@ -75,6 +90,10 @@ class FakeServer:
     def __exit__(self, *_):
         self.http.shutdown()
         self.http.server_close()
+        with self.lock:
+            for connection in self.connections:  # a process that ends closes them too
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
 
     def checked(self, headers, answer):
         sent = headers.get("Authorization", "")

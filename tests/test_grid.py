@@ -21,7 +21,7 @@ from harness.execution.status_screen import Look, screen
 from harness.plan.frozen import keep_plan, targets_of, thaw
 from harness.plan.graph import Stage
 from harness.store.store import Store
-from harness.teachers.discovery import page_of, write_page
+from harness.teachers.discovery import address_file, write_address
 from tests.execution.test_executor import MAKER, Watcher, settings
 
 
@@ -99,7 +99,7 @@ def test_the_screen_shows_the_server_of_the_grids_teacher(store):
     base = Stage("base", "served", {"kind": "http", "served_model": "org/large"})
     frozen["stages"][base.key] = base.spec()
     for key, model, url in (("a", "org/large", "http://n1:8000"), ("b", "org/other", None)):
-        write_page(page_of(store, key), name="s", job="12", model=model, ready_minutes=1, url=url)
+        write_address(address_file(store, key), name="s", job="12", model=model, ready_minutes=1, url=url)
     lines = list(screen(store, frozen, Look.at(store, frozen)))
     assert lines[1] == "  server      org/large  http://n1:8000, job 12"
     assert not any("org/other" in line for line in lines)

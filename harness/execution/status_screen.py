@@ -13,7 +13,7 @@ from harness.execution.slurm.job_accounting import states_of
 from harness.plan.frozen import targets_of
 from harness.store.status import StageState, cell_state, stage_state
 from harness.store.store import Store
-from harness.teachers.discovery import read_page
+from harness.teachers.discovery import read_address
 
 ORDER = ("running", "pending", "interrupted", "missing", "failed")
 LISTED = 12
@@ -97,7 +97,7 @@ def _servers(store: Store, frozen: Mapping[str, Any]) -> Iterator[str]:
     """The jobs that serve the grid's teachers, and where they listen."""
     served = {spec["settings"].get("served_model") for spec in frozen["stages"].values() if spec["kind"] == "base"}
     for path in sorted((store.root / "servers").glob("*.json")):
-        page = read_page(path)
+        page = read_address(path)
         if page is not None and page["model"] in served:
             yield f"  server      {page['model']}  {page.get('failed') or page['url'] or 'starts'}, job {page['job']}"
 

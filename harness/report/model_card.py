@@ -1,49 +1,49 @@
-"""Model card: a receipt as a person reads it, with the front matter that the Hugging Face hub understands.
+"""Model card: a receipt in Markdown, below the metadata that the Hugging Face hub reads.
 
-Takes the receipt of `receipt.py` and nothing else. It opens with the one sentence that matters: whether the student
-beat plain fine-tuning at the same budget, by how much, how sure that is, and at what extra cost.
+The card is made from the receipt of `receipt.py` alone. Its first sentence says whether the student beat plain
+fine-tuning at the same budget, by how much, how certain that is, and at what extra cost.
 
     card_text(receipt)
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from harness.evals.benchmarks import LM_EVAL, benchmark_names, load_benchmark
 from harness.report.licences import Verdict, hub_license
 from harness.results.breakdown import FEW
 from harness.results.comparison import CLEAR
 
+if TYPE_CHECKING:  # huggingface_hub is imported where a card is written, and by no table or status screen
+    from huggingface_hub import EvalResult, ModelCardData
+
 Receipt = Mapping[str, Any]
 TESTED = f"p < {CLEAR} after Holm over evaluations and their sources of at least {FEW} items"
-ROLES = {"sft": "SFT at the same budget", "base": "untouched base", "teacher": "teacher"}
+ROLES = {"sft": "SFT at the same budget", "base": "pretrained base model", "teacher": "teacher"}
 COSTS = {
     "train": "training the student",
     "teacher": "the teacher's share (labels, caches, forward passes)",
     "total": "total (marginal)",
-    "with_teacher_training": "total, with the making of the teacher",
-    "amortised": "the same, shared with the other cells of the grid",
+    "with_teacher_training": "total, with the training of the teacher",
+    "amortised": "the same, amortised over the cells of the grid that share it",
 }
 
 
 def card_text(receipt: Receipt) -> str:
-    """The whole card: YAML front matter and Markdown."""
-    front = yaml.safe_dump(metadata(receipt), sort_keys=False, allow_unicode=True, width=120)
-    parts = [f"---\n{front}---", f"# {receipt['name']}", f"**{verdict(receipt)}**"]
+    """The whole card: YAML front matter and Markdown. Raises as `metadata`."""
+    parts = [f"---\n{metadata(receipt).to_yaml()}\n---", f"# {receipt['name']}", f"**{verdict(receipt)}**"]
     parts += filter(None, [_arm(receipt["arm"])])
     for title, body in (
         ("Scores", _scores(receipt)),
-        ("What it lost", _lost(receipt["lost"])),
-        ("What it cost", _cost(receipt["cost"])),
-        ("Where it runs", _deployment(receipt)),
+        ("Regressions", _lost(receipt["lost"])),
+        ("Cost", _cost(receipt["cost"])),
+        ("Deployment", _deployment(receipt)),
         ("Data and licences", _data(receipt)),
-        ("How it was made", _recipe(receipt)),
+        ("Recipe", _recipe(receipt)),
         ("Provenance", _provenance(receipt)),
         ("Warnings", _listed(receipt["warnings"]) or "None."),
-        ("What is missing", _listed(receipt["missing"]) or "Nothing."),
+        ("Missing", _listed(receipt["missing"]) or "Nothing."),
         ("Use", USE),
     ):
         parts += [f"## {title}", body]
@@ -51,11 +51,11 @@ def card_text(receipt: Receipt) -> str:
 
 
 def verdict(receipt: Receipt) -> str:
-    """Whether the student beat the obvious alternative, in one sentence."""
+    """Whether the student beat plain fine-tuning, in one sentence; an SFT student is compared with its base model."""
     first = receipt["headline"]
     score = None if first is None else _named(receipt["scores"], first)
     if score is None or score["score"] is None:
-        return "Nobody can say what this model is worth: it has no score."
+        return "This model has no score, so nothing is known of its quality."
     role = "base" if receipt["recipe"]["name"] == "sft" else "sft"
     found = score["against"].get(role)
     what = f"{score['eval']} {score['metric']}"
@@ -72,30 +72,39 @@ def verdict(receipt: Receipt) -> str:
     return f"{text}{_extra(receipt)}; the interval covers {covers}."
 
 
-def metadata(receipt: Receipt) -> dict[str, Any]:
-    """The front matter, in the fields of a Hugging Face model card."""
-    student, data = receipt["student"], receipt["data"]
-    card: dict[str, Any] = hub_license(student["license"], Verdict(**receipt["licences"]))
+def metadata(receipt: Receipt) -> "ModelCardData":
+    """The front matter: the card's metadata as huggingface_hub defines and checks it.
+
+    Raises ValueError where huggingface_hub refuses the scores as evaluation results.
+    """
+    from huggingface_hub import ModelCardData
+
+    student, data, method = receipt["student"], receipt["data"], receipt["recipe"]["name"]
+    fields: dict[str, Any] = hub_license(student["license"], Verdict(**receipt["licences"]))
     if student["path"]:
-        card |= {"base_model": student["path"], "base_model_relation": "finetune"}
+        fields |= {"base_model": student["path"], "base_model_relation": "finetune"}
     if data["data_set"]:
-        card["datasets"] = [data["data_set"]]
-    method = receipt["recipe"]["name"]
-    card |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    card["tags"] = ["harness", method, *([] if receipt["teacher"] is None else ["knowledge-distillation"])]
+        fields["datasets"] = [data["data_set"]]
     results = [_result(score, data) for score in receipt["scores"] if score["score"] is not None]
-    return card | ({"model-index": [{"name": receipt["name"], "results": results}]} if results else {})
+    if results:
+        fields |= {"model_name": receipt["name"], "eval_results": results}
+    tags = ["harness", method, *([] if receipt["teacher"] is None else ["knowledge-distillation"])]
+    return ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=tags, **fields)
 
 
-def _result(score: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+def _result(score: Mapping[str, Any], data: Mapping[str, Any]) -> "EvalResult":
+    from huggingface_hub import EvalResult
+
     public = score["eval"] in benchmark_names()
-    title = load_benchmark(score["eval"]).title if public else f"held-out rows of {data['corpus']}"
-    hub_id = load_benchmark(score["eval"]).data if public else data["data_set"] or data["corpus"]
-    return {
-        "task": {"type": "text-generation"},
-        "dataset": {"type": hub_id, "name": title, "config": score["eval"]},
-        "metrics": [{"type": score["metric"], "name": f"{score['eval']} {score['metric']}", "value": score["score"]}],
-    }
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type=load_benchmark(score["eval"]).data if public else data["data_set"] or data["corpus"],
+        dataset_name=load_benchmark(score["eval"]).title if public else f"held-out rows of {data['corpus']}",
+        dataset_config=score["eval"],
+        metric_type=score["metric"],
+        metric_name=f"{score['eval']} {score['metric']}",
+        metric_value=score["score"],
+    )
 
 
 def _arm(arm: Mapping[str, Any] | None) -> str:
@@ -106,7 +115,7 @@ def _arm(arm: Mapping[str, Any] | None) -> str:
 
 
 def _extra(receipt: Receipt) -> str:
-    """What the gain cost beyond plain fine-tuning."""
+    """The cost of the gain beyond that of plain fine-tuning."""
     sft, own = receipt["sft_cost"], receipt["cost"]
     if sft is None:
         return ""
@@ -114,7 +123,7 @@ def _extra(receipt: Receipt) -> str:
     text = f", at {own['total']['flops'] / sft['total']['flops']:.2g} times its FLOPs ({more:+.2g})"
     text += f" and {own['total']['seconds'] - sft['total']['seconds']:+.3g} s"
     making = own["with_teacher_training"]["flops"] - own["total"]["flops"]
-    return text + (f", not counting the teacher's making ({making:.2g} FLOPs)" if making else "")
+    return text + (f", not counting the training of the teacher ({making:.2g} FLOPs)" if making else "")
 
 
 def _scores(receipt: Receipt) -> str:
@@ -127,9 +136,8 @@ def _scores(receipt: Receipt) -> str:
         row = [f"{score['eval']} {score['metric']}{lower}", own, score.get("items", "")]
         rows.append(row + [_gain(score["against"].get(role)) for role in roles])
     public = sorted({score["eval"] for score in receipt["scores"]} & set(benchmark_names()))
-    note = (
-        f"{', '.join(public)}: run as evals/benchmarks says (lm-eval {LM_EVAL}); not comparable with published scores."
-    )
+    note = f"{', '.join(public)}: run as `evals/benchmarks` defines it (lm-eval {LM_EVAL}). "
+    note += "The scores are not comparable with published ones."
     return "\n\n".join([_table(head, rows), *([note] if public else [])])
 
 
@@ -139,14 +147,14 @@ def _gain(found: Mapping[str, Any] | None) -> str:
 
 def _lost(lost: Sequence[Mapping[str, Any]]) -> str:
     if not lost:
-        return f"Nowhere clearly worse than SFT or base ({TESTED})."
+        return f"No score is clearly worse than that of SFT or of the base model ({TESTED})."
     rows = []
     for one in lost:
         difference = f"{one['gain']:+.3f} {_interval(one, '+.3f')}"
         row = [f"{one['eval']} {one['metric']}", one["source"], ROLES[one["against"]], difference]
         rows.append([*row, f"{one['score']:.3f}", f"{one['other']:.3f}", one["items"]])
     head = ["evaluation", "source", "worse than", "difference [95 %]", "this model", "the other", "items"]
-    return f"Clearly worse: {TESTED}.\n\n{_table(head, rows)}"
+    return f"Clearly worse means {TESTED}.\n\n{_table(head, rows)}"
 
 
 def _cost(cost: Mapping[str, Mapping[str, float]]) -> str:
@@ -154,7 +162,7 @@ def _cost(cost: Mapping[str, Mapping[str, float]]) -> str:
         [name, f"{cost[purpose]['seconds']:.3g}", f"{cost[purpose]['flops']:.3g}", f"{cost[purpose]['tokens']:.3g}"]
         for purpose, name in COSTS.items()
     ]
-    return _table(["", "seconds", "FLOPs (estimate)", "tokens read or written"], rows)
+    return _table(["", "seconds", "FLOPs (estimate)", "processed and generated tokens"], rows)
 
 
 def _deployment(receipt: Receipt) -> str:
@@ -191,8 +199,8 @@ def _format_score(one: Mapping[str, Any], first: Mapping[str, str] | None, recei
         return ""
     if (score := _named(one["scores"], first)) is not None:
         change = score["against_whole"]
-        told = "" if change is None else f", {change['gain']:+.3f} {_interval(change, '+.3f')} by rounding"
-        return f"{score['score']:.3f} {_interval(score, '.3f')}{told}"
+        rounding = "" if change is None else f", {change['gain']:+.3f} {_interval(change, '+.3f')} by rounding"
+        return f"{score['score']:.3f} {_interval(score, '.3f')}{rounding}"
     if one["not_scored"]:
         return "not scored"
     if one["format"] != one["scored_in"]:

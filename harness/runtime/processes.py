@@ -1,19 +1,15 @@
 """Processes: which of several processes of one training run this is, and what of the machine it may use.
 
-Which one it is stands in the environment, in `torchrun`'s words, while a stage is made together (`members.py`). The
-first alone logs, keeps checkpoints and saves.
+While all ranks make a stage, each finds its rank in the environment, under `torchrun`'s names
+(`execution/distributed/process_group.py`). Rank 0 alone logs, keeps checkpoints and saves.
 """
 
 import os
-import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-
-GRACE_SECONDS = 20.0  # for a process to end by itself
 
 
 class ProcessError(RuntimeError):
@@ -62,13 +58,9 @@ def visible_gpus() -> list[str]:
     return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
 
 
-def end_group(child: "subprocess.Popen[bytes]") -> None:
-    """End a process and all of its group, first by asking."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(GRACE_SECONDS)
+def node_address(name: str, description: str) -> str:
+    """The address in `scontrol show node`'s description of a node; the node's name where it gives none."""
+    return next((word[9:] for word in description.split() if word.startswith("NodeAddr=")), name)
 
 
 def equal_part(rows: int, most: int) -> int:

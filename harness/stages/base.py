@@ -35,7 +35,7 @@ from harness.models.loading import (
     tokenizer_hash,
 )
 from harness.store.store import write_json
-from harness.teachers.completions_client import CompletionsServer
+from harness.teachers.completions_client import CompletionsClient
 from harness.teachers.discovery import endpoint_at
 from harness.teachers.teacher import ServedTeacher, server_description
 
@@ -156,7 +156,7 @@ def _served(settings: Mapping[str, Any], where: Mapping[str, Any], out: Path) ->
     tokenizer = load_tokenizer(folder)
     chat.set_template(tokenizer, settings["chat_template"])
     endpoint = endpoint_at(where["path"], where["api_key_env"])
-    teacher = ServedTeacher(CompletionsServer(endpoint, settings["served_model"]), tokenizer)
+    teacher = ServedTeacher(CompletionsClient(endpoint, settings["served_model"]), tokenizer)
     description = server_description(where["path"], teacher)
     tokenizer.save_pretrained(out)
     write_json(out / SERVER, description)

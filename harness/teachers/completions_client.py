@@ -1,12 +1,12 @@
-"""Served models: text and scores of a model behind an OpenAI-compatible completions server, such as vLLM's.
+"""Completions client: text and log-probabilities of a model served over HTTP by an OpenAI-compatible server (vLLM).
 
-Prompts and answers are token ids, so nothing is tokenised twice. `generate.py` writes with a model in
-memory, this file with one behind an `Endpoint`; `teachers.py` gives both one face. Every sampling value is
+Prompts and answers are token ids, so no text is tokenised twice. `models/generate.py` generates with a model in
+memory, this file with one behind an `HttpEndpoint`; `teacher.py` gives both the same interface. Every sampling value is
 sent, since a server fills gaps from the model's own generation config. Needs neither torch nor transformers.
 
-    server = CompletionsServer(Endpoint("http://node7:8000"), "org/Teacher-70B")
-    server.complete(prompts, max_new_tokens=256, temperature=0.0, seeds=seeds, stop_ids={2})
-    server.score(rows, top_k=64)[0].logprobs          # (T - 1, 64): entry t predicts token t + 1
+    client = CompletionsClient(HttpEndpoint("http://node7:8000"), "org/Teacher-70B")
+    client.complete(prompts, max_new_tokens=256, temperature=0.0, seeds=seeds, stop_ids={2})
+    client.score(rows, top_k=64)[0].logprobs          # (T - 1, 64): entry t predicts token t + 1
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from harness.config.checks import refuse
-from harness.teachers.http_endpoint import Endpoint
+from harness.teachers.http_endpoint import HttpEndpoint
 
 PROBE_TOKENS = 16
 PROBE_TOLERANCE = 0.1  # nats; kernels and batch shapes move bf16 log-probabilities by hundredths
@@ -36,24 +36,24 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class RowScores:
-    """What a server says of one row of T tokens; entry t is about token t + 1, as logits at t are."""
+    """Log-probabilities of one row of T tokens; entry t predicts token t + 1, as logits at t do."""
 
     ids: np.ndarray
-    """int32 (T - 1, K): the K likeliest tokens, likeliest first."""
+    """int32 (T - 1, K): the top-k tokens, the most probable first."""
     logprobs: np.ndarray
     """float32 (T - 1, K): their natural log-probabilities at temperature 1."""
     actual: np.ndarray
-    """float32 (T - 1,): the log-probability of the token that is there."""
+    """float32 (T - 1,): the log-probability of the row's own next token."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A greedy answer to one fixed prompt: which model a server serves, as far as it can be told."""
+    """A greedy answer to one fixed prompt, by which one served model is distinguished from another."""
 
     model: str
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    """Of each id, in nats; empty where the server gives none."""
+    """Of each id, in nats; empty where the server returns none."""
 
     @property
     def sha256(self) -> str:
@@ -62,38 +62,38 @@ class Probe:
         return hashlib.sha256(json.dumps([self.model, self.ids, values]).encode()).hexdigest()
 
     def agrees(self, other: "Probe") -> bool:
-        """Same name and ids, and log-probabilities within the tolerance: rounding alone may part two hashes."""
+        """Same name and ids, and log-probabilities within the tolerance: hashes may differ by rounding alone."""
         if (self.model, self.ids, len(self.logprobs)) != (other.model, other.ids, len(other.logprobs)):
             return False
         return bool(np.allclose(self.logprobs, other.logprobs, rtol=0, atol=PROBE_TOLERANCE))
 
 
-class CompletionsServer:
-    """One model behind one endpoint; asks for many rows at once and keeps their order."""
+class CompletionsClient:
+    """One model of one endpoint; sends requests for many rows at once and keeps their order."""
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        endpoint: HttpEndpoint,
         served_model: str,
         encode: Callable[[str], list[int]] | None = None,
         in_flight: int = 64,
     ) -> None:
-        """`encode` turns text into ids where a server gives no ids; `in_flight` requests wait at a time."""
+        """`encode` tokenises the text of a server that returns no ids; `in_flight` requests are open at once."""
         assert in_flight > 0
         self.endpoint, self.served_model, self.encode, self.in_flight = endpoint, served_model, encode, in_flight
         self.reencoded = 0
-        """Answers that came as text and were encoded again; their ids may not be those the model wrote."""
+        """Answers that came as text and were tokenised again; their ids may not be those the model generated."""
 
     @cached_property
     def context(self) -> int | None:
-        """Tokens of prompt and answer the model takes; None where the server does not say.
+        """Tokens of prompt and answer the model takes together; None where the server does not state it.
 
-        Asks the server what it serves; SettingsError with the list where the declared model is not in it.
+        Sends one request. Raises SettingsError, with the list of the served models, where ours is not among them.
         """
-        cards = self.endpoint.ask("/v1/models").get("data")
-        if not isinstance(cards, list):
+        models = self.endpoint.request("/v1/models").get("data")
+        if not isinstance(models, list):
             raise self.endpoint.malformed("a list of models")
-        known = {card.get("id"): card for card in cards if isinstance(card, dict)}
+        known = {model.get("id"): model for model in models if isinstance(model, dict)}
         if self.served_model not in known:
             listed = ", ".join(sorted(map(str, known))) or "nothing"
             there = f"the server at {self.endpoint.url} serves {listed}"
@@ -112,10 +112,10 @@ class CompletionsServer:
     ) -> list[list[int]]:
         """New token ids for each prompt, in order, the stop token included where it was reached.
 
-        As `generate`: temperature 0 is greedy, else the full distribution or its nucleus; an answer cut by
-        `max_new_tokens` or the context has no stop token, nor has one that a text of `stop` ended, which is part of
-        it. A seed goes with its prompt, but how far a
-        server's draws follow it is the server's affair. Raises SettingsError where the server fails.
+        As `generate`: temperature 0 is greedy, else the full distribution or its nucleus (`top_p`). An answer that
+        ends at `max_new_tokens`, or at the context's end, has no stop token; one that ends at a text of `stop` ends
+        with that text. Each prompt's seed is sent with it; the server decides how its draws depend on the seed.
+        Raises SettingsError where the server fails.
         """
         assert temperature >= 0 and len(seeds) == len(prompts) and all(len(prompt) > 0 for prompt in prompts)
         stops, context = frozenset(stop_ids), self.context
@@ -128,8 +128,8 @@ class CompletionsServer:
             limit = min(max_new_tokens, (context or 2**31) - len(prompt))
             if limit <= 0:
                 return [], False
-            choice = self._choice({**_writing(prompt, limit, temperature, seed, stops), **more}, stopped)
-            return self._written(choice, stops, limit)
+            choice = self._choice({**_generation_body(prompt, limit, temperature, seed, stops), **more}, stopped)
+            return self._answer_ids(choice, stops, limit)
 
         answers = self._each(answer, list(zip(prompts, seeds, strict=True)))
         self.reencoded += sum(was_text for _, was_text in answers)
@@ -138,8 +138,8 @@ class CompletionsServer:
     def score(self, rows: Sequence[Sequence[int]], top_k: int) -> list[RowScores]:
         """The model's `top_k` log-probabilities at every position of each row, in order; 0: only `actual`.
 
-        Raises SettingsError where the server fails, gives fewer values than were asked for, or cannot
-        take a row and the one token it has to add.
+        Raises SettingsError where the server fails, returns fewer values than requested, or where a row and the one
+        token that a completion has to add exceed the model's context.
         """
         assert top_k >= 0 and all(len(row) > 0 for row in rows)
         longest = max(map(len, rows), default=0)
@@ -155,12 +155,15 @@ class CompletionsServer:
         return self._each(scored, rows)
 
     def probe(self, prompt: Sequence[int], stop_ids: Collection[int]) -> Probe:
-        """The greedy answer that tells this server's model from another; `prompt` must always be the same."""
+        """The greedy answer that identifies the served model; `prompt` must always be the same.
+
+        Raises SettingsError where the server fails.
+        """
         room = PROBE_TOKENS if self.context is None else self.context - len(prompt)
         assert room > 0, "a context shorter than the probe"
         limit, stops = min(room, PROBE_TOKENS), frozenset(stop_ids)
-        choice = self._choice(_writing(prompt, limit, 0.0, 0, stops), threading.Event())
-        ids, _ = self._written(choice, stops, limit)
+        choice = self._choice(_generation_body(prompt, limit, 0.0, 0, stops), threading.Event())
+        ids, _ = self._answer_ids(choice, stops, limit)
         values = (choice.get("logprobs") or {}).get("token_logprobs") or []
         known = [] if None in values else values[: len(ids)]
         return Probe(self.served_model, tuple(ids), tuple(map(float, known)))
@@ -179,14 +182,14 @@ class CompletionsServer:
         return [future.result() for future in futures]
 
     def _choice(self, body: dict[str, Any], stopped: threading.Event) -> dict[str, Any]:
-        answer = self.endpoint.ask("/v1/completions", {**PLAIN, "model": self.served_model, **body}, stopped)
+        answer = self.endpoint.request("/v1/completions", {**PLAIN, "model": self.served_model, **body}, stopped)
         choices = answer.get("choices")
         if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
             raise self.endpoint.malformed("a completion")
         return choices[0]
 
-    def _written(self, choice: dict[str, Any], stops: frozenset[int], limit: int) -> tuple[list[int], bool]:
-        """Ids of an answer up to its first stop token, and whether they had to be encoded from its text."""
+    def _answer_ids(self, choice: dict[str, Any], stops: frozenset[int], limit: int) -> tuple[list[int], bool]:
+        """Ids of an answer up to its first stop token, and whether they had to be tokenised from its text."""
         ids, was_text = _ids_of(choice), False
         ended_by = choice.get("stop_reason", choice.get("matched_stop"))
         if ids is None:
@@ -205,8 +208,8 @@ class CompletionsServer:
     def _scores(self, row: list[int], entries: Any, top_k: int) -> RowScores:
         """Entry i of `prompt_logprobs` scores token i, so it is row i - 1 here; entry 0 scores nothing.
 
-        An entry maps ids to values in any order: the `top_k` likeliest by rank, and the token that is
-        there, which is one more where it is not among them.
+        An entry maps ids to values in any order: the top-k tokens by rank, and the row's own token, which is one
+        entry more where it is not among them.
         """
         if not isinstance(entries, list) or len(entries) != len(row) or entries[0] is not None:
             raise self.endpoint.malformed("prompt_logprobs, one entry a token and null for the first", CURRENT)
@@ -216,9 +219,9 @@ class CompletionsServer:
         for place, (token, entry) in enumerate(zip(row[1:], entries[1:], strict=True)):
             own = entry.get(str(token)) if isinstance(entry, dict) else None
             if own is None:
-                raise self.endpoint.malformed("the log-probability of every token that is there", CURRENT)
+                raise self.endpoint.malformed("the log-probability of every token of the row", CURRENT)
             actual[place] = own["logprob"]
-            # The token that is there comes last: where it ties with a likely one, their ranks may be equal.
+            # The row's own token comes last: where it ties with one of the top k, their ranks may be equal.
             for name, value in [*((name, value) for name, value in entry.items() if value is not own), (token, own)]:
                 rank = (value.get("rank") or 0) - 1
                 if 0 <= rank < top_k and ids[place, rank] < 0:
@@ -234,8 +237,10 @@ class CompletionsServer:
         return RowScores(ids, logprobs, actual)
 
 
-def _writing(prompt: Sequence[int], limit: int, temperature: float, seed: int, stops: frozenset[int]) -> dict[str, Any]:
-    """A request for text: it ends at `stops` and at nothing the server adds, and answers in token ids."""
+def _generation_body(
+    prompt: Sequence[int], limit: int, temperature: float, seed: int, stops: frozenset[int]
+) -> dict[str, Any]:
+    """A request for text that ends at `stops` and at no token that the server adds; the answer is in token ids."""
     return {
         "prompt": list(map(int, prompt)),
         "max_tokens": limit,
@@ -252,7 +257,7 @@ def _writing(prompt: Sequence[int], limit: int, temperature: float, seed: int, s
 
 
 def _ids_of(choice: dict[str, Any]) -> list[int] | None:
-    """Token ids as a server gives them; None where it gives text alone."""
+    """Token ids as the server returns them; None where it returns text alone."""
     ids = choice.get("token_ids")
     if isinstance(ids, list):
         return list(map(int, ids))

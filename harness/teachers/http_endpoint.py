@@ -1,34 +1,37 @@
-"""Endpoint: one address that answers JSON over HTTP, asked again where an error may pass.
+"""HTTP endpoint: one server address that answers JSON, with retries of the errors that may pass.
 
-What is asked of a completions server is `served.py`'s matter; this file connects, waits and says in one
-sentence what went wrong. A key is read from the environment when it is sent, and is in no object,
-message or file; a server's own words are quoted shortened, without headers, and with the key blotted out.
+`completions_client.py` decides what is requested from a completions server; this file connects, waits, retries and
+reports a failure in one sentence. An API key is read from the environment for each request and stands in no object,
+message or file. A server's own error message is quoted shortened, without headers, and with the key removed.
 
-    Endpoint("http://node7:8000", api_key_env="VLLM_API_KEY").ask("/v1/models")["data"]
+    HttpEndpoint("http://node7:8000", api_key_env="VLLM_API_KEY").request("/v1/models")["data"]
 """
 
 import json
 import os
 import re
+import ssl
 import threading
-import urllib.error
-import urllib.request
-from http.client import HTTPException
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from harness.config.checks import SettingsError, refuse
 
+if TYPE_CHECKING:
+    import httpx
+
 FIELD = "teacher.path"
 BY_SLURM = "slurm"
-"""In the place of an address: the cluster serves it (`serving.py`)."""
+"""Stands in the place of an address where a job of the cluster serves the teacher (`discovery.py`)."""
 START = "start the server there, or set teacher.path to where it listens"
 LONGEST_WAIT_S = 60.0
-QUOTED = 200  # characters of a server's own words in a message
+# Servers close a connection that is idle for 5 s (uvicorn, under vLLM); a request must not meet the closing.
+KEEP_IDLE_S = 2.0
+QUOTED = 200  # characters of a server's own message in ours
 
 
 def base_url(path: str) -> str:
-    """The server's address without `/v1`; `$NAME` stands for what that environment variable holds now.
+    """The server's address without `/v1`; `$NAME` stands for the present value of that environment variable.
 
     Raises SettingsError for what is no http(s) address, and for one that holds a password (not quoted).
     """
@@ -51,11 +54,11 @@ def base_url(path: str) -> str:
 
 
 class ServerError(SettingsError):
-    """A server that does not answer; later, or started anew, it may."""
+    """A server does not answer; it may answer later, or after a restart."""
 
 
-class Endpoint:
-    """A server's address, its key's place, and how patiently it is asked."""
+class HttpEndpoint:
+    """A server's address, the name of its key's variable, and how patiently requests are repeated."""
 
     def __init__(
         self,
@@ -66,45 +69,56 @@ class Endpoint:
         first_wait_s: float = 1.0,
     ) -> None:
         """`path` as in `base_url`. At most `attempts` requests, waiting `first_wait_s` and then twice as long
-        each time, at most a minute, after errors that may pass: 429, 5xx, a lost connection, a timeout."""
+        each time, at most a minute, after errors that may pass: 429, 5xx, a lost connection, a timeout.
+
+        Raises SettingsError for a malformed address, and for a proxy in the environment that cannot be used.
+        """
         assert timeout_s > 0 and attempts > 0 and first_wait_s >= 0
         self.url, self.api_key_env = base_url(path), api_key_env
         self.timeout_s, self.attempts, self.first_wait_s = timeout_s, attempts, first_wait_s
-        self._opener = urllib.request.build_opener(_NoRedirects)
+        self._client = _client(timeout_s)
 
-    def ask(
+    def request(
         self, path: str, body: dict[str, Any] | None = None, stopped: threading.Event | None = None
     ) -> dict[str, Any]:
-        """The JSON object a server answers with: POST where there is a `body`, else GET.
+        """The JSON object a server answers with: POST where there is a `body`, else GET. Threads may share it.
 
-        `stopped` ends the waiting between attempts. Raises SettingsError where no such answer can be had, and
-        ServerError, which is one, where there is none at all.
+        `stopped` ends the waiting between attempts. Raises SettingsError where the server refuses the request or its
+        answer is no JSON object, and ServerError, a SettingsError, where it does not answer at all.
         """
-        stopped, said, wait = stopped or threading.Event(), "", 0.0
+        import httpx
+
+        stopped, problem, wait = stopped or threading.Event(), "", 0.0
         for attempt in range(self.attempts):
             if attempt and stopped.wait(min(max(wait, self.first_wait_s * 2 ** (attempt - 1)), LONGEST_WAIT_S)):
                 break
-            request, wait = self._request(path, body), 0.0
+            headers, wait = {"Authorization": f"Bearer {self._key()}"} if self.api_key_env else {}, 0.0
             try:
-                with self._opener.open(request, timeout=self.timeout_s) as answer:
-                    content = answer.read()
-            except urllib.error.HTTPError as error:
-                with error:
-                    said = f"{error.code} {self._quoted(error)}".strip()
-                    after = str(error.headers.get("Retry-After") or "")
-                if error.code != 429 and error.code < 500:
-                    raise self._refused(error.code, path, said) from None
-                wait = float(after) if after.isdigit() else 0.0
-            except (OSError, HTTPException) as error:
-                said = self._hidden(str(getattr(error, "reason", error)) or type(error).__name__)
-            else:
-                return self._object(content)
-        asked = f"the server does not answer ({said}; asked {self.attempts} times)"
-        raise ServerError(str(refuse(FIELD, self.url, asked, START)))
+                answer = self._client.request(
+                    "GET" if body is None else "POST", self.url + path, json=body, headers=headers
+                )
+            except httpx.InvalidURL:
+                raise refuse(FIELD, self.url, "a server's address has the form http://host:port") from None
+            except httpx.RequestError as error:
+                problem = self._without_key(str(error)) or type(error).__name__
+                continue
+            if answer.is_success:
+                return self._object(answer.content)
+            problem = f"{answer.status_code} {self._quoted(answer.content)}".strip()
+            if answer.status_code != 429 and answer.status_code < 500:
+                raise self._refused(answer.status_code, path, problem)
+            after = answer.headers.get("Retry-After", "")
+            wait = float(after) if after.isdigit() else 0.0
+        reason = f"the server does not answer ({problem}; asked {self.attempts} times)"
+        raise ServerError(str(refuse(FIELD, self.url, reason, START)))
+
+    def close(self) -> None:
+        """Close the connections that are kept for later requests."""
+        self._client.close()
 
     def malformed(self, wanted: str, way_out: str = START) -> SettingsError:
-        """The refusal of an answer that lacks what was asked for."""
-        return refuse(FIELD, self.url, f"the server's answer has not {wanted}", way_out)
+        """The refusal of an answer that lacks what was requested."""
+        return refuse(FIELD, self.url, f"the server's answer lacks {wanted}", way_out)
 
     def _object(self, content: bytes) -> dict[str, Any]:
         try:
@@ -115,52 +129,61 @@ class Endpoint:
             raise self.malformed("a JSON object")
         return values
 
-    def _request(self, path: str, body: dict[str, Any] | None) -> urllib.request.Request:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
-        if self.api_key_env:
-            request.add_unredirected_header("Authorization", f"Bearer {self._key()}")
-        return request
-
     def _key(self) -> str:
         assert self.api_key_env
         key = os.environ.get(self.api_key_env, "").strip()
-        if not re.fullmatch(r"[!-~]+", key):  # http.client would quote a malformed header, key and all
+        if not re.fullmatch(r"[!-~]+", key):  # the HTTP library would quote a malformed header, key and all
             reason = "the variable holds no key" if not key else "what it holds cannot be sent as a key"
             raise refuse("teacher.api_key_env", self.api_key_env, reason, "set it where the stages run")
         return key
 
-    def _refused(self, code: int, path: str, said: str) -> SettingsError:
-        if code in (401, 403):
+    def _refused(self, status: int, path: str, problem: str) -> SettingsError:
+        if status in (401, 403) and self.api_key_env:
             way_out = f"put the server's key into the environment variable {self.api_key_env}"
-            if not self.api_key_env:
-                way_out = "set teacher.api_key_env to the name of the environment variable that holds its key"
-            return refuse(FIELD, self.url, f"the server wants a key it knows ({said})", way_out)
-        return refuse(FIELD, self.url, f"the server refuses {path} ({said})")
+            return refuse(FIELD, self.url, f"the server refuses the API key ({problem})", way_out)
+        if status in (401, 403):
+            way_out = "set teacher.api_key_env to the name of the environment variable that holds its key"
+            return refuse(FIELD, self.url, f"the server requires an API key ({problem})", way_out)
+        return refuse(FIELD, self.url, f"the server refuses {path} ({problem})")
 
-    def _quoted(self, error: urllib.error.HTTPError) -> str:
-        """The server's own words, on one line and shortened."""
+    def _quoted(self, content: bytes) -> str:
+        """The server's own error message, on one line and shortened."""
+        text = content[: 1 << 16].decode(errors="replace")
         try:
-            text = error.read(1 << 16).decode(errors="replace")
-        except (OSError, HTTPException):
-            return ""
-        try:
-            content = json.loads(text)
-            inner = content.get("error", content)
+            values = json.loads(text)
+            inner = values.get("error", values)
             text = str(inner["message"] if isinstance(inner, dict) else inner)
         except (ValueError, AttributeError, KeyError):
             pass
-        text = " ".join(self._hidden(text).split()).rstrip(".")
+        text = " ".join(self._without_key(text).split()).rstrip(".")
         return text if len(text) <= QUOTED else text[:QUOTED] + "..."
 
-    def _hidden(self, text: str) -> str:
-        """A server may repeat the key it was sent."""
+    def _without_key(self, text: str) -> str:
+        """The text without the key: a server may repeat the one it received."""
         key = os.environ.get(self.api_key_env or "", "").strip()
         return text.replace(key, "(key)") if key else text
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect is an answer like any other: following one would send prompts to an address nobody gave."""
+def _client(timeout_s: float) -> "httpx.Client":
+    """Pooled connections, through the proxy that the environment names.
 
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
+    Raises SettingsError where that proxy cannot be used.
+    """
+    import httpx  # here, because status screens import this module for a name and make no request
+
+    try:
+        return httpx.Client(
+            timeout=timeout_s,
+            # a redirect is an error: following it would send prompts to an address that the user did not give
+            follow_redirects=False,
+            # the caller bounds its requests in flight; a second bound here would end in a timeout of the pool
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEP_IDLE_S),
+            # the system's certificates, which hold a cluster's own authority; the default is certifi's list
+            verify=ssl.create_default_context(),
+        )
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        names = "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY"
+        raise SettingsError(
+            f"{names} in the environment names a proxy that cannot be used ({type(error).__name__}). "
+            "Set it to http://host:port, or unset it."
+        ) from None

@@ -19,7 +19,7 @@ from harness.data.chat import end_of_turn_id, prompt_ids
 from harness.models.files import SERVER
 from harness.models.generate import context_of, generate
 from harness.models.loading import count_parameters, load_model, load_tokenizer
-from harness.teachers.completions_client import CompletionsServer, Probe, RowScores
+from harness.teachers.completions_client import CompletionsClient, Probe, RowScores
 from harness.teachers.discovery import endpoint_at
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class ServedTeacher:
 
     parameters = 0
 
-    def __init__(self, server: CompletionsServer, tokenizer: "PreTrainedTokenizerBase") -> None:
+    def __init__(self, server: CompletionsClient, tokenizer: "PreTrainedTokenizerBase") -> None:
         self.server, self.tokenizer = server, tokenizer
         self.spent: Counter[str] = Counter()
         server.encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -123,7 +123,7 @@ class ServedTeacher:
         seeds: Sequence[int],
         stop_ids: Collection[int],
     ) -> list[list[int]]:
-        """New token ids for each prompt; see `CompletionsServer.complete`."""
+        """New token ids for each prompt; see `CompletionsClient.complete`."""
         before = self.server.reencoded
         found = self.server.complete(prompts, max_new_tokens, temperature, seeds, stop_ids)
         self.spent.update(
@@ -132,7 +132,7 @@ class ServedTeacher:
         return found
 
     def score(self, rows: Sequence[Sequence[int]], top_k: int) -> list[RowScores]:
-        """Log-probabilities of the likeliest tokens at every position; see `CompletionsServer.score`."""
+        """Log-probabilities of the likeliest tokens at every position; see `CompletionsClient.score`."""
         return self.server.score(rows, top_k)
 
     def probe(self) -> Probe:
@@ -166,7 +166,7 @@ def open_teacher(
         return LocalTeacher(load_model(folder, device=device, dtype=precision), tokenizer)
     written = json.loads((folder / SERVER).read_text())
     endpoint = endpoint_at(url or written["url"], written["api_key_env"])
-    teacher = ServedTeacher(CompletionsServer(endpoint, written["served_model"]), tokenizer)
+    teacher = ServedTeacher(CompletionsClient(endpoint, written["served_model"]), tokenizer)
     probe = written["probe"]
     teacher.check_unchanged(Probe(written["served_model"], tuple(probe["ids"]), tuple(probe["logprobs"])))
     return teacher

@@ -10,7 +10,7 @@ from harness.data.miniature.sizes import llama_settings
 from harness.data.miniature.tokenizer import load_mini_tokenizer
 from harness.models.loading import random_model
 from harness.store.store import Store
-from harness.teachers.discovery import read_page
+from harness.teachers.discovery import read_address
 from tests.cluster.conftest import Sent, slurm, until
 
 GRID = [
@@ -72,7 +72,7 @@ def test_a_teacher_is_served_while_it_is_asked(grid):
     said = grid.run(tiny())
     assert ".serve." in said
     assert "0 targets submitted in 0 calls" in grid.run(tiny())
-    until("the server", lambda: page(grid) and read_page(page(grid))["url"])
+    until("the server", lambda: page(grid) and read_address(page(grid))["url"])
     whole(grid)
     (mine,) = [one for one in servers() if one not in before]
     assert mine[1] == "COMPLETED"
@@ -84,9 +84,9 @@ def test_a_server_that_is_stopped_is_started_anew_and_those_who_ask_wait(grid):
     grid.run(tiny(seconds=0.5))
     labels = [key for key in grid.plan["stages"] if key.startswith("labels-")]
     until("labels under way", lambda: any(map(grid.store.claimed, labels)))
-    first = read_page(page(grid))
+    first = read_address(page(grid))
     slurm("scancel", "--signal=USR2", first["job"])
-    until("the stop", lambda: read_page(page(grid))["url"] is None)
+    until("the stop", lambda: read_address(page(grid))["url"] is None)
     whole(grid)
     assert [job for job, _ in servers()].count(first["job"]) == 2, "it was queued again"
     assert [[one["outcome"] for one in grid.store.attempts(key)] for key in labels] == [["done"]] * len(labels)

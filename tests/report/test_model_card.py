@@ -1,5 +1,8 @@
 """The sentence at the top says what was found and no more; the front matter is one the hub reads."""
 
+import subprocess
+import sys
+
 import pytest
 
 from harness.report.model_card import card_text, verdict
@@ -43,7 +46,7 @@ def receipt(gain=0.05, p=0.001, **changes):
 def test_the_sentence_says_what_the_interval_allows(gain, p, says):
     text = verdict(receipt(gain, p))
     assert text.startswith(says) and "at 2 times its FLOPs (+1e+09) and +6 s" in text
-    assert "not counting the teacher's making (3e+09 FLOPs)" in text
+    assert "not counting the training of the teacher (3e+09 FLOPs)" in text
     assert text.endswith("the interval covers test items, not another seed.")
 
 
@@ -53,17 +56,19 @@ def test_of_a_loss_lower_is_better():
     assert verdict(made).startswith("Beats SFT")
 
 
-def test_sft_itself_is_told_as_the_alternative_and_compared_with_its_base():
+def test_sft_itself_is_named_as_the_alternative_and_compared_with_its_base():
     text = verdict(receipt(recipe={"name": "sft"}, sft_cost=None))
-    assert text.startswith("Plain fine-tuning, the obvious alternative itself. Beats the untouched base in verified")
+    assert text.startswith(
+        "Plain fine-tuning, the obvious alternative itself. Beats the pretrained base model in verified"
+    )
     assert "FLOPs" not in text
 
 
-def test_without_an_sft_cell_nobody_claims_a_win():
+def test_without_an_sft_cell_no_win_is_claimed():
     made = receipt()
     made["scores"][0]["against"] = {"base": made["scores"][0]["against"]["base"]}
     assert verdict(made).startswith("Whether it beats SFT at the same budget is not known")
-    assert verdict(receipt(headline=None, scores=[])) == "Nobody can say what this model is worth: it has no score."
+    assert verdict(receipt(headline=None, scores=[])) == "This model has no score, so nothing is known of its quality."
 
 
 PART = {"name": "small", "kind": "hf", "path": "org/small-1B", "revision": "0123abc", "license": "Apache-2.0"}
@@ -121,6 +126,35 @@ def test_the_front_matter_is_a_model_card_the_hub_reads(tmp_path):
         ("openai/gsm8k", "gsm8k", "exact_match"): 0.25,
     }
     assert card.model_name == "kd-weak-0.1-s0"
+    assert (card["license_name"], card["license_link"]) == ("not-for-commercial-use", "RECEIPT.md")
+    assert card["base_model_relation"] == "finetune" and card.tags == ["harness", "kd", "knowledge-distillation"]
+
+
+def test_a_model_without_a_score_has_a_card_without_results():
+    from huggingface_hub import ModelCard
+
+    made = receipt(**FULL, headline=None, scores=[])
+    card = ModelCard(card_text(made), ignore_metadata_errors=False).data
+    assert card.eval_results is None and card.library_name == "transformers"
+    assert card.to_dict().keys() & {"model_name", "model-index"} == set()
+
+
+def test_two_metrics_of_one_evaluation_keep_their_names_and_values():
+    from huggingface_hub import ModelCard
+
+    made = receipt(**FULL)
+    made["scores"].append({**made["scores"][0], "metric": "exact_match", "score": 0.25})
+    results = ModelCard(card_text(made)).data.eval_results
+    assert [(one.metric_name, one.metric_value) for one in results] == [
+        ("verified accuracy", pytest.approx(0.55)),
+        ("verified exact_match", 0.25),
+    ]
+    assert {one.dataset_name for one in results} == {"held-out rows of tulu3"}
+
+
+def test_a_card_is_no_reason_to_import_the_hubs_library_before_one_is_written():
+    code = "import sys, harness.grid, harness.report.model_card; print('huggingface_hub' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def test_the_text_names_what_a_reader_must_know():

@@ -9,8 +9,8 @@ import torch
 
 from harness.config.checks import SettingsError
 from harness.models.generate import generate
-from harness.teachers.completions_client import CompletionsServer, Probe
-from harness.teachers.http_endpoint import Endpoint
+from harness.teachers.completions_client import CompletionsClient, Probe
+from harness.teachers.http_endpoint import HttpEndpoint, ServerError
 from tests.doubles import byte_ids, byte_tokenizer, tiny_llama
 from tests.fake_server import FakeServer
 
@@ -31,8 +31,8 @@ def fake(model):
 
 
 def client(fake, served="tiny", encode=None, in_flight=4, **patience):
-    endpoint = Endpoint(fake.url, **{"timeout_s": 10.0, "attempts": 3, "first_wait_s": 0.0, **patience})
-    return CompletionsServer(endpoint, served, encode, in_flight)
+    endpoint = HttpEndpoint(fake.url, **{"timeout_s": 10.0, "attempts": 3, "first_wait_s": 0.0, **patience})
+    return CompletionsClient(endpoint, served, encode, in_flight)
 
 
 def complete(server, prompts=PROMPTS, most=12, temperature=0.0, stops=(END,)):
@@ -154,6 +154,42 @@ def test_order_is_kept_while_many_requests_are_in_flight(fake, model):
     assert fake.most_busy == 2
 
 
+def test_requests_share_connections(fake):
+    fake.delay_s = lambda number: 0.02
+    client(fake, in_flight=2).complete(PROMPTS * 4, 2, 0.0, range(24), {END})
+    assert fake.asked == 24 and fake.opened <= 3  # two in flight, and the question what is served
+
+
+def test_more_requests_in_flight_than_a_pool_holds_by_default(fake):
+    """httpx keeps 100 connections unless told otherwise; the rest would wait for one and time out."""
+    both = threading.Barrier(120, timeout=10)
+    fake.delay_s = lambda number: both.wait() and 0.0
+    endpoint = client(fake, timeout_s=5.0, attempts=1).endpoint
+    fake.body = {"choices": []}
+    threads = [threading.Thread(target=endpoint.request, args=("/v1/completions", {})) for _ in range(120)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert fake.asked == 120 and not both.broken
+
+
+def test_a_proxy_that_the_environment_names_is_used(fake, monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("http_proxy", fake.url)
+    elsewhere = HttpEndpoint("http://nowhere.invalid:8000", attempts=1)
+    assert elsewhere.request("/v1/models")["data"][0]["id"] == "tiny"
+    monkeypatch.setenv("no_proxy", "nowhere.invalid")
+    with pytest.raises(ServerError):
+        HttpEndpoint("http://nowhere.invalid:8000", attempts=1).request("/v1/models")
+    monkeypatch.setenv("http_proxy", "gopher://me:hunter2@node7")
+    with pytest.raises(SettingsError, match="proxy that cannot be used") as refusal:
+        HttpEndpoint(fake.url)
+    assert "hunter2" not in sentence(refusal)
+
+
 @pytest.mark.parametrize("faults", [[500, 500], [429, 503]])
 def test_errors_that_may_pass_are_asked_again(fake, faults):
     fake.faults = list(faults)
@@ -170,9 +206,9 @@ def test_waits_double_and_end_with_the_attempts(fake):
             return False
 
     fake.faults = [500] * 9
-    endpoint = Endpoint(fake.url, attempts=4, first_wait_s=0.5)
+    endpoint = HttpEndpoint(fake.url, attempts=4, first_wait_s=0.5)
     with pytest.raises(SettingsError) as refusal:
-        endpoint.ask("/v1/completions", {}, Waits())
+        endpoint.request("/v1/completions", {}, Waits())
     assert Waits.seconds == (0.5, 1.0, 2.0) and fake.asked == 4
     assert "500 fault 500" in sentence(refusal) and "asked 4 times" in sentence(refusal)
 
@@ -198,7 +234,7 @@ def test_a_server_that_is_down_is_one_sentence_with_its_address_and_what_to_do(m
     with FakeServer(model) as gone:
         url = gone.url
     with pytest.raises(SettingsError) as refusal:
-        complete(CompletionsServer(Endpoint(url + "/v1/", attempts=2, first_wait_s=0.0), "tiny"))
+        complete(CompletionsClient(HttpEndpoint(url + "/v1/", attempts=2, first_wait_s=0.0), "tiny"))
     said = sentence(refusal)
     assert f"'{url}'" in said and "refused" in said and "asked 2 times" in said and "start the server" in said
 
@@ -240,13 +276,13 @@ def test_scores_that_cannot_be_right_are_refused(fake, entries):
     fake.body = {"choices": [{"prompt_logprobs": entries}]}
     with pytest.raises(SettingsError) as refusal:
         client(fake).score([[3, 9]], 1)
-    assert "has not" in sentence(refusal)
+    assert "lacks" in sentence(refusal)
 
 
 @pytest.mark.parametrize("body", [b"<html>", [], {"choices": []}])
 def test_answers_that_are_no_completions_are_refused(fake, body):
     fake.body = body
-    with pytest.raises(SettingsError, match=r"has not a (JSON object|completion)"):
+    with pytest.raises(SettingsError, match=r"lacks a (JSON object|completion)"):
         complete(client(fake), PROMPTS[:1])
 
 
@@ -283,13 +319,13 @@ def test_the_key_is_sent_and_is_in_no_message_object_or_redirect(fake, monkeypat
 )
 def test_what_is_no_address_is_refused_and_passwords_are_not_repeated(path, said):
     with pytest.raises(SettingsError) as refusal:
-        Endpoint(path)
+        HttpEndpoint(path)
     assert said in sentence(refusal) and "hunter2" not in sentence(refusal)
 
 
 def test_an_address_may_stand_in_an_environment_variable_and_end_in_v1(monkeypatch):
     monkeypatch.setenv("HERE", "https://node7/v1/")
-    assert Endpoint("$HERE").url == "https://node7" == Endpoint("https://node7").url
+    assert HttpEndpoint("$HERE").url == "https://node7" == HttpEndpoint("https://node7").url
 
 
 def test_a_probe_tells_two_models_apart_and_one_from_itself_not(fake, model):

@@ -9,7 +9,7 @@ from harness.config.checks import SettingsError
 from harness.execution.attempt import failure_class
 from harness.runtime import preemption
 from harness.teachers import discovery
-from harness.teachers.discovery import PagedEndpoint, endpoint_at, write_page
+from harness.teachers.discovery import DiscoveredEndpoint, endpoint_at, write_address
 from tests.fake_server import FakeServer
 
 ABOUT = {"name": "g.serve.3f2a10.0", "job": "12", "model": "tiny"}
@@ -22,7 +22,7 @@ def page(tmp_path, monkeypatch):
 
 
 def say(page, ready_minutes=1, **more):
-    write_page(page, **ABOUT, ready_minutes=ready_minutes, **more)
+    write_address(page, **ABOUT, ready_minutes=ready_minutes, **more)
 
 
 def nobody():
@@ -37,18 +37,18 @@ def test_a_server_that_is_not_there_yet_is_waited_for(page):
         threading.Timer(0.1, say, [page]).start()
         threading.Timer(0.2, lambda: say(page, url=fake.url)).start()
         endpoint = endpoint_at(str(page))
-        assert endpoint.url == fake.url and endpoint.ask("/v1/models")["data"][0]["id"] == "tiny"
+        assert endpoint.url == fake.url and endpoint.request("/v1/models")["data"][0]["id"] == "tiny"
 
 
 def test_a_server_that_was_started_anew_elsewhere_is_found_again(page):
     with FakeServer(None) as before, FakeServer(None) as after:
         say(page, url=before.url)
-        endpoint = PagedEndpoint(page, attempts=2, first_wait_s=0.0)
+        endpoint = DiscoveredEndpoint(page, attempts=2, first_wait_s=0.0)
         before.__exit__()
         say(page)
         threading.Timer(0.2, lambda: say(page, url=after.url)).start()
         found = []
-        threads = [threading.Thread(target=lambda: found.append(endpoint.ask("/v1/models"))) for _ in range(4)]
+        threads = [threading.Thread(target=lambda: found.append(endpoint.request("/v1/models"))) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -75,10 +75,10 @@ def test_no_server_is_a_failure_of_its_own_class_that_names_the_job(page, said, 
 def test_a_server_that_is_there_and_fails_is_not_waited_for(page):
     with FakeServer(None) as fake:
         say(page, url=fake.url)
-        endpoint = PagedEndpoint(page, attempts=2, first_wait_s=0.0)
+        endpoint = DiscoveredEndpoint(page, attempts=2, first_wait_s=0.0)
         fake.faults = [500, 500]
         with pytest.raises(SettingsError, match=r"does not answer \(500 fault"):
-            endpoint.ask("/v1/completions", {"prompt": [1]})
+            endpoint.request("/v1/completions", {"prompt": [1]})
 
 
 def test_a_stage_that_waits_for_a_server_stops_when_it_is_asked_to(page, monkeypatch):

@@ -1,12 +1,13 @@
-"""Coordination of a job's processes: rank 0 says what all of them do, the other ranks do it.
+"""Coordination of a job's processes: rank 0 decides which stage is made, the other ranks make it with rank 0.
 
-Rank 0 alone looks at the store, claims, writes attempts down and publishes. The other ranks wait while it makes a stage
-by itself, and make with it what takes all of them (`graph.TOGETHER`). A rank that is gone ends the job for all: no
-process waits in a collective operation for one that will not come.
+Rank 0 alone reads the store, claims, writes attempts and publishes. The other ranks wait while rank 0 makes a stage by
+itself, and make with it each stage that needs all of them (`graph.TOGETHER`). A rank that is lost ends the job for all,
+so that no process waits in a collective operation for one that has ended. Each message is one line of JSON:
 
-    leader      {"stage": key, "claim": nonce, "port": 23117}   make it with me (port null: I make it alone)
-                {"leave": true}      the stage is over for me        {"end": 1}    exit code of every process
-    follower    {"hello": word, "rank": 2, "host": "n2"}     {"left": [failure class, reason] or null, "claim": nonce}
+    rank 0         {"stage": key, "claim": nonce, "port": 23117}   make it with me (port null: I make it alone)
+                   {"leave": true}      the stage is over for me        {"end": 1}    exit code of every process
+    other ranks    {"token": token, "rank": 2, "host": "n2"}
+                   {"left": [failure class, reason] or null, "claim": nonce}    I have finished my part of the stage
 """
 
 import queue
@@ -20,61 +21,61 @@ from harness.execution.attempt import failure_class, one_line, record_death
 from harness.execution.distributed.process_group import (
     GRACE_SECONDS,
     JOIN_SECONDS,
-    Line,
-    Member,
+    Connection,
     Problem,
-    call,
+    Rank,
+    connect,
     exit_now,
+    job_token,
     listen,
-    together,
-    word,
+    process_group,
 )
 from harness.runtime import preemption
 from harness.runtime.processes import ProcessError, free_port
 from harness.store.store import Lease, Store
 
 
-class Leader:
-    """The first process of a job with several."""
+class Coordinator:
+    """Rank 0 of a job with several processes."""
 
-    def __init__(self, member: Member, secret: str, store: Store) -> None:
+    def __init__(self, rank: Rank, secret: str, store: Store) -> None:
         """`secret` is a text that only processes of this job have read."""
-        self.member, self.store, self.lost = member, store, ""
-        """`lost` says which process is gone; from then on no stage begins."""
-        self._word = word(member, secret)
-        self._server = listen(self._word)
-        self._lines: dict[int, Line] = {}
+        self.rank, self.store, self.lost = rank, store, ""
+        """`lost` names the process that is gone; from then on no stage begins."""
+        self._token = job_token(rank, secret)
+        self._server = listen(self._token)
+        self._connections: dict[int, Connection] = {}
         self._hosts: dict[int, str] = {}
         self._left: dict[int, Problem | None] = {}
-        self._under_way: tuple[str, Lease] | None = None
+        self._stage_now: tuple[str, Lease] | None = None
         self._ended = False
         self._changed = threading.Condition()
         threading.Thread(target=self._accept, daemon=True).start()
 
     @contextmanager
     def stage(self, key: str, claim: Lease, all_make: bool) -> Iterator[None]:
-        """While the block makes the claimed stage, the others make it too (`all_make`) or wait.
+        """While the block makes the claimed stage, the other ranks make it too (`all_make`) or wait.
 
         Raises ProcessError where the stage failed in another process, or one is gone, in place of the error that
-        this causes here. A block that does not end although one is gone is ended with the process.
+        this causes here. Where the block does not end although a process is gone, this process is ended.
         """
         if not self._wait(self._all_joined, JOIN_SECONDS) and not self.lost:
-            missing = next(rank for rank in range(1, self.member.count) if rank not in self._lines)
+            missing = next(rank for rank in range(1, self.rank.count) if rank not in self._connections)
             self.lost = f"{self._name(missing)} did not start within {JOIN_SECONDS:g} s"
         if self.lost:
             raise ProcessError(self.lost, "killed")
-        self._left, self._under_way = {}, (key, claim)
+        self._left, self._stage_now = {}, (key, claim)
         port = free_port() if all_make else None
         try:
-            with nullcontext() if port is None else together(self.member, port):
+            with nullcontext() if port is None else process_group(self.rank, port):
                 try:
-                    self._tell({"stage": key, "claim": claim.nonce, "port": port})
+                    self._send_all({"stage": key, "claim": claim.nonce, "port": port})
                     yield
                     if all_make:
                         self._wait(self._all_left)
-                        self._refuse_problems()
-                finally:  # known before the connections of the process group close
-                    self._tell({"leave": True})
+                        self._raise_problems()
+                finally:  # sent before the connections of the process group close
+                    self._send_all({"leave": True})
         except Exception as error:
             if all_make:
                 self._wait(self._all_left, GRACE_SECONDS / 2)
@@ -83,17 +84,17 @@ class Leader:
                 raise
             raise cause from error
         finally:
-            self._under_way = None
+            self._stage_now = None
 
     def end(self, code: int) -> None:
-        """Tell the others to end with this exit code, late ones too."""
+        """Send the exit code to the other ranks, also to those that connect late."""
         self._wait(self._all_joined, GRACE_SECONDS if code else JOIN_SECONDS)
         self._ended = True
-        self._tell({"end": code})
+        self._send_all({"end": code})
         self._server.close()
 
     def _cause(self, error: Exception) -> Exception:
-        """Why the stage failed: another process where this one's error is only a connection that closed."""
+        """Why the stage failed: the error of another process, where this one's is only a connection that closed."""
         if not isinstance(error, RuntimeError) or failure_class(error) != "application":
             return error
         if self.lost:
@@ -106,49 +107,49 @@ class Leader:
             if problem is not None:
                 yield ProcessError(f"{self._name(rank)}: {problem[1]}", problem[0])
 
-    def _refuse_problems(self) -> None:
+    def _raise_problems(self) -> None:
         if self.lost:
             raise ProcessError(self.lost, "killed")
         for problem in self._problems():
             raise problem
 
     def _all_joined(self) -> bool:
-        return len(self._lines) == self.member.count - 1
+        return len(self._connections) == self.rank.count - 1
 
     def _all_left(self) -> bool:
-        return len(self._left) == self.member.count - 1
+        return len(self._left) == self.rank.count - 1
 
     def _wait(self, until: Callable[[], bool], seconds: float | None = None) -> bool:
-        """Wait for the others, but not for one that is gone; whether they all did it."""
+        """Wait for the other ranks, but not for one that is gone; whether the condition came true."""
         with self._changed:
             self._changed.wait_for(lambda: until() or bool(self.lost), seconds)
             return until()
 
-    def _tell(self, message: Mapping[str, Any]) -> None:
-        for line in list(self._lines.values()):
-            line.send(message)
+    def _send_all(self, message: Mapping[str, Any]) -> None:
+        for connection in list(self._connections.values()):
+            connection.send(message)
 
     def _accept(self) -> None:
         while True:
             try:
-                line = Line(self._server.accept()[0])
+                connection = Connection(self._server.accept()[0])
             except OSError:  # closed: the job ends
                 return
-            threading.Thread(target=self._hear, args=(line,), daemon=True).start()
+            threading.Thread(target=self._receive, args=(connection,), daemon=True).start()
 
-    def _hear(self, line: Line) -> None:
-        """Take a follower in, and note what it says until it is gone."""
-        hello = line.receive() or {}
-        if hello.get("hello") != self._word:
-            line.close()
+    def _receive(self, connection: Connection) -> None:
+        """Accept one other rank, and keep what it reports until its connection closes."""
+        hello = connection.receive() or {}
+        if hello.get("token") != self._token:
+            connection.close()
             return
         rank: int = hello["rank"]
-        line.send({"welcome": rank})
+        connection.send({"welcome": rank})
         with self._changed:
-            self._lines[rank], self._hosts[rank] = line, hello["host"]
+            self._connections[rank], self._hosts[rank] = connection, hello["host"]
             self._changed.notify_all()
-        while (message := line.receive()) is not None:
-            stage = self._under_way
+        while (message := connection.receive()) is not None:
+            stage = self._stage_now
             if stage is None or message["claim"] != stage[1].nonce:
                 continue  # of a stage that is over
             problem = message["left"]
@@ -156,54 +157,54 @@ class Leader:
                 self._left[rank] = None if problem is None else (problem[0], problem[1])
                 self._changed.notify_all()
             if problem is not None:
-                self._tell({"leave": True})
-                self._hurry(problem[0], f"{self._name(rank)}: {problem[1]}")
+                self._send_all({"leave": True})
+                self._force_end(problem[0], f"{self._name(rank)}: {problem[1]}")
         if not self._ended:
             with self._changed:
                 self.lost = self.lost or f"{self._name(rank)} is gone: it was killed, or its node failed"
                 self._changed.notify_all()
-            self._write_down("killed", self.lost)  # at once: Slurm may end the job at any moment
-            self._tell({"leave": True})
-            self._hurry("killed", self.lost)
+            self._record_death("killed", self.lost)  # at once: Slurm may end the job at any moment
+            self._send_all({"leave": True})
+            self._force_end("killed", self.lost)
 
-    def _hurry(self, failure: str, reason: str) -> None:
-        """End this process if the stage under way does not end by itself."""
-        stage = self._under_way
+    def _force_end(self, failure: str, reason: str) -> None:
+        """End this process where the present stage does not end by itself within the grace period."""
+        stage = self._stage_now
         deadline = time.monotonic() + GRACE_SECONDS
-        while self._under_way is stage and stage is not None:
+        while self._stage_now is stage and stage is not None:
             if time.monotonic() > deadline:
-                self._write_down(failure, reason)
+                self._record_death(failure, reason)
                 stage[1].release()
                 exit_now(reason, 1)
             time.sleep(0.05)
 
-    def _write_down(self, failure: str, reason: str) -> None:
-        if self._under_way is not None:
-            record_death(self.store, self._under_way[0], reason, failure)
+    def _record_death(self, failure: str, reason: str) -> None:
+        if self._stage_now is not None:
+            record_death(self.store, self._stage_now[0], reason, failure)
 
     def _name(self, rank: int) -> str:
         host = self._hosts.get(rank)
-        return f"process {rank} of {self.member.count}" + (f" on {host}" if host else "")
+        return f"process {rank} of {self.rank.count}" + (f" on {host}" if host else "")
 
 
 Follow = Callable[[str], Problem | None]
-"""Make the stage of a key beside the leader; returns what went wrong."""
+"""Make the stage of a key together with rank 0; returns the failure, or None."""
 
 
-class Follower:
-    """Any process of a job but the first."""
+class Participant:
+    """Any rank of a job but rank 0."""
 
-    def __init__(self, member: Member, secret: str, store: Store) -> None:
-        """Find the leader; raises TimeoutError where it does not answer."""
-        self.member, self.store = member, store
-        self._line = call(member, word(member, secret))
+    def __init__(self, rank: Rank, secret: str, store: Store) -> None:
+        """Connect to rank 0; raises TimeoutError where it does not answer."""
+        self.rank, self.store = rank, store
+        self._connection = connect(rank, job_token(rank, secret))
         self._messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        self._making = self._told_to_leave = False
-        self._under_way: tuple[str, str] | None = None
+        self._making = self._leave_requested = False
+        self._stage_now: tuple[str, str] | None = None
 
     def serve(self, follow: Follow) -> int:
-        """Do what the leader says until it ends; returns the job's exit code. Signals are the leader's to answer."""
-        threading.Thread(target=self._hear, daemon=True).start()
+        """Make stages with rank 0 until it ends; returns the job's exit code. Only rank 0 answers signals."""
+        threading.Thread(target=self._receive, daemon=True).start()
         with preemption.stoppable_between(), preemption.polling():
             message = self._messages.get()
             while message is not None and "end" not in message:
@@ -213,48 +214,47 @@ class Follower:
             return 1 if message is None else message["end"]
 
     def _make(self, message: Mapping[str, Any], follow: Follow) -> None:
-        """Make a stage with the leader, and stay in its process group until all are through."""
-        self._making = True  # before the look: what comes later is answered by `_hurry`
+        """Make a stage with rank 0, and stay in its process group until all ranks have finished."""
+        self._making = True  # set first: a message that comes after the next line is answered by `_force_end`
         try:
-            if self._told_to_leave:  # before it began: the leader waits for every answer
+            if self._leave_requested:  # before it began: rank 0 waits for every answer
                 self._leave(message, None)
                 return
-            with together(self.member, message["port"]):
+            with process_group(self.rank, message["port"]):
                 problem = follow(message["stage"])
-                self._leave(message, None if self._told_to_leave else problem)
-                while problem is None and not self._told_to_leave:  # else closing frees whoever waits for this one
+                self._leave(message, None if self._leave_requested else problem)
+                # after a problem the group is closed at once, which frees a rank that waits for this one
+                while problem is None and not self._leave_requested:
                     time.sleep(0.01)
         finally:
             self._making = False
 
     def _leave(self, message: Mapping[str, Any], problem: Problem | None) -> None:
-        self._line.send({"left": problem, "claim": message["claim"]})
+        self._connection.send({"left": problem, "claim": message["claim"]})
 
-    def _hear(self) -> None:
-        """Note what the leader says until it is gone."""
-        while (message := self._line.receive()) is not None:
+    def _receive(self) -> None:
+        """Keep the messages of rank 0 until its connection closes."""
+        while (message := self._connection.receive()) is not None:
             if "stage" in message:
-                self._under_way, self._told_to_leave = (message["stage"], message["claim"]), False
+                self._stage_now, self._leave_requested = (message["stage"], message["claim"]), False
             else:
-                self._under_way, self._told_to_leave = None, True
-                self._hurry(message.get("end", 1))
+                self._stage_now, self._leave_requested = None, True
+                self._force_end(message.get("end", 1))
             self._messages.put(message)
             if "end" in message:
                 return
-        if self._under_way is not None and self.member.rank == 1:  # at once: Slurm may end the job at any moment
-            key, nonce = self._under_way
-            record_death(
-                self.store, key, f"process 0 of {self.member.count} is gone: it was killed, or its node failed"
-            )
+        if self._stage_now is not None and self.rank.number == 1:  # at once: Slurm may end the job at any moment
+            key, nonce = self._stage_now
+            record_death(self.store, key, f"process 0 of {self.rank.count} is gone: it was killed, or its node failed")
             Lease(self.store.root / "claims" / key, nonce).release()
-        self._told_to_leave = True
-        self._hurry(1)
+        self._leave_requested = True
+        self._force_end(1)
         self._messages.put(None)
 
-    def _hurry(self, code: int) -> None:
-        """End this process if it does not come out of its stage by itself."""
+    def _force_end(self, code: int) -> None:
+        """End this process where it does not leave its stage by itself within the grace period."""
         deadline = time.monotonic() + GRACE_SECONDS
         while self._making:
             if time.monotonic() > deadline:
-                exit_now("the stage is over in the first process", code)
+                exit_now("the stage is over in rank 0", code)
             time.sleep(0.05)

@@ -1,11 +1,11 @@
-"""Servers: teachers that the cluster serves by jobs of their own, who wants them, and when one may end.
+"""Model servers: teachers that jobs of the cluster serve, which arrays use one, and when its job may end.
 
-A server is sent for the first array that wants it and stays until no task that waits or runs has anything left to
-ask. An array is written down as wanting it before its submitter looks for a live server; a server gives up the note
-by which it is found before it looks a last time who wants it. So whoever still found it is seen, and others send a
-new one.
+A server's job is submitted for the first array that uses it, and stays until no waiting or running task has a stage
+left that sends it requests. Two orders make this safe: an array registers as a user before its submitter looks for a
+live server, and a server removes the note by which it is found before it looks for users a last time. So the server
+sees each submitter that found it, and any other submits a new one.
 
-    servers/<key>/<array>.json     who wants it: a note of the array, and by task the stages that ask
+    servers/<key>/<array>.json     one user: a note of the array, and by task the stages that send requests
 """
 
 import json
@@ -20,7 +20,7 @@ from harness.execution.slurm.submissions import Submissions, being_sent, new_ent
 from harness.plan.graph import Stage
 from harness.store.fingerprint import SHORT, fingerprint
 from harness.store.store import Store, write_json
-from harness.teachers.discovery import page_of, write_page
+from harness.teachers.discovery import address_file, write_address
 from harness.teachers.http_endpoint import BY_SLURM
 
 
@@ -33,12 +33,12 @@ class Server(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Its name in the store, the same for whoever asks for this model and revision."""
+        """Its name in the store, the same for every user of this model and revision."""
         return f"serve-{fingerprint([self.model, self.revision])[:SHORT]}"
 
 
 def server_of(stage: Stage) -> Server | None:
-    """The server that the cluster is to run for a stage to ask; None for one that asks none."""
+    """The server that the cluster is to run for a stage; None where the stage sends requests to no such server."""
     adopted = stage if stage.kind == "base" else None
     if "teacher_url" in stage.where:
         adopted = stage.inputs["teacher"].adopted()
@@ -51,11 +51,11 @@ def server_of(stage: Stage) -> Server | None:
 
 
 def pointed(spec: Mapping[str, Any], stage: Stage, store: Store) -> dict[str, Any]:
-    """A stage's `spec()`, with the page of its server where it said that the cluster serves."""
+    """A stage's `spec()`, in which the path of the server's address file replaces `slurm`."""
     server, where = server_of(stage), dict(spec["where"])
     if server is not None:
-        page = str(page_of(store, server.key))
-        where |= {"teacher_url": page} if "teacher_url" in where else {"model": {**where["model"], "path": page}}
+        file = str(address_file(store, server.key))
+        where |= {"teacher_url": file} if "teacher_url" in where else {"model": {**where["model"], "path": file}}
     return {**spec, "where": where}
 
 
@@ -69,13 +69,13 @@ def take_servers(
 ) -> dict[str, Server]:
     """The servers this submission has to send, by the names of their jobs; those that run stay for its arrays.
 
-    `asking` is what each array makes, by task; `prefix` begins the names.
+    `asking` has the stages of each array, by task; `prefix` begins the names of the jobs.
     """
     asked: dict[str, Server] = {}
     for array, tasks in asking.items():
         servers = {found.key: found for stages in tasks for stage in stages if (found := server_of(stage))}
         for key in servers:
-            _want(store, key, new_entry(submission, array, 0), tasks)
+            _register(store, key, new_entry(submission, array, 0), tasks)
         asked |= servers
     mine: dict[str, Server] = {}
     for key, server in asked.items():
@@ -83,18 +83,18 @@ def take_servers(
         if notes.take(key, submission, name, 0):
             assert cluster.serve is not None
             minutes = cluster.serve.ready_minutes
-            write_page(page_of(store, key), name=name, job=None, model=server.model, ready_minutes=minutes)
+            write_address(address_file(store, key), name=name, job=None, model=server.model, ready_minutes=minutes)
             mine[name] = server
     return mine
 
 
 def wanted(store: Store, key: str) -> bool:
-    """Whether a task that waits, runs or is being sent has something to ask; forgets arrays that have not.
+    """Whether a task that waits, runs or is being submitted has requests left; removes the notes of other arrays.
 
-    Raises SettingsError where the controller is away.
+    Raises SettingsError where Slurm's controller does not answer.
     """
     found = {}
-    for path in _wanting(store, key).glob("*.json"):
+    for path in _users(store, key).glob("*.json"):
         with suppress(FileNotFoundError):
             found[path] = json.loads(path.read_text())
     sending = {path for path, note in found.items() if being_sent(store, note)}  # read before the queue
@@ -111,14 +111,14 @@ def wanted(store: Store, key: str) -> bool:
     return bool(live)
 
 
-def _want(store: Store, key: str, note: Mapping[str, Any], tasks: Sequence[Sequence[Stage]]) -> None:
-    """Write down that the array of a note wants the server, until its stages that ask are made."""
-    folder = _wanting(store, key)
+def _register(store: Store, key: str, note: Mapping[str, Any], tasks: Sequence[Sequence[Stage]]) -> None:
+    """Register the array of a note as a user of the server, until its stages that send requests are made."""
+    folder = _users(store, key)
     folder.mkdir(parents=True, exist_ok=True)
     own = [[(stage.key, server_of(stage)) for stage in stages] for stages in tasks]
     asking = [[stage for stage, server in stages if server is not None and server.key == key] for stages in own]
     write_json(folder / f"{note['array']}.json", {**note, "asking": asking})
 
 
-def _wanting(store: Store, key: str) -> Path:
-    return page_of(store, key).with_suffix("")
+def _users(store: Store, key: str) -> Path:
+    return address_file(store, key).with_suffix("")

@@ -13,8 +13,8 @@ from typing import Any
 
 from harness.config.machine import Machine
 from harness.execution.attempt import AttemptResult, alone, attempt, follow, record_failure
-from harness.execution.distributed.coordinator import Follower, Leader
-from harness.execution.distributed.process_group import own_member
+from harness.execution.distributed.coordinator import Coordinator, Participant
+from harness.execution.distributed.process_group import own_rank
 from harness.plan.graph import MAKERS, TOGETHER
 from harness.runtime import preemption
 from harness.runtime.processes import slurm_job
@@ -26,7 +26,7 @@ REQUEUE_SECONDS = 60.0
 
 
 def run(addresses: Sequence[str], submission: str) -> None:
-    """What submitit starts: the same, and a failure is this process's exit code."""
+    """Started by submitit: as `make`, and a failure is this process's exit code."""
     code = make(addresses, Path(submission))
     if code:
         sys.stdout.flush()
@@ -36,27 +36,32 @@ def run(addresses: Sequence[str], submission: str) -> None:
 def make(addresses: Sequence[str], submission: Path) -> int:
     """Make every address with what only it needs; the first failure does not keep the others from being made.
 
-    Of several processes of one job the first makes all this, and the others with it what takes all of them.
+    Of several processes of one job rank 0 decides and makes; the others make with it what takes all of them.
+    Returns the exit code of this process.
     """
     os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))  # read by torch at import
     text = submission.read_text()
     written = json.loads(text)
     store, machine = Store(Path(written["store"])), Machine(**written["machine"])
-    member = own_member()
-    if member is None:
+    rank = own_rank()
+    if rank is None:
         return _make_all(addresses, written, store, machine, None)
-    if member.rank > 0:
-        return Follower(member, text, store).serve(partial(_follow, store, written, machine))
-    leader, code = Leader(member, text, store), 1
+    if rank.number > 0:
+        return Participant(rank, text, store).serve(partial(_follow, store, written, machine))
+    coordinator, code = Coordinator(rank, text, store), 1
     try:
-        code = _make_all(addresses, written, store, machine, leader)
+        code = _make_all(addresses, written, store, machine, coordinator)
     finally:
-        leader.end(code)
+        coordinator.end(code)
     return code
 
 
 def _make_all(
-    addresses: Sequence[str], written: Mapping[str, Any], store: Store, machine: Machine, leader: Leader | None
+    addresses: Sequence[str],
+    written: Mapping[str, Any],
+    store: Store,
+    machine: Machine,
+    coordinator: Coordinator | None,
 ) -> int:
     jobs = {written["stages"][key]["address"]: keys for key, keys in written["jobs"].items()} | written["jobs"]
     failed: dict[str, str] = {}
@@ -64,11 +69,11 @@ def _make_all(
         with preemption.stoppable_between():
             for address in addresses:
                 if failed.keys() & jobs[address]:
-                    continue  # what it needs has just failed, and that has been said
-                outcome = _make_target(store, written, jobs[address], machine, leader)
+                    continue  # a stage that it needs has just failed, and that was reported
+                outcome = _make_target(store, written, jobs[address], machine, coordinator)
                 if outcome.status != "done":
                     failed[outcome.key] = f"{address}: {outcome.failure_class}: {outcome.reason}"
-                if leader is not None and leader.lost:
+                if coordinator is not None and coordinator.lost:
                     break
     except preemption.Preempted as stopped:
         print(f"harness: {stopped}; what was done is kept", flush=True)
@@ -81,13 +86,13 @@ def _make_all(
 
 
 def _follow(store: Store, written: Mapping[str, Any], machine: Machine, key: str) -> tuple[str, str] | None:
-    """Make one stage beside the first process."""
+    """Make one stage together with rank 0; the failure class and reason, or None."""
     spec = written["stages"][key]
     return follow(store, spec, MAKERS[spec["kind"]][0], machine)
 
 
 def _make_target(
-    store: Store, written: Mapping[str, Any], keys: Sequence[str], machine: Machine, leader: Leader | None
+    store: Store, written: Mapping[str, Any], keys: Sequence[str], machine: Machine, coordinator: Coordinator | None
 ) -> AttemptResult:
     """One target: its private stages in order, inputs looked up again; how the last, or the failed one, ended."""
     outcome = AttemptResult("", "done")
@@ -97,20 +102,22 @@ def _make_target(
         if missing and not store.done(key):
             address = written["stages"][missing[0]]["address"]
             return AttemptResult(key, "failed", "blocked", f"needs {address}, which is not in the store")
-        outcome = _make_stage(store, spec, machine, leader)
+        outcome = _make_stage(store, spec, machine, coordinator)
         if outcome.status != "done":
             return outcome
     return outcome
 
 
-def _make_stage(store: Store, spec: Mapping[str, Any], machine: Machine, leader: Leader | None) -> AttemptResult:
+def _make_stage(
+    store: Store, spec: Mapping[str, Any], machine: Machine, coordinator: Coordinator | None
+) -> AttemptResult:
     """One stage; where another job is making it, that one is waited for."""
     key = spec["key"]
     if not store.done(key) and not store.claimed(key) and stuck(store.attempts(key)):
         reason = f"stopped {STUCK_AFTER} times in a row without getting further; give it more time or memory"
         record_failure(store, spec, "stuck", reason)
         return AttemptResult(key, "failed", "stuck", reason)
-    others = alone if leader is None else partial(leader.stage, all_make=spec["kind"] in TOGETHER)
+    others = alone if coordinator is None else partial(coordinator.stage, all_make=spec["kind"] in TOGETHER)
     while True:
         print(f"harness: {spec['address']}", flush=True)
         outcome = attempt(store, spec, MAKERS[spec["kind"]][0], machine, others=others)

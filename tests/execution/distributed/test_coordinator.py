@@ -13,7 +13,7 @@ import pytest
 
 from harness.config.machine import Machine
 from harness.execution.distributed import coordinator
-from harness.execution.distributed.process_group import Member
+from harness.execution.distributed.process_group import Rank
 from harness.execution.slurm import task
 from harness.plan.graph import Stage
 from harness.runtime import preemption
@@ -99,7 +99,7 @@ class Job:
 def process(rank, start, keys, file):
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": COUNT, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": start}
     os.environ.update({name: str(value) for name, value in names.items()} | {"PMI_SIZE": str(COUNT)})
-    coordinator.GRACE_SECONDS = coordinator.GRACE_SECONDS = GRACE
+    coordinator.GRACE_SECONDS = GRACE
     task.MAKERS = {kind: ("tests.execution.distributed.test_coordinator:make", 1) for kind in (ALONE, ALL)}
     os._exit(task.make(keys, file))
 
@@ -168,8 +168,8 @@ def test_a_failure_of_one_process_is_the_stages_and_the_next_one_is_made(several
     assert several.store.done(after.key) and several.store.done(another.key)
 
 
-def test_a_follower_told_to_leave_before_it_began_says_so_and_makes_nothing(monkeypatch, tmp_path):
-    """Else the leader waits for its answer until the whole job is ended."""
+def test_a_rank_asked_to_leave_before_it_began_answers_and_makes_nothing(monkeypatch, tmp_path):
+    """Else rank 0 waits for its answer until the whole job is ended."""
     messages = iter([{"stage": "model", "claim": "a1", "port": 9}, {"leave": True}, {"end": 0}, None])
     sent, heard = [], threading.Event()
 
@@ -181,13 +181,13 @@ def test_a_follower_told_to_leave_before_it_began_says_so_and_makes_nothing(monk
             heard.set() if "end" in message else None
             return message
 
-    class Slow(coordinator.Follower):
+    class Slow(coordinator.Participant):
         def _make(self, message, follow):
             heard.wait()
             super()._make(message, follow)
 
-    monkeypatch.setattr(coordinator, "call", lambda member, known: Said())
-    slow = Slow(Member(2, COUNT, 2, "127.0.0.1", "now"), "text", Store.open(tmp_path / "store"))
+    monkeypatch.setattr(coordinator, "connect", lambda rank, token: Said())
+    slow = Slow(Rank(2, COUNT, 2, "127.0.0.1", "now"), "text", Store.open(tmp_path / "store"))
     assert slow.serve(lambda key: pytest.fail("made")) == 0
     assert sent == [{"left": None, "claim": "a1"}]
 
@@ -199,7 +199,7 @@ def test_the_class_of_a_failure_is_that_of_the_process_where_it_began(several):
     assert stage_state(several.store, stage.key).failure_class == "oom_host"
 
 
-def test_processes_told_to_stop_stop_together_and_the_followers_wait_for_the_first(several):
+def test_processes_told_to_stop_stop_together_and_the_other_ranks_wait_for_rank_0(several):
     stage = several.stage("model", do={str(rank): "poll" for rank in range(COUNT)})
     several.start()
     several.wait_for(COUNT)

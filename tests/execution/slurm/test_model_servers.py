@@ -11,7 +11,7 @@ from harness.config.checks import SettingsError
 from harness.data.miniature.tokenizer import load_mini_tokenizer
 from harness.execution.slurm.model_servers import wanted
 from harness.plan.graph import Stage
-from harness.teachers.discovery import read_page
+from harness.teachers.discovery import read_address
 from tests.execution.slurm import test_submit
 from tests.execution.slurm.test_submit import in_queue, plan_of, send, sent
 
@@ -59,7 +59,7 @@ def test_one_server_is_sent_before_the_jobs_that_ask_it_and_they_wait_for_its_st
     }
     assert {array for array, keys in made.items() if keys & asks} == set(asking)
     assert Stage.of(written["stages"]).keys() == written["stages"].keys(), "where it is found is no identity"
-    assert written["servers"][server]["api_key_env"] == "SERVE_KEY" and read_page(page)["url"] is None
+    assert written["servers"][server]["api_key_env"] == "SERVE_KEY" and read_address(page)["url"] is None
 
 
 def test_a_later_submission_uses_the_server_that_runs_and_keeps_it(slurm, store, served_plan):

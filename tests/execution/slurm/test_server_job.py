@@ -16,7 +16,7 @@ from harness.execution.slurm import server_job
 from harness.execution.slurm.model_servers import Server
 from harness.execution.slurm.submissions import new_entry
 from harness.store.store import Store, write_json
-from harness.teachers.discovery import page_of, read_page, write_page
+from harness.teachers.discovery import address_file, read_address, write_address
 
 SERVER = Server("org/Big-70B", None, "SERVE_KEY")
 NAME, ARRAY, STAGE = "g.serve.3f2a10.0", "g.labels.3f2a10.1", "labels-1"
@@ -66,8 +66,8 @@ class Job:
         self.submission.parent.mkdir(parents=True)
         written = {"store": str(self.store.root), "servers": {NAME: self.server._asdict()}}
         write_json(self.submission, {**written, "cluster": {"restarts": 3, "serve": settings}})
-        self.page, self.note = page_of(self.store, self.server.key), self.store.root / "jobs" / self.server.key
-        write_page(self.page, name=NAME, job=None, model=model, ready_minutes=0.5)
+        self.page, self.note = address_file(self.store, self.server.key), self.store.root / "jobs" / self.server.key
+        write_address(self.page, name=NAME, job=None, model=model, ready_minutes=0.5)
         self.page.with_suffix("").mkdir()
         write_json(
             self.page.with_suffix("") / f"{ARRAY}.json", {**new_entry("s", ARRAY, 0), "time": 0.0, "asking": [[STAGE]]}
@@ -89,7 +89,7 @@ class Job:
     def serving(self):
         """Start it and wait until it says where it listens: the process and the address."""
         process, end = self.start(), time.monotonic() + 20
-        while (url := (read_page(self.page) or {}).get("url")) is None:
+        while (url := (read_address(self.page) or {}).get("url")) is None:
             assert process.poll() is None and time.monotonic() < end, process.communicate()[0]
             time.sleep(0.05)
         return process, url
@@ -117,7 +117,7 @@ def test_it_serves_until_what_asks_it_is_made_and_leaves_nothing(commands, tmp_p
     process, url = job.serving()
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"{url}/v1/models")
-    page = read_page(job.page)
+    page = read_address(job.page)
     assert (page["name"], page["model"]) == (NAME, SERVER.model) and job.child_lives()
     made(job.store, STAGE)
     code, said = ended(process)
@@ -155,7 +155,7 @@ def test_one_that_cannot_serve_says_why_in_its_last_line_and_on_its_page(command
     job = Job(tmp_path, **given)
     code, said = ended(job.start())
     assert code == 1 and words in said.splitlines()[-1]
-    assert words in read_page(job.page)["failed"] and not job.note.exists(), "the next to want it sends another"
+    assert words in read_address(job.page)["failed"] and not job.note.exists(), "the next to want it sends another"
     assert not job.child_lives()
 
 
@@ -170,7 +170,7 @@ def test_a_signal_before_the_time_limit_queues_it_again_while_it_is_needed(comma
     process.send_signal(signal.SIGUSR2)
     assert ended(process)[0] == 75 and not job.child_lives()
     assert (commands / "told").read_text() == "requeue 12\n"
-    assert read_page(job.page)["url"] is None and job.note.exists(), "who asks waits for it, and who comes finds it"
+    assert read_address(job.page)["url"] is None and job.note.exists(), "who asks waits for it, and who comes finds it"
 
 
 def test_one_that_may_not_be_queued_again_says_so_to_those_who_wait(commands, tmp_path, monkeypatch):
@@ -181,14 +181,14 @@ def test_one_that_may_not_be_queued_again_says_so_to_those_who_wait(commands, tm
     process.send_signal(signal.SIGUSR2)
     code, said = ended(process)
     assert code == 75 and "slurm.restarts allows more" in said and not (commands / "told").exists()
-    assert "3 restarts" in read_page(job.page)["failed"] and not job.note.exists()
+    assert "3 restarts" in read_address(job.page)["failed"] and not job.note.exists()
 
 
 def test_a_job_that_is_ended_takes_its_server_along(commands, tmp_path):
     job = Job(tmp_path)
     process, _ = job.serving()
     process.terminate()
-    assert ended(process)[0] == 75 and not job.child_lives() and read_page(job.page)["url"] is None
+    assert ended(process)[0] == 75 and not job.child_lives() and read_address(job.page)["url"] is None
     assert not (commands / "told").exists()
 
 
@@ -209,8 +209,8 @@ def test_it_stays_for_a_job_that_was_sent_while_it_looked_for_the_last_time(comm
 def test_it_gives_way_to_another_that_was_sent_for_the_same_model(commands, tmp_path):
     job = Job(tmp_path)
     made_of = server_job.ServerJob(NAME, job.submission)
-    write_page(job.page, name="g.serve.000000.0", job=None, model=SERVER.model, ready_minutes=1)
-    assert made_of._over() and read_page(job.page)["name"] == "g.serve.000000.0"
+    write_address(job.page, name="g.serve.000000.0", job=None, model=SERVER.model, ready_minutes=1)
+    assert made_of._over() and read_address(job.page)["name"] == "g.serve.000000.0"
 
 
 def test_it_stays_while_the_queue_cannot_be_asked(commands, tmp_path, capsys):

@@ -161,8 +161,14 @@ def test_a_job_that_left_the_queue_without_its_artifact_is_sent_again(slurm, sto
 )
 def test_every_cluster_file_has_a_rule_for_every_stage(path):
     cluster = Cluster.of({"name": path.stem, **OmegaConf.to_container(OmegaConf.load(path))})
+    has_gpus = any(rule.gpus for rule in cluster.resources)
     for kind in MAKERS:
-        cluster.resources_for(kind, "name", 7e10).check_batch(32)
+        small, large = (cluster.resources_for(kind, "name", parameters) for parameters in (1e8, 7e10))
+        assert 32 % large.count == 0 == 32 % small.count, "a step's 32 rows divide among the processes"
+        assert large.memory_gb >= small.memory_gb and large.gpus >= small.gpus
+        assert 60 * large.minutes > cluster.notice_seconds, "the notice comes before the time limit"
+        on_cpus = kind in ("mixture", "subset")
+        assert bool(large.gpus) == (has_gpus and not on_cpus), f"{kind} of a model of 70 billion parameters"
 
 
 def test_two_submitters_at_the_same_moment_send_each_target_once(slurm, store):
