@@ -74,44 +74,6 @@ def register() -> None:
         _offer("slurm", path.stem, functools.partial(_cluster, path))
 
 
-class _Shared(dict[str, Any]):
-    """The nodes of Hydra's ConfigStore, not copied with it.
-
-    Hydra 1.3 deep-copies all of them whenever it composes a config or lists a group: a hundred times for one `--help`.
-    Sharing them is safe, because `ConfigStore.load` copies the node that it returns.
-    """
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Shared":
-        return self
-
-
-class _Preset(ConfigNode):
-    """An option of a config group whose node is made at first use."""
-
-    def __init__(self, group: str, name: str, package: str | None, read: Callable[[], Any]) -> None:
-        self.name, self.group, self.package, self.provider = f"{name}.yaml", group, package, None
-        self._node = functools.cache(lambda: OmegaConf.structured(read()))
-
-    @functools.cached_property
-    def node(self) -> DictConfig:  # type: ignore[override]
-        """What Hydra composes; Hydra asks a shallow copy of this object, and all copies share `_node`."""
-        return self._node()
-
-
-def _offer(group: str, name: str, read: Callable[[], Any], package: str | None = None) -> None:
-    """Make a preset an option of a config group."""
-    options: dict[str, Any] = ConfigStore.instance().repo
-    for part in group.split("/"):
-        options = options.setdefault(part, {})
-    preset = _Preset(group, name, package, read)
-    options[preset.name] = preset
-
-
-def _cluster(path: Path) -> Any:
-    """A cluster's file over the defaults, so that the command line may set what the file leaves out."""
-    return OmegaConf.merge({"name": path.stem} | DEFAULTS, OmegaConf.load(path))
-
-
 @contextmanager
 def hydra_ready() -> Iterator[None]:
     """Hydra initialised on our presets; inside a Hydra program, that program's own initialisation."""
@@ -160,6 +122,44 @@ def plain_errors() -> Iterator[None]:
         raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise SettingsError(_sentence(error)) from error
+
+
+class _Shared(dict[str, Any]):
+    """The nodes of Hydra's ConfigStore, not copied with it.
+
+    Hydra 1.3 deep-copies all of them whenever it composes a config or lists a group: a hundred times for one `--help`.
+    Sharing them is safe, because `ConfigStore.load` copies the node that it returns.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Shared":
+        return self
+
+
+class _Preset(ConfigNode):
+    """An option of a config group whose node is made at first use."""
+
+    def __init__(self, group: str, name: str, package: str | None, read: Callable[[], Any]) -> None:
+        self.name, self.group, self.package, self.provider = f"{name}.yaml", group, package, None
+        self._node = functools.cache(lambda: OmegaConf.structured(read()))
+
+    @functools.cached_property
+    def node(self) -> DictConfig:  # type: ignore[override]
+        """What Hydra composes; Hydra asks a shallow copy of this object, and all copies share `_node`."""
+        return self._node()
+
+
+def _offer(group: str, name: str, read: Callable[[], Any], package: str | None = None) -> None:
+    """Make a preset an option of a config group."""
+    options: dict[str, Any] = ConfigStore.instance().repo
+    for part in group.split("/"):
+        options = options.setdefault(part, {})
+    preset = _Preset(group, name, package, read)
+    options[preset.name] = preset
+
+
+def _cluster(path: Path) -> Any:
+    """A cluster's file over the defaults, so that the command line may set what the file leaves out."""
+    return OmegaConf.merge({"name": path.stem} | DEFAULTS, OmegaConf.load(path))
 
 
 def _sentence(error: BaseException) -> str:
