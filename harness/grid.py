@@ -17,15 +17,13 @@ They read the store, and ask Slurm where the store is silent; only `retry`, `can
 """
 
 import argparse
-import json
 import os
 import shutil
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from harness import notebook_function
 from harness.config.checks import SettingsError, refuse
@@ -33,54 +31,69 @@ from harness.execution.slurm.squeue import Queue, run_command
 from harness.execution.slurm.submissions import arrays_of, log_files, read_entry, read_sent
 from harness.execution.status_screen import Look, headline, screen
 from harness.plan.frozen import frozen_plan, grid_names
-from harness.store.fingerprint import differences
+from harness.report.terminal import (
+    attempt_lines,
+    cost_lines,
+    explain_lines,
+    find_stage,
+    log_lines,
+    plan_lines,
+    show_gains,
+)
 from harness.store.store import Store
 
 CANCELLED_AT_ONCE = 500
-LOG_LINES = 40
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; refusals are one sentence and exit code 2."""
+    given = _parser().parse_args(arguments)
+    try:
+        given.call(given)
+    except SettingsError as error:
+        print(f"harness: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m harness.grid", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--store", help="the store folder (default: outputs)")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    plan = verbs.add_parser("plan", help="what would run and what it would cost")
+
+    def verb(name: str, call: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        one = verbs.add_parser(name, help=text)
+        one.set_defaults(call=call)
+        return one
+
+    plan = verb("plan", show_plan, "what would run and what it would cost")
     plan.add_argument("overrides", nargs="*", help="as for harness.run, e.g. method=sft,kd")
-    status = verbs.add_parser("status", help="cells by state, what runs, and every failure's reason")
+    status = verb("status", show_status, "cells by state, what runs, and every failure's reason")
     status.add_argument("grid", nargs="?", help="a grid's name; without it, all grids in a line each")
     status.add_argument("--cells", action="store_true", help="every cell in a line")
-    watch = verbs.add_parser("watch", help="status again and again, until nothing runs or waits")
-    watch.add_argument("grid")
-    watch.add_argument("--every", type=float, default=10.0, help="seconds between two looks (default: 10)")
-    again = verbs.add_parser("retry", help="failed cells again, each class of failure by its own rule")
-    again.add_argument("grid")
-    again.add_argument("--class", dest="failure_class", help="only these, e.g. oom, timeout, node_failure, application")
-    cancel = verbs.add_parser("cancel", help="take a grid's jobs out of the queue")
-    cancel.add_argument("grid")
-    logs = verbs.add_parser("logs", help="what the last try at a stage, or a cell, left behind")
+    look = verb("watch", watch, "status again and again, until nothing runs or waits")
+    look.add_argument("grid")
+    look.add_argument("--every", type=float, default=10.0, help="seconds between two looks (default: 10)")
+    retry = verb("retry", try_again, "failed cells again, each class of failure by its own rule")
+    retry.add_argument("grid")
+    retry.add_argument("--class", dest="failure_class", help="only these, e.g. oom, timeout, node_failure, application")
+    verb("cancel", cancel, "take a grid's jobs out of the queue").add_argument("grid")
+    logs = verb("logs", show_logs, "what the last try at a stage, or a cell, left behind")
     logs.add_argument("one", help="an address, key or the start of a fingerprint, as status prints it")
-    cost = verbs.add_parser("cost", help="hours of machines, CPUs and GPUs, lost tries too")
-    cost.add_argument("grid")
-    explain = verbs.add_parser("explain", help="the settings in which two stages differ")
+    verb("cost", show_cost, "hours of machines, CPUs and GPUs, lost tries too").add_argument("grid")
+    explain = verb("explain", show_explain, "the settings in which two stages differ")
     explain.add_argument("one", help="an address, key or the start of a fingerprint")
     explain.add_argument("other", nargs="?", help="a second one; without it, what the first is made of")
-    results = verbs.add_parser("results", help="table, figure and verdict of a grid")
+    results = verb("results", show_results, "table, figure and verdict of a grid")
     results.add_argument("grid")
     results.add_argument("--by", help="gains by class of held-out item: exposure, source, or exposure,source")
-    gc = verbs.add_parser("gc", help="artifacts no grid needs")
+    gc = verb("gc", collect_garbage, "artifacts no grid needs")
     gc.add_argument("--yes", action="store_true", help="delete them; without it they are listed")
-    cards = verbs.add_parser("cards", help="public benchmarks: data, prompt, metric, floor, an example")
+    cards = verb("cards", show_cards, "public benchmarks: data, prompt, metric, floor, an example")
     cards.add_argument("name", nargs="?", help="one of them; without it, a line for each")
-    given = parser.parse_args(arguments)
-    try:
-        VERBS[given.verb](given)
-    except SettingsError as error:
-        print(f"harness: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return parser
 
 
 def show_plan(given: argparse.Namespace) -> None:
@@ -91,24 +104,13 @@ def show_plan(given: argparse.Namespace) -> None:
     from harness.execution.slurm.usage import check_gpu_hours
     from harness.plan.cell_plan import Plan
     from harness.plan.compose import compose
-    from harness.plan.estimate import plan_text
-    from harness.plan.frozen import freeze
-    from harness.results.power import foresee
 
     composed = compose(given.overrides)
     settings, plan = composed.settings, Plan.of(composed.cells)
     preflight(plan)
     store = Store(Path(given.store or settings.store).absolute())  # looked at, never made
-    done = sum(store.done(stage.key) for stage in plan.stages)
-    print(
-        f"{len(composed.cells)} cells asked for, {len(plan.cells)} different, {len(plan.stages)} stages, "
-        f"{done} of them in the store"
-    )
     cluster = None if settings.slurm is None else Cluster.of(settings.slurm)
-    print(plan_text(plan, store, cluster))
-    if settings.claims:
-        print("claims, without items' variance and before Holm:")
-        print("\n".join(f"  {line}" for line in foresee(settings.claims, freeze(plan, ""))))
+    print(*plan_lines(composed, plan, store, cluster), sep="\n")
     if cluster is not None:
         check_gpu_hours(plan, store, cluster, wanted_name(settings, plan))
 
@@ -160,20 +162,13 @@ def cancel(given: argparse.Namespace) -> None:
 def show_logs(given: argparse.Namespace) -> None:
     """How the tries at a stage ended, the last one's traceback, and the end of what its job printed."""
     store = _existing(given.store)
-    key = _find(_known_stages(store), given.one)
+    key = find_stage(store, given.one)
     attempts = store.attempts(key)
-    if not attempts:
-        print(f"{key}: nobody has tried to make it yet")
-    for number, page in enumerate(attempts, start=1):
-        reason = f", {page['reason']}" if page.get("reason") else ""
-        print(f"try {number} on {page.get('host')}: {page.get('outcome')}{reason}")
-    if attempts and attempts[-1].get("traceback"):
-        print(attempts[-1]["traceback"])
+    print(*attempt_lines(key, attempts), sep="\n")
     note = read_entry(store, key)
     job = attempts[-1].get("job") if attempts else note and read_sent(store, note)
     for path in log_files(store, job) if job else []:
-        lines = path.read_text(errors="replace").splitlines()
-        print(f"--- {path}", *lines[-LOG_LINES:], sep="\n")
+        print(*log_lines(path), sep="\n")
 
 
 def show_cost(given: argparse.Namespace) -> None:
@@ -182,24 +177,13 @@ def show_cost(given: argparse.Namespace) -> None:
 
     store = _existing(given.store)
     source, table = ledger(store, frozen_plan(store, given.grid))
-    print(f"{given.grid}, from {source}:")
-    print(table.to_string(float_format="{:.2f}".format))
+    print(*cost_lines(given.grid, source, table), sep="\n")
 
 
 def show_explain(given: argparse.Namespace) -> None:
     """Leaves in which two stages differ, inputs followed down to the settings that made them differ."""
     store = _existing(given.store)
-    known = _known_stages(store)
-    one = _find(known, given.one)
-    if given.other is None:
-        print(json.dumps(_whole(known, one), indent=1, sort_keys=True))
-        return
-    other = _find(known, given.other)
-    leaves = differences(_whole(known, one), _whole(known, other))
-    for path, before, after in leaves:
-        print(f"{path}: {json.dumps(before)} -> {json.dumps(after)}")
-    if not leaves:
-        print("the same stage: no setting differs")
+    print(*explain_lines(store, given.one, given.other), sep="\n")
 
 
 def show_results(given: argparse.Namespace) -> None:
@@ -208,15 +192,10 @@ def show_results(given: argparse.Namespace) -> None:
 
     store = _existing(given.store)
     if given.by:
-        from rich.console import Console
-
-        from harness.results.breakdown import render
-
         by = given.by.split(",")
-        frame = gains(given.grid, by, str(store.root))
-        Console(width=None if sys.stdout.isatty() else 160).print(render(frame, by))
-        return
-    collect(store, frozen_plan(store, given.grid)).show()
+        show_gains(gains(given.grid, by, str(store.root)), by)
+    else:
+        collect(store, frozen_plan(store, given.grid)).show()
 
 
 def collect_garbage(given: argparse.Namespace) -> None:
@@ -247,30 +226,6 @@ def _existing(root: str | None) -> Store:
     return Store(Path(root).absolute())
 
 
-def _known_stages(store: Store) -> dict[str, dict[str, Any]]:
-    known = {key: spec for name in grid_names(store) for key, spec in frozen_plan(store, name)["stages"].items()}
-    return known | {key: store.manifest(key) for key in store.published()}
-
-
-def _find(known: dict[str, dict[str, Any]], name: str) -> str:
-    digest = name.rsplit("-", 1)[-1]
-    found = sorted(key for key in known if key == name or key.rsplit("-", 1)[-1].startswith(digest))
-    if len(found) != 1:
-        raise refuse("address", name, f"{len(found)} stages match", "give more of the fingerprint; `status` lists them")
-    return found[0]
-
-
-def _whole(known: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
-    """A stage's identity with its inputs' identities in place of their keys."""
-    spec = known[key]
-    return {
-        "kind": spec["kind"],
-        "version": spec["version"],
-        "settings": spec["settings"],
-        "inputs": {role: _whole(known, upstream) for role, upstream in spec["inputs"].items()},
-    }
-
-
 def show_cards(given: argparse.Namespace) -> None:
     """One card whole, or all in a line each."""
     from harness.evals import describe, eval_names
@@ -281,20 +236,6 @@ def show_cards(given: argparse.Namespace) -> None:
     if given.name:
         print(describe(given.name) if given.name in eval_names() else load_benchmark(given.name).describe(given.name))
 
-
-VERBS = {
-    "plan": show_plan,
-    "status": show_status,
-    "watch": watch,
-    "retry": try_again,
-    "cancel": cancel,
-    "logs": show_logs,
-    "cost": show_cost,
-    "explain": show_explain,
-    "results": show_results,
-    "gc": collect_garbage,
-    "cards": show_cards,
-}
 
 notebook_function(__name__)
 

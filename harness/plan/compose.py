@@ -8,7 +8,7 @@ cells are composed in a second or two. All input errors leave here as `SettingsE
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.core.config_store import ConfigStore
+from hydra.core.config_store import ConfigNode, ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -55,21 +55,23 @@ def presets_folder() -> Path:
 
 @functools.cache
 def register() -> None:
-    """Tell Hydra the schema, and the methods, corpora and experiments that exist; safe to call again."""
+    """Tell Hydra the schema, and which methods, corpora, experiments and clusters exist; safe to call again.
+
+    Only names are registered. A preset is read, or its module imported, when a config that names it is composed.
+    """
     OmegaConf.register_new_resolver("checkout", lambda path: str(presets_folder() / path), replace=True)
     store = ConfigStore.instance()
+    store.repo = _Shared(store.repo)
     store.store(name="settings", node=Settings)
     for name in method_names():
-        store.store(group="method", name=name, node=load_method(name))
+        _offer("method", name, functools.partial(load_method, name))
     for name in corpus_names():
-        store.store(group="corpus", name=name, node=load_corpus(name))
-    for path in sorted((presets_folder() / "experiments").glob("*.yaml")):
-        store.store(group="experiments", name=path.stem, node=OmegaConf.load(path), package="_global_")
-    for path in sorted((presets_folder() / "experiments" / "paper").glob("*.yaml")):
-        store.store(group="experiments/paper", name=path.stem, node=OmegaConf.load(path), package="_global_")
+        _offer("corpus", name, functools.partial(load_corpus, name))
+    for group in ("experiments", "experiments/paper"):
+        for path in sorted((presets_folder() / group).glob("*.yaml")):
+            _offer(group, path.stem, functools.partial(OmegaConf.load, path), package="_global_")
     for path in sorted((presets_folder() / "slurm").glob("*.yaml")):
-        every = {"name": path.stem, **DEFAULTS}  # so that the command line may set what the file leaves out
-        store.store(group="slurm", name=path.stem, node=OmegaConf.merge(every, OmegaConf.load(path)))
+        _offer("slurm", path.stem, functools.partial(_cluster, path))
 
 
 @contextmanager
@@ -120,6 +122,44 @@ def plain_errors() -> Iterator[None]:
         raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise SettingsError(_sentence(error)) from error
+
+
+class _Shared(dict[str, Any]):
+    """The nodes of Hydra's ConfigStore, not copied with it.
+
+    Hydra 1.3 deep-copies all of them whenever it composes a config or lists a group: a hundred times for one `--help`.
+    Sharing them is safe, because `ConfigStore.load` copies the node that it returns.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Shared":
+        return self
+
+
+class _Preset(ConfigNode):
+    """An option of a config group whose node is made at first use."""
+
+    def __init__(self, group: str, name: str, package: str | None, read: Callable[[], Any]) -> None:
+        self.name, self.group, self.package, self.provider = f"{name}.yaml", group, package, None
+        self._node = functools.cache(lambda: OmegaConf.structured(read()))
+
+    @functools.cached_property
+    def node(self) -> DictConfig:  # type: ignore[override]
+        """What Hydra composes; Hydra asks a shallow copy of this object, and all copies share `_node`."""
+        return self._node()
+
+
+def _offer(group: str, name: str, read: Callable[[], Any], package: str | None = None) -> None:
+    """Make a preset an option of a config group."""
+    options: dict[str, Any] = ConfigStore.instance().repo
+    for part in group.split("/"):
+        options = options.setdefault(part, {})
+    preset = _Preset(group, name, package, read)
+    options[preset.name] = preset
+
+
+def _cluster(path: Path) -> Any:
+    """A cluster's file over the defaults, so that the command line may set what the file leaves out."""
+    return OmegaConf.merge({"name": path.stem} | DEFAULTS, OmegaConf.load(path))
 
 
 def _sentence(error: BaseException) -> str:

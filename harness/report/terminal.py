@@ -1,29 +1,38 @@
 """What came of a grid: its table, figure, verdict and models, written into its folder and shown in the terminal.
 
+At the end: what the verbs of `harness.grid` print, as lines of text. Nothing here looks at jobs or processes.
+
 Finished.collect(store, frozen).show()
 console.print(overview(frame))      # every public benchmark side by side, a row per model
+print(*explain_lines(store, "train-1f", "train-2a"), sep="\n")
 """
 
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from harness.results.table import percent
+from harness.config.checks import refuse
+from harness.plan.frozen import freeze, frozen_plan, grid_names
+from harness.store.fingerprint import differences
 from harness.store.store import Store, write_text
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.table import Table
 
+    from harness.config.cluster import Cluster
+    from harness.plan.cell_plan import Plan
+    from harness.plan.compose import Composed
     from harness.results.outcome import Outcome
 
 
 NAMED = ["method", "teacher", "student"]
+LOG_LINES = 40
+"""Of a job's log, the last ones are shown."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ class Finished:
         return self.outcome.records
 
     @property
-    def summary(self) -> pd.DataFrame:
+    def summary(self) -> "pd.DataFrame":
         """One row per arm x evaluation x metric, with intervals."""
         return self.outcome.summary
 
@@ -125,12 +134,15 @@ def _who(record: Mapping[str, Any]) -> str:
     return f"{record['method']} {record['data_frac']:g} seed {record['seed']}"
 
 
-def overview(frame: pd.DataFrame) -> "Table | None":
+def overview(frame: "pd.DataFrame") -> "Table | None":
     """Scores of all arms on public benchmarks; null where a grid has none. Bold: a gain over SFT after Holm."""
+    import pandas as pd
     from rich import box
     from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
+
+    from harness.results.table import percent
 
     columns = ("metric", "source", "headline")
     rows = frame if len(frame) and set(columns) <= set(frame) else pd.DataFrame(columns=columns)
@@ -161,3 +173,100 @@ def overview(frame: pd.DataFrame) -> "Table | None":
     table.caption = f"By {suite}, each card's hash in results.csv; not to be put beside scores made in another way."
     table.caption_justify = "left"
     return table
+
+
+def plan_lines(composed: "Composed", plan: "Plan", store: Store, cluster: "Cluster | None") -> Iterator[str]:
+    """How many cells and stages a plan has, what of it the store has, what the rest costs, and what claims can show."""
+    from harness.plan.estimate import plan_text
+    from harness.results.power import foresee
+
+    done = sum(store.done(stage.key) for stage in plan.stages)
+    yield (
+        f"{len(composed.cells)} cells asked for, {len(plan.cells)} different, {len(plan.stages)} stages, "
+        f"{done} of them in the store"
+    )
+    yield plan_text(plan, store, cluster)
+    if composed.settings.claims:
+        yield "claims, without items' variance and before Holm:"
+        yield from (f"  {line}" for line in foresee(composed.settings.claims, freeze(plan, "")))
+
+
+def attempt_lines(key: str, attempts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """How the tries at a stage ended, and the last one's traceback."""
+    if not attempts:
+        yield f"{key}: has not been tried yet"
+    for number, page in enumerate(attempts, start=1):
+        reason = f", {page['reason']}" if page.get("reason") else ""
+        yield f"try {number} on {page.get('host')}: {page.get('outcome')}{reason}"
+    if attempts and attempts[-1].get("traceback"):
+        yield attempts[-1]["traceback"]
+
+
+def log_lines(path: Path) -> Iterator[str]:
+    """The end of what a job printed."""
+    yield f"--- {path}"
+    yield from path.read_text(errors="replace").splitlines()[-LOG_LINES:]
+
+
+def cost_lines(grid: str, source: str, table: "pd.DataFrame") -> Iterator[str]:
+    """What a grid took, by kind of work, and where the figures are from."""
+    yield f"{grid}, from {source}:"
+    yield table.to_string(float_format="{:.2f}".format)
+
+
+def explain_lines(store: Store, one: str, other: str | None = None) -> Iterator[str]:
+    """A stage's identity; of two, the leaves in which they differ, their inputs' settings among them.
+
+    Raises SettingsError where a name fits no stage, or several.
+    """
+    known = _known_stages(store)
+    first = _identity(known, _find(known, one))
+    if other is None:
+        yield json.dumps(first, indent=1, sort_keys=True)
+        return
+    leaves = differences(first, _identity(known, _find(known, other)))
+    for path, before, after in leaves:
+        yield f"{path}: {json.dumps(before)} -> {json.dumps(after)}"
+    if not leaves:
+        yield "the same stage: no setting differs"
+
+
+def find_stage(store: Store, name: str) -> str:
+    """The key of the one stage that an address, a key or the start of a fingerprint names.
+
+    Raises SettingsError where it fits no stage of the store and its grids, or several.
+    """
+    return _find(_known_stages(store), name)
+
+
+def show_gains(frame: "pd.DataFrame", by: Sequence[str]) -> None:
+    """Print a grid's gains by class of held-out item."""
+    from rich.console import Console
+
+    from harness.results.breakdown import render
+
+    Console(width=None if sys.stdout.isatty() else 160).print(render(frame, by))
+
+
+def _known_stages(store: Store) -> dict[str, dict[str, Any]]:
+    known = {key: spec for name in grid_names(store) for key, spec in frozen_plan(store, name)["stages"].items()}
+    return known | {key: store.manifest(key) for key in store.published()}
+
+
+def _find(known: Mapping[str, Any], name: str) -> str:
+    digest = name.rsplit("-", 1)[-1]
+    found = sorted(key for key in known if key == name or key.rsplit("-", 1)[-1].startswith(digest))
+    if len(found) != 1:
+        raise refuse("address", name, f"{len(found)} stages match", "give more of the fingerprint; `status` lists them")
+    return found[0]
+
+
+def _identity(known: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, Any]:
+    """A stage's identity with its inputs' identities in place of their keys."""
+    spec = known[key]
+    return {
+        "kind": spec["kind"],
+        "version": spec["version"],
+        "settings": spec["settings"],
+        "inputs": {role: _identity(known, upstream) for role, upstream in spec["inputs"].items()},
+    }
