@@ -29,12 +29,19 @@ PAGES = {
     **{f"experiments/{path.name}": f"experiments/{path.name}" for path in (ROOT / "experiments").glob("[a-z]*.md")},
 }
 """Pages that stand outside docs/, by their path in the repository, and where they are in the site."""
-FIGURES = [path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("analysis/*.png"), *ROOT.glob("experiments/*.png"))]
+FIGURES = [
+    path.relative_to(ROOT).as_posix()
+    for folder in ("analysis", "experiments")
+    for path in (ROOT / folder).glob("*.png")
+]
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
+INTERVAL = re.compile(r"[+-]?\d+\.\d+ \[[+-]?\d+\.\d+, [+-]?\d+\.\d+\]")
 FENCE = re.compile(r"(^```.*?^```$)", re.M | re.S)
-LOADED = re.compile(r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["']?(?:https?:)?//|"""
-                    r"""<link\b(?![^>]*\brel=["']?(?:canonical|next|prev))[^>]*\bhref=["']?(?:https?:)?//|"""
-                    r"""@import\s+(?:url\()?["']?(?:https?:)?//|url\(["']?(?:https?:)?//""")
+LOADED = re.compile(
+    r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["']?(?:https?:)?//|"""
+    r"""<link\b(?![^>]*\brel=["']?(?:canonical|next|prev))[^>]*\bhref=["']?(?:https?:)?//|"""
+    r"""@import\s+(?:url\()?["']?(?:https?:)?//|url\(["']?(?:https?:)?//"""
+)
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -47,14 +54,14 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> str:
-    """Fill in the tables, then turn paths of the repository into paths of the site."""
+    """Fill in the tables, turn paths of the repository into paths of the site, and keep every interval on one line."""
     there = {place: source for source, place in PAGES.items() if source != "slurm/README.md"}
     source = there.get(page.file.src_uri, f"docs/{page.file.src_uri}")
     parts = FENCE.split(reference.fill(markdown))
-    return "".join(
-        part if number % 2 else LINK.sub(lambda link: _relinked(link, source, page.file.src_uri), part)
-        for number, part in enumerate(parts)
-    )
+    for number in range(0, len(parts), 2):  # between them stand blocks of code
+        text = LINK.sub(lambda link: _relinked(link, source, page.file.src_uri), parts[number])
+        parts[number] = INTERVAL.sub(lambda interval: interval[0].replace(" ", "&nbsp;"), text)
+    return "".join(parts)
 
 
 def _relinked(link: re.Match[str], source: str, place: str) -> str:

@@ -107,7 +107,8 @@ def benchmarks() -> str:
 
     lines = ["| name | what it is | paper | data | licence of the data |", "|---|---|---|---|---|"]
     for path in _plugins(harness.evals.benchmarks):
-        card = next(said for said in map(_keywords, ast.walk(ast.parse(path.read_text()))) if {"title", "paper"} <= set(said))
+        calls = map(_keywords, ast.walk(ast.parse(path.read_text())))
+        card = next(said for said in calls if {"title", "paper"} <= set(said))
         values = (_text(str(card.get(name, ""))) for name in ("title", "paper", "data", "licence"))
         lines.append(f"| `{path.stem}` | {' | '.join(values)} |")
     return "\n".join(lines) + "\n"
@@ -224,7 +225,8 @@ def _section(kind: type, prefix: str, heading: str, text: str = "") -> str:
     for field in fields(kind):
         if field.name in said:
             names = " or ".join(f"`{start}{field.name}`" for start in prefix.split("|"))
-            parts += [f"{names} = {_default(field)}", f":   {_text(said[field.name])}", ""]
+            sentence = [f":   {_text(said[field.name])}"] if said[field.name] else []
+            parts += [f"{names} = {_default(field)}", *sentence, ""]
     return "\n".join(parts)
 
 
