@@ -1,6 +1,7 @@
-"""The conventions that matter, as tests: arrows of import, light imports, file length, README that works."""
+"""The conventions that matter, as tests: light imports, docstrings, settings with a sentence, pages that work."""
 
 import ast
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -62,7 +63,7 @@ def test_there_are_no_pickles_and_no_remote_code(path):
 def test_every_setting_is_explained_in_a_sentence_under_its_field():
     unexplained = []
     for path in SOURCES:
-        if path.parent.name not in ("methods", "corpora") and path.name not in ("config.py", "machine.py"):
+        if path.parent.name not in ("methods", "corpora", "config"):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.ClassDef) or not any("dataclass" in ast.dump(d) for d in node.decorator_list):
@@ -76,37 +77,88 @@ def test_every_setting_is_explained_in_a_sentence_under_its_field():
     assert not unexplained
 
 
-README = (ROOT / "README.md").read_text()
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in [
+        *sorted((ROOT / "docs").rglob("*.md")),
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "experiments/README.md")),
+        *(ROOT / name for name in ("slurm/README.md", "benchmarks/README.md")),
+    ]
+}
+README = PAGES["README.md"]
+PLACEHOLDER = re.compile(r"<|path/to|\.\.\.|--help|--cfg")
 
 
-def test_links_of_the_readme_lead_somewhere():
-    links = re.findall(r"\]\(([^)#]+)[^)]*\)", README)
-    assert links
-    missing = [link for link in links if not link.startswith("http") and not (ROOT / link).exists()]
-    assert not missing
+def commands() -> dict[str, list[str]]:
+    """Every `python -m harness.<module> <words>` that a page shows, by module; lines that go on are one."""
+    found: dict[str, list[str]] = {}
+    for text in PAGES.values():
+        for module, words in re.findall(r"python -m harness\.(\w+)([^\n`#]*)", text.replace("\\\n", " ")):
+            found.setdefault(module, []).append(" ".join(words.split()))
+    return {module: sorted(set(words)) for module, words in found.items()}
 
 
-def test_the_make_targets_the_readme_names_exist():
-    targets = re.findall(r"^([a-z0-9]+):", (ROOT / "Makefile").read_text(), re.M)
-    named = re.findall(r"`make ([a-z0-9]+)`|^make ([a-z0-9]+)", README, re.M)
-    assert named and {a or b for a, b in named} <= set(targets)
+def plannable() -> list[str]:
+    """The words of every grid that a page runs or plans, but for those with a placeholder."""
+    shown = commands()
+    plans = [words.removeprefix("plan ") for words in shown["grid"] if words.startswith("plan ")]
+    grids = {words.removeprefix("-m").strip() for words in (*shown["run"], *plans) if not PLACEHOLDER.search(words)}
+    return sorted(grids - {""})
 
 
-def test_every_grid_the_readme_shows_can_be_planned():
+@pytest.mark.parametrize("page", PAGES)
+def test_links_of_a_page_lead_somewhere(page):
+    prose = re.sub(r"^```.*?^```$", "", PAGES[page], flags=re.M | re.S)
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", prose) if not link.startswith("http")]
+    assert links or page in ("docs/commands.md", "benchmarks/README.md")
+    assert not [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
+
+
+def test_the_make_targets_the_pages_name_exist():
+    targets = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.M)
+    pattern = re.compile(r"`make ([a-z0-9-]+)[^`\n]*`|^make ([a-z0-9-]+)", re.M)
+    named = {name: page for page, text in PAGES.items() for pair in pattern.findall(text) for name in pair if name}
+    assert {"grid", "test", "test-slurm", "test-browser", "test-notebooks", "docs"} <= set(named)
+    assert not {name: page for name, page in named.items() if name not in targets}
+
+
+@pytest.mark.parametrize("words", plannable())
+def test_every_grid_the_pages_show_can_be_planned(words):
     from harness.plan.cell_plan import Plan
     from harness.plan.compose import compose
 
-    commands = re.findall(r"python -m harness\.run (?:-m )?([^\n`#]+)", README)
-    assert len(commands) >= 3
-    for command in commands:
-        words = [word for word in shlex.split(command.rstrip("\\ ")) if not word.startswith("--")]
-        if not any("<" in word or "path/to" in word for word in words):
-            assert Plan.of(compose(words).cells).stages
+    assert Plan.of(compose(shlex.split(words)).cells).stages
 
 
-def test_every_file_the_readme_tree_names_exists():
+def test_the_pages_show_grids_and_none_is_passed_over():
+    assert len(plannable()) >= 8
+    assert {"data_frac=0.01,0.1,1.0 method=sft,kd", "experiments=data_scaling"} <= set(plannable())
+
+
+def test_every_other_command_the_pages_show_names_a_module_a_verb_and_its_options(capsys):
+    from harness.grid import VERBS, main
+
+    shown = commands()
+    assert {"run", "grid", "report", "new_student"} <= set(shown)
+    assert not [name for name in shown if importlib.util.find_spec(f"harness.{name}") is None]
+    for words in filter(None, shown["grid"]):
+        verb, *rest = words.split()
+        assert verb in VERBS, f"harness.grid {words}"
+        with pytest.raises(SystemExit):
+            main([verb, "--help"])
+        known = capsys.readouterr().out
+        assert not [word for word in rest if word.startswith("--") and word not in known], f"harness.grid {words}"
+
+
+def test_the_front_page_is_short_enough_to_read_and_shows_where_to_go_on():
+    assert len(README.splitlines()) <= 170
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert not {name for name in pages if f"(docs/{name})" not in README}
+
+
+def test_every_path_the_readme_tree_names_exists_and_no_room_is_missing():
     tree = re.search(r"```text\n(.*?)```", README, re.S).group(1)
-    for line in tree.splitlines():
-        name = line.split()[0] if line.split() else ""
-        if name.endswith((".py", "/", ".yaml", ".toml", ".txt", "Makefile")):
-            assert any((ROOT / base / name).exists() for base in ("", "harness")), name
+    named = [line.split()[0] for line in tree.splitlines() if line.split()]
+    assert not [name for name in named if not (ROOT / name).exists()]
+    inside = {path.name for path in (ROOT / "harness").iterdir() if not path.name.startswith("_")}
+    assert inside <= {name.removeprefix("harness/") for name in named}
