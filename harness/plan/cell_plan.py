@@ -16,11 +16,11 @@ from harness.config.checks import refuse
 from harness.config.recipe import TrainStage
 from harness.config.teacher_signal import check_signal
 from harness.methods import method_name
-from harness.plan.data_stages import _overlaps, _subset, mixture_stage
+from harness.plan.data_stages import CellRows
 from harness.plan.evaluation_stages import Deployment, deployments, evaluate_stages, fingerprint_of
 from harness.plan.graph import Stage
-from harness.plan.model_stages import _train, base_stage, teacher_stage
-from harness.plan.signal_stages import _asked, _check_answers, _said
+from harness.plan.model_stages import base_stage, teacher_stage, train_phase
+from harness.plan.signal_stages import check_answers, phase_signal
 from harness.store.fingerprint import fingerprint
 
 
@@ -118,51 +118,55 @@ class Plan:
 
 
 def plan_cell(cell: Cell) -> CellPlan:
-    """The stages of one cell; refuses what cannot be planned (a method without its teacher)."""
+    """The stages of one cell: rows, models, the teacher's signal, phases, evaluations, deployments.
+
+    Raises SettingsError for what cannot be planned, e.g. a method without its teacher.
+    """
     cell = cell.with_seeds()
-    assert cell.data_seed is not None and cell.train_seed is not None
-    recipe = tuple(stage.normal() for stage in cell.method.stages())
-    mixture = mixture_stage(cell, cell.corpus)
+    method = method_name(cell.method)
+    phases = tuple(phase.normal() for phase in cell.method.stages())
+    taught_by = check_phases(cell, phases)
+
     base = base_stage(cell, cell.student)
-    subset = _subset(cell, mixture, base, cell.corpus.answers)
-    taught_by = _taught_by(cell, recipe)
-    for stage in recipe:
-        check_signal(cell.signal, stage)
-    _check_answers(cell, recipe)
+    rows = CellRows.of(cell, base)
     teacher = None
     if taught_by == "given":
-        teacher = teacher_stage(cell, mixture)
+        teacher = teacher_stage(rows)
     elif taught_by == "self":  # Born-Again: the student that plain fine-tuning makes of the same cell
-        teacher = _train(cell, TrainStage(), 0, {"subset": subset, "start": base}, "sft")
+        teacher = train_phase(cell, TrainStage(), 0, {"subset": rows.subset, "start": base}, "sft")
 
+    signals = [phase_signal(rows, phase, teacher) for phase in phases]
     train: list[Stage] = []
-    teaching: list[Stage] = []
-    for index, stage in enumerate(recipe):
-        inputs = {"subset": subset, "start": train[-1] if train else base}
-        if stage.uses_teacher:
-            assert teacher is not None
-            said = _said(cell, stage, mixture, subset, teacher)
-            teaching += said.values()
-            inputs |= said | _asked(cell, stage, mixture, teacher)
-        train.append(_train(cell, stage, index, inputs, method_name(cell.method)))
-    references = {"base": evaluate_stages(cell, base, mixture)}
-    last = train[-1] if train else base
-    deployed = {"student": deployments(cell, last, mixture)}
-    if taught_by == "given" and cell.teacher.kind != "http":  # a server is asked for text, its weights are not here
-        assert teacher is not None
-        references["teacher"] = evaluate_stages(cell, teacher, mixture)
-        deployed["teacher"] = deployments(cell, teacher, mixture)
-    evaluations = evaluate_stages(cell, last, mixture)
-    overlaps = _overlaps(cell, train, mixture)
+    for index, (phase, signal) in enumerate(zip(phases, signals, strict=True)):
+        start = train[-1] if train else base
+        inputs = {"subset": rows.subset, "start": start, **signal.inputs}
+        train.append(train_phase(cell, phase, index, inputs, method))
+
+    student = train[-1] if train else base
+    references, deployed = {"base": base}, {"student": student}
+    if teacher is not None and taught_by == "given" and cell.teacher.kind != "http":  # a server's weights are not here
+        references["teacher"] = deployed["teacher"] = teacher
     return CellPlan(
-        cell, tuple(train), evaluations, tuple(teaching), taught_by, teacher, references, deployed, overlaps
+        cell=cell,
+        train=tuple(train),
+        evaluations=evaluate_stages(rows, student),
+        teaching=tuple(stage for signal in signals for stage in signal.prepared.values()),
+        taught_by=taught_by,
+        teacher=teacher,
+        references={role: evaluate_stages(rows, model) for role, model in references.items()},
+        deployments={role: deployments(rows, model) for role, model in deployed.items()},
+        overlaps=rows.overlaps(train),
     )
 
 
-def _taught_by(cell: Cell, recipe: tuple[TrainStage, ...]) -> str | None:
-    """Who teaches a recipe: `given` (the cell's teacher), `self`, or None; refuses a teacher that is missing."""
-    found = {stage.teacher for stage in recipe if stage.uses_teacher}
-    assert len(found) <= 1, "one teacher for all stages of a recipe"
+def check_phases(cell: Cell, phases: tuple[TrainStage, ...]) -> str | None:
+    """The teacher that the phases need: `given` (the cell's), `self` (its own fine-tuned student) or None.
+
+    Raises SettingsError where it is missing, cannot give the signal, or where a phase reads answers that prompts
+    do not have.
+    """
+    found = {phase.teacher for phase in phases if phase.uses_teacher}
+    assert len(found) <= 1, "one teacher for all phases of a recipe"
     if "given" in found and cell.teacher.kind == "none":
         raise refuse(
             "teacher",
@@ -170,4 +174,7 @@ def _taught_by(cell: Cell, recipe: tuple[TrainStage, ...]) -> str | None:
             f"method={method_name(cell.method)} needs a teacher",
             "choose one, e.g. teacher=weak, or method=sft",
         )
+    for phase in phases:
+        check_signal(cell.signal, phase)
+    check_answers(cell, phases)
     return next(iter(found), None)

@@ -1,7 +1,17 @@
-"""Data stages: the mixture, the rows of a fraction, their blocks, and decontamination."""
+"""Data stages: the mixture, the rows of a fraction, their blocks, and decontamination.
+
+A cell's rows are made once and handed to every builder of its stages. A teacher answers and scores fixed blocks of
+rows: a block is a range of each source's seeded row order (`stages/subset.py`), the ranges end at 1, 2, 5 in each
+decade and at every tenth, and no fraction, budget or student is part of its address: a larger fraction adds blocks
+and relabels nothing.
+
+    rows = CellRows.of(cell, base_stage(cell, cell.student)); rows.subset.inputs["mixture"] is rows.mixture
+    block_edges(0.03)       # (0, 0.0001), (0.0001, 0.0002), ..., (0.01, 0.02), (0.02, 0.05)
+"""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from harness.config.cell import Cell
@@ -17,11 +27,90 @@ EDGES = (
 """Where blocks of rows end, as fractions of each source's order."""
 
 
-def block_edges(data_frac: float) -> list[tuple[float, float]]:
-    """The blocks that hold every row of a fraction: (start, end] ranges of the order, the first from 0."""
-    ends = [edge for edge in EDGES if edge < data_frac * (1 - 1e-9)]
-    ends.append(EDGES[len(ends)])
-    return list(zip([0.0, *ends], ends, strict=False))
+@dataclass(frozen=True)
+class CellRows:
+    """The rows of one cell: its corpus, the fraction it trains on, and what is compared with its evaluations."""
+
+    cell: Cell
+    """The cell, with every seed filled in."""
+    mixture: Stage
+    """The whole corpus as rows, with its held-out split."""
+    tokenizer: Stage
+    """The base model of the student, whose tokenizer renders the rows."""
+
+    @classmethod
+    def of(cls, cell: Cell, tokenizer: Stage) -> "CellRows":
+        """The rows of a cell with seeds, rendered for the tokenizer of its student's base model."""
+        assert cell.data_seed is not None, "Cell.with_seeds fills the seeds in"
+        return cls(cell, mixture_stage(cell, cell.corpus), tokenizer)
+
+    @cached_property
+    def benchmarks(self) -> tuple[str, ...]:
+        """Names of the cell's evaluations that are public benchmarks; the others score the mixture's held-out rows."""
+        known = benchmark_names()
+        return tuple(name for name in sorted(set(self.cell.evals.names)) if name in known)
+
+    @cached_property
+    def subset(self) -> Stage:
+        """The cell's fraction of the rows, rendered for the student's tokenizer."""
+        return self.rendered_for(self.tokenizer)
+
+    def rendered_for(self, tokenizer: Stage) -> Stage:
+        """The rows of `subset`, rendered for another model's tokenizer."""
+        cell = self.cell
+        assert cell.data_seed is not None
+        return subset_stage(
+            self.mixture,
+            tokenizer,
+            cell.data_frac,
+            cell.data_seed,
+            cell.corpus.max_length,
+            answers=cell.corpus.answers,
+            overlap=self.dropped_by(self.mixture),
+        )
+
+    def blocks(self, tokenizer: Stage) -> list[Stage]:
+        """The blocks that hold every row of the cell's fraction, rendered for one tokenizer."""
+        cell = self.cell
+        assert cell.data_seed is not None
+        return [
+            block_stage(self.mixture, tokenizer, edges, cell.data_seed, cell.corpus.max_length, cell.corpus.answers)
+            for edges in block_edges(cell.data_frac)
+        ]
+
+    def overlap(self, rows: Stage) -> Stage:
+        """Where rows (a mixture, or synthetic ones) are compared with every item the cell is scored on.
+
+        The cell's own mixture is compared for its held-out rows. Neither the number of items that are scored nor the
+        model that answers them is part of the stage.
+        """
+        scores_heldout = len(self.benchmarks) < len(set(self.cell.evals.names))
+        inputs = {"rows": rows} | ({"heldout": self.mixture} if scores_heldout else {})
+        if "subset" in rows.inputs:  # synthetic rows are kept as tokens
+            inputs["tokenizer"] = rows.inputs["subset"].inputs["tokenizer"]
+        settings = {"size": SIZE, "share": SHARE, "benchmarks": self._benchmark_identities}
+        return Stage("overlap", rows.name, settings, inputs, {"files": self._benchmark_files})
+
+    def dropped_by(self, rows: Stage) -> Stage | None:
+        """The stage that names the rows of a mixture to leave out of training; None where all may stay."""
+        return self.overlap(rows) if self.cell.evals.overlap == "drop" else None
+
+    def overlaps(self, train: Sequence[Stage]) -> tuple[Stage, ...]:
+        """An overlap stage for each mixture, and each set of synthetic rows, that student or teacher train on."""
+        if self.cell.evals.overlap == "none":
+            return ()
+        kinds = ("mixture", "synthesize")
+        needed = {one.key: one for last in train[-1:] for one in last.ancestry() if one.kind in kinds}
+        return tuple(self.overlap(rows) for rows in needed.values())
+
+    @cached_property
+    def _benchmark_identities(self) -> dict[str, Any]:
+        evals = replace(self.cell.evals, server=None)  # the model that answers changes no item
+        return {name: benchmark_identity(evals, name) for name in self.benchmarks}
+
+    @cached_property
+    def _benchmark_files(self) -> dict[str, Any]:
+        return {name: benchmark_files(self.cell.evals, name).get("files", []) for name in self.benchmarks}
 
 
 def mixture_stage(cell: Cell, corpus: Any) -> Stage:
@@ -80,40 +169,8 @@ def block_stage(
     return Stage("subset", f"{mixture.name}-block-{edges[1]:g}-s{data_seed}", settings, inputs)
 
 
-def overlap_stage(cell: Cell, rows: Stage, mixture: Stage) -> Stage:
-    """Where rows (a mixture, or synthetic ones) are compared with every item the cell is scored on.
-
-    `mixture` is the cell's own, whose held-out rows are scored. How many items are, and by which model, is no part.
-    """
-    names = sorted(set(cell.evals.names))
-    benchmarks = [name for name in names if name in benchmark_names()]
-    evals = replace(cell.evals, server=None)  # who writes answers changes no item
-    identities = {name: benchmark_identity(evals, name) for name in benchmarks}
-    settings = {"size": SIZE, "share": SHARE, "benchmarks": identities}
-    where = {"files": {name: benchmark_files(evals, name).get("files", []) for name in benchmarks}}
-    inputs = {"rows": rows} | ({"heldout": mixture} if len(benchmarks) < len(names) else {})
-    if "subset" in rows.inputs:  # synthetic rows are kept as tokens
-        inputs["tokenizer"] = rows.inputs["subset"].inputs["tokenizer"]
-    return Stage("overlap", rows.name, settings, inputs, where)
-
-
-def dropped_by(cell: Cell, rows: Stage, mixture: Stage) -> Stage | None:
-    """The stage that says which of a mixture's rows are left out of training; None where all may stay."""
-    return overlap_stage(cell, rows, mixture) if cell.evals.overlap == "drop" else None
-
-
-def _subset(cell: Cell, mixture: Stage, tokenizer: Stage, answers: str = "given") -> Stage:
-    """The cell's rows, rendered for one tokenizer."""
-    assert cell.data_seed is not None
-    dropped = dropped_by(cell, mixture, mixture)
-    return subset_stage(
-        mixture, tokenizer, cell.data_frac, cell.data_seed, cell.corpus.max_length, answers=answers, overlap=dropped
-    )
-
-
-def _overlaps(cell: Cell, train: Sequence[Stage], mixture: Stage) -> tuple[Stage, ...]:
-    """A stage for each mixture, and for each set of synthetic rows, that student or teacher are trained on."""
-    if cell.evals.overlap == "none":
-        return ()
-    needed = {one.key: one for last in train[-1:] for one in last.ancestry() if one.kind in ("mixture", "synthesize")}
-    return tuple(overlap_stage(cell, rows, mixture) for rows in needed.values())
+def block_edges(data_frac: float) -> list[tuple[float, float]]:
+    """The blocks that hold every row of a fraction: (start, end] ranges of the order, the first from 0."""
+    ends = [edge for edge in EDGES if edge < data_frac * (1 - 1e-9)]
+    ends.append(EDGES[len(ends)])
+    return list(zip([0.0, *ends], ends, strict=False))

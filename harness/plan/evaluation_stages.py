@@ -7,28 +7,28 @@ Size, memory and speed depend on a model's shape only, so they are measured on t
 `measure` stage for each base and number format, shared by every cell of a grid. A score depends on the weights, so
 those of each student and teacher are rounded (`quantise`) and scored like any other model.
 
-    evaluate_stages(cell, model, mixture)["gsm8k"].key
-    deployments(cell, student, mixture)["nf4"].evaluations["verified"].key
+    evaluate_stages(rows, model)["gsm8k"].key
+    deployments(rows, student)["nf4"].evaluations["verified"].key
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.config.cell import Cell
 from harness.config.model import QUANTISATIONS
-from harness.evals.benchmarks import benchmark_files, benchmark_identity, benchmark_names
+from harness.evals.benchmarks import benchmark_files, benchmark_identity
+from harness.plan.data_stages import CellRows
 from harness.plan.graph import Stage
 from harness.plan.model_stages import quantise_stage
 from harness.store.fingerprint import fingerprint
 
 LENGTHS = {"prompt_tokens": 128, "new_tokens": 32, "batch_size": 1, "repeats": 3}
-"""What is read and written while the clock runs: one conversation, as on a device of one's own."""
+"""Tokens that are processed and generated in a timed run: one conversation at a time, as on a single user's device."""
 
 
-def evaluate_stages(cell: Cell, model: Stage, mixture: Stage) -> dict[str, Stage]:
+def evaluate_stages(rows: CellRows, model: Stage) -> dict[str, Stage]:
     """The stages that score one model, by evaluation."""
-    return {name: _stage(cell, name, model, mixture) for name in sorted(set(cell.evals.names))}
+    return {name: _evaluate_stage(rows, name, model) for name in sorted(set(rows.cell.evals.names))}
 
 
 def fingerprint_of(stages: Mapping[str, Stage]) -> str:
@@ -36,16 +36,17 @@ def fingerprint_of(stages: Mapping[str, Stage]) -> str:
     return fingerprint({name: stage.fingerprint for name, stage in stages.items()})
 
 
-def _stage(cell: Cell, name: str, model: Stage, mixture: Stage) -> Stage:
+def _evaluate_stage(rows: CellRows, name: str, model: Stage) -> Stage:
+    cell = rows.cell
     settings: dict[str, Any] = {"eval": name, "limit": cell.evals.limit}
     if cell.evals.precision != "fp32":
         settings["precision"] = cell.evals.precision
-    if name in benchmark_names():
+    if name in rows.benchmarks:
         settings, where = settings | benchmark_identity(cell.evals, name), benchmark_files(cell.evals, name)
         return Stage("evaluate", f"{model.name}-{name}", settings, {"model": model}, where)
     if name == "verified":
         settings["max_new_tokens"] = cell.corpus.max_new_tokens
-    return Stage("evaluate", f"{model.name}-{name}", settings, {"model": model, "mixture": mixture})
+    return Stage("evaluate", f"{model.name}-{name}", settings, {"model": model, "mixture": rows.mixture})
 
 
 @dataclass(frozen=True)
@@ -63,17 +64,17 @@ class Deployment:
         yield from self.evaluations.values()
 
 
-def deployments(cell: Cell, model: Stage, mixture: Stage) -> dict[str, Deployment]:
+def deployments(rows: CellRows, model: Stage) -> dict[str, Deployment]:
     """What is made of a trained model for each of the cell's `measure.formats`."""
     whole = model.inputs["model"] if model.kind == "quantise" else model
-    return {name: _deployment(cell, name, whole, mixture) for name in dict.fromkeys(cell.measure.formats)}
+    return {name: _deployment(rows, name, whole) for name in dict.fromkeys(rows.cell.measure.formats)}
 
 
-def _deployment(cell: Cell, name: str, model: Stage, mixture: Stage) -> Deployment:
+def _deployment(rows: CellRows, name: str, model: Stage) -> Deployment:
     base = model.adopted()
     settings: dict[str, Any] = {"format": name, **LENGTHS}
     if name not in QUANTISATIONS:
         return Deployment(Stage("measure", f"{base.name}-{name}", settings, {"model": base}), {})
-    settings["precision"] = cell.evals.precision  # of what is not rounded, as it is scored
+    settings["precision"] = rows.cell.evals.precision  # of the weights that are not rounded, as when they are scored
     measure = Stage("measure", f"{base.name}-{name}", settings, {"model": quantise_stage(base, name)})
-    return Deployment(measure, evaluate_stages(cell, quantise_stage(model, name), mixture))
+    return Deployment(measure, evaluate_stages(rows, quantise_stage(model, name)))

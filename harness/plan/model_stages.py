@@ -1,11 +1,7 @@
-"""Teaching: the stages that stand between a cell's rows and a teacher, planned without running anything.
+"""Model stages: a base model, what it becomes by training on rows, and the fine-tuned teacher.
 
-`plan.py` strings a cell together; here are the teacher itself and what it says before training begins.
-A teacher answers and scores fixed blocks of rows. A block is a range of each source's seeded row order
-(`stages/subset.py`), the ranges end at 1, 2, 5 in each decade and at every tenth, and no fraction, budget
-or student is part of its address: a larger fraction adds blocks and relabels nothing.
-
-    block_edges(0.03)       # (0, 0.0001), (0.0001, 0.0002), ..., (0.01, 0.02), (0.02, 0.05)
+base = base_stage(cell, cell.student)
+train_phase(cell, phase, 0, {"subset": rows.subset, "start": base}, "sft").address    # train-sft-0.01-s0-...
 """
 
 from collections.abc import Mapping
@@ -15,11 +11,11 @@ from typing import Any
 from harness.config.budget import Budget
 from harness.config.cell import Cell
 from harness.config.checks import refuse
-from harness.config.model import Lesson, Model, Student, Teacher
+from harness.config.model import Lesson, Model, Student
 from harness.config.recipe import TrainStage
 from harness.data.corpora import corpus_from, corpus_name
 from harness.models.files import model_identity
-from harness.plan.data_stages import dropped_by, mixture_stage, subset_stage
+from harness.plan.data_stages import CellRows, mixture_stage, subset_stage
 from harness.plan.graph import Stage
 
 
@@ -65,19 +61,38 @@ def train_stage(
     return Stage("train", name, settings, inputs)
 
 
-def teacher_stage(cell: Cell, mixture: Stage) -> Stage:
-    """The teacher after its lessons; identity of the cell enters only where a lesson uses the cell's corpus."""
-    teacher = cell.teacher
+def train_phase(cell: Cell, phase: TrainStage, index: int, inputs: Mapping[str, Stage], name: str) -> Stage:
+    """The student after one phase of its method, named after it; `index` is the phase's place in the recipe."""
+    assert cell.train_seed is not None
+    stored = phase.asks_teacher and cell.signal.kind != "live"
+    return train_stage(
+        f"{name}-{cell.data_frac:g}-s{cell.train_seed}",
+        phase,
+        cell.budget,
+        cell.train_seed,
+        index,
+        inputs,
+        max_new_tokens=cell.corpus.max_new_tokens,
+        lora=lora_of(cell.student),
+        signal=cell.signal.identity() if stored else None,
+    )
+
+
+def teacher_stage(rows: CellRows) -> Stage:
+    """The teacher after its fine-tuning; the cell's rows enter its identity only where it is fine-tuned on them.
+
+    Raises SettingsError where its fine-tuning would read answers that a corpus does not have.
+    """
+    cell, teacher = rows.cell, rows.cell.teacher
     model = base_stage(cell, teacher)
     for index, lesson in enumerate(teacher.lessons):
-        subset = _lesson_rows(cell, teacher, lesson, mixture, model)
         model = train_stage(
             f"teacher_{teacher.name}",
             TrainStage(),
             lesson.budget,
             cell.teacher_seed,
             index,
-            {"subset": subset, "start": model},
+            {"subset": _lesson_rows(rows, lesson, model), "start": model},
             max_new_tokens=0,
             loss_on=lesson.loss_on,
         )
@@ -89,7 +104,17 @@ def quantise_stage(model: Stage, to: str) -> Stage:
     return Stage("quantise", f"{model.name}-{to}", {"to": to}, {"model": model})
 
 
-def _lesson_rows(cell: Cell, teacher: Teacher, lesson: Lesson, mixture: Stage, model: Stage) -> Stage:
+def lora_of(student: Student) -> dict[str, float] | None:
+    """The adapters a student is trained by, every value filled in; None where all its weights are trained."""
+    if student.lora_rank is None:
+        return None
+    alpha = 2 * student.lora_rank if student.lora_alpha is None else student.lora_alpha
+    return {"rank": student.lora_rank, "alpha": float(alpha), "dropout": float(student.lora_dropout)}
+
+
+def _lesson_rows(rows: CellRows, lesson: Lesson, model: Stage) -> Stage:
+    """The rows of one fine-tuning of the teacher, rendered for its tokenizer: the cell's corpus, or one of its own."""
+    cell, teacher = rows.cell, rows.cell.teacher
     if lesson.corpus is None:
         assert cell.data_seed is not None
         matched = teacher.data_frac == "match"
@@ -101,12 +126,12 @@ def _lesson_rows(cell: Cell, teacher: Teacher, lesson: Lesson, mixture: Stage, m
                 "set teacher.data_frac=1.0, or choose a teacher without lessons on the cell's corpus",
             )
         return subset_stage(
-            mixture,
+            rows.mixture,
             model,
             cell.data_frac if matched else float(teacher.data_frac),
             cell.data_seed if matched else cell.teacher_seed,
             cell.corpus.max_length,
-            overlap=dropped_by(cell, mixture, mixture),
+            overlap=rows.dropped_by(rows.mixture),
         )
     corpus = corpus_from(lesson.corpus)
     if corpus.answers == "none":
@@ -115,30 +140,5 @@ def _lesson_rows(cell: Cell, teacher: Teacher, lesson: Lesson, mixture: Stage, m
         )
     own = mixture_stage(cell, corpus)
     disjoint = corpus_name(corpus) == corpus_name(cell.corpus) == "mini"  # one held-out set per world
-    exclude = None if disjoint else mixture
-    dropped = dropped_by(cell, own, mixture)
-    return subset_stage(own, model, 1.0, cell.teacher_seed, corpus.max_length, exclude, overlap=dropped)
-
-
-def _train(cell: Cell, stage: TrainStage, index: int, inputs: Mapping[str, Stage], name: str) -> Stage:
-    assert cell.train_seed is not None
-    stored = stage.asks_teacher and cell.signal.kind != "live"
-    return train_stage(
-        f"{name}-{cell.data_frac:g}-s{cell.train_seed}",
-        stage,
-        cell.budget,
-        cell.train_seed,
-        index,
-        inputs,
-        max_new_tokens=cell.corpus.max_new_tokens,
-        lora=lora_of(cell.student),
-        signal=cell.signal.identity() if stored else None,
-    )
-
-
-def lora_of(student: Student) -> dict[str, float] | None:
-    """The adapters a student is trained by, every value filled in; None where all its weights are trained."""
-    if student.lora_rank is None:
-        return None
-    alpha = 2 * student.lora_rank if student.lora_alpha is None else student.lora_alpha
-    return {"rank": student.lora_rank, "alpha": float(alpha), "dropout": float(student.lora_dropout)}
+    exclude = None if disjoint else rows.mixture
+    return subset_stage(own, model, 1.0, cell.teacher_seed, corpus.max_length, exclude, overlap=rows.dropped_by(own))

@@ -1,6 +1,10 @@
-"""Signal stages: what the teacher generates or scores before a student trains."""
+"""Signal stages: what the teacher generates or scores for each phase of training, before it or while it runs.
 
-from dataclasses import asdict
+phase_signal(rows, phase, teacher).prepared    # {"labels:0.01": ..., "labels:0.02": ...}
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from harness.config.cell import Cell
@@ -8,7 +12,7 @@ from harness.config.checks import refuse
 from harness.config.recipe import CROSS, TrainStage
 from harness.data.corpora import corpus_name
 from harness.methods import method_name
-from harness.plan.data_stages import _subset, block_edges, block_stage, dropped_by
+from harness.plan.data_stages import CellRows
 from harness.plan.graph import Stage
 from harness.plan.model_stages import base_stage
 
@@ -23,14 +27,55 @@ SYNTHESIS = (
     "self_consistency",
     "consistency_samples",
 )
-"""Values of a recipe that say which synthetic rows there are."""
+"""Values of a phase that decide which synthetic rows there are."""
 
 
-def label_stages(cell: Cell, stage: TrainStage, mixture: Stage, subset: Stage, teacher: Stage) -> dict[str, Stage]:
+@dataclass(frozen=True)
+class PhaseSignal:
+    """The stages by which a teacher takes part in one phase, by role of input; none for a phase without a teacher."""
+
+    prepared: Mapping[str, Stage] = field(default_factory=dict)
+    """Made before the phase: labels, synthetic rows, or caches of the teacher's logits."""
+    live: Mapping[str, Stage] = field(default_factory=dict)
+    """Read while the phase trains: the teacher's model, and the rows in its own tokens where tokenizers differ."""
+
+    @property
+    def inputs(self) -> dict[str, Stage]:
+        """All of them, as inputs of the phase's train stage."""
+        return {**self.prepared, **self.live}
+
+
+def phase_signal(rows: CellRows, phase: TrainStage, teacher: Stage | None) -> PhaseSignal:
+    """What a phase takes from its teacher. Raises SettingsError for labels or synthetic rows that cannot be planned."""
+    if not phase.uses_teacher:
+        return PhaseSignal()
+    assert teacher is not None, "a method that needs a teacher and has none was refused"
+    live = phase.asks_teacher and rows.cell.signal.kind == "live"
+    return PhaseSignal(_prepared(rows, phase, teacher), _live(rows, phase, teacher) if live else {})
+
+
+def _prepared(rows: CellRows, phase: TrainStage, teacher: Stage) -> dict[str, Stage]:
+    if phase.sequences == "teacher":
+        return label_stages(rows, phase, teacher)
+    if phase.sequences in ("synthetic", "mixed"):
+        return {"synthetic": synthesize_stage(rows, phase, teacher)}
+    if phase.asks_teacher and rows.cell.signal.kind != "live":
+        return cache_stages(rows, teacher)
+    return {}
+
+
+def _live(rows: CellRows, phase: TrainStage, teacher: Stage) -> dict[str, Stage]:
+    if phase.divergence not in CROSS:
+        return {"teacher": teacher}
+    return {"teacher": teacher, "teacher_rows": rows.rendered_for(base_stage(rows.cell, rows.cell.teacher))}
+
+
+def label_stages(rows: CellRows, phase: TrainStage, teacher: Stage) -> dict[str, Stage]:
     """The teacher's answers to the cell's prompts by role of input: a stage a block, or one for what is visited."""
+    cell = rows.cell
     settings: dict[str, Any] = {
-        "sampling_temperature": stage.sampling_temperature,
-        "samples_per_prompt": stage.samples_per_prompt,
+        "sampling_temperature": phase.sampling_temperature,
+        "samples_per_prompt": phase.samples_per_prompt,
         "precision": cell.budget.precision,
         "max_new_tokens": cell.corpus.max_new_tokens,
         "max_length": cell.corpus.max_length,
@@ -43,9 +88,9 @@ def label_stages(cell: Cell, stage: TrainStage, mixture: Stage, subset: Stage, t
                 "how many rows a FLOP budget visits depends on what the labels cost",
                 "use teacher.label_rows=blocks",
             )
-        settings["visits"] = {"budget": asdict(cell.budget), "span": list(stage.span), "seed": cell.train_seed}
+        settings["visits"] = {"budget": asdict(cell.budget), "span": list(phase.span), "seed": cell.train_seed}
         name = f"{teacher.name}-{cell.data_frac:g}-s{cell.train_seed}"
-        return {"labels": Stage("labels", name, settings, {"rows": subset, "teacher": teacher}, _where(cell))}
+        return {"labels": Stage("labels", name, settings, {"rows": rows.subset, "teacher": teacher}, _where(cell))}
     return {
         f"labels:{block.settings['data_frac']:g}": Stage(
             "labels",
@@ -54,12 +99,13 @@ def label_stages(cell: Cell, stage: TrainStage, mixture: Stage, subset: Stage, t
             {"rows": block, "teacher": teacher},
             _where(cell),
         )
-        for block in _blocks(cell, mixture, teacher)
+        for block in rows.blocks(teacher.adopted())
     }
 
 
-def cache_stages(cell: Cell, mixture: Stage, teacher: Stage) -> dict[str, Stage]:
-    """What the teacher says about the data's own text, stored block by block, by role of input."""
+def cache_stages(rows: CellRows, teacher: Stage) -> dict[str, Stage]:
+    """The teacher's logits on the data's own answers, cached block by block, by role of input."""
+    cell = rows.cell
     settings: dict[str, Any] = {
         "signal": cell.signal.stored(),
         "seed": cell.teacher_seed,
@@ -75,13 +121,14 @@ def cache_stages(cell: Cell, mixture: Stage, teacher: Stage) -> dict[str, Stage]
             {"rows": block, "teacher": teacher},
             _where(cell),
         )
-        for block in _blocks(cell, mixture, teacher)
+        for block in rows.blocks(teacher.adopted())
     }
 
 
-def synthesize_stage(cell: Cell, stage: TrainStage, mixture: Stage, subset: Stage, teacher: Stage) -> Stage:
-    """Prompts and answers the teacher writes after seeing the cell's own rows."""
-    if stage.verified and not cell.corpus.knows_truth:
+def synthesize_stage(rows: CellRows, phase: TrainStage, teacher: Stage) -> Stage:
+    """Prompts and answers that the teacher generates with the cell's own rows in its context."""
+    cell = rows.cell
+    if phase.verified and not cell.corpus.knows_truth:
         raise refuse(
             "method.verified",
             True,
@@ -89,42 +136,29 @@ def synthesize_stage(cell: Cell, stage: TrainStage, mixture: Stage, subset: Stag
             "set method.verified=false, or method.self_consistency=0.6 to let the teacher vote",
         )
     settings: dict[str, Any] = {
-        "sampling_temperature": stage.sampling_temperature,
+        "sampling_temperature": phase.sampling_temperature,
         "max_new_tokens": cell.corpus.max_new_tokens,
         "max_length": cell.corpus.max_length,
         "seed": cell.data_seed,
     }
-    settings |= {name: getattr(stage, name) for name in SYNTHESIS}
-    inputs = {"subset": subset, "mixture": mixture, "teacher": teacher}
-    inputs |= {"overlap": dropped} if (dropped := dropped_by(cell, mixture, mixture)) else {}
+    settings |= {name: getattr(phase, name) for name in SYNTHESIS}
+    inputs = {"subset": rows.subset, "mixture": rows.mixture, "teacher": teacher}
+    inputs |= {"overlap": dropped} if (dropped := rows.dropped_by(rows.mixture)) else {}
     return Stage("synthesize", f"{teacher.name}-s{cell.data_seed}", settings, inputs, _where(cell))
 
 
-def _where(cell: Cell) -> dict[str, Any]:
-    """Where a teacher that is a server is to be found; never identity."""
-    return {"teacher_url": cell.teacher.path} if cell.teacher.kind == "http" else {}
-
-
-def _blocks(cell: Cell, mixture: Stage, teacher: Stage) -> list[Stage]:
-    assert cell.data_seed is not None
-    return [
-        block_stage(mixture, teacher.adopted(), edges, cell.data_seed, cell.corpus.max_length, cell.corpus.answers)
-        for edges in block_edges(cell.data_frac)
-    ]
-
-
-def _check_answers(cell: Cell, recipe: tuple[TrainStage, ...]) -> None:
-    """Refuse, where prompts stand alone, what reads the data's answers or counts their tokens."""
+def check_answers(cell: Cell, phases: tuple[TrainStage, ...]) -> None:
+    """Raise SettingsError where prompts have no answers and a phase reads them, or the budget counts their tokens."""
     if cell.corpus.answers == "given":
         return
     name = method_name(cell.method)
-    for stage in recipe:
-        if stage.reads_answers:
-            start, end = stage.span
+    for phase in phases:
+        if phase.reads_answers:
+            start, end = phase.span
             raise refuse(
                 "corpus.answers",
                 "none",
-                f"method={name} reads the data's answers ({stage.sequences} sequences x {stage.divergence}, "
+                f"method={name} reads the data's answers ({phase.sequences} sequences x {phase.divergence}, "
                 f"{start:.0%} to {end:.0%} of the budget)",
                 "use method=seq_kd, method=logit_kd method.answers=teacher, or method=on_policy or skd with "
                 "method.warmup=0; or set corpus.answers=given",
@@ -133,26 +167,11 @@ def _check_answers(cell: Cell, recipe: tuple[TrainStage, ...]) -> None:
         raise refuse(
             "budget.kind",
             cell.budget.kind,
-            "with corpus.answers=none nobody knows before the teacher or the student writes how long an answer is",
+            "with corpus.answers=none the length of an answer is known only after a model has generated it",
             "use budget.kind=steps or epochs",
         )
 
 
-def _said(cell: Cell, stage: TrainStage, mixture: Stage, subset: Stage, teacher: Stage) -> dict[str, Stage]:
-    """What the teacher writes, or has written down of its judgement, before a stage trains; by role of input."""
-    if stage.sequences == "teacher":
-        return label_stages(cell, stage, mixture, subset, teacher)
-    if stage.sequences in ("synthetic", "mixed"):
-        return {"synthetic": synthesize_stage(cell, stage, mixture, subset, teacher)}
-    if stage.asks_teacher and cell.signal.kind != "live":
-        return cache_stages(cell, mixture, teacher)
-    return {}
-
-
-def _asked(cell: Cell, stage: TrainStage, mixture: Stage, teacher: Stage) -> dict[str, Stage]:
-    """The teacher where it is asked while a stage trains, with its own rendering of the rows where it needs one."""
-    if not stage.asks_teacher or cell.signal.kind != "live":
-        return {}
-    if stage.divergence not in CROSS:
-        return {"teacher": teacher}
-    return {"teacher": teacher, "teacher_rows": _subset(cell, mixture, base_stage(cell, cell.teacher))}
+def _where(cell: Cell) -> dict[str, Any]:
+    """The address of a teacher that is served over HTTP; never identity."""
+    return {"teacher_url": cell.teacher.path} if cell.teacher.kind == "http" else {}
