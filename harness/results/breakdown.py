@@ -18,10 +18,11 @@ import numpy as np
 import pandas as pd
 
 from harness.config.checks import check_choice
-from harness.results.arms import Arm, Metric, Record, by_arm, metrics_of, name_diverged, seeds_of, why_unpaired
+from harness.results.arms import Arm, Metric, by_arm, metrics_of, name_diverged, seeds_of, why_unpaired
 from harness.results.exposure import EXPOSURES, SEEN_BY, Exposures
 from harness.results.items import LoadItems, Part, Values, read_items, scored, values_of
 from harness.results.paired_gains import estimate, gain, scores
+from harness.results.records import Record
 from harness.results.stats.intervals import holm
 from harness.results.table import CELL_COLUMNS, headline, interval_text, percent
 
@@ -73,12 +74,12 @@ def items(records: Iterable[Record], exposures: Exposures, load_items: LoadItems
     """
     columns = [name for name in CELL_COLUMNS if name not in ("status", "reason", "failure_class")]
     frames = []
-    for record in {(r["cell"], r["role"]): r for r in records if r.get("items")}.values():
-        for name, path in record["items"].items():
+    for record in {(r.cell, r.role): r for r in records if r.items}.values():
+        for name, path in record.items.items():
             frame = load_items(path)
-            if record["role"] == "student":
+            if record.role == "student":
                 frame = frame.join(exposures.of_items(record, name, frame))
-            who = pd.DataFrame({n: record.get(n) for n in columns}, index=frame.index)
+            who = pd.DataFrame({n: getattr(record, n) for n in columns}, index=frame.index)
             frames.append(pd.concat([who, frame], axis=1))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*columns, "exposure", *SEEN_BY])
 
@@ -151,7 +152,7 @@ class _Labels:
 
     def __call__(self, record: Record, frame: pd.DataFrame) -> pd.Series:
         """Labels of the rows of `frame`: item values of the record's cell, or of its SFT partner's."""
-        key = (record["cell"], id(frame))
+        key = (record.cell, id(frame))
         if key not in self._known:
             self._known[key] = frame, self._labels(record, frame)  # the frame is kept, so that its id stays its own
         return self._known[key][1]

@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.evals import ALL
-from harness.results.arms import Metric, Record
+from harness.results.arms import Metric
 from harness.results.breakdown import FEW
 from harness.results.items import LoadItems, linearised, scored, values_of
 from harness.results.paired_gains import estimate, gain
+from harness.results.records import Record
 from harness.results.stats.intervals import Array, Interval, holm, seeds_and_items
 
 FILES_AT_ONCE = 16
@@ -139,7 +140,7 @@ class Comparison:
         return rows
 
     def _scores(self, record: Record, metric: Metric) -> Scores | None:
-        key = ((record.get("items") or {}).get(metric.eval), metric)
+        key = (record.items.get(metric.eval), metric)
         if key[0] is None:
             return self._read(record, metric)
         if key not in self._known:

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtr
 
-from harness.plan.claims import Claim, _fits
-from harness.results.arms import Arm, Metric, Record, by_arm
+from harness.plan.claims import Claim, matches
+from harness.results.arms import Arm, Metric, by_arm
 from harness.results.items import LoadItems, read_items, values_of
 from harness.results.paired_gains import Replicates, covers_of, cube_of, gain, over_draws
+from harness.results.records import Record
 from harness.results.stats.intervals import Interval, holm
 
 ALPHA = 0.05
@@ -67,7 +68,7 @@ def _replicates(claim: Claim, arms: Mapping[Arm, list[Record]], metric: Metric, 
     draws: dict[Any, dict[int, Replicates]] = {}
     for number, side in enumerate(claim.sides):
         for arm, cells in arms.items():
-            if arm.role == "student" and _fits(arm._asdict(), side) and arm.partner in arms:
+            if arm.role == "student" and matches(arm, side) and arm.partner in arms:
                 pairs = gain(cells, arms[arm.partner], metric, values)
                 if pairs is not None:
                     draws.setdefault(arm.world_seed, {})[number] = pairs

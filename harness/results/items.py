@@ -2,7 +2,7 @@
 
 `gains.py` brings the cells of an arm together and pairs them; here is one cell's part of it.
 
-    item_values(read_items(record["items"]["verified"]), Metric("verified", "accuracy"))     # columns value, source
+    item_values(read_items(record.items["verified"]), Metric("verified", "accuracy"))     # columns value, source
 """
 
 from collections.abc import Callable
@@ -13,7 +13,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from harness.evals import ALL, CANARY
-from harness.results.arms import Metric, Record, diverged, score_of
+from harness.results.arms import Metric, diverged, score_of
+from harness.results.records import Record
 from harness.results.stats.intervals import Array
 
 LoadItems = Callable[[str], pd.DataFrame]
@@ -78,7 +79,7 @@ def scored(
     score = score_of(record, metric)
     if score is None:
         return None
-    path = (record.get("items") or {}).get(metric.eval)
+    path = record.items.get(metric.eval)
     items = values(path, metric) if path else None
     known = items is not None and abs(items["value"].mean() - score) <= 1e-4 * max(1.0, abs(score))
     if mask is not None:

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from harness.results.arms import Arm, Metric, Record, by_arm, seeds_of
+from harness.results.arms import Arm, Metric, by_arm, seeds_of
 from harness.results.items import LoadItems, Part, Scored, Values, read_items, scored, values_of
+from harness.results.records import Record
 from harness.results.stats.crossover import Crossover, crossover
 from harness.results.stats.intervals import LEAST_DRAWS, Array, Curve, curve_over_draws, ratio
 

@@ -23,9 +23,10 @@ from scipy.special import ndtr, roots_hermitenorm, roots_legendre
 from scipy.stats import chi2
 
 from harness.config.checks import refuse
-from harness.results.arms import Arm, Metric, Record, by_arm
+from harness.results.arms import Arm, Metric, by_arm
 from harness.results.items import LoadItems, read_items, values_of
 from harness.results.paired_gains import Replicates, cube_of, scores
+from harness.results.records import Record
 from harness.results.stats.intervals import LEAST_DRAWS, Array, curve
 
 FEWEST = 3

@@ -38,21 +38,19 @@ def test_from_five_draws_on_the_draws_are_blocks_and_between_nothing_is_said():
     records, load_items = grid(GAINS, seeds=2, worlds=(0, 1, 2, 3, 4), references=False)
     table = compared(records, ACCURACY, load_items)
     assert set(table["blocks"]) == {5} and set(table["covers"]) == {"5 draws of the world"}
-    means = {
-        (r["method"], r["world_seed"], r["seed"]): r["scores"][0]["score"] for r in records if r["data_frac"] == 0.03
-    }
+    means = {(r.method, r.world_seed, r.seed): r.scores[0].score for r in records if r.data_frac == 0.03}
     gain = np.mean([means["kd", w, s] - means["sft", w, s] for w in range(5) for s in range(2)])
     row = table[(table["method"] == "kd") & (table["data_frac"] == 0.03)].iloc[0]
     assert row["gain"] == pytest.approx(gain) and row["low"] > 0
-    assert compared([r for r in records if r["world_seed"] < 3], ACCURACY, load_items).empty
+    assert compared([r for r in records if r.world_seed < 3], ACCURACY, load_items).empty
 
 
 def test_an_arm_without_all_of_sfts_cells_is_left_out_and_two_methods_are_too_few():
     records, load_items = grid(GAINS, seeds=3)
-    fewer = [r for r in records if not (r["method"] == "kd" and r["seed"] == 2)]
+    fewer = [r for r in records if not (r.method == "kd" and r.seed == 2)]
     table = compared(fewer, ACCURACY, load_items)
     assert set(table["data_frac"]) == {1.0} and "kd" not in set(table["method"])
-    assert compared([r for r in records if r["seed"] == 0], ACCURACY, load_items).empty
+    assert compared([r for r in records if r.seed == 0], ACCURACY, load_items).empty
 
 
 def test_figure_and_page_have_the_intervals_that_hold_together(tmp_path):

@@ -5,8 +5,8 @@ From the cluster's accounts where it has them (every try, those before a requeue
 source, table = ledger(store, frozen)
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -15,6 +15,7 @@ from harness.config.cluster import Cluster
 from harness.execution.slurm.job_accounting import accounts
 from harness.execution.slurm.submissions import arrays_of
 from harness.plan.estimate import plan_rows
+from harness.plan.frozen import FrozenPlan
 from harness.plan.graph import Work
 from harness.store.store import Store
 
@@ -32,10 +33,10 @@ class Try(NamedTuple):
     """Whether it ended, or runs still, without what it was to make."""
 
 
-def ledger(store: Store, frozen: Mapping[str, Any]) -> tuple[str, pd.DataFrame]:
+def ledger(store: Store, frozen: FrozenPlan) -> tuple[str, pd.DataFrame]:
     """Where the figures come from, and a row per kind of work and one for all: tries, hours of machines, CPUs and GPUs,
     and how many of the hours were lost."""
-    billed = list(_billed(store, frozen["grid"]))
+    billed = list(_billed(store, frozen.grid))
     source = "Slurm's accounts" if billed else "this store's own attempts"
     tries = pd.DataFrame(billed or list(_attempted(store, frozen)), columns=Try._fields)
     hours = tries["seconds"] / HOUR
@@ -58,7 +59,7 @@ def check_gpu_hours(work: Work, store: Store, cluster: Cluster, grid: str) -> No
     """Raise SettingsError where what a grid took and what its rest is expected to take exceed `slurm.gpu_hours`."""
     if cluster.gpu_hours is None:
         return
-    _, took = ledger(store, {"grid": grid, "stages": {stage.key: {"kind": stage.kind} for stage in work.stages}})
+    _, took = ledger(store, FrozenPlan(grid, {stage.key: {"kind": stage.kind} for stage in work.stages}, ()))
     spent = took["GPU hours"]["all"]
     expected = sum(row["gpu_hours"] for row in plan_rows(work, store, cluster))
     if spent + expected > cluster.gpu_hours:
@@ -75,8 +76,8 @@ def _billed(store: Store, grid: str) -> Iterator[Try]:
         yield Try(one.array.rsplit(".", 3)[1], one.seconds, one.cpus, one.gpus, one.state != "COMPLETED")
 
 
-def _attempted(store: Store, frozen: Mapping[str, Any]) -> Iterator[Try]:
-    for key, spec in frozen["stages"].items():
+def _attempted(store: Store, frozen: FrozenPlan) -> Iterator[Try]:
+    for key, spec in frozen.stages.items():
         for page in store.attempts(key):
             if "started" in page:
                 ended = page.get("ended") or page.get("heartbeat") or page["started"]

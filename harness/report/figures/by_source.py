@@ -13,9 +13,10 @@ from harness.evals import ALL
 from harness.report.figures.labels import GREY, colour_of, subtitle
 from harness.report.figures.plots import names_of, save
 from harness.report.figures.sheet import dress, largest_panel, sheet
-from harness.results.arms import Metric, Record, metrics_of
+from harness.results.arms import Metric, metrics_of
 from harness.results.items import LoadItems
 from harness.results.paired_gains import MARGIN
+from harness.results.records import Record
 from harness.results.table import percent, summary
 
 if TYPE_CHECKING:
