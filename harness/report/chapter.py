@@ -82,7 +82,7 @@ def chapter(
     receipts = [tables.receipts_sheet(links[:FIRST_RECEIPTS])] if links else []
     receipts += [tables.receipts_sheet(links[FIRST_RECEIPTS:], more=True)] if links[FIRST_RECEIPTS:] else []
     scored = [tables.scores_sheet(outcome), tables.references_sheet(outcome)]
-    scored += [tables.rivals_sheet(outcome), tables.costs_sheet(outcome)]
+    scored += [tables.simultaneous_sheet(outcome), tables.costs_sheet(outcome)]
     metric = outcome.metric
     lower = "" if metric is None or metric.higher_is_better else ", lower is better"
     made = Chapter(

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from harness.evals.benchmarks import LM_EVAL, card_names, load_card
-from harness.report.licences import Verdict, hub_license
+from harness.report.licences import LicenceVerdict, hub_license
 from harness.results.breakdown import FEW
 from harness.results.comparison import CLEAR
 
@@ -75,7 +75,7 @@ def verdict(receipt: Receipt) -> str:
 def metadata(receipt: Receipt) -> dict[str, Any]:
     """The front matter, in the fields of a Hugging Face model card."""
     student, data = receipt["student"], receipt["data"]
-    card: dict[str, Any] = hub_license(student["license"], Verdict(**receipt["licences"]))
+    card: dict[str, Any] = hub_license(student["license"], LicenceVerdict(**receipt["licences"]))
     if student["path"]:
         card |= {"base_model": student["path"], "base_model_relation": "finetune"}
     if data["data_set"]:

@@ -24,7 +24,7 @@ import pandas as pd
 from harness.config.evaluation import FORMATS
 from harness.evals import ALL, Score
 from harness.plan.frozen import FrozenPlan
-from harness.report.licences import judge
+from harness.report.licences import judge_licences
 from harness.report.model_card import card_text
 from harness.report.origins import Origins
 from harness.results.arms import Arm, Metric, by_arm, metrics_of, name_diverged, seeds_of, why_unpaired
@@ -101,7 +101,8 @@ class _Receipts:
         metrics = [metric for metric in metrics_of([record]) if metric.source == ALL]
         first = headline(pd.DataFrame(metrics, columns=["eval", "metric", "source"]))
         data, student, teacher = self._origins.data(cell), self._origins.student(cell), self._origins.teacher(cell)
-        verdict = judge(student["license"], [(row["source"], row["license"]) for row in data["sources"]], teacher)
+        sources = [(row["source"], row["license"]) for row in data["sources"]]
+        verdict = judge_licences(student["license"], sources, teacher)
         names = ("cell", "grid", "method", "corpus", "data_frac", "seed", "data_seed", "train_seed", "world_seed")
         finite = {role: other for role, other in others.items() if other.status == "done"}
         receipt = {

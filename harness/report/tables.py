@@ -146,9 +146,9 @@ def references_sheet(outcome: Outcome) -> Sheet:
     return dense(Sheet("references", "Teachers and base", [*columns, *more], found, caption))
 
 
-def rivals_sheet(outcome: Outcome) -> Sheet:
+def simultaneous_sheet(outcome: Outcome) -> Sheet:
     """Many methods against SFT, with intervals that hold for all of a fraction at once."""
-    rows = outcome.rivals.rename(columns={"low": "gain_low", "high": "gain_high"}).to_dict("records")
+    rows = outcome.simultaneous.rename(columns={"low": "gain_low", "high": "gain_high"}).to_dict("records")
     names = _varying(rows)
     columns = [Column("data", True), Column("method"), Column("teacher"), *(Column(name) for name in names)]
     columns += [Column(label, True) for label in ("blocks", "gain over SFT [95 %, all at once]", "p (all at once)")]
@@ -163,7 +163,7 @@ def rivals_sheet(outcome: Outcome) -> Sheet:
         "Every method with every cell SFT has, compared within blocks (seeds, or draws), the scatter pooled over the "
         "methods. Intervals and p values hold for all methods of a fraction together; none is to be adjusted again."
     )
-    return Sheet("rivals", "Every method at once", columns, found, caption)
+    return Sheet("simultaneous", "Every method at once", columns, found, caption)
 
 
 def costs_sheet(outcome: Outcome) -> Sheet:

@@ -54,8 +54,8 @@ class Finished:
         write(folder, found, frame)
         models = write_receipts(store, frozen, found)
         crossover_figure(frame, folder / "crossover", outcome.crossovers)
-        if arms_of(frame, outcome.metric, outcome.rivals)["name"].nunique() > MANY:
-            forest_figure(frame, folder / "methods", outcome.metric, outcome.rivals)
+        if arms_of(frame, outcome.metric, outcome.simultaneous)["name"].nunique() > MANY:
+            forest_figure(frame, folder / "methods", outcome.metric, outcome.simultaneous)
         write_text(folder / "verdict.txt", outcome.verdict + "\n")
         write_text(folder / "records.jsonl", lines_of(found))
         return cls(outcome, folder, models)

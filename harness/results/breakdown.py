@@ -20,7 +20,7 @@ import pandas as pd
 from harness.config.checks import check_choice
 from harness.results.arms import Arm, Metric, by_arm, metrics_of, name_diverged, seeds_of, why_unpaired
 from harness.results.exposure import EXPOSURES, SEEN_BY, Exposures
-from harness.results.items import LoadItems, Part, Values, read_items, scored, values_of
+from harness.results.items import ItemMask, ItemValues, LoadItems, cell_score, read_items, values_of
 from harness.results.paired_gains import estimate, gain, scores
 from harness.results.records import Record
 from harness.results.stats.intervals import holm
@@ -131,7 +131,7 @@ class _Pairs(NamedTuple):
     why_unpaired: str
     """What to say where no pair has a score."""
 
-    def of_method(self, part: Part) -> Part:
+    def of_method(self, part: ItemMask) -> ItemMask:
         """The same part for SFT cells: of the method's cell of the same seeds."""
         by_seed = {seeds_of(cell): cell for cell in self.cells}
         return lambda cell, frame: part(by_seed[seeds_of(cell)], frame)
@@ -181,13 +181,13 @@ def _by_line(arms: Mapping[Arm, list[Record]]) -> list[tuple[Arm, dict[Arm, _Pai
 
 
 def _rows(
-    whole: Arm, draws: Mapping[Arm, _Pairs], metric: Metric, labels: _Labels, values: Values
+    whole: Arm, draws: Mapping[Arm, _Pairs], metric: Metric, labels: _Labels, values: ItemValues
 ) -> list[dict[str, Any]]:
     """A row per class of one arm, over its draws."""
     present: set[str] = set()
     cells = [cell for pairs in draws.values() for cell in pairs.cells]
     for cell in cells:
-        if (found := scored(cell, metric, values)) and found.items is not None:
+        if (found := cell_score(cell, metric, values)) and found.items is not None:
             present |= set(labels(cell, found.items).unique())
     rows = []
     for label in sorted(present, key=_place):

@@ -25,7 +25,7 @@ from harness.results.arms import Arm, Metric, by_arm
 from harness.results.items import LoadItems, read_items, values_of
 from harness.results.paired_gains import Replicates, covers_of, cube_of, gain, over_draws
 from harness.results.records import Record
-from harness.results.stats.intervals import Interval, holm
+from harness.results.stats.intervals import Interval, equivalence_p, holm
 
 ALPHA = 0.05
 
@@ -91,13 +91,12 @@ def _finding(claim: Claim, draws: list[list[Replicates]], metric: Metric) -> Fin
 
 
 def _p(claim: Claim, found: Interval, sign: int) -> float:
-    """Two-sided against `above`; of both one-sided tests the larger against `within`."""
+    """p value of the t test against `above` (two-sided), or of the equivalence test within `within`."""
+    if claim.within is not None:
+        return equivalence_p(found, claim.within)
     if not found.standard_error > 0:
         return math.nan
-    if claim.within is None:
-        return float(2 * stdtr(found.df, -abs(found.estimate - sign * claim.above) / found.standard_error))
-    tests = [-(found.estimate + claim.within), found.estimate - claim.within]
-    return float(max(stdtr(found.df, distance / found.standard_error) for distance in tests))
+    return float(2 * stdtr(found.df, -abs(found.estimate - sign * claim.above) / found.standard_error))
 
 
 def _decided(found: Finding, p_holm: float, metric: Metric) -> Finding:

@@ -25,7 +25,7 @@ from harness.results.findings import Finding, judge
 from harness.results.items import LoadItems, named_once, read_items
 from harness.results.paired_gains import crossovers
 from harness.results.records import Record, curves, lines_of, read_records, records
-from harness.results.simultaneous import compared
+from harness.results.simultaneous import simultaneous_table
 from harness.results.stats.crossover import Crossover
 from harness.results.table import headline, summary, tidy
 from harness.results.verdict import verdict
@@ -88,9 +88,9 @@ class Outcome:
         return crossovers(self.records, self.metric, self.load_items) if self.metric else {}
 
     @cached_property
-    def rivals(self) -> pd.DataFrame:
-        """Many methods against SFT, with intervals that hold together (`rivals.compared`); empty where they are few."""
-        return compared(self.records, self.metric, self.load_items) if self.metric else pd.DataFrame()
+    def simultaneous(self) -> pd.DataFrame:
+        """Simultaneous comparisons with SFT (Dunnett; `simultaneous_table`); empty where there are few methods."""
+        return simultaneous_table(self.records, self.metric, self.load_items) if self.metric else pd.DataFrame()
 
     @cached_property
     def verdict(self) -> str:

@@ -28,7 +28,7 @@ from harness.results.arms import (
     score_of,
     why_unpaired,
 )
-from harness.results.items import LoadItems, Values, named_once, read_items, values_of
+from harness.results.items import ItemValues, LoadItems, named_once, read_items, values_of
 from harness.results.paired_gains import Replicates, estimate, gain, gap_closed, scores
 from harness.results.records import Record
 from harness.results.stats.intervals import holm
@@ -196,7 +196,7 @@ def percent(fraction: float | None) -> str:
     return "" if fraction is None or pd.isna(fraction) else f"{fraction * 100:.3g} %"
 
 
-def _rows(arms: Mapping[Arm, list[Record]], metric: Metric, values: Values) -> list[dict[str, Any]]:
+def _rows(arms: Mapping[Arm, list[Record]], metric: Metric, values: ItemValues) -> list[dict[str, Any]]:
     """Rows of every arm for one metric, draws first and then the row over them."""
     rows = []
     scores_of = functools.cache(lambda arm: scores(arms[arm], metric, values))
