@@ -99,13 +99,9 @@ def claims(outcome: Outcome) -> pd.DataFrame:
 
 def unfinished(outcome: Outcome) -> pd.DataFrame:
     """Cells without a score, and why: what is missing is part of the answer."""
-    rows = [record for record in outcome.records if record["status"] != "done"]
-    return pd.DataFrame(
-        [
-            {name: row[name] for name in ("method", "teacher", "data_frac", "seed", "world_seed", "status", "reason")}
-            for row in rows
-        ]
-    )
+    names = ("method", "teacher", "data_frac", "seed", "world_seed", "status", "reason")
+    rows = [record for record in outcome.records if record.status != "done"]
+    return pd.DataFrame([{name: getattr(row, name) for name in names} for row in rows])
 
 
 def _number(value: float, form: str) -> str:

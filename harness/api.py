@@ -8,7 +8,7 @@ The functions here are what notebooks and scripts need; `run.py` and `grid.py` s
     harness.results(finished.grid)          # a tidy DataFrame
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,9 @@ from harness.execution.runner import run_grid
 from harness.execution.wandb_run import log_grid
 from harness.plan.cell_plan import Plan
 from harness.plan.compose import Composed, compose
-from harness.plan.frozen import frozen_plan
+from harness.plan.frozen import FrozenPlan, frozen_plan
 from harness.report.terminal import Finished
-from harness.results.records import records
+from harness.results.records import Record, records
 from harness.store.store import Store
 
 if TYPE_CHECKING:
@@ -54,10 +54,10 @@ def run(cells: Sequence[Cell], store: str = "outputs", **settings: Any) -> Finis
     return collect(Store.open(store), frozen)
 
 
-def collect(store: Store, frozen: Mapping[str, Any]) -> Finished:
+def collect(store: Store, frozen: FrozenPlan) -> Finished:
     """Read what came of a grid by its frozen plan; write table, figures and receipts, and log them if it is tracked."""
     finished = Finished.collect(store, frozen)
-    if (track := frozen.get("track", "none")) == "none":
+    if (track := frozen.track or "none") == "none":
         return finished
     return replace(finished, warnings=log_grid(store.root, track, finished.grid, finished.outcome.logged()))
 
@@ -113,7 +113,7 @@ def items(name: str, store: str = "outputs") -> "pd.DataFrame":
     return items_of(*_records_and_exposures(name, store))
 
 
-def _records_and_exposures(name: str, store: str) -> "tuple[list[dict[str, Any]], Exposures]":
+def _records_and_exposures(name: str, store: str) -> "tuple[list[Record], Exposures]":
     from harness.results.exposure import Exposures
 
     opened = Store(Path(store).absolute())

@@ -201,7 +201,7 @@ def show_results(given: argparse.Namespace) -> None:
 def collect_garbage(given: argparse.Namespace) -> None:
     """List or delete artifacts that no grid's plan names, and what dead attempts left behind."""
     store = _existing(given.store)
-    named = {key for name in grid_names(store) for key in frozen_plan(store, name)["stages"]}
+    named = {key for name in grid_names(store) for key in frozen_plan(store, name).stages}
     unneeded = [key for key in store.published() if key not in named]
     left = [path for path in (store.root / "tmp").iterdir() if not store.claimed(path.name.split(".")[0])]
     stopped = [path for path in (store.root / "checkpoints").glob("*") if not store.claimed(path.name)]

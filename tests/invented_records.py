@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness.plan.frozen import FrozenCell
+from harness.results.records import Record
+
 SFT = {0.01: 0.2, 0.03: 0.3, 0.1: 0.45, 0.3: 0.55, 1.0: 0.6}
 DATA_SCALING: dict[tuple[str, str | None], dict[float, float]] = {
     ("sft_restart", None): dict(zip(SFT, (0.02, 0.01, 0.0, 0.0, -0.01), strict=True)),
@@ -21,9 +24,7 @@ DATA_SCALING: dict[tuple[str, str | None], dict[float, float]] = {
 }
 
 
-def cell(
-    method: str, data_frac: float | None, seed: int, scores: list[float] | None = None, **changes: Any
-) -> dict[str, Any]:
+def cell(method: str, data_frac: float | None, seed: int, scores: list[float] | None = None, **changes: Any) -> Record:
     """One record; `scores` are the item scores, whose mean is the cell's score."""
     role = changes.get("role", "student")
     name = f"{role}-{method}-{data_frac}-{seed}-" + "-".join(
@@ -70,7 +71,20 @@ def cell(
             }
         ]
         record["items"] = {"verified": name}
-    return record | changes
+    return Record.of(record | changes)
+
+
+def changed(record: Record, **changes: Any) -> Record:
+    """The same record with other values, given as plain JSON."""
+    return Record.of(record.plain() | changes)
+
+
+def frozen_cell(**changes: Any) -> FrozenCell:
+    """A cell of a frozen plan with no stages but those given."""
+    empty: dict[str, Any] = {name: "" for name in ("fingerprint", "method", "student", "corpus", "budget")}
+    empty |= {name: () for name in ("needs", "train", "teaching", "making_teacher")}
+    empty |= dict.fromkeys(("seed", "data_seed", "train_seed", "world_seed", "teacher_seed", "teacher", "data_frac"))
+    return FrozenCell(**{**empty, "evaluations": {}, "settings": {}, **changes})
 
 
 def items(scores: list[float], sources: tuple[str, ...] = ("add", "sort"), world: int = 0) -> pd.DataFrame:
@@ -98,18 +112,18 @@ def grid(
     worlds: tuple[int, ...] = (0,),
     references: bool = True,
     teachers: Mapping[str, float] = MappingProxyType({"weak": 0.7, "strong": 0.88}),
-) -> tuple[list[dict[str, Any]], Any]:
+) -> tuple[list[Record], Any]:
     """Records of SFT and of each method at its fractions, with gains over SFT close to those given."""
     generator = np.random.default_rng(7)
     shelf: dict[str, pd.DataFrame] = {}
-    records: list[dict[str, Any]] = []
+    records: list[Record] = []
 
     def add(
         method: str, fraction: float | None, seed: int, mean: float, difficulty: np.ndarray, **changes: Any
     ) -> None:
         scores = (generator.random(size) * 0.3 + difficulty * 0.7 < mean).astype(float).tolist()
         record = cell(method, fraction, seed, scores, **changes)
-        shelf[record["items"]["verified"]] = items(scores, tuple("abcdefghijkl"), changes["world_seed"])
+        shelf[record.items["verified"]] = items(scores, tuple("abcdefghijkl"), changes["world_seed"])
         records.append(record)
 
     fractions = sorted({fraction for curve in gains.values() for fraction in curve})

@@ -64,8 +64,8 @@ def stages_of(finished, kind):
 
 
 def test_words_and_judgement_cross_from_one_family_to_the_other(finished):
-    assert {record["status"] for record in finished.records} == {"done"}
-    assert sum(record["role"] == "student" for record in finished.records) == 4
+    assert {record.status for record in finished.records} == {"done"}
+    assert sum(record.role == "student" for record in finished.records) == 4
     trained = stages_of(finished, "train")
     assert len(trained) == 4
     for _, _, facts in trained:
@@ -104,7 +104,7 @@ def test_the_receipt_names_the_family_where_it_is_not_the_usual_one(finished):
     told = [json.loads((folder / "receipt.json").read_text()) for folder in finished.models]
     families = [(one["student"].get("family"), one["teacher"].get("family")) for one in told]
     assert sorted(families, key=str) == [("letters", None), *[(None, "letters")] * 3]
-    tidy = pd.DataFrame([record["settings"]["student"] for record in finished.records if record["role"] == "student"])
+    tidy = pd.DataFrame([record.settings["student"] for record in finished.records if record.role == "student"])
     assert tidy["family"].dropna().tolist() == ["letters"]
 
 
@@ -163,8 +163,8 @@ def test_a_mini_of_the_usual_family_is_named_as_it_was_before_there_were_two():
     fresh = [Model(name="m", init="random", init_seed=0, family=family) for family in ("words", "letters")]
     assert model_identity(fresh[0], 0) != model_identity(fresh[1], 0)
     check_model(letters)
-    (frozen,) = freeze(Plan.of(cells("method=kd")), "g")["cells"]
-    assert not any("family" in frozen["settings"][role] for role in ("student", "teacher"))
+    (frozen,) = freeze(Plan.of(cells("method=kd")), "g").cells
+    assert not any("family" in frozen.settings[role] for role in ("student", "teacher"))
     (plain,), (spelt,) = cells("method=kd"), cells("method=kd", "student.family=words", "teacher.family=words")
     assert plan_cell(plain).fingerprint == plan_cell(spelt).fingerprint
 
@@ -172,7 +172,7 @@ def test_a_mini_of_the_usual_family_is_named_as_it_was_before_there_were_two():
 def test_another_family_is_another_address_and_has_a_name_of_its_own_in_the_table():
     plan = Plan.of(cells("method=sft", "student.family=words,letters"))
     assert len(plan.cells) == 2
-    assert [cell["student"] for cell in freeze(plan, "g")["cells"]] == ["mini", "mini[family=letters]"]
+    assert [cell.student for cell in freeze(plan, "g").cells] == ["mini", "mini[family=letters]"]
 
 
 @pytest.mark.parametrize("family", ["words", "letters"])

@@ -18,11 +18,12 @@ from harness.execution.retry import Failure, adjusted_cluster, failures, smaller
 from harness.execution.retry import retry as try_again
 from harness.execution.slurm.usage import ledger
 from harness.execution.status_screen import Look, screen
-from harness.plan.frozen import keep_plan, targets_of, thaw
+from harness.plan.frozen import FrozenPlan, keep_plan, targets_of, thaw
 from harness.plan.graph import Stage
 from harness.store.store import Store
 from harness.teachers.discovery import address_file, write_address
 from tests.execution.test_executor import MAKER, Watcher, settings
+from tests.invented_records import frozen_cell
 
 
 @pytest.fixture(autouse=True)
@@ -41,22 +42,18 @@ def cell(number, do=None):
     )
     evaluate = Stage("evaluate", f"kd{number}", {"number": number}, {"model": train, "mixture": mixture})
     stages = {stage.key: stage.spec() for stage in (mixture, train, evaluate)}
-    label = {"method": "kd", "data_frac": 0.1, "student": "mini", "teacher": "weak", "seed": number, "references": {}}
+    names = {"method": "kd", "data_frac": 0.1, "student": "mini", "teacher": "weak", "seed": number}
     keys = {
-        "needs": list(stages),
-        "train": [train.key],
+        "needs": tuple(stages),
+        "train": (train.key,),
         "evaluations": {"verified": evaluate.key},
-        "making_teacher": [],
     }
-    return stages, {**label, **keys}
+    return stages, frozen_cell(**names, **keys)
 
 
 def frozen_grid(store, *cells):
-    frozen = {
-        "grid": "g",
-        "stages": {key: spec for stages, _ in cells for key, spec in stages.items()},
-        "cells": [one for _, one in cells],
-    }
+    specs = {key: spec for stages, _ in cells for key, spec in stages.items()}
+    frozen = FrozenPlan("g", specs, tuple(one for _, one in cells))
     keep_plan(store, frozen)
     return frozen
 
@@ -67,12 +64,12 @@ def store(tmp_path):
 
 
 def make(store, frozen, *numbers, **asked):
-    targets = [key for number in numbers for key in targets_of(frozen["cells"][number])]
+    targets = [key for number in numbers for key in targets_of(frozen.cells[number])]
     execute(thaw(frozen, targets), store, replace(settings(), **asked), Watcher())
 
 
 def fail(store, frozen, number, kind, reason="it was too large"):
-    record_failure(store, frozen["stages"][frozen["cells"][number]["train"][0]], kind, reason)
+    record_failure(store, frozen.stages[frozen.cells[number].train[0]], kind, reason)
 
 
 def test_the_screen_counts_cells_and_tells_every_failure_once(store):
@@ -81,14 +78,14 @@ def test_the_screen_counts_cells_and_tells_every_failure_once(store):
     for number in (2, 3):
         fail(store, frozen, number, "oom_cuda", "OutOfMemoryError: 3 GB")
     fail(store, frozen, 4, "diverged", "DivergedError: the loss is nan")
-    key = frozen["cells"][5]["train"][0]
+    key = frozen.cells[5].train[0]
     assert store.claim(key)
     page = {"outcome": "running", "started": time.time() - 60, "heartbeat": time.time(), "host": "n1", "job": "7_3"}
     store.new_attempt(key).write_text(json.dumps({**page, "step": 100, "total": 300, "loss": 0.5}))
     lines = list(screen(store, frozen, Look.at(store, frozen)))
     assert lines[0] == "g: 2 of 6 cells done, 1 running, 3 failed"
     assert "100/300, loss 0.500, about 2 min left, n1 job 7_3" in lines[1]
-    address = frozen["stages"][frozen["cells"][2]["train"][0]]["address"]
+    address = frozen.stages[frozen.cells[2].train[0]]["address"]
     assert lines[2].endswith(f"seed=2 and 1 more  oom_cuda: {address}: OutOfMemoryError: 3 GB")
     assert "diverged" in lines[3] and "seed=4" in lines[3]
     assert not Look.at(store, frozen_grid(store, cell(0))).moving
@@ -97,7 +94,7 @@ def test_the_screen_counts_cells_and_tells_every_failure_once(store):
 def test_the_screen_shows_the_server_of_the_grids_teacher(store):
     frozen = frozen_grid(store, cell(0))
     base = Stage("base", "served", {"kind": "http", "served_model": "org/large"})
-    frozen["stages"][base.key] = base.spec()
+    frozen.stages[base.key] = base.spec()
     for key, model, url in (("a", "org/large", "http://n1:8000"), ("b", "org/other", None)):
         write_address(address_file(store, key), name="s", job="12", model=model, ready_minutes=1, url=url)
     lines = list(screen(store, frozen, Look.at(store, frozen)))
@@ -123,18 +120,18 @@ def test_retry_takes_the_class_that_is_named_and_leaves_the_rest(store):
     fail(store, frozen, 2, "diverged")
     told = []
     try_again(store, frozen, "oom", Watcher(), told.append)
-    done = [store.done(key) for one in frozen["cells"] for key in targets_of(one)]
+    done = [store.done(key) for one in frozen.cells for key in targets_of(one)]
     assert done == [True, True, False] and told == []
     with pytest.raises(SettingsError, match=r"class='oom'.*failures of g are diverged"):
         try_again(store, frozen, "oom", Watcher(), told.append)
     try_again(store, frozen, None, Watcher(), told.append)
-    assert store.done(targets_of(frozen["cells"][2])[0])
+    assert store.done(targets_of(frozen.cells[2])[0])
 
 
 def test_cuda_memory_halves_the_micro_batch_and_the_batch_stays(store):
     frozen = frozen_grid(store, cell(0))
     fail(store, frozen, 0, "oom_cuda")
-    key = frozen["cells"][0]["train"][0]
+    key = frozen.cells[0].train[0]
     told = []
     _, failed = failures(store, frozen, "oom")
     assert rows_after(failed) == 16
@@ -158,7 +155,7 @@ def rows_after(failed, processes=1, **machine):
 def test_a_stage_that_is_tried_again_runs_as_it_did_and_the_others_as_always(store):
     frozen = frozen_grid(store, cell(0, do="out of memory"))
     make(store, frozen, 0, machine=Machine(micro_batch_size=6, checkpoint_minutes=3.0))
-    key = frozen["cells"][0]["train"][0]
+    key = frozen.cells[0].train[0]
     page = store.attempts(key)[-1]
     assert page["failure_class"] == "oom_cuda" and page["machine"]["micro_batch_size"] == 6 and page["processes"] == 1
     try_again(store, frozen, "oom", Watcher(), [].append)  # 6 does not divide 32, so there were 4
@@ -189,7 +186,7 @@ def test_the_ledger_counts_lost_tries(store):
     make(store, frozen, 0)
     for hours, outcome in ((1, "failed"), (2, "done")):
         page = {"started": 0.0, "ended": 3600.0 * hours, "outcome": outcome, "cpus": 8, "gpus": 4}
-        store.new_attempt(frozen["cells"][1]["train"][0]).write_text(json.dumps(page))
+        store.new_attempt(frozen.cells[1].train[0]).write_text(json.dumps(page))
     source, table = ledger(store, frozen)
     assert source == "this store's own attempts"
     train = table.loc["train"]
@@ -201,11 +198,11 @@ def test_the_ledger_counts_lost_tries(store):
 def test_logs_show_the_last_traceback(store, capsys):
     frozen = frozen_grid(store, cell(0, do="raise"))
     make(store, frozen, 0)
-    key = frozen["cells"][0]["train"][0]
+    key = frozen.cells[0].train[0]
     assert grid.main(["--store", str(store.root), "logs", key]) == 0
     said = capsys.readouterr().out
     assert "failed, RuntimeError: the weights caught fire" in said and "makers.py" in said
-    assert grid.main(["--store", str(store.root), "logs", targets_of(frozen["cells"][0])[0]]) == 0
+    assert grid.main(["--store", str(store.root), "logs", targets_of(frozen.cells[0])[0]]) == 0
     assert "has not been tried" in capsys.readouterr().out
 
 

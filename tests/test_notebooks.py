@@ -8,7 +8,7 @@ import pytest
 
 from analysis.notebook import claims, crossings, scores, unfinished
 from harness.results.outcome import Outcome
-from tests.invented_records import grid
+from tests.invented_records import changed, grid
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
@@ -121,7 +121,7 @@ def test_a_grid_is_run_from_a_notebook_and_read_by_another(execute, tmp_path):
 def test_tables_of_a_notebook_say_what_the_outcome_says():
     records, load_items = grid({("kd", "weak"): {0.03: 0.15, 0.1: 0.08, 1.0: 0.0}}, seeds=2, worlds=(0, 1))
     claim = {"name": "gains", "says": "KD helps", "gain": {"method": "kd", "data_frac": 0.03}}
-    lost = {**records[0], "status": "failed", "reason": "it burnt", "scores": [], "items": {}}
+    lost = changed(records[0], status="failed", reason="it burnt", scores=[], items={})
     outcome = Outcome("g", [*records, lost], {"claims": [claim]}, load_items)
     table = scores(outcome)
     gains = table[(table["method"] == "kd") & (table["data_frac"] == "3 %")]["gain over SFT"]

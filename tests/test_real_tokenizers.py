@@ -46,10 +46,10 @@ def arms(tmp_path_factory):
     finished = Finished.collect(store, frozen)
     assert not finished.failed, finished.failed
     found = {}
-    for cell, planned in zip(cells, frozen["cells"], strict=True):
-        key = planned["train"][-1]
+    for cell, planned in zip(cells, frozen.cells, strict=True):
+        key = planned.train[-1]
         log = [json.loads(line) for line in (store.folder(key) / "log.jsonl").read_text().splitlines()]
-        found[arm_of(cell)] = {"start": planned["train"][0], "log": log, "facts": store.manifest(key)["facts"]}
+        found[arm_of(cell)] = {"start": planned.train[0], "log": log, "facts": store.manifest(key)["facts"]}
     assert set(found) == set(ARMS)
     return found
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -20,6 +21,7 @@ from harness.data.miniature.sizes import llama_settings
 from harness.data.miniature.tokenizer import load_mini_tokenizer
 from harness.grid import main as grid
 from harness.models.loading import load_model, random_model
+from harness.plan.frozen import frozen_plan
 from harness.report.receipt import write_receipts
 from harness.store.store import Store
 from tests.fake_server import FakeServer
@@ -52,9 +54,9 @@ def finished(tmp_path_factory):
 
 
 def test_every_cell_is_scored_and_so_are_base_and_teacher(finished):
-    assert {record["status"] for record in finished.records} == {"done"}
-    assert sum(record["role"] == "student" for record in finished.records) == 10
-    assert {record["role"] for record in finished.records} == {"student", "base", "teacher"}
+    assert {record.status for record in finished.records} == {"done"}
+    assert sum(record.role == "student" for record in finished.records) == 10
+    assert {record.role for record in finished.records} == {"student", "base", "teacher"}
     tidy = harness.results("small", store=str(finished.folder.parent.parent))
     assert {"verified", "heldout"} <= set(tidy["eval"])
     assert tidy[(tidy["eval"] == "heldout") & (tidy["source"] == "all")]["score"].between(0, 20).all()
@@ -76,10 +78,10 @@ def test_a_teacher_behind_a_server_teaches_a_whole_cell_through_a_cache(tmp_path
         )
         done = harness.run(cells, store=str(tmp_path / "store"), grid="served", launch=Launch(kind="inline"))
         scored = [request for request in fake.requests if request.get("prompt_logprobs") == 8]
-    (record,) = [record for record in done.records if record["role"] == "student"]
-    assert record["status"] == "done" and record["settings"]["method"]["signal"]["top_k"] == 8
-    assert record["cost"]["teacher"]["tokens"] == sum(len(request["prompt"]) for request in scored) > 0
-    assert sum("FLOPs are not counted" in warning for warning in record["warnings"]) == 1, "once, not for every block"
+    (record,) = [record for record in done.records if record.role == "student"]
+    assert record.status == "done" and record.settings["method"]["signal"]["top_k"] == 8
+    assert record.cost["teacher"].tokens == sum(len(request["prompt"]) for request in scored) > 0
+    assert sum("FLOPs are not counted" in warning for warning in record.warnings) == 1, "once, not for every block"
 
 
 def test_results_figure_and_verdict_are_on_disk(finished):
@@ -90,14 +92,14 @@ def test_results_figure_and_verdict_are_on_disk(finished):
 
 
 def test_the_teachers_share_of_the_cost_is_counted_apart(finished):
-    costs = {record["method"]: record["cost"] for record in finished.records if record["data_frac"] == 1.0}
-    assert costs["sft"]["teacher"]["flops"] == 0
-    assert costs["seq_kd"]["teacher"]["flops"] > 0  # the labels it was given
-    assert costs["logit_kd"]["teacher"]["flops"] > 0  # the live teacher's forward passes, and only those:
-    assert costs["logit_kd"]["train"]["flops"] == costs["sft"]["train"]["flops"]
-    assert 0 < costs["logit_kd"]["teacher"]["seconds"] < costs["logit_kd"]["total"]["seconds"]
+    costs = {record.method: record.cost for record in finished.records if record.data_frac == 1.0}
+    assert costs["sft"]["teacher"].flops == 0
+    assert costs["seq_kd"]["teacher"].flops > 0  # the labels it was given
+    assert costs["logit_kd"]["teacher"].flops > 0  # the live teacher's forward passes, and only those:
+    assert costs["logit_kd"]["train"].flops == costs["sft"]["train"].flops
+    assert 0 < costs["logit_kd"]["teacher"].seconds < costs["logit_kd"]["total"].seconds
     for cost in costs.values():
-        assert cost["total"]["flops"] == cost["train"]["flops"] + cost["teacher"]["flops"]
+        assert cost["total"].flops == cost["train"].flops + cost["teacher"].flops
 
 
 def test_prompts_alone_are_labelled_by_the_teacher_and_scored_like_any_cell(finished):
@@ -107,15 +109,15 @@ def test_prompts_alone_are_labelled_by_the_teacher_and_scored_like_any_cell(fini
     cells += harness.grid(method="logit_kd", method__answers="teacher", **small)
     cells += harness.grid(method="on_policy", method__warmup=0.0, **small)
     done = harness.run(cells, store=str(root), grid="prompts", launch=Launch(kind="inline"))
-    assert {record["status"] for record in done.records} == {"done"}
-    students = {record["method"].partition("[")[0]: record for record in done.records if record["role"] == "student"}
+    assert {record.status for record in done.records} == {"done"}
+    students = {record.method.partition("[")[0]: record for record in done.records if record.role == "student"}
     assert set(students) == {"seq_kd", "logit_kd", "on_policy"}
     for record in students.values():
-        assert any(score["metric"] == "accuracy" for score in record["scores"])
-        assert record["cost"]["train"]["flops"] > 0 and record["cost"]["teacher"]["flops"] > 0
-        assert sum("no validation rows" in said for said in record["warnings"]) == 1
+        assert any(score.metric == "accuracy" for score in record.scores)
+        assert record.cost["train"].flops > 0 and record.cost["teacher"].flops > 0
+        assert sum("no validation rows" in said for said in record.warnings) == 1
     for name in ("seq_kd", "logit_kd"):  # a fresh teacher never stops; all blocks of labels say so once
-        assert sum("teacher's answers were cut" in said for said in students[name]["warnings"]) == 1
+        assert sum("teacher's answers were cut" in said for said in students[name].warnings) == 1
     store, frozen = Store(root), json.loads((done.folder / "plan.json").read_text())
     subsets = [key for key, spec in frozen["stages"].items() if spec["kind"] == "subset"]
     counts = [store.manifest(key)["facts"]["counts"] for key in subsets]
@@ -128,7 +130,7 @@ def test_every_arm_of_one_seed_and_fraction_was_given_the_same_rows_and_held_out
         cells = [cell for cell in frozen["cells"] if cell["data_frac"] == fraction]
         subsets = {frozen["stages"][key]["inputs"]["subset"] for cell in cells for key in cell["train"]}
         assert len(subsets) == 1
-    ids = {tuple(pd.read_parquet(record["items"]["heldout"])["id"]) for record in finished.records}
+    ids = {tuple(pd.read_parquet(record.items["heldout"])["id"]) for record in finished.records}
     assert len(ids) == 1
 
 
@@ -138,12 +140,12 @@ def receipts_of(done):
 
 def test_every_students_folder_loads_like_any_other_and_has_its_chat_template(finished):
     assert len(finished.models) == 10
-    cells = {record["cell"]: record for record in finished.records}
+    cells = {record.cell: record for record in finished.records}
     for folder, receipt in list(receipts_of(finished).items())[::4]:
         model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         asked = {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}
         prompt = tokenizer.apply_chat_template([{"role": "user", "content": "add 1 2"}], **asked)
-        trained = load_model(cells[receipt["cell"]]["artifact"])
+        trained = load_model(cells[receipt["cell"]].artifact)
         with torch.no_grad():
             assert torch.equal(model(**prompt).logits, trained(**prompt).logits)
         assert (folder / "README.md").read_text() == (folder / "RECEIPT.md").read_text()
@@ -203,10 +205,11 @@ def test_an_unchanged_receipt_is_left_alone_and_a_changed_one_is_written_again(f
 
 
 def test_a_student_that_was_not_trained_or_did_not_finish_has_no_folder(finished):
-    store, frozen = Store(finished.folder.parent.parent), json.loads((finished.folder / "plan.json").read_text())
+    store = Store(finished.folder.parent.parent)
+    frozen = frozen_plan(store, "small")
     one, two, *others = finished.records
-    changed = [{**one, "artifact": None}, {**two, "status": "failed"}, *others]
-    folders = write_receipts(store, {**frozen, "grid": "partly"}, changed)
+    changed = [replace(one, artifact=None), replace(two, status="failed"), *others]
+    folders = write_receipts(store, replace(frozen, grid="partly"), changed)
     assert len(folders) == 8 and sorted(folders[0].parent.iterdir()) == sorted(folders)
 
 

@@ -21,7 +21,7 @@ from harness.execution.executor import View, execute
 from harness.execution.slurm.job_accounting import latest
 from harness.execution.slurm.submissions import read_submission
 from harness.execution.status_screen import Look
-from harness.plan.frozen import Part, targets_of, thaw
+from harness.plan.frozen import FrozenPlan, Part, targets_of, thaw
 from harness.plan.graph import Again, Stage
 from harness.runtime.processes import equal_part
 from harness.store.status import StageState
@@ -43,9 +43,7 @@ class Failure:
     """Processes that made it together."""
 
 
-def retry(
-    store: Store, frozen: Mapping[str, Any], failure_class: str | None, view: View, log: Callable[[str], None]
-) -> None:
+def retry(store: Store, frozen: FrozenPlan, failure_class: str | None, view: View, log: Callable[[str], None]) -> None:
     """Submit the failed cells to the cluster that they were submitted to, or make them on this machine.
 
     `failure_class`: retry failures of this class alone; `oom` means every `oom_...`. `log` receives a line for every
@@ -58,19 +56,19 @@ def retry(
         if "retried" in changes:
             log(f"{key} {changes['retried']}")
     if before is None:
-        tracked = {"grid": frozen["grid"], "track": frozen.get("track", "none")}
-        settings = Settings(method=None, corpus=None, store=str(store.root), retry=True, **tracked)
+        grid, track = frozen.grid, frozen.track or "none"
+        settings = Settings(method=None, corpus=None, store=str(store.root), retry=True, grid=grid, track=track)
         execute(part, store, settings, view, again)
         return
 
     from harness.execution.slurm.submit import submit
 
     cluster = adjusted_cluster(Cluster.of(before["cluster"]), failed, log)
-    machine, track = Machine(**before["machine"]), frozen.get("track", "none")
-    log(submit(part, store, machine, cluster, frozen["grid"], again, track).describe())
+    machine, track = Machine(**before["machine"]), frozen.track or "none"
+    log(submit(part, store, machine, cluster, frozen.grid, again, track).describe())
 
 
-def failures(store: Store, frozen: Mapping[str, Any], failure_class: str | None) -> tuple[Part, list[Failure]]:
+def failures(store: Store, frozen: FrozenPlan, failure_class: str | None) -> tuple[Part, list[Failure]]:
     """The part of a grid that makes its failed cells of a class, and the stages at which they failed.
 
     Raises SettingsError where no cell failed in this class.
@@ -80,8 +78,8 @@ def failures(store: Store, frozen: Mapping[str, Any], failure_class: str | None)
     wanted = [(cell, state) for cell, state in failed if _is(state, failure_class)]
     if not wanted:
         have = sorted({state.failure_class or "unknown" for _, state in failed})
-        raise refuse("class", failure_class, f"the failures of {frozen['grid']} are {', '.join(have) or 'none'}")
-    models = [model for cell, _ in wanted for model in (cell, *cell["references"].values())]
+        raise refuse("class", failure_class, f"the failures of {frozen.grid} are {', '.join(have) or 'none'}")
+    models = [model for cell, _ in wanted for model in (cell, *cell.references.values())]
     part = thaw(frozen, [key for model in models for key in targets_of(model)])
     at = {state.stage: state.failure_class for _, state in wanted if state.stage is not None}
     jobs = latest(store, at)

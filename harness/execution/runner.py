@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, TextIO
+from typing import TextIO
 
 from harness.config.cell import Settings
 from harness.config.checks import refuse
@@ -19,7 +19,7 @@ from harness.plan.cell_plan import Plan, plan_cell
 from harness.plan.claims import declare
 from harness.plan.compose import Composed
 from harness.plan.estimate import plan_text
-from harness.plan.frozen import freeze, keep_plan
+from harness.plan.frozen import FrozenPlan, freeze, keep_plan
 from harness.plan.graph import Again
 from harness.plan.trials import tune_grid
 from harness.plan.tuning import Tune
@@ -27,7 +27,7 @@ from harness.store.status import StageState, stage_state
 from harness.store.store import Store, write_json
 
 
-def run_grid(composed: Composed, stream: TextIO | None = None) -> dict[str, Any]:
+def run_grid(composed: Composed, stream: TextIO | None = None) -> FrozenPlan:
     """Plan, check and execute on this machine; returns the frozen plan, whose results are then in the store.
 
     Raises SettingsError before anything is computed, for settings that cannot work. Ctrl-C passes on as
@@ -44,11 +44,11 @@ def run_grid(composed: Composed, stream: TextIO | None = None) -> dict[str, Any]
             return execute(plan, store, replace(settings, grid=grid), view)
 
         planned, frozen = _settled(composed, planned, store, make)
-        execute(planned, store, replace(settings, grid=frozen["grid"]), view)
+        execute(planned, store, replace(settings, grid=frozen.grid), view)
     return frozen
 
 
-def submit_grid(composed: Composed, log: Callable[[str], None] = print) -> dict[str, Any] | None:
+def submit_grid(composed: Composed, log: Callable[[str], None] = print) -> FrozenPlan | None:
     """Plan, check and submit the stages that the store lacks to the cluster of `composed.settings.slurm`.
 
     `log` receives the plan's cost and what was submitted. Returns None at once, or with `wait` the frozen plan when all
@@ -76,9 +76,9 @@ def submit_grid(composed: Composed, log: Callable[[str], None] = print) -> dict[
         return {key: stage_state(store, key) for key in plan.targets}
 
     planned, frozen = _settled(composed, planned, store, make)
-    send(planned, frozen["grid"])
+    send(planned, frozen.grid)
     if not settings.wait:
-        log(f"python -m harness.grid status {frozen['grid']}")
+        log(f"python -m harness.grid status {frozen.grid}")
         return None
     wait(store, list(planned.targets), log)
     return frozen
@@ -86,7 +86,7 @@ def submit_grid(composed: Composed, log: Callable[[str], None] = print) -> dict[
 
 def _settled(
     composed: Composed, planned: Plan, store: Store, make: Callable[[Plan, str], Mapping[str, StageState]]
-) -> tuple[Plan, dict[str, Any]]:
+) -> tuple[Plan, FrozenPlan]:
     """The plan and its frozen form, every arm at the settings that its trials chose where the grid is tuned.
 
     `make` makes the trials' plan under a grid's name, and returns the states of its stages.
@@ -97,7 +97,7 @@ def _settled(
         plans = [plan_cell(one.cell) for one in tuned]
         planned = Plan.union(plans)
         chosen = {plan.fingerprint: one for plan, one in zip(plans, tuned, strict=True)}
-    frozen = {**freeze(planned, _name(settings, planned, store), chosen), "track": settings.track}
+    frozen = freeze(planned, _name(settings, planned, store), chosen, settings.track)
     declare(store, frozen, settings.claims)
     folder = keep_plan(store, frozen)
     if trials is not None:

@@ -7,10 +7,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from harness.execution.slurm.job_accounting import states_of
-from harness.plan.frozen import targets_of
+from harness.plan.frozen import FrozenCell, FrozenPlan, targets_of
 from harness.store.status import StageState, cell_state, stage_state
 from harness.store.store import Store
 from harness.teachers.discovery import read_address
@@ -25,16 +24,16 @@ class Look:
     """A grid as it was at one moment: states of its stages by key, and of its cells in their order."""
 
     stages: Mapping[str, StageState]
-    cells: list[tuple[Mapping[str, Any], StageState]]
+    cells: list[tuple[FrozenCell, StageState]]
 
     @classmethod
-    def at(cls, store: Store, frozen: Mapping[str, Any], ask_slurm: bool = True) -> "Look":
+    def at(cls, store: Store, frozen: FrozenPlan, ask_slurm: bool = True) -> "Look":
         """Ask the store, and Slurm once where the store is silent; changes nothing."""
-        keys = frozen["stages"]
+        keys = frozen.stages
         stages = states_of(store, keys) if ask_slurm else {key: stage_state(store, key) for key in keys}
         cells = []
-        for cell in frozen["cells"]:
-            addresses = {key: frozen["stages"][key]["address"] for key in cell["needs"]}
+        for cell in frozen.cells:
+            addresses = frozen.addresses(cell.needs)
             cells.append((cell, cell_state(lambda key: stages[key], addresses, targets_of(cell))))
         return cls(stages, cells)
 
@@ -55,12 +54,12 @@ def headline(grid: str, look: Look) -> str:
     return f"{grid}: {look.counts['done']} of {len(look.cells)} cells done{rest}"
 
 
-def screen(store: Store, frozen: Mapping[str, Any], look: Look, every_cell: bool = False) -> Iterator[str]:
+def screen(store: Store, frozen: FrozenPlan, look: Look, every_cell: bool = False) -> Iterator[str]:
     """The lines of the screen; cells one by one where few are left, or `every_cell`."""
-    yield headline(frozen["grid"], look)
+    yield headline(frozen.grid, look)
     running = [key for key, state in look.stages.items() if state.status == "running"]
     for key in running[:LISTED]:
-        yield f"  running     {frozen['stages'][key]['address']}  {_progress(store, key, look.stages[key])}"
+        yield f"  running     {frozen.stages[key]['address']}  {_progress(store, key, look.stages[key])}"
     if len(running) > LISTED:
         yield f"  running     ... and {len(running) - LISTED} more stages"
     yield from _servers(store, frozen)
@@ -70,16 +69,16 @@ def screen(store: Store, frozen: Mapping[str, Any], look: Look, every_cell: bool
         yield f"  {state.status:<12}{cell_line(cell)}" + (f"  {state.reason}" if state.reason else "")
 
 
-def cell_line(cell: Mapping[str, Any]) -> str:
+def cell_line(cell: FrozenCell) -> str:
     """A cell's fingerprint, as `explain` and `logs` take it, and what tells it from the others."""
-    teacher = f" teacher={cell['teacher']}" if cell["teacher"] else ""
-    fingerprint = (cell["train"] or targets_of(cell))[-1].rsplit("-", 1)[-1][:8]
-    return f"{fingerprint}  {cell['method']} {cell['data_frac']:g} {cell['student']}{teacher} seed={cell['seed']}"
+    teacher = f" teacher={cell.teacher}" if cell.teacher else ""
+    fingerprint = (list(cell.train) or targets_of(cell))[-1].rsplit("-", 1)[-1][:8]
+    return f"{fingerprint}  {cell.method} {cell.data_frac:g} {cell.student}{teacher} seed={cell.seed}"
 
 
 def _failures(look: Look) -> Iterator[str]:
     """Failed cells, those of one class and reason together, the most frequent first, each with a cell to look at."""
-    found: dict[tuple[str | None, str | None], list[tuple[Mapping[str, Any], StageState]]] = {}
+    found: dict[tuple[str | None, str | None], list[tuple[FrozenCell, StageState]]] = {}
     for cell, state in look.cells:
         if state.status == "failed":
             reason = look.stages[state.stage].reason if state.stage else state.reason
@@ -93,9 +92,9 @@ def _failures(look: Look) -> Iterator[str]:
         yield f"  failed      ... and {len(ordered) - LISTED} other reasons"
 
 
-def _servers(store: Store, frozen: Mapping[str, Any]) -> Iterator[str]:
+def _servers(store: Store, frozen: FrozenPlan) -> Iterator[str]:
     """The jobs that serve the grid's teachers, and where they listen."""
-    served = {spec["settings"].get("served_model") for spec in frozen["stages"].values() if spec["kind"] == "base"}
+    served = {spec["settings"].get("served_model") for spec in frozen.stages.values() if spec["kind"] == "base"}
     for path in sorted((store.root / "servers").glob("*.json")):
         page = read_address(path)
         if page is not None and page["model"] in served:

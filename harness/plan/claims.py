@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from harness.config.checks import check_known, check_positive, refuse
+from harness.plan.frozen import FrozenPlan
 from harness.store.store import Store, write_json
 
 COLUMNS = ("method", "teacher", "student", "corpus", "budget", "data_frac")
@@ -54,7 +55,7 @@ class Claim:
         return (self.gain,) if self.less is None else (self.gain, self.less)
 
 
-def declare(store: Store, frozen: Mapping[str, Any], given: Sequence[Mapping[str, Any]]) -> None:
+def declare(store: Store, frozen: FrozenPlan, given: Sequence[Mapping[str, Any]]) -> None:
     """Keep a grid's claims with their hash, and how many of the cells they are about were finished then.
 
     A claim is about that of its arms of which least is known: cells shared with an earlier grid may be SFT's, or one
@@ -64,22 +65,22 @@ def declare(store: Store, frozen: Mapping[str, Any], given: Sequence[Mapping[str
     if not given:
         return
     claims = [Claim.of(one) for one in given]
-    cells = frozen["cells"]
-    arms = [[[n for n, cell in enumerate(cells) if _fits(cell, side)] for side in claim.sides] for claim in claims]
+    cells = frozen.cells
+    arms = [[[n for n, cell in enumerate(cells) if matches(cell, side)] for side in claim.sides] for claim in claims]
     for claim, sides in zip(claims, arms, strict=True):
         for side, places in zip(claim.sides, sides, strict=True):
-            found = {tuple(cells[n][column] for column in COLUMNS) for n in places}
+            found = {tuple(getattr(cells[n], column) for column in COLUMNS) for n in places}
             if len(found) != 1:
-                known = sorted({f"{cell['method']} ({cell['teacher'] or 'no teacher'})" for cell in cells})
+                known = sorted({f"{cell.method} ({cell.teacher or 'no teacher'})" for cell in cells})
                 what = f"names {len(found)} arms of the grid, not one" if found else "names no arm of the grid"
                 raise refuse(f"claims.{claim.name}", dict(side), f"it {what}, which has {', '.join(known)}")
-    path = store.grid_folder(frozen["grid"]) / "claims.json"
+    path = store.grid_folder(frozen.grid) / "claims.json"
     kept = json.loads(path.read_text()) if path.is_file() else []
     said = [asdict(claim) for claim in claims]
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
     if kept and kept[-1]["sha256"] == digest:
         return
-    finished = [all(map(store.done, cell["evaluations"].values())) for cell in cells]
+    finished = [all(map(store.done, cell.evaluations.values())) for cell in cells]
     least_known = [min(sides, key=lambda arm: sum(finished[n] for n in arm) / len(arm)) for sides in arms]
     about = {n for arm in least_known for n in arm}
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -103,5 +104,6 @@ def declared(store: Store, grid: str) -> dict[str, Any] | None:
     return json.loads(path.read_text())[-1] if path.is_file() else None
 
 
-def _fits(names: Mapping[str, Any], side: Mapping[str, Any]) -> bool:
-    return all(names[column] == value for column, value in side.items())
+def matches(named: object, side: Mapping[str, Any]) -> bool:
+    """Whether a cell, or an arm, has the names by which a side of a claim picks its arm (a subset of COLUMNS)."""
+    return all(getattr(named, column) == value for column, value in side.items())

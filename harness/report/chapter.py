@@ -5,14 +5,14 @@ one = chapter(outcome, Path("outputs/reports/g"), Path("."), store, frozen_plan)
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from harness.plan.claims import when_declared
+from harness.plan.frozen import FrozenPlan
 from harness.report import tables
 from harness.report.figures.figures import Picture, pictures
 from harness.report.origins import made_with
@@ -67,7 +67,7 @@ class Chapter:
 
 
 def chapter(
-    outcome: Outcome, out: Path, part: Path, store: Store | None = None, frozen: Mapping[str, Any] | None = None
+    outcome: Outcome, out: Path, part: Path, store: Store | None = None, frozen: FrozenPlan | None = None
 ) -> Chapter:
     """What the records of one grid say; figures and tables are written into `out`/figures and /tables, under `part`.
 
@@ -82,7 +82,7 @@ def chapter(
     receipts = [tables.receipts_sheet(links[:FIRST_RECEIPTS])] if links else []
     receipts += [tables.receipts_sheet(links[FIRST_RECEIPTS:], more=True)] if links[FIRST_RECEIPTS:] else []
     scored = [tables.scores_sheet(outcome), tables.references_sheet(outcome)]
-    scored += [tables.rivals_sheet(outcome), tables.costs_sheet(outcome)]
+    scored += [tables.simultaneous_sheet(outcome), tables.costs_sheet(outcome)]
     metric = outcome.metric
     lower = "" if metric is None or metric.higher_is_better else ", lower is better"
     made = Chapter(
@@ -138,10 +138,10 @@ def _write(made: Chapter, outcome: Outcome, found: Sequence[Decision], out: Path
 
 
 def _counts(outcome: Outcome) -> str:
-    students = [record for record in outcome.records if record["role"] == "student"]
+    students = [record for record in outcome.records if record.role == "student"]
     told = [f"{len(students)} cells"]
-    for status in dict.fromkeys(record["status"] for record in students):
-        told.append(f"{sum(record['status'] == status for record in students)} {status}")
+    for status in dict.fromkeys(record.status for record in students):
+        told.append(f"{sum(record.status == status for record in students)} {status}")
     return ", ".join(told)
 
 
@@ -160,9 +160,7 @@ def _receipts(outcome: Outcome, out: Path, store: Store) -> list[tuple[str, str,
     """Name, relative link and opening sentence of each receipt that is there."""
     found = []
     for record in outcome.records:
-        path = (
-            store.model_folder(outcome.grid, cell_name(record)) / "RECEIPT.md" if record["role"] == "student" else None
-        )
+        path = store.model_folder(outcome.grid, cell_name(record)) / "RECEIPT.md" if record.role == "student" else None
         if path is None or not path.is_file():
             continue
         says = next((line.strip("* ") for line in path.read_text().splitlines() if line.startswith("**")), "")
@@ -170,7 +168,7 @@ def _receipts(outcome: Outcome, out: Path, store: Store) -> list[tuple[str, str,
     return found
 
 
-def _provenance(store: Store | None, frozen: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+def _provenance(store: Store | None, frozen: FrozenPlan | None) -> list[tuple[str, str]]:
     """Code, versions, machines and dates of the grid's stages, in words."""
     if store is None or frozen is None:
         return [("records", "exported: code, versions and machines are in the store they came from")]

@@ -4,7 +4,7 @@ Only what publishers state is compared, by its name; no text of a licence is rea
 advice. What nobody stated is told as such, never guessed.
 
     flag_of("CC-BY-NC-4.0")                                        # "non-commercial"
-    judge("Apache-2.0", [("no_robots", "CC-BY-NC-4.0")], None)     # Verdict("not for commercial use", [...])
+    judge_licences("Apache-2.0", [("no_robots", "CC-BY-NC-4.0")], None).says   # "not for commercial use"
 """
 
 import re
@@ -20,7 +20,7 @@ HUB_NAMES = {"odc-by-1.0": "odc-by"}
 
 
 @dataclass(frozen=True)
-class Verdict:
+class LicenceVerdict:
     """What stands in the way of using a model, by what is stated."""
 
     says: str
@@ -44,7 +44,9 @@ def flag_of(license: str | None) -> str:
     return NOT_READ if "from memory" in license else ""
 
 
-def judge(student: str | None, sources: Iterable[tuple[str, str | None]], teacher: Mapping[str, Any] | None) -> Verdict:
+def judge_licences(
+    student: str | None, sources: Iterable[tuple[str, str | None]], teacher: Mapping[str, Any] | None
+) -> LicenceVerdict:
     """What the licences of a student's weights, its rows (source, licence) and its teacher say together.
 
     `teacher`: `name`, `license`, `distillation_allowed` and `acknowledge_license`; null where nobody taught it.
@@ -70,13 +72,13 @@ def judge(student: str | None, sources: Iterable[tuple[str, str | None]], teache
             flags.append(NOT_STATED)
             reasons.append(f"teacher {teacher['name']}: whether its licence allows distillation is unknown")
     if forbidden:
-        return Verdict("not allowed as stated", reasons)
+        return LicenceVerdict("not allowed as stated", reasons)
     if NON_COMMERCIAL in flags:
-        return Verdict("not for commercial use", reasons)
-    return Verdict("unclear" if flags else "nothing stated stands against use", reasons)
+        return LicenceVerdict("not for commercial use", reasons)
+    return LicenceVerdict("unclear" if flags else "nothing stated stands against use", reasons)
 
 
-def hub_license(student: str | None, verdict: Verdict) -> dict[str, str]:
+def hub_license(student: str | None, verdict: LicenceVerdict) -> dict[str, str]:
     """The `license` of a model card: the start weights' where all is clear, else `other` with the verdict as its
     name, or `unknown` where nobody stated theirs."""
     if student is None:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from harness.evals.benchmarks import LM_EVAL, benchmark_names, load_benchmark
-from harness.report.licences import Verdict, hub_license
+from harness.report.licences import LicenceVerdict, hub_license
 from harness.results.breakdown import FEW
 from harness.results.comparison import CLEAR
 
@@ -80,7 +80,7 @@ def metadata(receipt: Receipt) -> "ModelCardData":
     from huggingface_hub import ModelCardData
 
     student, data, method = receipt["student"], receipt["data"], receipt["recipe"]["name"]
-    fields: dict[str, Any] = hub_license(student["license"], Verdict(**receipt["licences"]))
+    fields: dict[str, Any] = hub_license(student["license"], LicenceVerdict(**receipt["licences"]))
     if student["path"]:
         fields |= {"base_model": student["path"], "base_model_relation": "finetune"}
     if data["data_set"]:

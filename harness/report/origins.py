@@ -15,6 +15,7 @@ from typing import Any
 
 from harness.data.corpora.tulu3 import REPOSITORY
 from harness.models.files import HUB_ID, local_folder, read_pointer
+from harness.plan.frozen import FrozenCell, FrozenPlan
 from harness.report.licences import flag_of
 from harness.store.store import Store
 
@@ -22,70 +23,69 @@ WRITTEN = {"labels": "answers", "cache": "rows", "synthetic": "kept"}
 """What a teacher leaves for a training stage to read, by role of input, and the count that says how much."""
 DATA_SETS = {"tulu3": REPOSITORY}
 """Hub ids of corpora that are published there."""
-Cell = Mapping[str, Any]
 
 
 class Origins:
     """Reads the artifacts behind the cells of one frozen plan."""
 
-    def __init__(self, store: Store, frozen: Mapping[str, Any]) -> None:
+    def __init__(self, store: Store, frozen: FrozenPlan) -> None:
         self._store = store
-        self._stages: Mapping[str, Any] = frozen["stages"]
+        self._stages = frozen.stages
         self._manifest = cache(store.manifest)
         self._json = cache(lambda path: json.loads(Path(path).read_text()))
 
-    def data(self, cell: Cell) -> dict[str, Any]:
+    def data(self, cell: FrozenCell) -> dict[str, Any]:
         """The cell's own rows by source with licences and flags, and what the teacher wrote to them.
 
         A corpus's own `license` (its user's word) goes before what its files say of each source.
         """
-        subset = self._stages[cell["train"][-1]]["inputs"]["subset"]
+        subset = self._stages[cell.train[-1]]["inputs"]["subset"]
         rows = self._file(subset, "subset.json")
         mixture = self._file(self._stages[subset]["inputs"]["mixture"], "mixture.json")
-        corpus = cell["settings"]["corpus"]
+        corpus = cell.settings["corpus"]
         sources = []
         for name, counts in rows["sources"].items():
             license = corpus.get("license") or mixture["sources"][name]["license"]
             counted = {"rows": counts["train"], "validation_rows": counts["validation"]}
             sources.append({"source": name, **counted, "license": license, "flag": flag_of(license)})
         return {
-            "corpus": cell["corpus"],
+            "corpus": cell.corpus,
             "data_set": DATA_SETS.get(corpus["kind"]),
             "revision": mixture["revision"],
-            "data_frac": cell["data_frac"],
+            "data_frac": cell.data_frac,
             "rows": rows["n_train"],
             "validation_rows": rows["n_validation"],
             "sources": sources,
             "written": self._written(cell),
         }
 
-    def student(self, cell: Cell) -> dict[str, Any]:
+    def student(self, cell: FrozenCell) -> dict[str, Any]:
         """What training began from: the settings that say so, and the hub's id and revision where it is from there."""
-        settings = cell["settings"]["student"]
+        settings = cell.settings["student"]
         model = {name: settings[name] for name in ("name", "kind", "size", "init", "layers", "license")}
         model |= _family(settings) | {"lora_rank": settings.get("lora_rank")}
-        return model | self._hub(settings, self._base(cell["train"][0]))
+        return model | self._hub(settings, self._base(cell.train[0]))
 
-    def teacher(self, cell: Cell) -> dict[str, Any] | None:
+    def teacher(self, cell: FrozenCell) -> dict[str, Any] | None:
         """The same of the teacher, with what its licence says of distillation; null where there is none."""
-        settings = cell["settings"]["teacher"]
+        settings = cell.settings["teacher"]
         if settings is None:
             return None
         if settings == "self":
-            student = cell["settings"]["student"]
+            student = cell.settings["student"]
             return {"name": "self", "license": student["license"], "distillation_allowed": "yes"}
         names = ["name", "kind", "size", "init", "layers", "license", "served_model", "quantise"]
         names += ["distillation_allowed", "acknowledge_license"]
-        made = cell["making_teacher"]
+        made = cell.making_teacher
         lessons = sum(self._stages[key]["kind"] == "train" for key in made)
         base = self._base(made[-1])
         model = {name: settings[name] for name in names} | _family(settings) | {"lessons": lessons}
         return model | self._hub(settings, base)
 
-    def provenance(self, cell: Cell) -> dict[str, Any]:
+    def provenance(self, cell: FrozenCell) -> dict[str, Any]:
         """Code, versions and machine of the last training stage, and what else the cell's stages were made with."""
-        made = [self._manifest(key) for key in cell["needs"] if self._store.done(key)]
-        last = self._manifest(cell["train"][-1])
+        made = [self._manifest(key) for key in cell.needs if self._store.done(key)]
+        last = self._manifest(cell.train[-1])
         commits = Counter(one["provenance"]["commit"] or "not known" for one in made)
         return {
             **last["provenance"],
@@ -99,29 +99,29 @@ class Origins:
             },
         }
 
-    def measured(self, cell: Cell) -> list[dict[str, Any]]:
+    def measured(self, cell: FrozenCell) -> list[dict[str, Any]]:
         """One row for each role and number format: counts and metrics of its measure, or the `problem`; `evaluations`
         are the folders of scores of its rounded weights by evaluation."""
         found = []
-        for role, formats in cell.get("deployments", {}).items():
-            for name, keys in formats.items():
-                key, done = keys["measure"], self._store.done(keys["measure"])
+        for role, formats in cell.deployments.items():
+            for name, deployed in formats.items():
+                key, done = deployed.measure, self._store.done(deployed.measure)
                 facts = self._manifest(key)["facts"] if done else {}
-                row = {"role": role, "format": name, "problem": None if done else self._why_not(key)}
+                row: dict[str, Any] = {"role": role, "format": name, "problem": None if done else self._why_not(key)}
                 row |= facts.get("counts", {}) | facts.get("metrics", {})
                 row |= {"precision": self._stages[key]["settings"].get("precision", name)}
                 row["measured_on"] = facts.get("measured_on")
-                scored = [name for name, key in keys["evaluations"].items() if self._store.done(key)]
-                missing = [key for name, key in keys["evaluations"].items() if name not in scored]
-                row["evaluations"] = {name: str(self._store.folder(keys["evaluations"][name])) for name in scored}
+                scored = [name for name, key in deployed.evaluations.items() if self._store.done(key)]
+                missing = [key for name, key in deployed.evaluations.items() if name not in scored]
+                row["evaluations"] = {name: str(self._store.folder(deployed.evaluations[name])) for name in scored}
                 row["not_scored"] = [self._why_not(key) for key in missing]
                 found.append(row)
         return found
 
-    def _written(self, cell: Cell) -> dict[str, int]:
+    def _written(self, cell: FrozenCell) -> dict[str, int]:
         """How much the teacher wrote or said beforehand, by kind; blocks of rows are shared with other cells."""
         inputs: dict[str, str] = {}
-        for key in cell["train"]:
+        for key in cell.train:
             inputs |= self._stages[key]["inputs"]
         found: Counter[str] = Counter()
         for role, key in inputs.items():
@@ -153,20 +153,20 @@ class Origins:
         return self._json(str(self._store.folder(key) / name))
 
 
-def made_with(store: Store, frozen: Mapping[str, Any]) -> dict[str, Any]:
+def made_with(store: Store, frozen: FrozenPlan) -> dict[str, Any]:
     """What a grid's finished stages were made with: `commits`, `versions` and `machines`, each the commonest first.
 
     And how many `stages` of those `planned` there are, how many by `changed` code, and when (`first`, `last`, in
     seconds since 1970; null where none is made).
     """
-    manifests = [store.manifest(key) for key in frozen["stages"] if store.done(key)]
+    manifests = [store.manifest(key) for key in frozen.stages if store.done(key)]
     said = [one["provenance"] for one in manifests]
     versions = Counter(f"Python {one['python']}" for one in said)
     versions.update(f"{name} {version}" for one in said for name, version in one["versions"].items() if version)
     machines = Counter(f"{one['hardware']['cpu']} ({one['hardware']['cores']} cores)" for one in said)
     times = [one["published"] for one in manifests]
     return {
-        "planned": len(frozen["stages"]),
+        "planned": len(frozen.stages),
         "stages": len(manifests),
         "changed": sum(bool(one["changed"]) for one in said),
         "commits": dict(Counter(one["commit"] or "not known" for one in said).most_common()),

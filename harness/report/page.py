@@ -15,7 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from harness.config.checks import refuse
-from harness.plan.frozen import frozen_plan
+from harness.plan.frozen import FrozenPlan, frozen_plan
 from harness.report.chapter import Chapter, chapter, slug
 from harness.report.sheet import Sheet, markdown_text
 from harness.report.tables import claims_sheet
@@ -119,7 +119,7 @@ def _hash(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _read(name: str, store: Store) -> tuple[Outcome, dict | None]:
+def _read(name: str, store: Store) -> tuple[Outcome, FrozenPlan | None]:
     """A grid's outcome, with its frozen plan where it is one of the store."""
     if (Path(name) / RECORDS).is_file() and not (Path(name) / "plan.json").is_file():
         return Outcome.read(Path(name)), None

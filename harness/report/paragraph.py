@@ -14,8 +14,8 @@ from typing import Any
 
 from harness.methods import method_names
 from harness.plan.claims import when_declared
-from harness.results.arms import Record
 from harness.results.outcome import Outcome
+from harness.results.records import Record
 from harness.results.stats.intervals import LEAST_DRAWS
 from harness.results.table import percent, select
 
@@ -42,7 +42,7 @@ def citations(method: str) -> tuple[str, ...]:
 
 def methods_paragraph(outcome: Outcome) -> str:
     """A paragraph to start a paper's methods section from."""
-    students = [record for record in outcome.records if record["role"] == "student"]
+    students = [record for record in outcome.records if record.role == "student"]
     if not students:
         return "The grid has no students."
     parts = [
@@ -56,7 +56,7 @@ def methods_paragraph(outcome: Outcome) -> str:
 
 
 def _compared(students: Sequence[Record]) -> str:
-    methods = dict.fromkeys(record["method"].partition("[")[0] for record in students)
+    methods = dict.fromkeys(record.method.partition("[")[0] for record in students)
     named = []
     for method in methods:
         cited = ", ".join(f"arXiv:{number}" for number in citations(method))
@@ -67,7 +67,8 @@ def _compared(students: Sequence[Record]) -> str:
 
 
 def _data(students: Sequence[Record]) -> str:
-    fractions = [percent(value) for value in sorted({record["data_frac"] for record in students})]
+    taken = {record.data_frac for record in students if record.data_frac is not None}
+    fractions = [percent(value) for value in sorted(taken)]
     text = f"Training rows were nested subsets of {_joined(fractions)} of {_joined(_values(students, 'corpus'))}"
     rows = _settings(students, "corpus.rows")
     read = set(_settings(students, "corpus.domain")) <= {"general"}  # the miniature's clinic has rows of its own
@@ -84,7 +85,7 @@ def _training(students: Sequence[Record]) -> str:
     ]
     text = f"Every arm had the same budget, {_joined(_values(students, 'budget'))}"
     text = text if len(_values(students, "budget")) == 1 else text.replace("the same budget", "one of the same budgets")
-    tuned = any(record.get("tuned") for record in students)
+    tuned = any(record.tuned for record in students)
     text += f" (AdamW, {', '.join(told)})" if told else ""
     return f"{text}, with the same rows in the same order" + (
         "; settings that were tuned had equal numbers of trials on seeds of their own." if tuned else "."
@@ -100,14 +101,14 @@ def _scoring(outcome: Outcome, students: Sequence[Record]) -> str:
     headline = f"{outcome.metric.eval} {outcome.metric.metric}"
     text = f"Students, the untouched base and teachers were scored by {_joined(names)}; figures speak of {headline}"
     text += f" on {items} items" if items else ""
-    checked = any(record.get("contamination") for record in students)
+    checked = any(record.contamination for record in students)
     return f"{text}." + (" Training rows were compared with all items by shared 8-grams." if checked else "")
 
 
 def _statistics(outcome: Outcome) -> str:
-    students = [record for record in outcome.records if record["role"] == "student"]
-    draws = {record["world_seed"] for record in students}
-    seeds = {(record["data_seed"], record["train_seed"]) for record in students}
+    students = [record for record in outcome.records if record.role == "student"]
+    draws = {record.world_seed for record in students}
+    seeds = {(record.data_seed, record.train_seed) for record in students}
     text = f"There {'were' if len(seeds) > 1 else 'was'} {len(seeds)} seed{'s' * (len(seeds) > 1)} of rows and training"
     text += (
         f" in each of {len(draws)} draws of world and teacher."
@@ -139,15 +140,15 @@ def _claims(outcome: Outcome) -> str:
     )
 
 
-def _values(records: Iterable[Mapping[str, Any]], name: str) -> list[str]:
-    return [str(value) for value in dict.fromkeys(record[name] for record in records) if value]
+def _values(records: Iterable[Record], name: str) -> list[str]:
+    return [str(value) for value in dict.fromkeys(getattr(record, name) for record in records) if value]
 
 
 def _settings(records: Iterable[Record], path: str) -> list[str]:
     """The values of one setting over all records, smallest first; none where records do not hold it."""
     found = set()
     for record in records:
-        value: Any = record["settings"]
+        value: Any = record.settings
         for name in path.split("."):
             value = value.get(name) if isinstance(value, Mapping) else None
         if value is not None:

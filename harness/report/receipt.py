@@ -14,6 +14,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,15 @@ from typing import Any
 import pandas as pd
 
 from harness.config.evaluation import FORMATS
-from harness.evals import ALL
-from harness.report.licences import judge
+from harness.evals import ALL, Score
+from harness.plan.frozen import FrozenPlan
+from harness.report.licences import judge_licences
 from harness.report.model_card import card_text
 from harness.report.origins import Origins
-from harness.results.arms import Arm, Metric, Record, by_arm, metrics_of, name_diverged, seeds_of, why_unpaired
+from harness.results.arms import Arm, Metric, by_arm, metrics_of, name_diverged, seeds_of, why_unpaired
 from harness.results.comparison import Comparison
 from harness.results.items import LoadItems, read_items
+from harness.results.records import Record
 from harness.results.table import headline
 from harness.store.store import Store, write_json, write_text
 
@@ -38,7 +41,7 @@ NOT_THE_MODELS = ("manifest.json",)
 
 
 def write_receipts(
-    store: Store, frozen: Mapping[str, Any], records: Sequence[Record], load_items: LoadItems = read_items
+    store: Store, frozen: FrozenPlan, records: Sequence[Record], load_items: LoadItems = read_items
 ) -> list[Path]:
     """Make or renew the folder of every finished student of a grid; returns the folders, unchanged ones too.
 
@@ -47,10 +50,10 @@ def write_receipts(
     receipts = _Receipts(store, frozen, records, load_items)
     folders = []
     for record in records:
-        artifact = Path(record["artifact"] or "nowhere")
-        if record["role"] != "student" or record["status"] != "done" or not (artifact / "config.json").is_file():
+        artifact = Path(record.artifact or "nowhere")
+        if record.role != "student" or record.status != "done" or not (artifact / "config.json").is_file():
             continue
-        folder = store.model_folder(frozen["grid"], cell_name(record))
+        folder = store.model_folder(frozen.grid, cell_name(record))
         basis = receipts.basis(record)
         made_from = hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()
         if _made_from(folder) != made_from:
@@ -64,20 +67,18 @@ def write_receipts(
 
 def cell_name(record: Record) -> str:
     """The name of a student's folder, e.g. `kd-weak-0.1-s0-3f2a9c1d`."""
-    words = [record["method"], record["teacher"], f"{record['data_frac']:g}", f"s{record['seed']}", record["cell"][:8]]
+    words = [record.method, record.teacher, f"{record.data_frac:g}", f"s{record.seed}", record.cell[:8]]
     return re.sub(r"[^\w.=-]+", "_", "-".join(filter(None, words)))
 
 
 class _Receipts:
     """The receipts of one grid's students."""
 
-    def __init__(
-        self, store: Store, frozen: Mapping[str, Any], records: Sequence[Record], load_items: LoadItems
-    ) -> None:
-        self._cells = {cell["fingerprint"]: cell for cell in frozen["cells"]}
-        self._records = {record["cell"]: record for record in records}
+    def __init__(self, store: Store, frozen: FrozenPlan, records: Sequence[Record], load_items: LoadItems) -> None:
+        self._cells = {cell.fingerprint: cell for cell in frozen.cells}
+        self._records = {record.cell: record for record in records}
         self._arms = by_arm(records)
-        self._arm_of = {(one["cell"], one["role"]): arm for arm, cells in self._arms.items() for one in cells}
+        self._arm_of = {(one.cell, one.role): arm for arm, cells in self._arms.items() for one in cells}
         self._origins = Origins(store, frozen)
         self._compare = Comparison(load_items)
         self._arms_gain = cache(self._arms_gain_of)
@@ -88,24 +89,25 @@ class _Receipts:
         peers = [*self._arms[arm], *self._arms.get(arm.partner, [])]
         return {
             "version": VERSION,
-            "record": record,
-            "others": self._others(record),
-            "peers": [[one["cell"], one["status"], one["scores"]] for one in peers],
-            "measured": self._origins.measured(self._cells[record["cell"]]),
+            "record": record.plain(),
+            "others": {role: other.plain() for role, other in self._others(record).items()},
+            "peers": [[one.cell, one.status, one.plain()["scores"]] for one in peers],
+            "measured": self._origins.measured(self._cells[record.cell]),
         }
 
     def of(self, record: Record, measured: list[dict[str, Any]]) -> dict[str, Any]:
         """The receipt of one finished student, as plain JSON."""
-        cell, others = self._cells[record["cell"]], self._others(record)
+        cell, others = self._cells[record.cell], self._others(record)
         metrics = [metric for metric in metrics_of([record]) if metric.source == ALL]
         first = headline(pd.DataFrame(metrics, columns=["eval", "metric", "source"]))
         data, student, teacher = self._origins.data(cell), self._origins.student(cell), self._origins.teacher(cell)
-        verdict = judge(student["license"], [(row["source"], row["license"]) for row in data["sources"]], teacher)
+        sources = [(row["source"], row["license"]) for row in data["sources"]]
+        verdict = judge_licences(student["license"], sources, teacher)
         names = ("cell", "grid", "method", "corpus", "data_frac", "seed", "data_seed", "train_seed", "world_seed")
-        finite = {role: other for role, other in others.items() if other["status"] == "done"}
+        finite = {role: other for role, other in others.items() if other.status == "done"}
         receipt = {
             "name": cell_name(record),
-            **{name: record[name] for name in (*names, "teacher_seed")},
+            **{name: getattr(record, name) for name in (*names, "teacher_seed")},
             "headline": None if first is None else {"eval": first.eval, "metric": first.metric},
             "scores": [self._score(record, others, metric) for metric in metrics],
             "arm": self._arms_gain(self._arm(record), first),
@@ -113,20 +115,20 @@ class _Receipts:
             "student": student,
             "teacher": teacher,
             "data": data,
-            "recipe": record["settings"]["method"],
-            "budget": {"label": record["budget"], **record["settings"]["budget"]},
-            "tuned": record["tuned"],
-            "cost": record["cost"],
-            "sft_cost": others["sft"]["cost"] if "sft" in finite else None,
+            "recipe": record.settings["method"],
+            "budget": {"label": record.budget, **record.settings["budget"]},
+            "tuned": record.tuned,
+            "cost": record.plain()["cost"],
+            "sft_cost": others["sft"].plain()["cost"] if "sft" in finite else None,
             "deployment": [self._deployed(row, record, metrics) for row in measured],
             "licences": {"says": verdict.says, "reasons": verdict.reasons},
-            "warnings": record["warnings"],
+            "warnings": list(record.warnings),
             "provenance": self._origins.provenance(cell),
         }
         return receipt | {"missing": list(self._missing(record, others, receipt))}
 
     def _arm(self, record: Record) -> Arm:
-        return self._arm_of[record["cell"], record["role"]]
+        return self._arm_of[record.cell, record.role]
 
     def _others(self, record: Record) -> dict[str, Record]:
         """What the student is compared with: SFT of the same seeds (none for SFT itself), base and teacher."""
@@ -135,8 +137,8 @@ class _Receipts:
             for sft in self._arms.get(arm.partner, []):
                 if seeds_of(sft) == seeds_of(record):
                     found["sft"] = sft
-        for role, reference in self._cells[record["cell"]]["references"].items():
-            found[role] = self._records[reference["fingerprint"]]
+        for role, reference in self._cells[record.cell].references.items():
+            found[role] = self._records[reference.fingerprint]
         return found
 
     def _score(self, record: Record, others: Mapping[str, Record], metric: Metric) -> dict[str, Any]:
@@ -154,12 +156,13 @@ class _Receipts:
     def _deployed(self, row: Mapping[str, Any], record: Record, metrics: Sequence[Metric]) -> dict[str, Any]:
         """What was measured in one number format, with the scores of rounded weights beside those of whole ones."""
         folders = row["evaluations"]
-        settings, mine = record["settings"], row["role"] == "student"
+        settings, mine = record.settings, row["role"] == "student"
         whole = record if mine else self._others(record)["teacher"]
         known = None if mine else settings["teacher"]["quantise"]  # then the teacher that is scored is rounded itself
         read = [json.loads(Path(path, "scores.json").read_text()) for path in folders.values()]
         items = {name: f"{path}/items.parquet" for name, path in folders.items()}
-        rounded = {**whole, "status": "done", "items": items, "scores": [one for scores in read for one in scores]}
+        found = tuple(Score(**one) for part in read for one in part)
+        rounded = replace(whole, status="done", items=items, scores=found)
         scores = []
         for metric in metrics if folders else ():
             if (score := self._compare.score(rounded, metric)) is not None:
@@ -174,12 +177,12 @@ class _Receipts:
         if arm != arm.partner and "sft" not in others:
             yield f"no comparison with SFT: {why_unpaired(arm, self._arms)}"
         for role, other in others.items():
-            if other["status"] != "done":
+            if other.status != "done":
                 first = Metric(**receipt["headline"]) if receipt["headline"] else Metric("", "")
-                why = name_diverged([other], first) or f"{other['status']}: {other['reason']}"
+                why = name_diverged([other], first) or f"{other.status}: {other.reason}"
                 yield f"{role} is not finished: {why}"
-        if record["teacher"] and "teacher" not in others:
-            own = record["teacher"] == "self"
+        if record.teacher and "teacher" not in others:
+            own = record.teacher == "self"
             yield "its teacher is the SFT student of the same cell" if own else "the teacher's weights are not here"
         if any(score.get("covers") == "items only" for score in receipt["scores"]):
             yield "one seed: intervals of this model cover test items and say nothing of another seed"

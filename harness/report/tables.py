@@ -12,10 +12,11 @@ import pandas as pd
 
 from harness.plan.claims import Claim
 from harness.report.sheet import Column, Entry, Sheet, dense, entry, p_value, quantity, short
-from harness.results.arms import Metric, Record
+from harness.results.arms import Metric
 from harness.results.decision import DISTIL, POINT, WORSE, Decision
 from harness.results.findings import Finding
 from harness.results.outcome import Outcome
+from harness.results.records import Record
 from harness.results.table import PURPOSES, interval_text, percent
 
 VARYING = ("student", "corpus", "budget", "variant")
@@ -145,9 +146,9 @@ def references_sheet(outcome: Outcome) -> Sheet:
     return dense(Sheet("references", "Teachers and base", [*columns, *more], found, caption))
 
 
-def rivals_sheet(outcome: Outcome) -> Sheet:
+def simultaneous_sheet(outcome: Outcome) -> Sheet:
     """Many methods against SFT, with intervals that hold for all of a fraction at once."""
-    rows = outcome.rivals.rename(columns={"low": "gain_low", "high": "gain_high"}).to_dict("records")
+    rows = outcome.simultaneous.rename(columns={"low": "gain_low", "high": "gain_high"}).to_dict("records")
     names = _varying(rows)
     columns = [Column("data", True), Column("method"), Column("teacher"), *(Column(name) for name in names)]
     columns += [Column(label, True) for label in ("blocks", "gain over SFT [95 %, all at once]", "p (all at once)")]
@@ -162,7 +163,7 @@ def rivals_sheet(outcome: Outcome) -> Sheet:
         "Every method with every cell SFT has, compared within blocks (seeds, or draws), the scatter pooled over the "
         "methods. Intervals and p values hold for all methods of a fraction together; none is to be adjusted again."
     )
-    return Sheet("rivals", "Every method at once", columns, found, caption)
+    return Sheet("simultaneous", "Every method at once", columns, found, caption)
 
 
 def costs_sheet(outcome: Outcome) -> Sheet:
@@ -185,15 +186,15 @@ def costs_sheet(outcome: Outcome) -> Sheet:
 
 def lost_sheet(records: Iterable[Record]) -> Sheet:
     """Cells and reference models without a score, each with its reason."""
-    lost = [record for record in records if record["status"] != "done"]
+    lost = [record for record in records if record.status != "done"]
     columns = [Column("status"), Column("model"), Column("method"), Column("teacher"), Column("data", True)]
     columns += [Column(name, True) for name in ("seed", "draw")] + [Column("class"), Column("reason")]
     rows = []
     for one in lost:
-        row = [Entry(one["status"], None, "bad" * (one["status"] == "failed")), Entry(one["role"])]
-        row += [entry(one["method"]), entry(one["teacher"]), _fraction(one["data_frac"])]
-        row += [entry(one["seed"], "d"), entry(one["world_seed"], "d")]
-        rows.append([*row, entry(one["failure_class"]), entry(one["reason"])])
+        row = [Entry(one.status, None, "bad" * (one.status == "failed")), Entry(one.role)]
+        row += [entry(one.method), entry(one.teacher), _fraction(one.data_frac)]
+        row += [entry(one.seed, "d"), entry(one.world_seed, "d")]
+        rows.append([*row, entry(one.failure_class), entry(one.reason)])
     caption = f"{len(rows)} without a score; all others are finished." if rows else "Every cell is finished."
     return dense(Sheet("lost", "Failed and missing cells", columns, rows, caption, folded=len(rows) > MANY))
 
@@ -202,8 +203,8 @@ def warnings_sheet(records: Iterable[Record]) -> Sheet:
     """What stages warned of, each text once with the number of cells."""
     found: dict[str, list[str]] = {}
     for one in records:
-        where = [one["method"], one["teacher"], percent(one["data_frac"]), f"seed {one['seed']}"]
-        for warning in one["warnings"]:
+        where = [one.method, one.teacher, percent(one.data_frac), f"seed {one.seed}"]
+        for warning in one.warnings:
             found.setdefault(warning, []).append(" ".join(filter(None, where)))
     rows = [[Entry(text), entry(len(cells), "d"), Entry(cells[0])] for text, cells in found.items()]
     columns = [Column("warning"), Column("cells", True), Column("first of them")]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config.checks import refuse
-from harness.plan.frozen import freeze, frozen_plan, grid_names
+from harness.plan.frozen import FrozenPlan, freeze, frozen_plan, grid_names
 from harness.store.fingerprint import differences
 from harness.store.store import Store, write_text
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from harness.plan.cell_plan import Plan
     from harness.plan.compose import Composed
     from harness.results.outcome import Outcome
+    from harness.results.records import Record
 
 
 NAMED = ["method", "teacher", "student"]
@@ -48,24 +49,25 @@ class Finished:
     """About the grid as a whole."""
 
     @classmethod
-    def collect(cls, store: Store, frozen: Mapping[str, Any]) -> "Finished":
+    def collect(cls, store: Store, frozen: FrozenPlan) -> "Finished":
         """Read records from the store; write table, figure and verdict into the grid's folder."""
         from harness.report.figures.forest import MANY, arms_of, forest_figure
         from harness.report.figures.plots import crossover_figure
         from harness.report.receipt import write_receipts
         from harness.results.outcome import Outcome
+        from harness.results.records import lines_of
         from harness.results.table import write
 
         outcome = Outcome.of(store, frozen)
         found, frame = outcome.records, outcome.summary
-        folder = store.grid_folder(frozen["grid"])
+        folder = store.grid_folder(frozen.grid)
         write(folder, found, frame)
         models = write_receipts(store, frozen, found)
         crossover_figure(frame, folder / "crossover", outcome.crossovers)
-        if arms_of(frame, outcome.metric, outcome.rivals)["name"].nunique() > MANY:
-            forest_figure(frame, folder / "methods", outcome.metric, outcome.rivals)
+        if arms_of(frame, outcome.metric, outcome.simultaneous)["name"].nunique() > MANY:
+            forest_figure(frame, folder / "methods", outcome.metric, outcome.simultaneous)
         write_text(folder / "verdict.txt", outcome.verdict + "\n")
-        write_text(folder / "records.jsonl", "".join(json.dumps(record) + "\n" for record in found))
+        write_text(folder / "records.jsonl", lines_of(found))
         return cls(outcome, folder, models)
 
     @property
@@ -74,7 +76,7 @@ class Finished:
         return self.outcome.grid
 
     @property
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> "list[Record]":
         """One record per cell, then one per reference model."""
         return self.outcome.records
 
@@ -89,9 +91,9 @@ class Finished:
         return self.outcome.verdict
 
     @property
-    def failed(self) -> list[dict[str, Any]]:
+    def failed(self) -> "list[Record]":
         """Records of student cells that have no score."""
-        return [record for record in self.records if record["status"] != "done" and record["role"] == "student"]
+        return [record for record in self.records if record.status != "done" and record.role == "student"]
 
     def show(self) -> None:
         """Print the table, the failures, the verdict and where the files are."""
@@ -105,13 +107,13 @@ class Finished:
             console.print(benchmarks)
         kinds = {warning: [f"{self.grid}: {warning}"] for warning in self.warnings}
         for record in self.records:
-            for warning in record["warnings"]:
+            for warning in record.warnings:
                 kinds.setdefault(warning.split(":")[0], []).append(f"{_who(record)}: {warning}")
         for warnings in kinds.values():
             more = f" (and {len(warnings) - 1} like it: records.jsonl)" if len(warnings) > 1 else ""
             console.print(f"warning: {warnings[0]}{more}", style="yellow", highlight=False, markup=False)
         for record in self.failed:
-            told = f"{record['status']}: {_who(record)}: {record['reason']}"
+            told = f"{record.status}: {_who(record)}: {record.reason}"
             console.print(told, style="red", highlight=False, markup=False)
         if self.failed:
             console.print("retry=true runs failed cells again; the others are kept.")
@@ -127,11 +129,11 @@ class Finished:
             console.print(told, soft_wrap=True, highlight=False, markup=False)
 
 
-def _who(record: Mapping[str, Any]) -> str:
+def _who(record: "Record") -> str:
     """A record in words: `kd 0.1 seed 0`, or the role of a reference model."""
-    if record["role"] != "student":
-        return record["role"]
-    return f"{record['method']} {record['data_frac']:g} seed {record['seed']}"
+    if record.role != "student":
+        return record.role
+    return f"{record.method} {record.data_frac:g} seed {record.seed}"
 
 
 def overview(frame: "pd.DataFrame") -> "Table | None":
@@ -248,8 +250,8 @@ def show_gains(frame: "pd.DataFrame", by: Sequence[str]) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(render(frame, by))
 
 
-def _known_stages(store: Store) -> dict[str, dict[str, Any]]:
-    known = {key: spec for name in grid_names(store) for key, spec in frozen_plan(store, name)["stages"].items()}
+def _known_stages(store: Store) -> dict[str, Any]:
+    known = {key: spec for name in grid_names(store) for key, spec in frozen_plan(store, name).stages.items()}
     return known | {key: store.manifest(key) for key in store.published()}
 
 

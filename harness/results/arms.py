@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from harness.config.checks import SettingsError
 from harness.evals import ALL
+from harness.results.records import Record
 
-Record = Mapping[str, Any]
 NOT_SETTINGS = (
     "method",
     "seed",
@@ -77,9 +77,9 @@ def by_arm(records: Iterable[Record]) -> dict[Arm, list[Record]]:
     Several teachers drawn in one world share SFT cells and rows: they are no replicates, and are named apart.
     Raises SettingsError where even the settings are the same.
     """
-    unique = list({(r["cell"], r["role"]): r for r in records}.values())
+    unique = list({(r.cell, r.role): r for r in records}.values())
     hidden = _hidden_settings(unique)
-    drawn = {(r.get("teacher"), r.get("world_seed"), r.get("teacher_seed")) for r in unique if r.get("teacher")}
+    drawn = {(r.teacher, r.world_seed, r.teacher_seed) for r in unique if r.teacher}
     taught = Counter((teacher, world) for teacher, world, _ in drawn)
     several = {teacher for (teacher, _), teacher_seeds in taught.items() if teacher_seeds > 1}
     arms: dict[Arm, list[Record]] = {}
@@ -97,37 +97,33 @@ def by_arm(records: Iterable[Record]) -> dict[Arm, list[Record]]:
 
 def seeds_of(record: Record) -> tuple[int, int]:
     """What tells two cells of an arm apart."""
-    return int(record.get("data_seed") or 0), int(record.get("train_seed") or 0)
+    return int(record.data_seed or 0), int(record.train_seed or 0)
 
 
 def metrics_of(records: Iterable[Record]) -> list[Metric]:
     """Every evaluation, metric and source that was scored, in the order of first sight."""
-    return list({Metric(s["eval"], s["metric"], s["source"]): None for r in records for s in r.get("scores") or ()})
+    return list({Metric(s.eval, s.metric, s.source): None for r in records for s in r.scores})
 
 
 def score_of(record: Record, metric: Metric) -> float | None:
     """A finished record's score, or null."""
-    if record["status"] != "done":
+    if record.status != "done":
         return None
-    for row in record.get("scores") or ():
-        if (row["eval"], row["metric"], row["source"]) == tuple(metric):
-            return None if row["score"] is None or not math.isfinite(row["score"]) else float(row["score"])
+    for one in record.scores:
+        if (one.eval, one.metric, one.source) == tuple(metric):
+            return None if one.score is None or not math.isfinite(one.score) else float(one.score)
     return None
 
 
 def diverged(record: Record) -> bool:
     """Whether a student's training ended in numbers that are not finite; such a cell stays in the analysis."""
-    return record["role"] == "student" and record["status"] == "failed" and record.get("failure_class") == "diverged"
+    return record.role == "student" and record.status == "failed" and record.failure_class == "diverged"
 
 
 def name_diverged(cells: Sequence[Record], metric: Metric) -> str:
     """Which seeds of an arm diverged and what they count as, in words; empty if none did."""
-    several = len({cell.get("world_seed") for cell in cells}) > 1
-    names = [
-        f"{cell.get('seed')}" + (f" of world {cell.get('world_seed')}" if several else "")
-        for cell in cells
-        if diverged(cell)
-    ]
+    several = len({cell.world_seed for cell in cells}) > 1
+    names = [f"{cell.seed}" + (f" of world {cell.world_seed}" if several else "") for cell in cells if diverged(cell)]
     if not names:
         return ""
     counted = "counted as 0" if metric.higher_is_better else "left out, as a loss has no floor"
@@ -136,7 +132,7 @@ def name_diverged(cells: Sequence[Record], metric: Metric) -> str:
 
 def name_tuned(cells: Iterable[Record]) -> str:
     """What trials chose for an arm, in words; empty where nothing was tuned."""
-    values: Mapping[str, Any] = next((cell["tuned"] for cell in cells if cell.get("tuned")), {})
+    values: Mapping[str, Any] = next((cell.tuned for cell in cells if cell.tuned), {})
     return ", ".join(f"{name.rpartition('.')[2]}={value} (tuned)" for name, value in values.items())
 
 
@@ -151,22 +147,22 @@ def why_unpaired(arm: Arm, arms: Iterable[Arm]) -> str:
 def _arm(record: Record, hidden: Container[str] = (), several: Container[str | None] = ()) -> Arm:
     """The arm of one record, with the settings that no name shows."""
     telling = {key: value for key, value in sorted(_telling(record).items()) if key in hidden}
-    teacher = record.get("teacher")
+    teacher = record.teacher
     if teacher:
-        of_teacher = [f"seed={record.get('teacher_seed')}"] * (teacher in several)
+        of_teacher = [f"seed={record.teacher_seed}"] * (teacher in several)
         of_teacher += [f"{k.removeprefix('teacher.')}={v}" for k, v in telling.items() if k.startswith("teacher.")]
         teacher += f"[{', '.join(of_teacher)}]" if of_teacher else ""
     return Arm(
-        record["role"],
-        record.get("method") or record["role"],
+        record.role,
+        record.method,
         teacher,
-        record.get("student") or "",
-        record.get("corpus") or "",
-        record.get("budget") or "",
+        record.student,
+        record.corpus,
+        record.budget,
         ", ".join(f"{key}={value}" for key, value in telling.items() if not key.startswith("teacher.")),
-        record.get("data_frac"),
-        record.get("world_seed"),
-        record.get("teacher_seed") if teacher else None,
+        record.data_frac,
+        record.world_seed,
+        record.teacher_seed if teacher else None,
     )
 
 
@@ -193,14 +189,14 @@ def _telling(record: Record) -> dict[str, str]:
 
     What trials chose for an arm does not: it is compared with SFT as SFT's own trials left that.
     """
-    flat = {key: value for key, value in _flat(record.get("settings") or {}).items() if not _chosen(record, key)}
-    own = {"base": ("student.", "evals."), "teacher": ("teacher.", "evals.")}.get(record["role"], ("",))
+    flat = {key: value for key, value in _flat(record.settings).items() if not _chosen(record, key)}
+    own = {"base": ("student.", "evals."), "teacher": ("teacher.", "evals.")}.get(record.role, ("",))
     named = {key for key in flat if any(key == name or key.startswith(f"{name}.") for name in NOT_SETTINGS)}
     return {key: value for key, value in flat.items() if key not in named | {"teacher"} and key.startswith(own)}
 
 
 def _chosen(record: Record, key: str) -> bool:
-    return key in (record.get("tuned") or ())
+    return key in record.tuned
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

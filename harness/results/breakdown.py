@@ -18,10 +18,11 @@ import numpy as np
 import pandas as pd
 
 from harness.config.checks import check_choice
-from harness.results.arms import Arm, Metric, Record, by_arm, metrics_of, name_diverged, seeds_of, why_unpaired
+from harness.results.arms import Arm, Metric, by_arm, metrics_of, name_diverged, seeds_of, why_unpaired
 from harness.results.exposure import EXPOSURES, SEEN_BY, Exposures
-from harness.results.items import LoadItems, Part, Values, read_items, scored, values_of
+from harness.results.items import ItemMask, ItemValues, LoadItems, cell_score, read_items, values_of
 from harness.results.paired_gains import estimate, gain, scores
+from harness.results.records import Record
 from harness.results.stats.intervals import holm
 from harness.results.table import CELL_COLUMNS, headline, interval_text, percent
 
@@ -73,12 +74,12 @@ def items(records: Iterable[Record], exposures: Exposures, load_items: LoadItems
     """
     columns = [name for name in CELL_COLUMNS if name not in ("status", "reason", "failure_class")]
     frames = []
-    for record in {(r["cell"], r["role"]): r for r in records if r.get("items")}.values():
-        for name, path in record["items"].items():
+    for record in {(r.cell, r.role): r for r in records if r.items}.values():
+        for name, path in record.items.items():
             frame = load_items(path)
-            if record["role"] == "student":
+            if record.role == "student":
                 frame = frame.join(exposures.of_items(record, name, frame))
-            who = pd.DataFrame({n: record.get(n) for n in columns}, index=frame.index)
+            who = pd.DataFrame({n: getattr(record, n) for n in columns}, index=frame.index)
             frames.append(pd.concat([who, frame], axis=1))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*columns, "exposure", *SEEN_BY])
 
@@ -130,7 +131,7 @@ class _Pairs(NamedTuple):
     why_unpaired: str
     """What to say where no pair has a score."""
 
-    def of_method(self, part: Part) -> Part:
+    def of_method(self, part: ItemMask) -> ItemMask:
         """The same part for SFT cells: of the method's cell of the same seeds."""
         by_seed = {seeds_of(cell): cell for cell in self.cells}
         return lambda cell, frame: part(by_seed[seeds_of(cell)], frame)
@@ -151,7 +152,7 @@ class _Labels:
 
     def __call__(self, record: Record, frame: pd.DataFrame) -> pd.Series:
         """Labels of the rows of `frame`: item values of the record's cell, or of its SFT partner's."""
-        key = (record["cell"], id(frame))
+        key = (record.cell, id(frame))
         if key not in self._known:
             self._known[key] = frame, self._labels(record, frame)  # the frame is kept, so that its id stays its own
         return self._known[key][1]
@@ -180,13 +181,13 @@ def _by_line(arms: Mapping[Arm, list[Record]]) -> list[tuple[Arm, dict[Arm, _Pai
 
 
 def _rows(
-    whole: Arm, draws: Mapping[Arm, _Pairs], metric: Metric, labels: _Labels, values: Values
+    whole: Arm, draws: Mapping[Arm, _Pairs], metric: Metric, labels: _Labels, values: ItemValues
 ) -> list[dict[str, Any]]:
     """A row per class of one arm, over its draws."""
     present: set[str] = set()
     cells = [cell for pairs in draws.values() for cell in pairs.cells]
     for cell in cells:
-        if (found := scored(cell, metric, values)) and found.items is not None:
+        if (found := cell_score(cell, metric, values)) and found.items is not None:
             present |= set(labels(cell, found.items).unique())
     rows = []
     for label in sorted(present, key=_place):

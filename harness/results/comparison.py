@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.evals import ALL
-from harness.results.arms import Metric, Record
+from harness.results.arms import Metric
 from harness.results.breakdown import FEW
-from harness.results.items import LoadItems, linearised, scored, values_of
+from harness.results.items import LoadItems, cell_score, linearised, values_of
 from harness.results.paired_gains import estimate, gain
+from harness.results.records import Record
 from harness.results.stats.intervals import Array, Interval, holm, seeds_and_items
 
 FILES_AT_ONCE = 16
@@ -31,7 +32,7 @@ CLEAR = 0.05
 
 
 @dataclass(frozen=True)
-class Items:
+class ModelItems:
     """A model's items under one metric, in the order of their ids; a mean is sum(total) / sum(count)."""
 
     ids: NDArray[Any]
@@ -39,9 +40,9 @@ class Items:
     total: Array
     count: Array
 
-    def at(self, places: NDArray[Any]) -> "Items":
+    def at(self, places: NDArray[Any]) -> "ModelItems":
         """These of them."""
-        return Items(*(part[places] for part in (self.ids, self.sources, self.total, self.count)))
+        return ModelItems(*(part[places] for part in (self.ids, self.sources, self.total, self.count)))
 
     @property
     def values(self) -> Array:
@@ -49,11 +50,11 @@ class Items:
         return linearised(self.total, self.count)
 
 
-class Scores(NamedTuple):
+class ModelScore(NamedTuple):
     """What is known of one model under one metric."""
 
     score: float
-    items: Items | None
+    items: ModelItems | None
     at_floor: bool = False
     """It diverged, and counts as a model that gets nothing right."""
 
@@ -63,7 +64,7 @@ class Comparison:
 
     def __init__(self, load_items: LoadItems) -> None:
         self._values = values_of(lru_cache(FILES_AT_ONCE)(load_items))
-        self._known: dict[tuple[str | None, Metric], Scores | None] = {}
+        self._known: dict[tuple[str | None, Metric], ModelScore | None] = {}
         self._names: list[tuple[NDArray[Any], NDArray[Any]]] = []  # ids and sources, which most models share
 
     def score(self, record: Record, metric: Metric) -> dict[str, Any] | None:
@@ -138,32 +139,32 @@ class Comparison:
             rows.append(place | means | _told("gain", interval) | {"p": _p(interval, difference)})
         return rows
 
-    def _scores(self, record: Record, metric: Metric) -> Scores | None:
-        key = ((record.get("items") or {}).get(metric.eval), metric)
+    def _scores(self, record: Record, metric: Metric) -> ModelScore | None:
+        key = (record.items.get(metric.eval), metric)
         if key[0] is None:
             return self._read(record, metric)
         if key not in self._known:
             self._known[key] = self._read(record, metric)
         return self._known[key]
 
-    def _read(self, record: Record, metric: Metric) -> Scores | None:
-        found = scored(record, metric, self._values)
+    def _read(self, record: Record, metric: Metric) -> ModelScore | None:
+        found = cell_score(record, metric, self._values)
         if found is None:
             return None
         if found.items is None:
-            return Scores(found.score, None, found.at_floor)
+            return ModelScore(found.score, None, found.at_floor)
         frame = found.items
         columns = (frame.index, frame["source"], frame["total"], frame["count"])
-        items = Items(*(column.to_numpy() for column in columns))
+        items = ModelItems(*(column.to_numpy() for column in columns))
         items = items.at(np.argsort(items.ids, kind="stable"))
         for ids, sources in self._names:
             if np.array_equal(ids, items.ids) and np.array_equal(sources, items.sources):
-                return Scores(found.score, replace(items, ids=ids, sources=sources))
+                return ModelScore(found.score, replace(items, ids=ids, sources=sources))
         self._names.append((items.ids, items.sources))
-        return Scores(found.score, items)
+        return ModelScore(found.score, items)
 
 
-def _paired(mine: Scores, theirs: Scores) -> tuple[Items, Items] | None:
+def _paired(mine: ModelScore, theirs: ModelScore) -> tuple[ModelItems, ModelItems] | None:
     """The items that both have, in one order; a diverged model has every item, and 0 on each. Null without two."""
     if mine.items is None:
         return None

@@ -24,9 +24,11 @@ import pyarrow.parquet as pq
 
 from harness.data.corpora import load_corpus
 from harness.data.ngram_overlap import HELDOUT
-from harness.evals import ALL
+from harness.evals import ALL, Score
+from harness.plan.frozen import FrozenCell, FrozenPlan
 from harness.results.arms import Metric
 from harness.results.items import item_values, read_items
+from harness.results.records import RepeatedItems
 from harness.store.store import Store
 
 ROWS = ("student_rows", "synthetic_rows", "in_context_rows", "teacher_rows")
@@ -75,24 +77,24 @@ def row_numbers(folder: Path) -> np.ndarray:
 class Contamination:
     """The repeated items of a grid's cells and reference models; what cells share is read once."""
 
-    def __init__(self, store: Store, frozen: Mapping[str, Any]) -> None:
+    def __init__(self, store: Store, frozen: FrozenPlan) -> None:
         """`frozen` is the grid's plan (`harness/results/records.py`)."""
         self._store = store
-        self._stages: Mapping[str, Any] = frozen["stages"]
+        self._stages = frozen.stages
         self._pairs, self._items = cache(self._pairs_of), cache(self._items_of)
         self._hit = cache(self._hit_of)
 
-    def flags(self, cell: Mapping[str, Any], evaluation: str) -> pd.DataFrame | None:
+    def flags(self, cell: FrozenCell, evaluation: str) -> pd.DataFrame | None:
         """By item (`keys`) whether it is in ROWS (booleans), for a frozen cell, or one of its references.
 
         None where rows were not compared with this evaluation: it was not asked for, is not done, or read the
         benchmark from the hub at another revision.
         """
-        evaluated = cell["evaluations"][evaluation]
+        evaluated = cell.evaluations[evaluation]
         name = HELDOUT if "mixture" in self._stages[evaluated]["inputs"] else evaluation
-        compared = {self._stages[key]["inputs"]["rows"]: key for key in cell.get("overlaps", ())}
+        compared = {self._stages[key]["inputs"]["rows"]: key for key in cell.overlaps}
         own = training_of(self._stages, self._stages[evaluated]["inputs"]["model"])
-        teacher = teacher_of(self._stages, cell["train"])
+        teacher = teacher_of(self._stages, cell.train)
         lessons = training_of(self._stages, teacher).subsets if teacher else ()
         shown = [self._stages[key]["inputs"]["subset"] for key in own.synthetic]
         wanted = zip(ROWS, (own.subsets, own.synthetic, shown, lessons), strict=True)
@@ -112,41 +114,42 @@ class Contamination:
         }
         return pd.DataFrame(flags, index=index)
 
-    def told(
-        self, cell: Mapping[str, Any], evaluation: str, scores: Sequence[Mapping[str, Any]], items: str
-    ) -> tuple[dict[str, Any], list[str]]:
-        """What a record says of one evaluation, and warnings; nothing where nothing was compared.
+    def repeated(
+        self, cell: FrozenCell, evaluation: str, scores: Sequence[Score], items: str
+    ) -> tuple[RepeatedItems | None, list[str]]:
+        """What a record holds of one evaluation, and warnings; null where nothing was compared.
 
         Counts of scored items: by ROWS, `own` (in rows of the model's own or written for it), `teacher_only` (in the
         teacher's and not in those); and by metric the score `without` the own ones, null where none is left.
         """
         flags = self.flags(cell, evaluation)
         if flags is None:
-            missing = cell.get("overlaps") and f"contamination: {evaluation} was not compared with the training rows"
-            return {}, [missing] if missing else []
-        whole = [score for score in scores if score["eval"] == evaluation and score["source"] == ALL]
-        size = max((score["items"] for score in whole), default=0)
-        found: dict[str, Any] = {"items": size, "own": 0, "teacher_only": 0, **dict.fromkeys(ROWS, 0), "without": {}}
+            missing = f"contamination: {evaluation} was not compared with the training rows"
+            return None, [missing] if cell.overlaps else []
+        whole = [score for score in scores if score.eval == evaluation and score.source == ALL]
+        counts = {"items": max((score.items for score in whole), default=0)}
         if not flags.to_numpy().any() or not whole:
-            return found, []
+            return RepeatedItems(counts["items"]), []
+        without: dict[str, float | None] = {}
         frame = read_items(items)
-        evaluated = cell["evaluations"][evaluation]
+        evaluated = cell.evaluations[evaluation]
         heldout = "mixture" in self._stages[evaluated]["inputs"]
         for score in whole:
-            values = item_values(frame, Metric(evaluation, score["metric"]))
+            values = item_values(frame, Metric(evaluation, score.metric))
             if values is None or values["count"].sum() == 0:
                 continue
             mine = flags.reindex(keys(values, heldout), fill_value=False)
             own = (mine["student_rows"] | mine["synthetic_rows"]).to_numpy()
-            if not found["without"]:  # the evaluation's first metric speaks for it
+            if not without:  # counts are those of the evaluation's first metric
                 only = mine["teacher_rows"].to_numpy() & ~own
-                found |= {"items": len(own), "own": int(own.sum()), "teacher_only": int(only.sum())}
-                found |= {kind: int(mine[kind].sum()) for kind in ROWS}
+                counts = {"items": len(own), "own": int(own.sum()), "teacher_only": int(only.sum())}
+                counts |= {kind: int(mine[kind].sum()) for kind in ROWS}
             rest = values[~own]
-            found["without"][score["metric"]] = float(rest["total"].sum() / rest["count"].sum()) if len(rest) else None
+            without[score.metric] = float(rest["total"].sum() / rest["count"].sum()) if len(rest) else None
+        found = RepeatedItems(without=without, **counts)
         if heldout and self._questions_known(evaluated):
             return found, []  # `exposure.py` tells what is asked, in whatever words
-        return found, _warnings(evaluation, found, {score["metric"]: score["score"] for score in whole})
+        return found, _warnings(evaluation, found, {score.metric: score.score for score in whole})
 
     def _questions_known(self, evaluated: str) -> bool:
         mixture = self._stages[self._stages[evaluated]["inputs"]["mixture"]]
@@ -186,18 +189,18 @@ class Contamination:
         return [named[item] for item in np.unique(items).tolist() if item in named]
 
 
-def _warnings(evaluation: str, found: Mapping[str, Any], scores: Mapping[str, float]) -> list[str]:
-    many, said = NOTEWORTHY * found["items"], []
-    if found["own"] > many:
-        (metric, without), *_ = found["without"].items()
+def _warnings(evaluation: str, found: RepeatedItems, scores: Mapping[str, float]) -> list[str]:
+    many, said = NOTEWORTHY * found.items, []
+    if found.own > many:
+        (metric, without), *_ = found.without.items()
         left = "none is left without them" if without is None else f"{without:.3f} without them"
         said.append(
-            f"contamination: {found['own']} of {found['items']} items of {evaluation} are repeated in training rows; "
+            f"contamination: {found.own} of {found.items} items of {evaluation} are repeated in training rows; "
             f"{metric} is {scores[metric]:.3f}, {left}"
         )
-    if found["teacher_only"] > many:
+    if found.teacher_only > many:
         said.append(
-            f"contamination: {found['teacher_only']} of {found['items']} items of {evaluation} are repeated in rows "
+            f"contamination: {found.teacher_only} of {found.items} items of {evaluation} are repeated in rows "
             "that only the teacher was trained on"
         )
     return said

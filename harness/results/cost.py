@@ -9,7 +9,7 @@ Attention's quadratic part is left out; it is small at the lengths used here.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -51,7 +51,7 @@ def cell_cost(
     train: Iterable[Mapping[str, Any]],
     teaching: Iterable[tuple[Mapping[str, Any], int]],
     teacher_training: Iterable[tuple[Mapping[str, Any], int]],
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Cost]:
     """Costs of a cell in five figures (facts of its stages go in, by purpose, shared ones with their users).
 
     train: the cell's own train stages without the live teacher's forward passes. teacher: those, and labels
@@ -66,11 +66,11 @@ def cell_cost(
     making = _sum(stage_cost(facts) for facts, _ in teacher_training)
     shared = _sum(stage_cost(facts).over(users) for facts, users in [*teaching, *teacher_training])
     return {
-        "train": asdict(own),
-        "teacher": asdict(teacher),
-        "total": asdict(own + teacher),
-        "with_teacher_training": asdict(own + teacher + making),
-        "amortised": asdict(own + live + shared),
+        "train": own,
+        "teacher": teacher,
+        "total": own + teacher,
+        "with_teacher_training": own + teacher + making,
+        "amortised": own + live + shared,
     }
 
 

@@ -39,7 +39,9 @@ import pyarrow.parquet as pq
 
 from harness.config.checks import refuse
 from harness.data.corpora import load_corpus
+from harness.plan.frozen import FrozenCell, FrozenPlan
 from harness.results.contamination import ROWS, Contamination, Training, keys, row_numbers, teacher_of, training_of
+from harness.results.records import Record
 from harness.store.store import Store
 
 EXPOSURES = ("student", "teacher", "neither", "unknown")
@@ -52,33 +54,31 @@ class Exposures:
     `frozen` is the grid's plan (`harness/results/records.py`).
     """
 
-    def __init__(self, store: Store, frozen: Mapping[str, Any]) -> None:
+    def __init__(self, store: Store, frozen: FrozenPlan) -> None:
         self._store = store
-        self._stages: Mapping[str, Any] = frozen["stages"]
-        self._cells = {cell["fingerprint"]: cell for cell in frozen["cells"]}
+        self._stages = frozen.stages
+        self._cells = {cell.fingerprint: cell for cell in frozen.cells}
         self._contamination = Contamination(store, frozen)
         self._frame = cache(self._frame_of)
         self._asked = cache(_asked)
         self._matches = cache(self._matches_of)
 
-    def of(self, record: Mapping[str, Any]) -> pd.DataFrame:
+    def of(self, record: Record) -> pd.DataFrame:
         """By prompt hash of the held-out rows: `exposure` (text) and SEEN_BY (nullable booleans).
 
         Raises SettingsError for a record that is no student's of this grid, and where rows left the store.
         """
         cell = self._cell(record)
-        mixtures = {name: self._inputs(cell, name).get("mixture") for name in cell["evaluations"]}
+        mixtures = {name: self._inputs(cell, name).get("mixture") for name in cell.evaluations}
         evaluation = next((name for name, mixture in mixtures.items() if mixture), None)
         if evaluation is None:
-            raise refuse(
-                "record", record["cell"], "nothing of it is scored on held-out rows", "add evals.names=heldout"
-            )
+            raise refuse("record", record.cell, "nothing of it is scored on held-out rows", "add evals.names=heldout")
         asked = self._frame(mixtures[evaluation], *self._trainings(cell))
         repeated = self._repeated(cell, evaluation, asked.index).fillna(False)
         seen = {name: asked[name] | repeated[name] if name in repeated else asked[name] for name in SEEN_BY}
         return pd.DataFrame({"exposure": _exposure(seen), **seen})
 
-    def of_items(self, record: Mapping[str, Any], evaluation: str, items: pd.DataFrame) -> pd.DataFrame:
+    def of_items(self, record: Record, evaluation: str, items: pd.DataFrame) -> pd.DataFrame:
         """The same for items of any evaluation (columns source, id, prompt_hash), with their index.
 
         Raises SettingsError as `of` does.
@@ -89,7 +89,7 @@ class Exposures:
         frame = self.of(record) if heldout else self._of_benchmark(cell, evaluation, pd.Index(named.unique()))
         return frame.reindex(named).set_axis(items.index)
 
-    def _of_benchmark(self, cell: Mapping[str, Any], evaluation: str, index: pd.Index) -> pd.DataFrame:
+    def _of_benchmark(self, cell: FrozenCell, evaluation: str, index: pd.Index) -> pd.DataFrame:
         repeated = self._repeated(cell, evaluation, index)
         nothing = pd.Series(pd.NA, index, dtype="string")  # what a miniature is told is in no benchmark
         seen = {name: repeated[name] for name in SEEN_BY if name in ROWS}
@@ -98,7 +98,7 @@ class Exposures:
             seen[f"{name}_pretraining"] = pd.Series(told, index, dtype="boolean")
         return pd.DataFrame({"exposure": _exposure(seen), **{name: seen[name] for name in SEEN_BY}})
 
-    def _repeated(self, cell: Mapping[str, Any], evaluation: str, index: pd.Index) -> pd.DataFrame:
+    def _repeated(self, cell: FrozenCell, evaluation: str, index: pd.Index) -> pd.DataFrame:
         """Whether rows repeat each item, by the names in SEEN_BY; null where they were not compared."""
         flags = self._contamination.flags(cell, evaluation)
         names = [name for name in SEEN_BY if name in ROWS]
@@ -106,19 +106,19 @@ class Exposures:
             return pd.DataFrame({name: pd.Series(pd.NA, index, dtype="boolean") for name in names})
         return flags[names].reindex(index, fill_value=False).astype("boolean")
 
-    def _cell(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
-        cell = self._cells.get(record["cell"]) if record["role"] == "student" else None
+    def _cell(self, record: Record) -> FrozenCell:
+        cell = self._cells.get(record.cell) if record.role == "student" else None
         if cell is None:
-            raise refuse("record", record["cell"], "exposure is of the grid's own students")
+            raise refuse("record", record.cell, "exposure is of the grid's own students")
         return cell
 
-    def _inputs(self, cell: Mapping[str, Any], evaluation: str) -> Mapping[str, str]:
-        return self._stages[cell["evaluations"][evaluation]]["inputs"]
+    def _inputs(self, cell: FrozenCell, evaluation: str) -> Mapping[str, str]:
+        return self._stages[cell.evaluations[evaluation]]["inputs"]
 
-    def _trainings(self, cell: Mapping[str, Any]) -> tuple[Training, Training | None]:
+    def _trainings(self, cell: FrozenCell) -> tuple[Training, Training | None]:
         """What the student of a cell and its teacher were trained on."""
-        model, teacher = self._inputs(cell, next(iter(cell["evaluations"])))["model"], None
-        if (key := teacher_of(self._stages, cell["train"])) is not None:
+        model, teacher = self._inputs(cell, next(iter(cell.evaluations)))["model"], None
+        if (key := teacher_of(self._stages, cell.train)) is not None:
             teacher = training_of(self._stages, key)
         return training_of(self._stages, model), teacher
 

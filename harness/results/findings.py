@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtr
 
-from harness.plan.claims import Claim, _fits
-from harness.results.arms import Arm, Metric, Record, by_arm
+from harness.plan.claims import Claim, matches
+from harness.results.arms import Arm, Metric, by_arm
 from harness.results.items import LoadItems, read_items, values_of
 from harness.results.paired_gains import Replicates, covers_of, cube_of, gain, over_draws
-from harness.results.stats.intervals import Interval, holm
+from harness.results.records import Record
+from harness.results.stats.intervals import Interval, equivalence_p, holm
 
 ALPHA = 0.05
 
@@ -67,7 +68,7 @@ def _replicates(claim: Claim, arms: Mapping[Arm, list[Record]], metric: Metric, 
     draws: dict[Any, dict[int, Replicates]] = {}
     for number, side in enumerate(claim.sides):
         for arm, cells in arms.items():
-            if arm.role == "student" and _fits(arm._asdict(), side) and arm.partner in arms:
+            if arm.role == "student" and matches(arm, side) and arm.partner in arms:
                 pairs = gain(cells, arms[arm.partner], metric, values)
                 if pairs is not None:
                     draws.setdefault(arm.world_seed, {})[number] = pairs
@@ -90,13 +91,12 @@ def _finding(claim: Claim, draws: list[list[Replicates]], metric: Metric) -> Fin
 
 
 def _p(claim: Claim, found: Interval, sign: int) -> float:
-    """Two-sided against `above`; of both one-sided tests the larger against `within`."""
+    """p value of the t test against `above` (two-sided), or of the equivalence test within `within`."""
+    if claim.within is not None:
+        return equivalence_p(found, claim.within)
     if not found.standard_error > 0:
         return math.nan
-    if claim.within is None:
-        return float(2 * stdtr(found.df, -abs(found.estimate - sign * claim.above) / found.standard_error))
-    tests = [-(found.estimate + claim.within), found.estimate - claim.within]
-    return float(max(stdtr(found.df, distance / found.standard_error) for distance in tests))
+    return float(2 * stdtr(found.df, -abs(found.estimate - sign * claim.above) / found.standard_error))
 
 
 def _decided(found: Finding, p_holm: float, metric: Metric) -> Finding:

@@ -2,7 +2,7 @@
 
 `gains.py` brings the cells of an arm together and pairs them; here is one cell's part of it.
 
-    item_values(read_items(record["items"]["verified"]), Metric("verified", "accuracy"))     # columns value, source
+    item_values(read_items(record.items["verified"]), Metric("verified", "accuracy"))     # columns value, source
 """
 
 from collections.abc import Callable
@@ -13,13 +13,14 @@ from typing import NamedTuple
 import pandas as pd
 
 from harness.evals import ALL, CANARY
-from harness.results.arms import Metric, Record, diverged, score_of
+from harness.results.arms import Metric, diverged, score_of
+from harness.results.records import Record
 from harness.results.stats.intervals import Array
 
 LoadItems = Callable[[str], pd.DataFrame]
-Values = Callable[[str, Metric], pd.DataFrame | None]
+ItemValues = Callable[[str, Metric], pd.DataFrame | None]
 """From the path of a cell's items and a metric to `item_values`."""
-Part = Callable[[Record, pd.DataFrame], pd.Series]
+ItemMask = Callable[[Record, pd.DataFrame], pd.Series]
 """Which of a cell's item values are looked at, as a mask; `breakdown.py` has some."""
 
 
@@ -51,12 +52,12 @@ def named_once(load_items: LoadItems) -> LoadItems:
     return cache(lambda path: named(load_items(path)))
 
 
-def values_of(load_items: LoadItems) -> Values:
+def values_of(load_items: LoadItems) -> ItemValues:
     """Item values by path and metric, read anew each time; wrap either function in a cache."""
     return lambda path, metric: item_values(load_items(path), metric)
 
 
-class ScoredRecord(NamedTuple):
+class CellScore(NamedTuple):
     """A cell's score and the items behind it."""
 
     score: float
@@ -65,28 +66,28 @@ class ScoredRecord(NamedTuple):
     mismatch: bool = False
 
 
-def scored(
-    record: Record, metric: Metric, values: Values, mask: Callable[[pd.DataFrame], pd.Series] | None = None
-) -> ScoredRecord | None:
+def cell_score(
+    record: Record, metric: Metric, values: ItemValues, mask: Callable[[pd.DataFrame], pd.Series] | None = None
+) -> CellScore | None:
     """The score and items of one record; items that do not average to the score are not used.
 
     With `mask`, of that part of its items, null where it has none. A diverged cell has the score of a model
     that gets nothing right, 0; a loss has no such floor.
     """
     if diverged(record) and metric.eval and metric.higher_is_better:
-        return ScoredRecord(0.0, at_floor=True)
+        return CellScore(0.0, at_floor=True)
     score = score_of(record, metric)
     if score is None:
         return None
-    path = (record.get("items") or {}).get(metric.eval)
+    path = record.items.get(metric.eval)
     items = values(path, metric) if path else None
     known = items is not None and abs(items["value"].mean() - score) <= 1e-4 * max(1.0, abs(score))
     if mask is not None:
         some = items[mask(items)] if items is not None and known else pd.DataFrame()
-        return None if some.empty else ScoredRecord(float(_values(some).mean()), some.assign(value=_values(some)))
+        return None if some.empty else CellScore(float(_values(some).mean()), some.assign(value=_values(some)))
     if items is None or len(items) < 2:
-        return ScoredRecord(score)
-    return ScoredRecord(score, items) if known else ScoredRecord(score, mismatch=True)
+        return CellScore(score)
+    return CellScore(score, items) if known else CellScore(score, mismatch=True)
 
 
 def linearised(total: Array, count: Array) -> Array:

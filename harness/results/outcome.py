@@ -10,7 +10,7 @@ Everything is computed from the grid's records and the scores of single items, w
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ import pandas as pd
 
 from harness.config.checks import refuse
 from harness.plan.claims import Claim, declared
-from harness.plan.frozen import SEEDS
+from harness.plan.frozen import SEEDS, FrozenPlan
 from harness.results.arms import Arm, Metric
 from harness.results.findings import Finding, judge
 from harness.results.items import LoadItems, named_once, read_items
 from harness.results.paired_gains import crossovers
-from harness.results.records import curves, records
-from harness.results.simultaneous import compared
+from harness.results.records import Record, curves, lines_of, read_records, records
+from harness.results.simultaneous import simultaneous_table
 from harness.results.stats.crossover import Crossover
 from harness.results.table import headline, summary, tidy
 from harness.results.verdict import verdict
@@ -41,7 +41,7 @@ class Outcome:
     """A grid's records and what is read out of them."""
 
     grid: str
-    records: list[dict[str, Any]]
+    records: list[Record]
     declaration: Mapping[str, Any] | None = None
     """The claims as `harness.plan.claims.declared` gives them; null where none were made."""
     load_items: LoadItems = read_items
@@ -50,24 +50,22 @@ class Outcome:
     """Training curves (`curves.curves`); null for an exported folder, which has none."""
 
     @classmethod
-    def of(cls, store: Store, frozen: Mapping[str, Any]) -> "Outcome":
+    def of(cls, store: Store, frozen: FrozenPlan) -> "Outcome":
         """Of a grid in a store, by its frozen plan."""
-        claims = declared(store, frozen["grid"])
-        return cls(
-            frozen["grid"], records(store, frozen), claims, named_once(read_items), partial(curves, store, frozen)
-        )
+        claims = declared(store, frozen.grid)
+        return cls(frozen.grid, records(store, frozen), claims, named_once(read_items), partial(curves, store, frozen))
 
     @classmethod
     def read(cls, folder: Path) -> "Outcome":
         """Of a folder that `export` wrote; refuses another one."""
         if not (folder / RECORDS).is_file() or not (folder / ITEMS).is_file():
             raise refuse("folder", str(folder), f"it lacks {RECORDS} or {ITEMS}", "export a grid into it first")
-        found = [json.loads(line) for line in (folder / RECORDS).read_text().splitlines()]
+        found = read_records((folder / RECORDS).read_text())
         items = pd.read_parquet(folder / ITEMS)
         parts = {str(name): part.drop(columns="of") for name, part in items.groupby("of", observed=True)}
         path = folder / CLAIMS
         claims = json.loads(path.read_text()) if path.is_file() else None
-        return cls(found[0]["grid"] if found else folder.name, found, claims, named_once(parts.__getitem__))
+        return cls(found[0].grid if found else folder.name, found, claims, named_once(parts.__getitem__))
 
     @cached_property
     def results(self) -> pd.DataFrame:
@@ -90,9 +88,9 @@ class Outcome:
         return crossovers(self.records, self.metric, self.load_items) if self.metric else {}
 
     @cached_property
-    def rivals(self) -> pd.DataFrame:
-        """Many methods against SFT, with intervals that hold together (`rivals.compared`); empty where they are few."""
-        return compared(self.records, self.metric, self.load_items) if self.metric else pd.DataFrame()
+    def simultaneous(self) -> pd.DataFrame:
+        """Simultaneous comparisons with SFT (Dunnett; `simultaneous_table`); empty where there are few methods."""
+        return simultaneous_table(self.records, self.metric, self.load_items) if self.metric else pd.DataFrame()
 
     @cached_property
     def verdict(self) -> str:
@@ -113,18 +111,18 @@ class Outcome:
         folder.mkdir(parents=True, exist_ok=True)
         parts, exported = {}, []
         for record in self.records:
-            wanted = [name for name in record["items"] if evals is None or name in evals]
-            paths = {name: f"{record['role']}-{record['cell']}-{name}" for name in wanted}
-            scored = [score for score in record["scores"] if evals is None or score["eval"] in evals]
+            wanted = [name for name in record.items if evals is None or name in evals]
+            paths = {name: f"{record.role}-{record.cell}-{name}" for name in wanted}
+            scored = tuple(score for score in record.scores if evals is None or score.eval in evals)
             for name, key in paths.items():
-                parts[key] = _scores_only(self.load_items(record["items"][name])).assign(of=key)
-            exported.append({**record, "items": paths, "scores": scored, "artifact": None})
+                parts[key] = _scores_only(self.load_items(record.items[name])).assign(of=key)
+            exported.append(replace(record, items=paths, scores=scored, artifact=None))
         empty = pd.DataFrame(columns=[*NAMES, "of"])
         frame = pd.concat(parts.values(), ignore_index=True) if parts else empty
         for column in (*NAMES, "of"):
             frame[column] = frame[column].astype("category")
         frame.to_parquet(folder / ITEMS, index=False, compression="zstd")
-        write_text(folder / RECORDS, "".join(json.dumps(record) + "\n" for record in exported))
+        write_text(folder / RECORDS, lines_of(exported))
         if self.declaration is not None:
             write_json(folder / CLAIMS, self.declaration)
         return folder
@@ -141,11 +139,11 @@ class Outcome:
         }
 
 
-def _artifacts(record: Mapping[str, Any]) -> dict[str, Any]:
+def _artifacts(record: Record) -> dict[str, Any]:
     """Which cell a record is of, and the keys of its artifacts in the store."""
-    evaluations = {f"evaluation {name}": Path(path).parent.name for name, path in record["items"].items()}
-    model = Path(record["artifact"]).name if record["artifact"] else None
-    return {name: record[name] for name in NAMED} | {"model": model, **evaluations}
+    evaluations = {f"evaluation {name}": Path(path).parent.name for name, path in record.items.items()}
+    model = Path(record.artifact).name if record.artifact else None
+    return {name: getattr(record, name) for name in NAMED} | {"model": model, **evaluations}
 
 
 def _scores_only(items: pd.DataFrame) -> pd.DataFrame:

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from harness.results.arms import Arm, Metric, Record, by_arm, seeds_of
-from harness.results.items import LoadItems, Part, ScoredRecord, Values, read_items, scored, values_of
+from harness.results.arms import Arm, Metric, by_arm, seeds_of
+from harness.results.items import CellScore, ItemMask, ItemValues, LoadItems, cell_score, read_items, values_of
+from harness.results.records import Record
 from harness.results.stats.crossover import Crossover, crossover
 from harness.results.stats.intervals import LEAST_DRAWS, Array, Curve, curve_over_draws, ratio
 
@@ -79,17 +80,19 @@ class Replicates:
         return "items only" if self.ids else f"nothing{doubt}"
 
 
-def scores(cells: Iterable[Record], metric: Metric, values: Values, part: Part | None = None) -> Replicates | None:
+def scores(
+    cells: Iterable[Record], metric: Metric, values: ItemValues, part: ItemMask | None = None
+) -> Replicates | None:
     """Scores of an arm's finished cells on the items that all of them have; null without any.
 
     With `part`, each cell's mean is over its own part of the items, which may differ from seed to seed.
     """
-    found = {seeds_of(c): s for c in cells if (s := scored(c, metric, values, part and partial(part, c)))}
+    found = {seeds_of(c): s for c in cells if (s := cell_score(c, metric, values, part and partial(part, c)))}
     return _stack({seed: (found[seed], None) for seed in sorted(found)}, part is not None)
 
 
 def gain(
-    cells: Iterable[Record], sft: Iterable[Record], metric: Metric, values: Values, part: Part | None = None
+    cells: Iterable[Record], sft: Iterable[Record], metric: Metric, values: ItemValues, part: ItemMask | None = None
 ) -> Replicates | None:
     """Paired gains on the seeds and items that both arms have; null without a common seed.
 
@@ -98,7 +101,7 @@ def gain(
     by_seed = {seeds_of(cell): cell for cell in cells}
     masks = {seed: part and partial(part, cell) for seed, cell in by_seed.items()}
     own, other = (
-        {seed: s for c in side if (seed := seeds_of(c)) in masks and (s := scored(c, metric, values, masks[seed]))}
+        {seed: s for c in side if (seed := seeds_of(c)) in masks and (s := cell_score(c, metric, values, masks[seed]))}
         for side in (by_seed.values(), sft)
     )
     return _stack({seed: (own[seed], other[seed]) for seed in sorted(own.keys() & other.keys())}, part is not None)
@@ -239,7 +242,7 @@ def over_draws(cubes: Sequence[Cube]) -> Curve:
 
 
 def _stack(
-    pairs: Mapping[tuple[int, int], tuple[ScoredRecord, ScoredRecord | None]], parts: bool = False
+    pairs: Mapping[tuple[int, int], tuple[CellScore, CellScore | None]], parts: bool = False
 ) -> Replicates | None:
     """Values (or differences) by seed on the common items; scores alone where a cell has no items.
 
@@ -267,7 +270,7 @@ def _stack(
     def in_order(column: pd.Series) -> pd.Series:
         return column if column.index.equals(ids) else column[~column.index.duplicated()].reindex(ids)
 
-    def by_item(side: ScoredRecord | None) -> Array:
+    def by_item(side: CellScore | None) -> Array:
         frame = side.items if side else None
         return np.zeros(len(ids)) if frame is None else in_order(frame["value"]).to_numpy(float)
 

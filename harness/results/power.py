@@ -17,7 +17,8 @@ from scipy.special import ndtr, stdtrit
 from scipy.stats import chi2, nct
 
 from harness.config.checks import check_at_least, check_positive
-from harness.plan.claims import Claim, _fits
+from harness.plan.claims import Claim, matches
+from harness.plan.frozen import FrozenPlan
 from harness.results.stats.intervals import LEAST_DRAWS
 
 POINTS = 2001
@@ -60,12 +61,14 @@ def _check(sd: float, replicates: int) -> None:
     check_at_least("replicates", replicates, 2)
 
 
-def foresee(given: Sequence[Mapping[str, Any]], frozen: Mapping[str, Any]) -> list[str]:
+def foresee(given: Sequence[Mapping[str, Any]], frozen: FrozenPlan) -> list[str]:
     """What the grid can show of each claim, in words, before it is run: replicates are its draws, or its seeds."""
     told = []
     for claim in map(Claim.of, given):
-        sides = [[cell for cell in frozen["cells"] if _fits(cell, side)] for side in claim.sides]
-        draws, seeds = (min(len({cell[name] for cell in side}) for side in sides) for name in ("world_seed", "seed"))
+        sides = [[cell for cell in frozen.cells if matches(cell, side)] for side in claim.sides]
+        draws, seeds = (
+            min(len({getattr(cell, name) for cell in side}) for side in sides) for name in ("world_seed", "seed")
+        )
         count, kind = (draws, "draws") if draws >= LEAST_DRAWS else (seeds, "seeds")
         if count < 2:
             text = "one replicate: nothing is said of another"

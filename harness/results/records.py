@@ -1,49 +1,157 @@
 """Records: what is known of each cell and reference model, read from a frozen plan and the store.
 
-A record says what was asked, what it cost, how it scored, or why there is no score. The frozen plan is
-the grid's `plan.json`, so records of a grid can be read long after the command that made them.
+A record holds what was asked, what it cost, how it scored, or why there is no score. The frozen plan is the grid's
+`plan.json`, so records of a grid can be read long after the command that made them.
 
-    records(store, json.loads((store.grid_folder("grid-1a2b") / "plan.json").read_text()))
+    records(store, frozen_plan(store, "grid-1a2b"))[0].status
+    Record.of(json.loads(line)).plain()      # a line of records.jsonl, read and written
 """
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from harness.plan.frozen import SEEDS, targets_of
-from harness.results.cost import cell_cost
+from harness.config.checks import refuse
+from harness.evals import Score
+from harness.plan.frozen import FrozenCell, FrozenPlan, targets_of
+from harness.results.cost import Cost, cell_cost
 from harness.store.status import cell_state, stage_state
 from harness.store.store import Store
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from harness.results.contamination import Contamination
 
 
-def records(store: Store, frozen: Mapping[str, Any]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class RepeatedItems:
+    """How many scored items of one evaluation are repeated in training rows; `contamination.py` defines each count."""
+
+    items: int
+    """Items that were scored."""
+    own: int = 0
+    """Items in the model's own rows, or in rows that its teacher generated for it."""
+    teacher_only: int = 0
+    """Items in the teacher's rows and not in those."""
+    student_rows: int = 0
+    synthetic_rows: int = 0
+    in_context_rows: int = 0
+    teacher_rows: int = 0
+    without: Mapping[str, float | None] = field(default_factory=dict)
+    """By metric, the score without the `own` items; null where none is left, empty where none is repeated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """The receipt of one cell, or of a reference model (base, teacher) that cells are compared with.
+
+    Fields have the names and the order of the keys in `records.jsonl`.
+    """
+
+    role: str
+    """`student`, `base` or `teacher`."""
+    method: str
+    """The method's label; of a reference model its role."""
+    student: str
+    teacher: str | None
+    corpus: str
+    budget: str
+    data_frac: float | None
+    seed: int | None
+    data_seed: int | None
+    train_seed: int | None
+    world_seed: int | None
+    teacher_seed: int | None
+    settings: Mapping[str, Any]
+    """The settings that were asked for, as nested plain JSON (`harness.plan.frozen.settings_of`)."""
+    cell: str
+    """Fingerprint of the cell or reference model."""
+    grid: str
+    status: str
+    """A status of `harness.store.status.StageState`; only a `done` record has all of its scores."""
+    reason: str | None = None
+    failure_class: str | None = None
+    scores: tuple[Score, ...] = ()
+    items: Mapping[str, str] = field(default_factory=dict)
+    """By evaluation, where the scores of single items lie: a path, or a name within an exported folder."""
+    contamination: Mapping[str, RepeatedItems] = field(default_factory=dict)
+    """By evaluation; none where training rows were not compared with its items."""
+    warnings: tuple[str, ...] = ()
+    tuned: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that trials chose, by dotted name."""
+    cost: Mapping[str, Cost] = field(default_factory=dict)
+    """By purpose, as `cost.cell_cost` gives it."""
+    artifact: str | None = None
+    """The folder of the trained model; null in an exported folder."""
+    key_order: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    """The order of keys in the line it was read from, in which `plain` writes them again; empty for a new record."""
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "Record":
+        """From a line of `records.jsonl`. Raises SettingsError where a key is missing or unknown."""
+        names = {one.name: one for one in fields(cls) if one.name != "key_order"}
+        if unknown := [name for name in given if name not in names]:
+            why = f"a record has no such key; the keys are {', '.join(names)}"
+            raise refuse("record", unknown[0], why, "read it with the version of the program that wrote it")
+        needed = [name for name, one in names.items() if one.default is MISSING and one.default_factory is MISSING]
+        if missing := [name for name in needed if name not in given]:
+            why = f"the record of cell {given.get('cell')} lacks this key"
+            raise refuse("record", missing[0], why, "collect the grid again: python -m harness.grid results <grid>")
+        found = dict(given)
+        found["scores"] = tuple(Score(**score) for score in given.get("scores") or ())
+        found["warnings"] = tuple(given.get("warnings") or ())
+        found["cost"] = {purpose: Cost(**cost) for purpose, cost in (given.get("cost") or {}).items()}
+        repeated = (given.get("contamination") or {}).items()
+        found["contamination"] = {name: RepeatedItems(**counts) for name, counts in repeated}
+        return cls(**found, key_order=tuple(given))
+
+    def plain(self) -> dict[str, Any]:
+        """The same as plain JSON, with every key: those it was read with in their order, then the others."""
+        found = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "key_order"}
+        # scores.json has its keys sorted, and so has every record that was written from it
+        found["scores"] = [dict(sorted(asdict(score).items())) for score in self.scores]
+        found["warnings"] = list(self.warnings)
+        found["cost"] = {purpose: asdict(cost) for purpose, cost in self.cost.items()}
+        found["contamination"] = {name: asdict(counts) for name, counts in self.contamination.items()}
+        return {name: found[name] for name in dict.fromkeys((*self.key_order, *found))}
+
+
+def read_records(text: str) -> list[Record]:
+    """The records of a `records.jsonl`. Raises SettingsError as `Record.of` does."""
+    return [Record.of(json.loads(line)) for line in text.splitlines()]
+
+
+def lines_of(records: Iterable[Record]) -> str:
+    """Records as the text of a `records.jsonl`."""
+    return "".join(json.dumps(record.plain()) + "\n" for record in records)
+
+
+def records(store: Store, frozen: FrozenPlan) -> list[Record]:
     """One record per cell, then one per reference model (base, teacher), in plan order."""
-    facts = _Facts(store, frozen)
-    contamination = _contamination(store, frozen)
-    found = [_record(store, frozen, cell, facts, contamination) for cell in frozen["cells"]]
+    from harness.results.contamination import Contamination  # it reads tables, which planning does without
+
+    facts, contamination = _Facts(store, frozen), Contamination(store, frozen)
+    found = [_record(store, frozen, cell, facts, contamination) for cell in frozen.cells]
     seen: set[str] = set()
-    for cell in frozen["cells"]:
-        for role, reference in cell["references"].items():
-            if reference["fingerprint"] not in seen:
-                seen.add(reference["fingerprint"])
-                found.append(_record(store, frozen, {**cell, **reference, "role": role}, facts, contamination))
+    for cell in frozen.cells:
+        for role, reference in cell.references.items():
+            if reference.fingerprint not in seen:
+                seen.add(reference.fingerprint)
+                found.append(_record(store, frozen, cell.as_reference(role), facts, contamination))
     return found
 
 
 class _Facts:
     """The facts of finished stages, each manifest read once, and how many cells of the grid use a stage."""
 
-    def __init__(self, store: Store, frozen: Mapping[str, Any]) -> None:
+    def __init__(self, store: Store, frozen: FrozenPlan) -> None:
         self.store = store
         self.state_of = cache(partial(stage_state, store))
-        self.users = Counter(key for cell in frozen["cells"] for key in (*cell["teaching"], *cell["making_teacher"]))
+        self.users = Counter(key for cell in frozen.cells for key in (*cell.teaching, *cell.making_teacher))
         self._read: dict[str, dict[str, Any] | None] = {}
 
     def of(self, keys: Iterable[str]) -> list[dict[str, Any]]:
@@ -60,64 +168,68 @@ class _Facts:
         return self._read[key]
 
 
-def _contamination(store: Store, frozen: Mapping[str, Any]) -> "Contamination":
-    from harness.results.contamination import Contamination  # it reads tables, which planning does without
-
-    return Contamination(store, frozen)
-
-
 def _record(
-    store: Store, frozen: Mapping[str, Any], cell: Mapping[str, Any], facts: _Facts, contamination: "Contamination"
-) -> dict[str, Any]:
-    addresses = {key: frozen["stages"][key]["address"] for key in cell["needs"]}
-    state = cell_state(facts.state_of, addresses, targets_of(cell))
-    record = {
-        name: cell[name]
-        for name in ("role", "method", "student", "teacher", "corpus", "budget", "data_frac", *SEEDS, "settings")
-    }
-    record |= {
-        "cell": cell["fingerprint"],
-        "grid": frozen["grid"],
-        "status": state.status,
-        "reason": state.reason,
-        "failure_class": state.failure_class,
-        "scores": [],
-        "items": {},
-        "contamination": {},
-        "warnings": [],
-        "tuned": cell.get("tuned", {}),
-        "cost": cell_cost(
-            facts.of(cell["train"]), facts.shared(cell["teaching"]), facts.shared(cell["making_teacher"])
-        ),
-        "artifact": str(store.folder(cell["train"][-1])) if cell["train"] else None,
-    }
-    own = [key for key in cell["needs"] if key not in cell["making_teacher"]]
+    store: Store, frozen: FrozenPlan, cell: FrozenCell, facts: _Facts, contamination: "Contamination"
+) -> Record:
+    state = cell_state(facts.state_of, frozen.addresses(cell.needs), targets_of(cell))
+    own = [key for key in cell.needs if key not in cell.making_teacher]
     said = [warning for stage in facts.of(own) for warning in stage.get("warnings", [])]
-    record["warnings"] = list(dict.fromkeys(said))  # blocks of one kind say the same
-    for name, key in cell["evaluations"].items():
-        if store.done(key):  # one that failed takes nothing from the others
-            record["scores"] += json.loads((store.folder(key) / "scores.json").read_text())
-            record["items"][name] = str(store.folder(key) / "items.parquet")
-            told, warnings = contamination.told(cell, name, record["scores"], record["items"][name])
-            record["contamination"] |= {name: told} if told else {}
-            record["warnings"] += warnings
-    return record
+    scores: list[Score] = []
+    items: dict[str, str] = {}
+    repeated: dict[str, RepeatedItems] = {}
+    warnings = list(dict.fromkeys(said))  # blocks of one kind warn of the same
+    for name, key in cell.evaluations.items():
+        if store.done(key):  # an evaluation that failed does not hide the scores of the others
+            scores += [Score(**score) for score in json.loads((store.folder(key) / "scores.json").read_text())]
+            items[name] = str(store.folder(key) / "items.parquet")
+            counts, more = contamination.repeated(cell, name, scores, items[name])
+            repeated |= {} if counts is None else {name: counts}
+            warnings += more
+    return Record(
+        role=cell.role,
+        method=cell.method,
+        student=cell.student,
+        teacher=cell.teacher,
+        corpus=cell.corpus,
+        budget=cell.budget,
+        data_frac=cell.data_frac,
+        seed=cell.seed,
+        data_seed=cell.data_seed,
+        train_seed=cell.train_seed,
+        world_seed=cell.world_seed,
+        teacher_seed=cell.teacher_seed,
+        settings=cell.settings,
+        cell=cell.fingerprint,
+        grid=frozen.grid,
+        status=state.status,
+        reason=state.reason,
+        failure_class=state.failure_class,
+        scores=tuple(scores),
+        items=items,
+        contamination=repeated,
+        warnings=tuple(warnings),
+        tuned=cell.tuned or {},
+        cost=cell_cost(facts.of(cell.train), facts.shared(cell.teaching), facts.shared(cell.making_teacher)),
+        artifact=str(store.folder(cell.train[-1])) if cell.train else None,
+    )
 
 
 LOG = "log.jsonl"
 NAMES = ("method", "teacher", "student", "corpus", "budget", "data_frac", "seed", "world_seed")
 
 
-def curves(store: Store, frozen: Mapping[str, Any]) -> pd.DataFrame:
+def curves(store: Store, frozen: FrozenPlan) -> "pd.DataFrame":
     """One row per logged step. `nll` is of the step's own rows in nats per token and `sequences` says whose text they
     are; `loss` is the method's own objective and cannot be compared between methods. A student that is not finished
     has no rows."""
+    import pandas as pd
+
     frames = []
-    for cell in frozen["cells"]:
-        logs = [store.folder(key) / LOG for key in cell["train"]]
-        if not all(store.done(key) for key in cell["train"]) or not all(path.is_file() for path in logs):
+    for cell in frozen.cells:
+        logs = [store.folder(key) / LOG for key in cell.train]
+        if not all(store.done(key) for key in cell.train) or not all(path.is_file() for path in logs):
             continue
-        names, before = {name: cell[name] for name in NAMES}, 0
+        names, before = {name: getattr(cell, name) for name in NAMES}, 0
         for number, path in enumerate(logs):
             frame = pd.DataFrame([json.loads(line) for line in path.read_text().splitlines()])
             if frame.empty:

@@ -17,9 +17,10 @@ from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
 from harness.config.checks import refuse
-from harness.results.arms import Arm, Metric, Record, by_arm
+from harness.results.arms import Arm, Metric, by_arm
 from harness.results.items import LoadItems, read_items, values_of
 from harness.results.paired_gains import Replicates, cube_of, over_draws, scores
+from harness.results.records import Record
 from harness.results.stats.intervals import Array, Curve
 
 LEAST_FOR_CURVATURE = 5

@@ -1,13 +1,13 @@
-"""Rivals: many methods against SFT at one fraction, compared within seeds, with intervals that hold together.
+"""Simultaneous comparisons with SFT (Dunnett 1955): many methods at one fraction, with intervals that hold together.
 
-All arms of a seed share rows and order, so seeds are blocks: an arm's score is mean + seed + arm + rest, and the rest,
-pooled over the arms, has (S - 1)(A - 1) degrees of freedom where a method alone has S - 1. Items that all arms share
-add their own variance. The M comparisons share SFT, so their errors are correlated (1/2 where the rest is alike):
-the critical value is that of the multivariate t (Dunnett 1955, within blocks). `scipy.stats.dunnett` takes the arms
-for independent groups, which they are not.
+All arms of a seed share rows and order, so seeds are blocks: an arm's score is mean + seed + arm + residual, and the
+residual, pooled over the arms, has (S - 1)(A - 1) degrees of freedom where a method alone has S - 1. Items that all
+arms share add their own variance. The M comparisons share SFT, so their errors are correlated (1/2 where the residuals
+have one variance): the critical value is that of the multivariate t. `scipy.stats.dunnett` treats the arms as
+independent groups; here they are blocked by seed.
 
-    rivals(sft, {"kd": kd, "seq_kd": seq_kd}, strata)       # scores (S, N) on the same seeds and items
-    compared(records, metric)                                # a table: every method of a grid, fraction by fraction
+    simultaneous_gains(sft, {"kd": kd, "seq_kd": seq_kd}, strata)   # scores (S, N) on the same seeds and items
+    simultaneous_table(records, metric)                             # a row per method and fraction of a grid
 """
 
 import math
@@ -23,17 +23,18 @@ from scipy.special import ndtr, roots_hermitenorm, roots_legendre
 from scipy.stats import chi2
 
 from harness.config.checks import refuse
-from harness.results.arms import Arm, Metric, Record, by_arm
+from harness.results.arms import Arm, Metric, by_arm
 from harness.results.items import LoadItems, read_items, values_of
 from harness.results.paired_gains import Replicates, cube_of, scores
+from harness.results.records import Record
 from harness.results.stats.intervals import LEAST_DRAWS, Array, curve
 
 FEWEST = 3
-"""Methods beside SFT from which on they are compared together; fewer are a line each of the summary."""
+"""Fewest methods beside SFT that are compared together; fewer have their own rows in the summary only."""
 
 
 @dataclass(frozen=True)
-class Rival:
+class SimultaneousGain:
     """One method's gain over SFT, with an interval and a p value that hold for all methods at once."""
 
     name: str
@@ -44,38 +45,41 @@ class Rival:
     df: float
 
 
-def rivals(
+def simultaneous_gains(
     sft: Array, methods: Mapping[str, Array], strata: Sequence[Any] | None = None, level: float = 0.95
-) -> list[Rival]:
+) -> list[SimultaneousGain]:
     """Simultaneous comparisons with SFT; `sft` and each of `methods` (S, N), the same seeds and items.
 
-    Pooling takes the rest to be alike in all arms: a method that hardly differs from SFT (self_kd) gets an interval
-    that is too wide, one that scatters more than the others too narrow. Raises SettingsError below two seeds.
+    Pooling assumes one residual variance in all arms: the interval is too wide for a method that hardly differs from
+    SFT (self_kd), and too narrow for one that varies more than the others. Raises SettingsError below two seeds.
     """
-    arms = np.stack([sft, *methods.values()])
+    arms = np.stack([sft, *methods.values()])  # (A, S, N)
     if arms.shape[1] < 2:
         raise refuse("seeds", arms.shape[1], "blocks need two seeds or more", "add seeds")
     count, seeds, _ = arms.shape
-    means = arms.mean(2)
-    rest = means - means.mean(1, keepdims=True) - means.mean(0) + means.mean()
+    means = arms.mean(2)  # (A, S)
+    # two-way layout without replication: taking off arm and seed means leaves the residual, and the seed's own
+    # effect (easy or hard rows) is in no comparison because every arm has it
+    residual = means - means.mean(1, keepdims=True) - means.mean(0) + means.mean()  # (A, S)
     seed_df = (seeds - 1) * (count - 1)
-    pooled = 2 * (rest**2).sum() / seed_df / seeds  # variance of a difference of two arms' means
+    pooled = 2 * (residual**2).sum() / seed_df / seeds  # variance of a difference of two arms' means
     found = []
     for name, own in methods.items():
         parts = curve((own - sft)[:, None, :], strata)
         item, overlap = float(parts.item[0, 0]), float(parts.overlap[0, 0])
+        # item and overlap as in `intervals.Curve.errors`: the residual contains both, and neither may be undercut
         variance = max(pooled + item - overlap, pooled, item)
         item_df = max(parts.item_df, 1)
         spread = pooled**2 / seed_df + item**2 / item_df + overlap**2 / (seed_df * item_df)
         df = variance**2 / spread if spread else math.inf
         error, gain = math.sqrt(variance), float(parts.mean[0])
-        half = critical(len(methods), round(df, 1), level) * error
+        half = critical(len(methods), round(df, 1), level) * error  # df rounded so that critical values are cached
         p = 1 - _coverage(len(methods), df, abs(gain) / error) if error else math.nan
-        found.append(Rival(name, gain, gain - half, gain + half, max(p, 0.0), df))
+        found.append(SimultaneousGain(name, gain, gain - half, gain + half, max(p, 0.0), df))
     return found
 
 
-def compared(records: Iterable[Record], metric: Metric, load_items: LoadItems = read_items) -> pd.DataFrame:
+def simultaneous_table(records: Iterable[Record], metric: Metric, load_items: LoadItems = read_items) -> pd.DataFrame:
     """One row per method, fraction, student, corpus and budget where `FEWEST` methods or more have all of SFT's cells.
 
     Blocks are the seeds of one draw, or from LEAST_DRAWS draws on the draws (seeds averaged). Between those numbers of
@@ -102,7 +106,7 @@ def compared(records: Iterable[Record], metric: Metric, load_items: LoadItems = 
             continue
         table, strata, covers = blocks
         named = dict(zip(map(str, range(len(others))), table[1:], strict=True))
-        for arm, one in zip(others, rivals(table[0], named, strata), strict=True):
+        for arm, one in zip(others, simultaneous_gains(table[0], named, strata), strict=True):
             names = {name: getattr(arm, name) for name in ("student", "corpus", "budget", "variant", "data_frac")}
             numbers = {"gain": one.gain, "low": one.low, "high": one.high, "p": one.p, "df": one.df}
             names |= {"method": arm.method, "teacher": arm.teacher}

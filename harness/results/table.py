@@ -20,7 +20,6 @@ import pandas as pd
 from harness.results.arms import (
     Arm,
     Metric,
-    Record,
     by_arm,
     diverged,
     metrics_of,
@@ -29,8 +28,9 @@ from harness.results.arms import (
     score_of,
     why_unpaired,
 )
-from harness.results.items import LoadItems, Values, named_once, read_items, values_of
+from harness.results.items import ItemValues, LoadItems, named_once, read_items, values_of
 from harness.results.paired_gains import Replicates, estimate, gain, gap_closed, scores
+from harness.results.records import Record
 from harness.results.stats.intervals import holm
 
 if TYPE_CHECKING:
@@ -58,11 +58,10 @@ def tidy(records: Iterable[Record]) -> pd.DataFrame:
     """
     rows = []
     for record in records:
-        cell = {name: record.get(name) for name in CELL_COLUMNS} | _costs([record])
-        cell["warnings"] = "\n".join(record.get("warnings") or ())
-        scored: list[Mapping[str, Any]] = list(record.get("scores") or ({},))
-        for score in scored:
-            rows.append(cell | {name: score.get(name) for name in SCORE_COLUMNS})
+        cell = {name: getattr(record, name) for name in CELL_COLUMNS} | _costs([record])
+        cell["warnings"] = "\n".join(record.warnings)
+        for score in record.scores or (None,):
+            rows.append(cell | {name: getattr(score, name, None) for name in SCORE_COLUMNS})
     columns = [*CELL_COLUMNS, *SCORE_COLUMNS, *COSTS, "warnings"]
     return _typed(pd.DataFrame(rows, columns=columns))
 
@@ -197,7 +196,7 @@ def percent(fraction: float | None) -> str:
     return "" if fraction is None or pd.isna(fraction) else f"{fraction * 100:.3g} %"
 
 
-def _rows(arms: Mapping[Arm, list[Record]], metric: Metric, values: Values) -> list[dict[str, Any]]:
+def _rows(arms: Mapping[Arm, list[Record]], metric: Metric, values: ItemValues) -> list[dict[str, Any]]:
     """Rows of every arm for one metric, draws first and then the row over them."""
     rows = []
     scores_of = functools.cache(lambda arm: scores(arms[arm], metric, values))
@@ -232,9 +231,9 @@ def _row(
     gains: Mapping[Arm, Replicates | None],
 ) -> dict[str, Any]:
     """One row: names, score and gain with intervals, counts, cost."""
-    counts = {status: sum(c["status"] == status for c in cells) for status in ("done", "failed", "running")}
+    counts = {status: sum(c.status == status for c in cells) for status in ("done", "failed", "running")}
     counts["missing"] = len(cells) - sum(counts.values())
-    reason = next((c.get("reason") for c in cells if c["status"] != "done" and c.get("reason")), None)
+    reason = next((c.reason for c in cells if c.status != "done" and c.reason), None)
     scored, paired = ([part for part in parts.values() if part] for parts in (own, gains))
     row: dict[str, Any] = arm._asdict() | metric._asdict() | {"higher_is_better": metric.higher_is_better}
     row |= {"draws": len(paired or scored), "items": max((len(part.ids) for part in scored), default=0)}
@@ -245,17 +244,17 @@ def _row(
     row |= estimate("score", own) | estimate("gain", gains)
     row |= counts | {"diverged": sum(map(diverged, cells)), "reason": reason}
     row |= {"scored_cells": sum(score_of(cell, metric) is not None for cell in cells)}
-    warnings = dict.fromkeys(w for cell in cells for w in cell.get("warnings") or ())
-    return row | {"warnings": "\n".join(warnings)} | _costs(cell for cell in cells if cell["status"] == "done")
+    warnings = dict.fromkeys(w for cell in cells for w in cell.warnings)
+    return row | {"warnings": "\n".join(warnings)} | _costs(cell for cell in cells if cell.status == "done")
 
 
 def _costs(cells: Iterable[Record]) -> dict[str, float]:
     """Mean cost per cell, of the cells that have one."""
-    costs = [cell["cost"] for cell in cells if cell.get("cost")]
+    costs = [cell.cost for cell in cells]
     means = {}
     for column in COSTS:
         purpose, unit = column.rsplit("_", 1)
-        values = [float(cost[purpose][unit]) for cost in costs if (cost.get(purpose) or {}).get(unit) is not None]
+        values = [float(getattr(cost[purpose], unit)) for cost in costs if purpose in cost]
         means[column] = sum(values) / len(values) if values else math.nan
     return means
 

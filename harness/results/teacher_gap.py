@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from harness.config.checks import refuse
-from harness.results.arms import Arm, Metric, Record, by_arm
-from harness.results.items import LoadItems, Values, read_items, values_of
+from harness.results.arms import Arm, Metric, by_arm
+from harness.results.items import ItemValues, LoadItems, read_items, values_of
 from harness.results.paired_gains import Replicates, gain, scores
+from harness.results.records import Record
 from harness.results.stats.intervals import Array, Interval, seeds_and_items
 
 NAMES = ("method", "student", "corpus", "budget", "variant", "data_frac", "world_seed")
@@ -85,7 +86,11 @@ def gap_lines(records: Iterable[Record], metric: Metric, load_items: LoadItems =
 
 
 def _line(
-    whole: Arm, students: Mapping[Arm, Replicates], arms: Mapping[Arm, Sequence[Record]], metric: Metric, values: Values
+    whole: Arm,
+    students: Mapping[Arm, Replicates],
+    arms: Mapping[Arm, Sequence[Record]],
+    metric: Metric,
+    values: ItemValues,
 ) -> GapLine | None:
     points = []
     for arm, pairs in students.items():

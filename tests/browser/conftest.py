@@ -7,7 +7,7 @@ import pytest
 
 import harness.api as harness
 from harness.results.outcome import Outcome
-from tests.invented_records import DATA_SCALING, grid
+from tests.invented_records import DATA_SCALING, changed, grid
 
 COMMANDS = ("chromium", "chromedriver")
 QUIET = (
@@ -42,10 +42,10 @@ def report(tmp_path_factory):
     root = tmp_path_factory.mktemp("report")
     for name, seeds in (("first", 3), ("a_second_grid_with_a_rather_long_name", 1)):
         records, load_items = grid(DATA_SCALING, seeds=seeds, worlds=(0, 1))
-        records[1] |= {"status": "failed", "reason": "out of memory", "failure_class": "oom", "scores": [], "items": {}}
-        records[4]["warnings"] = ["answers were cut off"]
-        for record in records:
-            record |= {"grid": name, "artifact": None}
+        lost = {"status": "failed", "reason": "out of memory", "failure_class": "oom", "scores": [], "items": {}}
+        records[1] = changed(records[1], **lost)
+        records[4] = changed(records[4], warnings=["answers were cut off"])
+        records = [changed(record, grid=name, artifact=None) for record in records]
         Outcome(name, records, CLAIMS, load_items).export(root / name)
     paths = harness.report(str(root / "first"), str(root / "a_second_grid_with_a_rather_long_name"), out=root / "out")
     return paths[0]

@@ -4,7 +4,6 @@
 test disturbs the training of two cells and nothing else.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.plan.frozen import targets_of
+from harness.plan.frozen import frozen_plan, targets_of
 from harness.store.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -107,11 +106,11 @@ class Sent:
 
     @property
     def plan(self):
-        return json.loads((self.store.root / "grids" / "g" / "plan.json").read_text())
+        return frozen_plan(self.store, "g")
 
     def training(self, method):
         """The key of a cell's training."""
-        return next(cell["train"][-1] for cell in self.plan["cells"] if cell["method"] == method)
+        return next(cell.train[-1] for cell in self.plan.cells if cell.method == method)
 
     def steps(self, key):
         """How far the last attempt at a stage is, as last written down."""
@@ -142,13 +141,13 @@ class Sent:
 
     @property
     def targets(self):
-        cells = self.plan["cells"]
-        return {key for cell in cells for one in (cell, *cell["references"].values()) for key in targets_of(one)}
+        cells = self.plan.cells
+        return {key for cell in cells for one in (cell, *cell.references.values()) for key in targets_of(one)}
 
     def made(self):
         """What was computed, by key: the checksums of every model and every table of scores."""
         names = ("model.safetensors", "scores.json")
-        files = {key: self.store.manifest(key)["files"] for key in self.plan["stages"] if self.store.done(key)}
+        files = {key: self.store.manifest(key)["files"] for key in self.plan.stages if self.store.done(key)}
         return {key: {name: one[name]["sha256"] for name in names if name in one} for key, one in files.items()}
 
     def times(self):
@@ -168,8 +167,8 @@ def undisturbed(tmp_path_factory):
 def grid(cluster, undisturbed, tmp_path):
     """The grid with everything made but its two cells; at the end nothing of it is left in the queue."""
     sent = Sent(Store.open(tmp_path / "store"))
-    cells = {key for cell in undisturbed.plan["cells"] for key in (*cell["train"], *targets_of(cell))}
-    for key in undisturbed.plan["stages"].keys() - cells:
+    cells = {key for cell in undisturbed.plan.cells for key in (*cell.train, *targets_of(cell))}
+    for key in undisturbed.plan.stages.keys() - cells:
         shutil.copytree(undisturbed.store.folder(key), sent.store.folder(key))
     yield sent
     slurm("scancel", "--full", "-u", "root" if os.geteuid() == 0 else os.environ["USER"])

@@ -148,7 +148,7 @@ def test_two_people_send_overlapping_grids_at_the_same_moment(grid, undisturbed)
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, out + err
     whole(grid, undisturbed)
-    assert all(len(grid.store.attempts(key)) <= 1 for key in grid.plan["stages"])
+    assert all(len(grid.store.attempts(key)) <= 1 for key in grid.plan.stages)
 
 
 def test_a_grid_is_cancelled_and_goes_on(grid, undisturbed):

@@ -33,7 +33,7 @@ def pair(grid, tmp_path):
 def same(sent, alone):
     """Losses within 1e-4, parameters within 1e-3 and 1e-5, scores within 1e-3, at the same addresses."""
     sent.finished()
-    assert sent.plan["stages"].keys() == alone.plan["stages"].keys()
+    assert sent.plan.stages.keys() == alone.plan.stages.keys()
     key = sent.training("sft")
     one, four = (found.store.folder(key) for found in (alone, sent))
     for mine, theirs in zip(*((folder / "log.jsonl").read_text().splitlines() for folder in (one, four)), strict=True):
@@ -44,7 +44,7 @@ def same(sent, alone):
     for target in sent.targets:
         mine, theirs = (json.loads((s.store.folder(target) / "scores.json").read_text()) for s in (alone, sent))
         assert [score["score"] for score in theirs] == pytest.approx([score["score"] for score in mine], rel=1e-3)
-    mine = next(targets_of(cell)[0] for cell in sent.plan["cells"])
+    mine = next(targets_of(cell)[0] for cell in sent.plan.cells)
     assert len(sent.store.attempts(mine)) == 1 and sent.store.manifest(mine)["machine"]["processes"] == 1
     assert sent.store.manifest(key)["machine"]["processes"] == 4
     return sent.store.attempts(key)

@@ -56,7 +56,7 @@ def whole(grid):
     grid.finished()
     until("an empty queue", lambda: not slurm("squeue", "-h"))
     assert "g: 2 of 2 cells done" in grid.verb("status", "g") and page(grid) is None
-    facts = [grid.store.manifest(key)["facts"] for key in grid.plan["stages"] if key.startswith("labels-")]
+    facts = [grid.store.manifest(key)["facts"] for key in grid.plan.stages if key.startswith("labels-")]
     assert sum(one["counts"]["answers"] for one in facts) > 0
     assert "seq_kd" in grid.verb("results", "g")
 
@@ -82,7 +82,7 @@ def test_a_teacher_is_served_while_it_is_asked(grid):
 
 def test_a_server_that_is_stopped_is_started_anew_and_those_who_ask_wait(grid):
     grid.run(tiny(seconds=0.5))
-    labels = [key for key in grid.plan["stages"] if key.startswith("labels-")]
+    labels = [key for key in grid.plan.stages if key.startswith("labels-")]
     until("labels under way", lambda: any(map(grid.store.claimed, labels)))
     first = read_address(page(grid))
     slurm("scancel", "--signal=USR2", first["job"])

@@ -124,7 +124,7 @@ def finished(tmp_path_factory):
 def test_every_trained_stage_is_a_run_with_the_stages_key_its_whole_log_and_what_people_sort_by(finished):
     done, store = finished
     runs = runs_in(store.root)
-    students = {record["method"]: record["artifact"] for record in done.records if record["role"] == "student"}
+    students = {record.method: record.artifact for record in done.records if record.role == "student"}
     assert len(runs) == 3 and done.warnings == []
     for method, folder in students.items():
         key = folder.rpartition("/")[2]
@@ -156,7 +156,7 @@ def test_a_finished_grid_is_one_run_with_its_tables_verdict_claims_and_addresses
         tables[name] = pd.DataFrame(table["data"], columns=table["columns"])
     assert tables["summary"]["score"].tolist() == pytest.approx(done.summary["score"].tolist(), nan_ok=True)
     assert tables["claims"][["name", "verdict"]].to_numpy().tolist() == [["gains", "open"]]
-    models = {record["artifact"].rpartition("/")[2] for record in done.records}
+    models = {record.artifact.rpartition("/")[2] for record in done.records}
     assert set(tables["artifacts"]["model"]) == models and all(map(store.done, models))
 
 

@@ -26,9 +26,9 @@ def test_a_model_is_scored_on_a_benchmark_without_a_study(tmp_path):
     words = ["method=untrained", "student=hf", f"student.path={tmp_path / 'model'}", "evals.names=[pubmedqa]"]
     cells = compose([*words, f"evals.data_dir={write_items('pubmedqa', tmp_path / 'data')}"]).cells
     done = api.run(cells, store=str(tmp_path / "store"), grid="scored", launch=Launch(kind="inline"))
-    assert [record["status"] for record in done.records] == ["done", "done"]
-    scores = [one for record in done.records for one in record["scores"] if one["source"] == "all"]
-    assert scores[0] == scores[1] and scores[0]["items"] == 3 and scores[0]["metric"].startswith("acc@lm-eval-")
+    assert [record.status for record in done.records] == ["done", "done"]
+    scores = [one for record in done.records for one in record.scores if one.source == "all"]
+    assert scores[0] == scores[1] and scores[0].items == 3 and scores[0].metric.startswith("acc@lm-eval-")
 
 
 def test_there_is_nothing_to_tune():
@@ -44,5 +44,5 @@ def test_a_grid_without_a_single_score_ends_in_a_table_of_reasons(tmp_path, monk
     cells = compose([*words, f"evals.data_dir={write_items('pubmedqa', tmp_path / 'data')}"]).cells
     monkeypatch.setattr("harness.evals.lm_evaluation.tasks.LM_EVAL", "9")
     done = api.run(cells, store=str(tmp_path / "store"), grid="scored", launch=Launch(kind="inline"))
-    assert [record["status"] for record in done.records] == ["failed", "failed"]
-    assert all("written for lm-eval 9" in record["reason"] for record in done.records)
+    assert [record.status for record in done.records] == ["failed", "failed"]
+    assert all("written for lm-eval 9" in record.reason for record in done.records)

@@ -258,8 +258,8 @@ def test_prompts_alone_have_rows_and_labels_of_their_own_and_share_corpus_teache
 
 def test_a_grid_names_the_cells_on_prompts_alone():
     frozen = freeze(Plan.of(cells("method=seq_kd", "corpus.answers=given,none")), "g")
-    assert [cell["corpus"] for cell in frozen["cells"]] == ["mini", "mini[answers=none]"]
-    assert ["answers" in cell["settings"]["corpus"] for cell in frozen["cells"]] == [False, True]
+    assert [cell.corpus for cell in frozen.cells] == ["mini", "mini[answers=none]"]
+    assert ["answers" in cell.settings["corpus"] for cell in frozen.cells] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def test_a_method_that_no_cache_can_serve_is_refused_in_the_plan(method):
 
 def test_cells_that_differ_in_their_signal_have_names_that_differ():
     frozen = freeze(Plan.of(cells("method=sft,logit_kd", "signal.kind=live,top_k")), "g")
-    assert sorted(cell["method"] for cell in frozen["cells"]) == ["logit_kd", "logit_kd[signal=top_k]", "sft"]
+    assert sorted(cell.method for cell in frozen.cells) == ["logit_kd", "logit_kd[signal=top_k]", "sft"]
 
 
 def test_measures_are_shared_by_every_cell_of_a_grid_and_are_no_part_of_what_a_cell_is():

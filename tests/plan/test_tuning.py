@@ -185,12 +185,12 @@ def test_a_tuned_grid_from_trials_to_table(tmp_path, capsys):
     for arm in told["arms"]:
         best = min(arm["trials"], key=lambda trial: trial["validation_nll"])
         assert best["values"] == arm["chosen"]
-    by_method = {record["method"]: record for record in finished.records}
+    by_method = {record.method: record for record in finished.records}
     assert set(by_method) >= {"sft", "logit_kd"}  # named as asked, whatever was chosen
     for arm, method in zip(told["arms"], ("sft", "logit_kd"), strict=True):
         record = by_method[method]
-        assert record["settings"]["budget"]["learning_rate"] == arm["chosen"]["budget.learning_rate"]
-        assert record["tuned"] == arm["chosen"]
+        assert record.settings["budget"]["learning_rate"] == arm["chosen"]["budget.learning_rate"]
+        assert record.tuned == arm["chosen"]
     row = finished.summary.query("method == 'logit_kd' and metric == 'nll' and source == 'all'")
     assert row["gain"].notna().all()  # other learning rates, compared all the same
     assert "(tuned)" in row["note"].iloc[0]

@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from harness.plan.frozen import FrozenPlan
 from harness.report.figures.by_source import gains_by_source, source_figure
 from harness.report.figures.costs import pareto_figure
 from harness.report.figures.gap import gap, gap_figure, name_teachers
@@ -23,7 +24,7 @@ from harness.results.stats.intervals import Interval
 from harness.results.table import select, summary
 from harness.results.teacher_gap import GapLine, gap_lines
 from harness.store.store import Store
-from tests.invented_records import DATA_SCALING, grid
+from tests.invented_records import DATA_SCALING, changed, frozen_cell, grid
 
 ACCURACY = Metric("verified", "accuracy")
 RATIOS = {(f"two_stage[ratio={ratio}]", "weak"): {0.1: 0.02 * ratio} for ratio in (1.0, 2.0, 4.0)}
@@ -51,15 +52,17 @@ def test_cost_and_quality_with_the_front_of_arms_that_none_cheaper_beats(main_gr
 
 def test_gains_by_source_speak_of_every_source_but_the_canary(tmp_path):
     records, load_items = grid({("kd", "weak"): {0.1: 0.05, 1.0: 0.0}}, seeds=2, size=60)
-    for record in records:  # as an evaluation writes them
-        record["scores"] = [record["scores"][0] | {"source": name} for name in ("all", "a", "b", "canary")]
+    for number, record in enumerate(records):  # as an evaluation writes them
+        (score,) = record.plain()["scores"]
+        scores = [{**score, "source": name} for name in ("all", "a", "b", "canary")]
+        records[number] = changed(record, scores=scores)
     rows = gains_by_source(records, load_items, ACCURACY)
     assert set(rows["source"]) == {"a", "b"}
-    values = {s: load_items(records[0]["items"]["verified"]).query("source == @s")["score"].mean() for s in "ab"}
+    values = {s: load_items(records[0].items["verified"]).query("source == @s")["score"].mean() for s in "ab"}
     assert values["a"] != values["b"]
     paths = source_figure(rows, tmp_path / "s")
     drawn(paths, lambda: source_figure(rows, tmp_path / "s"))
-    bare = [record | {"scores": record["scores"][:1]} for record in records]
+    bare = [changed(record, scores=record.plain()["scores"][:1]) for record in records]
     assert source_figure(gains_by_source(bare, load_items, ACCURACY), tmp_path / "none") == []
 
 
@@ -133,11 +136,11 @@ def test_training_curves_count_steps_through_a_cells_stages_and_leave_out_unfini
         lines = [{"step": n + 1, "nll": 2.0 - n / 10, "loss": 1.0, "sequences": "given"} for n in range(steps)]
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     cells = [
-        names | {"method": "kd", "data_frac": 0.1, "train": ["train-a", "train-b"]},
-        names | {"method": "sft", "data_frac": 0.1, "train": ["train-c"]},
-        names | {"method": "jsd_kd", "data_frac": 0.1, "train": ["train-a", "train-lost"]},
+        frozen_cell(**names, method="kd", data_frac=0.1, train=("train-a", "train-b")),
+        frozen_cell(**names, method="sft", data_frac=0.1, train=("train-c",)),
+        frozen_cell(**names, method="jsd_kd", data_frac=0.1, train=("train-a", "train-lost")),
     ]
-    frame = curves(store, {"cells": cells})
+    frame = curves(store, FrozenPlan("g", {}, tuple(cells)))
     assert frame.groupby("method")["step"].apply(list).to_dict() == {"kd": [1, 2, 3, 4, 5], "sft": [1, 2, 3, 4]}
     drawn(training_figure(frame, tmp_path / "t"), lambda: training_figure(frame, tmp_path / "t"))
-    assert training_figure(curves(store, {"cells": []}), tmp_path / "none") == []
+    assert training_figure(curves(store, FrozenPlan("g", {}, ())), tmp_path / "none") == []

@@ -3,7 +3,7 @@
 import pytest
 
 from harness.data.corpora.tulu3 import SOURCES
-from harness.report.licences import flag_of, hub_license, judge
+from harness.report.licences import flag_of, hub_license, judge_licences
 
 FREE = {"name": "big", "license": "Apache-2.0", "distillation_allowed": "yes", "acknowledge_license": False}
 
@@ -34,7 +34,7 @@ def test_the_nineteen_sources_of_tulu_3_are_flagged_as_their_card_says():
 
 
 def test_one_non_commercial_source_binds_the_whole_model():
-    verdict = judge("Apache-2.0", [("open", "MIT"), ("closed", "CC-BY-NC-4.0")], FREE)
+    verdict = judge_licences("Apache-2.0", [("open", "MIT"), ("closed", "CC-BY-NC-4.0")], FREE)
     assert verdict.says == "not for commercial use" and verdict.reasons == ["data, non-commercial: closed"]
     assert hub_license("Apache-2.0", verdict)["license"] == "other"
 
@@ -45,19 +45,21 @@ def test_what_is_unknown_is_unclear_and_never_free():
         ("MIT", None, FREE),
         ("MIT", "MIT", FREE | {"license": None}),
     ):
-        assert judge(student, [("rows", source)], teacher).says == "unclear"
-    silent = judge("MIT", [("rows", "MIT")], FREE | {"distillation_allowed": "unknown"})
+        assert judge_licences(student, [("rows", source)], teacher).says == "unclear"
+    silent = judge_licences("MIT", [("rows", "MIT")], FREE | {"distillation_allowed": "unknown"})
     assert silent.says == "unclear" and "whether its licence allows distillation is unknown" in silent.reasons[0]
     assert hub_license(None, silent) == {"license": "unknown"}
 
 
 def test_a_teacher_that_forbids_it_is_told_even_where_that_was_acknowledged():
-    verdict = judge("MIT", [("rows", "MIT")], FREE | {"distillation_allowed": "no", "acknowledge_license": True})
+    verdict = judge_licences(
+        "MIT", [("rows", "MIT")], FREE | {"distillation_allowed": "no", "acknowledge_license": True}
+    )
     assert verdict.says == "not allowed as stated" and "forbids" in verdict.reasons[0]
 
 
 def test_where_all_is_stated_and_free_the_card_takes_the_start_weights_licence():
-    verdict = judge("Apache-2.0", [("rows", "MIT")], None)
+    verdict = judge_licences("Apache-2.0", [("rows", "MIT")], None)
     assert (verdict.says, verdict.clear) == ("nothing stated stands against use", True)
     assert hub_license("Apache-2.0", verdict) == {"license": "apache-2.0"}
     assert hub_license("ODC-BY-1.0", verdict) == {"license": "odc-by"}

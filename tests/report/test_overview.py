@@ -6,7 +6,7 @@ from rich.console import Console
 
 from harness.report.terminal import overview
 from harness.results.table import summary
-from tests.invented_records import cell
+from tests.invented_records import cell, changed
 
 
 def printed(records):
@@ -23,7 +23,7 @@ def scored(record, **found):
         for name, score in found.items()
         for source in ("all", name)
     ]
-    return record | {"scores": scores, "items": {}}
+    return changed(record, scores=scores, items={})
 
 
 def test_every_benchmark_is_a_column_and_every_model_a_row():

@@ -10,6 +10,7 @@ import pytest
 import harness.api as harness
 from harness.config.checks import SettingsError
 from harness.methods import method_names
+from harness.plan.frozen import FrozenPlan
 from harness.report.__main__ import main
 from harness.report.chapter import chapter
 from harness.report.page import html, markdown
@@ -18,7 +19,7 @@ from harness.report.receipt import cell_name
 from harness.report.sheet import Column, Entry, Sheet, short
 from harness.results.outcome import Outcome
 from harness.store.store import Store
-from tests.invented_records import grid, items
+from tests.invented_records import changed, grid, items
 
 GAINS = {("kd", "weak"): {0.03: 0.15, 1.0: 0.0}, ("logit_kd", "weak"): {0.03: 0.12, 1.0: 0.0}}
 CLAIMS = {
@@ -64,10 +65,9 @@ class Page(HTMLParser):
 
 
 def outcome_of(name="g", gains=GAINS, seeds=3, claims=None, change=None, **more):
-    """An outcome of invented records, changed in place by `change`."""
+    """An outcome of invented records, whose list is changed in place by `change`."""
     records, load_items = grid(gains, seeds=seeds, **more)
-    for record in records:
-        record |= {"grid": name, "settings": SETTINGS, "artifact": None}
+    records = [changed(record, grid=name, settings=SETTINGS, artifact=None) for record in records]
     if change:
         change(records)
     return Outcome(name, records, claims, load_items)
@@ -90,9 +90,10 @@ def reported(tmp_path_factory):
     root = tmp_path_factory.mktemp("reported")
 
     def lose(records):
-        records[1] |= {"status": "failed", "reason": "out of memory: 40 GiB", "failure_class": "oom", "scores": []}
-        records[2] |= {"status": "missing", "reason": "3 of 6 stages not made yet", "scores": []}
-        records[4]["warnings"] = ["answers were cut off"]
+        failed = {"status": "failed", "reason": "out of memory: 40 GiB", "failure_class": "oom", "scores": []}
+        records[1] = changed(records[1], **failed)
+        records[2] = changed(records[2], status="missing", reason="3 of 6 stages not made yet", scores=[])
+        records[4] = changed(records[4], warnings=["answers were cut off"])
 
     outcome_of("first", claims=CLAIMS, change=lose).export(root / "first")
     outcome_of("second", seeds=1).export(root / "second")
@@ -156,11 +157,11 @@ def test_names_that_are_code_elsewhere_are_text_here(no_figures, tmp_path):
     name = "<script>alert(1)</script>"
 
     def rename(records):
-        for record in records:
-            record |= {"corpus": '"><img src=x onerror=alert(1)>', "budget": "</li><b>"}
-            if record["teacher"]:
-                record["teacher"] = "{{ 7 * 7 }} [weak](javascript:alert(1)) 1 % & a_b | $x$ #1 \\end{table}"
-        records[0] |= {"status": "failed", "reason": "</td><script>alert(2)</script>", "scores": []}
+        code = "{{ 7 * 7 }} [weak](javascript:alert(1)) 1 % & a_b | $x$ #1 \\end{table}"
+        for number, record in enumerate(records):
+            names = {"corpus": '"><img src=x onerror=alert(1)>', "budget": "</li><b>"}
+            records[number] = changed(record, **names, teacher=record.teacher and code)
+        records[0] = changed(records[0], status="failed", reason="</td><script>alert(2)</script>", scores=[])
 
     outcome = outcome_of(name, change=rename)
     one, page, text = written(outcome, tmp_path)
@@ -194,8 +195,9 @@ def test_a_row_of_latex_that_begins_with_a_bracket_is_no_length():
 
 def test_a_grid_without_scores_is_a_page_that_says_so(no_figures, tmp_path):
     def empty(records):
-        for record in records:
-            record |= {"scores": [], "items": {}, "status": "missing", "reason": "6 stages not made yet"}
+        for number, record in enumerate(records):
+            why = "6 stages not made yet"
+            records[number] = changed(record, scores=[], items={}, status="missing", reason=why)
 
     one, page, text = written(outcome_of(change=empty, claims=CLAIMS), tmp_path)
     assert "No verdict: no cell has a score" in page.text and "no answer" in page.text
@@ -206,10 +208,10 @@ def test_a_grid_without_scores_is_a_page_that_says_so(no_figures, tmp_path):
 
 def test_losses_are_told_as_lower_is_better(no_figures, tmp_path):
     def lose(records):
-        for record in records:
-            for score in record["scores"]:
-                score |= {"eval": "heldout", "metric": "nll", "score": 3 - score["score"]}
-            record["items"] = {}
+        for number, record in enumerate(records):
+            scores = record.plain()["scores"]
+            losses = [{**one, "eval": "heldout", "metric": "nll", "score": 3 - one["score"]} for one in scores]
+            records[number] = changed(record, scores=losses, items={})
 
     one, page, _ = written(outcome_of(change=lose), tmp_path)
     assert "heldout nll, lower is better" in page.text
@@ -241,7 +243,7 @@ def test_methods_are_cited_by_the_numbers_in_their_files():
 
 def test_receipts_and_provenance_are_those_of_the_store(no_figures, tmp_path):
     outcome, store = outcome_of(seeds=4), Store.open(tmp_path / "store")
-    students = [record for record in outcome.records if record["role"] == "student"]
+    students = [record for record in outcome.records if record.role == "student"]
     for record in students[:8]:
         folder = store.model_folder("g", cell_name(record))
         folder.mkdir(parents=True)
@@ -251,7 +253,7 @@ def test_receipts_and_provenance_are_those_of_the_store(no_figures, tmp_path):
     folder = store.folder("train-abcd")
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(json.dumps({"provenance": made, "published": 1767225600.0}))
-    frozen = {"grid": "g", "stages": {"train-abcd": {}, "train-ef01": {}}}
+    frozen = FrozenPlan("g", {"train-abcd": {}, "train-ef01": {}}, ())
     out = store.root / "reports" / "g"
     out.mkdir(parents=True)
     one, page, _ = written(outcome, out, store=store, frozen=frozen)

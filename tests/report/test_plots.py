@@ -71,7 +71,7 @@ def test_teachers_differ_by_marker_and_methods_by_colour():
 
 def test_a_teacher_trained_at_each_fraction_is_a_curve_and_not_a_rule_for_each():
     records, load_items = grid({"kd": {0.1: 0.1, 1.0: 0.0}}, seeds=2, references=False)
-    records += [cell("teacher", f, 0, [1, 0, 1, f > 0.5], role="teacher", items=None) for f in (0.1, 1.0)]
+    records += [cell("teacher", f, 0, [1, 0, 1, f > 0.5], role="teacher", items={}) for f in (0.1, 1.0)]
     left, right = Figure().subplots(1, 2)
     crossover(select(summary(records, load_items)), left, right)
     assert "weak teacher" in texts(left)
@@ -97,7 +97,7 @@ def test_files_are_the_same_bytes_twice(tmp_path):
 
 def test_grids_without_a_gain_or_a_score_still_have_a_figure(tmp_path):
     records, load_items = grid({"kd": {0.1: 0.1}}, seeds=1)
-    only_sft = summary([r for r in records if r["method"] != "kd"], load_items)
+    only_sft = summary([r for r in records if r.method != "kd"], load_items)
     broken = summary([cell("kd", 0.1, 0, status="failed", reason="x")])
     for frame in (only_sft, broken, summary([])):
         assert all(path.stat().st_size > 1000 for path in crossover_figure(frame, tmp_path / "f"))

@@ -10,7 +10,7 @@ from harness.results.arms import Metric
 from harness.results.breakdown import breakdown, render
 from harness.results.paired_gains import estimate, gain
 from harness.results.table import summary
-from tests.invented_records import cell, grid, items
+from tests.invented_records import cell, changed, grid, items
 
 ACCURACY = Metric("verified", "accuracy")
 
@@ -22,7 +22,7 @@ class Told:
         self.told = told
 
     def of_items(self, record, evaluation, items):
-        series = pd.Series(self.told[record["cell"]], dtype="string").reindex(items["prompt_hash"])
+        series = pd.Series(self.told[record.cell], dtype="string").reindex(items["prompt_hash"])
         series.index = items.index
         return pd.DataFrame({"exposure": series, "student_rows": pd.array(series == "student", "boolean")})
 
@@ -36,12 +36,12 @@ def by_hand():
         ("kd", 1): [1, 0, 1, 1, 0, 0],
     }
     records = [cell(method, 0.1, seed, values) for (method, seed), values in scores.items()]
-    shelf = {r["items"]["verified"]: items(scores[r["method"], r["seed"]]) for r in records}
+    shelf = {r.items["verified"]: items(scores[r.method, r.seed]) for r in records}
     mine = {0: (0, 1, 2), 1: (0, 3)}
     told = {
-        r["cell"]: {f"0-{n}": "student" if n in mine[r["seed"]] else "teacher" for n in range(6)}
+        r.cell: {f"0-{n}": "student" if n in mine[r.seed] else "teacher" for n in range(6)}
         for r in records
-        if r["method"] == "kd"
+        if r.method == "kd"
     }
     return records, shelf.__getitem__, Told(told)
 
@@ -63,8 +63,8 @@ def test_a_class_that_is_the_same_in_all_seeds_has_the_interval_of_those_items_a
     assert len(found) == 12
     only = {}
     for record in records:
-        frame = load_items(record["items"]["verified"]).query("source == 'c'")
-        only[record["cell"]] = record | {"scores": [record["scores"][0] | {"score": frame["score"].mean()}]}
+        frame = load_items(record.items["verified"]).query("source == 'c'")
+        only[record.cell] = changed(record, scores=[{**record.plain()["scores"][0], "score": frame["score"].mean()}])
     expected = summary(list(only.values()), lambda path: load_items(path).query("source == 'c'"))
     expected = expected.query("method == 'kd'").iloc[0]
     for column in ("score", "score_low", "score_high", "gain", "gain_low", "gain_high", "gain_p"):
@@ -73,7 +73,7 @@ def test_a_class_that_is_the_same_in_all_seeds_has_the_interval_of_those_items_a
 
 def test_a_seed_without_items_of_a_class_is_not_counted_in_it():
     records, load_items, told = by_hand()
-    kd = next(r["cell"] for r in records if (r["method"], r["seed"]) == ("kd", 1))
+    kd = next(r.cell for r in records if (r.method, r.seed) == ("kd", 1))
     told.told[kd] = dict.fromkeys(told.told[kd], "teacher")
     frame = breakdown(records, ["exposure"], told, load_items).set_index("exposure")
     assert frame.loc["student", ["seeds", "score"]].tolist() == pytest.approx([1, 2 / 3])
@@ -95,14 +95,15 @@ def test_several_names_are_crossed_and_nobody_knows_is_shown_as_unknown():
 def test_a_loss_per_token_is_the_ratio_within_the_class():
     records, load_items, told = by_hand()
     tokens = np.array([1, 2, 3, 4, 5, 6])
-    shelf = {}
+    shelf, found = {}, []
     for record in records:
-        frame = load_items(record["items"]["verified"]).assign(nll_tokens=tokens)
-        frame["nll"] = tokens * (2.0 if record["method"] == "sft" else 1.0) + np.arange(6) * (record["seed"] + 1)
-        shelf[record["items"]["verified"]] = frame
+        frame = load_items(record.items["verified"]).assign(nll_tokens=tokens)
+        frame["nll"] = tokens * (2.0 if record.method == "sft" else 1.0) + np.arange(6) * (record.seed + 1)
+        shelf[record.items["verified"]] = frame
         ratio = frame["nll"].sum() / tokens.sum()
-        record["scores"] = [{"eval": "verified", "metric": "nll", "source": "all", "score": ratio}]
-    frame = breakdown(records, ["exposure"], told, shelf.__getitem__).set_index("exposure")
+        score = {"eval": "verified", "metric": "nll", "source": "all", "score": ratio}
+        found.append(changed(record, scores=[score | {"standard_error": 0.1, "items": 6}]))
+    frame = breakdown(found, ["exposure"], told, shelf.__getitem__).set_index("exposure")
     # the student's items: 0, 1, 2 with 6 tokens and 0, 3 with 5
     assert frame.loc["student", "score"] == pytest.approx(((6 + 3) / 6 + (5 + 6) / 5) / 2)
     assert frame.loc["student", "gain"] == pytest.approx(-1)
@@ -114,8 +115,8 @@ def test_a_loss_per_token_is_the_ratio_within_the_class():
 
 def test_a_diverged_cell_counts_as_0_on_the_items_its_partner_has_in_the_class():
     records, load_items, told = by_hand()
-    lost = next(r for r in records if (r["method"], r["seed"]) == ("kd", 1))
-    lost.update(status="failed", failure_class="diverged", scores=[], items=None)
+    lost = next(n for n, r in enumerate(records) if (r.method, r.seed) == ("kd", 1))
+    records[lost] = changed(records[lost], status="failed", failure_class="diverged", scores=[], items={})
     row = breakdown(records, ["exposure"], told, load_items).set_index("exposure").loc["student"]
     assert row["gain"] == pytest.approx((1 / 3 - 1 / 2) / 2)  # seed 1: SFT's 1/2 lost
     assert "diverged" in row["note"]
@@ -125,7 +126,7 @@ def test_several_worlds_make_one_row_and_a_missing_sft_is_said():
     records, load_items = grid({"kd": {0.1: 0.1}}, seeds=2, worlds=(0, 1), size=60)
     frame = breakdown(records, ["source"], Told({}), load_items)
     assert len(frame) == 12 and set(frame["draws"]) == {2} and "2 draws only" in frame["gain_covers"][0]
-    without = breakdown([r for r in records if r["method"] != "sft"], ["source"], Told({}), load_items)
+    without = breakdown([r for r in records if r.method != "sft"], ["source"], Told({}), load_items)
     assert without["gain"].isna().all() and set(without["note"]) == {"no gain: no SFT cell to pair with; too few items"}
     assert not without["score"].isna().any()
 
@@ -138,7 +139,7 @@ def test_a_name_items_cannot_be_told_apart_by_is_refused():
 
 def test_nothing_to_compare_is_an_empty_table():
     records, load_items, told = by_hand()
-    frame = breakdown([r for r in records if r["method"] == "sft"], ["exposure"], told, load_items)
+    frame = breakdown([r for r in records if r.method == "sft"], ["exposure"], told, load_items)
     assert frame.empty and render(frame, ["exposure"]).title.startswith("no finished cell")
 
 
@@ -151,15 +152,15 @@ def interval(draw, truth, share, seeds, count):
         gains = truth + draw.normal(0, 0.03) + easy + draw.normal(0, 0.3, count)
         for method, scores in (("kd", gains), ("sft", np.zeros(count))):
             record = cell(method, 0.1, seed, list(scores))
-            values[record["items"]["verified"]] = names.assign(value=scores, total=scores)
+            values[record.items["verified"]] = names.assign(value=scores, total=scores)
             records[method].append(record)
-        told[records["kd"][-1]["cell"]] = pd.Series(draw.random(count) < share)
+        told[records["kd"][-1].cell] = pd.Series(draw.random(count) < share)
     pairs = gain(
         records["kd"],
         records["sft"],
         ACCURACY,
         lambda path, metric: values[path],
-        lambda record, frame: told[record["cell"]],
+        lambda record, frame: told[record.cell],
     )
     return estimate("gain", {None: pairs})
 

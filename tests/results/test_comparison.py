@@ -8,7 +8,7 @@ from scipy import stats
 
 from harness.results.arms import Metric
 from harness.results.comparison import Comparison
-from tests.invented_records import cell, items
+from tests.invented_records import cell, changed, items
 
 ACCURACY = Metric("verified", "accuracy")
 SOURCES = ("add", "sort", "few")
@@ -18,7 +18,7 @@ def world(sources=("add",), **scores):
     """Records by method, of seed 0, and what compares them."""
     records = {name: cell(name, 0.1, 0, list(map(float, values))) for name, values in scores.items()}
     shelf = {
-        record["items"]["verified"]: items(list(map(float, values)), sources)
+        record.items["verified"]: items(list(map(float, values)), sources)
         for record, values in zip(records.values(), scores.values(), strict=True)
     }
     return records, Comparison(lambda path: shelf[path])
@@ -42,7 +42,7 @@ def test_score_and_paired_gain_have_the_textbook_intervals():
 
 def test_a_reference_model_is_paired_whatever_seed_it_stands_under():
     records, compare = world(kd=[1, 0] * 10, base=[0, 0] * 10)
-    base = records["base"] | {"data_seed": 7, "train_seed": 8, "role": "base"}
+    base = changed(records["base"], data_seed=7, train_seed=8, role="base")
     assert compare.against(records["kd"], base, ACCURACY)["gain"] == pytest.approx(0.5)
 
 

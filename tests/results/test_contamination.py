@@ -1,6 +1,7 @@
 """Items that training rows repeat, from a corpus with copies planted in it to the record; counted, told, dropped."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -84,27 +85,27 @@ def counted(asked, tmp_path_factory):
 
 
 def by_method(records):
-    return {record["method"]: record for record in records}
+    return {record.method: record for record in records}
 
 
 def test_copies_in_the_rows_are_counted_by_whose_rows_they_are_in(counted):
     records = by_method(counted[0].records)
-    found = {name: record["contamination"]["pubmedqa"] for name, record in records.items()}
-    assert {record["status"] for record in records.values()} == {"done"}
+    found = {name: asdict(record.contamination["pubmedqa"]) for name, record in records.items()}
+    assert {record.status for record in records.values()} == {"done"}
     wanted = ("items", "own", "student_rows", "teacher_rows", "teacher_only", "synthetic_rows", "in_context_rows")
     assert [found["sft"][name] for name in wanted] == [4, 2, 2, 0, 0, 0, 0]
     assert [found["logit_kd"][name] for name in wanted] == [4, 2, 2, 1, 1, 0, 0]
     assert [found["teacher"][name] for name in wanted] == [4, 1, 1, 0, 0, 0, 0]
     assert [found["base"][name] for name in wanted] == [4, 0, 0, 0, 0, 0, 0]
-    assert records["sft"]["contamination"]["heldout"]["own"] == 0
+    assert records["sft"].contamination["heldout"].own == 0
 
 
 def test_scores_are_told_without_the_copies_and_a_sentence_warns_of_them(counted):
     record = by_method(counted[0].records)["logit_kd"]
-    scores = pd.read_parquet(record["items"]["pubmedqa"]).set_index("id")["score"]
+    scores = pd.read_parquet(record.items["pubmedqa"]).set_index("id")["score"]
     metric = load_benchmark("pubmedqa").column
-    assert record["contamination"]["pubmedqa"]["without"] == {metric: pytest.approx(scores[["2", "3"]].mean())}
-    said = [warning for warning in record["warnings"] if warning.startswith("contamination")]
+    assert record.contamination["pubmedqa"].without == {metric: pytest.approx(scores[["2", "3"]].mean())}
+    said = [warning for warning in record.warnings if warning.startswith("contamination")]
     assert said[0].startswith(f"contamination: 2 of 4 items of pubmedqa are repeated in training rows; {metric} is ")
     assert "1 of 4 items of pubmedqa are repeated in rows that only the teacher" in said[1] and len(said) == 2
     assert "contamination: 2 of 4" in "".join(counted[0].summary["warnings"])
@@ -117,7 +118,7 @@ def test_exposure_of_a_benchmarks_items_follows_from_the_copies(counted):
     assert list(exposure["logit_kd"]) == ["student", "student", "teacher", "neither"]
     assert list(exposure["sft"]) == ["student", "student", "neither", "neither"]
     frozen = frozen_plan(Store(store), "counted")
-    for cell in frozen["cells"]:
+    for cell in frozen.cells:
         cell["overlaps"] = []
     unknown = items_of(done.records, Exposures(Store(store), frozen)).query("role == 'student'")
     assert set(unknown.query("eval == 'pubmedqa'")["exposure"]) == {"unknown"}
@@ -128,11 +129,11 @@ def test_rows_are_dropped_on_request_and_nothing_is_left_to_count(asked, counted
     cells = harness.grid(method="logit_kd", evals__overlap="drop", **asked)
     done = harness.run(cells, store=str(counted[1]), grid="dropped", launch=Launch(kind="inline"))
     for record in done.records:
-        assert record["contamination"]["pubmedqa"]["own"] == record["contamination"]["pubmedqa"]["teacher_only"] == 0
+        assert record.contamination["pubmedqa"].own == record.contamination["pubmedqa"].teacher_only == 0
     kd = by_method(done.records)["logit_kd"]
-    assert kd["status"] == "done" and "2 rows were left out: it repeats an item that is scored" in kd["warnings"]
+    assert kd.status == "done" and "2 rows were left out: it repeats an item that is scored" in kd.warnings
     store, frozen = Store(counted[1]), frozen_plan(Store(counted[1]), "dropped")
-    folders = [store.folder(key) for key, spec in frozen["stages"].items() if spec["kind"] == "subset"]
+    folders = [store.folder(key) for key, spec in frozen.stages.items() if spec["kind"] == "subset"]
     told = [json.loads((folder / "subset.json").read_text())["dropped"] for folder in folders]
     assert sorted(map(str, told)) == [f"{{'it repeats an item that is scored': {n}}}" for n in (1, 2)]
 

@@ -15,10 +15,11 @@ from harness.data.miniature.facts import draw_facts
 from harness.data.miniature.lines import pretraining_facts
 from harness.data.miniature.sources import SOURCES, Prompt
 from harness.grid import main as grid
-from harness.plan.frozen import frozen_plan
+from harness.plan.frozen import FrozenPlan, frozen_plan
 from harness.results.breakdown import items as items_of
 from harness.results.exposure import SEEN_BY, Exposures
 from harness.store.store import Store
+from tests.invented_records import cell, frozen_cell
 
 KNOWN = sorted(draw_facts(0).known_capital)
 OTHER = sorted(set(draw_facts(0).capital) - set(KNOWN))
@@ -70,11 +71,8 @@ def by_hand(tmp_path, student, teacher, rows, lesson, heldout, corpus="mini"):
         "train-s": stage("train", {"subset": "subset-s", "start": "base-s", **taught}),
         "evaluate-s": stage("evaluate", {"mixture": "mixture-m", "model": "train-s"}),
     }
-    frozen = {
-        "stages": stages,
-        "cells": [{"fingerprint": "c", "evaluations": {"verified": "evaluate-s"}, "train": ["train-s"]}],
-    }
-    found = Exposures(store, frozen).of({"cell": "c", "role": "student"})
+    planned = frozen_cell(fingerprint="c", evaluations={"verified": "evaluate-s"}, train=("train-s",))
+    found = Exposures(store, FrozenPlan("g", stages, (planned,))).of(cell("kd", 1.0, 0, **{"cell": "c"}))
     return found.loc[[prompt_hash([{"role": "user", "content": text}]) for text in heldout]].reset_index(drop=True)
 
 
@@ -187,17 +185,17 @@ def test_a_tiny_real_grid_is_split_as_its_rows_say(tmp_path, capsys):
     store = Store(tmp_path / "store")
     frozen = frozen_plan(store, "g")
     exposures = Exposures(store, frozen)
-    mixture = next(store.folder(key) for key, spec in frozen["stages"].items() if spec["kind"] == "mixture")
+    mixture = next(store.folder(key) for key, spec in frozen.stages.items() if spec["kind"] == "mixture")
     heldout = pd.read_parquet(mixture / "heldout.parquet").set_index("prompt_hash")["messages"]
     trained = pd.read_parquet(mixture / "train.parquet")["messages"]
 
     def asked_in(train):
-        subset = store.folder(frozen["stages"][train]["inputs"]["subset"]) / "train"
+        subset = store.folder(frozen.stages[train]["inputs"]["subset"]) / "train"
         return {Corpus.asks(trained[row][0]["content"]) for row in load_from_disk(subset)["row"]}
 
-    for record in [record for record in done.records if record["role"] == "student"]:
-        (train,) = (cell["train"][-1] for cell in frozen["cells"] if cell["fingerprint"] == record["cell"])
-        teacher = frozen["stages"][train]["inputs"].get("teacher")
+    for record in [record for record in done.records if record.role == "student"]:
+        (train,) = (one.train[-1] for one in frozen.cells if one.fingerprint == record.cell)
+        teacher = frozen.stages[train]["inputs"].get("teacher")
         students, teachers = asked_in(train), asked_in(teacher) if teacher else set()
         for prompt, exposure in exposures.of(record)["exposure"].items():
             question = Corpus.asks(heldout[prompt][0]["content"])

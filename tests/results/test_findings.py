@@ -2,17 +2,19 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from harness.config.checks import SettingsError
 from harness.plan.claims import Claim, declare, declared, when_declared
+from harness.plan.frozen import FrozenPlan
 from harness.results.arms import Metric
 from harness.results.findings import judge
 from harness.results.power import foresee
 from harness.store.store import Store
-from tests.invented_records import grid
+from tests.invented_records import changed, frozen_cell, grid
 
 ACCURACY = Metric("verified", "accuracy")
 GAINS = {("kd", "weak"): {0.03: 0.15, 0.1: 0.08, 1.0: 0.0}, ("logit_kd", "weak"): {0.03: 0.15, 0.1: 0.08, 1.0: 0.0}}
@@ -101,26 +103,17 @@ def _normal_grid(curve, generator):
                 for method, gained in (("sft", 0.0), ("kd", own)):
                     scores = difficulty + gained + generator.normal(0, 0.02) + generator.normal(0, 0.1, 60)
                     record = cell(method, fraction, seed, scores.tolist(), world_seed=world, teacher_seed=world)
-                    shelf[record["items"]["verified"]] = items(scores.tolist(), world=world)
+                    shelf[record.items["verified"]] = items(scores.tolist(), world=world)
                     records.append(record)
     return records, shelf.__getitem__
 
 
-def frozen(*methods: str) -> dict:
+def frozen(*methods: str) -> FrozenPlan:
+    names = {"teacher": "weak", "student": "s", "corpus": "mini", "budget": "b"}
     cells = [
-        {
-            "method": m,
-            "teacher": "weak",
-            "student": "s",
-            "corpus": "mini",
-            "budget": "b",
-            "data_frac": f,
-            "evaluations": {"e": f"{m}-{f}"},
-        }
-        for m in methods
-        for f in (0.03, 1.0)
+        frozen_cell(method=m, data_frac=f, evaluations={"e": f"{m}-{f}"}, **names) for m in methods for f in (0.03, 1.0)
     ]
-    return {"grid": "g", "cells": cells, "stages": {}}
+    return FrozenPlan("g", {}, tuple(cells))
 
 
 def test_claims_are_kept_with_a_hash_and_a_change_is_kept_beside(tmp_path):
@@ -169,7 +162,7 @@ def test_a_claim_that_cannot_be_judged_is_refused_before_anything_runs(tmp_path,
 
 def test_without_a_standard_error_nothing_is_claimed():
     records, _ = grid(GAINS, seeds=1)
-    bare = [record | {"items": {}} for record in records]
+    bare = [changed(record, items={}) for record in records]
     (found,) = judge(bare, [Claim.of({"name": "gains", "gain": kd(0.03)})], ACCURACY)
     assert found.verdict == "open" and math.isnan(found.p)
 
@@ -177,9 +170,10 @@ def test_without_a_standard_error_nothing_is_claimed():
 def test_before_a_grid_is_run_it_is_told_what_it_can_show():
     claims = [{"name": "gains", "gain": kd(0.03)}, {"name": "gone", "gain": kd(1.0), "within": 0.02, "sd": 0.01}]
 
-    def grid_of(draws: int, seeds: int) -> dict:
-        cells = frozen("kd")["cells"]
-        return {"cells": [c | {"world_seed": d, "seed": s} for c in cells for d in range(draws) for s in range(seeds)]}
+    def grid_of(draws: int, seeds: int) -> FrozenPlan:
+        cells = frozen("kd").cells
+        found = (replace(c, world_seed=d, seed=s) for c in cells for d in range(draws) for s in range(seeds))
+        return FrozenPlan("g", {}, tuple(found))
 
     first, second = foresee(claims, grid_of(5, 2))
     assert first == "gains: 5 draws, sd 0.02: from 0.034 on it is shown in four grids of five"

@@ -8,7 +8,7 @@ import pytest
 import harness.api as harness
 from harness.config.checks import SettingsError
 from harness.results.outcome import Outcome
-from tests.invented_records import grid
+from tests.invented_records import changed, grid
 
 GAINS = {("kd", "weak"): {0.03: 0.15, 0.1: 0.08, 1.0: 0.0}}
 CLAIMS = {
@@ -45,17 +45,17 @@ def test_an_export_is_small_and_holds_no_text(outcome, tmp_path):
 
 
 def test_an_export_may_hold_one_evaluation_alone(outcome, tmp_path):
-    (name,) = {name for record in outcome.records for name in record["items"]}
+    (name,) = {name for record in outcome.records for name in record.items}
     read = Outcome.read(outcome.export(tmp_path / "one", evals=[name]))
     pd.testing.assert_frame_equal(read.summary, outcome.summary)
     none = Outcome.read(outcome.export(tmp_path / "none", evals=["gsm8k"]))
-    assert not any(record["scores"] or record["items"] for record in none.records) and none.metric is None
+    assert not any(record.scores or record.items for record in none.records) and none.metric is None
 
 
 def test_a_grid_without_claims_has_no_findings_and_one_without_scores_no_metric(tmp_path):
     records, load_items = grid(GAINS, seeds=1)
     assert Outcome("g", records, None, load_items).findings == []
-    bare = [record | {"scores": [], "items": {}, "status": "missing"} for record in records]
+    bare = [changed(record, scores=[], items={}, status="missing") for record in records]
     read = Outcome.read(Outcome("g", bare, CLAIMS).export(tmp_path))
     assert read.metric is None and read.findings == [] and read.verdict.startswith("No verdict")
 

@@ -1,4 +1,4 @@
-"""Scaling fits, rivals within seeds, the teacher gap, power: by hand, against scipy, by simulation."""
+"""Scaling fits, simultaneous gains within seeds, the teacher gap, power: by hand, against scipy, by simulation."""
 
 import math
 
@@ -9,7 +9,7 @@ from scipy import stats as reference
 from harness.config.checks import SettingsError
 from harness.results.power import detectable, difference_power, equivalence_power
 from harness.results.scaling import scaling
-from harness.results.simultaneous import critical, rivals
+from harness.results.simultaneous import critical, simultaneous_gains
 from harness.results.stats.intervals import curve
 from harness.results.teacher_gap import halves_of, slope
 
@@ -89,28 +89,28 @@ def arms(generator, methods, seeds=3, items=60, spread=0.02):
 
 def test_all_intervals_of_a_family_hold_together():
     generator = np.random.default_rng(2)
-    alarms = sum(any(one.p < 0.05 for one in rivals(*arms(generator, 8))) for _ in range(300))
+    alarms = sum(any(one.p < 0.05 for one in simultaneous_gains(*arms(generator, 8))) for _ in range(300))
     assert 0.02 <= alarms / 300 <= 0.085
 
 
 def test_pooling_over_methods_finds_what_a_method_alone_cannot_at_three_seeds():
-    generator, found = np.random.default_rng(3), {"rivals": 0, "holm": 0}
+    generator, found = np.random.default_rng(3), {"together": 0, "holm": 0}
     for _ in range(100):
         sft, others = arms(generator, 8)
         others = {name: scores + 0.08 for name, scores in others.items()}
-        found["rivals"] += sum(one.low > 0 for one in rivals(sft, others))
+        found["together"] += sum(one.low > 0 for one in simultaneous_gains(sft, others))
         alone = [reference.ttest_1samp((scores - sft).mean(1), 0).pvalue for scores in others.values()]
         found["holm"] += sum(np.sort(alone) < 0.05 / np.arange(8, 0, -1))
-    assert found["rivals"] > 3 * found["holm"]
+    assert found["together"] > 3 * found["holm"]
 
 
 def test_an_interval_and_its_p_value_agree_and_one_seed_is_refused():
     sft, others = arms(np.random.default_rng(4), 4)
     others["m0"] = others["m0"] + 0.06
-    for one in rivals(sft, others):
+    for one in simultaneous_gains(sft, others):
         assert (one.p < 0.05) == (one.low > 0 or one.high < 0)
     with pytest.raises(SettingsError, match="two seeds"):
-        rivals(sft[:1], {name: scores[:1] for name, scores in others.items()})
+        simultaneous_gains(sft[:1], {name: scores[:1] for name, scores in others.items()})
 
 
 def test_the_slope_over_teachers_is_found_and_is_zero_where_gains_do_not_follow():

@@ -15,7 +15,7 @@ from harness.results.arms import Arm, Metric, by_arm
 from harness.results.items import item_values
 from harness.results.paired_gains import crossovers
 from harness.results.table import headline, render, summary, tidy, write
-from tests.invented_records import cell, grid, items
+from tests.invented_records import cell, changed, grid, items
 
 
 def by_hand():
@@ -29,7 +29,7 @@ def by_hand():
     records, shelf = [], {}
     for (method, seed), scores in answers.items():
         record = cell(method, 0.1, seed, scores)
-        shelf[record["items"]["verified"]] = items(scores)
+        shelf[record.items["verified"]] = items(scores)
         records.append(record)
     return records, lambda path: shelf[path]
 
@@ -50,7 +50,7 @@ def test_gain_is_method_minus_sft_paired_by_seed():
 
 def test_without_items_the_gain_has_a_paired_t_interval_that_says_what_it_leaves_out():
     records, _ = by_hand()
-    records = [record | {"items": {}} for record in records]
+    records = [changed(record, items={}) for record in records]
     row = row_of(summary(records), method="kd")
     low, high = reference.ttest_1samp([0.5, 0.25], 0).confidence_interval()
     assert (row["gain_low"], row["gain_high"]) == pytest.approx((low, high))
@@ -59,7 +59,7 @@ def test_without_items_the_gain_has_a_paired_t_interval_that_says_what_it_leaves
 
 def test_a_seed_without_its_sft_partner_counts_for_the_score_and_not_for_the_gain():
     records, load_items = by_hand()
-    records = [r for r in records if (r["method"], r["seed"]) != ("sft", 1)]
+    records = [r for r in records if (r.method, r.seed) != ("sft", 1)]
     row = row_of(summary(records, load_items), method="kd")
     assert (row["seeds"], row["paired_seeds"], row["gain"]) == (2, 1, 0.5)
     assert row["gain_covers"] == "items only"
@@ -67,14 +67,14 @@ def test_a_seed_without_its_sft_partner_counts_for_the_score_and_not_for_the_gai
 
 def test_one_sft_cell_is_the_partner_of_every_teacher():
     records, load_items = by_hand()
-    records += [r | {"teacher": "strong", "cell": r["cell"] + "s"} for r in records if r["method"] == "kd"]
+    records += [changed(r, teacher="strong", cell=r.cell + "s") for r in records if r.method == "kd"]
     frame = summary(records, load_items)
     assert set(frame.loc[frame["gain"] == 0.375, "teacher"]) == {"weak", "strong"}
 
 
 def test_cells_of_another_world_are_never_paired():
     records, load_items = by_hand()
-    records = [r | {"world_seed": 1} if r["method"] == "kd" else r for r in records]
+    records = [changed(r, world_seed=1) if r.method == "kd" else r for r in records]
     assert row_of(summary(records, load_items), method="kd")[["gain"]].isna().all()
 
 
@@ -90,12 +90,12 @@ def test_a_failed_cell_is_a_row_with_its_reason_in_both_tables():
 
 
 def with_learning_rate(record, rate):
-    return record | {"settings": {"budget": {"learning_rate": rate}}, "cell": f"{record['cell']} {rate}"}
+    return changed(record, settings={"budget": {"learning_rate": rate}}, cell=f"{record.cell} {rate}")
 
 
 def test_an_sft_cell_with_another_learning_rate_is_no_partner_and_the_table_says_why():
     records, load_items = by_hand()
-    records = [with_learning_rate(r, 5e-4 if r["method"] == "kd" else 1e-3) for r in records]
+    records = [with_learning_rate(r, 5e-4 if r.method == "kd" else 1e-3) for r in records]
     row = row_of(summary(records, load_items), method="kd")
     assert pd.isna(row["gain"]) and row["variant"] == "budget.learning_rate=0.0005"
     assert row["note"] == "no gain: SFT ran with budget.learning_rate=0.001"
@@ -104,19 +104,21 @@ def test_an_sft_cell_with_another_learning_rate_is_no_partner_and_the_table_says
 def test_a_setting_of_the_method_or_a_teacher_beside_no_teacher_splits_nothing():
     records, load_items = by_hand()
     own = {"sft": {"method": {"name": "sft"}, "teacher": None}, "kd": {"method": {"beta": 1}, "teacher": {"size": "x"}}}
-    records = [r | {"settings": own[r["method"]]} for r in records]
+    records = [changed(r, settings=own[r.method]) for r in records]
     assert row_of(summary(records, load_items), method="kd")["gain"] == 0.375
 
 
 def with_a_diverged_seed(metric="accuracy"):
     """Gains 0.5 and, at seed 1 where kd diverged, -0.25 (sft has 1 of 4)."""
-    records, load_items = by_hand()
+    (records, load_items), found = by_hand(), []
     for record in records:
-        record["scores"][0]["metric"] = metric
-        if (record["method"], record["seed"]) == ("kd", 1):
-            record |= {"status": "failed", "failure_class": "diverged", "reason": "loss is NaN", "scores": []}
-            record |= {"items": {}}
-    return records, load_items
+        scores = [{**score, "metric": metric} for score in record.plain()["scores"]]
+        if (record.method, record.seed) == ("kd", 1):
+            lost = {"status": "failed", "failure_class": "diverged", "reason": "loss is NaN", "scores": [], "items": {}}
+            found.append(changed(record, **lost))
+        else:
+            found.append(changed(record, scores=scores))
+    return found, load_items
 
 
 def test_a_diverged_seed_counts_as_nothing_right_with_the_survivors_beside_it():
@@ -130,7 +132,7 @@ def test_a_diverged_seed_counts_as_nothing_right_with_the_survivors_beside_it():
 def test_a_diverged_sft_seed_is_not_dropped_from_the_pair():
     records, load_items = with_a_diverged_seed()
     swapped = {"kd": ("sft", None), "sft": ("kd", "weak")}
-    records = [r | dict(zip(("method", "teacher"), swapped[r["method"]], strict=True)) for r in records]
+    records = [changed(r, **dict(zip(("method", "teacher"), swapped[r.method], strict=True))) for r in records]
     row = row_of(summary(records, load_items), method="kd")
     assert (row["gain"], row["gain_survivors"], row["diverged"]) == (-0.125, -0.5, 0)
     assert row["note"].startswith("SFT seed 1 diverged, counted as 0")
@@ -149,13 +151,14 @@ def test_a_grid_in_which_all_cells_diverged_has_no_score():
 
 def test_mean_cost_is_that_of_finished_cells():
     records, load_items = by_hand()
-    records.append(cell("kd", 0.1, 2, status="failed", reason="x", cost={"total": {"seconds": 1.0}}))
+    cost = {"total": {"tokens": 1.0, "flops": 1.0, "seconds": 1.0}}
+    records.append(cell("kd", 0.1, 2, status="failed", reason="x", cost=cost))
     assert row_of(summary(records, load_items), method="kd")["total_seconds"] == 10.0
 
 
 def test_items_that_do_not_average_to_the_score_are_left_out_and_that_is_said():
     records, load_items = by_hand()
-    records[0]["scores"][0]["score"] = 0.3
+    records[0] = changed(records[0], scores=[{**records[0].plain()["scores"][0], "score": 0.3}])
     row = row_of(summary(records, load_items), method="kd")
     assert row["gain_covers"] == "seeds only (items of 1 of 4 cells do not average to their score)"
 
@@ -181,8 +184,8 @@ def test_training_seeds_of_one_data_seed_are_averaged_before_they_are_replicates
 
 def test_a_setting_that_no_name_shows_splits_the_arm_and_still_pairs():
     records, load_items = by_hand()
-    slow = [r | {"cell": r["cell"] + "x", "settings": {"budget": {"learning_rate": 1e-4}}} for r in records]
-    fast = [r | {"settings": {"budget": {"learning_rate": 1e-3}}} for r in records]
+    slow = [changed(r, cell=r.cell + "x", settings={"budget": {"learning_rate": 1e-4}}) for r in records]
+    fast = [changed(r, settings={"budget": {"learning_rate": 1e-3}}) for r in records]
     frame = summary(fast + slow, load_items)
     assert set(frame["variant"]) == {"budget.learning_rate=0.001", "budget.learning_rate=0.0001"}
     assert (frame.loc[frame["method"] == "kd", "paired_seeds"] == 2).all()
@@ -191,7 +194,7 @@ def test_a_setting_that_no_name_shows_splits_the_arm_and_still_pairs():
 def test_two_cells_that_nothing_tells_apart_are_refused():
     records, _ = by_hand()
     with pytest.raises(SettingsError, match="two cells of one seed"):
-        by_arm([*records, records[0] | {"cell": "again"}])
+        by_arm([*records, changed(records[0], cell="again")])
 
 
 def test_the_same_cell_of_two_grids_counts_once():
@@ -246,7 +249,7 @@ def test_five_worlds_are_replicates_of_their_own():
 
 def test_a_world_whose_gain_is_lost_leaves_one_draw_and_not_two():
     records, load_items = grid({"kd": {0.1: 0.1}}, seeds=2, worlds=(0, 1))
-    records = [r for r in records if (r["method"], r["world_seed"]) != ("sft", 1)]
+    records = [r for r in records if (r.method, r.world_seed) != ("sft", 1)]
     row = row_of(summary(records, load_items), method="kd", headline=True)
     assert row["draws"] == 1
     assert row["gain_covers"] == "seeds and items, for one draw of world and teacher"
@@ -255,7 +258,7 @@ def test_a_world_whose_gain_is_lost_leaves_one_draw_and_not_two():
 
 def test_teachers_drawn_in_one_world_are_told_apart_and_never_pooled():
     records, load_items = grid({"kd": {0.1: 0.1}}, seeds=2)
-    again = [r | {"cell": r["cell"] + "t", "teacher_seed": 1} for r in records if r["teacher"] == "weak"]
+    again = [changed(r, cell=r.cell + "t", teacher_seed=1) for r in records if r.teacher == "weak"]
     frame = summary(records + again, load_items)
     assert set(frame.loc[frame["method"] == "kd", "teacher"]) == {"weak[seed=0]", "weak[seed=1]"}
     assert {"weak[seed=0]", "weak[seed=1]"} <= set(frame.loc[frame["role"] == "teacher", "teacher"])
@@ -264,12 +267,12 @@ def test_teachers_drawn_in_one_world_are_told_apart_and_never_pooled():
 
 def test_teachers_trained_on_different_rows_keep_their_scores_apart():
     full = cell("teacher", None, 0, [1, 1], role="teacher", settings={"teacher": {"data_frac": 1.0}})
-    match = full | {"cell": "match", "settings": {"teacher": {"data_frac": "match"}}}
+    match = changed(full, cell="match", settings={"teacher": {"data_frac": "match"}})
     assert {arm.teacher for arm in by_arm([full, match])} == {"weak[data_frac=1.0]", "weak[data_frac=match]"}
-    few, all_rows = (match | {"cell": f"match {f}", "data_frac": f} for f in (0.1, 1.0))
+    few, all_rows = (changed(match, cell=f"match {f}", data_frac=f) for f in (0.1, 1.0))
     assert {(arm.teacher, arm.data_frac) for arm in by_arm([few, all_rows])} == {("weak", 0.1), ("weak", 1.0)}
     with pytest.raises(SettingsError, match="two cells of one seed"):
-        by_arm([full, full | {"cell": "again"}])
+        by_arm([full, changed(full, cell="again")])
 
 
 def test_crossovers_turn_losses_round_and_have_an_entry_for_every_teacher():
@@ -307,7 +310,7 @@ def test_reading_imports_neither_torch_nor_transformers_nor_matplotlib():
 
 def test_one_world_without_items_leaves_items_out_of_the_interval_over_both():
     records, load_items = grid({"kd": {0.1: 0.1}}, seeds=2, worlds=(0, 1))
-    records = [r | {"items": {}} if r["world_seed"] else r for r in records]
+    records = [changed(r, items={}) if r.world_seed else r for r in records]
     row = row_of(summary(records, load_items), method="kd", headline=True)
     assert row["gain_covers"] == "seeds only within draws, for these 2 draws only"
 
@@ -317,7 +320,7 @@ def test_the_gap_closed_is_the_students_way_from_base_to_teacher_and_blank_where
 
     def record(method, scores, **changes):
         one = cell(method, changes.pop("data_frac", None), changes.pop("seed", 0), scores, **changes)
-        shelf[one["items"]["verified"]] = items(scores)
+        shelf[one.items["verified"]] = items(scores)
         return one
 
     half, full = [1.0, 0.0] * 200, [1.0] * 390 + [0.0] * 10

@@ -5,7 +5,7 @@ from dataclasses import replace
 from harness.results.paired_gains import crossovers
 from harness.results.table import headline, summary
 from harness.results.verdict import verdict
-from tests.invented_records import cell, grid
+from tests.invented_records import cell, changed, grid
 
 FRACTIONS = (0.01, 0.03, 0.1, 0.3, 1.0)
 
@@ -50,16 +50,16 @@ def test_a_crossover_is_a_range_and_an_open_one_is_not_a_number():
 
 def test_failed_and_missing_cells_are_counted_with_the_reason():
     records, load_items = grid({"kd": {0.01: 0.2}}, seeds=3)
-    records[1] |= {"status": "failed", "reason": "CUDA out of memory", "scores": []}
+    records[1] = changed(records[1], status="failed", reason="CUDA out of memory", scores=[])
     records.append(cell("kd", 1.0, 0, status="missing"))
     assert spoken(records, load_items).endswith("Of 7 cells, 1 failed and 1 missing (CUDA out of memory).")
 
 
 def test_grids_that_allow_no_comparison_get_no_verdict():
     records, load_items = grid({"kd": {0.01: 0.2}}, seeds=2)
-    assert "no SFT cell has a score" in spoken([r for r in records if r["method"] != "sft"], load_items)
-    assert "only SFT has a score" in spoken([r for r in records if r["method"] != "kd"], load_items)
-    apart = [r | {"train_seed": 9} if r["method"] == "kd" and r["seed"] == 0 else r for r in records if r["seed"] == 0]
+    assert "no SFT cell has a score" in spoken([r for r in records if r.method != "sft"], load_items)
+    assert "only SFT has a score" in spoken([r for r in records if r.method != "kd"], load_items)
+    apart = [changed(r, train_seed=9) if r.method == "kd" and r.seed == 0 else r for r in records if r.seed == 0]
     assert "no SFT cell shares their settings and seed" in spoken(apart, load_items)
     broken = [cell("kd", 0.1, 0, status="failed", reason="disk full")]
     assert verdict(summary(broken)) == "No verdict: no cell has a score. Of 1 cells, 1 failed (disk full)."
@@ -68,9 +68,8 @@ def test_grids_that_allow_no_comparison_get_no_verdict():
 
 def as_loss(records, load_items):
     """The same grid with its accuracies read as losses, so what was a gain is a loss to SFT."""
-    for record in records:
-        for score in record["scores"]:
-            score["metric"] = "nll"
+    scores = [[{**score, "metric": "nll"} for score in record.plain()["scores"]] for record in records]
+    records = [changed(record, scores=read) for record, read in zip(records, scores, strict=True)]
     return records, lambda path: load_items(path).drop(columns=["nll", "nll_tokens"])
 
 
@@ -103,13 +102,14 @@ def test_two_worlds_are_spoken_of_as_these_two():
 
 def test_a_lost_draw_is_spoken_of_as_one():
     records, load_items = grid({"kd": {0.01: 0.2}}, seeds=3, worlds=(0, 1))
-    text = spoken([r for r in records if (r["method"], r["world_seed"]) != ("sft", 1)], load_items)
+    text = spoken([r for r in records if (r.method, r.world_seed) != ("sft", 1)], load_items)
     assert "for one draw of world and teacher" in text and "2 draws" not in text
 
 
 def test_diverged_cells_are_said_to_count_as_nothing_right():
     records, load_items = grid({"kd": {0.01: 0.2}}, seeds=3)
-    records[1] |= {"status": "failed", "failure_class": "diverged", "reason": "loss is NaN", "scores": []}
+    lost = {"status": "failed", "failure_class": "diverged", "reason": "loss is NaN", "scores": []}
+    records[1] = changed(records[1], **lost)
     assert "1 diverged cell is counted as 0" in spoken(records, load_items)
 
 

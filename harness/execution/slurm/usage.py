@@ -6,8 +6,8 @@ attempts in the store.
     source, table = ledger(store, frozen)
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -16,6 +16,7 @@ from harness.config.cluster import Cluster
 from harness.execution.slurm.job_accounting import accounts
 from harness.execution.slurm.submissions import arrays_of
 from harness.plan.estimate import plan_rows
+from harness.plan.frozen import FrozenPlan
 from harness.plan.graph import Work
 from harness.store.store import Store
 
@@ -33,10 +34,10 @@ class Try(NamedTuple):
     """Whether it ended without its artifact, or has none yet."""
 
 
-def ledger(store: Store, frozen: Mapping[str, Any]) -> tuple[str, pd.DataFrame]:
+def ledger(store: Store, frozen: FrozenPlan) -> tuple[str, pd.DataFrame]:
     """The source of the figures, and a row per kind of work and one for all: tries, hours of machines, CPUs and GPUs,
     and hours lost to attempts that left no artifact."""
-    billed = list(_billed(store, frozen["grid"]))
+    billed = list(_billed(store, frozen.grid))
     source = "Slurm's accounts" if billed else "this store's own attempts"
     tries = pd.DataFrame(billed or list(_attempted(store, frozen)), columns=Try._fields)
     hours = tries["seconds"] / HOUR
@@ -60,7 +61,7 @@ def check_gpu_hours(work: Work, store: Store, cluster: Cluster, grid: str) -> No
     `slurm.gpu_hours`."""
     if cluster.gpu_hours is None:
         return
-    _, took = ledger(store, {"grid": grid, "stages": {stage.key: {"kind": stage.kind} for stage in work.stages}})
+    _, took = ledger(store, FrozenPlan(grid, {stage.key: {"kind": stage.kind} for stage in work.stages}, ()))
     spent = took["GPU hours"]["all"]
     expected = sum(row["gpu_hours"] for row in plan_rows(work, store, cluster))
     if spent + expected > cluster.gpu_hours:
@@ -77,8 +78,8 @@ def _billed(store: Store, grid: str) -> Iterator[Try]:
         yield Try(one.array.rsplit(".", 3)[1], one.seconds, one.cpus, one.gpus, one.state != "COMPLETED")
 
 
-def _attempted(store: Store, frozen: Mapping[str, Any]) -> Iterator[Try]:
-    for key, spec in frozen["stages"].items():
+def _attempted(store: Store, frozen: FrozenPlan) -> Iterator[Try]:
+    for key, spec in frozen.stages.items():
         for entry in store.attempts(key):
             if "started" in entry:
                 ended = entry.get("ended") or entry.get("heartbeat") or entry["started"]

@@ -1,1 +1,1 @@
-"""Figures: plots that take and return matplotlib axes, one idea a file, and the sheets that put them together."""
+"""Figures: plots that take and return matplotlib axes, one idea a file, and the figures that put them together."""

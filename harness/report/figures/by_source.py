@@ -11,11 +11,12 @@ import pandas as pd
 
 from harness.evals import ALL
 from harness.report.figures.labels import GREY, colour_of, subtitle
+from harness.report.figures.panels import dress, largest_panel, panel_figure
 from harness.report.figures.plots import names_of, save
-from harness.report.figures.sheet import dress, largest_panel, sheet
-from harness.results.arms import Metric, Record, metrics_of
+from harness.results.arms import Metric, metrics_of
 from harness.results.items import LoadItems
 from harness.results.paired_gains import MARGIN
+from harness.results.records import Record
 from harness.results.table import percent, summary
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def source_figure(rows: pd.DataFrame, path: Path) -> list[Path]:
     order = rows.groupby("source")["gain"].mean().sort_values().index.tolist()
     note = f"Bars: 95 % intervals, not adjusted for the number of sources: exploratory. Band: within {MARGIN:g}."
     height = 2.1 + 0.3 * len(order)
-    figure, axes = sheet(len(shown), "Where the gain is", subtitle(rows), note, (4.4, height), 0.15)
+    figure, axes = panel_figure(len(shown), "Where the gain is", subtitle(rows), note, (4.4, height), 0.15)
     for ax, fraction in zip(axes, shown, strict=True):
         sources(rows[rows["data_frac"] == fraction], ax, order)
         ax.set_title(f"{percent(fraction)} of the data", loc="left", fontsize=9.5)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from harness.report.figures.labels import GREY, colour_of, name_ends, subtitle
+from harness.report.figures.panels import dress, largest_panel, panel_figure
 from harness.report.figures.plots import names_of, save
-from harness.report.figures.sheet import dress, largest_panel, sheet
 from harness.results.arms import Metric
 from harness.results.table import headline, percent, select
 
@@ -70,7 +70,7 @@ def pareto_figure(frame: pd.DataFrame, path: Path, metric: Metric | None = None,
     longest = max(len(name) for name in names_of(dict.fromkeys(_keys(shown))).values())
     note = "Bars: 95 % intervals. The line joins arms that none cheaper beats."
     known = [cost for cost in COSTS if shown[f"{cost}_{unit}"].notna().all()]
-    figure, axes = sheet(
+    figure, axes = panel_figure(
         len(known),
         "What quality costs",
         f"{subtitle(shown)}  ·  {percent(fraction)} of the data",

@@ -62,10 +62,10 @@ def crossover(outcome: Outcome, folder: Path) -> Picture | None:
 
 def methods(outcome: Outcome, folder: Path) -> Picture | None:
     """Many methods side by side, where lines would be too many."""
-    rows = arms_of(outcome.summary, outcome.metric, outcome.rivals) if len(outcome.summary) else None
+    rows = arms_of(outcome.summary, outcome.metric, outcome.simultaneous) if len(outcome.summary) else None
     if rows is None or rows["name"].nunique() <= MANY:
         return None
-    forest_figure(outcome.summary, folder / "methods", outcome.metric, outcome.rivals)
+    forest_figure(outcome.summary, folder / "methods", outcome.metric, outcome.simultaneous)
     alt = f"A row per method, a column per share of the data, dots with 95 % intervals: {_gains(outcome)}"
     return Picture("Gain over SFT of every method", alt, folder / "methods.svg")
 

@@ -1,11 +1,11 @@
 """The forest plot: many methods side by side, which lines through a few fractions cannot show.
 
 A column per data fraction, a row per arm in the order of its mean gain. A dot is the gain over SFT on the same seeds
-and items with its 95 % interval, filled where it is other than zero; the band is what counts as equal. With `rivals`
-(`results/simultaneous.py`) the intervals hold for all methods of a column at once, else each for itself and filled
-after Holm.
+and items with its 95 % interval, filled where it differs from zero; the band is the margin of equality. With
+`simultaneous` (`results/simultaneous.py`, Dunnett) the intervals hold for all methods of a column together; without it
+each holds for its own arm, and a dot is filled where the gain differs from zero after Holm.
 
-    forest_figure(outcome.summary, Path("results/methods"), rivals=outcome.rivals)
+    forest_figure(outcome.summary, Path("results/methods"), simultaneous=outcome.simultaneous)
 """
 
 from pathlib import Path
@@ -30,18 +30,18 @@ ALPHA = 0.05
 KEYS = [*PANEL, "data_frac", "method", "teacher"]
 
 
-def arms_of(frame: pd.DataFrame, metric: Metric | None, rivals: pd.DataFrame | None = None) -> pd.DataFrame:
+def arms_of(frame: pd.DataFrame, metric: Metric | None, simultaneous: pd.DataFrame | None = None) -> pd.DataFrame:
     """Rows with a gain, one per arm and fraction, with the arm's `name`: the teacher where there are several.
 
-    Where `rivals` has every one of them, with its intervals and p values (`at_once`).
+    With the intervals and p values of `simultaneous` where it has every one of them (`at_once`).
     """
     if metric is None:
         return frame.iloc[:0].assign(name="")
     rows = select(frame, metric)
     rows = rows[(rows["role"] == "student") & rows["gain"].notna() & rows["data_frac"].notna()].copy()
     at_once = False
-    if rivals is not None and len(rivals):
-        theirs = rivals.assign(covers=rivals["covers"] + ", pooled over methods")
+    if simultaneous is not None and len(simultaneous):
+        theirs = simultaneous.assign(covers=simultaneous["covers"] + ", pooled over methods")
         found = {"low": "gain_low", "high": "gain_high", "p": "gain_p_holm", "covers": "gain_covers"}
         theirs = theirs[[*KEYS, *found]].rename(columns=found).astype({"teacher": rows["teacher"].dtype})
         joined = rows.drop(columns=found.values()).merge(theirs, on=KEYS)
@@ -80,7 +80,7 @@ def forest(rows: pd.DataFrame, axes: "list[Axes]") -> "list[Axes]":
 
 
 def forest_figure(
-    frame: pd.DataFrame, path: Path, metric: Metric | None = None, rivals: pd.DataFrame | None = None
+    frame: pd.DataFrame, path: Path, metric: Metric | None = None, simultaneous: pd.DataFrame | None = None
 ) -> list[Path]:
     """Write `path`.png and `path`.svg, a row of columns per student, corpus and budget; nothing where there is no gain.
 
@@ -90,7 +90,7 @@ def forest_figure(
     from matplotlib.figure import Figure
 
     metric = metric or (headline(frame) if len(frame) else None)
-    rows = arms_of(frame, metric, rivals)
+    rows = arms_of(frame, metric, simultaneous)
     if not len(rows):
         return []
     panels = [part for _, part in rows.groupby(PANEL[:3], dropna=False)]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.report.figures.labels import GREY, colour_of
+from harness.report.figures.panels import dress, panel_figure
 from harness.report.figures.plots import save
-from harness.report.figures.sheet import dress, sheet
 from harness.results.arms import Metric
 from harness.results.table import percent
 from harness.results.teacher_gap import GapLine
@@ -86,7 +86,7 @@ def gap_figure(lines: Sequence[GapLine], metric: Metric, path: Path) -> list[Pat
         "Bars: 95 % intervals over seeds and items, for these teachers. Slopes are fitted on one half of the items "
         "against the teachers' scores on the other, so that the noise they share makes none."
     )
-    figure, axes = sheet(len(shown), "Does the gain follow the teacher's lead?", told, note)
+    figure, axes = panel_figure(len(shown), "Does the gain follow the teacher's lead?", told, note)
     low = high = 0.0
     for ax, line in zip(axes, shown, strict=True):
         gap(line, ax)

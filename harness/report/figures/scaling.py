@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.report.figures.labels import colour_of, name_ends
+from harness.report.figures.panels import dress, panel_figure
 from harness.report.figures.plots import names_of, save
-from harness.report.figures.sheet import dress, sheet
 from harness.results.arms import Arm, Metric
 from harness.results.scaling import Scaling
 from harness.results.table import percent
@@ -56,7 +56,7 @@ def scaling_figure(fits: Mapping[Arm, Scaling], metric: Metric, path: Path) -> l
     )
     longest = max(len(arm.method) + len(arm.teacher or "") for arm in shown)
     told = f"student {names[0]}  ·  {names[1]}  ·  {names[2]}"
-    figure, (ax,) = sheet(1, "How the score grows with the data", told, note, (6.4, 4.6), 0.5 + 0.075 * longest)
+    figure, (ax,) = panel_figure(1, "How the score grows with the data", told, note, (6.4, 4.6), 0.5 + 0.075 * longest)
     scaling(shown, ax)
     dress(ax, "", "share of the training data (log scale)", f"{metric.eval} {metric.metric}")
     return save(figure, path)

@@ -12,8 +12,8 @@ import pandas as pd
 
 from harness.methods import load_method
 from harness.report.figures.labels import GREY, SPARE, name_ends, subtitle
+from harness.report.figures.panels import dress, largest_panel, panel_figure
 from harness.report.figures.plots import PANEL, save
-from harness.report.figures.sheet import dress, largest_panel, sheet
 from harness.results.arms import Metric
 from harness.results.table import headline, percent, select
 
@@ -86,7 +86,7 @@ def setting_figure(frame: pd.DataFrame, path: Path, metric: Metric | None = None
     chosen = largest_panel(chosen)
     rows = rows[(rows[PANEL] == chosen[PANEL].iloc[0]).all(axis=1)]
     note = "Bars: 95 % intervals. Dotted: fine-tuning on the same rows."
-    figure, axes = sheet(2, f"{method} by {name.replace('_', ' ')}", subtitle(chosen), note, aside=0.75)
+    figure, axes = panel_figure(2, f"{method} by {name.replace('_', ' ')}", subtitle(chosen), note, aside=0.75)
     across = name.replace("_", " ")
     setting(chosen, axes[0])
     for _, part in rows[rows["method"] == "sft"].groupby("data_frac"):

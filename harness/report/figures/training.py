@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from harness.report.figures.labels import colour_of, name_ends
+from harness.report.figures.panels import dress, panel_figure
 from harness.report.figures.plots import names_of, save
-from harness.report.figures.sheet import dress, sheet
 from harness.results.table import percent
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def training_figure(frame: pd.DataFrame, path: Path) -> list[Path]:
     first = rows.iloc[0]
     told = f"student {first['student']}  ·  {first['corpus']}  ·  {first['budget']}"
     aside = 0.35 + 0.075 * max(map(len, names.values()))
-    figure, axes = sheet(len(shown), "Training", told, note, (4.9, 4.2), aside)
+    figure, axes = panel_figure(len(shown), "Training", told, note, (4.9, 4.2), aside)
     for ax, fraction in zip(axes, shown, strict=True):
         training(rows[rows["data_frac"] == fraction], ax)
         dress(ax, f"{percent(fraction)} of the data", "step", "NLL per token, log scale")

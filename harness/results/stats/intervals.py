@@ -47,17 +47,6 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Equivalence:
-    """Two one-sided tests (Schuirmann 1987): is the mean within `margin` of 0?"""
-
-    equivalent: bool
-    p: float
-    margin: float
-    interval: Interval
-    """The interval of level 1 - 2 alpha; `equivalent` says that it lies within the margin."""
-
-
-@dataclass(frozen=True)
 class Curve:
     """Mean over seeds and items at F fractions and the parts of its covariance (each F x F)."""
 
@@ -178,19 +167,19 @@ def seeds_and_items(scores: ArrayLike, strata: Sequence[Any] | None = None, leve
     return curve(array[:, None, :], strata).intervals(np.ones((1, 1)), level)[0]
 
 
-def equivalence(
-    gains: ArrayLike, margin: float, strata: Sequence[Any] | None = None, alpha: float = 0.05
-) -> Equivalence:
-    """Test that the mean of gains (S, N) or (S,) is within `margin` of 0; not different is not enough."""
+def equivalence_p(found: Interval, margin: float) -> float:
+    """p value of two one-sided t tests (TOST, Schuirmann 1987) that an estimate lies within `margin` of 0.
+
+    NaN without a standard error. Raises SettingsError where the margin is not above 0.
+    """
     if not margin > 0:
         raise refuse("margin", margin, "equivalence needs a margin above 0", "declare it before the run")
-    interval = seeds_and_items(gains, strata, level=1 - 2 * alpha)
-    if not interval.standard_error > 0:
-        return Equivalence(False, math.nan, margin, interval)
-    above = stdtr(interval.df, -(interval.estimate + margin) / interval.standard_error)
-    below = stdtr(interval.df, (interval.estimate - margin) / interval.standard_error)
-    p = float(max(above, below))
-    return Equivalence(p < alpha, p, margin, interval)
+    if not found.standard_error > 0:
+        return math.nan
+    # both one-sided hypotheses, "below -margin" and "above margin", have to be rejected: the larger p decides, and
+    # a p value of "no difference" that is not small shows nothing of the kind
+    tests = [-(found.estimate + margin), found.estimate - margin]
+    return float(max(stdtr(found.df, distance / found.standard_error) for distance in tests))
 
 
 def ratio(parts: Curve, level: float = 0.95) -> tuple[float, float, float]:

@@ -1,8 +1,8 @@
-"""Sheets: a figure of panels side by side under a title, with a note that says what its bars and bands are.
+"""Panels: a figure of panels side by side under a title, with a note that says what its bars and bands are.
 
 The look that all figures of the study share; `plots.py` and `forest.py` lay out their own.
 
-    figure, axes = sheet(2, "Cost and quality", "student mini", "95 % intervals")
+    figure, axes = panel_figure(2, "Cost and quality", "student mini", "95 % intervals")
 """
 
 import textwrap
@@ -21,7 +21,7 @@ LETTER = 0.062
 """Inches a letter of the note takes."""
 
 
-def sheet(
+def panel_figure(
     panels: int, title: str, subtitle: str, note: str, size: tuple[float, float] = (4.7, 4.2), aside: float = 0.25
 ) -> "tuple[Figure, list[Axes]]":
     """A figure and its axes; `size` of a panel and `aside`, the room right of it for names, in inches."""
