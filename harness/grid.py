@@ -31,15 +31,6 @@ from harness.execution.slurm.squeue import Queue, run_command
 from harness.execution.slurm.submissions import arrays_of, log_files, read_entry, read_sent
 from harness.execution.status_screen import Look, headline, screen
 from harness.plan.frozen import frozen_plan, grid_names
-from harness.report.terminal import (
-    attempt_lines,
-    cost_lines,
-    explain_lines,
-    find_stage,
-    log_lines,
-    plan_lines,
-    show_gains,
-)
 from harness.store.store import Store
 
 CANCELLED_AT_ONCE = 500
@@ -104,6 +95,7 @@ def show_plan(given: argparse.Namespace) -> None:
     from harness.execution.slurm.usage import check_gpu_hours
     from harness.plan.cell_plan import Plan
     from harness.plan.compose import compose
+    from harness.report.terminal import plan_lines
 
     composed = compose(given.overrides)
     settings, plan = composed.settings, Plan.of(composed.cells)
@@ -161,6 +153,8 @@ def cancel(given: argparse.Namespace) -> None:
 
 def show_logs(given: argparse.Namespace) -> None:
     """How the tries at a stage ended, the last one's traceback, and the end of what its job printed."""
+    from harness.report.terminal import attempt_lines, find_stage, log_lines
+
     store = _existing(given.store)
     key = find_stage(store, given.one)
     attempts = store.attempts(key)
@@ -174,6 +168,7 @@ def show_logs(given: argparse.Namespace) -> None:
 def show_cost(given: argparse.Namespace) -> None:
     """What a grid took, by kind of work."""
     from harness.execution.slurm.usage import ledger
+    from harness.report.terminal import cost_lines
 
     store = _existing(given.store)
     source, table = ledger(store, frozen_plan(store, given.grid))
@@ -182,13 +177,15 @@ def show_cost(given: argparse.Namespace) -> None:
 
 def show_explain(given: argparse.Namespace) -> None:
     """Leaves in which two stages differ, inputs followed down to the settings that made them differ."""
-    store = _existing(given.store)
-    print(*explain_lines(store, given.one, given.other), sep="\n")
+    from harness.report.terminal import explain_lines
+
+    print(*explain_lines(_existing(given.store), given.one, given.other), sep="\n")
 
 
 def show_results(given: argparse.Namespace) -> None:
     """Table, figure and verdict of a grid, from the store alone; with `--by`, its gains by class of item."""
     from harness.api import collect, gains
+    from harness.report.terminal import show_gains
 
     store = _existing(given.store)
     if given.by:

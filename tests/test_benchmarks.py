@@ -123,3 +123,13 @@ def test_planted_gains_are_covered_and_what_is_not_there_is_not_found(binary):
     assert min(share.values()) >= 0.88, share
     assert sum(one["called"] == "crosses" for one in held["none"]) <= 6
     assert sum(one["called"].startswith("never") for one in held["none"]) <= 6
+
+
+def test_start_up_takes_turns_with_another_checkout(monkeypatch, capsys):
+    import start_up
+
+    root = str(Path(__file__).parent.parent)
+    asked = "--rounds", "1", "--only", "complete method=", "--baseline", root
+    (found,) = run(start_up, monkeypatch, capsys, *asked)["cpu_seconds"].values()
+    assert found["same_output"] and found["aim"] == 0.5 and 0.05 < found["ours"] < 60
+    assert found["reached"] == (found["ours"] <= 0.5)
