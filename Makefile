@@ -50,8 +50,8 @@ benchmarks: env  ## side-by-side measurements, each printing a ratio (on a machi
 # Checking
 
 docs: env  ## the documentation, into site/; a broken link or anchor fails
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
-	@echo "site/index.html"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict  # with --quiet it would count no warning
+	@echo "site/index.html; with search: python -m http.server --directory site"
 
 lint: env  ## style, types, and who may import whom
 	$(BIN)/ruff check .

@@ -60,7 +60,8 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
     parts = FENCE.split(reference.fill(markdown))
     for number in range(0, len(parts), 2):  # between them stand blocks of code
         text = LINK.sub(lambda link: _relinked(link, source, page.file.src_uri), parts[number])
-        parts[number] = INTERVAL.sub(lambda interval: interval[0].replace(" ", "&nbsp;"), text)
+        text = INTERVAL.sub(lambda interval: interval[0].replace(" ", "&nbsp;"), text)
+        parts[number] = re.sub(r"(?<=\d) %", "&nbsp;%", text)
     return "".join(parts)
 
 

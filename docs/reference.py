@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import inspect
 import io
+import itertools
 import os
 import re
 import sys
@@ -128,23 +129,16 @@ def presets() -> str:
     """Every preset of `conf/` and cluster of `slurm/`, with the first line of its file where it has one."""
     lines = ["| choose | what it is |", "|---|---|"]
     for path in [*sorted((ROOT / "conf").glob("*/*.yaml")), *sorted((ROOT / "slurm").glob("*.yaml"))]:
-        comment = []
-        for line in path.read_text().splitlines():
-            if not line.startswith("# "):
-                break
-            comment.append(line[2:])
-        said = re.sub(r"(?<![.,;:])\n(?=[A-Z])", ".\n", "\n".join(comment))
-        first = re.split(r"(?<=\.)\s(?=[A-Z])", said, maxsplit=1)[0]
-        lines.append(f"| `{path.parent.name}={path.stem}` | {_text(first)} |")
+        lines.append(f"| `{path.parent.name}={path.stem}` | {_text(_comment(path))} |")
     return "\n".join(lines) + "\n"
 
 
 def experiments() -> str:
-    """Every experiment: its page, and whether it has a file for the paper's models."""
-    lines = ["| `experiments=` | `scale=paper` |", "|---|---|"]
-    for path in sorted((ROOT / "experiments").glob("*.yaml")):
-        paper = "yes" if (path.parent / "paper" / path.name).is_file() else ""
-        lines.append(f"| [`{path.stem}`](../experiments/{path.stem}.md) | {paper} |")
+    """Every experiment that has a file for the paper's models, with the first line of that file."""
+    lines = ["| `scale=paper experiments=` | what the file asks |", "|---|---|"]
+    for path in sorted((ROOT / "experiments" / "paper").glob("*.yaml")):
+        page = f"[`{path.stem}`](../experiments/{path.stem}.md)"
+        lines.append(f"| {page} | {_text(_comment(path))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -282,6 +276,13 @@ def _module_text(kind: type) -> str:
 
 def _first_line(thing: object) -> str:
     return (inspect.getdoc(thing) or "").splitlines()[0]
+
+
+def _comment(path: Path) -> str:
+    """The first sentence of the comment that a YAML file opens with."""
+    lines = itertools.takewhile(lambda line: line.startswith("# "), path.read_text().splitlines())
+    said = re.sub(r"(?<![.,;:])\n(?=[A-Z])", ".\n", "\n".join(line[2:] for line in lines))
+    return re.split(r"(?<=\.)\s(?=[A-Z])", said, maxsplit=1)[0]
 
 
 def _prose(text: str) -> str:
