@@ -142,15 +142,15 @@ class ServedTeacher:
         """The server's greedy answer to the fixed prompt, rendered by the declared tokenizer."""
         return self.server.probe(prompt_ids(self.tokenizer, PROBE_PROMPT), {end_of_turn_id(self.tokenizer)})
 
-    def check_unchanged(self, adopted: Probe) -> None:
+    def check_unchanged(self, stored: Probe) -> None:
         """Raise SettingsError unless the server answers the probe as it did when the stage `base` was made."""
         now = self.probe()
-        if not now.agrees(adopted):
+        if not now.agrees(stored):
             raise refuse(
                 "teacher.served_model",
                 self.server.served_model,
-                f"the server at {self.server.endpoint.url} answers the probe as {now.sha256[:12]} and was adopted as "
-                f"{adopted.sha256[:12]}, so it serves another model now",
+                f"the server at {self.server.endpoint.url} answers the probe as {now.sha256[:12]} and not as "
+                f"{stored.sha256[:12]}, which the store has, so it serves another model now",
                 "serve the earlier model, or give the new one a teacher.revision of its own",
             )
 

@@ -112,11 +112,11 @@ def submit(
 
     if arrays:
         code = publish_code(store)
-        asking = {
+        made = {
             array: [[stage for key in task for stage in jobs[key].stages] for task in batch.tasks]
             for array, batch in arrays.items()
         }
-        servers = take_servers(store, submissions, cluster, f"{grid}.serve.{name[-6:]}", name, asking)
+        servers = take_servers(store, submissions, cluster, f"{grid}.serve.{name[-6:]}", name, made)
         _write(folder, store, machine, cluster, grid, jobs, arrays, servers, again or {}, track)
         for server in servers:
             assert cluster.serve is not None

@@ -160,9 +160,11 @@ def test_a_job_that_left_the_queue_without_its_artifact_is_sent_again(slurm, sto
     "path", sorted((Path(__file__).parents[3] / "slurm").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_every_cluster_file_has_a_rule_for_every_stage(path):
-    cluster = Cluster.of({"name": path.stem, **OmegaConf.to_container(OmegaConf.load(path))})
-    for kind in MAKERS:
-        cluster.resources_for(kind, "name", 7e10).check_batch(32)
+    settings = OmegaConf.to_container(OmegaConf.load(path))
+    cluster = Cluster.of({"name": path.stem, **settings})
+    rules = [cluster.resources_for(kind, "name", 7e10) for kind in MAKERS]
+    assert all(rule in cluster.resources and 32 % rule.count == 0 for rule in rules)
+    assert all(rule.minutes > 0 and rule.memory_gb > 0 and rule.cpus > 0 for rule in rules)
 
 
 def test_two_submitters_at_the_same_moment_send_each_target_once(slurm, store):
