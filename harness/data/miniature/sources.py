@@ -103,7 +103,10 @@ class PromptSource:
                 return prompt
 
     def heldout(self, draw: Random) -> Iterator[Prompt]:
-        """Distinct held-out prompts; of facts every entity once, then again in its other reserved phrasing."""
+        """Distinct held-out prompts; of facts every entity once, then again in its other reserved phrasing.
+
+        Prompts of a skill do not end: the caller takes as many as it needs, at most `MOST_HELDOUT`.
+        """
         if self.operands is None:
             for rank in range(RESERVED_PHRASINGS):
                 for slots in draw.sample(self.keys, len(self.keys)):
