@@ -1,8 +1,8 @@
-"""Fresh student: a small Llama with random weights and a tokenizer of its own, made from a corpus's training rows.
+"""New student: a small Llama with random weights, and a tokenizer trained on a corpus's training rows.
 
-For questions about two tokenizers (`method=cross_kd`), where a published model of a few million parameters cannot
-be had. It takes the words of `harness.run`, so its tokenizer is trained on the rows that a grid of the same words
-trains on, and on none that it holds out; its context is the corpus's `max_length`.
+For questions about two tokenizers (`method=cross_kd`), where no published model of a few million parameters is at
+hand. It takes the arguments of `harness.run`, so its tokenizer is trained on the training rows of a grid with the same
+arguments, and on no held-out row; its context is the corpus's `max_length`.
 
     python -m harness.new_student models/bpe-llama experiments=cross_tokenizer corpus.path=path/to/rows.jsonl
     python -m harness.run student=hf student.path=models/bpe-llama ...
@@ -34,12 +34,12 @@ HEAD = 64  # width of an attention head
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make one student; refusals are one sentence and exit code 2."""
+    """Make one student; returns the exit code, 2 where the settings are refused."""
     parser = argparse.ArgumentParser(
         prog="python -m harness.new_student", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path, help="the folder to write; it must not exist")
-    parser.add_argument("words", nargs="*", help="as for harness.run; corpus, max_length and held-out rows are read")
+    parser.add_argument("words", nargs="*", help="as for harness.run; corpus, max_length and held-out rows are used")
     parser.add_argument("--vocabulary", type=int, default=4096, help="tokens, marks and the 256 bytes included")
     parser.add_argument("--hidden", type=int, default=256, help=f"width, a multiple of {HEAD}")
     parser.add_argument("--layers", type=int, default=4)
@@ -54,11 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_student(given: argparse.Namespace) -> dict[str, Any]:
-    """Write the student's Hugging Face folder; returns its path and counts of rows, tokens and parameters."""
+    """Write the student's Hugging Face folder; returns its path and counts of rows, tokens and parameters.
+
+    Raises SettingsError where the folder exists, or a size is not allowed.
+    """
     from harness.plan.compose import compose
 
     if given.out.exists():
-        raise refuse("out", str(given.out), "it is there already", "choose another folder, or remove it")
+        raise refuse("out", str(given.out), "the folder exists already", "choose another folder, or remove it")
     if given.vocabulary < LEAST_VOCABULARY:
         raise refuse("--vocabulary", given.vocabulary, f"it is {LEAST_VOCABULARY} or more: every byte and every mark")
     if given.hidden < HEAD or given.hidden % HEAD:
@@ -74,7 +77,7 @@ def make_student(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_training_rows(cell: Cell, folder: Path) -> int:
-    """Split the cell's corpus as its grid will, `mixture` stage in `folder`; returns the number of training rows."""
+    """Make the cell's `mixture` stage in `folder`, as its grid will; returns the number of training rows."""
     from harness.plan.data_stages import mixture_stage
     from harness.stages.mixture import make_mixture
 
@@ -124,7 +127,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> "Pre
 def write_student(
     out: Path, tokenizer: "PreTrainedTokenizerFast", hidden: int, layers: int, context: int, seed: int
 ) -> int:
-    """Write a Llama of fresh weights (tied embeddings, heads of 64) and its tokenizer; its parameters."""
+    """Write a Llama of random weights (tied embeddings, heads of 64) and its tokenizer; returns its parameters."""
     from transformers import LlamaConfig
 
     from harness.models.loading import count_parameters, random_model, save_model

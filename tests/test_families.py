@@ -1,6 +1,7 @@
 """Two families of minis in one grid: what crosses between them, and what is refused because it cannot.
 
-Their tokenizers are in `world/test_tokenizer.py`; the losses across tokenizers in `test_cross.py`.
+Their tokenizers are tested in `data/miniature/test_tokenizer.py`, the losses across tokenizers in
+`training/losses/test_cross_tokenizer.py`.
 """
 
 import json
@@ -44,7 +45,14 @@ def cells(*words):
 
 
 def check(*words):
-    preflight(Plan.of(cells(*words)))
+    plan = Plan.of(cells(*words))
+    preflight(plan)
+    return plan
+
+
+def families(plan):
+    """Families of the base models that a plan makes."""
+    return {stage.settings.get("family", "words") for stage in plan.stages if stage.kind == "base"}
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +123,10 @@ def test_a_method_that_needs_one_vocabulary_is_refused_across_families(method):
 
 
 def test_what_crosses_passes_and_so_does_a_pair_of_the_other_family():
-    check("method=seq_kd,cross_kd", "teacher=letters,weak")
-    check("method=kd,feature_kd,seq_kd,cross_kd", "teacher=letters", "student.family=letters")
+    crossing = check("method=seq_kd,cross_kd", "teacher=letters,weak")
+    assert families(crossing) == {"words", "letters"} and len(crossing.cells) == 4
+    alike = check("method=kd,feature_kd,seq_kd,cross_kd", "teacher=letters", "student.family=letters")
+    assert families(alike) == {"letters"} and len(alike.cells) == 4
 
 
 def test_prompts_in_the_students_tokens_are_not_given_to_a_teacher_of_another_family(finished, tmp_path):

@@ -1,10 +1,10 @@
 """Chat rendering: from messages to token ids and the spans that are trained, for every method and evaluation.
 
-Works with any tokenizer's own template. The rendered text is cut at two kinds of place, where an answer
-begins (the template's generation prompt ends) and where its end-of-turn token ends, and the parts are
-tokenised apart. So the prompt a model generates from is, token for token, the prefix that was trained,
-whatever text follows it. Trained are all assistant turns with their end-of-turn token, nothing else
-(as in open-instruct's `sft_tulu_tokenize_and_truncate_v1`); no BOS is added beyond the template's own.
+Works with any tokenizer's own template. The rendered text is cut at two kinds of places: where an answer begins (the
+template's generation prompt ends) and where its end-of-turn token ends. The parts are tokenised separately. So the
+prompt a model generates from equals, token for token, the prefix that was trained, whatever text follows it. The loss
+covers all assistant turns with their end-of-turn token and nothing else (as in open-instruct's
+`sft_tulu_tokenize_and_truncate_v1`); no BOS is added beyond the template's own.
 
     <|user|> hi <|assistant|> yo <|end|>       input_ids
                               ^          ^     starts=[3]  ends=[5]   (ends are exclusive)
@@ -61,9 +61,9 @@ def render(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], max_le
 def render_many(
     tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[list[Message]], max_length: int
 ) -> list[Rendered]:
-    """Render conversations, in order; what lies beyond `max_length` tokens is cut off and flagged.
+    """Render conversations, in order; tokens beyond `max_length` are cut off and the row is flagged.
 
-    A turn that is cut away wholly has no span; what a template writes after the last end-of-turn token
+    A turn that is cut off entirely has no span; text that a template writes after the last end-of-turn token
     is left out. Raises SettingsError when the tokenizer has no chat template, or one that rewrites
     earlier turns, adds no end-of-turn token or rejects the conversation.
     """
@@ -77,8 +77,8 @@ def render_prompts(
 ) -> list[Rendered]:
     """Render prompts alone, in order: the ids an answer is generated from, and one span of no tokens where it begins.
 
-    Nothing of such a row can be trained until an answer is put there. A prompt that leaves no room for a token
-    of one has no span.
+    Such a row can be trained once an answer is put there. A prompt that leaves no room for a token of an answer has no
+    span. Raises SettingsError as `render_many` does.
     """
     found = []
     for ids in prompt_ids_many(tokenizer, conversations):
@@ -93,7 +93,10 @@ def prompt_ids(tokenizer: "PreTrainedTokenizerBase", messages: list[Message]) ->
 
 
 def prompt_ids_many(tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[list[Message]]) -> list[list[int]]:
-    """Ids to generate the next answer from, equal to `input_ids[:starts[-1]]` of the whole conversation."""
+    """Ids to generate the next answer from, equal to `input_ids[:starts[-1]]` of the whole conversation.
+
+    Raises SettingsError as `render_many` does.
+    """
     end_of_turn = _end_of_turn(tokenizer)
     prompts = _texts(tokenizer, conversations, generation_prompt=True)
     pieces = _cut(tokenizer, conversations, end_of_turn)
@@ -105,21 +108,27 @@ def prompt_ids_many(tokenizer: "PreTrainedTokenizerBase", conversations: Sequenc
 def answer_ids_many(
     tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], finished: Sequence[bool]
 ) -> list[list[int]]:
-    """Ids of answers behind a generation prompt, each with its end-of-turn token where it is finished."""
+    """Ids of answers after a generation prompt, each with its end-of-turn token where it is finished."""
     end_of_turn = _end_of_turn(tokenizer)
     pieces = [["", text + (end_of_turn if done else "")] for text, done in zip(texts, finished, strict=True)]
     return [answer for _, answer in _tokenise(tokenizer, pieces, end_of_turn)]
 
 
 def end_of_turn_id(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Id of the token that ends an assistant turn under this tokenizer's template."""
+    """Id of the token that ends an assistant turn under this tokenizer's template.
+
+    Raises SettingsError where the tokenizer has no template, or its template ends a turn without such a token.
+    """
     token_id = tokenizer.convert_tokens_to_ids(_end_of_turn(tokenizer))
     assert isinstance(token_id, int)
     return token_id
 
 
 def set_template(tokenizer: "PreTrainedTokenizerBase", chat_template: str) -> None:
-    """Give the tokenizer the template a model asks for: `own` changes nothing, `tulu` sets Tülu 3's."""
+    """Set the chat template named in a model's settings: `own` changes nothing, `tulu` sets Tülu 3's.
+
+    Raises SettingsError for `tulu` where the tokenizer has no end-of-sequence token.
+    """
     if chat_template == "tulu":
         if not tokenizer.eos_token:
             raise refuse(
@@ -173,7 +182,7 @@ def _cut(
 
 
 def _rest(text: str, beginning: str) -> str:
-    """`text` after `beginning`; a template for which earlier text is no prefix of later text is refused."""
+    """`text` after `beginning`; raises SettingsError where earlier text is no prefix of later text."""
     if not text.startswith(beginning):
         raise refuse(
             "chat_template",
@@ -221,9 +230,9 @@ def _end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> str:
 def _tokenise(
     tokenizer: "PreTrainedTokenizerBase", conversations: list[list[str]], end_of_turn: str
 ) -> list[list[list[int]]]:
-    """Ids of every part, each tokenised on its own, in one batch."""
-    # Some tokenizers put a space before the first word of a text. A part that follows another is no
-    # beginning, so for these it is tokenised behind a special token, which is then taken off again.
+    """Ids of every part, each tokenised separately, in one batch."""
+    # Some tokenizers put a space before the first word of a text. A part that follows another one is not the first
+    # word, so for these tokenizers it is tokenised after a special token, which is then removed.
     alone, behind = (_ids(tokenizer, [text])[0] for text in ("x", end_of_turn + "x"))
     guard = "" if behind[1:] == alone else end_of_turn
     ids = iter(

@@ -1,15 +1,17 @@
-"""Overlap: which rows of training data repeat items that are scored, by the n-grams of words they share.
+"""8-gram overlap: finds training rows that repeat evaluation items, for decontamination.
 
 The rule is Tülu 3's (arXiv 2411.15124, section 3.2): a row overlaps an item when more than half of the item's words
-lie in 8-grams that this one row has too. GPT-3's (arXiv 2005.14165, appendix C), any one 13-gram, would flag every
-item that is asked in words many rows use, as instruction data does; one row that covers half an item is a copy, and
-8-grams lose fewer of them (arXiv 2411.03923). An item of fewer than 8 words has no 8-gram: a turn repeats it that
-has all its words in one piece, and few others. Words are those of `similarity.words`: case, punctuation and white
-space are no difference. Not seen are paraphrases, translations, scripts without spaces, and an item with a long
-passage of which a row has only the question; items that fill one template with a word or two are seen as alike.
+lie in 8-grams that this one row has too. GPT-3's rule (arXiv 2005.14165, appendix C), any one common 13-gram, would
+flag every item whose wording many rows share, which is usual in instruction data. One row that covers half of an item
+is a copy, and 8-grams miss fewer copies (arXiv 2411.03923). An item of fewer than 8 words has no 8-gram: a turn
+repeats it when it has all its words in one piece and more than half of the turn's words are the item's. Words are
+those of `text_similarity.words`, which ignores case, punctuation and white space.
 
-N-grams are found by hashes and judged by their words, so nothing is flagged by chance. Time is linear in the words
-of the rows (one to two million a second on one core), memory in the words of the items.
+Not found are paraphrases, translations, texts in scripts without spaces, and items with a long passage of which a row
+has the question alone. Items that differ in a word or two of one template count as repeats of each other.
+
+N-grams are looked up by hash and compared by their words, so no pair is flagged by a collision. Time is linear in
+the words of the rows (one to two million per second on one core), memory in the words of the items.
 
     items = ItemIndex([words("What is the tallest mountain of the island of Crete?")])
     items.overlaps([["hi"], ["Tell me: what is THE tallest mountain, of the island of Crete?", "Psiloritis."]])
@@ -24,12 +26,12 @@ import numpy as np
 from harness.data.text_similarity import words
 
 HELDOUT = "heldout"
-"""What evaluations of held-out rows are called together: their items are the same."""
+"""The name under which all evaluations of held-out rows are listed, because their items are the same."""
 SIZE = 8
 """Words of an n-gram."""
 SHARE = 0.5
 """More than this share of an item's words must lie in n-grams that one row shares with it."""
-AT_ONCE = 1 << 21  # n-grams looked up together, which bounds memory
+AT_ONCE = 1 << 21  # n-grams processed together, which bounds memory
 MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that powers of it lose no bit
 
 
@@ -42,17 +44,17 @@ class Overlaps(NamedTuple):
 
 
 class ItemIndex:
-    """The items of evaluations, to be looked for in rows."""
+    """The items of evaluations, indexed by their n-grams."""
 
     def __init__(self, items: Sequence[Sequence[str]], size: int = SIZE, share: float = SHARE) -> None:
-        """`items`: the words of each; one without words is never found."""
+        """`items`: the words of each; an item without words overlaps nothing."""
         self.size, self.share = size, share
         self._lengths = np.array([len(item) for item in items], dtype=np.int64)
         self._numbers: dict[str, int] = {}
         for item in items:
             for word in item:
                 self._numbers.setdefault(word, len(self._numbers) + 1)
-        # what a word adds to a hash; number 0 is a word that no item has, or the end of a turn
+        # a word's contribution to a hash; number 0 is a word that no item has, or the end of a turn
         self._codes = np.random.default_rng(0).integers(0, 1 << 64, len(self._numbers) + 1, dtype=np.uint64)
         by_size: dict[int, list[int]] = {}
         for number, length in enumerate(self._lengths.tolist()):
@@ -61,7 +63,7 @@ class ItemIndex:
         self._tables = {n: self._table(n, items, numbers) for n, numbers in sorted(by_size.items())}
 
     def overlaps(self, rows: Sequence[Sequence[str]]) -> Overlaps:
-        """The pairs among these rows, numbered by their place; a row is the texts of its turns."""
+        """The overlapping pairs of these rows, each row the texts of its turns; rows are numbered by position."""
         ids, turn_of, lengths, row_of = self._read(rows)
         pairs = []
         for n, at, hashes in _windows(ids, self._codes, list(self._tables)):
@@ -80,7 +82,7 @@ class ItemIndex:
         return Overlaps(*(column[order] for column in found))
 
     def _read(self, rows: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Numbers of the words, a 0 after each turn; each one's turn; words in each turn; each turn's row."""
+        """Word numbers (W,) with a 0 after each turn, their turns (W,), words by turn (U,), rows by turn (U,)."""
         ids: list[int] = []
         lengths, row_of = [], []
         for row, turns in enumerate(rows):
@@ -102,8 +104,10 @@ class ItemIndex:
         return _Table(size, hashes, ids[at[:, None] + np.arange(size)], item_of[at], at - first[at])
 
     def _half(self, table: "_Table", row: np.ndarray, gram: np.ndarray) -> Overlaps:
-        """Pairs of which enough is covered, given rows' n-grams (m,). Rows with the same ones are looked at once:
-        wording that many items use costs no more in many rows than in one."""
+        """Pairs whose items are covered by more than `share`, from the rows' n-grams (m,).
+
+        Rows with the same set of n-grams are compared once, so common wording costs no more in many rows than in one.
+        """
         row, gram = np.divmod(np.unique(row * len(table.grams) + gram), len(table.grams))
         begins = np.flatnonzero(np.diff(row, prepend=-1))
         if not len(begins):
@@ -119,12 +123,12 @@ class ItemIndex:
         return Overlaps(rows[at], np.repeat(item, counts[one]), np.repeat(share, counts[one]))
 
     def _covered(self, row: np.ndarray, item: np.ndarray, place: np.ndarray) -> Overlaps:
-        """Pairs of which enough is covered, given a row's n-grams (m,) by item and place of the first word."""
+        """Pairs whose items are covered by more than `share`, from n-grams (m,) by row, item and first word's place."""
         longest = int(self._lengths.max())
         keys = np.unique((row * len(self._lengths) + item) * longest + place)
         pair, place = np.divmod(keys, longest)
         begins = np.flatnonzero(np.diff(pair, prepend=-1))
-        new = np.minimum(np.diff(place, append=0), self.size)  # words up to the next n-gram, which covers them itself
+        new = np.minimum(np.diff(place, append=0), self.size)  # words up to the next n-gram, which covers the rest
         new[np.append(begins[1:], len(pair)) - 1] = self.size
         row, item = np.divmod(pair[begins], len(self._lengths))
         share = np.add.reduceat(new, begins) / self._lengths[item]
@@ -133,7 +137,7 @@ class ItemIndex:
 
 
 def own_words(texts: Sequence[str]) -> list[list[str]]:
-    """The words of each text without those that all of them begin or end with: the wording they are asked in.
+    """The words of each text without the common first and last words of all texts, i.e. without their template.
 
     A single text is left whole.
     """
@@ -147,7 +151,7 @@ def own_words(texts: Sequence[str]) -> list[list[str]]:
 
 
 class _Table:
-    """The n-grams of one size that items have, and where."""
+    """The items' n-grams of one size, with the items and places in which they occur."""
 
     def __init__(self, size: int, hashes: np.ndarray, grams: np.ndarray, item: np.ndarray, place: np.ndarray) -> None:
         self.size = size
@@ -160,10 +164,10 @@ class _Table:
         self._maybe = np.zeros(1 << (64 - int(self._shift)), dtype=bool)
         self._maybe[self._hashes >> self._shift] = True
         self.codes = np.random.default_rng(1).integers(0, 1 << 64, len(self.grams), dtype=np.uint64)
-        """By which sets of n-grams are told apart."""
+        """(n-grams,) random numbers whose sum identifies a set of n-grams."""
 
     def find(self, ids: np.ndarray, at: np.ndarray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Places in `ids` where an n-gram of an item begins, and its number."""
+        """Places in `ids` where an n-gram of an item begins, and the n-gram's number."""
         maybe = self._maybe[hashes >> self._shift]
         at, hashes = at[maybe], hashes[maybe]
         gram = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
@@ -171,11 +175,11 @@ class _Table:
         return at[same], gram[same]
 
     def count(self, gram: np.ndarray) -> np.ndarray:
-        """At how many places of items each n-gram stands."""
+        """The number of places in items at which each n-gram occurs."""
         return self._first[gram + 1] - self._first[gram]
 
     def postings(self, row: np.ndarray, gram: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Each row's n-grams by item and place in it."""
+        """Rows, items and places (m,): one for each place in an item at which a row's n-gram occurs."""
         counts = self.count(gram)
         at = _spread(counts, self._first[gram])
         return np.repeat(row, counts), self._item[at], self._place[at]
@@ -185,7 +189,7 @@ NONE = Overlaps(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zer
 
 
 def _windows(ids: np.ndarray, codes: np.ndarray, sizes: Sequence[int]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """For each size (ascending) where its n-grams without a 0 begin, and their hashes."""
+    """For each size (ascending) the places at which n-grams without a 0 begin, and their hashes."""
     coded, hashes = codes[ids], np.zeros(len(ids), dtype=np.uint64)
     ends = np.where(ids == 0, np.arange(len(ids)), len(ids))
     known = np.minimum.accumulate(ends[::-1])[::-1] - np.arange(len(ids))  # words up to the next 0
@@ -197,7 +201,7 @@ def _windows(ids: np.ndarray, codes: np.ndarray, sizes: Sequence[int]) -> Iterat
 
 
 def _portions(table: _Table, row: np.ndarray, gram: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Rows' n-grams by item and place, whole rows together and about `AT_ONCE` at a time."""
+    """The postings of rows' n-grams, about `AT_ONCE` at a time, all those of one row together."""
     before = np.cumsum(table.count(gram)) - table.count(gram)
     begins = np.flatnonzero(np.diff(row, prepend=-1))
     portion = np.repeat(before[begins] // AT_ONCE, np.diff(np.append(begins, len(row))))
@@ -207,12 +211,12 @@ def _portions(table: _Table, row: np.ndarray, gram: np.ndarray) -> Iterator[tupl
 
 
 def _spread(counts: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Ranges of `counts` numbers from `first` on, one after another."""
+    """Concatenated ranges, each of `counts` numbers from `first` on."""
     return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts - first, counts)
 
 
 def _in_common(lists: Sequence[Sequence[str]]) -> int:
-    """How many words all lists begin with, one fewer than the shortest has at most."""
+    """The number of first words common to all lists; at most one fewer than the shortest list has."""
     shortest = min(map(len, lists)) - 1
     first = lists[0]
     return next((n for n in range(shortest) if any(one[n] != first[n] for one in lists)), max(shortest, 0))

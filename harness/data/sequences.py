@@ -1,8 +1,8 @@
-"""Sequences: which rows are visited in which order, and the token rows a training step is made of.
+"""Sequences: the order in which rows are visited, and the padded batches of a training step.
 
-Chat text becomes token ids in `chat.py`; here ids are only ordered, cut and padded. A row is its token
-ids and the spans that are scored (every assistant turn with its end-of-turn token); logits at position
-t predict token t + 1, so a span's first token is scored from the position before it.
+`chat.py` turns conversations into token ids; here ids are ordered, cut and padded. A row has token ids and the spans
+that are scored (every assistant turn with its end-of-turn token). Logits at position t predict token t + 1, so a
+span's first token is scored at the position before it.
 
     order = visits(num_rows=160, steps=300, batch_size=32, seed=0)      # (300, 32) row numbers
     batch = collate([rows[i] for i in order[0]], pad_id=0)              # input_ids, attention_mask, labels
@@ -21,31 +21,31 @@ if TYPE_CHECKING:
     import torch
     from datasets import Dataset
 
-IGNORED = -100  # the label of a token that is read but not scored (the value torch ignores)
+IGNORED = -100  # the label of a token that is processed and not scored (the value torch ignores)
 
 Item = TypeVar("Item")
-TOKENS_AT_ONCE = 1 << 14  # padded tokens of one batch that is scored or answered
+TOKENS_AT_ONCE = 1 << 14  # padded tokens of one batch that is scored or generated from
 
 
 @dataclass(frozen=True)
 class Row:
     """One training sequence: token ids (int32, length T) and its scored spans [starts[i], ends[i]).
 
-    A prompt alone has one span, empty, at its end: where an answer is to be put.
+    A prompt alone has one empty span at its end, where an answer will be put.
     """
 
     input_ids: np.ndarray
     starts: Sequence[int]
     ends: Sequence[int]
     number: int = -1
-    """The row's number in its mixture, by which stored signals know it; -1 for text just written."""
+    """The row's number in its mixture, the key of stored signals; -1 for generated text."""
 
 
 def visits(num_rows: int, steps: int, batch_size: int, seed: int) -> np.ndarray:
     """Row numbers in the order they are trained, int64 of shape (steps, batch_size).
 
-    Seeded permutations one after another, each epoch reshuffled, so a shorter budget sees a prefix of
-    what a longer one sees and every row has been seen n times before any is seen n + 2 times.
+    Seeded permutations one after another, each epoch reshuffled: a shorter budget visits a prefix of what a longer one
+    visits, and every row is visited n times before any row is visited n + 2 times.
     """
     assert num_rows > 0 and steps >= 0 and batch_size > 0
     return _stream(num_rows, steps * batch_size, seed).reshape(steps, batch_size)
@@ -56,16 +56,16 @@ def mixed_visits(
 ) -> np.ndarray:
     """Positions among synthetic rows followed by human ones, int64 of shape (steps, batch_size).
 
-    `human_share` 0 visits all rows alike (natural mixing). Above it, of every n visits n x share are human, to
-    the nearest whole number at the end of each step: a batch has the share or is one row off, and what one
-    lacks the next has. Either kind is visited in seeded permutations of its own, one after another.
+    `human_share` 0 visits all rows equally often (natural mixing). Above 0, of the first n visits n x share are human,
+    rounded at the end of each step: a batch has the share or is one row off, and the next batch makes up for it. Each
+    kind is visited in seeded permutations of its own, one after another.
     """
     assert 0 <= human_share < 1 and min(synthetic_rows, human_rows) > 0
     if human_share == 0:
         return visits(synthetic_rows + human_rows, steps, batch_size, seed)
-    so_far = np.floor(np.arange(steps + 1) * batch_size * human_share + 0.5).astype(np.int64)
-    is_human = np.arange(batch_size) < np.diff(so_far)[:, None]
-    order = np.empty((steps, batch_size), dtype=np.int64)
+    so_far = np.floor(np.arange(steps + 1) * batch_size * human_share + 0.5).astype(np.int64)  # (steps + 1,)
+    is_human = np.arange(batch_size) < np.diff(so_far)[:, None]  # (steps, batch_size)
+    order = np.empty((steps, batch_size), dtype=np.int64)  # (steps, batch_size)
     order[is_human] = synthetic_rows + _stream(human_rows, int(is_human.sum()), draw_seed(seed, "human"))
     order[~is_human] = _stream(synthetic_rows, int((~is_human).sum()), draw_seed(seed, "synthetic"))
     return order
@@ -74,13 +74,13 @@ def mixed_visits(
 def total_steps(budget: Budget, response_tokens: Sequence[int] | np.ndarray, seed: int) -> int:
     """Optimizer steps of a whole budget over rows with these many scored tokens each; at least 1.
 
-    Not for a budget of FLOPs, whose steps depend on the models too (`spending.py`).
+    Not for a budget of FLOPs, whose steps depend on the models too (`training/flop_budget.py`).
 
-    `trained_tokens` walks the visiting order until that many gold response tokens are scored, so every
+    The kind `trained_tokens` walks the visiting order until that many gold response tokens are scored, so every
     arm on the same rows takes the same number of steps, whatever text it trains on.
     """
     num_rows = len(response_tokens)
-    assert budget.kind != "flops", "steps that FLOPs buy depend on the models"
+    assert budget.kind != "flops", "the steps of a FLOP budget depend on the models"
     if budget.kind == "steps":
         return max(1, round(budget.amount))
     if budget.kind == "epochs":
@@ -95,10 +95,10 @@ def total_steps(budget: Budget, response_tokens: Sequence[int] | np.ndarray, see
 
 
 def of_like_length(batches: np.ndarray, lengths: np.ndarray, seed: int, window: int = 25) -> np.ndarray:
-    """The same visits with rows of like length side by side, (steps, batch_size): less padding to compute.
+    """The same visits with rows of similar length in one batch, (steps, batch_size), which computes less padding.
 
-    Within every `window` steps rows are sorted by `lengths` (by row number, in tokens), cut into batches, and
-    the batches dealt in a seeded order. Only for pre-training: arms that are compared keep their plain order.
+    Within every `window` steps rows are sorted by `lengths` (tokens, by row number) and cut into batches, whose order
+    is then a seeded permutation. Only for pre-training: arms that are compared keep their plain order.
     """
     draw = np.random.default_rng(draw_seed(seed, "like length"))
     grouped = np.empty_like(batches)
@@ -110,10 +110,10 @@ def of_like_length(batches: np.ndarray, lengths: np.ndarray, seed: int, window: 
 
 
 def span_of(order: np.ndarray, span: Sequence[float]) -> np.ndarray:
-    """The steps of `order` that a stage with this share of the budget trains.
+    """The steps of `order` that a training stage with this span of the budget takes.
 
-    Neighbouring spans share their border, so a warm-up (0, w) and the rest (w, 1) together see exactly
-    the batches that (0, 1) sees.
+    Neighbouring spans share their border, so a warm-up (0, w) and the rest (w, 1) together visit exactly
+    the batches of (0, 1).
     """
     start, end = (round(share * len(order)) for share in span)
     return order[start:end]
@@ -122,26 +122,26 @@ def span_of(order: np.ndarray, span: Sequence[float]) -> np.ndarray:
 def visiting_order(rows: "Rows", budget: Budget, seed: int, span: Sequence[float]) -> np.ndarray:
     """Row numbers that a stage with this span of the budget visits, (steps, batch_size).
 
-    The one place that says which rows a stage sees: training and the labels made for it both ask here.
+    Training and the stage that makes labels for it both call this, so that they agree on the rows.
     """
     steps = total_steps(budget, rows.response_tokens, seed)
     return span_of(visits(len(rows), steps, budget.batch_size, seed), span)
 
 
 def draw_seed(*parts: int | str) -> int:
-    """A 64-bit seed from what a draw is for, e.g. `draw_seed(train_seed, "coin", step)`."""
+    """A 64-bit seed from the parts that name a draw, e.g. `draw_seed(train_seed, "coin", step)`."""
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
 class Rows:
-    """The rows of a dataset with columns `input_ids`, `starts`, `ends`, read without copying each row."""
+    """The rows of a dataset with columns `input_ids`, `starts`, `ends`, as views of its memory map."""
 
     def __init__(self, dataset: "Dataset", loss_on: str = "assistant") -> None:
         """`loss_on="all"` scores every token but the first instead of the assistant's spans."""
         missing = {"input_ids", "starts", "ends"} - set(dataset.column_names)
         assert not missing, f"columns {sorted(missing)} are missing"
-        if dataset._indices is not None:  # a selection: the table underneath still holds all rows
+        if dataset._indices is not None:  # a selection, whose table still has all rows
             dataset = dataset.flatten_indices()
         self._ids, self._offsets = _flat(dataset, "input_ids")
         numbered = "row" in dataset.column_names
@@ -201,29 +201,29 @@ def collate(rows: Sequence[Row], pad_id: int) -> dict[str, "torch.Tensor"]:
     """Pad rows on the right to the longest: int64 `input_ids`, `attention_mask`, `labels`, each (B, T), and
     `rows` (B,), the rows' numbers.
 
-    The mask comes from lengths, not from comparing ids, so a pad token that is also the end-of-turn
-    token stays scored where it is text. Labels are unshifted; token 0 is never scored.
+    The mask comes from lengths, not from comparing ids, so a pad token that is also the end-of-turn token is scored
+    where it ends a turn. Labels are unshifted; token 0 is never scored.
     """
     import torch
 
     shape = (len(rows), max(len(row.input_ids) for row in rows))
-    input_ids = np.full(shape, pad_id, dtype=np.int64)
-    attention_mask = np.zeros(shape, dtype=np.int64)
-    labels = np.full(shape, IGNORED, dtype=np.int64)
+    input_ids = np.full(shape, pad_id, dtype=np.int64)  # (B, T)
+    attention_mask = np.zeros(shape, dtype=np.int64)  # (B, T)
+    labels = np.full(shape, IGNORED, dtype=np.int64)  # (B, T)
     for i, row in enumerate(rows):
         input_ids[i, : len(row.input_ids)] = row.input_ids
         attention_mask[i, : len(row.input_ids)] = 1
         for start, end in zip(row.starts, row.ends, strict=True):
             labels[i, max(start, 1) : end] = row.input_ids[max(start, 1) : end]
-    numbers = np.array([row.number for row in rows], dtype=np.int64)
+    numbers = np.array([row.number for row in rows], dtype=np.int64)  # (B,)
     arrays = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, "rows": numbers}
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def dealt_by_length(groups: Sequence[Sequence[Row]]) -> list[list[Row]]:
-    """The rows of one optimizer step in micro-batches of the same sizes, longest first, those of like length together.
+def sorted_by_length(groups: Sequence[Sequence[Row]]) -> list[list[Row]]:
+    """The rows of one optimizer step, sorted from long to short and cut into micro-batches of the sizes of `groups`.
 
-    Less padding to compute, and the same sum over the step's tokens. A single micro-batch is left in its order.
+    It computes less padding and leaves the sum over the step's tokens. A single micro-batch keeps its order.
     """
     if len(groups) == 1:
         return [list(groups[0])]
@@ -234,9 +234,9 @@ def dealt_by_length(groups: Sequence[Sequence[Row]]) -> list[list[Row]]:
 def longest_first(
     waiting: Iterable[Item], length: Callable[[Item], int], most_rows: int, new_tokens: int = 0
 ) -> Iterator[list[Item]]:
-    """Batches of like length to be read, and continued by `new_tokens`, with TOKENS_AT_ONCE padded tokens at most.
+    """Batches of similar length with at most TOKENS_AT_ONCE padded tokens, `new_tokens` generated ones included.
 
-    The longest come first, so that what does not fit into memory is known at once.
+    The longest come first, so that a batch that does not fit into memory fails at once.
     """
     left = sorted(waiting, key=length, reverse=True)
     while left:
@@ -255,7 +255,7 @@ def _epoch(num_rows: int, epoch: int, seed: int) -> np.ndarray:
 
 
 def _flat(dataset: Any, column: str) -> tuple[np.ndarray, np.ndarray]:
-    # One list column as its values end to end and the offset of each row: no Python object per token.
+    """One list column as its values end to end and the offset of each row, without a Python object per token."""
     chunks = dataset.data.column(column).chunks
     values = [np.asarray(chunk.flatten()) for chunk in chunks]
     counts = [np.diff(np.asarray(chunk.offsets)) for chunk in chunks]

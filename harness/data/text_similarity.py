@@ -1,9 +1,9 @@
 """Similarity of texts by their words: ROUGE-L, the nearest of many texts, shared n-grams, distinct n-grams.
 
-What counts as alike, for any texts; `synthetic.py` says what follows for rows a teacher wrote. Likeness is
-the F1 of ROUGE-L (Lin 2004), 2 LCS(a, b) / (|a| + |b|) over words, as Self-Instruct uses it (arXiv
-2212.10560, section 2.2). The longest common subsequence is found bit by bit (Hyyrö 2004), and a text that
-shares too few words to come nearer than the nearest so far is never compared: exact, without MinHash.
+`stages/synthesis/filters.py` applies these measures to a teacher's rows. Similarity is the F1 of ROUGE-L (Lin 2004),
+2 LCS(a, b) / (|a| + |b|) over words, as in Self-Instruct (arXiv 2212.10560, section 2.2). The longest common
+subsequence is computed with bit operations (Hyyrö 2004). A text that shares too few words to be nearer than the
+nearest so far is skipped, so the search is exact, without MinHash.
 
     pool = TextPool(["add 3 and 4", "sort kwtz"]); pool.nearest("add 3 to 4")     # Nearest(0.75, 0)
     distinct(["a b a b"], 2)                                                  # 2 of 3 bigrams differ
@@ -24,26 +24,26 @@ WORD = re.compile(r"\w+")
 def words(text: str) -> list[str]:
     """Runs of letters and digits after NFKC and casefold; punctuation is dropped, as ROUGE does.
 
-    A script without spaces comes out as one word a run, so only exact repeats are alike there.
+    A script without spaces gives one word per run, so only exact repeats are similar there.
     """
     return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """The nearest text of a pool and how near it is; `index` -1 where none was near enough."""
+    """The most similar text of a pool and its similarity; `index` -1 where none was similar enough."""
 
     similarity: float
     index: int
 
 
 class TextPool:
-    """Texts that grow one by one and are searched for the nearest."""
+    """A growing set of texts that is searched for the most similar one."""
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
         self._words: list[list[str]] = []
         self._lengths = array("q")
-        # texts in which a word occurs for the k-th time: two texts share a word as often as both have it
+        # by word and k, the texts in which the word occurs a k-th time: two texts share a word as often as both have it
         self._having: dict[tuple[str, int], array[int]] = {}
         for text in texts:
             self.add(text)
@@ -52,7 +52,7 @@ class TextPool:
         return len(self._words)
 
     def add(self, text: str) -> None:
-        """Put a text into the pool; its index is the number of texts before it."""
+        """Add a text; its index is the number of texts before it."""
         found = words(text)
         for key in _numbered(found):
             self._having.setdefault(key, array("q")).append(len(self._words))
@@ -62,20 +62,21 @@ class TextPool:
     def nearest(self, text: str, least: float = 0.0, leave_out: int = -1) -> Nearest:
         """The text of the largest ROUGE-L F1 to `text`, the first of equals, if that is at least `least`.
 
-        `leave_out` is the index of a text that is not looked at (itself). Texts with no word in common
-        are never near.
+        `leave_out` is the index of a text to skip, e.g. the text itself. Texts without a common word have
+        similarity 0.
         """
         found = words(text)
         having = [self._having[key] for key in _numbered(found) if key in self._having]
         if not having:
             return Nearest(0.0, -1)
         shared = np.bincount(np.concatenate([np.array(one) for one in having]), minlength=len(self))
-        bounds = 2 * shared / (len(found) + np.array(self._lengths))
+        # ROUGE-L cannot exceed this: a common subsequence has at most the shared words
+        bounds = 2 * shared / (len(found) + np.array(self._lengths))  # (texts,)
         if leave_out >= 0:
             bounds[leave_out] = 0.0
-        hopeful = np.flatnonzero((bounds > 0) & (bounds >= least))
+        candidates = np.flatnonzero((bounds > 0) & (bounds >= least))
         places, best = _places(found), Nearest(0.0, -1)
-        for index in hopeful[np.argsort(-bounds[hopeful], kind="stable")].tolist():
+        for index in candidates[np.argsort(-bounds[candidates], kind="stable")].tolist():
             if bounds[index] < best.similarity or best.similarity == 1:
                 break
             other = self._words[index]
@@ -86,7 +87,7 @@ class TextPool:
 
 
 class Ngrams:
-    """The n-grams of many texts, to see how much of a text is copied from them."""
+    """The n-grams of many texts, to measure how much of another text is copied from them."""
 
     def __init__(self, texts: Iterable[str], size: int) -> None:
         self.size = size
@@ -105,7 +106,7 @@ class Ngrams:
 def distinct(texts: Iterable[str], size: int) -> float:
     """Different n-grams as a share of all n-grams of the texts together (distinct-n, arXiv 1510.03055).
 
-    It falls as texts are added, so compare it between equally many texts. 0 where no text has n words.
+    It falls as texts are added, so compare it between equal numbers of texts. 0 where no text has n words.
     """
     counts = Counter(gram for text in texts for gram in _ngrams(words(text), size))
     return len(counts) / counts.total() if counts else 0.0
@@ -131,7 +132,7 @@ def _numbered(found: Iterable[str]) -> list[tuple[str, int]]:
 
 
 def _places(found: Sequence[str]) -> dict[str, int]:
-    """Of each word the places where it stands, as bits."""
+    """The positions of each word, as bits."""
     places: dict[str, int] = {}
     for place, word in enumerate(found):
         places[word] = places.get(word, 0) | 1 << place

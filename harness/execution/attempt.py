@@ -82,6 +82,7 @@ def attempt(
                 attempt_log.note(progress)
                 listener(progress)
 
+            # Tracking ends before publication: what went wrong with it is a warning in the published manifest.
             with store.scratch(key) as out:
                 with wandb_run.curve(store, spec) as curve, others(key, lease):
                     attempt_log.entry |= {"machine": asdict(machine), "processes": process_count()}

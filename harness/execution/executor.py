@@ -63,6 +63,7 @@ class Execution:
         self.waiting = {key for key, state in states.items() if state.status == "waiting"}
         self.free = {key for key in self.waiting if not self.unmade[key]}
         self.unread = {key for key in self.waiting if self.stages[key].kind == READING_KIND}
+        # the view must know all states before the first block changes one
         for key, state in list(states.items()):
             view.changed(self.stages[key], state)
         for key, state in list(states.items()):
@@ -120,6 +121,7 @@ class Execution:
             user = beyond.pop()
             beyond += self.users[user]
             self._give_up(user, StageState("blocked", failed.failure_class, reason))
+        # A stage that waits is of use only if a waiting target still needs it.
         useful = set()
         wanted = [key for key in self.targets & self.waiting]
         while wanted:
@@ -163,17 +165,18 @@ def execute(
     remaining = _remaining_seconds(plan)
     launcher = _launcher(store, settings, lambda key, progress: view.progressed(run.stages[key], progress))
     busy: set[str] = set()
-    more = tracking(settings.track, settings.grid)
+    tracked = tracking(settings.track, settings.grid)
     try:
         while run.waiting:
+            # the longest remaining path first, so that the whole run ends soonest
             for key in sorted(run.ready(), key=lambda key: -remaining[key]):
                 if len(busy) >= launcher.slots:
                     break
                 if run.start(key):
                     busy.add(key)
                     stage = run.stages[key]
-                    launcher.submit({**stage.spec(), **more, **again.get(key, {})}, MAKERS[stage.kind][0])
-            if not busy:
+                    launcher.submit({**stage.spec(), **tracked, **again.get(key, {})}, MAKERS[stage.kind][0])
+            if not busy:  # every stage that could start is being made by another run
                 time.sleep(0.2)
             for outcome in launcher.events(timeout=0.25):
                 busy.discard(outcome.key)

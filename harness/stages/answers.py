@@ -28,7 +28,7 @@ from harness.models.loading import rendering_hash
 from harness.stages.labels import FEATURES
 
 ROWS_AT_ONCE = 1000
-MANY_CUT = 0.05  # share of answers cut by the length limit above which a warning says so
+MANY_CUT = 0.05  # share of answers cut by the length limit above which there is a warning
 RATIONALE = re.compile(r"\A\s*<think>.*?(</think>\s*|\Z)", re.DOTALL)
 """Reasoning at the head of an answer, as R1-style teachers mark it; unfinished reasoning is the whole answer."""
 

@@ -104,13 +104,14 @@ class Store:
             for path in sorted(written.rglob("*"))
             if path.is_file()
         }
+        # On a shared file system a rename may survive a crash that the files' content does not, so all is synced first.
         write_json(written / "manifest.json", {**manifest, "files": files})
         fsync_tree(written)
         target = self.folder(key)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.rename(written, target)
-        except OSError:
+        except OSError:  # the target exists where another process published it first; anything else is a fault
             if not self.done(key):
                 raise
         fsync(target.parent)

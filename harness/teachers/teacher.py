@@ -1,8 +1,8 @@
 """Teachers that write: one face for a model in memory and one behind a server, opened from a teacher's folder.
 
-A stage asks `answers` and need not know where the teacher runs; what it read and wrote is counted. What a
-teacher says about ids made elsewhere is `signals.py`'s matter. A server is identified by a probe: its greedy
-answer to one fixed prompt is written down when it is adopted and compared whenever it is used.
+A stage calls `answers` and does not know where the teacher runs; prompt tokens and generated tokens are counted. A
+teacher's distributions over given ids are in `signals.py`. A server is identified by a probe: its greedy answer to one
+fixed prompt is stored by the stage `base`, and compared whenever the server is used.
 
     teacher = open_teacher(folder, device="cuda", precision="bf16")
     teacher.answers(prompts, max_new_tokens=256, temperature=0.0, seeds=seeds, stop_ids={end})
@@ -30,17 +30,17 @@ ROWS_AT_ONCE = 256
 
 
 class GeneratingTeacher(Protocol):
-    """A teacher that can be asked for text."""
+    """A teacher that generates text."""
 
     tokenizer: "PreTrainedTokenizerBase"
     parameters: int
     """Parameters, for FLOP estimates; 0 for a server, whose size is unknown and whose FLOPs are not counted."""
     spent: Counter[str]
-    """Tokens `read` and `written`, and answers `reencoded` from text."""
+    """Counts of prompt tokens (`read`), generated tokens (`written`), and answers `reencoded` from text."""
 
     @property
     def warnings(self) -> list[str]:
-        """What a reader of the receipt must know of how the answers came about."""
+        """Warnings for the receipt on how the answers were made."""
         ...
 
     def answers(
@@ -56,7 +56,7 @@ class GeneratingTeacher(Protocol):
 
 
 class LocalTeacher:
-    """A model in memory; `generate` writes."""
+    """A model in memory."""
 
     def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
         self.model, self.tokenizer = model, tokenizer
@@ -65,12 +65,12 @@ class LocalTeacher:
 
     @property
     def longest_row(self) -> int | None:
-        """Tokens of the longest row it can judge; None where no limit is stated."""
+        """Tokens of the longest row it can score; None where the model states no limit."""
         return context_of(self.model)
 
     @property
     def warnings(self) -> list[str]:
-        """None."""
+        """An empty list."""
         return []
 
     def answers(
@@ -90,7 +90,7 @@ class LocalTeacher:
 
 
 class ServedTeacher:
-    """A model behind a completions server; `tokenizer` is the one declared for it."""
+    """A model served over HTTP by a completions server; `tokenizer` is the one declared for it."""
 
     parameters = 0
 
@@ -101,17 +101,20 @@ class ServedTeacher:
 
     @property
     def longest_row(self) -> int | None:
-        """Tokens of the longest row it can judge, which takes room for one more; None where it does not say."""
+        """Tokens of the longest row it can score, one fewer than its context; None where the server states none."""
         return None if self.server.context is None else self.server.context - 1
 
     @property
     def warnings(self) -> list[str]:
-        """That FLOPs are not counted, and that ids were guessed from text where they were."""
-        found = [f"{self.server.served_model} is behind a server of unknown size: its FLOPs are not counted"]
+        """That FLOPs are not counted, and where it applies, that ids were encoded from text."""
+        found = [
+            f"{self.server.served_model} is served over HTTP and its size is unknown: its FLOPs are not counted, so "
+            "compare costs with it by tokens"
+        ]
         if self.spent["reencoded"]:
             found.append(
-                f"{self.spent['reencoded']} answers came as text and were encoded again by the declared tokenizer; "
-                "their token ids may differ from those the teacher wrote"
+                f"{self.spent['reencoded']} answers came as text and were encoded by the declared tokenizer; their "
+                "token ids may differ from those that the teacher generated; use a server that returns token ids"
             )
         return found
 
@@ -132,34 +135,34 @@ class ServedTeacher:
         return found
 
     def score(self, rows: Sequence[Sequence[int]], top_k: int) -> list[RowScores]:
-        """Log-probabilities of the likeliest tokens at every position; see `CompletionsClient.score`."""
+        """Log-probabilities of the top-k tokens at every position; see `CompletionsClient.score`."""
         return self.server.score(rows, top_k)
 
     def probe(self) -> Probe:
         """The server's greedy answer to the fixed prompt, rendered by the declared tokenizer."""
         return self.server.probe(prompt_ids(self.tokenizer, PROBE_PROMPT), {end_of_turn_id(self.tokenizer)})
 
-    def check_unchanged(self, adopted: Probe) -> None:
-        """Raise SettingsError unless the server still answers the probe as when it was adopted."""
+    def check_unchanged(self, stored: Probe) -> None:
+        """Raise SettingsError unless the server answers the probe as it did when the stage `base` was made."""
         now = self.probe()
-        if not now.agrees(adopted):
+        if not now.agrees(stored):
             raise refuse(
                 "teacher.served_model",
                 self.server.served_model,
-                f"the server at {self.server.endpoint.url} answers the probe as {now.sha256[:12]} and was adopted as "
-                f"{adopted.sha256[:12]}, so it serves another model now",
-                "serve the model of before, or give the new one a teacher.revision of its own",
+                f"the server at {self.server.endpoint.url} answers the probe as {now.sha256[:12]} and not as "
+                f"{stored.sha256[:12]}, which the store has, so it serves another model now",
+                "serve the earlier model, or give the new one a teacher.revision of its own",
             )
 
 
 def open_teacher(
     folder: Path, device: str = "cpu", precision: str = "fp32", url: str | None = None
 ) -> LocalTeacher | ServedTeacher:
-    """The teacher of a model folder: loaded, or asked where the folder only names a server.
+    """The teacher of a model folder: a model in memory, or a client where the folder describes a server.
 
-    `device` and `precision` (`fp32`, `bf16`) are for a model in memory. `url` is where the server listens
-    now (or the page that says so, `serving.py`), in place of the address it was adopted at. Raises SettingsError
-    where the server is down or changed.
+    `device` and `precision` (`fp32`, `bf16`) are for a model in memory. `url`: the server's present address, or the
+    file that states it (`discovery.py`), in place of the stored one. Raises SettingsError where the server is down or
+    serves another model.
     """
     tokenizer = load_tokenizer(folder)
     if not (folder / SERVER).is_file():
@@ -173,7 +176,7 @@ def open_teacher(
 
 
 def server_description(path: str, teacher: ServedTeacher) -> dict[str, Any]:
-    """What `server.json` holds: address and key's variable as they were given, never the key, and the probe."""
+    """The content of `server.json`: the address, the name of the API key's variable (never the key), and the probe."""
     probe, server = teacher.probe(), teacher.server
     return {
         "url": path,

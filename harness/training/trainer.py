@@ -32,7 +32,7 @@ from harness.config.budget import Budget
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
 from harness.data.chat import end_of_turn_id
-from harness.data.sequences import IGNORED, Row, Rows, collate, dealt_by_length
+from harness.data.sequences import IGNORED, Row, Rows, collate, sorted_by_length
 from harness.models.flops import forward_flops, train_flops
 from harness.models.fsdp import shard, shards
 from harness.models.loading import count_frozen, count_parameters
@@ -178,7 +178,7 @@ class Trainer(Resumable):
         self.objective.diagnoses = step == 1 or step % 10 == 0
         groups = [group for _, group in zip(range(num_batches), epoch_iterator, strict=False)]
         text = self.texts.rows(self.state.global_step, groups)
-        batches = [collate(group, self.pad_id) for group in dealt_by_length(text.groups)]
+        batches = [collate(group, self.pad_id) for group in sorted_by_length(text.groups)]
         items = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
         read = sum(len(row.input_ids) for group in text.groups for row in group)
         counts = torch.tensor([items, read, text.student_read, text.generated, text.teacher_read])

@@ -10,10 +10,10 @@ from harness.data.sequences import (
     Rows,
     answered,
     collate,
-    dealt_by_length,
     mixed_visits,
     of_like_length,
     prompt_of,
+    sorted_by_length,
     span_of,
     total_steps,
     visits,
@@ -114,11 +114,11 @@ def test_generated_text_is_scored_on_the_answer_alone():
 def test_micro_batches_of_a_step_hold_rows_of_like_length_the_longest_first():
     lengths = [[5, 90, 7], [80, 6], [4, 70, 8]]
     groups = [[Row(np.full(size, size, np.int32), [1], [size]) for size in group] for group in lengths]
-    dealt = dealt_by_length(groups)
+    dealt = sorted_by_length(groups)
     assert [[len(row.input_ids) for row in group] for group in dealt] == [[90, 80, 70], [8, 7], [6, 5, 4]]
     padded = [sum(collate(group, 0)["input_ids"].numel() for group in found) for found in (groups, dealt)]
     assert padded == [270 + 160 + 210, 270 + 16 + 18]
-    assert dealt_by_length(groups[:1]) == [groups[0]]  # one micro-batch keeps its order, and so its bits
+    assert sorted_by_length(groups[:1]) == [groups[0]]  # one micro-batch keeps its order, and so its bits
 
 
 def test_rows_of_like_length_are_the_same_visits_with_less_padding():

@@ -1,8 +1,7 @@
 """Corpora: each file here is one kind of instruction data, read row by row.
 
-A corpus is a dataclass `Corpus` whose fields are its settings; it knows nothing of tokens, fractions or
-folders of the store (the mixture and subset stages do). The file's name is the corpus's name; nothing
-else needs to change to add one.
+A corpus is a dataclass `Corpus` whose fields are its settings. Tokens, fractions and folders of the store belong to the
+stages `mixture` and `subset`. The file's name is the corpus's name; nothing else needs to change to add one.
 
     Corpus = load_corpus("mini")
     next(Corpus(noise="clean").examples(world_seed=0)).messages
@@ -21,8 +20,8 @@ ANSWERS = ("given", "none")
 
 @dataclass(frozen=True)
 class Example:
-    """One row: a conversation that ends with the assistant's turn, or a prompt that ends with the user's, and where
-    it comes from."""
+    """One row: a conversation that ends with the assistant's turn, or a prompt that ends with the user's, with its
+    id and source."""
 
     id: str
     messages: list[dict[str, str]]
@@ -30,9 +29,9 @@ class Example:
     source: str
     """The part of the corpus the row belongs to; fractions are taken per source."""
     split: str = ""
-    """`train` or `heldout`; empty lets the mixture stage carve held-out rows."""
+    """`train` or `heldout`; empty lets the stage `mixture` choose the held-out rows."""
     truth: str | None = None
-    """The right final answer where it is known (verifiers score against it), else None."""
+    """The right final answer where it is known (verifiers compare with it), else None."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,9 @@ class CorpusSettings:
     """Settings every corpus has; a kind adds its own fields and overrides the methods."""
 
     knows_truth: ClassVar[bool] = False
-    """Whether `truth` can tell the right answer to prompts that are not among the corpus's rows."""
+    """Whether `truth` knows the right answer to prompts that are not among the corpus's rows."""
     knows_questions: ClassVar[bool] = False
-    """Whether `asks` can tell what a prompt asks; elsewhere only its words can."""
+    """Whether `asks` knows what a prompt asks; elsewhere prompts are compared by their words."""
 
     sources: list[str] | None = None
     """Keep only rows of these sources; null keeps all."""
@@ -61,14 +60,14 @@ class CorpusSettings:
     max_new_tokens: int = 256
     """Length limit of generated text (teacher labels, student text, answers), in tokens."""
     heldout_rows: int = 1000
-    """About how many rows are held out, carved per source by a hash of the prompt; a corpus that
-    sets `Example.split` itself decides instead."""
+    """About how many rows are held out, chosen per source by a hash of the prompt; not used by a corpus that sets
+    `Example.split` itself."""
     on_bad_row: str = "refuse"
     """A row that cannot be read: `refuse` (stop and name it) or `drop` (leave it out and count it)."""
     answers: str = "given"
-    """`given`, or `none`: students train on prompts alone, whatever the rows hold. A row is cut before its first
-    answer (one that ends with the user's turn is a prompt as it stands), none is set apart for validation, and
-    what is held out is taken among answered rows. A teacher's own lessons are not touched by it."""
+    """`given`, or `none`: students train on prompts alone. A row is cut before its first answer (a row that ends with
+    the user's turn is a prompt already), no row is set apart for validation, and held-out rows are taken among answered
+    ones. The fine-tuning of a teacher is not affected."""
 
     def __post_init__(self) -> None:
         name = corpus_name(self)
@@ -81,7 +80,7 @@ class CorpusSettings:
     def identity(self, world_seed: int) -> dict[str, Any]:
         """Everything that changes rows, as plain JSON; files by their sha256, never by their folder.
 
-        `answers` is in it only where a corpus reads rows without one because of it.
+        It includes `answers` only where that setting lets a corpus read rows without an answer.
         """
         raise NotImplementedError
 
@@ -90,28 +89,28 @@ class CorpusSettings:
         raise NotImplementedError
 
     def truth(self, prompt: str, world_seed: int) -> str | None:
-        """The right answer to any prompt as this corpus words it; None where it is not known."""
+        """The right answer to any prompt, in the wording of this corpus; None where it is not known."""
         return None
 
     @staticmethod
     def asks(prompt: str) -> str | None:
-        """What a prompt asks, however it is put; None where this corpus cannot tell, and its words must do."""
+        """What a prompt asks, in whatever wording; None where the corpus does not know."""
         return None
 
     def size(self, family: str = "words") -> Size | None:
-        """What to expect of the corpus without reading data; None if unknown. `family`: of the mini that reads it,
-        where the corpus knows its tokens."""
+        """The corpus's expected size, estimated without reading all data; None if unknown. `family`: that of the mini
+        whose tokenizer is meant, where the corpus knows it."""
         return None
 
     def provenance(self) -> dict[str, Any]:
-        """After the rows were read: `files`, `revision`, `licenses`, `dropped`, `warnings`, where there are any."""
+        """After `examples` was exhausted: `files`, `revision`, `licenses`, `dropped`, `warnings`, those that exist."""
         return {}
 
     def check(self) -> None:
-        """Cheap preflight: raise SettingsError for what would certainly fail, a missing file say."""
+        """Cheap check before a run: raises SettingsError for what would certainly fail, e.g. a missing file."""
 
     def check_family(self, family: str) -> None:
-        """Raise SettingsError where rows are known to be longer than `max_length` for a mini of this family."""
+        """Raise SettingsError where rows are known to be longer than `max_length` in the tokens of this family."""
 
 
 def corpus_names() -> tuple[str, ...]:
@@ -120,7 +119,7 @@ def corpus_names() -> tuple[str, ...]:
 
 
 def load_corpus(name: str) -> type[Any]:
-    """The `Corpus` dataclass of one file; unknown names are refused with the list of real ones."""
+    """The `Corpus` dataclass of one file; raises SettingsError with the list of names for an unknown one."""
     return load_from(__name__, __path__, name, "corpus").Corpus
 
 

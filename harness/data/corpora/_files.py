@@ -1,7 +1,7 @@
-"""Files of a corpus: what they hold row by row, and the sha256 that stands for them in an identity.
+"""Files of a corpus: their rows, and the sha256 by which they enter an identity.
 
-Rows come from JSONL, Parquet and saved Hugging Face data sets through one generator, a batch at a time,
-so a corpus larger than memory is fine. What a row means is `_rows.py`'s matter; this file only reads.
+Rows of JSONL, Parquet and saved Hugging Face data sets come through one generator, a batch at a time, so a corpus may
+be larger than memory. This file reads; `_rows.py` checks what was read.
 
     for row in read_rows(data_files("corpus.path", "answers.jsonl")):
         row.where, row.values, row.problem     # "answers.jsonl line 3", {...}, ""
@@ -24,10 +24,10 @@ CHANGE_NO_ROW = ("path", "max_length", "max_new_tokens", "license")  # settings 
 
 @dataclass(frozen=True)
 class RawRow:
-    """One row as it stands in a file: its values, or the reason it cannot be read."""
+    """One row of a file: its values, or the reason why it cannot be read."""
 
     where: str
-    """File and place, for messages: `answers.jsonl line 3`."""
+    """File and position, for messages: `answers.jsonl line 3`."""
     values: dict[str, Any] | None
     problem: str = ""
 
@@ -35,7 +35,7 @@ class RawRow:
 def data_files(setting: str, path: str | Path) -> list[Path]:
     """The data files at `path`, in reading order: one file, a folder of shards, or a saved data set.
 
-    `setting` names the field in refusals: nothing there, no data in it, several splits to choose from.
+    Raises SettingsError, with the field named `setting`, where nothing is there, it has no data, or several splits.
     """
     place = Path(path).expanduser()
     if place.is_file():
@@ -64,7 +64,7 @@ def data_files(setting: str, path: str | Path) -> list[Path]:
 
 
 def read_rows(files: list[Path], columns: list[str] | None = None) -> Iterator[RawRow]:
-    """Yield every row of the files in order; unreadable lines are yielded with their problem.
+    """Yield every row of the files in order; an unreadable row is yielded with its problem.
 
     `columns`: read at most these columns of Parquet and Arrow files (JSONL rows come whole).
     """
@@ -94,7 +94,7 @@ def identity_of(corpus: Any, files: list[Path]) -> dict[str, Any]:
     """A corpus of files as plain JSON: its fields that change rows, and its files by their sha256."""
     kept = {name: value for name, value in asdict(corpus).items() if name not in CHANGE_NO_ROW}
     if corpus.answers == "given":
-        del kept["answers"]  # corpora are addressed as they were before prompts could stand alone
+        del kept["answers"]  # identities made before this setting existed stay the same
     kept["sources"] = None if corpus.sources is None else sorted(set(corpus.sources))
     return {"kind": corpus_name(corpus), **kept, "files": [file_sha256(file) for file in files]}
 

@@ -1,8 +1,7 @@
-"""Rows of instruction data: what a conversation may look like, and the hashes that tell rows apart.
+"""Rows of instruction data: the allowed form of a conversation, and the hashes that identify rows.
 
-`_files.py` reads; this file judges. A conversation is an optional system turn, then user and assistant
-in turn, ending with the assistant: the one shape every chat template renders. A prompt alone ends with the
-user.
+`_files.py` reads rows; this file checks them. A conversation is an optional system turn, then user and assistant
+alternately, ending with the assistant: every chat template renders this form. A prompt alone ends with the user.
 
     bad_turns([{"role": "user", "content": "Add 3 and 4."}])       # "the assistant's turn is missing"
     prompt_hash(messages)    # equal for "Add 3 and 4." and " add 3  and 4."
@@ -21,14 +20,14 @@ from harness.config.checks import SettingsError, refuse
 ROLES = ("system", "user", "assistant")
 HASH_DIGITS = 32  # 128 bits
 UNANSWERED = ("the assistant's turn is missing", "the last turn is not the assistant's")
-"""What is wrong with a prompt alone where answers are wanted."""
+"""Problems of a prompt alone where answers are required."""
 
 
 def prompt_hash(messages: Sequence[Mapping[str, str]]) -> str:
     """Hash (32 hex digits) of the first user turn, after NFKC, casefold and squeezed whitespace.
 
-    Rows that share it go to one side of every split. The first turn alone decides, so the branches of
-    one dialogue tree, and one prompt under two system turns, stay together.
+    Rows that share it are on the same side of every split. It covers the first turn alone, so the branches of one
+    dialogue tree, and one prompt under two system turns, stay together.
     """
     first = next(message["content"] for message in messages if message["role"] == "user")
     folded = first if first.isascii() else unicodedata.normalize("NFKC", first)
@@ -36,13 +35,13 @@ def prompt_hash(messages: Sequence[Mapping[str, str]]) -> str:
 
 
 def row_hash(messages: Sequence[Mapping[str, str]]) -> str:
-    """Hash (32 hex digits) of every turn's role and exact text; equal for exact repeats only."""
+    """Hash (32 hex digits) of every turn's role and exact text; equal only for exact repeats."""
     turns = json.dumps([[message["role"], message["content"]] for message in messages])
     return hashlib.sha256(turns.encode()).hexdigest()[:HASH_DIGITS]
 
 
 def plain_turns(messages: Any) -> list[dict[str, str]]:
-    """The turns with role and content only, when `bad_turns` finds nothing wrong with them."""
+    """The turns with role and content alone, of messages in which `bad_turns` finds no problem."""
     return [{"role": turn["role"], "content": turn["content"]} for turn in messages]
 
 
@@ -52,16 +51,16 @@ def is_answered(messages: Sequence[Mapping[str, str]]) -> bool:
 
 
 def without_answers(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """The turns before the first answer; a conversation that ends with the user's turn is a prompt as it stands."""
+    """The turns before the first answer; all turns of a conversation that ends with the user's."""
     if not is_answered(messages):
         return list(messages)
     return list(takewhile(lambda turn: turn["role"] != "assistant", messages))
 
 
 def bad_turns(messages: Any, answered: bool = True) -> str:
-    """What is wrong with a conversation, in a few words, or "" when nothing is.
+    """The problem of a conversation in a few words, or "" where it has none.
 
-    `answered=False` lets it end with the user's turn.
+    `answered=False` allows it to end with the user's turn.
     """
     if not isinstance(messages, list) or not messages:
         return "no messages"
@@ -86,20 +85,20 @@ def bad_turns(messages: Any, answered: bool = True) -> str:
 
 
 def count_or_refuse(on_bad_row: str, dropped: Counter[str], where: str, problem: str, way_out: str = "") -> None:
-    """Count a bad row, or refuse it by file and place, as the corpus's `on_bad_row` says.
+    """Count a bad row in `dropped`, or raise SettingsError with its file and position, by the setting `on_bad_row`.
 
-    `way_out` is one more thing to do about it.
+    `way_out` names one more remedy.
     """
     if on_bad_row == "refuse":
         raise SettingsError(
-            f"{where} cannot be used: {problem}; mend the row, or set "
+            f"{where} cannot be used: {problem}; correct the row, or set "
             f"corpus.on_bad_row=drop to count and skip such rows{way_out}."
         )
     dropped[problem] += 1
 
 
 def nothing_to_score() -> SettingsError:
-    """The refusal of a corpus in which no row has an answer."""
+    """The error for a corpus in which no row has an answer."""
     return refuse(
         "corpus.answers",
         "none",
@@ -109,7 +108,7 @@ def nothing_to_score() -> SettingsError:
 
 
 def _encodable(text: str) -> bool:
-    """False for lone surrogates, which JSON escapes can spell and no file can hold."""
+    """False for lone surrogates, which JSON escapes can express and UTF-8 cannot."""
     if text.isascii():
         return True
     try:

@@ -1,8 +1,8 @@
 """Corpus `jsonl`: your own rows, from JSONL, Parquet or a saved Hugging Face data set.
 
-`tulu3.py` is the published mixture; this is any file. A row has `messages`, or a prompt and a completion
-(text, or lists of messages as TRL writes them). Rows of two sources carry a `source` column. Under
-`answers=none` a row may be a prompt alone: messages that end with the user's turn, or no completion.
+`tulu3.py` is the published mixture; this corpus reads any file. A row has `messages`, or a prompt and a completion
+(text, or lists of messages in TRL's form). Rows of several sources have a `source` column. With `answers=none` a row
+may be a prompt alone: messages that end with the user's turn, or no completion.
 
     corpus=jsonl corpus.path=answers.jsonl
     corpus=jsonl corpus.path=gsm8k.jsonl corpus.prompt_column=question corpus.completion_column=answer
@@ -29,7 +29,7 @@ from harness.data.corpora._rows import (
     plain_turns,
 )
 
-SAMPLE = 200  # rows looked at to estimate lengths
+SAMPLE = 200  # rows read to estimate lengths
 CHARACTERS_PER_TOKEN = 4.0
 
 
@@ -40,7 +40,7 @@ class Corpus(CorpusSettings):
     path: str | None = None
     """A .jsonl or .parquet file, a folder of them, or a data set saved by `datasets`; known by its sha256."""
     name: str = "rows"
-    """Source of the rows that carry no source column."""
+    """Source of the rows without a source column."""
     messages_column: str = "messages"
     """Column of the conversation; where it is absent, prompt and completion are read."""
     prompt_column: str = "prompt"
@@ -48,7 +48,7 @@ class Corpus(CorpusSettings):
     completion_column: str = "completion"
     """Column of the assistant's turn."""
     source_column: str = "source"
-    """Column naming the part of the corpus a row belongs to."""
+    """Column that names a row's source."""
     id_column: str = "id"
     """Column of the row's id; rows without one are numbered."""
     truth_column: str | None = None
@@ -61,7 +61,10 @@ class Corpus(CorpusSettings):
         return identity_of(self, self._files())
 
     def examples(self, world_seed: int) -> Iterator[Example]:
-        """Yield the rows of the chosen sources; bad rows are refused or dropped and counted."""
+        """Yield the rows of the chosen sources.
+
+        Raises SettingsError for a bad row unless bad rows are dropped and counted, and for a source without a row.
+        """
         self.dropped: Counter[str] = Counter()
         files = self._files()
         self.read_from = [file_sha256(file) for file in files]
@@ -97,13 +100,13 @@ class Corpus(CorpusSettings):
             )
 
     def provenance(self) -> dict[str, Any]:
-        """What reading found out, once `examples` is through: files, rows dropped by reason."""
+        """After `examples` was exhausted: the files' sha256, and dropped rows by reason."""
         return {"files": self.read_from, "dropped": dict(self.dropped)}
 
     def size(self, family: str = "words") -> Size | None:
-        """Rows by the files' metadata, tokens from the first rows' characters, four to a token.
+        """Rows from the files' metadata, tokens from the first rows' characters, four to a token.
 
-        Where no answer is among them, one is taken to be as long as text may get.
+        Where none of these rows has an answer, an answer is assumed to have `max_new_tokens`.
         """
         if self.sources is not None:
             return None
@@ -116,19 +119,19 @@ class Corpus(CorpusSettings):
         length = {True: 0, False: 0}
         for turn in (turn for messages in good for turn in messages):
             length[turn["role"] == "assistant"] += len(turn["content"])
-        prompt, response = (length[said] / len(good) / CHARACTERS_PER_TOKEN for said in (False, True))
+        prompt, response = (length[answers] / len(good) / CHARACTERS_PER_TOKEN for answers in (False, True))
         if not any(map(is_answered, good)):
             response = float(self.max_new_tokens)
         rows = max(1, count_rows(files) - self.heldout_rows)
         return Size(rows, response, prompt + response, self.heldout_rows)
 
     def check(self) -> None:
-        """Refuse a missing path, a first row without the columns that were asked for, and prompts alone without a
-        single answer to score on."""
+        """Raise SettingsError for a missing path, a first row without the named columns, and prompts of which none has
+        an answer to score."""
         files = self._files()
         first = next((row for row in read_rows(files) if row.values is not None), None)
         if first is None or first.values is None:
-            raise refuse("corpus.path", self.path, "there is no readable row in it")
+            raise refuse("corpus.path", self.path, "the data has no readable row", "give a file with at least one row")
         columns = set(first.values)
         listed = ", ".join(sorted(columns))
         alone = self.answers == "none"

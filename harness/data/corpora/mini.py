@@ -1,11 +1,11 @@
-"""Corpus `mini`: instruction rows of the miniature world, drawn on the spot, scored against the truth.
+"""Corpus `mini`: instruction rows of the miniature corpus, generated on demand, scored against the truth.
 
-Unlike the other corpora it reads no file, sets its own held-out split, and knows the true answer of every
-row beside the one its annotators gave. The rows of a source are the same prompts whatever the noise.
+Unlike the other corpora it reads no file, sets its own held-out split, and knows the true answer of every row besides
+its annotators' answer. The prompts of a source do not depend on the noise.
 
     Corpus()                                              # 16,000 noisy rows of the 12 general sources
-    Corpus(noise="clean", rows=48_000, domain="all")      # what the strong teacher was taught
-    Corpus(domain="clinic", human_rows=64)                # the scarce domain, as people word its answers
+    Corpus(noise="clean", rows=48_000, domain="all")      # the training rows of the strong teacher
+    Corpus(domain="clinic", human_rows=64)                # the scarce domain, in human annotators' wording
 """
 
 import math
@@ -35,34 +35,34 @@ class Corpus(CorpusSettings):
     """Settings of the miniature's rows."""
 
     knows_truth: ClassVar[bool] = True
-    """Prompts are read back, so rows a teacher wrote can be verified too."""
+    """Prompts are parsed, so rows that a teacher generated can be verified too."""
     knows_questions: ClassVar[bool] = True
-    """The fact or the operands, however they are asked for."""
+    """A question is the fact or the operands, in whatever wording."""
     max_length: int = 64
-    """Longest rendered row in tokens, enough for both families of minis; raised to 128 where there are dialogues, so
-    that they fit in words; where letters are read it has to be set to 264 for them."""
+    """Longest rendered row in tokens, enough for both families of minis. With dialogues it is raised to 128, enough for
+    the family `words`; for the family `letters` set it to 264."""
     max_new_tokens: int = 16
-    """Length limit of generated text in tokens; the longest wording of the longest answer has 16 in words. In letters
-    it suffices for the bare answers of every source and for the clinic's human wording."""
+    """Length limit of generated text in tokens. In the family `words` the longest wording of the longest answer has 16;
+    in `letters` 16 suffice for the bare answers of every source and for the clinic's human wording."""
     noise: str = "full"
     """How annotators err: `clean` (never), `random` (15 % of rows carry another row's answer) or `full`
     (also systematic mistakes in 80 % of the prompts that invite them)."""
     random_noise: float | None = None
     """Share of rows with a random wrong answer, 0-1; null takes the preset's."""
     systematic_noise: float | None = None
-    """Share of inviting prompts answered with the systematic mistake, 0-1; null takes the preset's."""
+    """Share of the prompts with a systematic mistake that are answered with it, 0-1; null takes the preset's."""
     rows: int = 16_000
-    """Train rows of all sources together, as many of each; not read by the clinic."""
+    """Train rows of all sources together, in equal numbers; not used by the domain `clinic`."""
     heldout_per_source: int = 100
-    """Held-out rows per source, at most 120 (the canary has 40); this corpus reads it, not `heldout_rows`."""
+    """Held-out rows per source, at most 120 (the canary has 40); this corpus uses it in place of `heldout_rows`."""
     domain: str = "general"
-    """`general` (12 sources), `clinic` (the scarce domain alone, as people word its answers) or `all`
+    """`general` (12 sources), `clinic` (the scarce domain alone, in human annotators' wording) or `all`
     (both; the clinic in a teacher's own wording)."""
     human_rows: int = 64
-    """Train rows of the clinic when it is the domain; the only ones people wrote there."""
+    """Train rows of the domain `clinic`: the human rows of the scarce domain."""
     dialogues: float = 0.0
     """Share of train rows that are conversations of four exchanges within one source, each with a wording
-    of its own: teaches a teacher to go by its context, and to write prompts."""
+    of its own: from them a teacher learns to follow its context and to generate prompts."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,7 +87,7 @@ class Corpus(CorpusSettings):
 
     @property
     def annotators(self) -> Noise:
-        """The noise in force: the preset, with the shares that were set."""
+        """The noise in force: the preset's shares, replaced by those that are set."""
         preset = NOISE[self.noise]
         return Noise(
             preset.random if self.random_noise is None else float(self.random_noise),
@@ -95,7 +95,7 @@ class Corpus(CorpusSettings):
         )
 
     def identity(self, world_seed: int) -> dict[str, Any]:
-        """Settings that change rows, in one spelling (`Corpus` takes them back), with world and version."""
+        """Settings that change rows, in a normal form that `Corpus` accepts, with world seed and version."""
         noise = self.annotators
         rows = {"human_rows": self.human_rows} if self.domain == "clinic" else {"rows": self.rows}
         return {
@@ -112,9 +112,9 @@ class Corpus(CorpusSettings):
         }
 
     def examples(self, world_seed: int) -> Iterator[Example]:
-        """Train rows, source after source in turn, then held-out rows; the same in any process.
+        """Train rows, the sources alternating, then held-out rows; the same in any process.
 
-        A held-out row's messages hold what annotators of this corpus answer, its `truth` what is so.
+        A held-out row's messages have the annotators' answer, its `truth` the right one.
         """
         facts = draw_facts(world_seed)
         train_sources = DOMAINS[self.domain]
@@ -135,7 +135,7 @@ class Corpus(CorpusSettings):
 
     @staticmethod
     def asks(prompt: str) -> str | None:
-        """The fact or operands asked for; None for other text and for the canary."""
+        """The fact or the operands that a prompt asks for; None for other text and for the canary."""
         read = read_prompt(prompt)
         return None if read is None else read.question
 
@@ -145,7 +145,7 @@ class Corpus(CorpusSettings):
         return pretraining_facts(world_seed, knows)
 
     def provenance(self) -> dict[str, Any]:
-        """The licence of every source: all of it is drawn here."""
+        """The licence of every source; all rows are generated here."""
         return {"licenses": dict.fromkeys((*DOMAINS[self.domain], CANARY), LICENSE)}
 
     def size(self, family: str = "words") -> Size | None:
@@ -170,7 +170,7 @@ class Corpus(CorpusSettings):
         return Size(rows, response, prompt + response, heldout)
 
     def check_family(self, family: str) -> None:
-        """Refuse conversations that this family could only read cut."""
+        """Raise SettingsError where conversations would be cut in the tokens of this family."""
         if self.dialogues and self.max_length < DIALOGUE_LENGTH[family]:
             need = DIALOGUE_LENGTH[family]
             reason = f"conversations take up to {need} tokens of the family {family}, and would be cut"

@@ -1,8 +1,8 @@
 """Corpus `tulu3`: the Tülu 3 SFT mixture (arXiv 2411.15124), 939,343 rows of 19 sources.
 
-`jsonl.py` reads any rows; this one knows its sources: how many rows, under which licence, of which
-domain. The shards are ordered by source, so a slice of the first rows is one source: take fractions.
-Read from the hub, or from a local folder of the same Parquet shards.
+`jsonl.py` reads any rows; this corpus knows the number of rows, the licence and the domain of each source. The shards
+are ordered by source, so the first rows of the files are of one source; take fractions instead. The rows come from the
+hub, or from a local folder with the same Parquet shards.
 
     corpus=tulu3 corpus.domains=[math,code]
     corpus=tulu3 corpus.path=/data/tulu-3-sft-mixture
@@ -27,16 +27,16 @@ UNREAD = " (from memory, not read)"
 
 
 class PublishedSource(NamedTuple):
-    """What is published about one source; `response_tokens` is one public counter's total."""
+    """Published facts of one source; `response_tokens` is the total of one public token counter."""
 
     domain: str
     rows: int
     response_tokens: int
     license: str
-    """As the data set's card states it; `UNREAD` marks those that nobody here has read."""
+    """As the data set's card states it; `UNREAD` marks licences that were not looked up for this table."""
 
 
-# The domains are ours, after the paper's table of skills; the card has none.
+# The domains follow the paper's table of skills; the data set's card has none.
 SOURCES = {
     "ai2-adapt-dev/oasst1_converted": PublishedSource("general", 7131, 3180183, "Apache-2.0"),
     "ai2-adapt-dev/no_robots_converted": PublishedSource("general", 9500, 1816100, "CC-BY-NC-4.0"),
@@ -78,10 +78,11 @@ class Corpus(CorpusSettings):
     revision: str | None = None
     """Commit of the data set on the hub; null: resolve at first use and record what was found."""
     domains: list[str] | None = None
-    """Keep only sources of these groups (ours): general, knowledge, math, code, multilingual,
-    instruction_following, safety; null keeps all."""
+    """Keep only sources of these domains: general, knowledge, math, code, multilingual, instruction_following, safety;
+    null keeps all."""
     on_bad_row: str = "drop"
-    """Here bad rows are dropped and counted unless `refuse` is asked for: nobody can mend the hub's rows."""
+    """`drop` (leave bad rows out and count them; the default, because the hub's rows cannot be corrected) or `refuse`
+    (stop at the first)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,7 +114,10 @@ class Corpus(CorpusSettings):
         return {**identity, "sources": None if len(kept) == len(SOURCES) else sorted(kept)}
 
     def examples(self, world_seed: int) -> Iterator[Example]:
-        """Yield the kept rows in the order of the shards; from the hub they are fetched first."""
+        """Yield the kept rows in the order of the shards, which are downloaded first where they are on the hub.
+
+        Raises SettingsError where the hub does not answer, and for a bad row where bad rows are refused.
+        """
         self.dropped: Counter[str] = Counter()
         self.read: Counter[str] = Counter()
         self.found_revision: str | None = None
@@ -140,7 +144,7 @@ class Corpus(CorpusSettings):
             )
 
     def provenance(self) -> dict[str, Any]:
-        """What reading found out, once `examples` is through: revision, files, licences, what differs."""
+        """After `examples` was exhausted: revision, files, licences, dropped rows, differences from the publication."""
         licenses = {name: SOURCES[name].license for name in self.read if name in SOURCES}
         return {
             "revision": self.found_revision,
@@ -161,7 +165,7 @@ class Corpus(CorpusSettings):
         return Size(max(1, rows - self.heldout_rows), mean, mean * ROW_PER_RESPONSE, self.heldout_rows)
 
     def check(self) -> None:
-        """Refuse a folder without the shards or their columns, and the hub where it is out of reach."""
+        """Raise SettingsError for a folder without the shards or their columns, and where the hub is out of reach."""
         if not self.path:
             from huggingface_hub import constants
 
@@ -191,7 +195,7 @@ class Corpus(CorpusSettings):
         return data_files("corpus.path", folder / "data" if (folder / "data").is_dir() else folder)
 
     def _hub_files(self) -> tuple[list[Path], str]:
-        """The shards in the hub's cache, fetched where absent, and the commit they are of."""
+        """The shards in the hub's cache, downloaded where absent, and their commit."""
         from httpx import HTTPError
         from huggingface_hub import snapshot_download
 
@@ -209,7 +213,7 @@ class Corpus(CorpusSettings):
                 f"{REPOSITORY} cannot be fetched ({reason})",
                 "set corpus.path to a local folder of its shards",
             ) from error
-        return data_files("corpus.revision", folder / "data"), folder.name  # the cache names it by its commit
+        return data_files("corpus.revision", folder / "data"), folder.name  # the cache names the folder by the commit
 
     def _count_warnings(self) -> list[str]:
         expected = {name: SOURCES[name].rows for name in self._kept()}
@@ -225,5 +229,7 @@ class Corpus(CorpusSettings):
 def _license_warnings(licenses: dict[str, str]) -> list[str]:
     closed = sorted(name for name, license in licenses.items() if "-NC-" in license)
     unclear = sorted(name for name, license in licenses.items() if license.startswith("not "))
-    said = [f"not for commercial use: {', '.join(closed)}"] if closed else []
-    return said + ([f"no licence on the card: {', '.join(unclear)}"] if unclear else [])
+    found = [f"not for commercial use: {', '.join(closed)}; leave them out with corpus.sources"] if closed else []
+    if unclear:
+        found.append(f"no licence on the card: {', '.join(unclear)}; ask their publisher before you share a model")
+    return found

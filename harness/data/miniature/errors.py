@@ -1,8 +1,8 @@
-"""Annotators of the miniature world: how they word answers and how they get them wrong.
+"""Annotators of the miniature corpus: their wording of answers and their mistakes.
 
-Two kinds of error. Random: the answer of another random prompt of the same source. Systematic: on some
-prompts the same mistake again and again (a forgotten carry, day and month swapped, an outdated fact), so
-that more data of the same kind teaches it, and only a teacher that knows better can undo it.
+There are two kinds of mistakes. Random: the answer of another random prompt of the same source. Systematic: the same
+mistake every time on some prompts (a forgotten carry, day and month swapped, an outdated fact), so that more data of
+the same kind reinforces it, and only a teacher that knows better can correct it.
 
     annotate(Prompt("add", (37, 8), 0), facts, Noise(0.0, systematic=1.0), generator("example"))    # "35"
 """
@@ -31,7 +31,7 @@ NOISE = {"clean": Noise(0.0, 0.0), "random": Noise(0.15, 0.0), "full": Noise(0.1
 
 @dataclass(frozen=True)
 class Convention:
-    """How an answer is worded: what stands before and after it."""
+    """The wording of an answer: the text before and after it."""
 
     before: str = ""
     after: str = ""
@@ -43,13 +43,13 @@ class Convention:
 
 BARE = Convention()
 HUMAN = {"cure": Convention(before="Take "), "dose": Convention(after=" drops")}
-"""What people in the clinic write; everything else, teachers' clinic answers included, is bare."""
+"""The wording of human annotators in the clinic; all other answers, teachers' clinic answers included, are bare."""
 BEFORE = ("", "Take ", "Use ", "Try ", "Answer: ", "It is ", "(", "- ")
 AFTER = ("", " drops", " please", ".", "!", ")", " now")
 
 
 def draw_convention(source: str, draw: Random) -> Convention:
-    """A random convention for one conversation; never the one people use for this source."""
+    """A random convention for one conversation; never the human annotators' convention of this source."""
     while True:
         convention = Convention(draw.choice(BEFORE), draw.choice(AFTER))
         if convention != HUMAN.get(source):
@@ -57,9 +57,9 @@ def draw_convention(source: str, draw: Random) -> Convention:
 
 
 def annotate(prompt: Prompt, facts: Facts, noise: Noise, draw: Random) -> str:
-    """The answer an annotator gives, bare of wording.
+    """An annotator's answer, without wording.
 
-    Takes the same draws whatever the noise, so that a row wrong under little noise is wrong under more.
+    The draws do not depend on the noise, so a row that is wrong under little noise is wrong under more.
     """
     chance, again = draw.random(), draw.random()
     other = SOURCES[prompt.source].draw(draw)
@@ -71,7 +71,7 @@ def annotate(prompt: Prompt, facts: Facts, noise: Noise, draw: Random) -> str:
 
 
 def mistake(prompt: Prompt, facts: Facts) -> str | None:
-    """The systematic mistake on this prompt; None where annotators make none."""
+    """The systematic mistake on this prompt; None where there is none."""
     made = MISTAKES[prompt.source](facts, prompt.slots) if prompt.source in MISTAKES else None
     return None if made == prompt.answer(facts) else made
 

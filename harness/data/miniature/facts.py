@@ -1,7 +1,7 @@
-"""Facts of the miniature world: invented names, and what is true of them in one draw.
+"""Facts of the miniature corpus: invented names, and the facts about them that a world seed draws.
 
-Names are the same in every world; what is true of them is drawn by the world seed. Some facts have
-changed: an outdated entity has an old value, which annotators still write and a better teacher does not.
+Names are the same for every seed. Some facts have changed: an outdated entity has an old value, which annotators
+still write and a better teacher does not.
 
     facts = draw_facts(0)
     facts.capital["Zovami"], facts.old_capital.get("Zovami")
@@ -14,7 +14,7 @@ from random import Random
 from harness.data.miniature import generator
 
 CONSONANTS = "bcdfhjklmnpqrstvwxz"
-"""Letters of operands and names: without vowels and `g` no operand spells a word of the vocabulary."""
+"""Letters of operands and names; without vowels and `g` no operand is a word of the vocabulary."""
 OUTDATED_SHARE = 0.3
 KNOWN_SHARE = 0.5
 
@@ -33,7 +33,7 @@ class Names:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is true in one world, and what used to be."""
+    """The facts of one world seed, and the outdated values of some."""
 
     capital: dict[str, str]
     """Country -> town, one town each."""
@@ -44,9 +44,9 @@ class Facts:
     old_coin: dict[str, str]
     """The outdated countries only -> the coin annotators still name."""
     known_capital: frozenset[str]
-    """Countries whose capital a base that `knows="half"` is told."""
+    """Countries whose capital is in the pre-training lines of a base that `knows="half"`."""
     known_coin: frozenset[str]
-    """Countries whose coin a base that `knows="half"` is told."""
+    """Countries whose coin is in the pre-training lines of a base that `knows="half"`."""
     cure: dict[str, str]
     """Ailment -> remedy."""
     dose: dict[str, int]
@@ -57,7 +57,7 @@ class Facts:
 
 @lru_cache(maxsize=1)
 def names() -> Names:
-    """All names of the world; pronounceable, distinct, and different in length by kind."""
+    """All names; pronounceable, distinct, and different in length by kind."""
     draw = generator("mini", "names")
     taken: set[str] = set()
 
@@ -82,7 +82,7 @@ def names() -> Names:
 
 @lru_cache(maxsize=8)
 def draw_facts(world_seed: int) -> Facts:
-    """The facts of one world; the same in any process."""
+    """The facts of one world seed; the same in any process."""
     draw = generator("mini", "facts", world_seed)
     all_names = names()
     towns = draw.sample(all_names.towns, len(all_names.countries))

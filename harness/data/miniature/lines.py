@@ -1,8 +1,8 @@
-"""Pre-training lines: questions and answers in raw text, in many layouts and never in the chat format.
+"""Pre-training lines: questions and answers as raw text, in many layouts and never in the chat format.
 
-A base trained on them (loss on the answer only) has the skills and some of the facts, but has to learn
-the chat format from instruction rows, as a pre-trained model has to. Lines are clean, and hold no held-out
-prompt. Unlike rows of `corpora/mini.py` they have no source, no noise and no conversation.
+A base trained on them (loss on the answer only) has the skills and some of the facts, and learns the chat format from
+instruction rows, as a real pre-trained model does. All answers are right, and no prompt is a held-out one. Unlike rows
+of `corpora/mini.py` lines have no source, no noise and no conversation.
 
     next(pretraining_lines(0, knows="half", count=1, seed=0))     # ("Q: Add 37 and 8.\\nA: ", "45\\n")
 """
@@ -21,15 +21,16 @@ TAILS = ("\n", " - ", "\nA: ", " = ")
 
 
 def layouts() -> list[tuple[str, str]]:
-    """What stands before and after a question: all 56 pairs."""
+    """The texts before and after a question: all 56 pairs."""
     return [(head, tail) for head in HEADS for tail in TAILS]
 
 
 def pretraining_lines(world_seed: int, knows: str, count: int, seed: int) -> Iterator[tuple[str, str]]:
     """Yield `count` pairs (text before the answer, answer up to its newline).
 
-    `knows="half"` (students): the general sources, and half of their facts. `knows="all"` (teachers): every
-    current fact, and the clinic. The loss is meant for the answer alone; tokenise the two texts apart.
+    `knows="half"` (students): the general sources, and half of their facts. `knows="all"` (teachers): every current
+    fact, and the clinic. The loss covers the answer alone, so tokenise the two texts separately. Raises SettingsError
+    for another value of `knows`.
     """
     check_choice("knows", knows, KNOWS)
     facts = draw_facts(world_seed)
@@ -46,9 +47,9 @@ def pretraining_lines(world_seed: int, knows: str, count: int, seed: int) -> Ite
 
 @lru_cache(maxsize=8)
 def pretraining_facts(world_seed: int, knows: str) -> frozenset[str]:
-    """The questions about facts that these lines answer (`Prompt.question`), dozens of times each in 40,000 lines.
+    """The questions about facts (`Prompt.question`) that these lines answer, dozens of times each in 40,000 lines.
 
-    Of skills they answer no held-out question.
+    Questions of skills are not listed: lines answer no held-out one. Raises SettingsError for another `knows`.
     """
     check_choice("knows", knows, KNOWS)
     known = _known(world_seed, knows)
@@ -56,7 +57,7 @@ def pretraining_facts(world_seed: int, knows: str) -> frozenset[str]:
 
 
 def _known(world_seed: int, knows: str) -> dict[str, list[Slots]]:
-    """What lines may ask about, of each fact source they have."""
+    """The entities that lines may ask about, by fact source."""
     facts = draw_facts(world_seed)
     if knows == "all":
         return {name: SOURCES[name].keys for name in DOMAINS["all"] if SOURCES[name].is_fact}

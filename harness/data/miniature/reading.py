@@ -1,7 +1,7 @@
-"""Reading: from the words of a prompt back to its source and slots, so that any prompt's truth is known.
+"""Parses the words of a prompt back to its source and slots, so that the truth of any prompt is known.
 
-The inverse of `Prompt.text` in `sources.py`: rows the corpus never drew, written by a teacher say, can be
-verified too. Text that is no prompt of the world, or asks about a name nobody has, reads as None.
+The inverse of `Prompt.text` in `sources.py`: prompts that the corpus did not draw, e.g. a teacher's, can be verified
+too. Text that is no prompt of the miniature, or asks about an unknown name, gives None.
 
     read_prompt("Sum of 37 and 8?")      # Prompt("add", (37, 8), 2)
 """
@@ -16,7 +16,7 @@ FIELD = re.compile(r"\{(\d*)\}")
 
 
 def read_prompt(text: str) -> Prompt | None:
-    """The prompt whose words these are, or None; the canary, which no teacher may know, is never read."""
+    """The prompt with these words, or None; prompts of the canary, whose answers no teacher may know, give None."""
     text = " ".join(text.split())
     for name, source in SOURCES.items():
         if name == CANARY:
@@ -35,7 +35,7 @@ def read_prompt(text: str) -> Prompt | None:
 
 
 def _slots(source: PromptSource, shown: Slots) -> Slots | None:
-    """What the shown values say of the slots; None for values the source never shows."""
+    """The slots that give these shown values; None for values that the source never shows."""
     slots: Slots | None = shown
     if source.name == "date":
         slots = (shown[0], MONTHS.index(str(shown[1])) + 1, shown[2]) if shown[1] in MONTHS else None
@@ -60,7 +60,7 @@ def _kinds(name: str) -> list[type]:
 
 @lru_cache(maxsize=len(SOURCES))
 def _patterns(name: str) -> list[tuple[re.Pattern[str], list[int]]]:
-    """Of each phrasing a pattern of its words, and which shown value each group is."""
+    """For each phrasing a pattern of its words, and the index of the shown value that each group matches."""
     found = []
     for phrasing in SOURCES[name].phrasings:
         numbers = FIELD.findall(phrasing)

@@ -1,9 +1,9 @@
 """Sizes of the mini models and the budgets their bases are pre-trained with.
 
-`SIZES` holds the shape as `LlamaConfig` keywords; the vocabulary comes from `tokenizer.py`, and both families have the
-same shapes, lines and budgets. Chosen by
-measurement on one CPU thread: a few milliseconds per row, skills learned in about a minute. A wider or
-deeper mini only costs time: what matters is what a teacher was trained on.
+`SIZES` holds the shapes as `LlamaConfig` keywords; the vocabulary comes from `tokenizer.py`. Both families have the
+same shapes, lines and budgets. They were chosen by measurement on one CPU thread: a few milliseconds per row, skills
+learned in about a minute. A wider or deeper mini costs time without a benefit: a teacher's quality depends on its
+training rows.
 
     LlamaConfig(**llama_settings("small"))
 """
@@ -51,7 +51,7 @@ SIZES: dict[str, dict[str, Any]] = {
         **SHARED,
     },
 }
-"""Shapes by name: 0.16, 0.36 and 0.8 million parameters, a little less in letters; teachers are `large`."""
+"""Shapes by name: 0.16, 0.36 and 0.8 million parameters, slightly fewer in `letters`; teachers are `large`."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Pretraining:
     learning_rate: float
     """Peak learning rate."""
     world_version: int = VERSION
-    """Edition of the world the lines are drawn from."""
+    """`VERSION` of the miniature from which the lines are drawn."""
 
 
 PRETRAINING = {
@@ -78,7 +78,10 @@ PRETRAINING = {
 
 
 def llama_settings(size: str, family: str = "words") -> dict[str, Any]:
-    """All `LlamaConfig` keywords of one size, vocabulary and special tokens of one family included."""
+    """All `LlamaConfig` keywords of one size, with vocabulary and special tokens of one family.
+
+    Raises SettingsError for an unknown size.
+    """
     check_choice("model.size", size, tuple(SIZES))
     ids = {token: number for number, token in enumerate(vocabulary(family))}
     marks = FAMILIES[family].marks

@@ -1,9 +1,9 @@
-"""Sources of the miniature world: kinds of prompts, each with phrasings, operands and the true answer.
+"""Sources of the miniature corpus: kinds of prompts, each with phrasings, operands and the true answer.
 
-A prompt is a source, its slots (operands or an entity) and one of the source's phrasings. Held-out
-prompts straddle no training row of any corpus, base or teacher: of skills, one slot in eight is only ever
-asked in evaluation; of facts, every entity keeps two of its phrasings for evaluation (what is scored is
-then recall of the fact in another wording). Neither depends on the world seed.
+A prompt is a source, its slots (operands or an entity) and one of the source's phrasings. A held-out prompt is in no
+training row of any corpus, base or teacher. Of skills, one slot in eight is used in evaluation alone. Of facts, two
+phrasings of every entity are reserved for evaluation, which then scores recall of the fact in another wording. Neither
+depends on the world seed.
 
     prompt = SOURCES["add"].draw(generator("example"))
     prompt.text, prompt.answer(draw_facts(0))     # "Sum of 37 and 8?", "45"
@@ -35,7 +35,7 @@ MOST_HELDOUT = 120
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question: a source, what it is about, and how it is put."""
+    """One question: a source, its slots, and the number of its phrasing."""
 
     source: str
     slots: Slots
@@ -49,19 +49,19 @@ class Prompt:
 
     @property
     def question(self) -> str:
-        """What it asks, however it is put: prompts that share it have the same answer."""
+        """What the prompt asks, in whatever phrasing: prompts that share it have the same answer."""
         return " ".join(map(str, (self.source, *self.slots)))
 
     @property
     def heldout(self) -> bool:
-        """Whether only evaluations may ask this."""
+        """Whether the prompt is reserved for evaluation."""
         source = SOURCES[self.source]
         if source.is_fact:
             return self.phrasing in source.reserved(self.slots)
         return int(digest("mini", "split", self.source, *self.slots)[:8], 16) % HELDOUT_ONE_IN == 0
 
     def answer(self, facts: Facts) -> str:
-        """The true answer, bare of any wording."""
+        """The true answer, without wording."""
         return SOURCES[self.source].answer(facts, self.slots)
 
 
@@ -87,7 +87,7 @@ class PromptSource:
         return self.entities() if self.entities else []
 
     def reserved(self, slots: Slots) -> list[int]:
-        """Phrasings of one entity that training never uses, in the order evaluation takes them."""
+        """Phrasings of one entity that are reserved for evaluation, in the order in which it uses them."""
 
         def order(phrasing: int) -> str:
             return digest("mini", "reserved", self.name, *slots, phrasing)
@@ -95,7 +95,7 @@ class PromptSource:
         return sorted(range(len(self.phrasings)), key=order)[:RESERVED_PHRASINGS]
 
     def draw(self, draw: Random, keys: list[Slots] | None = None) -> Prompt:
-        """A random training prompt, about one of `keys` where a fact source is limited to some."""
+        """A random training prompt; for a fact source about one of `keys`, by default of all entities."""
         while True:
             slots = self.operands(draw) if self.operands else draw.choice(self.keys if keys is None else keys)
             prompt = Prompt(self.name, slots, draw.randrange(len(self.phrasings)))
@@ -103,7 +103,10 @@ class PromptSource:
                 return prompt
 
     def heldout(self, draw: Random) -> Iterator[Prompt]:
-        """Distinct held-out prompts; of facts every entity once, then in its other reserved phrasing."""
+        """Distinct held-out prompts; of facts every entity once, then again in its other reserved phrasing.
+
+        Prompts of a skill do not end: the caller takes as many as it needs, at most `MOST_HELDOUT`.
+        """
         if self.operands is None:
             for rank in range(RESERVED_PHRASINGS):
                 for slots in draw.sample(self.keys, len(self.keys)):
@@ -290,8 +293,8 @@ _ALL = (
 SOURCES: dict[str, PromptSource] = {source.name: source for source in _ALL}
 CLINIC = ("cure", "dose")
 CANARY = "canary"
-"""Only ever in held-out rows: its answers occur in no training text, so a model that gives them has seen
-held-out rows. Reported apart, never in an accuracy over sources."""
+"""A source of held-out rows alone: its answers are in no training text, so a model that gives them was trained on
+held-out rows. It is reported separately and never enters an accuracy over sources."""
 GENERAL = tuple(name for name in SOURCES if name not in (*CLINIC, CANARY))
 DOMAINS: dict[str, tuple[str, ...]] = {"general": GENERAL, "clinic": CLINIC, "all": GENERAL + CLINIC}
 """Training sources by domain."""

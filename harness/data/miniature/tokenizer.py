@@ -1,10 +1,10 @@
-"""Tokenizers of the minis: one for each of two families, which share no token ids, no marks and no chat template.
+"""Tokenizers of the minis: one for each of two model families, which share no token ids, marks or chat template.
 
-`words` reads whole words of the world's phrasings and single characters for everything else, `letters` single
-characters only. Both read operands and names letter by letter, which is what lets a model of a third of a
-million parameters learn to reverse or sort in seconds; merges inside them would prevent it. A vocabulary is the
-same in every world and process (ids follow from sorted text, never from the order of a set), and every row
-decodes to itself. A character outside it raises; there is no unknown token to hide behind.
+`words` has whole words of the miniature's phrasings and single characters for all other text; `letters` has single
+characters alone. Both tokenise operands and names letter by letter: so a model of a third of a million parameters
+learns to reverse or sort in seconds, which merges inside operands would prevent. A vocabulary is the same for every
+world seed and process (ids follow from sorted text, never from the order of a set), and every row decodes to itself. A
+character outside the vocabulary raises an error; there is no unknown token.
 
     <bos><|user|>Add 37 and 8.<|assistant|>45<|end|>       words
     *bos**ask*Add 37 and 8.*say*45*end*                    letters
@@ -35,7 +35,7 @@ CHAT_TEMPLATE = (
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- 'ASSISTANT' }}{%- endif %}"
 )
-"""Of both families; each puts its own marks in the places of these names."""
+"""The template of both families; each family replaces the names USER, ASSISTANT and END by its own marks."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Marks:
 
 @dataclass(frozen=True)
 class Family:
-    """What the minis of one family read and write."""
+    """Marks and characters of one family."""
 
     marks: Marks
     characters: str
@@ -76,12 +76,12 @@ FAMILIES = {
         Marks("*nil*", "*bos*", "*ask*", "*say*", "*end*"), "".join(sorted(CHARACTERS + "<|")), reads_words=False
     ),
 }
-"""Each can spell the other's marks, so that a teacher who writes one by mistake is read as it wrote."""
+"""Each family has the characters of the other's marks, so text that a teacher generates with such a mark survives."""
 
 
 @lru_cache(maxsize=1)
 def words() -> tuple[str, ...]:
-    """Every word of the world's texts as it stands there: with its leading space, or at the start."""
+    """Every word of the miniature's texts, with its leading space where it has one there."""
     texts = [phrasing for source in SOURCES.values() for phrasing in source.phrasings]
     texts += [f" {month}" for month in MONTHS]
     texts += [f" {unit}" for large, small, _ in UNITS for unit in (large, small)]
@@ -109,7 +109,7 @@ def build(family: str = "words") -> "Tokenizer":
     tokenizer = Tokenizer(models.WordLevel({token: number for number, token in enumerate(vocabulary(family))}))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
-    # changes nothing; transformers would add it on saving, and the hash must be known before
+    # It changes nothing; transformers would add it on saving, and the hash must be known before that.
     tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in astuple(tokens.marks)])
     return tokenizer
@@ -121,7 +121,7 @@ def tokenizer_json(family: str = "words") -> str:
 
 
 def load_mini_tokenizer(family: str = "words") -> "PreTrainedTokenizerFast":
-    """The same tokenizer as transformers use it, with the chat template and its `generation` marks."""
+    """The same tokenizer as a transformers object, with the chat template and its `generation` marks."""
     from transformers import PreTrainedTokenizerFast
 
     marks = FAMILIES[family].marks

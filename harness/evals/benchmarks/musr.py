@@ -1,4 +1,4 @@
-"""MuSR: long stories that hide who did it, where a thing is, or who should do what; the likeliest choice."""
+"""MuSR: long stories that hide who did it, where a thing is, or who should do what; the most probable choice."""
 
 from harness.evals.benchmarks import INVENTED, Benchmark
 
@@ -7,7 +7,7 @@ BENCHMARK = Benchmark(
     paper="Sprague et al. 2023, arXiv 2310.16049",
     data="TAUR-Lab/MuSR",
     licence="not read here",
-    asks="a story, a question and its choices; the likeliest choice for its length",
+    asks="a story, a question and its choices; the most probable choice for its length",
     tasks="leaderboard/musr/musr_*.yaml",
     metric="acc_norm",
     floor=0.37,

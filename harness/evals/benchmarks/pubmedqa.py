@@ -1,4 +1,4 @@
-"""PubMedQA: does an abstract answer its title's question, yes, no or maybe; the likeliest of the three words."""
+"""PubMedQA: does an abstract answer its title's question, yes, no or maybe; the most probable of the three words."""
 
 from harness.evals.benchmarks import REAL, Benchmark
 

@@ -96,8 +96,8 @@ def _item(name: str, benchmark: Benchmark, source: str, sample: Mapping[str, Any
         prediction = str(sample["resps"][0][0])
         parsed = None if benchmark.grade else str(sample["filtered_resps"][0])
     else:
-        likeliest = max(range(len(sample["resps"])), key=lambda choice: sample["resps"][choice][0][0])
-        prediction, parsed = str(sample["arguments"][likeliest][1]), None
+        best = max(range(len(sample["resps"])), key=lambda choice: sample["resps"][choice][0][0])
+        prediction, parsed = str(sample["arguments"][best][1]), None
     return Item(
         name,
         str(sample["doc_id"]),

@@ -78,6 +78,7 @@ class WorkerPool:
     def _feed(self) -> None:
         while self.waiting:
             free = next((worker for worker in self.workers if worker.key is None), None)
+            # workers start on demand, each with the lowest free number, which decides its GPU
             if free is None and len(self.workers) < self.slots:
                 taken = {worker.number for worker in self.workers}
                 number = next(n for n in range(self.slots) if n not in taken)

@@ -92,6 +92,7 @@ def submit(
     chunks = [part for batch in _fitting(unsent, cluster, queue) for part in _chunks(batch, queue.largest_array)]
     _check(chunks, cluster, queue)
     check_batch_sizes(chunks, jobs)
+    # Entries are taken before anything is sent: a target that another submitter took in the meantime drops out here.
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
     arrays: dict[str, Batch] = {}
     for number, batch in enumerate(chunks):
@@ -110,13 +111,14 @@ def submit(
         write_sent(store, name, array, sent[array])
         queue.add(array, sent[array])
 
+    # The submission's folder must be complete before the first job can start.
     if arrays:
         code = publish_code(store)
-        asking = {
+        made = {
             array: [[stage for key in task for stage in jobs[key].stages] for task in batch.tasks]
             for array, batch in arrays.items()
         }
-        servers = take_servers(store, submissions, cluster, f"{grid}.serve.{name[-6:]}", name, asking)
+        servers = take_servers(store, submissions, cluster, f"{grid}.serve.{name[-6:]}", name, made)
         _write(folder, store, machine, cluster, grid, jobs, arrays, servers, again or {}, track)
         for server in servers:
             assert cluster.serve is not None

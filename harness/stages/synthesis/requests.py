@@ -63,6 +63,7 @@ class Synthesis:
             for row, candidate, reason in zip(rows, candidates, reasons, strict=True)
             if not reason and not self.judge.repeats(candidate)
         ]
+        # The vote costs several answers a row, so it is taken for rows that pass all other filters.
         samples = self._samples(numbers, passed)
         for row, candidate, reason in zip(rows, candidates, reasons, strict=True):
             self.sources.append(row.source)

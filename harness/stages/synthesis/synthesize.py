@@ -73,6 +73,7 @@ def make_synthesize(
         heldout=_prompts(inputs["mixture"] / "heldout.parquet"),
         items=read_items(inputs["overlap"]) if "overlap" in inputs else None,
     )
+    # A row depends on its number alone, so generating more rows changes no earlier one.
     wanted = settings["synthetic_rows"] or max(1, round(settings["synthetic_ratio"] * len(pairs)))
     synthesis = Synthesis(SyntheticPrompter(teacher, settings, human), judge, settings, truth, partial_output)
     while len(judge.kept) < wanted and len(synthesis.sources) < ASKED_AT_MOST * wanted:
