@@ -36,7 +36,7 @@ from harness.models.loading import count_parameters, load_model, save_model
 from harness.models.logits import scored_positions
 from harness.runtime import progress
 from harness.stages.labels import make_labels
-from harness.stages.logit_cache import _batches, make_cache
+from harness.stages.logit_cache import batches_of_like_length, make_cache
 from harness.teachers.signals import CachedTeacher, LiveTeacher, logits_at
 from harness.training.trainer import fit
 
@@ -149,15 +149,15 @@ def _measure(options: Any, student: Any, teacher: Any, tokenizer: Any, rows: Dat
 def _timed(teacher: CachedTeacher) -> list[float]:
     """CPU seconds of every reading from now on."""
     seconds: list[float] = []
-    kept = teacher.kept
+    sparse = teacher.sparse_logits
 
     def timed(batch: Any) -> Any:
         started = time.process_time()
-        found = kept(batch)
+        found = sparse(batch)
         seconds.append(time.process_time() - started)
         return found
 
-    teacher.kept = timed  # type: ignore[method-assign]
+    teacher.sparse_logits = timed  # type: ignore[method-assign]
     return seconds
 
 
@@ -202,7 +202,7 @@ def _forward_seconds(folder: Path, dataset: Dataset, vocabulary: int, by_length:
     model, rows = load_model(folder / "teacher"), list(Rows(dataset))
     in_order = iter(range(len(rows)))
     with torch.no_grad():
-        for indices in _batches([len(row.input_ids) for row in rows], vocabulary):
+        for indices in batches_of_like_length([len(row.input_ids) for row in rows], vocabulary):
             if not by_length:
                 indices = [next(in_order) for _ in indices]
             batch = collate([rows[index] for index in indices], pad_id=0)

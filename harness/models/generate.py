@@ -208,13 +208,13 @@ def choose(logits: torch.Tensor, temperature: float, uniforms: np.ndarray | None
     # fp64 keeps the tail of a large vocabulary reachable: fp32 sums of 100,000 terms stop short of 1
     probabilities = torch.softmax(logits.double() / temperature, dim=-1)
     if top_p < 1:
-        probabilities = probabilities.masked_fill(~_nucleus(probabilities, top_p), 0.0)
+        probabilities = probabilities.masked_fill(~nucleus(probabilities, top_p), 0.0)
     cumulative = probabilities.cumsum(-1)
     targets = torch.from_numpy(uniforms).to(logits.device)[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, targets, right=True).clamp(max=logits.shape[-1] - 1)[:, 0]
 
 
-def _nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
+def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
     """Which tokens of `probabilities` (B, V) are in the nucleus, as booleans.
 
     A whole vocabulary is sorted only where its first few hundred tokens do not hold `top_p`.
