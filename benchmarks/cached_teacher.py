@@ -38,7 +38,7 @@ from harness.runtime import progress
 from harness.stages.labels import make_labels
 from harness.stages.logit_cache import batches_of_like_length, make_cache
 from harness.teachers.signals import CachedTeacher, LiveTeacher, logits_at
-from harness.training.trainer import fit
+from harness.training.trainer import TrainingData, TrainingSettings, fit
 
 CPU = Machine(device="cpu")
 LLAMA_VOCABULARY = 128_256
@@ -170,12 +170,13 @@ def _step_seconds(
         fit(
             model,
             tokenizer,
-            rows,
-            order,
-            budget=Budget(kind="steps", amount=len(order), batch_size=order.shape[1]),
-            objective=TrainStage(divergence="forward_kl") if teacher is not None else TrainStage(),
-            machine=CPU,
-            seed=0,
+            TrainingData(rows, order),
+            TrainingSettings(
+                Budget(kind="steps", amount=len(order), batch_size=order.shape[1]),
+                TrainStage(divergence="forward_kl") if teacher is not None else TrainStage(),
+                CPU,
+                seed=0,
+            ),
             out=folder,
             teacher=teacher,
         )

@@ -48,8 +48,8 @@ from harness.stages.logit_cache import score
 from harness.store.partial_output import Shards
 from harness.teachers.logit_cache import ROWS_PER_SHARD, shard_batch, write_cache
 from harness.teachers.signals import CachedTeacher, LiveTeacher, hashes_of
-from harness.training.trainer import fit
-from harness.training.training_report import FitReport
+from harness.training.trainer import TrainingData, TrainingSettings, fit
+from harness.training.training_report import TrainingReport
 
 ARMS = {
     "forward_kl": TrainStage(divergence="forward_kl"),
@@ -178,19 +178,20 @@ def _arm(
         report = fit(
             student,
             tokenizer,
-            rows,
-            np.arange(len(rows)).reshape(options.steps, options.batch_size),
-            budget=Budget(amount=options.steps, batch_size=options.batch_size, learning_rate=1e-5, precision="bf16"),
-            objective=ARMS[name],
-            machine=Machine(
-                device=scale.device,
-                micro_batch_size=options.micro_batch_size,
-                gradient_checkpointing=options.gradient_checkpointing,
+            TrainingData(rows, np.arange(len(rows)).reshape(options.steps, options.batch_size)),
+            TrainingSettings(
+                Budget(amount=options.steps, batch_size=options.batch_size, learning_rate=1e-5, precision="bf16"),
+                ARMS[name],
+                Machine(
+                    device=scale.device,
+                    micro_batch_size=options.micro_batch_size,
+                    gradient_checkpointing=options.gradient_checkpointing,
+                ),
+                seed=0,
+                max_new_tokens=scale.new_tokens,
             ),
-            seed=0,
             out=folder,
             teacher=teacher,
-            max_new_tokens=scale.new_tokens,
         )
     assert len(at) == options.steps, "a step was not reported"
     seconds = statistics.median(after - before for before, after in pairwise(at))
@@ -209,7 +210,7 @@ def _arm(
     }
 
 
-def _flops(name: str, scale: Scale, report: FitReport) -> float:
+def _flops(name: str, scale: Scale, report: TrainingReport) -> float:
     """FLOPs the whole fit needs: training, the live teacher's reading, and the student's writing."""
     length = report.read_tokens, report.trained_tokens
     student = forward_flops(scale.student, *length, scale.length)

@@ -9,9 +9,9 @@ fp32 and cast by autocast, as they are without sharding: the arithmetic is the s
 Gathering takes all processes at once. Whoever reads a model at his own pace, to write text or to score rows, asks
 for it whole (`gathered`).
 
-    shard(model, torch.device("cuda"))    # in place; an optimizer made after this is in parts too
+    shard_with_fsdp(model, torch.device("cuda"))    # in place; an optimizer made after this is in parts too
     with gathered(model): ...             # every process has the whole model, and none waits for another
-    whole(model.state_dict())             # plain tensors, in the first process
+    full_tensors(model.state_dict())             # plain tensors, in the first process
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,12 +25,12 @@ from harness.config.machine import Machine
 from harness.runtime.processes import process_count, process_rank
 
 
-def shards(machine: Machine) -> bool:
+def uses_fsdp(machine: Machine) -> bool:
     """Whether the processes that train here share a model in parts; one process has all of it anyway."""
     return machine.shard and process_count() > 1
 
 
-def shard(model: Any, device: torch.device) -> None:
+def shard_with_fsdp(model: Any, device: torch.device) -> None:
     """Leave this process its part of every weight, on `device`, unit by unit: the whole model is never there.
 
     Every process has to hold the same model. Raises SettingsError where the model does not say what its layers are.
@@ -85,7 +85,7 @@ def layers_left_out(model: torch.nn.Module) -> Iterator[None]:
             hook.remove()
 
 
-def whole(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def full_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors with those in parts put together, on the CPU, in the first process; the others have to ask too,
     and get what is not in parts."""
     found = {}
@@ -99,7 +99,7 @@ def whole(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return found
 
 
-def part_of(value: torch.Tensor, like: Any) -> torch.Tensor:
+def local_shard(value: torch.Tensor, like: Any) -> torch.Tensor:
     """This process's part of a whole value where `like` is in parts and of the same shape; else the value."""
     if not hasattr(like, "full_tensor") or value.shape != like.shape:
         return value

@@ -26,7 +26,7 @@ from harness.models.kv_cache import with_room
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-LIKELIEST = 512
+NUCLEUS_CANDIDATES = 512
 """Tokens among which a nucleus is looked for before the whole vocabulary is sorted."""
 SHARED_TOKENS = 32
 """A common beginning of prompts of as many tokens is worth being read once."""
@@ -220,7 +220,7 @@ def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
     A whole vocabulary is sorted only where its first few hundred tokens do not hold `top_p`.
     """
     size = probabilities.shape[-1]
-    for first in (min(LIKELIEST, size), size):
+    for first in (min(NUCLEUS_CANDIDATES, size), size):
         ordered = probabilities.topk(first).values
         held = ordered.cumsum(-1)
         if first == size or bool((held[:, -1] >= top_p).all()):

@@ -10,7 +10,7 @@ place in the answer. What is discarded depends on earlier places only, so a plac
 there, and the text does not depend on `proposed_tokens`: that value trades passes of the student for passes
 of the teacher. With every token accepted the text is that of `generate` with the same seeds.
 
-    text = interleave(student, teacher, tokenizer, prompts, max_new_tokens=64, stage=stage, seeds=[3, 4])
+    text = generate_speculatively(student, teacher, tokenizer, prompts, max_new_tokens=64, stage=stage, seeds=[3, 4])
 """
 
 import time
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Interleaved:
+class SpeculativeAnswers:
     """Answers in the prompts' order, and what each model did for them."""
 
     answers: list[list[int]]
@@ -45,7 +45,7 @@ class Interleaved:
     """Time in the teacher's forward passes."""
 
 
-def interleave(
+def generate_speculatively(
     student: "PreTrainedModel",
     teacher: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -55,7 +55,7 @@ def interleave(
     seeds: Sequence[int],
     batch_size: int = 256,
     stop_ids: Collection[int] | None = None,
-) -> Interleaved:
+) -> SpeculativeAnswers:
     """Answers to `prompts` that student and teacher write together, a row's draws from its own seed.
 
     `stage` has the temperatures, nuclei, `proposed_tokens` and `accepted_top_k`. An answer ends with a stop
@@ -67,7 +67,7 @@ def interleave(
     stops = {end_of_turn_id(tokenizer)} if stop_ids is None else set(stop_ids)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stops)
     context = min((one for one in map(context_of, (student, teacher)) if one is not None), default=None)
-    found = Interleaved([[] for _ in prompts])
+    found = SpeculativeAnswers([[] for _ in prompts])
     by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     with evaluating(student), evaluating(teacher), torch.no_grad():
         for start in range(0, len(by_length), batch_size):
@@ -180,7 +180,7 @@ class _Batch:
         )
         self.caches = (self.caches[0], with_room(output.past_key_values))
         logits = output.logits[:, -count:, : self.vocabulary]
-        accepted = among_likeliest(logits, proposals, self.stage.accepted_top_k).long().cumprod(dim=1).sum(dim=1)
+        accepted = in_top_k(logits, proposals, self.stage.accepted_top_k).long().cumprod(dim=1).sum(dim=1)
         place = accepted.clamp(max=count - 1)
         there = logits[torch.arange(len(place), device=place.device), place]
         uniforms = self._uniforms(self.teacher_draws, place.tolist(), self.stage.teacher_temperature)
@@ -227,7 +227,7 @@ class _Batch:
         return (positions[:, -1:] + count).clamp(max=self.context and self.context - 1)
 
 
-def among_likeliest(logits: torch.Tensor, tokens: torch.Tensor, k: int) -> torch.Tensor:
+def in_top_k(logits: torch.Tensor, tokens: torch.Tensor, k: int) -> torch.Tensor:
     """Whether each of `tokens` (...) is among the k likeliest of `logits` (..., V), ties to the smaller id."""
     own = logits.gather(-1, tokens[..., None])
     smaller = torch.arange(logits.shape[-1], device=logits.device) < tokens[..., None]

@@ -18,7 +18,7 @@ SETTLED_NLL = 1.0  # nats per token; a student that starts below it need not mov
 
 
 @dataclass
-class FitReport:
+class TrainingReport:
     """What a fit did, in counts, costs and losses."""
 
     steps: int = 0

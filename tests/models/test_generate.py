@@ -155,7 +155,7 @@ def test_an_answer_ends_where_its_caller_says():
 
 @pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.999])
 def test_anucleus_found_among_the_likeliest_is_that_of_the_whole_vocabulary(top_p, monkeypatch):
-    monkeypatch.setattr("harness.models.generate.LIKELIEST", 8)
+    monkeypatch.setattr("harness.models.generate.NUCLEUS_CANDIDATES", 8)
     generator = torch.Generator().manual_seed(0)
     peaked = torch.softmax(torch.randn(6, 50, generator=generator).round() * 2, -1).double()  # with many ties
     ordered, tokens = peaked.sort(dim=-1, descending=True, stable=True)

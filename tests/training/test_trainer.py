@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +18,7 @@ from harness.data.sequences import Rows, answered, draw_seed, prompt_of, visits
 from harness.models.generate import generate
 from harness.teachers.signals import LiveTeacher
 from harness.training.nll import mean_nll
-from harness.training.trainer import DivergedError, fit
+from harness.training.trainer import DivergedError, TrainingData, TrainingSettings, fit
 from harness.training.trainer_arguments import learning_rate_share
 from harness.training.training_report import find_warnings
 from tests.doubles import byte_tokenizer, tiny_llama
@@ -56,17 +56,11 @@ def train(tmp_path, objective=None, batches=None, machine=CPU, rows=None, **chan
     if objective.divergence != "cross_entropy":
         changes.setdefault("teacher", teacher())
     batches = visits(len(rows), 3, 4, seed=0) if batches is None else batches
-    report = fit(
-        model,
-        TOKENIZER,
-        rows,
-        batches,
-        objective=objective,
-        machine=machine,
-        out=tmp_path,
-        **({"budget": BUDGET, "seed": 0} | changes),
-    )
-    return report, model
+    parts = [{field.name for field in fields(part)} for part in (TrainingData, TrainingSettings)]
+    data, settings = ({name: changes.pop(name) for name in part & changes.keys()} for part in parts)
+    given = {"budget": BUDGET, "stage": objective, "machine": machine, "seed": 0} | settings
+    training = TrainingData(rows, batches, **data), TrainingSettings(**given)
+    return fit(model, TOKENIZER, *training, out=tmp_path, **changes), model
 
 
 def parameters(model):
@@ -284,7 +278,7 @@ def test_only_what_a_cold_student_cannot_learn_from_warns_of_a_cold_start():
 def test_progress_is_reported_each_step(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "harness.training.trainer.track",
+        "harness.training.trainer.progress",
         SimpleNamespace(report=lambda *args: seen.append(args[:2]), log=lambda line: None),
     )
     train(tmp_path)
