@@ -25,7 +25,7 @@ from harness.training.distillm import (
     AdaptiveShare,
     ReplayBuffer,
     check_every,
-    found_by_first,
+    computed_by_rank_0,
     of_all_processes,
     own_share,
 )
@@ -195,7 +195,7 @@ class AdaptiveSequences(StudentSequences):
         """New answers, replayed answers, or the rows as they are; which, follows from the validation loss so far."""
         read, seen = 0, {}
         if step % check_every(self.steps) == 0:
-            nll = found_by_first(self.validation.nll, self.validation.by_all)
+            nll = computed_by_rank_0(self.validation.nll, self.validation.by_all)
             self.share.observe(nll)
             # the other processes get rank 0's loss, so its tokens are counted once
             read, seen = self.validation.tokens if process_rank() == 0 else 0, {"validation_nll": nll}

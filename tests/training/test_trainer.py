@@ -266,7 +266,7 @@ def test_a_cold_start_and_a_loss_that_stands_still_are_told_and_nothing_else():
         [],
         [],
     ]
-    assert [text.split(":")[0] for text in find_warnings(still, 100, fragile=False)] == ["not moved"]
+    assert [text.split(":")[0] for text in find_warnings(still, 100, needs_warmup=False)] == ["not moved"]
 
 
 def test_only_what_a_cold_student_cannot_learn_from_warns_of_a_cold_start():

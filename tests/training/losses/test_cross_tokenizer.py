@@ -202,13 +202,13 @@ def test_a_shuffled_teacher_says_to_every_row_what_it_says_about_another(diverge
     wise = teacher()
     plain = total(TrainStage(divergence=divergence), wise)
     objective = objective_for(TrainStage(divergence=divergence, control="shuffled"), wise, len(BYTES))
-    assert sorted(objective.giver) == list(range(len(ANSWERS)))
-    assert all(giver != own for own, giver in enumerate(objective.giver))
+    assert sorted(objective.permutation) == list(range(len(ANSWERS)))
+    assert all(given != own for own, given in enumerate(objective.permutation))
     found = objective.compare(student(), collate(rows(), pad_id=0))
     assert found.sum.item() != pytest.approx(plain.sum.item(), rel=1e-3)
     assert (found.count, found.diagnostics["chunks"]) == (plain.count, plain.diagnostics["chunks"])
     alone = objective.compare(student(), collate(rows()[:1], pad_id=0))
-    objective.giver = np.arange(len(ANSWERS))  # everyone its own: the plain loss again, so only the dealing differs
+    objective.permutation = np.arange(len(ANSWERS))  # each row its own: the plain loss again
     torch.testing.assert_close(objective.compare(student(), collate(rows(), pad_id=0)).sum, plain.sum)
     assert alone.sum.item() != pytest.approx(
         total(TrainStage(divergence=divergence), wise, some=rows()[:1]).sum.item(), rel=1e-3
