@@ -36,9 +36,9 @@ from harness.models.loading import count_parameters, load_model, save_model
 from harness.models.logits import scored_positions
 from harness.runtime import progress
 from harness.stages.labels import make_labels
-from harness.stages.logit_cache import _batches, make_cache
+from harness.stages.logit_cache import batches_of_like_length, make_cache
 from harness.teachers.signals import CachedTeacher, LiveTeacher, logits_at
-from harness.training.trainer import fit
+from harness.training.trainer import TrainingData, TrainingSettings, fit
 
 CPU = Machine(device="cpu")
 LLAMA_VOCABULARY = 128_256
@@ -149,15 +149,15 @@ def _measure(options: Any, student: Any, teacher: Any, tokenizer: Any, rows: Dat
 def _timed(teacher: CachedTeacher) -> list[float]:
     """CPU seconds of every reading from now on."""
     seconds: list[float] = []
-    kept = teacher.kept
+    sparse = teacher.sparse_logits
 
     def timed(batch: Any) -> Any:
         started = time.process_time()
-        found = kept(batch)
+        found = sparse(batch)
         seconds.append(time.process_time() - started)
         return found
 
-    teacher.kept = timed  # type: ignore[method-assign]
+    teacher.sparse_logits = timed  # type: ignore[method-assign]
     return seconds
 
 
@@ -170,12 +170,13 @@ def _step_seconds(
         fit(
             model,
             tokenizer,
-            rows,
-            order,
-            budget=Budget(kind="steps", amount=len(order), batch_size=order.shape[1]),
-            objective=TrainStage(divergence="forward_kl") if teacher is not None else TrainStage(),
-            machine=CPU,
-            seed=0,
+            TrainingData(rows, order),
+            TrainingSettings(
+                Budget(kind="steps", amount=len(order), batch_size=order.shape[1]),
+                TrainStage(divergence="forward_kl") if teacher is not None else TrainStage(),
+                CPU,
+                seed=0,
+            ),
             out=folder,
             teacher=teacher,
         )
@@ -202,7 +203,7 @@ def _forward_seconds(folder: Path, dataset: Dataset, vocabulary: int, by_length:
     model, rows = load_model(folder / "teacher"), list(Rows(dataset))
     in_order = iter(range(len(rows)))
     with torch.no_grad():
-        for indices in _batches([len(row.input_ids) for row in rows], vocabulary):
+        for indices in batches_of_like_length([len(row.input_ids) for row in rows], vocabulary):
             if not by_length:
                 indices = [next(in_order) for _ in indices]
             batch = collate([rows[index] for index in indices], pad_id=0)

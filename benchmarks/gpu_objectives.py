@@ -44,12 +44,12 @@ from harness.config.teacher_signal import Signal
 from harness.data.sequences import Rows
 from harness.models.loading import count_parameters
 from harness.runtime import progress
-from harness.stages.logit_cache import read
+from harness.stages.logit_cache import score
 from harness.store.partial_output import PartialOutput
 from harness.teachers.logit_cache import ROWS_PER_SHARD, shard_batch, write_cache
 from harness.teachers.signals import CachedTeacher, LiveTeacher, hashes_of
-from harness.training.trainer import fit
-from harness.training.training_report import FitReport
+from harness.training.trainer import TrainingData, TrainingSettings, fit
+from harness.training.training_report import TrainingReport
 
 ARMS = {
     "forward_kl": TrainStage(divergence="forward_kl"),
@@ -178,19 +178,20 @@ def _arm(
         report = fit(
             student,
             tokenizer,
-            rows,
-            np.arange(len(rows)).reshape(options.steps, options.batch_size),
-            budget=Budget(amount=options.steps, batch_size=options.batch_size, learning_rate=1e-5, precision="bf16"),
-            objective=ARMS[name],
-            machine=Machine(
-                device=scale.device,
-                micro_batch_size=options.micro_batch_size,
-                gradient_checkpointing=options.gradient_checkpointing,
+            TrainingData(rows, np.arange(len(rows)).reshape(options.steps, options.batch_size)),
+            TrainingSettings(
+                Budget(amount=options.steps, batch_size=options.batch_size, learning_rate=1e-5, precision="bf16"),
+                ARMS[name],
+                Machine(
+                    device=scale.device,
+                    micro_batch_size=options.micro_batch_size,
+                    gradient_checkpointing=options.gradient_checkpointing,
+                ),
+                seed=0,
+                max_new_tokens=scale.new_tokens,
             ),
-            seed=0,
             out=folder,
             teacher=teacher,
-            max_new_tokens=scale.new_tokens,
         )
     assert len(at) == options.steps, "a step was not reported"
     seconds = statistics.median(after - before for before, after in pairwise(at))
@@ -209,7 +210,7 @@ def _arm(
     }
 
 
-def _flops(name: str, scale: Scale, report: FitReport) -> float:
+def _flops(name: str, scale: Scale, report: TrainingReport) -> float:
     """FLOPs the whole fit needs: training, the live teacher's reading, and the student's writing."""
     length = report.read_tokens, report.trained_tokens
     student = forward_flops(scale.student, *length, scale.length)
@@ -239,7 +240,7 @@ def _write_cache(teacher: LiveTeacher, tokenizer: Any, dataset: Dataset, folder:
     rows = list(Rows(dataset))
     assert len(rows) <= ROWS_PER_SHARD, f"at most {ROWS_PER_SHARD} rows, so that one shard has them"
     shards = PartialOutput(about, {}, ROWS_PER_SHARD)
-    read_by = partial(read, teacher.model, rows, signal, [0] * len(rows), len(tokenizer))
+    read_by = partial(score, teacher.model, rows, signal, [0] * len(rows), len(tokenizer))
     made = shards.made("00000", lambda: shard_batch(read_by()))
     folder.mkdir()
     meta = write_cache(folder, about, [made], {})

@@ -32,7 +32,7 @@ from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
 from harness.data.sequences import Rows, collate, visits
 from harness.models.loading import count_parameters, load_model, load_tokenizer
-from harness.training.trainer import fit
+from harness.training.trainer import TrainingData, TrainingSettings, fit
 
 
 def main() -> None:
@@ -111,12 +111,8 @@ def _ours(model: Any, tokenizer: Any, dataset: Dataset, batches: np.ndarray, bud
         fit(
             model,
             tokenizer,
-            dataset,
-            batches,
-            budget=budget,
-            objective=TrainStage(),
-            machine=Machine(device="cpu"),
-            seed=0,
+            TrainingData(dataset, batches),
+            TrainingSettings(budget, TrainStage(), Machine(device="cpu"), seed=0),
             out=Path(folder),
         )
         whole = time.perf_counter() - started

@@ -19,7 +19,7 @@ from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
 from harness.data.chat import render_many
 from harness.teachers.signals import LiveTeacher
-from harness.training.trainer import fit
+from harness.training.trainer import TrainingData, TrainingSettings, fit
 
 SAMPLING_TEMPERATURE = 1e-3
 LEARNING_RATE, WEIGHT_DECAY, BETA2, CLIP = 1e-3, 0.01, 0.98, 1.0
@@ -64,15 +64,10 @@ def ours(work: Work, task: str) -> Run:
     report = fit(
         work.student,
         work.tokenizer,
-        rows,
-        np.arange(len(rows)).reshape(work.steps, work.batch_size),
-        budget=budget,
-        objective=stage,
-        machine=Machine(device="cpu"),
-        seed=0,
+        TrainingData(rows, np.arange(len(rows)).reshape(work.steps, work.batch_size)),
+        TrainingSettings(budget, stage, Machine(device="cpu"), seed=0, max_new_tokens=work.max_new_tokens),
         out=Path(work.folder),
         teacher=None if task == "sft" else LiveTeacher(work.teacher, work.tokenizer, work.tokenizer),
-        max_new_tokens=work.max_new_tokens,
     )
     lines = [json.loads(line) for line in (Path(work.folder) / "log.jsonl").read_text().splitlines()]
     return Run([line["seconds"] for line in lines], report.first_loss, report.trained_tokens)

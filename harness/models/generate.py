@@ -1,7 +1,7 @@
 """Generation: batched text from a causal model, greedy or sampled, stopping each sequence at its own end.
 
-One function for student text, teacher labels, synthetic rows and evaluation, so they cannot differ in
-padding or stopping; text that two models write together is `interleaved.py`. Prompts are batched by length
+One function for student-generated sequences, teacher labels, synthetic rows and evaluation, so they cannot differ
+in padding or stopping; `speculative.py` generates from two models. Prompts are batched by length
 and padded on the left; the mask comes from lengths, so a pad token equal to the end-of-turn token is safe.
 A sampled token is the inverse of the cumulative distribution at one uniform number of the row's own stream,
 one number for each place in the answer: a row's draws depend on its seed and not on the rows beside it.
@@ -26,10 +26,10 @@ from harness.models.kv_cache import with_room
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-LIKELIEST = 512
-"""Tokens among which a nucleus is looked for before the whole vocabulary is sorted."""
+NUCLEUS_CANDIDATES = 512
+"""Most probable tokens among which a nucleus is looked for before the whole vocabulary is sorted."""
 SHARED_TOKENS = 32
-"""A common beginning of prompts of as many tokens is worth being read once."""
+"""A common prefix of prompts is processed once if it has at least as many tokens."""
 
 
 def generate(
@@ -51,8 +51,8 @@ def generate(
     (then possibly empty). `temperature` 0 is greedy; above it, tokens are drawn from the full
     distribution at that temperature, or from its nucleus of `top_p`. `seeds`: one for each prompt, or one
     from which row i gets its own. `stop_ids` defaults to the tokenizer's end of turn; `ended` says of an
-    answer so far whether it ends there too (a text that stops it). `share_prefix`: what all prompts begin with
-    (worked examples) is read once. The model is put in eval mode meanwhile.
+    answer so far whether it ends there too (a text that stops it). `share_prefix`: the common prefix of all prompts
+    (worked examples) is processed once. The model is put in eval mode meanwhile.
     """
     assert temperature >= 0 and 0 < top_p <= 1 and all(len(prompt) > 0 for prompt in prompts)
     if isinstance(seeds, int):
@@ -64,7 +64,7 @@ def generate(
     answers: list[list[int]] = [[] for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     with evaluating(model), torch.no_grad():
-        prefix = _read(model, prompts) if share_prefix else None
+        prefix = _prefix(model, prompts) if share_prefix else None
         for start in range(0, len(by_length), batch_size):
             rows = by_length[start : start + batch_size]
             limits = [min(max_new_tokens, (context or 2**31) - len(prompts[row])) for row in rows]
@@ -76,19 +76,19 @@ def generate(
 
 
 class _Prefix(NamedTuple):
-    """What all prompts begin with, read."""
+    """The common prefix of all prompts: its tokens and the KV cache of one row of it."""
 
     length: int
     cache: Any
 
 
-def _read(model: Any, prompts: Sequence[Sequence[int]]) -> _Prefix | None:
-    """Read the common beginning of all prompts once, where it is long enough to be worth it."""
+def _prefix(model: Any, prompts: Sequence[Sequence[int]]) -> _Prefix | None:
+    """The KV cache of the prompts' common prefix; None where it is too short or the cache cannot be repeated."""
     same = itertools.takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False))
     length = min(sum(1 for _ in same), min(map(len, prompts)) - 1)
     if len(prompts) == 1 or length < SHARED_TOKENS:
         return None
-    ids = torch.tensor([prompts[0][:length]], device=model.device)
+    ids = torch.tensor([prompts[0][:length]], device=model.device)  # (1, length)
     output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
     repeatable = hasattr(output.past_key_values, "batch_repeat_interleave")
     return _Prefix(length, output.past_key_values) if repeatable else None
@@ -96,7 +96,7 @@ def _read(model: Any, prompts: Sequence[Sequence[int]]) -> _Prefix | None:
 
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Dropout off while the block runs, and a model in parts whole; modules that were training do so again after it."""
+    """While the block runs dropout is off and an FSDP-sharded model is gathered; afterwards training modes are back."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -152,7 +152,7 @@ class _DecodingBatch:
             )
             cache = with_room(output.past_key_values)
             uniforms = None if draws is None else draws[slots, step]
-            chosen = choose(output.logits[:, -1], temperature, uniforms, top_p)
+            chosen = choose(output.logits[:, -1], temperature, uniforms, top_p)  # (B,)
             for slot, token in enumerate(chosen.tolist()):
                 row = slots[slot]
                 if not done[row]:
@@ -165,7 +165,7 @@ class _DecodingBatch:
             self.mask = torch.cat([self.mask, self.mask.new_ones(len(slots), 1)], dim=1)
             # a finished row may run past the context until it leaves; its tokens are not kept
             self.positions = (self.positions[:, -1:] + 1).clamp(max=self.context and self.context - 1)
-            self.ids = chosen[:, None]
+            self.ids = chosen[:, None]  # (B, 1)
             if 2 * len(left) <= len(slots) and hasattr(cache, "batch_select_indices"):
                 keep = torch.tensor(left, device=self.ids.device)
                 cache.batch_select_indices(keep)
@@ -175,7 +175,7 @@ class _DecodingBatch:
 
 
 def context_of(model: Any) -> int | None:
-    """The most tokens a model can read, or None where its config states no limit."""
+    """The context length of a model in tokens, or None where its config states no limit."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
@@ -198,34 +198,38 @@ def row_uniforms(seed: int, count: int) -> np.ndarray:
 
 
 def choose(logits: torch.Tensor, temperature: float, uniforms: np.ndarray | None, top_p: float = 1.0) -> torch.Tensor:
-    """A token for each row of `logits` (B, V): the likeliest without `uniforms`, else the draw at `uniforms` (B,).
+    """A token for each row of `logits` (B, V), int64 (B,): the argmax without `uniforms`, else the draw at `uniforms`.
 
-    With `top_p` below 1 the draw is from the nucleus (Holtzman et al. 2020, arXiv 1904.09751): the fewest
-    likeliest tokens that together hold at least `top_p`, ties to the smaller id.
+    A draw is the inverse of the cumulative distribution at a number (B,) in [0, 1). With `top_p` below 1 it is from
+    the nucleus (Holtzman et al. 2020, arXiv 1904.09751): the fewest tokens, most probable first, that together hold
+    at least `top_p`, ties to the smaller id.
     """
     if uniforms is None:
         return logits.argmax(-1)
     # fp64 keeps the tail of a large vocabulary reachable: fp32 sums of 100,000 terms stop short of 1
-    probabilities = torch.softmax(logits.double() / temperature, dim=-1)
+    probabilities = torch.softmax(logits.double() / temperature, dim=-1)  # (B, V)
     if top_p < 1:
-        probabilities = probabilities.masked_fill(~_nucleus(probabilities, top_p), 0.0)
-    cumulative = probabilities.cumsum(-1)
+        probabilities = probabilities.masked_fill(~nucleus(probabilities, top_p), 0.0)
+    cumulative = probabilities.cumsum(-1)  # (B, V)
+    # the last sum stands for 1, from which rounding and the nucleus may keep it
     targets = torch.from_numpy(uniforms).to(logits.device)[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, targets, right=True).clamp(max=logits.shape[-1] - 1)[:, 0]
 
 
-def _nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Which tokens of `probabilities` (B, V) are in the nucleus, as booleans.
+def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Which tokens of `probabilities` (B, V) are in the nucleus of `top_p`, bool (B, V).
 
     A whole vocabulary is sorted only where its first few hundred tokens do not hold `top_p`.
     """
     size = probabilities.shape[-1]
-    for first in (min(LIKELIEST, size), size):
-        ordered = probabilities.topk(first).values
+    for first in (min(NUCLEUS_CANDIDATES, size), size):
+        ordered = probabilities.topk(first).values  # (B, first), descending
         held = ordered.cumsum(-1)
         if first == size or bool((held[:, -1] >= top_p).all()):
             break
-    count = (held - ordered < top_p).sum(-1, keepdim=True)
-    least = ordered.gather(-1, count - 1)
+    # a token belongs to the nucleus while those before it hold less than top_p
+    count = (held - ordered < top_p).sum(-1, keepdim=True)  # (B, 1)
+    least = ordered.gather(-1, count - 1)  # (B, 1), the smallest probability in the nucleus
+    # of the tokens that tie with it, those with the smallest ids fill the count
     above, equal = probabilities > least, probabilities == least
     return above | (equal & (equal.cumsum(-1) <= count - above.sum(-1, keepdim=True)))

@@ -1,9 +1,9 @@
 """Hidden states: what a model computes on the way to its logits, caught from the modules that put it out, and compared.
 
-Functions of models and tensors alone; which states are compared with what weight is the objectives' matter
-(`hidden.py`). Shapes: B sequences, T positions, N scored positions, d width. States are caught by hooks on
-modules, inside the one forward that makes the logits, so nothing is computed twice and a wrapper around
-the model (several processes, adapters) does not matter.
+Functions of models and tensors alone; `training/losses/hidden.py` decides which states are compared, and with what
+weight. Shapes: B sequences, T positions, N scored positions, d width. States are caught by hooks on modules, inside
+the one forward that makes the logits, so nothing is computed twice and a wrapper around the model (several
+processes, adapters) does not matter.
 
     with caught(layers_of(model, "student")[:2], lambda states: states) as states:
         model(input_ids=input_ids)
@@ -30,13 +30,14 @@ def caught(
 ) -> Iterator[list[torch.Tensor]]:
     """What each module puts out, (B, T, d) passed through `cut`, in the order of `modules`.
 
-    The list fills while the model runs under this context; a module may be named twice. What `cut` drops
-    is not kept in memory for the caller's sake.
+    The list fills while the model runs under this context; a module may be named twice. `cut` is applied at once,
+    so that what it drops can be freed.
     """
     states: list[Any] = [None] * len(modules)
 
     def keep(place: int) -> Callable[..., None]:
         def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
+            # a decoder layer may return a tuple, whose first entry is the hidden states
             states[place] = cut(output if isinstance(output, torch.Tensor) else output[0])
 
         return hook
@@ -50,7 +51,10 @@ def caught(
 
 
 def layers_of(model: Any, side: str) -> torch.nn.ModuleList:
-    """The decoder layers of a causal model; SettingsError naming `side` (student or teacher) where there are none."""
+    """The decoder layers of a causal model. Raises SettingsError, naming `side`, where there are none to be found.
+
+    `side` is `student` or `teacher`.
+    """
     stack = getattr(model.get_decoder(), "layers", None)
     if not isinstance(stack, torch.nn.ModuleList):
         raise refuse(side, type(model).__name__, "it keeps its layers where they cannot be found", "choose another")
@@ -60,7 +64,7 @@ def layers_of(model: Any, side: str) -> torch.nn.ModuleList:
 def attention_projections(model: Any, layer: int, side: str) -> list[torch.nn.Module]:
     """The modules that put out queries, keys and values of layer `layer` (from 1).
 
-    SettingsError naming `side` where a model has no q_proj, k_proj and v_proj (one fused projection, or
+    Raises SettingsError, naming `side`, where a model has no q_proj, k_proj and v_proj (one fused projection, or
     keys shared between layers).
     """
     parts = layers_of(model, side)[layer - 1].named_modules()
@@ -102,7 +106,7 @@ def uniform_map(layers: int, teacher_layers: int) -> list[int]:
 
 def relative_error(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """Sum over positions of ||h_S - h_T||^2 / ||h_T||^2, both (N, d); 1 per position for h_S = 0."""
-    teacher = teacher.detach().to(student.dtype)
+    teacher = teacher.detach().to(student.dtype)  # (N, d)
     return ((student - teacher).square().sum(-1) / teacher.square().sum(-1)).sum()
 
 
@@ -120,7 +124,7 @@ def relation_kl(
     split = [
         vectors.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1) for vectors in (student, teacher.detach())
     ]
-    masks = [mask.bool().repeat_interleave(heads, 0) for mask in (scored, attention_mask)]
+    masks = [mask.bool().repeat_interleave(heads, 0) for mask in (scored, attention_mask)]  # (B * heads, T) each
     at_once = max(1, RELATION_ELEMENTS // scored.shape[1] ** 2)
     parts = list(zip(*(whole.split(at_once) for whole in (*split, *masks)), strict=True))
     if len(parts) == 1:
@@ -131,16 +135,17 @@ def relation_kl(
 def _relation_kl(
     student: torch.Tensor, teacher: torch.Tensor, scored: torch.Tensor, real: torch.Tensor
 ) -> torch.Tensor:
+    """The summed KL of some sequences (heads of rows), from vectors (sequences, T, d_r) and masks (sequences, T)."""
     queries = scored.any(dim=0).nonzero()[:, 0]  # positions scored in some sequence; the others need no query
     positions = torch.arange(scored.shape[1], device=scored.device)
     seen = (positions[None] <= queries[:, None])[None] & real[:, None]  # (sequences, queries, keys)
-    mine, theirs = (_relations(vectors, queries, seen) for vectors in (student, teacher))
+    mine, theirs = (_relations(vectors, queries, seen) for vectors in (student, teacher))  # (sequences, queries, keys)
     return (theirs.exp() * (theirs - mine)).sum(-1)[scored[:, queries]].sum()
 
 
 def _relations(vectors: torch.Tensor, queries: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """Log of R, (sequences, queries, keys)."""
+    """Log of R, (sequences, queries, keys), from vectors (sequences, T, d_r)."""
     wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-    scores = wide[:, queries] @ wide.transpose(-1, -2) * wide.shape[-1] ** -0.5
+    scores = wide[:, queries] @ wide.transpose(-1, -2) * wide.shape[-1] ** -0.5  # (sequences, queries, keys)
     # the lowest number and not -inf: unseen keys then add 0 to the divergence, where -inf would add NaN
     return scores.masked_fill(~seen, torch.finfo(scores.dtype).min).log_softmax(-1)

@@ -1,9 +1,9 @@
-"""KV cache: keys and values of text being written, appended in place.
+"""KV cache: keys and values of the tokens so far, appended in place during generation.
 
 Transformers' cache makes a new tensor of all tokens so far for every new one; at the batch sizes of a training
-step that copying takes a quarter of writing. Here a layer has room for some tokens more, and a new one is
-written into it. The model reads the same numbers in the same shapes, so the text is the same to the bit. Layers
-that keep something else (a sliding window, a recurrent state) are left as they are.
+step that copying takes a quarter of the time of generation. Here a layer has room for some tokens more, and a new
+one is put into it. The model gets the same numbers in the same shapes, so the tokens are the same to the bit. Layers
+that hold something else (a sliding window, a recurrent state) are left as they are.
 
     cache = with_room(model(prompts, use_cache=True).past_key_values)
 """
@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicLayer
 
 SHARE, LEAST = 4, 16
 """There is room for a quarter of the tokens so far, and at least for 16: memory for a long limit that no row reaches
-is never asked for."""
+is never allocated."""
 
 
 def with_room(cache: Any) -> Any:
@@ -39,18 +39,20 @@ class RoomyLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append one or more tokens; returns all keys and values."""
+        """Append keys and values (B, heads, t, d) of t tokens; returns those of all T tokens, (B, heads, T, d) each."""
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
         if end > self._rooms[0].shape[-2]:
+            # a copy of everything, once for every quarter that the answers grow by
             self._rooms = tuple(_larger(part, end) for part in (self.keys, self.values))
         for room, states in zip(self._rooms, (key_states, value_states), strict=True):
             room[..., start:end, :] = states
+        # views, so that attention never sees the unused room
         self.keys, self.values = (room[..., :end, :] for room in self._rooms)
         return self.keys, self.values
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Only keep these rows."""
+        """Drop all rows but those at `indices`."""
         length = self.get_seq_length()
         self._rooms = tuple(room[indices] for room in self._rooms)
         self.keys, self.values = (room[..., :length, :] for room in self._rooms)

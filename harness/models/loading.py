@@ -1,8 +1,8 @@
 """Models: loading, saving, pruning and fresh weights, for every Hugging Face causal model.
 
-A model artifact is a Hugging Face folder, or a folder whose `model.json` points to one that is used as it
-is (`model_files.read_pointer`). Files are checked and named in `model_files.py`, without torch; this
-file needs torch and transformers and runs no code that comes with a model.
+A model artifact is a Hugging Face folder, or a folder whose `model.json` points to one that is used as it is
+(`files.read_pointer`). Files are checked and named in `files.py`, without torch; this file needs torch and
+transformers and runs no code that comes with a model.
 
     model, tokenizer = load_model(folder, device="cpu", dtype="bf16"), load_tokenizer(folder)
 """
@@ -24,14 +24,15 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PROBE = [{"role": "user", "content": "Say yes."}, {"role": "assistant", "content": "yes"}]
-"""A conversation by whose rendering two templates are told apart."""
+"""A conversation whose rendering is compared to see whether two chat templates are the same."""
 DTYPES: dict[str, Any] = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": "auto"}
 
 
 def device_of(machine: Machine) -> str:
-    """`cpu` or `cuda`: what `machine.device` means here; a GPU that is not there is refused.
+    """`cpu` or `cuda`: the device that `machine.device` stands for in this process.
 
-    Of several processes that train together each has a GPU of its own: `cuda:1`.
+    Of several processes that train together each has a GPU of its own: `cuda:1`. Raises SettingsError where
+    `machine.device=cuda` and no GPU is visible.
     """
     if machine.device == "cuda" and not torch.cuda.is_available():
         raise refuse("machine.device", "cuda", "no CUDA device is visible", "set machine.device=auto")
@@ -43,7 +44,7 @@ def device_of(machine: Machine) -> str:
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model folder; padding falls back to end-of-sequence (masks come from lengths).
 
-    A folder that points elsewhere for its weights may hold a tokenizer of its own (a template was set).
+    A folder that points elsewhere for its weights may have a tokenizer of its own (a chat template was set).
     """
     from transformers import AutoTokenizer
 
@@ -57,18 +58,18 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 def load_model(folder: Path, device: str = "cpu", dtype: str = "fp32") -> "PreTrainedModel":
     """The causal model of a model folder, in eval mode; `dtype` is `fp32`, `bf16` or `auto` (as saved).
 
-    Raises SettingsError for a folder that only names a server; `teachers.open_teacher` opens both.
+    Raises SettingsError for a folder that only names a server; `teachers.open_teacher` opens both kinds.
     """
     if (Path(folder) / SERVER).is_file():
         served = json.loads((Path(folder) / SERVER).read_text())["served_model"]
-        reason = "its weights are behind a server, which gives text and top-k log-probabilities and nothing else"
+        reason = "it is served over HTTP, which gives text and top-k log-probabilities and no weights"
         way_out = "choose seq_kd, two_stage or signal.kind=top_k, or a teacher with weights"
         raise refuse("teacher.served_model", served, reason, way_out)
     return _from_pretrained(folder, device, dtype)
 
 
 def weights_folder(folder: Path) -> Path:
-    """The folder on this machine that holds a model folder's weights, fetched from the hub where they are there."""
+    """The folder on this machine that has a model folder's weights, downloaded from the hub where it names a hub id."""
     from huggingface_hub import snapshot_download
 
     path, revision = read_pointer(Path(folder))
@@ -76,7 +77,7 @@ def weights_folder(folder: Path) -> Path:
 
 
 def load_shape(folder: Path) -> "PreTrainedModel":
-    """The model of a folder without its weights (on torch's `meta` device), for what counts and configs tell."""
+    """The model of a folder without its weights (on torch's `meta` device), for parameter counts and the config."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     path, revision = read_pointer(Path(folder))
@@ -133,7 +134,10 @@ def random_model(config: "PretrainedConfig", seed: int) -> "PreTrainedModel":
 
 
 def prune_layers(model: "PreTrainedModel", layers: int) -> "PreTrainedModel":
-    """Keep `layers` evenly spaced decoder layers, the first and the last among them; changes `model`."""
+    """Keep `layers` evenly spaced decoder layers, the first and the last among them; changes `model`.
+
+    Raises SettingsError where the layers cannot be found, or where there are fewer than `layers`.
+    """
     stack: Any = getattr(model.get_decoder(), "layers", None)
     if not isinstance(stack, torch.nn.ModuleList):
         raise refuse(
@@ -157,20 +161,26 @@ def prune_layers(model: "PreTrainedModel", layers: int) -> "PreTrainedModel":
 
 
 def kept_layers(present: int, layers: int) -> list[int]:
-    """Numbers of the layers that pruning keeps: `layers` of 0..present-1, evenly spaced, ends included."""
+    """Numbers of the layers that pruning keeps: `layers` of 0..present-1, evenly spaced, ends included.
+
+    Raises SettingsError unless 2 <= `layers` <= `present`.
+    """
     if not 2 <= layers <= present:
         raise refuse("layers", layers, f"it keeps 2 to {present} layers")
     return [round(index * (present - 1) / (layers - 1)) for index in range(layers)]
 
 
 def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """sha256 over what decides token ids; two models may only be compared when theirs agree."""
+    """sha256 over what decides token ids; token by token, two models may only be compared where theirs are equal.
+
+    Raises SettingsError for a tokenizer without a `tokenizer.json`.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise refuse(
             "tokenizer",
             tokenizer.name_or_path,
-            "only fast tokenizers can be told apart",
+            "only fast tokenizers can be compared",
             "save the model with a tokenizer.json",
         )
     return tokenizer_json_fingerprint(backend.to_str())

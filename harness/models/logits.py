@@ -1,10 +1,11 @@
-"""Heads: from a model to its next-token logits at scored positions, in one step or in two.
+"""Logits: from a model to its next-token logits at scored positions, in one step or in two.
 
 `logits_at` is the one step. The two steps, `states_at` and `logits_from`, keep the hidden states of all
 scored positions and make logits for a part of them at a time, so that logits of every position at a
-vocabulary of 128,000 never exist together (`chunks.py`). Nothing here knows what a model does to its
-logits after the output layer (soft-capping in Gemma, scaling in Cohere and Granite): the model's own
-forward does it.
+vocabulary of 128,000 never exist together (`training/losses/chunked.py`). What a model does to its logits after
+the output layer (soft-capping in Gemma, scaling in Cohere and Granite) is left to the model's own forward.
+
+Shapes: B sequences, T positions, N scored positions, d width, V vocabulary.
 
     states = states_at(model, input_ids, attention_mask, scored)      # (N, d)
     logits_from(model, states[:256])                                  # (256, V)
@@ -43,7 +44,7 @@ def states_at(
     kept: list[torch.Tensor] = []
 
     def keep(states: torch.Tensor) -> torch.Tensor:
-        kept.append(states[scored])
+        kept.append(states[scored])  # (N, d)
         # one position goes on: DistributedDataParallel takes weights its output does not reach for unused
         return states[:1, :1]
 
@@ -57,13 +58,13 @@ def logits_from(model: torch.nn.Module, states: torch.Tensor) -> torch.Tensor:
     """The logits (n, V) of hidden states (n, d) that `states_at` kept, gradients included.
 
     The model's own forward on one made-up token, with its layers left out and these states given to its
-    output layer, so that everything after that layer happens as it always does. `agrees` says whether a
-    model can be asked this way.
+    output layer, so that everything after that layer happens as it always does. `agrees` tests whether this gives
+    a model's plain logits.
     """
     inner = causal_model(model)
-    token = torch.zeros(1, 1, dtype=torch.long, device=states.device)
+    token = torch.zeros(1, 1, dtype=torch.long, device=states.device)  # (B, T) = (1, 1)
     with _head_input(inner, lambda _: states[None]), _without_layers(inner, states[None]):
-        # `forward` itself: a call would tell FSDP of one more pass through the model, in which all processes take part
+        # `forward` itself: a call would run FSDP's hooks, which gather weights from all processes
         return inner.forward(input_ids=token, use_cache=False).logits[0]
 
 
@@ -71,10 +72,10 @@ def agrees(model: torch.nn.Module) -> bool:
     """Whether `logits_from` makes the logits that the model's plain forward makes, tried on four tokens."""
     inner: Any = getattr(model, "module", model)  # DistributedDataParallel expects a backward pass after each forward
     device = next(inner.parameters()).device
-    input_ids = torch.arange(4, device=device)[None]
+    input_ids = torch.arange(4, device=device)[None]  # (1, 4)
     mask = torch.ones_like(input_ids)
     training = inner.training
-    inner.eval()  # dropout would tell the two forwards apart
+    inner.eval()  # under dropout the two forwards would differ
     try:
         # under autocast, a weight first cast without gradient would stay without it for the whole step
         with torch.enable_grad():
@@ -82,7 +83,7 @@ def agrees(model: torch.nn.Module) -> bool:
             states = states_at(inner, input_ids, mask, mask.bool())
             with layers_left_out(inner):
                 parts = logits_from(inner, states).detach().float()
-    except Exception:  # whatever an unknown architecture does with half a forward, the plain one is there
+    except Exception:  # an unknown architecture may fail in any way; its plain forward is used instead
         return False
     finally:
         inner.train(training)
@@ -97,7 +98,7 @@ def causal_model(model: torch.nn.Module) -> Any:
 
 @contextmanager
 def _head_input(model: torch.nn.Module, change: Any) -> Iterator[None]:
-    """Meanwhile the output layer reads `change(states)` in place of its own input `states` (B, T, d)."""
+    """While the block runs the output layer gets `change(states)` in place of its own input `states` (B, T, d)."""
     head = causal_model(model).get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda _, args: (change(args[0]),))
     try:
@@ -121,9 +122,9 @@ class _Output:
 
 @contextmanager
 def _without_layers(inner: Any, states: torch.Tensor) -> Iterator[None]:
-    """Meanwhile the model under the output layer computes nothing and returns `states` (B, T, d).
+    """While the block runs the model under the output layer computes nothing and returns `states` (B, T, d).
 
-    A model that reaches its layers in another way runs them on the made-up token: slower, the same logits.
+    A model that calls its layers in another way runs them on the made-up token: slower, the same logits.
     """
     base = inner.base_model
     if base is inner:
@@ -146,13 +147,13 @@ def scored_positions(labels: torch.Tensor) -> torch.Tensor:
     Logits at t predict token t + 1, so the mask comes from labels[:, 1:]; taking labels[:, :-1] would
     drop the first answer token of every example. The last position predicts nothing.
     """
-    mask = torch.zeros_like(labels, dtype=torch.bool)
+    mask = torch.zeros_like(labels, dtype=torch.bool)  # (B, T)
     mask[:, :-1] = labels[:, 1:] != IGNORED
     return mask
 
 
 def scored_tokens(labels: torch.Tensor) -> torch.Tensor:
-    """The N tokens to be predicted, int64, in the order `logits[scored_positions(labels)]` has."""
+    """The tokens (N,) to be predicted, int64, in the order of `logits[scored_positions(labels)]`."""
     return labels[:, 1:][labels[:, 1:] != IGNORED]
 
 

@@ -1,4 +1,4 @@
-"""Adapters: a student trained through low-rank updates beside frozen weights (LoRA, arXiv 2106.09685).
+"""LoRA: a student trained through low-rank updates beside frozen weights (Hu et al. 2021, arXiv 2106.09685).
 
 Every linear layer but the output layer computes W x + (alpha / rank) B A x; A (rank x in) starts random, B
 (out x rank) at zero, so the student starts as it was, and only A and B are trained. What a stage exports has
@@ -32,6 +32,7 @@ def with_adapters(model: "PreTrainedModel", lora: Mapping[str, float], seed: int
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
+    # peft draws A from torch's global generator
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
         adapted: Any = get_peft_model(model, config)

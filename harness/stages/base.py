@@ -109,7 +109,7 @@ def _mini(settings: Mapping[str, Any], out: Path, machine: Machine) -> Facts:
     model: Any = random_model(LlamaConfig(**llama_settings(settings["size"], family)), seed)
     if settings["init"] == "random":
         return _save(settings, model, tokenizer, out)
-    from harness.training.trainer import fit
+    from harness.training.trainer import TrainingData, TrainingSettings, fit
 
     plan = settings["pretraining"]
     rows = line_rows(tokenizer, pretraining_lines(settings["world_seed"], settings["knows"], plan["lines"], seed))
@@ -118,17 +118,8 @@ def _mini(settings: Mapping[str, Any], out: Path, machine: Machine) -> Facts:
     budget = Budget(
         kind="steps", amount=plan["steps"], batch_size=plan["batch_size"], learning_rate=plan["learning_rate"]
     )
-    report = fit(
-        model.to(device_of(machine)),
-        tokenizer,
-        rows,
-        batches,
-        budget=budget,
-        objective=TrainStage(),
-        machine=machine,
-        seed=seed,
-        out=out,
-    )
+    training = TrainingSettings(budget, TrainStage(), machine, seed)
+    report = fit(model.to(device_of(machine)), tokenizer, TrainingData(rows, batches), training, out=out)
     facts = _save(settings, model, tokenizer, out)
     return {
         **facts,

@@ -1,12 +1,12 @@
-"""Stage `cache`: what a teacher says about the scored positions of given rows, stored for every student.
+"""Stage `cache`: a teacher's sparse logits at the scored positions of given rows, stored for every student.
 
 One forward pass of the teacher over each row, as the live teacher makes it, or one request to a server, which
-names its likeliest tokens: `caches.py` is the format, `kept.py` says what is kept. A shard is 512 rows in the
-rows' order; within it a model reads rows in batches of like length. A stopped stage goes on after its last whole
-shard (`shards.py`) and ends with the same files: what a batch holds follows from the shard, and draws are seeded
-by the row's id.
+returns its top-k tokens. `teachers/logit_cache.py` is the format. A shard is 512 rows in the rows' order; within it
+a model scores rows in batches of like length. A stopped stage resumes after its last whole shard
+(`store/partial_output.py`) and ends with the same files: the rows of a batch follow from the shard, and draws are
+seeded by the row's id.
 
-    meta.json, shards/     see `caches.py`
+    meta.json, shards/     see `teachers/logit_cache.py`
 """
 
 import json
@@ -40,14 +40,14 @@ TOKENS_AT_ONCE = 2**13
 
 
 def make_cache(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
-    """Store what the teacher says about every row of `inputs["rows"]`.
+    """Store the teacher's sparse logits of every row of `inputs["rows"]`.
 
     `settings`: `signal` (`Signal.stored()`), `seed` (of drawn tokens), `max_length` (tokens of a row), optionally
     `precision` (`fp32`) of a model in memory, and `where.teacher_url` where a server listens now. `inputs`: `rows`
     (a folder with a data set `train/` like a subset's, of row, id, input_ids, starts, ends), `teacher` (a model
     folder). Returns cost, counts and bytes per scored token. Raises SettingsError where the teacher has another
-    tokenizer than the rows, too short a context or a vocabulary smaller than `top_k`, and where a server gives
-    less than that, changed since it was adopted or is asked for draws; Preempted when it is asked to stop.
+    tokenizer than the rows, too short a context or a vocabulary smaller than `top_k`, and where a server returns
+    fewer tokens, serves another model than before or cannot give the kind of signal; Preempted when it is to stop.
     """
     signal = Signal(**settings["signal"])
     assert signal.kind != "live", "a live teacher is not cached"
@@ -72,19 +72,19 @@ def make_cache(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     }
     _check(inputs["rows"], rows, signal, teacher, about)
 
-    def said(part: range) -> pa.RecordBatch:
+    def scored(part: range) -> pa.RecordBatch:
         some = [rows[index] for index in part]
         if isinstance(teacher, ServedTeacher):
-            return shard_batch(read_served(teacher, some, signal.top_k, vocabulary))
+            return shard_batch(score_served(teacher, some, signal.top_k, vocabulary))
         seeds = [draw_seed(settings["seed"], "sampled logits", ids[index]) for index in part]
-        return shard_batch(read(teacher.model, some, signal, seeds, vocabulary))
+        return shard_batch(score(teacher.model, some, signal, seeds, vocabulary))
 
     shards = PartialOutput(settings, inputs, ROWS_PER_SHARD)
     made: list[Path] = []
     for first in range(0, len(rows), ROWS_PER_SHARD):
         part = range(first, min(first + ROWS_PER_SHARD, len(rows)))
-        made.append(shards.made(f"{len(made):05d}", partial(said, part)))
-        progress.report(part.stop, len(rows), note="what the teacher says")
+        made.append(shards.made(f"{len(made):05d}", partial(scored, part)))
+        progress.report(part.stop, len(rows), note="the teacher's logits")
     meta = write_cache(out, about, made, provenance()["versions"])
     tokens = sum(len(rows[index].input_ids) for index in range(len(rows)))
     return {
@@ -99,33 +99,41 @@ def make_cache(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     }
 
 
-def read(model: Any, rows: list[Row], signal: Signal, seeds: list[int], vocabulary: int) -> list[StoredRow]:
-    """What the teacher says about these rows, in their order; `seeds`, one a row, are only for drawn tokens."""
+def score(model: Any, rows: list[Row], signal: Signal, seeds: list[int], vocabulary: int) -> list[StoredRow]:
+    """Sparse logits of a model in memory for these rows, in their order; `seeds`, one a row, are for `sampled` alone.
+
+    `vocabulary` is the tokenizer's: the logits of a padded output layer are cut to it.
+    """
     found: dict[int, StoredRow] = {}
     samples = signal.samples if signal.kind == "sampled" else 0
-    for indices in _batches([len(row.input_ids) for row in rows], vocabulary):
+    for indices in batches_of_like_length([len(row.input_ids) for row in rows], vocabulary):
         batch = collate([rows[index] for index in indices], pad_id=0)
-        scored = scored_positions(batch["labels"])
-        ends = scored.sum(1).cumsum(0).tolist()
+        scored = scored_positions(batch["labels"])  # (B, T)
+        ends = scored.sum(1).cumsum(0).tolist()  # where each row's positions end among the batch's N
         counts = np.diff([0, *ends])
+        # each row has a generator of its own, so its draws do not depend on the batch it is in; (N, draws)
         uniforms = np.concatenate(
             [np.random.default_rng(seeds[index]).random((n, samples)) for index, n in zip(indices, counts, strict=True)]
         )
         with torch.no_grad():
             tensors = (tensor.to(model.device) for tensor in (batch["input_ids"], batch["attention_mask"], scored))
-            logits = logits_at(model, *tensors)[:, :vocabulary]
-            kept = _kept(logits, signal, uniforms).to("cpu")
+            logits = logits_at(model, *tensors)[:, :vocabulary]  # (N, V)
+            sparse = _sparse(logits, signal, uniforms).to("cpu")
         for index, hashes, end, n in zip(indices, batch_hashes(batch), ends, counts, strict=True):
-            found[index] = stored_row(rows[index].number, hashes, kept[end - n : end], samples, vocabulary)
+            found[index] = stored_row(rows[index].number, hashes, sparse[end - n : end], samples, vocabulary)
     return [found[index] for index in range(len(rows))]
 
 
-def read_served(teacher: ServedTeacher, rows: list[Row], top_k: int, vocabulary: int) -> list[StoredRow]:
-    """What a server says about these rows, in their order; raises SettingsError where it names fewer tokens."""
+def score_served(teacher: ServedTeacher, rows: list[Row], top_k: int, vocabulary: int) -> list[StoredRow]:
+    """Top-k logits that a server returns for these rows, in their order.
+
+    Raises SettingsError where it returns fewer than `top_k` tokens, or a token id beyond the `vocabulary`.
+    """
     found = []
     for row, scores in zip(rows, teacher.score([row.input_ids.tolist() for row in rows], top_k), strict=True):
         batch = collate([row], pad_id=0)
-        scored = scored_positions(batch["labels"])[0, :-1].numpy()  # entry t is about token t + 1, as logits at t are
+        # (T - 1,): entry t of the scores is about token t + 1, as logits at t are
+        scored = scored_positions(batch["labels"])[0, :-1].numpy()
         ids = scores.ids[scored]
         if ids.max(initial=0) >= vocabulary:
             raise refuse(
@@ -134,13 +142,13 @@ def read_served(teacher: ServedTeacher, rows: list[Row], top_k: int, vocabulary:
                 f"it has {vocabulary} tokens and the server at {teacher.server.endpoint.url} names token {ids.max()}",
                 "give the tokenizer of the model that is served",
             )
-        kept = top_k_named(ids, scores.logprobs[scored], vocabulary)
-        found.append(stored_row(row.number, batch_hashes(batch)[0], kept, 0, vocabulary))
+        sparse = top_k_named(ids, scores.logprobs[scored], vocabulary)
+        found.append(stored_row(row.number, batch_hashes(batch)[0], sparse, 0, vocabulary))
     return found
 
 
-def _kept(logits: torch.Tensor, signal: Signal, uniforms: np.ndarray) -> SparseLogits:
-    """What is kept of logits (N, V), some positions at a time: drawing needs the distribution twice in fp64."""
+def _sparse(logits: torch.Tensor, signal: Signal, uniforms: np.ndarray) -> SparseLogits:
+    """Sparse logits of logits (N, V), some positions at a time: drawing needs the distribution twice in fp64."""
     step = max(1, LOGITS_AT_ONCE // 4 // logits.shape[1])
     parts = []
     for first in range(0, max(1, len(logits)), step):
@@ -150,8 +158,11 @@ def _kept(logits: torch.Tensor, signal: Signal, uniforms: np.ndarray) -> SparseL
     return SparseLogits.of(parts)
 
 
-def _batches(lengths: list[int], vocabulary: int) -> Iterator[list[int]]:
-    """Rows in batches of like length, at most `TOKENS_AT_ONCE` tokens with padding, and `LOGITS_AT_ONCE`."""
+def batches_of_like_length(lengths: list[int], vocabulary: int) -> Iterator[list[int]]:
+    """Indices of rows of these lengths (tokens), in batches of like length.
+
+    A batch has at most `TOKENS_AT_ONCE` tokens with padding, and at most `LOGITS_AT_ONCE` logits.
+    """
     most = min(TOKENS_AT_ONCE, LOGITS_AT_ONCE // vocabulary)
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
@@ -166,7 +177,7 @@ def _batches(lengths: list[int], vocabulary: int) -> Iterator[list[int]]:
 def _check(
     folder: Path, rows: Rows, signal: Signal, teacher: LocalTeacher | ServedTeacher, about: Mapping[str, Any]
 ) -> None:
-    """Refuse, before the first forward pass, what would be stored in vain."""
+    """Raise SettingsError, before the first forward pass, where the cache could not be used."""
     if len(rows) and rows[0].number < 0:
         raise ValueError(f"{folder} has no rows with numbers: a cache finds them by the column 'row'")
     if signal.kind == "top_k" and signal.top_k > about["vocabulary"]:
@@ -176,7 +187,7 @@ def _check(
         rendered = json.loads(described.read_text())["tokenizer_hash"]
         if rendered != about["tokenizer"]:
             raise SettingsError(
-                f"what the teacher says cannot be stored: the rows were rendered with tokenizer {rendered[:12]} and "
+                f"the teacher's logits cannot be stored: the rows were rendered with tokenizer {rendered[:12]} and "
                 f"the teacher has {about['tokenizer'][:12]}; choose a teacher and a student with the same tokenizer."
             )
     longest = max((len(row.input_ids) for row in rows), default=0)  # a block may hold no rows

@@ -1,9 +1,9 @@
 """Stage `train`: one training stage of a recipe, from a start model to a trained one.
 
-Which batches it sees follows from the budget alone: the visiting order of the whole budget is cut by the
-stage's span, so a warm-up and its sequel together see exactly the batches that `sft` sees. What is put
-in the rows' place (teacher's answers, synthetic rows) and what the loss compares comes from the recipe.
-A missing teacher or missing answers are an error, never a fallback.
+Which batches it visits follows from the budget alone: the visiting order of the whole budget is cut by the
+stage's span, so a warm-up and its sequel together visit exactly the batches that `sft` visits. Which sequences stand
+in for the rows (teacher's answers, synthetic rows) and what the loss compares comes from the recipe. A missing
+teacher or missing answers are an error, never a fallback.
 
     model.safetensors, tokenizer.json, ...   the trained model, a Hugging Face folder
     log.jsonl                                a line a step
@@ -24,7 +24,7 @@ from harness.config.recipe import CROSS, TrainStage
 from harness.config.teacher_signal import Signal
 from harness.data.chat import end_of_turn_id
 from harness.data.sequences import Rows, draw_seed, mixed_visits, visiting_order, visits
-from harness.models.fsdp import shards, whole
+from harness.models.fsdp import full_tensors, uses_fsdp
 from harness.models.loading import count_frozen, count_parameters, device_of, load_model, load_tokenizer, save_model
 from harness.models.lora import merged, with_adapters
 from harness.runtime.processes import process_rank
@@ -34,23 +34,25 @@ from harness.training.flop_budget import Sizes, off_budget, steps_for, visit_flo
 from harness.training.losses.alignment import Coverage
 from harness.training.losses.cross_tokenizer import CrossTeacher
 from harness.training.nll import mean_nll
-from harness.training.trainer import fit
+from harness.training.trainer import TrainingData, TrainingSettings, fit
+from harness.training.training_report import TrainingReport
 
 COUNTS = ("steps", "student_steps", "read_tokens")
 COSTS = ("trained_tokens", "generated_tokens", "teacher_tokens", "flops", "teacher_flops", "teacher_seconds")
 LEAST_ALIGNED = 0.5
-"""Share of the scored tokens that a teacher with a tokenizer of its own has to meet."""
+"""Least share of the scored tokens that has to be aligned with the tokens of a teacher with another tokenizer."""
 
 
 def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Train and save a model; returns cost, counts, the validation NLL and warnings.
 
     `settings`: `stage` (a TrainStage's values), `budget`, `seed`, `index` (place in the recipe), `loss_on`,
-    `max_new_tokens` where the student writes, and `lora` where adapters are trained, to be merged at the end.
+    `max_new_tokens` where the student generates, and `lora` where adapters are trained, to be merged at the end.
     `inputs`: `subset`, `start`, and where the stage needs them `teacher` (a model folder), `teacher_rows` (the
     subset as a teacher with a tokenizer of its own renders it), `labels`, `synthetic`.
     `metrics["validation_nll"]` is in nats per token of the cell's own validation rows, the same for every
-    objective. Raises DivergedError, and Preempted when it is asked to stop.
+    objective. Raises DivergedError at a loss that is not a number, ValueError where an input or the data's answers are
+    missing, SettingsError where teacher and student do not fit, Preempted where the process has to stop.
     """
     stage = TrainStage.of(settings["stage"])
     budget, seed = Budget(**settings["budget"]), settings["seed"]
@@ -60,12 +62,11 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
         raise ValueError(f"{stage.sequences} x {stage.divergence} reads the data's answers and some rows have none")
     device = device_of(machine)
     tokenizer = load_tokenizer(inputs["start"])
-    in_parts = shards(machine)
-    model = _student(settings, inputs, "cpu" if in_parts else device)  # a GPU gets its parts alone
-    signal = Signal(**settings.get("signal", {}))
-    teacher = _teacher(stage, signal, inputs, tokenizer, device, budget.precision)
+    # an FSDP-sharded model is loaded on the CPU, so that a GPU only ever holds its own shard
+    model = _student(settings, inputs, "cpu" if uses_fsdp(machine) else device)
+    teacher = _teacher(stage, Signal(**settings.get("signal", {})), inputs, tokenizer, device, budget.precision)
     if budget.kind == "flops":
-        order = _bought(stage, rows, budget, settings, inputs, _sizes(model, teacher))
+        order = _flop_matched_visits(stage, rows, budget, settings, inputs, _sizes(model, teacher))
     else:
         order = visiting_order(rows, budget, seed, stage.span)
     dataset, batches = _sequences(stage, subset, order, inputs, budget, seed)
@@ -73,46 +74,21 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     metrics: dict[str, Any] = {}
     warnings: list[str] = []
     if teacher is not None and teacher.gives == "own_logits":
-        met = _met(teacher, dataset, batches)
-        counts = {"aligned_tokens": met.aligned_tokens, "rows_left_out": met.rows_left_out}
-        metrics["aligned_share"], warnings = met.share, _unmet(met)
+        found = _coverage(teacher, dataset, batches)
+        counts = {"aligned_tokens": found.aligned_tokens, "rows_left_out": found.rows_left_out}
+        metrics["aligned_share"], warnings = found.share, _coverage_warnings(found)
     if stage.sequences == "teacher":
         warnings += cut_answers(dataset, batches, end_of_turn_id(tokenizer))
-    validation = _validation(inputs["subset"])
-    report = fit(
-        model,
-        tokenizer,
-        dataset,
-        batches,
-        budget=budget,
-        objective=stage,
-        machine=machine,
-        out=out,
-        teacher=teacher,
-        validation=validation,
-        seed=draw_seed(seed, "train", settings["index"]),
-        loss_on=settings["loss_on"],
-        max_new_tokens=settings.get("max_new_tokens", 0),
-    )
-    if in_parts:
-        trained = whole(model.state_dict())
-        if process_rank() > 0:
-            return {}  # what is left is one process's work, and it alone has the model
-        model = _student(settings, inputs, device)
-        model.load_state_dict(trained)
-    if settings.get("lora") is not None:
-        model = merged(model)
-    if process_rank() == 0:
-        save_model(model, tokenizer, out)
-
-    if report.diagnostics:
-        metrics["diagnostics"] = report.diagnostics
-    if report.steps:
-        metrics |= {"first_loss": report.first_loss, "last_loss": report.last_loss}
-    if validation is not None:
-        metrics["validation_nll"], metrics["validation_tokens"] = mean_nll(model, validation)
+    data = TrainingData(dataset, batches, settings["loss_on"], _validation(inputs["subset"]))
+    fit_seed = draw_seed(seed, "train", settings["index"])
+    training = TrainingSettings(budget, stage, machine, fit_seed, settings.get("max_new_tokens", 0))
+    report = fit(model, tokenizer, data, training, out=out, teacher=teacher)
+    trained = _exported(model, tokenizer, settings, inputs, out, machine)
+    if trained is None:
+        return {}  # the facts are reported by rank 0, which alone has the model
+    metrics |= _results(report, trained, data.validation)
     if budget.kind == "flops":
-        spent = report.flops + _written_flops(inputs)
+        spent = report.flops + _label_flops(inputs)
         warnings += filter(None, [off_budget(budget, stage.span[1] - stage.span[0], spent)])
     return {
         "cost": {name: getattr(report, name) for name in COSTS},
@@ -121,6 +97,40 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
         "warnings": warnings + report.warnings,
         **({"earlier_seconds": report.earlier_seconds} if report.earlier_seconds else {}),
     }
+
+
+def _exported(
+    model: Any,
+    tokenizer: Any,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, Path],
+    out: Path,
+    machine: Machine,
+) -> Any:
+    """The trained model, whole and with its adapters merged, saved by rank 0; under FSDP None in the other ranks."""
+    if uses_fsdp(machine):
+        trained = full_tensors(model.state_dict())  # gathered by all ranks, given to rank 0
+        if process_rank() > 0:
+            return None
+        model = _student(settings, inputs, device_of(machine))
+        model.load_state_dict(trained)
+    if settings.get("lora") is not None:
+        model = merged(model)
+    if process_rank() == 0:
+        save_model(model, tokenizer, out)
+    return model
+
+
+def _results(report: TrainingReport, model: Any, validation: Rows | None) -> dict[str, Any]:
+    """First and last loss, diagnostics and the validation NLL, each where there is one."""
+    metrics: dict[str, Any] = {}
+    if report.diagnostics:
+        metrics["diagnostics"] = report.diagnostics
+    if report.steps:
+        metrics |= {"first_loss": report.first_loss, "last_loss": report.last_loss}
+    if validation is not None:
+        metrics["validation_nll"], metrics["validation_tokens"] = mean_nll(model, validation)
+    return metrics
 
 
 def _student(settings: Mapping[str, Any], inputs: Mapping[str, Path], device: str) -> Any:
@@ -156,24 +166,31 @@ def _sizes(model: Any, teacher: LiveTeacher | CachedTeacher | CrossTeacher | Non
     return Sizes(count_parameters(model), count_frozen(model), parameters)
 
 
-def _bought(
+def _flop_matched_visits(
     stage: TrainStage, rows: Rows, budget: Budget, settings: Mapping[str, Any], inputs: Mapping[str, Path], sizes: Sizes
 ) -> np.ndarray:
-    """The visits that a stage's share of a FLOP budget buys; a later stage begins an order of its own."""
+    """The visits of a stage whose steps are FLOP-matched: as many as its share of the budget pays for.
+
+    A stage that begins later in the budget has a visiting order of its own, since its number of steps does not follow
+    from the whole budget's.
+    """
     visit = visit_flops(stage, sizes, rows.mean_tokens)
-    steps = steps_for(budget, stage.span[1] - stage.span[0], _written_flops(inputs), visit)
+    steps = steps_for(budget, stage.span[1] - stage.span[0], _label_flops(inputs), visit)
     seed = settings["seed"] if stage.span[0] == 0 else draw_seed(settings["seed"], "flops", settings["index"])
     return visits(len(rows), steps, budget.batch_size, seed)
 
 
-def _written_flops(inputs: Mapping[str, Path]) -> float:
-    """What making the stage's labels, synthetic rows and caches took."""
+def _label_flops(inputs: Mapping[str, Path]) -> float:
+    """FLOPs of making the stage's labels, synthetic rows and caches, charged whole."""
     made = [folder for role, folder in inputs.items() if role.partition(":")[0] in ("labels", "synthetic", "cache")]
     return sum(json.loads((folder / "manifest.json").read_text())["facts"]["cost"]["flops"] for folder in made)
 
 
-def _met(teacher: CrossTeacher, dataset: Dataset, batches: np.ndarray) -> Coverage:
-    """How much of the visited rows' text meets the teacher's tokens; a teacher that meets too little is refused."""
+def _coverage(teacher: CrossTeacher, dataset: Dataset, batches: np.ndarray) -> Coverage:
+    """How much of the visited rows' text is aligned with the teacher's tokens.
+
+    Raises SettingsError where that is less than `LEAST_ALIGNED` of the scored tokens.
+    """
     rows = Rows(dataset)
     found = teacher.coverage(rows[int(place)] for place in np.unique(batches))
     if found.rows and found.share < LEAST_ALIGNED:
@@ -186,13 +203,13 @@ def _met(teacher: CrossTeacher, dataset: Dataset, batches: np.ndarray) -> Covera
     return found
 
 
-def _unmet(found: Coverage) -> list[str]:
-    """Warnings about what is not compared with the teacher."""
+def _coverage_warnings(found: Coverage) -> list[str]:
+    """Warnings about rows and tokens that are not compared with the teacher."""
     warnings = []
     if found.rows_left_out:
         warnings.append(
-            f"{found.rows_left_out} of {found.rows} rows teach by cross-entropy alone: {found.rows_missing} are not "
-            "in the teacher's rendering (too long for it), the others' text differs"
+            f"{found.rows_left_out} of {found.rows} rows train by cross-entropy alone: {found.rows_missing} are "
+            "not in the teacher's rendering (too long for it), the others' text differs"
         )
     if found.share < 0.9:
         warnings.append(f"only {found.share:.0%} of the scored tokens are compared with the teacher's")

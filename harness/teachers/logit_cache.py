@@ -1,16 +1,16 @@
-"""Caches: what a teacher says about the scored positions of given rows, on disk, by row number.
+"""Logit caches: a teacher's sparse logits at the scored positions of given rows, on disk, by row number.
 
-`kept.py` says what is kept and compares with it; here it is stored and found again. Only scored positions are
-stored, raw at temperature 1, so order, batch and fraction are free: one cache serves every cell whose rows are
-in it. A row is served only if its tokens and its scored positions are those the teacher read.
+`sparse_logits.py` defines them; here they are stored and read back. Only scored positions are stored, raw at
+temperature 1, so order, batch and fraction are free: one cache serves every cell whose rows are in it. A row is
+served only if its tokens and its scored positions are those the teacher scored.
 
-    meta.json           whose words these are and of which rows; written last, so its presence means complete
+    meta.json           teacher, tokenizer, kind of signal, counts; written last, so its presence means complete
     shards/00000.arrow  512 rows, one memory-mapped Arrow record batch each
         row, tokens_hash, scored_hash
-        ids             the low 16 bits of each kept token's id
+        ids             the low 16 bits of each stored token's id
         high            planes of the bits above 16, packed by row: V = 128256 needs 17 bits, so one plane
         values          `top_k`: log-probabilities (float16). `sampled`: draws of the token (uint8)
-        per_position    `top_k`: log of the mass not kept (float16). `sampled`: distinct tokens (uint8)
+        per_position    `top_k`: log of the mass outside the K tokens (float16). `sampled`: distinct tokens (uint8)
 
 A position takes 4 K + 2 + K/8 bytes as top-K at that vocabulary, 266 at K = 64; 3.1 a distinct token if sampled.
 """
@@ -63,15 +63,16 @@ class StoredRow:
     per_position: np.ndarray
 
 
-def stored_row(number: int, hashes: tuple[int, int], kept: SparseLogits, samples: int, vocabulary: int) -> StoredRow:
-    """Pack what is kept at one row's scored positions; `samples` is the number of draws, 0 for `top_k`."""
-    used = (kept.logprobs > -torch.inf) if samples else torch.ones_like(kept.ids, dtype=torch.bool)
-    ids = kept.ids[used].cpu().numpy()
+def stored_row(number: int, hashes: tuple[int, int], sparse: SparseLogits, samples: int, vocabulary: int) -> StoredRow:
+    """Pack the sparse logits of one row's n scored positions; `samples` is the number of draws, 0 for `top_k`."""
+    used = (sparse.logprobs > -torch.inf) if samples else torch.ones_like(sparse.ids, dtype=torch.bool)  # (n, K)
+    ids = sparse.ids[used].cpu().numpy()  # (stored tokens,), position after position
     if samples:
-        values = (kept.logprobs[used].double().exp() * samples).round().to(torch.uint8)
-        per_position = used.sum(-1).to(torch.uint8)
+        # counts instead of shares: whole numbers up to 255 take one byte and lose nothing
+        values = (sparse.logprobs[used].double().exp() * samples).round().to(torch.uint8)  # (stored tokens,)
+        per_position = used.sum(-1).to(torch.uint8)  # (n,)
     else:
-        values, per_position = kept.logprobs.half().ravel(), kept.tail.half()
+        values, per_position = sparse.logprobs.half().ravel(), sparse.tail.half()  # (n K,), (n,)
     return StoredRow(
         number,
         *hashes,
@@ -101,8 +102,8 @@ def write_cache(
 ) -> dict[str, Any]:
     """Make a cache of shards that lie elsewhere on the disk; returns its `meta.json`, written last.
 
-    `about`: whose words these are (see `stages/cache.py`); `made`: files of `shard_batch`es, in the rows' order;
-    `versions`: of the libraries.
+    `about`: teacher, signal and tokenizer (see `stages/logit_cache.py`); `made`: files of `shard_batch`es, in the
+    rows' order; `versions`: of the libraries.
     """
     (folder / "shards").mkdir()
     paths = [folder / "shards" / f"{number:05d}.arrow" for number in range(len(made))]
@@ -152,12 +153,12 @@ class Shard:
 
     @property
     def kept_tokens(self) -> int:
-        """Tokens kept at these positions together."""
+        """Tokens stored at these positions together."""
         return len(self._columns["ids"][0])
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """What a cache says of itself; refused where it is not complete or a shard is missing or cut short."""
+    """The `meta.json` of a cache. Raises SettingsError where it is not complete or a shard is missing or cut short."""
     if not (folder / "meta.json").is_file():
         raise refuse("cache", str(folder), "it is not complete: it has no meta.json", "let the stage that makes it end")
     meta = json.loads((folder / "meta.json").read_text())
@@ -168,15 +169,8 @@ def read_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def verify(folder: Path) -> None:
-    """Raise SettingsError where a shard is not, byte for byte, what was written; reads the whole cache."""
-    for shard in read_meta(folder)["shards"]:
-        if file_sha256(folder / "shards" / shard["name"], remember=False) != shard["sha256"]:
-            raise refuse("cache", str(folder), f"{shard['name']} is not what was written", "make the cache again")
-
-
 def sparse_logits_from(signal: Mapping[str, Any], vocabulary: int, rows: Sequence[tuple[Shard, int]]) -> SparseLogits:
-    """What is kept at the scored positions of these rows, one after another; `signal` is `Signal.stored()`."""
+    """Sparse logits at the N scored positions of these rows, one after another; `signal` is `Signal.stored()`."""
     low, values, per_position = (
         np.concatenate([shard.column(name, at) for shard, at in rows]) for name in ("ids", "values", "per_position")
     )
@@ -191,10 +185,11 @@ def sparse_logits_from(signal: Mapping[str, Any], vocabulary: int, rows: Sequenc
         shape = (-1, signal["top_k"])
         logprobs, tail = (torch.from_numpy(array.astype(np.float32)) for array in (values, per_position))
         return SparseLogits("top_k", torch.from_numpy(ids).view(shape), logprobs.view(shape), tail)
+    # positions have different numbers of tokens: the first places of each row of (N, K) are used, K the largest number
     used = torch.arange(int(per_position.max(initial=1))) < torch.from_numpy(per_position.astype(np.int64))[:, None]
-    padded = torch.zeros(used.shape, dtype=torch.int64)
+    padded = torch.zeros(used.shape, dtype=torch.int64)  # (N, K)
     padded[used] = torch.from_numpy(ids)
-    shares = torch.zeros(used.shape)
+    shares = torch.zeros(used.shape)  # (N, K)
     shares[used] = torch.from_numpy(values.astype(np.float32)) / signal["samples"]
     return SparseLogits("sampled", padded, shares.log(), torch.full((len(used),), -torch.inf))
 

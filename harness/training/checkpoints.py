@@ -1,4 +1,4 @@
-"""Checkpoints: what a fit leaves so that another process goes on with it, number for number.
+"""Checkpoints: what a fit writes so that another process continues it, number for number.
 
 A checkpoint is a folder that was written under another name, synced and renamed, so a killed process leaves
 a whole one or none. It belongs to one fit, named by a fingerprint, and is never used for another:
@@ -9,8 +9,9 @@ a whole one or none. It belongs to one fit, named by a fingerprint, and is never
              trainer_state.json     the same for the Transformers trainer
              log.jsonl              the log so far
 
-The model that a stage exports is no checkpoint (`models.save_model` writes that). What is under way is asked
-to stop in `preemption.py`; here a fit answers. A model in parts (`sharding.py`) is kept whole, by the first process.
+The model that a stage exports is no checkpoint (`models/loading.save_model` writes that). `runtime/preemption.py`
+knows whether the process has to stop; here a fit reacts to it. Of an FSDP-sharded model (`models/fsdp.py`) rank 0
+writes the full tensors.
 
     class Trainer(Resumable): ...
     trainer.train(resume_from_checkpoint=trainer.newest_checkpoint())
@@ -35,33 +36,34 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 from trl import SFTTrainer
 
-from harness.models.fsdp import is_fsdp_sharded, part_of, whole
+from harness.models.fsdp import full_tensors, is_fsdp_sharded, local_shard
 from harness.runtime import preemption, progress
 from harness.runtime.processes import process_rank
 from harness.store.store import STALE_SECONDS, age_of, fsync, fsync_tree
 from harness.training.losses.objectives import Objective
-from harness.training.student_text import Texts
-from harness.training.training_report import FitReport
+from harness.training.student_text import Sequences
+from harness.training.training_report import TrainingReport
 
 KEPT = 2  # the newest, and the one before in case a disk returns less than it took
-TIMED, ASKED = 1.0, 2.0
+TIMED, STOP = 1.0, 2.0
+"""Why a checkpoint is wanted; numbers, so that one sum over the processes tells all of them."""
 
 
 class Checkpoints:
-    """The checkpoints of one fit in a folder; without a folder nothing is kept."""
+    """The checkpoints of one fit in a folder; without a folder none is written."""
 
     def __init__(self, folder: Path | None, belongs: str, minutes: float) -> None:
-        """`belongs` is a fingerprint of all that the fit's numbers follow from; `minutes` 0 is no clock."""
+        """`belongs`: a fingerprint of all that the fit's numbers follow from; `minutes` between two, 0 for none."""
         self.folder, self.belongs, self.minutes = folder, belongs, minutes
         self._written = time.monotonic()
 
     def wanted(self) -> float:
-        """0, or why a checkpoint is wanted after this step: TIMED, or ASKED to stop."""
+        """0, or why a checkpoint is wanted after this step: TIMED, or STOP before the process ends."""
         if self.folder is None:
             return 0.0
         if preemption.stop_requested():
-            return ASKED
-        # the clock is the first process's: what two want for their clocks would add up to an ask
+            return STOP
+        # only rank 0 looks at its clock: `wanted` is summed over processes, and two TIMED would read as STOP
         late = process_rank() == 0 and self.minutes > 0 and time.monotonic() - self._written >= 60 * self.minutes
         return TIMED if late else 0.0
 
@@ -75,7 +77,7 @@ class Checkpoints:
     def write(
         self, step: int, tensors: Mapping[str, dict[str, torch.Tensor]], state: dict[str, Any], files: Mapping[str, str]
     ) -> Path:
-        """Keep one checkpoint: `tensors` by file, `state` for state.json, `files` as they are; drop older ones."""
+        """Write one checkpoint: `tensors` by file, `state` for state.json, `files` as they are; drop older ones."""
         assert self.folder is not None
         self.folder.mkdir(parents=True, exist_ok=True)
         unfinished = self.folder / f".{uuid.uuid4().hex}"
@@ -112,36 +114,39 @@ class Checkpoints:
 
 
 class Resumable(SFTTrainer):
-    """The Transformers trainer with our checkpoints behind its own hooks: no pickles, and all of a fit's state."""
+    """The Transformers trainer with our checkpoints behind its own hooks: no pickles, and all of a fit's state.
+
+    The private methods that are overridden are named in tests/training/test_private_names.py.
+    """
 
     checkpoints: Checkpoints
-    report: FitReport
-    texts: Texts
+    report: TrainingReport
+    sequences: Sequences
     objective: Objective
     jsonl: IO[str]
     gold_nll: list[tuple[int, float]]
-    written_tokens: int
+    untrained_tokens: int
     _started: float
     _wanted: float = 0.0
 
     def __init__(self, *, model: PreTrainedModel, **named: Any) -> None:
         super().__init__(model=model, **named)
-        # the trainer's words for: no wrapper is needed to move, gather or average it
+        # tells the trainer that FSDP has placed the model, so nothing moves, wraps or averages it again
         self.is_distributed_loading_by_transformers = is_fsdp_sharded(model)
 
     def _move_model_to_device(self, model: Any, device: torch.device) -> None:
-        if not is_fsdp_sharded(model):  # its parts are where they belong
+        if not is_fsdp_sharded(model):  # shards are on their devices already
             super()._move_model_to_device(model, device)
 
     def newest_checkpoint(self) -> str | None:
-        """The checkpoint to go on from, the same for every process, or None."""
+        """The checkpoint to continue from, the same for every process, or None."""
         found: list[Any] = [self.checkpoints.newest()]
         if self.accelerator.num_processes > 1:
-            broadcast_object_list(found)  # folders of a shared disk are not seen by all at the same moment
+            broadcast_object_list(found)  # processes may see a shared disk's new folder at different moments
         return None if found[0] is None else str(found[0])
 
     def want_checkpoint(self, wanted: float) -> None:
-        """Keep a checkpoint after this step where `wanted` (of all processes) is above 0, and stop if ASKED."""
+        """Write a checkpoint after this step where `wanted` (of all processes) is above 0, and stop at STOP."""
         self._wanted = wanted
 
     def _maybe_log_save_evaluate(self, *args: Any, **named: Any) -> None:
@@ -150,11 +155,13 @@ class Resumable(SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         wanted, self._wanted = self._wanted, 0.0
-        own = [{"texts": self.texts.state(), "random": random_state(), "teacher_tokens": self.objective.teacher_tokens}]
+        tokens = self.objective.teacher_tokens
+        own = [{"texts": self.sequences.state(), "random": random_state(), "teacher_tokens": tokens}]
         processes = gather_object(own) if self.accelerator.num_processes > 1 else own
         step = self.state.global_step
         moments, rest = _taken_apart(self.optimizer.state_dict())  # type: ignore[union-attr]
-        tensors = {"model": whole(self._trained_tensors()), "optimizer": whole(moments)}  # all processes take part
+        # gathering FSDP-sharded tensors takes all processes, although rank 0 alone writes them
+        tensors = {"model": full_tensors(self._trained_tensors()), "optimizer": full_tensors(moments)}
         if self.is_world_process_zero():
             self.jsonl.flush()
             self.checkpoints.write(
@@ -167,7 +174,7 @@ class Resumable(SFTTrainer):
                     "schedule": self.lr_scheduler.state_dict(),  # type: ignore[union-attr]
                     "report": asdict(self.report),
                     "gold_nll": self.gold_nll,
-                    "written_tokens": self.written_tokens,
+                    "written_tokens": self.untrained_tokens,
                     "teacher_seconds": self.objective.teacher_seconds,
                     "seconds": time.perf_counter() - self._started,
                     "processes": processes,
@@ -176,7 +183,7 @@ class Resumable(SFTTrainer):
             )
         self.checkpoints.clock()
         self.accelerator.wait_for_everyone()
-        if wanted >= ASKED:
+        if wanted >= STOP:
             raise preemption.Preempted(f"asked to stop after step {step} of {self.state.max_steps}")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -186,15 +193,15 @@ class Resumable(SFTTrainer):
         with torch.no_grad(), safe_open(folder / "model.safetensors", "pt") as saved:
             assert saved.keys() == sorted(mine), "a checkpoint of another model"
             for name, tensor in mine.items():
-                tensor.copy_(part_of(saved.get_tensor(name), tensor))
-        self.report = FitReport(**state["report"])
+                tensor.copy_(local_shard(saved.get_tensor(name), tensor))
+        self.report = TrainingReport(**state["report"])
         self.report.earlier_seconds = state["seconds"]
         self.gold_nll[:] = [(step, nll) for step, nll in state["gold_nll"]]
-        self.written_tokens = state["written_tokens"]
+        self.untrained_tokens = state["written_tokens"]
         self.objective.teacher_seconds = state["teacher_seconds"]
         own = state["processes"][self.args.process_index]
         self.objective.teacher_tokens = own["teacher_tokens"]
-        self.texts.restore(own["texts"])
+        self.sequences.restore(own["texts"])
         self._started -= state["seconds"]
         earlier = (folder / "log.jsonl").read_text()
         self.jsonl.write(earlier)
@@ -207,7 +214,9 @@ class Resumable(SFTTrainer):
             weights: list[Any] = [weight for group in self.optimizer.param_groups for weight in group["params"]]  # type: ignore[union-attr]
             with safe_open(Path(checkpoint) / "optimizer.safetensors", "pt") as saved:
                 names: list[str] = saved.keys()
-                moments = {key: part_of(saved.get_tensor(key), weights[int(key.partition(".")[0])]) for key in names}
+                # a moment's key begins with the number of its parameter, whose placement it shares
+                likes = {key: weights[int(key.partition(".")[0])] for key in names}
+                moments = {key: local_shard(saved.get_tensor(key), like) for key, like in likes.items()}
             self.optimizer.load_state_dict(_put_together(moments, state["optimizer"]))  # type: ignore[union-attr]
             self.lr_scheduler.load_state_dict(state["schedule"])  # type: ignore[union-attr]
 

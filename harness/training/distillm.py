@@ -1,8 +1,8 @@
 """DistiLLM's adaptive student share and replay buffer, without a model (Ko et al. 2024, arXiv 2402.03898).
 
-The share phi of steps on student text starts at 0 and grows by `RISE` whenever the validation loss has risen by
-`TOLERANCE` over its reference: the student trains on its own text once it no longer gains from the data's.
-Most such steps replay answers written earlier. `texts.py` turns the decision into rows.
+The share phi of steps on student-generated sequences starts at 0 and grows by `RISE` whenever the validation loss
+has risen by `TOLERANCE` over its reference: the student trains on its own answers once it no longer gains from the
+data's. Most such steps replay answers generated earlier. `student_text.py` turns the decision into rows.
 
     share = AdaptiveShare(most=1.0); share.observe(2.0); share.observe(2.1); share.value      # 0.1
 """
@@ -39,7 +39,7 @@ class AdaptiveShare:
             self.value, self.reference = min(self.most, round(self.value + RISE, 9)), loss
 
     def decide(self, uniform: float, done: float, full: bool) -> str:
-        """What a step trains on: `student` (write and store), `replay` or `given`.
+        """What a step trains on: `student` (generate and store), `replay` or `given`.
 
         `uniform` is the step's number in [0, 1), `done` the share of the stage's steps taken, `full` whether
         the buffer is.
@@ -50,7 +50,7 @@ class AdaptiveShare:
 
 
 def check_every(steps: int) -> int:
-    """Steps between two looks at the validation loss, so that a stage has at least `CHECKS` where it can."""
+    """Steps between two evaluations of the validation loss, so that a stage of enough steps has at least `CHECKS`."""
     return max(1, (steps - 1) // CHECKS)
 
 
@@ -74,10 +74,10 @@ def own_share(rows: list[Row], groups: Sequence[Sequence[Any]]) -> list[Row]:
     return found
 
 
-def found_by_first(loss: Callable[[], float], by_all: bool) -> float:
-    """A loss that the first process finds and tells the others: what follows from it is the same in all.
+def computed_by_rank_0(loss: Callable[[], float], by_all: bool) -> float:
+    """A loss that rank 0 computes and broadcasts, so that all processes take the same decision from it.
 
-    `by_all`: the others have to look too, since it takes all of them.
+    `by_all`: all processes have to compute it, since an FSDP-sharded model is gathered for it.
     """
     if process_count() == 1:
         return loss()
@@ -89,7 +89,7 @@ def found_by_first(loss: Callable[[], float], by_all: bool) -> float:
 
 
 class ReplayBuffer:
-    """The latest `most` rows the student wrote; a full buffer forgets its oldest."""
+    """The latest `most` rows that the student generated; a full buffer drops its oldest."""
 
     def __init__(self, most: int) -> None:
         self._rows: deque[Row] = deque(maxlen=most)
@@ -103,7 +103,7 @@ class ReplayBuffer:
         return len(self._rows) == self._rows.maxlen
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Store rows just written."""
+        """Store new rows."""
         self._rows.extend(rows)
 
     def draw(self, count: int, seed: int) -> list[Row]:

@@ -1,12 +1,11 @@
-"""Spending: how many optimizer steps a budget of FLOPs buys, by the marginal cost of what a stage does.
+"""FLOP budget: the number of FLOP-matched optimizer steps, by the marginal cost of a training stage.
 
-Marginal cost is training, the live teacher's forward passes, text written while training, and the labels,
-synthetic rows or caches made for the cell, charged whole; making the teacher is not in it (`cost.py` has
-the formulas and the other two figures). Steps are fixed before training, from the rows' mean lengths, so
-schedules end where they should; text that turns out longer or shorter makes the spending differ, which a
-warning tells.
+Marginal cost is training, the live teacher's forward passes, sequences generated while training, and the labels,
+synthetic rows or caches made for the cell, charged whole; making the teacher is not in it (`results/cost.py` has
+the other two figures). Steps are fixed before training, from the rows' mean lengths, so schedules end where they
+should; where generated sequences turn out longer or shorter the FLOPs differ, and `off_budget` warns.
 
-    steps_for(budget, share=0.8, written=3e12, visit=visit_flops(stage, sizes, row_tokens=180))
+    steps_for(budget, share=0.8, labels=3e12, visit=visit_flops(stage, sizes, row_tokens=180))
 """
 
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from harness.config.recipe import TrainStage
 from harness.models.flops import forward_flops, train_flops
 
 OFF = 0.1
-"""Share of the budget by which spending may differ from it before a warning says so."""
+"""Share of the budget by which the FLOPs may differ from it without a warning."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +31,9 @@ class Sizes:
 
 
 def visit_flops(stage: TrainStage, sizes: Sizes, row_tokens: float) -> float:
-    """Expected FLOPs of training one row of `row_tokens` tokens, prompt and answer.
+    """Expected FLOPs of training on one row of `row_tokens` tokens, prompt and answer.
 
-    A written text is taken to be as long as the row it stands for; each of its tokens is read or written once.
+    A generated sequence is taken to be as long as the row it replaces; each of its tokens is processed once.
     """
     flops = train_flops(sizes.student, row_tokens, sizes.frozen)
     if stage.asks_teacher:
@@ -46,17 +45,20 @@ def visit_flops(stage: TrainStage, sizes: Sizes, row_tokens: float) -> float:
     return flops
 
 
-def steps_for(budget: Budget, share: float, written: float, visit: float) -> int:
-    """Optimizer steps that `share` of the budget buys after `written` FLOPs; where it buys none, SettingsError."""
-    left = share * budget.amount - written
+def steps_for(budget: Budget, share: float, labels: float, visit: float) -> int:
+    """Optimizer steps within `share` of the budget, of `visit` FLOPs a row, after `labels` FLOPs of the teacher.
+
+    Raises SettingsError where not one step is left.
+    """
+    left = share * budget.amount - labels
     steps = int(left / (visit * budget.batch_size))
     if steps < 1:
         raise refuse(
             "budget.amount",
             budget.amount,
-            f"{share:.0%} of it, less {written:.3g} FLOPs for what the teacher wrote, buys no step of "
+            f"{share:.0%} of it, less {labels:.3g} FLOPs for the teacher's labels, is less than one step of "
             f"{visit * budget.batch_size:.3g}",
-            f"give at least {(written + visit * budget.batch_size) / share:.2g}",
+            f"give at least {(labels + visit * budget.batch_size) / share:.2g}",
         )
     return steps
 
@@ -66,4 +68,7 @@ def off_budget(budget: Budget, share: float, spent: float) -> str:
     wanted = share * budget.amount
     if abs(spent - wanted) <= OFF * wanted:
         return ""
-    return f"{spent:.3g} FLOPs were spent where the budget's share is {wanted:.3g}: texts were longer or shorter"
+    return (
+        f"{spent:.3g} FLOPs were spent where the budget's share is {wanted:.3g}: generated sequences were longer or "
+        "shorter than the rows they replaced"
+    )

@@ -1,10 +1,10 @@
-"""Likelihood: how well a model predicts rows, the one measure every objective is judged by while it trains.
+"""Likelihood: the mean NLL of a model on rows, the one measure under which all objectives are compared in training.
 
-`evals/heldout.py` scores held-out rows token by token for the record; this is the quick mean over a
-cell's own validation rows.
+`evals/corpus/heldout.py` scores held-out rows token by token for the record; this is the quick mean over a cell's
+own validation rows.
 
     nats, tokens = mean_nll(model, Rows(validation))
-    nats, tokens = served_nll(teacher, Rows(validation))      # the same of a model behind a server
+    nats, tokens = served_nll(teacher, Rows(validation))      # the same of a model served over HTTP
 """
 
 from collections.abc import Sequence
@@ -35,9 +35,10 @@ def mean_nll(model: PreTrainedModel, rows: Sequence[Row] | Rows, batch_size: int
 
 
 def served_nll(teacher: ServedTeacher, rows: Sequence[Row] | Rows) -> tuple[float, int]:
-    """`mean_nll` of a model behind a server; raises SettingsError where the server cannot score."""
+    """`mean_nll` of a model served over HTTP. Raises SettingsError where the server cannot score given tokens."""
     total, count = 0.0, 0
     for row, scores in zip(rows, teacher.score([row.input_ids.tolist() for row in rows], top_k=0), strict=True):
+        # (T - 1,): entry t of the scores is about token t + 1, as logits at t are
         scored = scored_positions(collate([row], pad_id=0)["labels"])[0, :-1].numpy()
         total, count = total - float(scores.actual[scored].sum(dtype="float64")), count + int(scored.sum())
     return total / max(count, 1), count

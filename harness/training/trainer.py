@@ -1,14 +1,15 @@
 """The trainer: one thin subclass of TRL's SFTTrainer under every method, and `fit`, which runs it.
 
 TRL and Transformers bring the loop, optimizer, clipping, accumulation, mixed precision and distribution.
-Ours are the batches (rows and order are given, `sequences.py`), the loss (`objectives.py`) and whose text is
-trained (`texts.py`), which is settled where an optimizer step's batches are collected: all arms share
-padding, data path and denominator. The loss of a step is the sum over its scored tokens on every process
-and micro-batch divided by one count of exactly those tokens, so splitting a batch cannot move a number.
-(TRL 1.16's GKDTrainer keeps the dataset's count when it trains on generated text; that is not inherited.)
+Ours are the batches (rows and order are given, `data/sequences.py`), the loss (`losses/objectives.py`) and the
+sequences generated while training (`student_text.py`), which are made where an optimizer step's batches are
+collected: all arms share padding, data path and denominator. The loss of a step is the sum over its scored tokens
+on every process and micro-batch divided by one count of exactly those tokens, so splitting a batch cannot move a
+number. (TRL 1.16's GKDTrainer keeps the dataset's count when it trains on generated text; that is not inherited.)
 
-    report = fit(model, tokenizer, dataset, visits(len(dataset), 300, 32, seed=0), budget=Budget(),
-                 objective=TrainStage(), machine=Machine(), seed=0, out=folder)
+    data = TrainingData(dataset, visits(len(dataset), 300, 32, seed=0))
+    settings = TrainingSettings(Budget(), TrainStage(), Machine(), seed=0)
+    report = fit(model, tokenizer, data, settings, out=folder)
 """
 
 import hashlib
@@ -17,7 +18,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -34,7 +35,7 @@ from harness.config.recipe import TrainStage
 from harness.data.chat import end_of_turn_id
 from harness.data.sequences import IGNORED, Row, Rows, collate, sorted_by_length
 from harness.models.flops import forward_flops, train_flops
-from harness.models.fsdp import shard, shards
+from harness.models.fsdp import shard_with_fsdp, uses_fsdp
 from harness.models.loading import count_frozen, count_parameters
 from harness.runtime import preemption, progress
 from harness.store.fingerprint import fingerprint
@@ -42,47 +43,66 @@ from harness.training.checkpoints import Checkpoints, Resumable
 from harness.training.losses.controls import unigram_logprobs
 from harness.training.losses.objectives import Objective, TeacherSignal, objective_for, trained_together
 from harness.training.nll import mean_nll
-from harness.training.student_text import StepText, Texts, Validation, texts_for
+from harness.training.student_text import Sequences, StepRows, Validation, sequences_for
 from harness.training.trainer_arguments import learning_rate_share, trainer_arguments
-from harness.training.training_report import FitReport, find_warnings
+from harness.training.training_report import TrainingReport, find_warnings
 
 
 class DivergedError(RuntimeError):
     """Training reached a loss that is not a number."""
 
 
+@dataclass(frozen=True)
+class TrainingData:
+    """The rows of a fit and the order in which they are visited."""
+
+    dataset: Dataset
+    """Columns `input_ids`, `starts`, `ends` (spans of assistant turns), and `row` where a cache finds rows by it."""
+    batches: np.ndarray
+    """Places of rows in the data set, int (steps, batch_size); as many optimizer steps are made."""
+    loss_on: str = "assistant"
+    """Which turns are scored; see `Rows`."""
+    validation: Rows | None = None
+    """Gold rows for an adaptive student share; only read there."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What is minimised, how, and where."""
+
+    budget: Budget
+    """Learning rate, schedule, optimizer and precision. The number of steps comes from the batches."""
+    stage: TrainStage
+    """Sequences and divergence."""
+    machine: Machine
+    """Device and micro-batch size, which move no number."""
+    seed: int
+    """Of everything that is drawn while training."""
+    max_new_tokens: int = 0
+    """Most tokens of an answer that is generated while training."""
+
+
 def fit(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    dataset: Dataset,
-    batches: np.ndarray,
+    data: TrainingData,
+    settings: TrainingSettings,
     *,
-    budget: Budget,
-    objective: TrainStage,
-    machine: Machine,
-    seed: int,
     out: Path,
     teacher: TeacherSignal | None = None,
-    validation: Rows | None = None,
-    loss_on: str = "assistant",
-    max_new_tokens: int = 0,
-) -> FitReport:
-    """Train `model` in place on `dataset[batches[step]]`, step by step, and report. Where `shards(machine)`, it is
-    left in parts.
+) -> TrainingReport:
+    """Train `model` in place, step by step, and report; where `uses_fsdp(settings.machine)` it is left FSDP-sharded.
 
-    `dataset` has columns `input_ids`, `starts`, `ends` (spans of assistant turns); `batches` is
-    (steps, batch_size) row numbers. Learning rate, schedule, optimizer and precision come from `budget`,
-    what is minimised from `objective`, where it runs from `machine`. `max_new_tokens` limits student
-    text, and `validation` has the gold rows an adaptive student share looks at. Writes `out/log.jsonl`, a
-    line a step. Inside an attempt, goes on from its newest checkpoint. Raises DivergedError at the first loss
-    that is not a number, ValueError where the objective needs a teacher and none was given, SettingsError where
-    it needs validation rows, Preempted where the attempt was asked to stop and a checkpoint is written.
+    Writes `out/log.jsonl`, a line a step. Inside an attempt, continues from its newest checkpoint. Raises
+    DivergedError at the first loss that is not a number, ValueError where the objective needs a teacher and none was
+    given, SettingsError where it needs validation rows, Preempted where the process has to stop and a checkpoint is
+    written.
     """
     started = time.perf_counter()
-    stage = objective.normal()
+    stage, seed, machine = settings.stage.normal(), settings.seed, settings.machine
     assert getattr(teacher, "model", None) is not model, "a frozen teacher cannot be the student itself"
-    rows = Rows(dataset, loss_on)
-    measured = objective_for(
+    rows = Rows(data.dataset, data.loss_on)
+    objective = objective_for(
         stage,
         teacher,
         len(tokenizer),
@@ -91,43 +111,74 @@ def fit(
         unigram=unigram_logprobs(rows, len(tokenizer)) if stage.control == "unigram" else None,
         end_of_turn=end_of_turn_id(tokenizer) if tokenizer.chat_template else tokenizer.eos_token_id,
     )
-    steps, batch_size = batches.shape
+    steps, batch_size = data.batches.shape
     if steps == 0:
-        return FitReport(warnings=["the stage's share of the budget rounds to 0 steps: nothing was trained"])
-    held = None if validation is None or not len(validation) else _validation(model, validation, shards(machine))
-    texts = texts_for(stage, model, tokenizer, teacher, seed, max_new_tokens, steps, held)
-    arguments = trainer_arguments(budget, stage, machine, batch_size, steps, seed, out)
-    visited = hashlib.sha256(np.ascontiguousarray(batches, np.int64).tobytes()).hexdigest()
-    same = [stage.identity(), asdict(budget), seed, max_new_tokens, loss_on, visited, steps, arguments.world_size]
-    checkpoints = Checkpoints(preemption.folder(), fingerprint(same), machine.checkpoint_minutes)
+        return TrainingReport(warnings=["the stage's share of the budget rounds to 0 steps: nothing was trained"])
+    held = data.validation
+    validation = _validation(model, held, uses_fsdp(machine)) if held is not None and len(held) else None
+    sequences = sequences_for(stage, model, tokenizer, teacher, seed, settings.max_new_tokens, steps, validation)
+    arguments = trainer_arguments(settings.budget, stage, machine, batch_size, steps, seed, out)
+    checkpoints = Checkpoints(
+        preemption.folder(), _identity(data, settings, arguments.world_size), machine.checkpoint_minutes
+    )
     log_file = out / "log.jsonl" if arguments.process_index == 0 else Path(os.devnull)
     with preemption.polling(), log_file.open("w", buffering=1) as log:
-        visits = _Visits(rows, batches)
-        with trained_together(model, measured):
-            if shards(machine):
-                shard(model, arguments.device)
-            trainer = Trainer(model, arguments, tokenizer, dataset, visits, budget, texts, measured, log, checkpoints)
+        visits = _Visits(rows, data.batches)
+        with trained_together(model, objective):
+            if uses_fsdp(machine):
+                shard_with_fsdp(model, arguments.device)
+            trainer = Trainer(
+                model,
+                arguments,
+                tokenizer,
+                data.dataset,
+                visits,
+                settings.budget,
+                sequences,
+                objective,
+                log,
+                checkpoints,
+            )
             trainer.train(resume_from_checkpoint=trainer.newest_checkpoint())
     for module in model.modules():  # the forward that TRL and Accelerate put on instances would outlive the fit
         module.__dict__.pop("forward", None)
     model.zero_grad(set_to_none=True)
     report = trainer.report
-    parameters = count_parameters(model)
-    report.flops = train_flops(parameters, report.read_tokens, count_frozen(model))
-    report.flops += forward_flops(parameters, trainer.written_tokens)
-    report.teacher_seconds += measured.teacher_seconds
-    report.teacher_tokens += trainer.over_processes(measured.teacher_tokens)
-    if teacher is not None:
-        report.teacher_flops = forward_flops(teacher.parameters, report.teacher_tokens)
-        report.flops += report.teacher_flops
+    _add_costs(report, trainer, model, objective, teacher)
     report.warnings += find_warnings(trainer.gold_nll, steps, report.gold_end_mass, stage.fragile)
-    report.warnings += texts.warnings() + measured.warnings
+    report.warnings += sequences.warnings() + objective.warnings
     report.seconds = time.perf_counter() - started + report.earlier_seconds
     return report
 
 
+def _identity(data: TrainingData, settings: TrainingSettings, processes: int) -> str:
+    """A fingerprint of all that the numbers of a fit follow from, by which it knows its own checkpoints."""
+    stage = settings.stage.normal().identity()
+    visited = hashlib.sha256(np.ascontiguousarray(data.batches, np.int64).tobytes()).hexdigest()
+    given = [stage, asdict(settings.budget), settings.seed, settings.max_new_tokens, data.loss_on]
+    return fingerprint([*given, visited, len(data.batches), processes])
+
+
+def _add_costs(
+    report: TrainingReport,
+    trainer: "Trainer",
+    model: PreTrainedModel,
+    objective: Objective,
+    teacher: TeacherSignal | None,
+) -> None:
+    """Complete the report's tokens, seconds and FLOPs of student and teacher."""
+    parameters = count_parameters(model)
+    report.flops = train_flops(parameters, report.read_tokens, count_frozen(model))
+    report.flops += forward_flops(parameters, trainer.untrained_tokens)
+    report.teacher_seconds += objective.teacher_seconds
+    report.teacher_tokens += trainer.over_processes(objective.teacher_tokens)
+    if teacher is not None:
+        report.teacher_flops = forward_flops(teacher.parameters, report.teacher_tokens)
+        report.flops += report.teacher_flops
+
+
 class Trainer(Resumable):
-    """SFTTrainer with given batches, our loss, and student text on a seeded coin per optimizer step."""
+    """SFTTrainer with given batches, our loss, and sequences that may be generated anew at every optimizer step."""
 
     loss_is_scaled_for_ga = True  # type: ignore[assignment]  # `compute_loss` divides by the count of the whole optimizer step
 
@@ -139,24 +190,24 @@ class Trainer(Resumable):
         dataset: Dataset,
         visits: "_Visits",
         budget: Budget,
-        texts: Texts,
+        sequences: Sequences,
         objective: Objective,
         log: IO[str],
         checkpoints: Checkpoints,
     ) -> None:
         self.checkpoints = checkpoints
-        self.visits, self.budget, self.texts, self.jsonl = visits, budget, texts, log
+        self.visits, self.budget, self.sequences, self.jsonl = visits, budget, sequences, log
         self.objective: Objective = objective
-        self.report = FitReport()
+        self.report = TrainingReport()
         self.gold_nll: list[tuple[int, float]] = []  # (step, nats per token) of steps on given text
-        self.written_tokens = 0  # read or written without training on them
+        self.untrained_tokens = 0  # processed without training on them: prompts, generated answers, validation rows
         self._losses: list[torch.Tensor] = []
         self._sums: dict[str, torch.Tensor] = {}  # diagnostics of a step, over its positions
-        self._items, self._text, self._started = 1, StepText([]), time.perf_counter()
+        self._items, self._step_rows, self._started = 1, StepRows([]), time.perf_counter()
         super().__init__(
             model=model,
             args=arguments,
-            data_collator=list,  # type: ignore[arg-type]  # rows stay rows until `get_batch_samples` knows whose text is trained
+            data_collator=list,  # type: ignore[arg-type]  # rows stay rows until `get_batch_samples` has the step's sequences
             train_dataset=dataset,
             processing_class=tokenizer,
         )
@@ -173,26 +224,27 @@ class Trainer(Resumable):
         return self.accelerator.prepare(loader)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: Any) -> tuple[list, Any]:
-        """All micro-batches of one optimizer step, student text swapped in, and their scored tokens."""
+        """All micro-batches of one optimizer step, with the rows to train on, and the number of their scored tokens."""
         step = self.state.global_step + 1
         self.objective.diagnoses = step == 1 or step % 10 == 0
         groups = [group for _, group in zip(range(num_batches), epoch_iterator, strict=False)]
-        text = self.texts.rows(self.state.global_step, groups)
-        batches = [collate(group, self.pad_id) for group in sorted_by_length(text.groups)]
+        text = self.sequences.rows(self.state.global_step, groups)
+        batches = [collate(group, self.pad_id) for group in sorted_by_length(text.groups)]  # (B, T) tensors each
         items = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
         read = sum(len(row.input_ids) for group in text.groups for row in group)
-        counts = torch.tensor([items, read, text.student_read, text.generated, text.teacher_read])
+        # one reduction for all counts; every process then divides by the scored tokens of all
+        counts = torch.tensor([items, read, text.student_tokens, text.generated, text.teacher_tokens])
         if self.accelerator.num_processes > 1:
             counts = self.accelerator.reduce(counts.to(device))
-        items, read, student_read, generated, teacher_read = counts.tolist()
-        self._items, self._text = items, replace(text, groups=[])
+        items, read, student_tokens, generated, teacher_tokens = counts.tolist()
+        self._items, self._step_rows = items, replace(text, groups=[])
         self.report.trained_tokens += items
         self.report.read_tokens += read
-        self.report.teacher_tokens += teacher_read + (read if self.objective.queries_teacher else 0)
+        self.report.teacher_tokens += teacher_tokens + (read if self.objective.queries_teacher else 0)
         self.report.teacher_seconds += text.teacher_seconds
         self.report.generated_tokens += generated
         self.report.student_steps += text.origin != "given"
-        self.written_tokens += student_read
+        self.untrained_tokens += student_tokens
         return batches, self._items
 
     def compute_loss(
@@ -233,7 +285,7 @@ class Trainer(Resumable):
         return int(cast(torch.Tensor, self.accelerator.reduce(torch.tensor(count, device=self.accelerator.device))))
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Not counted here: `cost.py` has the one formula, and counting parameters each step is slow."""
+        """Not counted here: `models/flops.py` has the formula, and counting parameters at each step is slow."""
         return 0
 
     def _finish_step(self) -> None:
@@ -243,7 +295,7 @@ class Trainer(Resumable):
         if not math.isfinite(loss):
             raise DivergedError(f"the loss at step {step} of {self.state.max_steps} is {loss}")
         nll = sums.pop("student_nll") / max(self._items, 1)
-        given = self._text.origin == "given"
+        given = self._step_rows.origin == "given"
         if given:
             self.gold_nll.append((step, nll))
         if step == 1:
@@ -253,8 +305,8 @@ class Trainer(Resumable):
             "step": step,
             "loss": loss,
             "nll": nll,
-            "sequences": self._text.origin,
-            **self._text.diagnostics,
+            "sequences": self._step_rows.origin,
+            **self._step_rows.diagnostics,
             "learning_rate": cast(LambdaLR, self.lr_scheduler).get_last_lr()[0],
             "tokens": self.report.trained_tokens,
             "seconds": round(time.perf_counter() - self._started, 3),
@@ -265,8 +317,11 @@ class Trainer(Resumable):
         progress.report(step, self.state.max_steps, loss)
 
     def _finished_sums(self) -> dict[str, float]:
-        """The step's loss and its diagnostics' sums, over all micro-batches and processes, so that every process
-        learns the same and ends with the others; above 0, `wanted` says that one wants a checkpoint."""
+        """The step's loss and its diagnostics' sums, over all micro-batches and processes.
+
+        All processes get the same numbers, so all of them stop at the same step. Above 0, `wanted` asks for a
+        checkpoint.
+        """
         processes = self.accelerator.num_processes
         named = {"loss": sum(self._losses) / processes, "wanted": self.checkpoints.wanted(), **self._sums}
         totals = torch.stack([torch.as_tensor(total).float() for total in named.values()])

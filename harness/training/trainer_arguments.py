@@ -1,6 +1,6 @@
-"""A budget and a machine in the trainer's own words: TRL's arguments and the learning rate.
+"""A budget and a machine as TRL's arguments, and the learning rate's schedule.
 
-`config.py` holds what a person asks for; nothing here is a setting of its own. The cosine falls to 5 % of
+`config/` has the settings; nothing here is a setting of its own. The cosine falls to 5 % of
 the peak and not to 0, so a run's last steps still train.
 """
 
@@ -13,7 +13,7 @@ from harness.config.budget import Budget
 from harness.config.checks import refuse
 from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
-from harness.models.fsdp import shards
+from harness.models.fsdp import uses_fsdp
 from harness.models.loading import device_of
 from harness.runtime.processes import equal_part, process_count
 
@@ -28,7 +28,7 @@ def trainer_arguments(
     out: Path,
 ) -> SFTConfig:
     """TRL's arguments; `batch_size` rows a step over all processes, in equal micro-batches of at most
-    `machine.micro_batch_size` rows."""
+    `machine.micro_batch_size` rows. Raises SettingsError where the rows do not divide among the processes."""
     use_cpu = device_of(machine) == "cpu"
     processes = process_count()
     if batch_size % processes:
@@ -56,8 +56,8 @@ def trainer_arguments(
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
         dataloader_pin_memory=not use_cpu,
-        # gradients in parts are added up in parts: every micro-batch's are averaged at once
-        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": True}} if shards(machine) else None,
+        # under FSDP each process adds up its own shard of the gradients: every micro-batch's are averaged at once
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": True}} if uses_fsdp(machine) else None,
         ddp_find_unused_parameters=False,  # none is unused; the search would miss weights beside the model's forward
         logging_strategy="no",
         save_strategy="no",

@@ -1,8 +1,8 @@
-"""What a fit did: counts, costs, losses, diagnostics, and warnings a reader of its numbers should see.
+"""The report of a fit: counts, costs, losses, diagnostics, and warnings a reader of its numbers should see.
 
-`trainers.py` fills the report in; this file says what it holds and when a run is suspicious. Two of the
-warnings look at the NLL of given text, which means the same under every objective: a JSD of 0.6 that
-stands still looks like a small loss, while its NLL of 5.7 nats says that nothing was learnt.
+`trainer.py` fills the report in; this file defines its fields and when a run is suspicious. Two of the warnings look
+at the NLL of given rows, which means the same under every objective: a JSD of 0.6 that does not move looks like a
+small loss, while its NLL of 5.7 nats shows that nothing was learnt.
 """
 
 import math
@@ -18,29 +18,29 @@ SETTLED_NLL = 1.0  # nats per token; a student that starts below it need not mov
 
 
 @dataclass
-class FitReport:
-    """What a fit did, in counts, costs and losses."""
+class TrainingReport:
+    """Counts, costs and losses of a fit."""
 
     steps: int = 0
     """Optimizer steps."""
     student_steps: int = 0
-    """Of these, steps on text the student had a part in, replayed text too: the realised share."""
+    """Of these, steps on sequences that the student generated, replayed ones too: the realised share."""
     trained_tokens: int = 0
     """Scored tokens, those the loss is a mean over."""
     read_tokens: int = 0
-    """Tokens the student read in training, prompts included, padding not."""
+    """Tokens the student processed in training, prompts included, padding not."""
     generated_tokens: int = 0
-    """Tokens the student wrote, those a teacher then rejected included."""
+    """Tokens the student generated, those a teacher then rejected included."""
     teacher_tokens: int = 0
-    """Tokens the teacher read or wrote: to judge the student's rows, and while it wrote with the student."""
+    """Tokens the teacher processed: to score the student's rows, and in speculative KD."""
     seconds: float = 0.0
-    """Wall time, set-up included, and that of earlier attempts up to the checkpoint gone on from."""
+    """Wall time, set-up included, and that of earlier attempts up to the checkpoint that was continued."""
     earlier_seconds: float = 0.0
     """Of these, the earlier attempts'."""
     teacher_seconds: float = 0.0
     """Of these, time in the teacher's forward passes."""
     flops: float = 0.0
-    """Estimate: 6 N per token trained (4 N where frozen), 2 N per token read or written without gradient."""
+    """Estimate: 6 N per token trained (4 N where frozen), 2 N per token processed without gradient."""
     teacher_flops: float = 0.0
     """Of these, the teacher's."""
     first_loss: float = math.nan
@@ -52,9 +52,9 @@ class FitReport:
     diagnostic_counts: dict[str, float] = field(default_factory=dict)
     """How many positions each of these sums is over."""
     gold_end_mass: float | None = None
-    """The teacher's mean probability of the end-of-turn token where given text ends, at the first step that tells."""
+    """The teacher's mean probability of the end-of-turn token where given rows end a turn, at the first such step."""
     warnings: list[str] = field(default_factory=list)
-    """What a reader of the numbers should know."""
+    """What a reader of the report should know."""
 
     @property
     def diagnostics(self) -> dict[str, float]:
@@ -62,7 +62,7 @@ class FitReport:
         return {name: total / self.diagnostic_counts[name] for name, total in self.diagnostic_sums.items()}
 
     def diagnose(self, sums: Mapping[str, float], positions: int, given: bool) -> dict[str, float]:
-        """Take in one step's sums over its positions, on given text or not; returns the step's means.
+        """Take in one step's sums over its positions, on given rows or not; returns the step's means.
 
         `teacher_end_mass` is a mean over `ends`, the positions where a turn ends.
         """
@@ -80,10 +80,12 @@ class FitReport:
 
 
 def find_warnings(
-    gold_nll: list[tuple[int, float]], steps: int, gold_end_mass: float | None = None, fragile: bool = True
+    gold_nll: list[tuple[int, float]], steps: int, gold_end_mass: float | None = None, needs_warmup: bool = True
 ) -> list[str]:
-    """A teacher that never ends a turn; a cold start of what does not stand one (`fragile`) and a loss that does not
-    move, from (step, NLL) of the steps on given text."""
+    """Warnings: a teacher that never ends a turn, a cold start where a warm-up is needed, a loss that does not move.
+
+    `gold_nll` has (step, nats per token) of the steps on given rows, `steps` is their number in the whole stage.
+    """
     found = []
     if gold_end_mass is not None and gold_end_mass < END_MASS:
         found.append(
@@ -93,10 +95,10 @@ def find_warnings(
     if not gold_nll:
         return found
     step, first = gold_nll[0]
-    if fragile and first > COLD_NLL:
+    if needs_warmup and first > COLD_NLL:
         found.append(
             f"cold start: the student's NLL on its rows was {first:.2f} nats per token at step {step}; "
-            "JSD, reverse KL and student text need a warm-up there"
+            "JSD, reverse KL and student-generated sequences need a warm-up there"
         )
     tenth = round(steps / 10)
     early = [nll for step, nll in gold_nll if step <= tenth]

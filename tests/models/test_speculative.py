@@ -8,7 +8,7 @@ from transformers import MistralConfig, MistralForCausalLM
 from harness.config.recipe import TrainStage
 from harness.data.sequences import draw_seed
 from harness.models.generate import generate
-from harness.models.speculative import among_likeliest, interleave
+from harness.models.speculative import generate_speculatively, in_top_k
 from tests.doubles import byte_tokenizer, tiny_llama
 
 TOKENIZER = byte_tokenizer()
@@ -28,7 +28,7 @@ def stage(**values):
 
 def write(which=None, student=None, teacher=None, texts=None, seeds=None, limit=LIMIT, **more):
     texts = prompts() if texts is None else texts
-    return interleave(
+    return generate_speculatively(
         student or tiny_llama(),
         teacher or tiny_llama(seed=1),
         TOKENIZER,
@@ -166,7 +166,7 @@ def test_ids_beyond_the_vocabulary_are_never_written():
 
 def test_the_k_likeliest_are_exactly_k_also_where_logits_tie():
     logits = torch.tensor([[0.0, 2.0, 1.0, 1.0, 1.0]]).expand(5, -1)
-    found = [among_likeliest(logits, torch.arange(5), k).tolist() for k in (1, 2, 3, 5)]
+    found = [in_top_k(logits, torch.arange(5), k).tolist() for k in (1, 2, 3, 5)]
     assert found == [
         [False, True, False, False, False],
         [False, True, True, False, False],

@@ -13,7 +13,7 @@ from harness.config.machine import Machine
 from harness.config.teacher_signal import Signal
 from harness.models.loading import load_tokenizer
 from harness.stages import logit_cache as cache
-from harness.stages.logit_cache import _batches, make_cache
+from harness.stages.logit_cache import batches_of_like_length, make_cache
 from harness.teachers import logit_cache, sparse_logits
 from harness.teachers.signals import CachedTeacher
 from tests.doubles import byte_tokenizer, save_tiny, tiny_llama
@@ -48,7 +48,7 @@ def test_stopped_after_some_shards_and_begun_again_it_ends_with_the_same_files(
 ):
     signal, rows = Signal(kind=kind, top_k=5, samples=8), []
     facts = run(world, tmp_path / "straight", signal)
-    monkeypatch.setattr(cache, "read", lambda *args: (rows.append(len(args[1])), read(*args))[1])
+    monkeypatch.setattr(cache, "score", lambda *args: (rows.append(len(args[1])), score(*args))[1])
     again = stopped(monkeypatch, tmp_path / "kept", after, lambda name: run(world, tmp_path / name, signal))
     assert rows == seen, "in all attempts together no shard is read twice"
     assert files(tmp_path / "last") == files(tmp_path / "straight")
@@ -57,7 +57,7 @@ def test_stopped_after_some_shards_and_begun_again_it_ends_with_the_same_files(
     assert not (tmp_path / "attempt-0" / "meta.json").exists()
 
 
-read = cache.read
+score = cache.score
 
 
 @pytest.fixture
@@ -163,9 +163,9 @@ def test_drawn_tokens_follow_from_the_seed_and_the_rows_id(world, tmp_path):
     assert drawn[0] == drawn[1] == drawn[3] != drawn[2]
 
 
-def test_rows_are_read_in_batches_of_like_length_within_their_limits():
+def test_rows_are_read_inbatches_of_like_length_of_like_length_within_their_limits():
     lengths = [5, 300, 7, 6, 4000, 299]
-    batches = list(_batches(lengths, vocabulary=2**26 // 900))
+    batches = list(batches_of_like_length(lengths, vocabulary=2**26 // 900))
     assert batches == [[0, 3, 2], [5, 1], [4]]
     assert sorted(index for batch in batches for index in batch) == list(range(6))
 
@@ -186,13 +186,13 @@ def test_a_meta_file_says_whose_words_these_are(world, tmp_path):
     ],
 )
 def test_what_would_be_stored_in_vain_is_refused_before_the_teacher_reads(world, tmp_path, monkeypatch, changes, said):
-    monkeypatch.setattr(cache, "read", None)
+    monkeypatch.setattr(cache, "score", None)
     with pytest.raises(SettingsError, match=said):
         run(world, tmp_path / "out", **changes)
 
 
 def test_rows_of_another_tokenizer_are_refused_before_the_teacher_reads(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "read", None)
+    monkeypatch.setattr(cache, "score", None)
     (world["rows"] / "subset.json").write_text(json.dumps({"tokenizer_hash": "0" * 64}))
     with pytest.raises(SettingsError, match="rendered with tokenizer 000000000000"):
         run(world, tmp_path / "out")

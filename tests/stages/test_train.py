@@ -15,7 +15,7 @@ from harness.data.sequences import visits
 from harness.models.loading import load_model, load_tokenizer, tokenizer_hash
 from harness.stages.labels import make_labels, save_rows
 from harness.stages.train import make_train
-from harness.training.training_report import FitReport
+from harness.training.training_report import TrainingReport
 from tests.doubles import bpe_tokenizer, byte_tokenizer, tiny_llama
 from tests.stages.small_world import pair, run
 from tests.stages.test_labels import label_settings
@@ -51,7 +51,7 @@ def test_a_warm_up_and_its_sequel_see_the_batches_of_sft(world, tmp_path, monkey
     seen = []
     real = __import__("harness.stages.train", fromlist=["fit"]).fit
     monkeypatch.setattr(
-        "harness.stages.train.fit", lambda *args, **named: (seen.append(args[3]), real(*args, **named))[1]
+        "harness.stages.train.fit", lambda *args, **named: (seen.append(args[2].batches), real(*args, **named))[1]
     )
     inputs = {role: world[role] for role in ("subset", "start")}
     for name, span in (("whole", (0.0, 1.0)), ("first", (0.0, 0.2)), ("second", (0.2, 1.0))):
@@ -90,7 +90,7 @@ def test_a_teacher_of_another_tokenizer_reads_its_own_rows_and_what_it_cannot_re
     facts, folder = run(make_train, asked, other, tmp_path, "cross")
     assert steps_of(folder)[-1] < steps_of(folder)[0]
     assert facts["counts"]["rows_left_out"] == 1 and facts["counts"]["aligned_tokens"] == 5 * 2 + 6 * 3
-    assert any("1 of 12 rows teach by cross-entropy alone: 1 are not" in text for text in facts["warnings"])
+    assert any("1 of 12 rows train by cross-entropy alone: 1 are not" in text for text in facts["warnings"])
     assert 0 < facts["cost"]["teacher_tokens"] < facts["counts"]["read_tokens"]
     with pytest.raises(ValueError, match="'teacher_rows'"):
         run(make_train, asked, {r: other[r] for r in ("subset", "start", "teacher")}, tmp_path, "without")
@@ -160,9 +160,9 @@ def test_interleaved_text_is_trained_with_the_teacher_in_memory(world, tmp_path)
 def test_mixed_rows_are_the_synthetic_ones_and_then_the_cells_own(world, tmp_path, monkeypatch, share, human_visits):
     seen = []
 
-    def fit(model, tokenizer, dataset, batches, **named):
-        seen.append((dataset, batches))
-        return FitReport()
+    def fit(model, tokenizer, data, settings, **named):
+        seen.append((data.dataset, data.batches))
+        return TrainingReport()
 
     monkeypatch.setattr("harness.stages.train.fit", fit)
     inputs = world | {"synthetic": save_synthetic(tmp_path / "s", 8)}

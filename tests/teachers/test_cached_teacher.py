@@ -19,7 +19,7 @@ from harness.models.loading import load_model
 from harness.stages.logit_cache import make_cache
 from harness.teachers.signals import CachedTeacher, LiveTeacher
 from harness.training.losses.objectives import SparseDistributions, objective_for
-from harness.training.trainer import fit
+from harness.training.trainer import TrainingData, TrainingSettings, fit
 from tests.doubles import CHAT_TEMPLATE, byte_tokenizer, save_tiny, tiny_llama
 
 TOKENIZER = byte_tokenizer()
@@ -84,18 +84,15 @@ def test_a_fit_on_a_cache_of_all_tokens_is_the_fit_on_the_live_teacher(world, tm
     live = LiveTeacher(load_model(folder), TOKENIZER, TOKENIZER)
     cached = CachedTeacher(blocks, ALL, TOKENIZER, teacher=folder)
     rows = rows_of([*range(5, 10), *range(30, 37)])
+    budget = Budget(batch_size=4, learning_rate=1e-3, warmup_ratio=0.0, schedule="constant")
     found = []
     for teacher in (live, cached):
         model = tiny_llama()
         report = fit(
             model,
             TOKENIZER,
-            rows,
-            visits(len(rows), 4, 4, seed=0),
-            budget=Budget(batch_size=4, learning_rate=1e-3, warmup_ratio=0.0, schedule="constant"),
-            objective=stage,
-            machine=Machine(device="cpu", micro_batch_size=2),
-            seed=0,
+            TrainingData(rows, visits(len(rows), 4, 4, seed=0)),
+            TrainingSettings(budget, stage, Machine(device="cpu", micro_batch_size=2), seed=0),
             out=tmp_path,
             teacher=teacher,
         )

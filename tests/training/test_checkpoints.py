@@ -18,7 +18,7 @@ from harness.runtime import progress as track
 from harness.training.checkpoints import random_state, set_random_state
 from harness.training.losses.divergences import Divergence
 from harness.training.losses.objectives import Distributions
-from harness.training.student_text import Given
+from harness.training.student_text import GivenSequences
 from tests.doubles import tiny_llama
 from tests.training.losses import test_cross_tokenizer as cross
 from tests.training.test_trainer import CPU, FORWARD, parameters, train
@@ -124,7 +124,7 @@ def test_weights_of_the_objective_and_the_state_of_texts_go_on_too(tmp_path, mon
             found = super().compare(model, batch)
             return Divergence(found.sum * self.weights.asked, found.count, found.diagnostics)
 
-    class Fewer(Given):
+    class Fewer(GivenSequences):
         """One row less each step."""
 
         def __init__(self):
@@ -141,7 +141,7 @@ def test_weights_of_the_objective_and_the_state_of_texts_go_on_too(tmp_path, mon
             self.dropped = state["dropped"]
 
     monkeypatch.setattr("harness.training.trainer.objective_for", Growing)
-    monkeypatch.setattr("harness.training.trainer.texts_for", lambda *args: Fewer())
+    monkeypatch.setattr("harness.training.trainer.sequences_for", lambda *args: Fewer())
     assert_equal(stopped(tmp_path, monkeypatch, after=(2,)), run(tmp_path / "whole"))
 
 

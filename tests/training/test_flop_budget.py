@@ -31,13 +31,15 @@ def test_a_cached_teacher_costs_nothing_while_training_and_frozen_weights_less()
 
 
 def test_steps_are_what_the_share_buys_after_the_teachers_writing():
-    assert steps_for(FLOPS, share=1.0, written=0, visit=1000) == 250
-    assert steps_for(FLOPS, share=0.5, written=1e5, visit=1000) == 100
+    assert steps_for(FLOPS, share=1.0, labels=0, visit=1000) == 250
+    assert steps_for(FLOPS, share=0.5, labels=1e5, visit=1000) == 100
 
 
 def test_a_budget_that_buys_no_step_is_refused_with_one_that_would():
-    with pytest.raises(SettingsError, match=r"budget.amount=1000000.0 .* buys no step .* at least 1e\+06|1.\de\+06"):
-        steps_for(FLOPS, share=1.0, written=1e6, visit=1000)
+    with pytest.raises(
+        SettingsError, match=r"budget.amount=1000000.0 .* is less than one step .* at least 1e\+06|1.\de\+06"
+    ):
+        steps_for(FLOPS, share=1.0, labels=1e6, visit=1000)
 
 
 def test_spending_within_a_tenth_is_no_news():

@@ -1,4 +1,4 @@
-"""Texts: what a step is made of does not depend on how it is split, and an adaptive share follows validation."""
+"""Sequences: what a step is made of does not depend on how it is split, and an adaptive share follows validation."""
 
 import json
 
@@ -10,11 +10,11 @@ from harness.config.machine import Machine
 from harness.config.recipe import TrainStage
 from harness.data.sequences import Rows, draw_seed, prompt_of, visits
 from harness.models.generate import generate
-from harness.models.speculative import interleave
+from harness.models.speculative import generate_speculatively
 from harness.teachers.signals import LiveTeacher
 from harness.training.nll import mean_nll
-from harness.training.student_text import Validation, texts_for
-from harness.training.trainer import fit
+from harness.training.student_text import Validation, sequences_for
+from harness.training.trainer import TrainingData, TrainingSettings, fit
 from tests.doubles import tiny_llama
 from tests.training.test_trainer import BUDGET, TOKENIZER, dataset
 
@@ -32,7 +32,7 @@ def teacher():
 
 
 def texts(stage, validation=None, steps=40, seed=0):
-    return texts_for(stage, MODEL, TOKENIZER, teacher(), seed, NEW, steps, validation)
+    return sequences_for(stage, MODEL, TOKENIZER, teacher(), seed, NEW, steps, validation)
 
 
 def groups(step=0, sizes=(4,)):
@@ -58,16 +58,10 @@ def run(tmp_path, stage, steps=20, validation=None, rows=None, model=None, micro
     report = fit(
         model or tiny_llama(),
         TOKENIZER,
-        rows,
-        visits(len(rows), steps, 4, seed=0),
-        objective=stage,
-        machine=Machine(device="cpu", micro_batch_size=micro),
+        TrainingData(rows, visits(len(rows), steps, 4, seed=0), validation=validation),
+        TrainingSettings(BUDGET, stage, Machine(device="cpu", micro_batch_size=micro), seed=0, max_new_tokens=NEW),
         out=tmp_path,
         teacher=teacher(),
-        validation=validation,
-        budget=BUDGET,
-        seed=0,
-        max_new_tokens=NEW,
         **more,
     )
     return report, [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -78,7 +72,7 @@ def test_micro_batches_leave_a_steps_text_unchanged(stage):
     whole, halves, single = (texts(stage).rows(3, groups(3, sizes)) for sizes in ((4,), (2, 2), (1, 1, 1, 1)))
     assert flat(whole) == flat(halves) == flat(single)
     assert [len(group) for group in halves.groups] == [2, 2]
-    assert whole.student_read == single.student_read and whole.generated == single.generated
+    assert whole.student_tokens == single.student_tokens and whole.generated == single.generated
 
 
 def test_student_text_is_generated_at_the_stages_temperature_and_nucleus():
@@ -95,10 +89,10 @@ def test_interleaved_text_is_written_at_every_step_and_both_models_reading_is_co
     (visits_of_step,) = groups(7)
     seeds = [draw_seed(0, "student text", position) for position, _ in visits_of_step]
     prompts = [prompt_of(row, seed) for (_, row), seed in zip(visits_of_step, seeds, strict=True)]
-    expected = interleave(MODEL, tiny_llama(seed=1), TOKENIZER, prompts, NEW, INTERLEAVED, seeds)
+    expected = generate_speculatively(MODEL, tiny_llama(seed=1), TOKENIZER, prompts, NEW, INTERLEAVED, seeds)
     assert flat(text) == [p + a for p, a in zip(prompts, expected.answers, strict=True)]
     assert text.origin == "interleaved" and text.generated == expected.proposed
-    assert text.student_read == text.teacher_read == expected.proposed + sum(map(len, prompts))
+    assert text.student_tokens == text.teacher_tokens == expected.proposed + sum(map(len, prompts))
     assert text.diagnostics["accepted"] == 1 - expected.replaced / sum(map(len, expected.answers))
 
 
@@ -125,9 +119,9 @@ class Sheet:
 
 def test_interleaved_text_with_a_teacher_that_is_no_model_is_refused_by_name():
     with pytest.raises(SettingsError, match=r"Sheet.*method=skd"):
-        texts_for(INTERLEAVED, MODEL, TOKENIZER, Sheet(), 0, NEW)
+        sequences_for(INTERLEAVED, MODEL, TOKENIZER, Sheet(), 0, NEW)
     with pytest.raises(ValueError, match="needs a teacher"):
-        texts_for(INTERLEAVED, MODEL, TOKENIZER, None, 0, NEW)
+        sequences_for(INTERLEAVED, MODEL, TOKENIZER, None, 0, NEW)
 
 
 def test_an_adaptive_share_follows_a_scripted_validation_loss():
@@ -139,7 +133,7 @@ def test_an_adaptive_share_follows_a_scripted_validation_loss():
     assert all(text.origin == "given" for text in steps[:3])
     assert {text.origin for text in steps} == {"given", "student", "replay"}
     assert {text.origin for text in steps[30:]} <= {"student", "replay"}
-    assert steps[1].student_read == 0 and steps[3].student_read >= 100
+    assert steps[1].student_tokens == 0 and steps[3].student_tokens >= 100
     assert adaptive.warnings() == []
 
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +18,7 @@ from harness.data.sequences import Rows, answered, draw_seed, prompt_of, visits
 from harness.models.generate import generate
 from harness.teachers.signals import LiveTeacher
 from harness.training.nll import mean_nll
-from harness.training.trainer import DivergedError, fit
+from harness.training.trainer import DivergedError, TrainingData, TrainingSettings, fit
 from harness.training.trainer_arguments import learning_rate_share
 from harness.training.training_report import find_warnings
 from tests.doubles import byte_tokenizer, tiny_llama
@@ -56,17 +56,11 @@ def train(tmp_path, objective=None, batches=None, machine=CPU, rows=None, **chan
     if objective.divergence != "cross_entropy":
         changes.setdefault("teacher", teacher())
     batches = visits(len(rows), 3, 4, seed=0) if batches is None else batches
-    report = fit(
-        model,
-        TOKENIZER,
-        rows,
-        batches,
-        objective=objective,
-        machine=machine,
-        out=tmp_path,
-        **({"budget": BUDGET, "seed": 0} | changes),
-    )
-    return report, model
+    parts = [{field.name for field in fields(part)} for part in (TrainingData, TrainingSettings)]
+    data, settings = ({name: changes.pop(name) for name in part & changes.keys()} for part in parts)
+    given = {"budget": BUDGET, "stage": objective, "machine": machine, "seed": 0} | settings
+    training = TrainingData(rows, batches, **data), TrainingSettings(**given)
+    return fit(model, TOKENIZER, *training, out=tmp_path, **changes), model
 
 
 def parameters(model):
@@ -272,7 +266,7 @@ def test_a_cold_start_and_a_loss_that_stands_still_are_told_and_nothing_else():
         [],
         [],
     ]
-    assert [text.split(":")[0] for text in find_warnings(still, 100, fragile=False)] == ["not moved"]
+    assert [text.split(":")[0] for text in find_warnings(still, 100, needs_warmup=False)] == ["not moved"]
 
 
 def test_only_what_a_cold_student_cannot_learn_from_warns_of_a_cold_start():

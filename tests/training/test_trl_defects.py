@@ -19,7 +19,7 @@ from harness.config.recipe import TrainStage
 from harness.data.chat import render
 from harness.data.sequences import IGNORED, Row, collate, visits
 from harness.teachers.signals import LiveTeacher
-from harness.training.trainer import fit
+from harness.training.trainer import TrainingData, TrainingSettings, fit
 from tests.doubles import byte_tokenizer, tiny_llama
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -69,15 +69,16 @@ def ours(tmp_path, answer_tokens=3, new=12, **stage):
     return fit(
         tiny_llama(),
         TOKENIZER,
-        Dataset.from_dict(columns),
-        visits(len(PROMPTS), 1, len(PROMPTS), seed=0),
-        budget=Budget(batch_size=len(PROMPTS)),
-        objective=TrainStage(divergence="forward_kl", **stage),
-        machine=Machine(device="cpu"),
-        seed=0,
+        TrainingData(Dataset.from_dict(columns), visits(len(PROMPTS), 1, len(PROMPTS), seed=0)),
+        TrainingSettings(
+            Budget(batch_size=len(PROMPTS)),
+            TrainStage(divergence="forward_kl", **stage),
+            Machine(device="cpu"),
+            seed=0,
+            max_new_tokens=new,
+        ),
         out=tmp_path,
         teacher=LiveTeacher(tiny_llama(seed=1), TOKENIZER, TOKENIZER),
-        max_new_tokens=new,
     )
 
 

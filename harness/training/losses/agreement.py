@@ -1,9 +1,9 @@
-"""Agreement: how much of what the teacher says the student already says, as sums over positions.
+"""Agreement of student and teacher distributions, as sums over positions.
 
-A divergence (`divergences.py`) is one number that falls; these tell what it is made of. `teacher_mass`
-near 0 on the student's own text means that the teacher judges words it would never write, `student_mass`
-and `overlap` say whether the student covers the teacher (after verl's on-policy diagnostics). Both
-distributions are at temperature 1 whatever the divergence's temperature, so arms can be compared.
+A divergence (`divergences.py`) is one number that falls; these diagnostics show what it is made of. `teacher_mass`
+near 0 on student-generated sequences means that the teacher scores tokens it would never generate; `student_mass`
+and `overlap` show whether the student covers the teacher (after verl's on-policy diagnostics). Both distributions
+are at temperature 1 whatever the divergence's temperature, so arms can be compared.
 """
 
 import torch
@@ -18,12 +18,12 @@ def agreement(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> dic
 
     `teacher_entropy`, `student_entropy` in nats; `teacher_mass`, the teacher's probability of the student's
     top-k; `student_mass`, the student's of the teacher's; `overlap`, the share of the teacher's top-k
-    that is in the student's; `argmax_agreement`, 1 where both find the same token likeliest.
+    that is in the student's; `argmax_agreement`, 1 where both have the same most probable token.
     """
     student, teacher = (torch.log_softmax(logits.float(), dim=-1) for logits in (student_logits, teacher_logits))
     top = min(TOP, student.shape[-1])
-    student_top, teacher_top = student.topk(top).indices, teacher.topk(top).indices
-    shared = (teacher_top[:, :, None] == student_top[:, None, :]).any(-1)
+    student_top, teacher_top = student.topk(top).indices, teacher.topk(top).indices  # (N, top), (N, top)
+    shared = (teacher_top[:, :, None] == student_top[:, None, :]).any(-1)  # (N, top)
     return {
         "teacher_entropy": _entropy(teacher),
         "student_entropy": _entropy(student),
@@ -36,15 +36,17 @@ def agreement(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> dic
 
 @torch.no_grad()
 def end_of_turn_mass(teacher_logits: torch.Tensor, tokens: torch.Tensor, end_of_turn: int) -> dict[str, torch.Tensor]:
-    """Where the text ends a turn: the teacher's summed probability of ending it, and how many ends there are.
+    """The teacher's summed probability of the end-of-turn token where a turn ends, and how many turns end.
 
-    `teacher_logits` (N, V), `tokens` (N,). A teacher that never ends a turn teaches a student that never
-    stops (ms-swift issue 9526).
+    `teacher_logits` (N, V), `tokens` (N,). From a teacher that never ends a turn a student learns not to stop
+    (ms-swift issue 9526).
     """
-    ends = tokens == end_of_turn
+    ends = tokens == end_of_turn  # (N,)
     mass = torch.softmax(teacher_logits[ends].float(), dim=-1)[:, end_of_turn].sum()
     return {"teacher_end_mass": mass, "ends": ends.sum()}
 
 
 def _entropy(logprobs: torch.Tensor) -> torch.Tensor:
+    """Summed entropy of N distributions (N, V), in nats."""
+    # a finite floor: a token of probability 0 adds 0 x lowest = 0, where 0 x -inf would be NaN
     return -(logprobs.exp() * logprobs.clamp(min=torch.finfo(logprobs.dtype).min)).sum()

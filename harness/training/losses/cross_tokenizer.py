@@ -1,7 +1,8 @@
-"""Distillation across tokenizers: losses between two models that read one text as different tokens, and the objective.
+"""Distillation across tokenizers: losses between two models that tokenise one text differently, and the objective.
 
-`objectives.py` compares both models at the same positions over one vocabulary. Here the teacher reads its own
-rendering of the row, and `alignment.py` says which of its tokens meet which of the student's. Q is the student.
+`objectives.py` compares both models at the same positions over one vocabulary. Here the teacher scores its own
+rendering of the row, and `alignment.py` aligns its tokens with the student's, in chunks. P is the teacher, Q the
+student.
 
     uld      sum over chunks  sum_i |sort(P)_i - sort(Q)_i|, both at the chunk's first token, the shorter
              vocabulary padded with zeros                    Boizard et al. 2024, arXiv 2402.12030, lambda 1.5
@@ -9,7 +10,7 @@ rendering of the row, and `alignment.py` says which of its tokens meet which of 
              over a chunk's tokens                           ALM, Minixhofer et al. 2025, arXiv 2503.20083
 
 ULD's authors pair the k-th tokens of both sides and cut the longer; the starts of chunks are the positions at
-which both sides have read the same text. Of ALM this is the objective over all chunks with f = KL: without its
+which both sides have processed the same text. Of ALM this is the objective over all chunks with f = KL: without its
 debiasing (chunks merged until the teacher finds a word border likelier than a threshold) and without hidden
 states. The factor tau is ours, as T^2 is Hinton's: without it the loss shrinks as 1/tau.
 
@@ -36,14 +37,15 @@ from harness.training.losses.divergences import Divergence
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CERTAIN = 1e-6  # nats: no chunk counts as more certain than this, so a chunk's complement has a logarithm
+CERTAIN = 1e-6
+"""Nats: every chunk's log-likelihood is lowered by it, so that 1 - p has a logarithm where p rounds to 1."""
 
 
 def uld(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> Divergence:
     """L1 distance of sorted probabilities at C aligned positions: (C, V student), (C, V teacher).
 
-    The Wasserstein distance under a cost that is the same between any two tokens (ULD, section 3). It does
-    not know which token is likely, only how likelihood is spread.
+    The Wasserstein distance under a cost that is the same between any two tokens (ULD, section 3). It does not
+    depend on which token is probable, only on how probability is spread.
     """
     shared = min(student_logits.shape[1], teacher_logits.shape[1])
     (student, student_rest), (teacher, teacher_rest) = (
@@ -61,9 +63,11 @@ def spans(student_logprobs: torch.Tensor, teacher_logprobs: torch.Tensor, temper
     hardly counts.
     """
     assert temperature > 0
+    # fp64, in which CERTAIN is not rounded away beside the log-likelihood of a long chunk
     student, teacher = (
         (logprobs.double() - CERTAIN) / temperature for logprobs in (student_logprobs, teacher_logprobs.detach())
     )
+    # the two events of each Bernoulli distribution, (C,) each: the chunk, and anything else
     yes = teacher.exp() * (teacher - student)
     no = -torch.expm1(teacher) * (_log_complement(teacher) - _log_complement(student))
     return Divergence((temperature * (yes + no)).sum().to(at_least_fp32(student_logprobs).dtype), len(student))
@@ -88,7 +92,10 @@ class CrossTeacher:
         rows: Rows,
         device: torch.device | str = "cpu",
     ) -> None:
-        """`rows` are the mixture's rows as this teacher's tokenizer and template render them, found by number."""
+        """`rows` are the mixture's rows as this teacher's tokenizer and template render them, found by number.
+
+        Raises ValueError where a row has no number, or two have the same.
+        """
         self.model = model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
         self.parameters = count_parameters(model)
         self.vocabulary = len(tokenizer)
@@ -111,7 +118,7 @@ class CrossTeacher:
         return None if place is None else self.rows[place]
 
     def coverage(self, student_rows: Iterable[Row]) -> Coverage:
-        """How much of the student's rows can be compared."""
+        """How much of the student's rows is aligned with the teacher's tokens."""
         return coverage(((row, self.rendering(row.number)) for row in student_rows), self.spellings)
 
 
@@ -119,14 +126,14 @@ class AcrossTokenizers:
     """`uld` or `spans` from a teacher with a tokenizer of its own, beside cross-entropy, on gold text."""
 
     weights: torch.nn.Module | None = None
-    queries_teacher = False  # it never reads the student's tokens; what it reads is counted here
+    queries_teacher = False  # it never runs on the student's tokens; the tokens of its own are counted here
 
     def __init__(self, stage: TrainStage, teacher: CrossTeacher, vocabulary: int, seed: int = 0) -> None:
-        """Raise SettingsError for text that is not gold, and for a control that has no meaning here.
+        """Raises SettingsError for sequences that are not gold, and for a control that has no meaning here.
 
-        With `stage.control == "shuffled"` a seeded cycle over the teacher's rows deals what it says about one
-        row to another, scored token by scored token (over again where the row is longer): no row keeps its
-        own, and what a row is dealt does not depend on its batch.
+        With `stage.control == "shuffled"` the teacher is permuted: a seeded cycle over its rows gives each row the
+        distributions of another, scored token by scored token (repeated where the row is longer). No row keeps its
+        own, and which row it gets does not depend on its batch.
         """
         if stage.sequences != "gold":
             raise refuse(
@@ -140,35 +147,39 @@ class AcrossTokenizers:
         self.stage, self.teacher, self.vocabulary = stage, teacher, vocabulary
         self.teacher_seconds, self.teacher_tokens, self.rows_left_out = 0.0, 0, 0
         self.diagnoses, self.warnings = False, list[str]()
-        self.giver = np.arange(len(teacher.numbers))
+        self.permutation = np.arange(len(teacher.numbers))
         if stage.control == "shuffled":
             if len(teacher.numbers) < 2:
                 raise refuse("control", "shuffled", "one row has no other row to swap with", "take a larger data_frac")
-            cycle = np.random.default_rng(draw_seed(seed, "shuffled")).permutation(len(self.giver))
-            self.giver[cycle] = np.roll(cycle, 1)
+            cycle = np.random.default_rng(draw_seed(seed, "shuffled")).permutation(len(self.permutation))
+            self.permutation[cycle] = np.roll(cycle, 1)
 
     def compare(self, model: Any, batch: dict[str, torch.Tensor]) -> Divergence:
         """See `Objective`. `batch["rows"]` names the rows; text without a number raises ValueError."""
         stage, labels = self.stage, batch["labels"]
         student, teacher, read = self._matched(batch)
         logits = logits_at(model, batch["input_ids"], batch["attention_mask"], scored_positions(labels))
-        logits, tokens = logits[:, : self.vocabulary], scored_tokens(labels)
-        logprobs = token_logprobs(logits, tokens)
+        logits, tokens = logits[:, : self.vocabulary], scored_tokens(labels)  # (N, V student), (N,)
+        logprobs = token_logprobs(logits, tokens)  # (N,)
         total = -stage.cross_entropy_weight * logprobs.sum()
         if read:
-            teacher_logits, teacher_tokens = self._ask(read, labels.device)
+            teacher_logits, teacher_tokens = self._score(read, labels.device)  # (M, V teacher), (M,)
             if stage.divergence == "uld":
                 found = uld(logits[student.first], teacher_logits[teacher.first])
             else:
-                heard = teacher.sums(token_logprobs(teacher_logits, teacher_tokens))
-                found = spans(student.sums(logprobs), heard, stage.span_temperature)
+                likelihoods = teacher.sums(token_logprobs(teacher_logits, teacher_tokens))  # (C,)
+                found = spans(student.sums(logprobs), likelihoods, stage.span_temperature)
             total = total + stage.cross_tokenizer_weight * found.sum
         return Divergence(
             total, len(tokens), {"student_nll": -logprobs.detach().sum(), "chunks": total.new_tensor(len(student))}
         )
 
     def _matched(self, batch: dict[str, torch.Tensor]) -> tuple["_Side", "_Side", list[Row]]:
-        """Chunks among the scored tokens of the student and of the teacher's rows, and these rows."""
+        """The aligned chunks of student and teacher, among each side's scored tokens, and the teacher's rows.
+
+        Both sides have the same number of chunks in the same order. Under the permuted control the rows are the
+        permuted ones, while chunks keep their lengths.
+        """
         student, teacher = _Side(), _Side()
         read: list[Row] = []
         for row in rows_of(batch):
@@ -177,7 +188,8 @@ class AcrossTokenizers:
             own = self.teacher.rendering(row.number)
             chunks = align(row, own, self.teacher.spellings) if own is not None else None
             if own is not None and chunks is not None and len(chunks):
-                given = self.teacher.rows[int(self.giver[self.teacher.places[row.number]])]
+                # the row itself, or under the permuted control another one, with the same chunk lengths
+                given = self.teacher.rows[int(self.permutation[self.teacher.places[row.number]])]
                 student.add(_ordinals(row, chunks.student), num_scored(row))
                 teacher.add(_ordinals(own, chunks.teacher), num_scored(given))
                 read.append(given)
@@ -187,13 +199,13 @@ class AcrossTokenizers:
         device = batch["labels"].device
         return student.on(device), teacher.on(device), read
 
-    def _ask(self, rows: list[Row], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    def _score(self, rows: list[Row], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """The teacher's logits (M, V teacher) at all scored tokens of its rows, and these tokens (M,)."""
-        asked = time.perf_counter()
+        started = time.perf_counter()
         batch = {name: tensor.to(device) for name, tensor in collate(rows, pad_id=0).items()}
         logits = self.teacher.logits(batch["input_ids"], batch["attention_mask"], scored_positions(batch["labels"]))
         self.teacher_tokens += sum(len(row.input_ids) for row in rows)
-        self.teacher_seconds += time.perf_counter() - asked
+        self.teacher_seconds += time.perf_counter() - started
         return logits, scored_tokens(batch["labels"])
 
 
@@ -215,8 +227,9 @@ class _Side:
 
     def add(self, ordinals: np.ndarray, scored: int) -> None:
         """A row's chunks, ranges (C, 2) of its scored tokens; beyond the last of these it begins again."""
-        lengths = ordinals[:, 1] - ordinals[:, 0]
-        first = np.cumsum(lengths) - lengths
+        lengths = ordinals[:, 1] - ordinals[:, 0]  # (C,)
+        first = np.cumsum(lengths) - lengths  # (C,), tokens in the chunks before
+        # each chunk's range written out, (tokens in chunks,)
         places = np.repeat(ordinals[:, 0] - first, lengths) + np.arange(lengths.sum())
         self.tokens.append(self.scored + places % scored)
         self.chunk.append(self.chunks + np.repeat(np.arange(len(lengths)), lengths))
@@ -225,7 +238,10 @@ class _Side:
         self.scored += scored
 
     def on(self, device: torch.device) -> "_Side":
-        """The same, with `first`, the place of each chunk's first token, and the places of all, on the device."""
+        """The same as tensors on a device; places count the scored tokens of the micro-batch.
+
+        `first` (C,) is the place of each chunk's first token, `place` that of every token in a chunk, `of` its chunk.
+        """
         self.first, self.place, self.of = (
             torch.from_numpy(np.concatenate([*parts, np.empty(0, np.int64)])).to(device)
             for parts in (self.starts, self.tokens, self.chunk)

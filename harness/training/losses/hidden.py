@@ -1,7 +1,7 @@
 """Objectives that look inside both models: hidden states through a learned projection, and token relations.
 
-`objectives.py` compares what two models say; here what they compute on the way is compared too (`hidden_states.py`
-catches it). Both kinds add a hidden term to cross-entropy and forward KL, all of them sums over the scored
+`objectives.py` compares next-token distributions; here hidden states are compared too (`models/hidden_states.py`
+catches them). Both kinds add a hidden term to cross-entropy and forward KL, all of them sums over the scored
 positions t, divided elsewhere by one shared count:
 
     sum_t  cross_entropy_weight CE_t + forward_kl_weight KL(P_t || Q_t) + hidden_weight H_t
@@ -55,7 +55,7 @@ SHALLOW = 12
 
 
 class Hidden:
-    """What both kinds share: one forward of each model, with its inner states caught on the way."""
+    """What both kinds share: one forward pass of each model, in which its inner states are caught."""
 
     weights: torch.nn.Module | None = None
     queries_teacher = True
@@ -63,7 +63,7 @@ class Hidden:
     def __init__(
         self, stage: TrainStage, teacher: "TeacherSignal | None", vocabulary: int, student: Any, seed: int = 0
     ) -> None:
-        """`seed` is for weights of the objective's own; raises SettingsError where a model cannot be looked into."""
+        """`seed` is for weights of the objective's own. Raises SettingsError where states cannot be caught."""
         self.stage, self.vocabulary = stage, vocabulary
         self.teacher: Any = teacher
         self.teacher_seconds, self.teacher_tokens = 0.0, 0
@@ -79,19 +79,20 @@ class Hidden:
 
     def compare(self, model: Any, batch: dict[str, torch.Tensor]) -> Divergence:
         """The summed loss of a micro-batch; diagnostics gain `hidden`, the sum of H_t without its weight."""
-        input_ids, attention_mask, labels = batch["input_ids"], batch["attention_mask"], batch["labels"]
-        scored, tokens = scored_positions(labels), scored_tokens(labels)
+        input_ids, attention_mask, labels = batch["input_ids"], batch["attention_mask"], batch["labels"]  # (B, T) each
+        scored, tokens = scored_positions(labels), scored_tokens(labels)  # (B, T), (N,)
         with caught(self._modules(getattr(model, "module", model), "student"), self._cut(scored)) as student:
-            logits = logits_at(model, input_ids, attention_mask, scored)[:, : self.vocabulary]
-        asked = time.perf_counter()
+            logits = logits_at(model, input_ids, attention_mask, scored)[:, : self.vocabulary]  # (N, V)
+        started = time.perf_counter()
         with caught(self._modules(self.teacher_model, "teacher"), self._cut(scored)) as teacher:
-            teacher_logits = self._ask(input_ids, attention_mask, scored)
-        self.teacher_seconds += time.perf_counter() - asked
+            teacher_logits = self._run_teacher(input_ids, attention_mask, scored)
+        self.teacher_seconds += time.perf_counter() - started
 
         # under autocast the squares and products of states would be made in bf16
         with torch.autocast(input_ids.device.type, enabled=False):
             hidden = self._hidden(student, teacher, scored, attention_mask)
         total = self.stage.hidden_weight * hidden
+        # the likelihood is reported in any case; its graph is built only where it is part of the loss
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage.cross_entropy_weight > 0):
             own = cross_entropy(logits, tokens)
         diagnostics = {**own.diagnostics, "hidden": hidden.detach()}
@@ -102,7 +103,9 @@ class Hidden:
             total = total + self.stage.forward_kl_weight * kl(teacher_logprobs, student_logprobs)
         return Divergence(total, len(tokens), diagnostics)
 
-    def _ask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, scored: torch.Tensor) -> torch.Tensor | None:
+    def _run_teacher(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, scored: torch.Tensor
+    ) -> torch.Tensor | None:
         # the teacher's output layer is worth running only for the KL
         if self.stage.forward_kl_weight:
             return self.teacher.logits(input_ids, attention_mask, scored)[:, : self.vocabulary]
@@ -112,7 +115,7 @@ class Hidden:
         return None
 
     def _modules(self, model: Any, side: str) -> list[Any]:
-        """The modules of one model whose outputs are compared, in the order the other side's have."""
+        """The modules of one model whose outputs are compared, in the same order for both sides."""
         raise NotImplementedError
 
     def _cut(self, scored: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -148,6 +151,7 @@ class Features(Hidden):
         projections = [torch.nn.Linear(width, teacher_width, bias=False, device="meta") for _ in range(depth)]
         self.weights: torch.nn.ModuleList = torch.nn.ModuleList(projections).to_empty(device="cpu")
         for layer, weight in enumerate(self.weights.parameters()):
+            # drawn on the CPU with a generator of its own: the same on every device, and no draw of torch's is used up
             generator = torch.Generator().manual_seed(draw_seed(seed, "projection", layer) % 2**63)
             torch.nn.init.normal_(weight, std=width**-0.5, generator=generator)
         self.weights.to(student.device)
@@ -158,9 +162,9 @@ class Features(Hidden):
         return [stack[layer - 1] if layer < len(stack) else model.get_decoder() for layer in chosen]
 
     def _cut(self, scored: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        kept = scored.clone()
-        kept[:, 0] = False
-        return lambda states: states[kept]
+        kept = scored.clone()  # (B, T)
+        kept[:, 0] = False  # the attention sink; see the top of this file
+        return lambda states: states[kept]  # (n, d)
 
     def _hidden(
         self,
@@ -188,7 +192,7 @@ class Relations(Hidden):
     def __init__(
         self, stage: TrainStage, teacher: "TeacherSignal | None", vocabulary: int, student: Any, seed: int = 0
     ) -> None:
-        """See `Hidden`; refuses a number of relation heads that does not divide both models' widths."""
+        """See `Hidden`. Raises SettingsError where the relation heads do not divide both models' widths."""
         super().__init__(stage, teacher, vocabulary, student, seed)
         depth = len(layers_of(student, "student"))
         teacher_depth = len(layers_of(self.teacher_model, "teacher"))
@@ -207,11 +211,11 @@ class Relations(Hidden):
         every = set.union(*widths.values())
         if any(width % self.heads for width in every):
             allowed = [count for count in range(1, min(every) + 1) if not any(width % count for width in every)]
-            said = " and ".join(f"the {side}'s {' and '.join(map(str, sorted(widths[side])))}" for side in widths)
+            found = " and ".join(f"the {side}'s {' and '.join(map(str, sorted(widths[side])))}" for side in widths)
             raise refuse(
                 "relation_heads",
                 self.heads,
-                f"it must divide the width of queries, keys and values of both models, {said}",
+                f"it must divide the width of queries, keys and values of both models, {found}",
                 f"choose one of {', '.join(map(str, allowed))}",
             )
 
@@ -219,7 +223,7 @@ class Relations(Hidden):
         return attention_projections(model, self.layers[side], side)
 
     def _cut(self, scored: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        return lambda states: states
+        return lambda states: states  # (B, T, width): relations need every key, also where nothing is scored
 
     def _hidden(
         self,

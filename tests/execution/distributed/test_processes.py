@@ -75,7 +75,7 @@ def fitted(folder, objective, micro, changes, budget=BUDGET, shard=False):
         batches = visits(12, STEPS, 4, seed=0)
         more = {"budget": budget, "validation": held, "model": model}
         report, model = train(folder, objective, batches, machine, max_new_tokens=4, **more)
-    return report, fsdp.whole(dict(model.named_parameters()))
+    return report, fsdp.full_tensors(dict(model.named_parameters()))
 
 
 def together(rank, port, root, answers, cases, shard):
@@ -102,10 +102,10 @@ def together(rank, port, root, answers, cases, shard):
         save_file(weights, root / "went on" / f"{rank}.safetensors")
         if shard:
             reaches_layers_by_itself = tiny("OPT")
-            fsdp.shard(reaches_layers_by_itself, torch.device("cpu"))
+            fsdp.shard_with_fsdp(reaches_layers_by_itself, torch.device("cpu"))
             assert not agrees(reaches_layers_by_itself), "each chunk of logits would gather its layers"
             with pytest.raises(SettingsError, match=r"machine.shard.*what its layers are"):
-                fsdp.shard(torch.nn.Linear(2, 2), torch.device("cpu"))
+                fsdp.shard_with_fsdp(torch.nn.Linear(2, 2), torch.device("cpu"))
         answers.put((rank, None))
     except BaseException:
         answers.put((rank, traceback.format_exc()))

@@ -19,7 +19,7 @@ from harness.teachers.signals import LiveTeacher
 from harness.training.losses.alignment import align
 from harness.training.losses.cross_tokenizer import CrossTeacher, rows_of, spans, token_logprobs, uld
 from harness.training.losses.objectives import objective_for
-from harness.training.trainer import fit
+from harness.training.trainer import TrainingData, TrainingSettings, fit
 from tests.doubles import bpe_tokenizer, byte_tokenizer, tiny_llama
 
 BYTES, BPE, SENTENCEPIECE = byte_tokenizer(), bpe_tokenizer("byte-level"), bpe_tokenizer("metaspace")
@@ -202,13 +202,13 @@ def test_a_shuffled_teacher_says_to_every_row_what_it_says_about_another(diverge
     wise = teacher()
     plain = total(TrainStage(divergence=divergence), wise)
     objective = objective_for(TrainStage(divergence=divergence, control="shuffled"), wise, len(BYTES))
-    assert sorted(objective.giver) == list(range(len(ANSWERS)))
-    assert all(giver != own for own, giver in enumerate(objective.giver))
+    assert sorted(objective.permutation) == list(range(len(ANSWERS)))
+    assert all(given != own for own, given in enumerate(objective.permutation))
     found = objective.compare(student(), collate(rows(), pad_id=0))
     assert found.sum.item() != pytest.approx(plain.sum.item(), rel=1e-3)
     assert (found.count, found.diagnostics["chunks"]) == (plain.count, plain.diagnostics["chunks"])
     alone = objective.compare(student(), collate(rows()[:1], pad_id=0))
-    objective.giver = np.arange(len(ANSWERS))  # everyone its own: the plain loss again, so only the dealing differs
+    objective.permutation = np.arange(len(ANSWERS))  # each row its own: the plain loss again
     torch.testing.assert_close(objective.compare(student(), collate(rows(), pad_id=0)).sum, plain.sum)
     assert alone.sum.item() != pytest.approx(
         total(TrainStage(divergence=divergence), wise, some=rows()[:1]).sum.item(), rel=1e-3
@@ -277,15 +277,12 @@ def test_rows_come_back_from_a_batch():
 @pytest.mark.parametrize("stage", [ULD, TrainStage(divergence="spans", span_temperature=100.0)])
 def test_a_student_learns_from_a_teacher_of_another_tokenizer(tmp_path, stage):
     data, wise = dataset(BYTES), teacher(SENTENCEPIECE)
+    budget = Budget(batch_size=4, learning_rate=1e-2, warmup_ratio=0.0, schedule="constant")
     report = fit(
         student(),
         BYTES,
-        data,
-        visits(len(data), 12, 4, seed=0),
-        budget=Budget(batch_size=4, learning_rate=1e-2, warmup_ratio=0.0, schedule="constant"),
-        objective=stage,
-        machine=Machine(device="cpu", micro_batch_size=2),
-        seed=0,
+        TrainingData(data, visits(len(data), 12, 4, seed=0)),
+        TrainingSettings(budget, stage, Machine(device="cpu", micro_batch_size=2), seed=0),
         out=tmp_path,
         teacher=wise,
     )

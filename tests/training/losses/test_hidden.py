@@ -29,7 +29,7 @@ from harness.models.loading import save_model
 from harness.teachers.signals import LiveTeacher
 from harness.training.losses.hidden import Features, Relations
 from harness.training.losses.objectives import objective_for, trained_together
-from harness.training.trainer import fit
+from harness.training.trainer import TrainingData, TrainingSettings, fit
 from tests.doubles import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -350,15 +350,12 @@ def trained(tmp_path, stage, steps=3, budget=None, micro=None, teacher=None, stu
         "starts": [row.starts for row in rows()],
         "ends": [row.ends for row in rows()],
     }
+    budget = budget or Budget(batch_size=3, learning_rate=1e-2, warmup_ratio=0.0, schedule="constant")
     fit(
         student,
         TOKENIZER,
-        Dataset.from_dict(columns),
-        visits(3, steps, 3, seed=0),
-        budget=budget or Budget(batch_size=3, learning_rate=1e-2, warmup_ratio=0.0, schedule="constant"),
-        objective=stage,
-        machine=Machine(device="cpu", micro_batch_size=micro),
-        seed=0,
+        TrainingData(Dataset.from_dict(columns), visits(3, steps, 3, seed=0)),
+        TrainingSettings(budget, stage, Machine(device="cpu", micro_batch_size=micro), seed=0),
         out=tmp_path,
         teacher=teacher or wise(dtype=torch.float32),
     )
