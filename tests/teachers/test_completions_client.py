@@ -162,9 +162,9 @@ def test_requests_share_connections(fake):
 
 def test_more_requests_in_flight_than_a_pool_holds_by_default(fake):
     """httpx keeps 100 connections unless told otherwise; the rest would wait for one and time out."""
-    both = threading.Barrier(120, timeout=10)
+    both = threading.Barrier(120, timeout=60)
     fake.delay_s = lambda number: both.wait() and 0.0
-    endpoint = client(fake, timeout_s=5.0, attempts=1).endpoint
+    endpoint = client(fake, timeout_s=90.0, attempts=1).endpoint
     fake.body = {"choices": []}
     threads = [threading.Thread(target=endpoint.request, args=("/v1/completions", {})) for _ in range(120)]
     for thread in threads:
