@@ -210,7 +210,7 @@ def test_waits_double_and_end_with_the_attempts(fake):
     with pytest.raises(SettingsError) as refusal:
         endpoint.request("/v1/completions", {}, Waits())
     assert Waits.seconds == (0.5, 1.0, 2.0) and fake.asked == 4
-    assert "500 fault 500" in sentence(refusal) and "asked 4 times" in sentence(refusal)
+    assert "500 fault 500" in sentence(refusal) and "4 attempts" in sentence(refusal)
 
 
 @pytest.mark.parametrize("status", [400, 404, 302])
@@ -236,7 +236,7 @@ def test_a_server_that_is_down_is_one_sentence_with_its_address_and_what_to_do(m
     with pytest.raises(SettingsError) as refusal:
         complete(CompletionsClient(HttpEndpoint(url + "/v1/", attempts=2, first_wait_s=0.0), "tiny"))
     said = sentence(refusal)
-    assert f"'{url}'" in said and "refused" in said and "asked 2 times" in said and "start the server" in said
+    assert f"'{url}'" in said and "refused" in said and "2 attempts" in said and "start the server" in said
 
 
 def test_a_server_that_is_too_slow_is_given_up(fake):
