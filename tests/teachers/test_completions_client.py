@@ -323,6 +323,12 @@ def test_what_is_no_address_is_refused_and_passwords_are_not_repeated(path, said
     assert said in sentence(refusal) and "hunter2" not in sentence(refusal)
 
 
+def test_a_host_name_that_no_request_can_be_sent_to_is_refused_at_once():
+    with pytest.raises(SettingsError) as refusal:
+        HttpEndpoint("http://node 7:8000", first_wait_s=60.0).request("/v1/models")
+    assert "http://host:port" in sentence(refusal) and not isinstance(refusal.value, ServerError)
+
+
 def test_an_address_may_stand_in_an_environment_variable_and_end_in_v1(monkeypatch):
     monkeypatch.setenv("HERE", "https://node7/v1/")
     assert HttpEndpoint("$HERE").url == "https://node7" == HttpEndpoint("https://node7").url

@@ -152,7 +152,7 @@ class ServerJob:
         return True
 
     def _stopped(self) -> int:
-        """After a signal: back into the queue where it was SIGUSR2 and a job still needs the server. Returns the exit code."""
+        """After a signal: back into the queue where it was SIGUSR2 and the server is needed. Returns the exit code."""
         requeued = self.signal == signal.SIGUSR2
         if requeued and self._over():
             return 0
