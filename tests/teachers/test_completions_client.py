@@ -325,7 +325,7 @@ def test_what_is_no_address_is_refused_and_passwords_are_not_repeated(path, said
 
 def test_a_host_name_that_no_request_can_be_sent_to_is_refused_at_once():
     with pytest.raises(SettingsError) as refusal:
-        HttpEndpoint("http://node 7:8000", first_wait_s=60.0).request("/v1/models")
+        HttpEndpoint("http://256.1.1.1:8000", first_wait_s=60.0).request("/v1/models")
     assert "http://host:port" in sentence(refusal) and not isinstance(refusal.value, ServerError)
 
 
