@@ -1,4 +1,4 @@
-"""A completions server with a tiny Llama behind it, answering in vLLM's JSON, that can be told to misbehave.
+"""A completions server with a tiny Llama behind it, answering in vLLM's JSON, that fails on request.
 
 It decodes and scores with plain dense loops of its own, so that it is a reference for the client.
 
@@ -31,6 +31,11 @@ def adopt(fake, tokenizer, out, api_key_env=None):
     return out, facts
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256  # connections that wait to be accepted; more are reset
+
+
 class FakeServer:
     """`faults`: statuses given to the next completions; `delay_s(n)`: wait before the n-th; `without`: what is
     left out of answers (`token_ids`, `logprobs`, `stop_token`, `one_of_k`, `prompt_logprobs`, `context`);
@@ -60,10 +65,10 @@ class FakeServer:
                     fake.connections.discard(self.connection)
 
             def do_GET(self):
-                cards = [{"id": name, "max_model_len": fake.context} for name in fake.served]
+                models = [{"id": name, "max_model_len": fake.context} for name in fake.served]
                 if "context" in fake.without:
-                    cards = [{"id": card["id"]} for card in cards]
-                self.answer(*fake.checked(self.headers, lambda: {"data": cards}))
+                    models = [{"id": name} for name in fake.served]
+                self.answer(*fake.checked(self.headers, lambda: {"data": models}))
 
             def do_POST(self):
                 request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -81,8 +86,7 @@ class FakeServer:
             def log_message(self, *args):
                 pass
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
-        self.http.daemon_threads = True
+        self.http = Server(("127.0.0.1", self.port), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}"
         threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
         return self

@@ -109,7 +109,7 @@ class HttpEndpoint:
                 raise self._refused(answer.status_code, path, problem)
             after = answer.headers.get("Retry-After", "")
             wait = float(after) if after.isdigit() else 0.0
-        reason = f"the server does not answer ({problem}; asked {self.attempts} times)"
+        reason = f"the server does not answer ({problem}; {self.attempts} attempts)"
         raise ServerError(str(refuse(FIELD, self.url, reason, START)))
 
     def close(self) -> None:

@@ -70,16 +70,16 @@ def test_one_of_four_processes_is_killed_and_the_same_command_goes_on(pair):
     job = sent.store.attempts(key)[-1]["job"]
     for process in processes(3, job):
         os.kill(process, signal.SIGKILL)
-    until("the attempt to say so", lambda: sent.store.attempts(key)[-1]["outcome"] != "running", patience=5)
-    page = sent.store.attempts(key)[-1]
-    assert page["failure_class"] == "killed" and page["reason"].startswith("process 3 of 4")
+    until("the attempt's end to be recorded", lambda: sent.store.attempts(key)[-1]["outcome"] != "running", patience=5)
+    attempt = sent.store.attempts(key)[-1]
+    assert attempt["failure_class"] == "killed" and attempt["reason"].startswith("process 3 of 4")
     until("the job to end", lambda: not subprocess.check_output(["squeue", "-h", "-j", job, "-t", "R,CG"]), patience=20)
     sent.run(FOUR)
     assert [one["outcome"] for one in same(sent, alone)] == ["interrupted", "done"]
     assert sent.store.manifest(key)["facts"]["earlier_seconds"] > 0
 
 
-def test_four_processes_told_to_stop_keep_a_checkpoint_and_are_queued_again(pair):
+def test_four_processes_asked_to_stop_keep_a_checkpoint_and_are_queued_again(pair):
     sent, alone = pair
     sent.run(FOUR)
     key = sent.begun("sft")

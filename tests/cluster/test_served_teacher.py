@@ -47,7 +47,7 @@ def tiny(seconds=0):
     return serve(f"{sys.executable} -m tests.serve_tiny {{model}} {{port}} {seconds}")
 
 
-def page(grid):
+def address_file(grid):
     return next(iter((grid.store.root / "servers").glob("*.json")), None)
 
 
@@ -55,7 +55,7 @@ def whole(grid):
     """Every cell is scored, and the server is gone by itself."""
     grid.finished()
     until("an empty queue", lambda: not slurm("squeue", "-h"))
-    assert "g: 2 of 2 cells done" in grid.verb("status", "g") and page(grid) is None
+    assert "g: 2 of 2 cells done" in grid.verb("status", "g") and address_file(grid) is None
     facts = [grid.store.manifest(key)["facts"] for key in grid.plan.stages if key.startswith("labels-")]
     assert sum(one["counts"]["answers"] for one in facts) > 0
     assert "seq_kd" in grid.verb("results", "g")
@@ -72,7 +72,7 @@ def test_a_teacher_is_served_while_it_is_asked(grid):
     said = grid.run(tiny())
     assert ".serve." in said
     assert "0 targets submitted in 0 calls" in grid.run(tiny())
-    until("the server", lambda: page(grid) and read_address(page(grid))["url"])
+    until("the server", lambda: address_file(grid) and read_address(address_file(grid))["url"])
     whole(grid)
     (mine,) = [one for one in servers() if one not in before]
     assert mine[1] == "COMPLETED"
@@ -84,9 +84,9 @@ def test_a_server_that_is_stopped_is_started_anew_and_those_who_ask_wait(grid):
     grid.run(tiny(seconds=0.5))
     labels = [key for key in grid.plan.stages if key.startswith("labels-")]
     until("labels under way", lambda: any(map(grid.store.claimed, labels)))
-    first = read_address(page(grid))
+    first = read_address(address_file(grid))
     slurm("scancel", "--signal=USR2", first["job"])
-    until("the stop", lambda: read_address(page(grid))["url"] is None)
+    until("the stop", lambda: read_address(address_file(grid))["url"] is None)
     whole(grid)
     assert [job for job, _ in servers()].count(first["job"]) == 2, "it was queued again"
     assert [[one["outcome"] for one in grid.store.attempts(key)] for key in labels] == [["done"]] * len(labels)

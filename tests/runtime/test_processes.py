@@ -6,7 +6,7 @@ import torch
 
 from harness.plan.cell_plan import Plan
 from harness.plan.compose import compose
-from harness.runtime.processes import threads
+from harness.runtime.processes import node_address, threads
 
 
 def test_the_block_alone_computes_with_so_many_threads(monkeypatch):
@@ -30,3 +30,9 @@ def test_small_models_are_made_on_one_thread_and_large_ones_as_the_machine_says(
     large = Plan.of(compose(["data_frac=0.1", "student=llama_1b", "method=sft"]).cells)
     found = {stage.kind: stage.spec()["threads"] for stage in large.stages}
     assert found["train"] is None and found["mixture"] == 1
+
+
+def test_a_nodes_address_is_read_from_what_slurm_prints_of_it():
+    shown = "NodeName=n1 Arch=x86_64 CoresPerSocket=4\n   NodeAddr=10.0.0.7 NodeHostName=rack-1 Version=22.05.8\n"
+    assert node_address("n1", shown) == "10.0.0.7"
+    assert node_address("n1", "NodeName=n1 Arch=x86_64\n") == "n1"

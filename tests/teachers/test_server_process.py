@@ -1,7 +1,10 @@
 """A benchmark whose answers a server writes: the same text, from a server of our own that ends with the stage."""
 
 import json
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -50,6 +53,20 @@ def test_a_server_that_does_not_start_says_why(tmp_path):
         server_process.serving("no-such-program {model} {port}", tmp_path),
     ):
         pass
+
+
+def test_a_server_outlives_the_notice_before_a_time_limit_and_ends_with_its_block_and_its_own_children(tmp_path):
+    """Slurm sends the notice to all processes of a job; the server is still needed when the stage has answered it."""
+    script = "sleep 60 & echo $! $$ > pids; wait"
+    with server_process.server_process(["sh", "-c", f"cd {tmp_path}; {script}"], tmp_path / "log") as server:
+        while len(pids := (tmp_path / "pids").read_text().split() if (tmp_path / "pids").exists() else []) < 2:
+            time.sleep(0.01)
+        for pid in pids:
+            os.kill(int(pid), signal.SIGUSR2)
+        time.sleep(0.2)
+        assert server.ended() is None and all(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert signal.SIGUSR2 not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/cmdline").read_text()]
 
 
 def test_that_it_is_served_is_identity_and_by_what_is_not():

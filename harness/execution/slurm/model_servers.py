@@ -71,14 +71,14 @@ def take_servers(
 
     `asking` has the stages of each array, by task; `prefix` begins the names of the jobs.
     """
-    asked: dict[str, Server] = {}
+    used: dict[str, Server] = {}
     for array, tasks in asking.items():
         servers = {found.key: found for stages in tasks for stage in stages if (found := server_of(stage))}
         for key in servers:
             _register(store, key, new_entry(submission, array, 0), tasks)
-        asked |= servers
+        used |= servers
     mine: dict[str, Server] = {}
-    for key, server in asked.items():
+    for key, server in used.items():
         name = f"{prefix}.{len(mine)}"
         if notes.take(key, submission, name, 0):
             assert cluster.serve is not None

@@ -142,9 +142,9 @@ class ServerJob:
             self._remove_note()
             if self._own_file() and wanted(self.store, self.key):  # by a job that was sent a moment ago
                 return False
-        except (SettingsError, FileNotFoundError) as error:  # the queue does not answer, or cannot be asked from here
+        except (SettingsError, FileNotFoundError) as error:  # the queue does not answer, or there is none
             if self.queue_problem != str(error):
-                print(f"harness: {error}; the server stays until it can be asked", flush=True)
+                print(f"harness: {error}; the server stays until the queue answers", flush=True)
             self.queue_problem = str(error)
             return False
         if self._own_file():
@@ -152,16 +152,16 @@ class ServerJob:
         return True
 
     def _stopped(self) -> int:
-        """After a signal: back into the queue where that was asked for and somebody needs the server."""
-        again = self.signal == signal.SIGUSR2
-        if again and self._over():
+        """After a signal: back into the queue where it was SIGUSR2 and the server is needed. Returns the exit code."""
+        requeued = self.signal == signal.SIGUSR2
+        if requeued and self._over():
             return 0
-        worn = again and int(os.environ.get("SLURM_RESTART_COUNT", "0")) >= self.restarts
+        worn = requeued and int(os.environ.get("SLURM_RESTART_COUNT", "0")) >= self.restarts
         if self._own_file():
             self._write_address(**{"failed": f"it was stopped after {self.restarts} restarts"} if worn else {})
         if worn:
             self._remove_note()
-        if again:
+        if requeued:
             requeue(self.restarts)
         return preemption.EXIT_CODE
 

@@ -13,7 +13,7 @@ import pytest
 
 from harness.config.machine import Machine
 from harness.execution.distributed import coordinator
-from harness.execution.distributed.process_group import Rank
+from harness.execution.distributed.process_group import Rank, own_rank
 from harness.execution.slurm import task
 from harness.plan.graph import Stage
 from harness.runtime import preemption
@@ -209,3 +209,19 @@ def test_processes_told_to_stop_stop_together_and_the_other_ranks_wait_for_rank_
     assert several.ends() == [preemption.EXIT_CODE] * COUNT
     assert stage_state(several.store, stage.key).failure_class == "preempted"
     assert several.store.claim(stage.key) is not None
+
+
+def test_a_rank_of_a_slurm_step_knows_the_address_of_rank_0(monkeypatch, tmp_path):
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(
+        '#!/bin/sh\n[ "$2" = hostnames ] && printf "n7\\nn8\\n" || echo "NodeName=$3 NodeAddr=10.0.0.7"\n'
+    )
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    step = {"STEP_NUM_TASKS": "4", "PROCID": "3", "LOCALID": "1", "STEP_NODELIST": "n[7-8]"}
+    for name, value in {**step, "JOB_ID": "12", "STEP_ID": "0", "RESTART_COUNT": "2"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("PMI_RANK", "3")  # set by some srun; Accelerate would take the process for one of several
+    assert own_rank() == Rank(3, 4, 1, "10.0.0.7", "12.0.2") and "PMI_RANK" not in os.environ
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert own_rank() is None

@@ -39,11 +39,14 @@ http.server.HTTPServer(("", port), Handler).serve_forever()
 
 @pytest.fixture
 def commands(tmp_path, monkeypatch):
-    """Slurm's commands: squeue says what lies in a file, scontrol notes what it is told."""
+    """Slurm's commands: squeue says what lies in a file, scontrol notes its arguments."""
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "squeue.txt").write_text(f"{ARRAY}|N/A|17\n")
-    for name, script in {"squeue": f"cat {folder}/squeue.txt", "scontrol": f'echo "$@" >> {folder}/told'}.items():
+    for name, script in {
+        "squeue": f"cat {folder}/squeue.txt",
+        "scontrol": f'echo "$@" >> {folder}/sent',
+    }.items():
         (folder / name).write_text(f"#!/bin/sh\n{script}\n")
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -66,11 +69,11 @@ class Job:
         self.submission.parent.mkdir(parents=True)
         written = {"store": str(self.store.root), "servers": {NAME: self.server._asdict()}}
         write_json(self.submission, {**written, "cluster": {"restarts": 3, "serve": settings}})
-        self.page, self.note = address_file(self.store, self.server.key), self.store.root / "jobs" / self.server.key
-        write_address(self.page, name=NAME, job=None, model=model, ready_minutes=0.5)
-        self.page.with_suffix("").mkdir()
+        self.file, self.note = address_file(self.store, self.server.key), self.store.root / "jobs" / self.server.key
+        write_address(self.file, name=NAME, job=None, model=model, ready_minutes=0.5)
+        self.file.with_suffix("").mkdir()
         write_json(
-            self.page.with_suffix("") / f"{ARRAY}.json", {**new_entry("s", ARRAY, 0), "time": 0.0, "asking": [[STAGE]]}
+            self.file.with_suffix("") / f"{ARRAY}.json", {**new_entry("s", ARRAY, 0), "time": 0.0, "asking": [[STAGE]]}
         )
         self.note.parent.mkdir()
         write_json(self.note, new_entry("s", NAME, 0))
@@ -89,7 +92,7 @@ class Job:
     def serving(self):
         """Start it and wait until it says where it listens: the process and the address."""
         process, end = self.start(), time.monotonic() + 20
-        while (url := (read_address(self.page) or {}).get("url")) is None:
+        while (url := (read_address(self.file) or {}).get("url")) is None:
             assert process.poll() is None and time.monotonic() < end, process.communicate()[0]
             time.sleep(0.05)
         return process, url
@@ -117,29 +120,29 @@ def test_it_serves_until_what_asks_it_is_made_and_leaves_nothing(commands, tmp_p
     process, url = job.serving()
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"{url}/v1/models")
-    page = read_address(job.page)
-    assert (page["name"], page["model"]) == (NAME, SERVER.model) and job.child_lives()
+    address = read_address(job.file)
+    assert (address["name"], address["model"]) == (NAME, SERVER.model) and job.child_lives()
     made(job.store, STAGE)
     code, said = ended(process)
     assert code == 0 and f"{SERVER.model} is served at {url}" in said
-    assert not (job.page.exists() or job.note.exists() or job.child_lives())
-    assert not list(job.page.with_suffix("").iterdir())
-    told = [said, json.dumps(page), job.stand_in.with_name("argv").read_text(), job.submission.read_text()]
-    assert not any("secret" in text for text in told), "a key goes by the environment alone"
+    assert not (job.file.exists() or job.note.exists() or job.child_lives())
+    assert not list(job.file.with_suffix("").iterdir())
+    texts = [said, json.dumps(address), job.stand_in.with_name("argv").read_text(), job.submission.read_text()]
+    assert not any("secret" in text for text in texts), "the environment alone holds the key"
 
 
 def test_it_ends_when_what_asks_it_has_left_the_queue(commands, tmp_path):
     job = Job(tmp_path)
     process, _ = job.serving()
     (commands / "squeue.txt").write_text("another|N/A|17\n")
-    assert ended(process)[0] == 0 and not job.page.exists()
+    assert ended(process)[0] == 0 and not job.file.exists()
 
 
-def test_it_is_not_even_started_for_nobody(commands, tmp_path):
+def test_it_is_not_started_where_no_job_needs_it(commands, tmp_path):
     job = Job(tmp_path)
     (commands / "squeue.txt").write_text("")
     assert ended(job.start())[0] == 0
-    assert not (job.page.exists() or job.note.exists() or job.stand_in.with_name("argv").exists())
+    assert not (job.file.exists() or job.note.exists() or job.stand_in.with_name("argv").exists())
 
 
 @pytest.mark.parametrize(
@@ -151,11 +154,11 @@ def test_it_is_not_even_started_for_nobody(commands, tmp_path):
         ({"command": "nonesuch {port}"}, "nonesuch cannot be started"),
     ],
 )
-def test_one_that_cannot_serve_says_why_in_its_last_line_and_on_its_page(commands, tmp_path, given, words):
+def test_one_that_cannot_serve_says_why_in_its_last_line_and_in_its_address_file(commands, tmp_path, given, words):
     job = Job(tmp_path, **given)
     code, said = ended(job.start())
     assert code == 1 and words in said.splitlines()[-1]
-    assert words in read_address(job.page)["failed"] and not job.note.exists(), "the next to want it sends another"
+    assert words in read_address(job.file)["failed"] and not job.note.exists(), "the next to use it sends another"
     assert not job.child_lives()
 
 
@@ -169,8 +172,8 @@ def test_a_signal_before_the_time_limit_queues_it_again_while_it_is_needed(comma
     assert job.child_lives()
     process.send_signal(signal.SIGUSR2)
     assert ended(process)[0] == 75 and not job.child_lives()
-    assert (commands / "told").read_text() == "requeue 12\n"
-    assert read_address(job.page)["url"] is None and job.note.exists(), "who asks waits for it, and who comes finds it"
+    assert (commands / "sent").read_text() == "requeue 12\n"
+    assert read_address(job.file)["url"] is None and job.note.exists(), "its users wait, and later ones find it"
 
 
 def test_one_that_may_not_be_queued_again_says_so_to_those_who_wait(commands, tmp_path, monkeypatch):
@@ -180,16 +183,16 @@ def test_one_that_may_not_be_queued_again_says_so_to_those_who_wait(commands, tm
     process, _ = job.serving()
     process.send_signal(signal.SIGUSR2)
     code, said = ended(process)
-    assert code == 75 and "slurm.restarts allows more" in said and not (commands / "told").exists()
-    assert "3 restarts" in read_address(job.page)["failed"] and not job.note.exists()
+    assert code == 75 and "slurm.restarts allows more" in said and not (commands / "sent").exists()
+    assert "3 restarts" in read_address(job.file)["failed"] and not job.note.exists()
 
 
 def test_a_job_that_is_ended_takes_its_server_along(commands, tmp_path):
     job = Job(tmp_path)
     process, _ = job.serving()
     process.terminate()
-    assert ended(process)[0] == 75 and not job.child_lives() and read_address(job.page)["url"] is None
-    assert not (commands / "told").exists()
+    assert ended(process)[0] == 75 and not job.child_lives() and read_address(job.file)["url"] is None
+    assert not (commands / "sent").exists()
 
 
 def test_it_stays_for_a_job_that_was_sent_while_it_looked_for_the_last_time(commands, tmp_path, monkeypatch):
@@ -203,14 +206,14 @@ def test_it_stays_for_a_job_that_was_sent_while_it_looked_for_the_last_time(comm
 
     monkeypatch.setattr(server_job, "wanted", wanted)
     assert not made_of._over() and looks == [True, False], "the last look comes after it can no longer be found"
-    assert job.page.exists() and made_of._over() and not job.page.exists()
+    assert job.file.exists() and made_of._over() and not job.file.exists()
 
 
 def test_it_gives_way_to_another_that_was_sent_for_the_same_model(commands, tmp_path):
     job = Job(tmp_path)
     made_of = server_job.ServerJob(NAME, job.submission)
-    write_address(job.page, name="g.serve.000000.0", job=None, model=SERVER.model, ready_minutes=1)
-    assert made_of._over() and read_address(job.page)["name"] == "g.serve.000000.0"
+    write_address(job.file, name="g.serve.000000.0", job=None, model=SERVER.model, ready_minutes=1)
+    assert made_of._over() and read_address(job.file)["name"] == "g.serve.000000.0"
 
 
 def test_it_stays_while_the_queue_cannot_be_asked(commands, tmp_path, capsys):
