@@ -18,7 +18,7 @@ from harness.evals import eval_names
 from harness.evals.benchmarks import card_names, load_card
 from harness.execution.model_checks import check_model
 from harness.methods import method_name
-from harness.models.files import tokenizer_fingerprint
+from harness.models.kinds import MiniModel, ServedModel, model_of
 from harness.plan.cell_plan import CellPlan, Plan
 from harness.runtime.processes import visible_gpus
 from harness.teachers.http_endpoint import BY_SLURM
@@ -34,13 +34,13 @@ def preflight(plan: Plan, machine: Machine | None = None) -> None:
         cell = cell_plan.cell
         _once(checked, repr(cell.student), lambda cell=cell: _check_student(cell.student))
         _once(checked, repr(cell.corpus), cell.corpus.check)
-        _once(checked, repr((cell.student, cell.corpus)), lambda cell=cell: _check_length(cell.student, [cell.corpus]))
+        _once(checked, repr((cell.student, cell.corpus)), lambda cell=cell: _check_family(cell.student, [cell.corpus]))
         _once(checked, repr(cell.evals), lambda cell=cell: _check_evals(cell.evals))
         _once(checked, repr(cell.measure), lambda cell=cell: _check_formats(cell.measure.formats))
         if cell_plan.taught_by == "given":
             _once(checked, repr(cell.teacher), lambda cell=cell: _check_teacher(cell.teacher, machine))
             read = [cell.corpus, *(corpus_from(one.corpus) for one in cell.teacher.lessons if one.corpus is not None)]
-            _once(checked, repr((cell.teacher, read)), lambda cell=cell, read=read: _check_length(cell.teacher, read))
+            _once(checked, repr((cell.teacher, read)), lambda cell=cell, read=read: _check_family(cell.teacher, read))
             _once(
                 checked,
                 repr((cell.student, cell.teacher, cell.signal, cell.method)),
@@ -61,10 +61,11 @@ def _check_student(student: Student) -> None:
 
 
 def _check_teacher(teacher: Teacher, machine: Machine | None) -> None:
-    if teacher.kind == "http" and teacher.path == BY_SLURM and machine is not None:
+    model = model_of(teacher)
+    if isinstance(model, ServedModel) and model.path == BY_SLURM and machine is not None:
         way_out = "send the grid with slurm=<cluster>, or set teacher.path to where a server listens"
         raise refuse("teacher.path", BY_SLURM, "only a cluster can serve it by a job", way_out)
-    if teacher.quantise is not None and teacher.kind == "http":
+    if teacher.quantise is not None and not model.weights_here:
         way_out = "serve quantised weights, or set teacher.quantise=null"
         raise refuse("teacher.quantise", teacher.quantise, "a server's weights are not here", way_out)
     if teacher.distillation_allowed == "no" and not teacher.acknowledge_license:
@@ -78,8 +79,10 @@ def _check_teacher(teacher: Teacher, machine: Machine | None) -> None:
         _check_package("teacher.quantise", teacher.quantise, "rounding weights", "bitsandbytes", "quantise")
 
 
-def _check_length(model: Model, corpora: Iterable[Any]) -> None:
-    if model.kind == "mini":
+def _check_family(settings: Model, corpora: Iterable[Any]) -> None:
+    """Raise SettingsError where a corpus has no room for rows in the tokens of a miniature's model."""
+    model = model_of(settings)
+    if isinstance(model, MiniModel):
         for corpus in corpora:
             corpus.check_family(model.family)
 
@@ -116,7 +119,8 @@ def _check_pair(cell_plan: CellPlan) -> None:
     """Student and teacher must share a tokenizer wherever the teacher judges or writes the student's tokens, and a
     teacher that is asked for logits must have its weights here."""
     student, teacher = cell_plan.cell.student, cell_plan.cell.teacher
-    if teacher.kind == "http" and any("teacher" in stage.inputs for stage in cell_plan.train):
+    taught_by = model_of(teacher)
+    if not taught_by.weights_here and any("teacher" in stage.inputs for stage in cell_plan.train):
         raise refuse(
             "method",
             method_name(cell_plan.cell.method),
@@ -124,14 +128,14 @@ def _check_pair(cell_plan: CellPlan) -> None:
             "use signal.kind=top_k where the method trains on the data's own text (logit_kd, or two_stage with "
             "method.second=logit_kd), choose seq_kd, or a teacher with weights here",
         )
-    if teacher.kind == "http" and cell_plan.stored_signal:
+    if not taught_by.weights_here and cell_plan.stored_signal:
         check_served(cell_plan.cell.signal)
     inputs = [stage.inputs for stage in cell_plan.train]
     asked = any("synthetic" in given or ("teacher" in given and "teacher_rows" not in given) for given in inputs)
     visited = any("labels" in given for given in inputs)  # answers to prompts in the student's own tokens
     if not (asked or visited or cell_plan.stored_signal):
         return  # it teaches by its words, or each side reads its own tokens
-    mine, theirs = tokenizer_fingerprint(student), tokenizer_fingerprint(teacher)
+    mine, theirs = model_of(student).tokenizer_fingerprint(), taught_by.tokenizer_fingerprint()
     if mine is not None and theirs is not None and mine != theirs:
         raise refuse(
             "teacher",

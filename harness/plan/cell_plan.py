@@ -16,6 +16,7 @@ from harness.config.checks import refuse
 from harness.config.recipe import TrainStage
 from harness.config.teacher_signal import check_signal
 from harness.methods import method_name
+from harness.models.kinds import model_of
 from harness.plan.data_stages import CellRows
 from harness.plan.evaluation_stages import Deployment, deployments, evaluate_stages, fingerprint_of
 from harness.plan.graph import Stage
@@ -144,7 +145,7 @@ def plan_cell(cell: Cell) -> CellPlan:
 
     student = train[-1] if train else base
     references, deployed = {"base": base}, {"student": student}
-    if teacher is not None and taught_by == "given" and cell.teacher.kind != "http":  # a server's weights are not here
+    if teacher is not None and taught_by == "given" and model_of(cell.teacher).weights_here:
         references["teacher"] = deployed["teacher"] = teacher
     return CellPlan(
         cell=cell,

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from harness.config.checks import refuse
-from harness.models.files import parameters_of
+from harness.models.kinds import model_of
 from harness.store.fingerprint import SHORT, fingerprint, plain
 
 # Each kind of stage: the function that makes it and its version. Bump a version when its numbers change.
@@ -76,7 +76,7 @@ class Stage:
     def parameters(self) -> int:
         """About how many parameters the model has that it makes, or scores; 0 where there is none."""
         model = self.adopted().where.get("model")
-        return 0 if model is None else parameters_of(model)
+        return 0 if model is None else model_of(model).parameters()
 
     @property
     def largest_model(self) -> int:

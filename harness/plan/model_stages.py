@@ -14,17 +14,17 @@ from harness.config.checks import refuse
 from harness.config.model import Lesson, Model, Student
 from harness.config.recipe import TrainStage
 from harness.data.corpora import corpus_from, corpus_name
-from harness.models.files import model_identity
+from harness.models.kinds import model_of
 from harness.plan.data_stages import CellRows, mixture_stage, subset_stage
 from harness.plan.graph import Stage
 
 
 def base_stage(cell: Cell, model: Model) -> Stage:
-    """A model before this study trains it: built, adopted or pruned."""
+    """A model before this study trains it: the pretrained model itself, pruned, or with fresh weights."""
     return Stage(
         "base",
         model.name,
-        model_identity(model, cell.world_seed),
+        model_of(model).identity(cell.world_seed),
         where={
             "model": {name: getattr(model, name) for name in Model.__dataclass_fields__},
             "world_seed": cell.world_seed,
