@@ -141,7 +141,7 @@ def test_an_unknown_family_and_a_family_of_another_kind_of_model_are_refused():
     with pytest.raises(SettingsError, match=r"student\.family='runes'.*words, letters") as said:
         Model(name="student", family="runes")
     assert "\n" not in str(said.value)
-    with pytest.raises(SettingsError, match=r"t\.family='letters'.*only minis come in families"):
+    with pytest.raises(SettingsError, match=r"t\.family='letters'.*only models of kind=mini have a family"):
         Model(name="t", kind="hf", path="org/name", family="letters")
     Model(name="t", kind="hf", path="org/name")
 

@@ -44,7 +44,7 @@ def train_stage(
     lora: Mapping[str, float] | None = None,
     signal: Mapping[str, Any] | None = None,
 ) -> Stage:
-    """One training stage; a value that this stage does not read stays out of its identity."""
+    """The stage of one training phase; a value that the phase does not read stays out of its identity."""
     settings: dict[str, Any] = {
         "stage": recipe_stage.identity(),
         "budget": asdict(budget),
@@ -122,8 +122,8 @@ def _lesson_rows(rows: CellRows, lesson: Lesson, model: Stage) -> Stage:
             raise refuse(
                 "teacher.data_frac",
                 "match",
-                "a teacher is trained on answers, and corpus.answers=none leaves the cell's own rows without any",
-                "set teacher.data_frac=1.0, or choose a teacher without lessons on the cell's corpus",
+                "a teacher is fine-tuned on answers, and with corpus.answers=none the cell's own rows have none",
+                "set teacher.data_frac=1.0, or choose a teacher that is not fine-tuned on the cell's corpus",
             )
         return subset_stage(
             rows.mixture,
@@ -136,7 +136,7 @@ def _lesson_rows(rows: CellRows, lesson: Lesson, model: Stage) -> Stage:
     corpus = corpus_from(lesson.corpus)
     if corpus.answers == "none":
         raise refuse(
-            "teacher.lessons", "answers: none", "a lesson trains on answers", "set its corpus to answers: given"
+            "teacher.lessons", "answers: none", "a teacher is fine-tuned on answers", "set its corpus to answers: given"
         )
     own = mixture_stage(cell, corpus)
     disjoint = corpus_name(corpus) == corpus_name(cell.corpus) == "mini"  # one held-out set per world

@@ -100,7 +100,7 @@ def label_stages(rows: CellRows, phase: TrainStage, teacher: Stage) -> dict[str,
             {"rows": block, "teacher": teacher},
             _where(teacher),
         )
-        for block in rows.blocks(teacher.adopted())
+        for block in rows.blocks(teacher.base_model())
     }
 
 
@@ -122,7 +122,7 @@ def cache_stages(rows: CellRows, teacher: Stage) -> dict[str, Stage]:
             {"rows": block, "teacher": teacher},
             _where(teacher),
         )
-        for block in rows.blocks(teacher.adopted())
+        for block in rows.blocks(teacher.base_model())
     }
 
 
@@ -134,7 +134,7 @@ def synthesize_stage(rows: CellRows, phase: TrainStage, teacher: Stage) -> Stage
             "method.verified",
             True,
             f"corpus={corpus_name(cell.corpus)} cannot tell whether the answer to a new prompt is right",
-            "set method.verified=false, or method.self_consistency=0.6 to let the teacher vote",
+            "set method.verified=false, or method.self_consistency=0.6 to compare several answers of the teacher",
         )
     settings: dict[str, Any] = {
         "sampling_temperature": phase.sampling_temperature,
@@ -181,4 +181,4 @@ def _where(teacher: Stage) -> dict[str, Any]:
 
 def _model_of(teacher: Stage) -> TypedModel:
     """The base model that a teacher was before it was fine-tuned or rounded."""
-    return model_of(teacher.adopted().where["model"])
+    return model_of(teacher.base_model().where["model"])
