@@ -18,7 +18,7 @@ import torch
 
 from harness.config.machine import Machine
 from harness.config.model import Teacher
-from harness.models.files import model_identity
+from harness.models.kinds import model_of
 from harness.stages.base import make_base
 
 
@@ -27,7 +27,7 @@ def adopt(fake, tokenizer, out, api_key_env=None):
     settings = {"path": fake.url, "served_model": "tiny", "tokenizer": str(tokenizer), "api_key_env": api_key_env}
     teacher = Teacher(name="t", kind="http", **settings)
     out.mkdir()
-    facts = make_base({**model_identity(teacher, 0), "where": {"model": asdict(teacher)}}, {}, out, Machine())
+    facts = make_base({**model_of(teacher).identity(0), "where": {"model": asdict(teacher)}}, {}, out, Machine())
     return out, facts
 
 

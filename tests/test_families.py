@@ -19,7 +19,8 @@ from harness.data.chat import answer_ids_many
 from harness.data.miniature.tokenizer import FAMILIES, load_mini_tokenizer
 from harness.execution.model_checks import check_model
 from harness.execution.preflight import preflight
-from harness.models.files import model_identity, tokenizer_fingerprint, tokenizer_json_fingerprint
+from harness.models.files import tokenizer_json_fingerprint
+from harness.models.kinds import model_of
 from harness.plan.cell_plan import Plan, plan_cell
 from harness.plan.compose import compose
 from harness.plan.frozen import freeze
@@ -135,7 +136,7 @@ def test_prompts_in_the_students_tokens_are_not_given_to_a_teacher_of_another_fa
     check(*visited, "teacher=weak")
     with pytest.raises(SettingsError, match=r"its tokenizer .* student=mini .*teacher\.label_rows=blocks"):
         check(*visited, "teacher=letters")
-    words, own = tokenizer_fingerprint(Model(name="m")), f"mini-{SMALL['data_frac']:g}-s0"
+    words, own = model_of(Model(name="m")).tokenizer_fingerprint(), f"mini-{SMALL['data_frac']:g}-s0"
     (rows,) = [
         folder
         for spec, folder, _ in stages_of(finished, "subset")
@@ -150,7 +151,7 @@ def test_an_unknown_family_and_a_family_of_another_kind_of_model_are_refused():
     with pytest.raises(SettingsError, match=r"student\.family='runes'.*words, letters") as said:
         Model(name="student", family="runes")
     assert "\n" not in str(said.value)
-    with pytest.raises(SettingsError, match=r"t\.family='letters'.*only minis come in families"):
+    with pytest.raises(SettingsError, match=r"t\.family='letters'.*only models of kind=mini have a family"):
         Model(name="t", kind="hf", path="org/name", family="letters")
     Model(name="t", kind="hf", path="org/name")
 
@@ -168,10 +169,10 @@ def test_conversations_that_letters_could_only_read_cut_are_refused_until_there_
 
 def test_a_mini_of_the_usual_family_is_named_as_it_was_before_there_were_two():
     words, letters = (Model(name="m", init_seed=0, family=family) for family in ("words", "letters"))
-    assert "family" not in model_identity(words, 0)
-    assert model_identity(letters, 0) == model_identity(words, 0) | {"family": "letters"}
+    assert "family" not in model_of(words).identity(0)
+    assert model_of(letters).identity(0) == model_of(words).identity(0) | {"family": "letters"}
     fresh = [Model(name="m", init="random", init_seed=0, family=family) for family in ("words", "letters")]
-    assert model_identity(fresh[0], 0) != model_identity(fresh[1], 0)
+    assert model_of(fresh[0]).identity(0) != model_of(fresh[1]).identity(0)
     check_model(letters)
     (frozen,) = freeze(Plan.of(cells("method=kd")), "g").cells
     assert not any("family" in frozen.settings[role] for role in ("student", "teacher"))
@@ -189,6 +190,6 @@ def test_another_family_is_another_address_and_has_a_name_of_its_own_in_the_tabl
 def test_the_hash_known_before_anything_is_built_is_that_of_what_is_built(family, tmp_path):
     load_mini_tokenizer(family).save_pretrained(tmp_path)
     built = tokenizer_json_fingerprint((tmp_path / "tokenizer.json").read_text())
-    assert tokenizer_fingerprint(Model(name="m", family=family)) == built
+    assert model_of(Model(name="m", family=family)).tokenizer_fingerprint() == built
     other = "letters" if family == "words" else "words"
-    assert tokenizer_fingerprint(Model(name="m", family=other)) != built
+    assert model_of(Model(name="m", family=other)).tokenizer_fingerprint() != built

@@ -7,7 +7,7 @@ import pytest
 from harness.config.model import Student
 from harness.data.chat import end_of_turn_id, render
 from harness.execution.model_checks import check_model
-from harness.models.files import model_identity
+from harness.models.kinds import model_of
 from harness.models.loading import load_model, load_tokenizer
 from harness.new_student import LEAST_VOCABULARY, MARKS, main, train_tokenizer
 
@@ -34,15 +34,15 @@ def test_a_fresh_student_is_a_small_model_folder_the_harness_takes_and_the_same_
     assert told["rows"] == 48, "the held-out rows are not read"
     one, two = (Student(name="s", kind="hf", path=str(tmp_path / name)) for name in ("one", "two"))
     check_model(one)
-    assert model_identity(one, 0) == model_identity(two, 0)
+    assert model_of(one).identity(0) == model_of(two).identity(0)
     model, tokenizer = load_model(tmp_path / "one"), load_tokenizer(tmp_path / "one")
     assert model.config.vocab_size == len(tokenizer) == told["vocabulary"] <= 400
     assert model.config.max_position_embeddings == 128
     assert sum(weight.numel() for weight in model.parameters()) == told["parameters"]
     assert make(tmp_path, "three", "--seed", "1") == 0
     other = Student(name="s", kind="hf", path=str(tmp_path / "three"))
-    changed = {name for name, sha in model_identity(one, 0)["files"].items()
-               if model_identity(other, 0)["files"][name] != sha}  # fmt: skip
+    changed = {name for name, sha in model_of(one).identity(0)["files"].items()
+               if model_of(other).identity(0)["files"][name] != sha}  # fmt: skip
     assert changed == {"model.safetensors"}
 
 

@@ -24,7 +24,7 @@ class Budget:
     learning_rate: float = 1e-3
     """Peak learning rate."""
     warmup_ratio: float = 0.05
-    """Share of a train stage's steps spent warming the learning rate up."""
+    """Share of a training phase's steps in which the learning rate warms up."""
     schedule: str = "cosine"
     """Decay after warm-up: `cosine` (to 5 % of the peak), `linear` (to 0) or `constant`."""
     weight_decay: float = 0.01

@@ -1,4 +1,4 @@
-"""Settings: what a person may ask of a cell and of a run, with the checks that need no data.
+"""Settings of a cell and of a run, with the checks that need no data.
 
 Defaults live here; `conf/` holds presets and the command line overrides both. Bad input raises
 `SettingsError` (`checks.py`): one sentence that names the field, the value, what is allowed and what to do.
@@ -28,13 +28,13 @@ class Cell:
     student: Student = field(default_factory=Student)
     """The model that is trained."""
     teacher: Teacher = field(default_factory=Teacher)
-    """The model that teaches; identity only where the method uses it."""
+    """The teacher model; identity only where the method uses it."""
     signal: Signal = field(default_factory=Signal)
-    """How much of the teacher's distributions is at hand where a method compares them."""
+    """Where the teacher's logits come from, and how many are kept, for methods that compare distributions."""
     method: Any = MISSING
     """A recipe from `harness/methods/`."""
     corpus: Any = MISSING
-    """A corpus from `harness/corpora/`."""
+    """A corpus from `harness/data/corpora/`."""
     data_frac: float = 1.0
     """Fraction of the corpus, per source, in (0, 1]; fractions are nested."""
     budget: Budget = field(default_factory=Budget)
@@ -42,17 +42,17 @@ class Cell:
     evals: Evals = field(default_factory=Evals)
     """What every model is scored on."""
     measure: Measure = field(default_factory=Measure)
-    """What the models take to run; it changes no score and is no identity."""
+    """Deployment costs to measure; they change no score and are no identity."""
     seed: int = 0
     """Sets `data_seed` and `train_seed`."""
     world_seed: int = 0
-    """Draw of the miniature's world (facts, labels, noise)."""
+    """Seed of the miniature corpus (facts, labels, noise)."""
     teacher_seed: int = 0
-    """Draw of the teacher (its initial weights and data order)."""
+    """Seed of the teacher (its initial weights and data order)."""
     data_seed: int | None = None
-    """Which rows a fraction holds and which are carved for validation; null: `seed`."""
+    """Seed of the rows of a fraction and of its validation rows; null: `seed`."""
     train_seed: int | None = None
-    """Order of rows and every draw made while training; null: `seed`."""
+    """Seed of the order of rows and of every draw while training; null: `seed`."""
 
     def __post_init__(self) -> None:
         check_fraction("data_frac", self.data_frac)
@@ -79,28 +79,30 @@ class Settings(Cell):
     launch: Launch = field(default_factory=Launch)
     """How stages are executed."""
     machine: Machine = field(default_factory=Machine)
-    """Where a stage runs."""
+    """Device, threads and memory limits of a stage."""
     track: str = "none"
-    """Beside our own files: `wandb` leaves curves and tables as Weights & Biases runs in `<store>/wandb`, which
-    `wandb sync` sends later; `wandb_online` sends them at once. Or `none`."""
+    """`wandb` also writes curves and tables as Weights & Biases runs to `<store>/wandb`, which `wandb sync` uploads
+    later; `wandb_online` uploads them at once; `none`: no runs."""
     slurm: Any = None
     """A cluster, a file of `slurm/`: the grid is submitted there and the command returns (config/cluster.py)."""
     wait: bool = False
-    """With `slurm`: stay, and show the table when all jobs have ended."""
+    """With `slurm`: wait until all jobs have ended, then show the table."""
     retry: bool = False
     """Run failed stages again."""
     sweep: dict[str, Any] = field(default_factory=dict)
     """A grid written in a file: `product`, `zip`, `include`, `exclude`."""
     draws: int | None = None
-    """Draws of world and teacher: the whole grid with `world_seed` and `teacher_seed` 0, 1, ...; null: as they say."""
+    """Replicates, each with its own miniature corpus and teacher: the whole grid is run with `world_seed` and
+    `teacher_seed` 0, 1, ...; null: the two seeds stay as they are set."""
     claims: list[Any] = field(default_factory=list)
-    """What the grid is to show, written down and hashed before its first cell (harness/results/findings.py)."""
+    """Claims that the grid tests, hashed before its first cell runs (harness/results/findings.py)."""
     scale: str = "mini"
-    """Of an experiment: `mini` (the miniature) or `paper` (its file in experiments/paper: real models, a cluster)."""
+    """Scale of an experiment: `mini` (the miniature) or `paper` (real models on a cluster: its file in
+    experiments/paper)."""
     tune: dict[str, Any] = field(default_factory=dict)
-    """What is tried for every arm before the grid runs: `seeds`, `rounds`, `axes`, `arms` (harness/plan/tuning.py)."""
+    """Tuning of every arm before the grid runs: `seeds`, `rounds`, `axes`, `arms` (harness/plan/tuning.py)."""
     experiments: Any = None
-    """The experiment's slug when one was chosen (set by its file)."""
+    """The slug of the chosen experiment (set by its file)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,7 +1,7 @@
-"""Checks of settings, and the one sentence every refusal is.
+"""Checks of settings, and the sentence that refuses one.
 
-`config.py` says what may be asked; a field's check raises `SettingsError`, which the doors print before they
-exit with code 2.
+A dataclass of settings checks its fields and raises `SettingsError`, which the command line prints before it exits with
+code 2.
 
     raise refuse("data_frac", 1.5, "a fraction is a number above 0 and at most 1", "try data_frac=0.01")
 """
@@ -13,11 +13,11 @@ from typing import Any
 
 
 class SettingsError(ValueError):
-    """A setting that cannot be run, said in one sentence; the doors exit with code 2."""
+    """A setting that cannot be run, explained in one sentence; the command line exits with code 2."""
 
 
 def refuse(name: str, value: object, allowed: str, way_out: str = "") -> SettingsError:
-    """Build the one sentence every refusal is: field, value, what is allowed, what to do."""
+    """The error for a setting, in one sentence: field, value, what is allowed, what to do."""
     return SettingsError(f"{name}={value!r} cannot be run: {allowed}{'; ' + way_out if way_out else ''}.")
 
 

@@ -1,4 +1,4 @@
-"""Cluster: what one Slurm cluster wants to be told, from one YAML file in `slurm/`; never identity.
+"""Cluster: how jobs are submitted to one Slurm cluster, from one YAML file in `slurm/`; never identity.
 
 cluster = Cluster.of({"name": "dev", "resources": [{"minutes": 10, "cpus": 1, "memory_gb": 2}]})
 """
@@ -12,40 +12,40 @@ from typing import Any
 from harness.config.checks import check_at_least, check_known, check_positive, refuse
 
 READ_BYTES_PER_SECOND = 1e9
-"""At which weights in bf16 come from a shared file system, for the price of a plan."""
+"""Speed at which bf16 weights are read from a shared file system, for the estimate of a plan."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a job asks for where a rule fits: its kind of stage, and the largest model in it."""
+    """Resources of a job, by its kind of stage and the largest model in it."""
 
     kinds: Sequence[str] = ()
     """Kinds of stages the rule is for (mixture, base, train, labels, cache, synthesize, quantise, evaluate, measure,
     overlap); none: all."""
     names: Sequence[str] = ()
-    """Patterns of the names in addresses, e.g. `on_policy-*` or `kd-1-s0`, for single cells; none: all."""
+    """Patterns of the names in addresses, to select single cells, e.g. `on_policy-*` or `kd-1-s0`; none: all."""
     parameters: float | None = None
-    """The rule is for models of at most so many parameters; null: of any size."""
+    """The rule is for models of at most this many parameters; null: of any size."""
     minutes: int = 60
-    """Time limit. A stage that needs longer is stopped, kept and queued again."""
+    """Time limit. A stage that needs longer stops with a checkpoint and is queued again."""
     cpus: int = 4
     """CPU cores per process."""
     memory_gb: float = 16
     """Memory per node, in GB."""
     gpus: int = 0
-    """GPUs per node; each has a process of its own where a stage trains."""
+    """GPUs per node; a stage that trains runs one process per GPU."""
     nodes: int = 1
-    """Nodes a stage trains on together; a job that trains nothing gets one, and one process."""
+    """Nodes that train a stage together; a job without training gets one node and one process."""
     processes: int | None = None
     """Processes per node where a stage trains; null: one per GPU, or one."""
     shard: bool = False
-    """Whether they split the model among them (`machine.shard`), so that it need not fit one GPU with its optimizer."""
+    """Whether the processes shard model and optimizer (FSDP, `machine.shard`), for models too large for one GPU."""
     teraflops: float = 100
-    """TFLOP/s that one of its GPUs is expected to reach in such stages, for the price of a plan and nothing else."""
+    """TFLOP/s that one GPU is expected to reach in such stages; used by the estimate of a plan alone."""
     partition: str | None = None
-    """Instead of the cluster's."""
+    """Partition of these jobs; null: the cluster's."""
     constraint: str | None = None
-    """Instead of the cluster's."""
+    """Constraint of these jobs; null: the cluster's."""
 
     def __post_init__(self) -> None:
         for name in ("minutes", "cpus", "memory_gb", "nodes", "teraflops"):
@@ -90,18 +90,20 @@ class Serve:
     """How the cluster serves a teacher with `teacher.path=slurm`: one job for each model, while jobs need it."""
 
     command: str
-    """What starts the server, without a shell: {model} (`teacher.served_model`), {revision} and {port} are filled in. A
-    key reaches it through the environment alone."""
+    """Command that starts the server, without a shell: {model} (`teacher.served_model`), {revision} and {port} are
+    filled in. An API key is passed in the environment alone."""
     resources: Resources = field(default_factory=lambda: Resources(processes=1))
-    """What its job asks for, on one node. At its time limit it is started anew while jobs need it."""
+    """Resources of its job, on one node. At its time limit it is started again while jobs need it."""
     ready_minutes: float = 30
-    """How long it may take to load the model and answer."""
+    """Minutes until the server has to have loaded the model and answered."""
     look_seconds: float = 20
-    """How often it looks whether a job still needs it."""
+    """Seconds between checks whether a job still needs the server."""
 
     def __post_init__(self) -> None:
         if "{port}" not in self.command:
-            raise refuse("slurm.serve.command", self.command, "the server must listen where it is told", "add {port}")
+            raise refuse(
+                "slurm.serve.command", self.command, "the command needs {port}, where the server listens", "add {port}"
+            )
         if self.resources.nodes != 1:
             raise refuse("slurm.serve.resources.nodes", self.resources.nodes, "a server runs on one node")
         check_positive("slurm.serve.ready_minutes", self.ready_minutes)
@@ -123,7 +125,7 @@ class Serve:
         return cls(**{**settings, "resources": Resources(**{**rule, "kinds": (), "names": (), "processes": 1})})
 
     def words(self, model: str, revision: str | None, port: int) -> list[str]:
-        """The command with its words filled in; a revision nobody named is the hub's `main`."""
+        """The command with its values filled in; the revision is the hub's `main` where none was set."""
         values = {"{model}": model, "{revision}": revision or "main", "{port}": str(port)}
         words = shlex.split(self.command)
         for name, value in values.items():
@@ -136,30 +138,36 @@ class Cluster:
     """One cluster; the first rule of `resources` that fits a job is its own."""
 
     name: str
+    """Name of the cluster: its file in `slurm/`, without the suffix."""
     partition: str | None = None
+    """Slurm partition of every job without one of its own; null: the cluster's default."""
     account: str | None = None
+    """Slurm account that jobs are charged to; null: the user's default."""
     qos: str | None = None
+    """Slurm quality of service of every job; null: the account's default."""
     constraint: str | None = None
+    """Node features that every job needs, unless its rule has its own, e.g. `a100`; null: any node."""
     exclude: str | None = None
-    """Nodes that are not to be used."""
+    """Nodes that no job runs on, as `sbatch --exclude` takes them; null: none."""
     setup: Sequence[str] = ()
-    """Lines of shell before each job: modules, caches."""
+    """Lines of shell that run before each job: modules, caches."""
     python: str | None = None
     """Command that starts Python on a node, a container's line included; null: this Python."""
     throttle: int = 256
     """Tasks of an array that run at once."""
     restarts: int = 10
-    """Times a job that was stopped is queued again."""
+    """How many times a stopped job is queued again."""
     notice_seconds: int = 120
-    """How long before its time limit a job is told to stop and keep what it has."""
+    """Seconds before its time limit at which a job receives the signal to write a checkpoint and stop."""
     pack_minutes: float = 10
-    """Short cells share a job that is expected to take about so long."""
+    """Expected minutes of a job that short cells share; 0: a job for each cell."""
     gpu_hours: float | None = None
-    """Most GPU-hours for a grid, those it took and those expected of the rest; more is refused before anything is sent.
+    """Limit of a grid's GPU-hours, used and expected ones together; a grid above it is refused before it is submitted.
     Null: no limit."""
     resources: Sequence[Resources] = field(default_factory=lambda: (Resources(),))
+    """Rules for the resources of a job; the first that fits is used."""
     serve: Serve | None = None
-    """How it serves a teacher; null: it does not."""
+    """How the cluster serves a teacher for `teacher.path=slurm`; null: it serves none."""
 
     def __post_init__(self) -> None:
         check_positive("slurm.throttle", self.throttle)
@@ -168,7 +176,7 @@ class Cluster:
         check_at_least("slurm.pack_minutes", self.pack_minutes, 0)
         check_at_least("slurm.gpu_hours", self.gpu_hours, 0)
         if not self.resources:
-            raise refuse("slurm.resources", [], "a job needs a rule to say what it asks for", "give at least one")
+            raise refuse("slurm.resources", [], "a job needs a rule for its resources", "give at least one")
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Cluster":
@@ -187,7 +195,7 @@ class Cluster:
         return cls(**{**settings, "resources": rules})
 
     def resources_for(self, kind: str, name: str, parameters: float) -> Resources:
-        """What a stage asks for; refused where no rule fits."""
+        """Resources of a stage's job. Raises SettingsError where no rule fits."""
         for rule in self.resources:
             if rule.fits(kind, name, parameters):
                 return rule
@@ -200,4 +208,4 @@ class Cluster:
 
 
 DEFAULTS = {one.name: one.default for one in fields(Cluster) if one.default is not MISSING}
-"""What a cluster's file need not say."""
+"""Defaults of what a cluster's file may leave out."""

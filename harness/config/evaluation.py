@@ -1,4 +1,4 @@
-"""Scoring: what every model of a cell is scored on.
+"""Evaluation: what every model of a cell is scored on, and in which formats it is measured.
 
 Evals(names=["heldout", "gsm8k"], limit=100, data_dir="data")
 """
@@ -25,18 +25,19 @@ class Evals:
     run_code: bool = False
     """Whether code that a model wrote may be run (HumanEval, MBPP), in a sandbox; never identity."""
     server: str | None = None
-    """Command that serves a model's folder while a benchmark has it write, with {model} and {port} (`vllm serve {model}
-    --port {port}`); that it is served is identity, the command is not. Null: answers are written here."""
+    """Command that serves a model's folder while it generates answers to a benchmark, with {model} and {port}, e.g.
+    `vllm serve {model} --port {port}`; whether it is served is identity, the command is not. Null: it is not served."""
     overlap: str = "count"
-    """Rows that repeat what is scored (data/ngram_overlap.py): `count` them and say which items they are, `drop` them
-    from all that student and teacher are trained on here (which changes the rows: identity), or look for `none`."""
+    """Decontamination by 8-gram overlap with scored items (data/ngram_overlap.py): `count` the rows that repeat an
+    item, `drop` them from the rows that student and teacher train on (this changes the rows: identity), or `none`: no
+    comparison."""
     precision: str = "fp32"
-    """Of the weights while a model is scored: `fp32` or `bf16`."""
+    """Precision of the weights while a model is scored: `fp32` or `bf16`."""
 
     def __post_init__(self) -> None:
         check_at_least("evals.limit", self.limit, 1)
         if self.server is not None and not ("{model}" in self.server and "{port}" in self.server):
-            raise refuse("evals.server", self.server, "the command is told {model} and {port}", "add them")
+            raise refuse("evals.server", self.server, "the command needs {model} and {port}", "add both placeholders")
         check_choice("evals.overlap", self.overlap, ("count", "drop", "none"))
         check_choice("evals.precision", self.precision, ("fp32", "bf16"))
 
@@ -46,7 +47,7 @@ FORMATS = ("fp32", "bf16", *QUANTISATIONS)
 
 @dataclass
 class Measure:
-    """What the models of a cell take to run; never identity."""
+    """Deployment costs that are measured for the models of a cell; never identity."""
 
     formats: list[str] = field(default_factory=lambda: ["fp32"])
     """Number formats in which size, memory and speed of student and teacher are measured: `fp32`, `bf16`, `int8`,

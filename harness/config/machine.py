@@ -1,6 +1,6 @@
 """Machine: where a stage runs and how stages are executed; settings that are never identity.
 
-What is asked of a cell is `config.py`; a cluster is described in `cluster.py`.
+The settings of a cell are in `cell.py`; a cluster is described in `cluster.py`.
 
     machine = Machine(device="cuda", micro_batch_size=8)
 """
@@ -23,9 +23,9 @@ class Machine:
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     shard: bool = False
-    """Split weights, gradients and optimizer among the processes that train a stage (FSDP); one alone has them all."""
+    """Shard weights, gradients and optimizer over the processes that train a stage (FSDP); no effect on one process."""
     checkpoint_minutes: float = 10.0
-    """Minutes between checkpoints of a fit; 0: only when it is asked to stop."""
+    """Minutes between checkpoints of a training run; 0: only when it receives a stop signal."""
 
     def __post_init__(self) -> None:
         check_choice("machine.device", self.device, ("auto", "cpu", "cuda"))

@@ -1,4 +1,7 @@
-"""Models: the student that is trained, the teacher that teaches, and where their weights come from.
+"""Models: the student that is trained, its teacher, and where their weights come from, as a person sets them.
+
+One flat schema serves every kind of model, so that the command line can change `kind` and `path` of any preset; the
+typed model with the fields of its kind alone is `models/kinds.py`.
 
 student = Student(name="mini", size="tiny")
 """
@@ -21,42 +24,44 @@ MINI_SIZES = ("tiny", "small", "large")
 
 @dataclass
 class Model:
-    """A model to start from: a mini built here, a Hugging Face folder or hub id, a GGUF file, or a server."""
+    """A model to start from: one of the miniature, a Hugging Face folder or hub id, a GGUF file, or a served model."""
 
     name: str = MISSING
     """Readable name, used in tables and addresses; not part of identity."""
     kind: str = "mini"
     """`mini` (built and pre-trained here), `hf` (folder or hub id), `gguf` (one file), `http` (a teacher
-    behind an OpenAI-compatible completions server), `none`."""
+    served over HTTP by an OpenAI-compatible completions server), `none`."""
     path: str | None = None
     """Folder or hub id (`hf`), file (`gguf`), or the server's address (`http`: http://host:port, `$NAME` of a
     variable that holds it, or `slurm`: the cluster serves it; never identity); null for `mini`."""
     revision: str | None = None
-    """Hub revision (`http`: of what is served, and of a tokenizer from the hub); null means: resolve at
-    first use and record what was found."""
+    """Hub revision (`http`: of the served model, and of a tokenizer from the hub); null: it is resolved at first use
+    and recorded."""
     served_model: str | None = None
-    """`http` only: the name the server gives the model."""
+    """`http` only: the name by which the server knows the model."""
     tokenizer: str | None = None
     """`http` only: folder or hub id of the served model's tokenizer."""
     api_key_env: str | None = None
     """`http` only: name of the environment variable that holds the key; never the key itself."""
     size: str = "small"
-    """Mini only: `tiny`, `small` or `large` (0.16, 0.36 and 0.8 million parameters)."""
+    """`mini` only: `tiny`, `small` or `large` (0.16, 0.36 and 0.8 million parameters)."""
     family: str = "words"
-    """Mini only: whose tokens and chat template it has, `words` (whole words of the world's phrasings) or `letters`
-    (single characters, other marks); models of two families share no token ids (data/miniature/tokenizer.py)."""
+    """`mini` only: the model family, which sets tokenizer and chat template: `words` (tokens are whole words of the
+    miniature corpus) or `letters` (the second model family: tokens are single characters, with other marks); models of
+    two families share no token ids (data/miniature/tokenizer.py)."""
     init: str = "pretrained"
     """`pretrained`, `random` (same shape, fresh weights) or `pruned` (evenly spaced layers kept)."""
     layers: int | None = None
     """Layers kept when `init=pruned`."""
     init_seed: int | None = None
-    """Seed of fresh weights (mini, `init=random`); null: the teacher's seed for a teacher, else the world's."""
+    """Seed of fresh weights (`mini`, `init=random`); null: `teacher_seed` for a teacher, else `world_seed`."""
     knows: str = "half"
-    """Mini only: the share of the world's facts met in pre-training, `half` or `all` (scarce domain too)."""
+    """`mini` only: the share of the miniature corpus's facts in its pre-training, `half` or `all` (also those of the
+    scarce domain)."""
     chat_template: str = "own"
     """`own` (the tokenizer's) or `tulu` (the Tülu 3 template, set on the tokenizer)."""
     license: str | None = None
-    """Licence of the weights as their publisher states it; null where nobody here has read it."""
+    """Licence of the weights as their publisher states it; null where it is unknown."""
 
     def __post_init__(self) -> None:
         check_choice(f"{self.name}.kind", self.kind, MODEL_KINDS)
@@ -72,23 +77,30 @@ class Model:
             way_out = "name the environment variable that holds the key, in capitals, e.g. VLLM_API_KEY"
             raise refuse(f"{self.name}.api_key_env", "(not shown)", "it is no name of a variable", way_out)
         if self.kind == "mini" and self.chat_template != "own":
-            raise refuse(f"{self.name}.chat_template", self.chat_template, "a mini has its own template and no other")
+            raise refuse(
+                f"{self.name}.chat_template",
+                self.chat_template,
+                "a model of the miniature has its own template",
+                f"leave {self.name}.chat_template=own",
+            )
         if self.kind != "mini" and self.family != "words":
-            raise refuse(f"{self.name}.family", self.family, "only minis come in families", "leave it to its default")
+            raise refuse(
+                f"{self.name}.family", self.family, "only models of kind=mini have a family", "leave it to its default"
+            )
         if self.init == "pruned" and not self.layers:
             raise refuse(f"{self.name}.layers", self.layers, "init=pruned needs the number of layers to keep")
 
 
 @dataclass
 class Lesson:
-    """One thing a teacher is trained on before it teaches."""
+    """One fine-tuning of a teacher, before it is used as a teacher."""
 
     corpus: Any = None
-    """A corpus, or null for the cell's own."""
+    """Corpus of this fine-tuning; null: the cell's own."""
     budget: Budget = field(default_factory=Budget)
-    """Training budget of this lesson."""
+    """Training budget of this fine-tuning."""
     loss_on: str = "assistant"
-    """`assistant` turns, or `all` tokens (a teacher that must also write prompts)."""
+    """Tokens that are scored: `assistant` turns, or `all` (for a teacher that must also generate prompts)."""
 
     def __post_init__(self) -> None:
         check_choice("teacher.lessons.loss_on", self.loss_on, ("assistant", "all"))
@@ -103,7 +115,7 @@ class Student(Model):
     lora_alpha: float | None = None
     """Adapters are scaled by this over their rank; null: twice the rank."""
     lora_dropout: float = 0.0
-    """Dropout on what each adapter reads."""
+    """Dropout on the inputs of each adapter, 0 to below 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,28 +129,30 @@ class Student(Model):
 
 @dataclass
 class Teacher(Model):
-    """A model that teaches: adopted as it is (no lessons), or trained first."""
+    """The teacher: a pretrained model as it is, or fine-tuned here first."""
 
     lessons: list[Lesson] = field(default_factory=list)
-    """Trained in order; empty: the model teaches as it was adopted."""
+    """Teacher fine-tuning, in this order; empty: the pretrained base model is the teacher."""
     data_frac: Any = 1.0
-    """Fraction of the cell's corpus that a lesson on it sees, or `match`: the cell's own rows."""
+    """Fraction of the cell's corpus that the teacher is fine-tuned on, or `match`: the rows of the cell itself."""
     label_rows: str = "blocks"
     """Rows it answers for `seq_kd`: `blocks` (all of the fraction, in blocks that every other fraction, budget
-    and student reuses) or `visited` (what the cell's budget visits; cheaper far below one epoch)."""
+    and student reuses) or `visited` (only rows that the cell's budget visits; cheaper far below one epoch)."""
     quantise: str | None = None
-    """Weights it teaches and is scored with, rounded after its lessons: `int8` (LLM.int8, arXiv 2208.07339) or
-    `nf4` (4 bits, arXiv 2305.14314); null: as they are."""
+    """Number format its weights are rounded to after its fine-tuning, before it teaches and is scored: `int8`
+    (LLM.int8, arXiv 2208.07339) or `nf4` (4 bits, arXiv 2305.14314); null: they are not rounded."""
     distillation_allowed: str = "unknown"
-    """Whether its licence lets others be trained on what it says: `yes`, `no` (the run is refused) or `unknown`, where
-    nobody here has read it (said in the receipt)."""
+    """Whether its licence allows training other models on its outputs: `yes`, `no` (the run is refused) or `unknown`
+    (the receipt reports it)."""
     acknowledge_license: bool = False
-    """Train on it although `distillation_allowed=no`: you have its owner's leave. Said in the receipt."""
+    """Train on its outputs although `distillation_allowed=no`, with the owner's permission; the receipt reports it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        said = str(self.distillation_allowed).lower()
-        self.distillation_allowed = {"true": "yes", "false": "no"}.get(said, said)  # YAML reads a bare `no` as false
+        answer = str(self.distillation_allowed).lower()
+        self.distillation_allowed = {"true": "yes", "false": "no"}.get(
+            answer, answer
+        )  # YAML reads a bare `no` as false
         check_choice("teacher.distillation_allowed", self.distillation_allowed, ("yes", "no", "unknown"))
         if self.quantise is not None:
             check_choice("teacher.quantise", self.quantise, QUANTISATIONS)

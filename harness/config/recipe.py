@@ -1,8 +1,8 @@
-"""Recipe: the training stages a method is made of, sequences x divergence x share of the budget.
+"""Recipe: the training phases a method is made of, sequences x divergence x share of the budget.
 
-A stage is one value of `TrainStage`; `methods/` says which stages a method has. Recipes are put into one
-normal form, so two methods that train the same way have the same address. A value that a stage does not
-read has no part in its identity, so a new kind of divergence, with values of its own, renames nothing.
+A phase is one value of `TrainStage`; `methods/` says which phases a method has, and each becomes a stage of the plan.
+Recipes are put into one normal form, so two methods that train the same way have the same address. A value that a
+phase does not read has no part in its identity, so a new kind of divergence, with values of its own, renames nothing.
 
     TrainStage(divergence="jsd", jsd_teacher_weight=0.0).normal().divergence    # "forward_kl"
 """
@@ -16,7 +16,7 @@ SEQUENCES = ("gold", "teacher", "synthetic", "mixed", "student", "interleaved")
 SHARP = ("forward_kl", "reverse_kl", "jsd", "tvd", "skew_forward_kl", "skew_reverse_kl")
 """Divergences of two next-token distributions over one vocabulary."""
 HIDDEN = ("features", "relations")
-"""Divergences that look inside both models."""
+"""Divergences of hidden states, read inside both models."""
 CROSS = ("uld", "spans")
 """Divergences of two models with tokenizers of their own."""
 DIVERGENCES = ("cross_entropy", *SHARP, *HIDDEN, *CROSS)
@@ -25,69 +25,70 @@ CONTROLS = ("none", "shuffled", "unigram")
 
 
 def _read_by(default: Any, *readers: str) -> Any:
-    """A value that only stages with one of these sequences or divergences read."""
+    """A value that only phases with one of these sequences or divergences read."""
     return field(default=default, metadata={"readers": frozenset(readers)})
 
 
 @dataclass(frozen=True)
 class TrainStage:
-    """One training stage of a recipe; every value it reads can change a number, so it is identity."""
+    """One training phase of a recipe; every value it reads can change a number, so it is identity."""
 
     sequences: str = "gold"
     """Where tokens come from: `gold`, `teacher` (its answers), `synthetic` (its prompts and answers),
-    `mixed` (synthetic and gold rows together), `student` (with probability `student_share` per step the
-    student's own text, else gold), `interleaved` (the student proposes, the teacher accepts or replaces)."""
+    `mixed` (synthetic and gold rows together), `student` (with probability `student_share` per step
+    student-generated sequences, on-policy, else gold), `interleaved` (speculative KD: the student drafts tokens, the
+    teacher accepts or replaces them)."""
     divergence: str = "cross_entropy"
-    """What is minimised at each scored position."""
+    """Loss that is minimised at each scored position."""
     span: tuple[float, float] = (0.0, 1.0)
-    """The part of the budget this stage trains, e.g. (0.0, 0.2) for a warm-up."""
+    """The part of the budget this phase trains, e.g. (0.0, 0.2) for a warm-up."""
     learning_rate_scale: float = 1.0
     """Multiplies the budget's learning rate."""
     teacher: str = _read_by("given", *DIVERGENCES[1:], "teacher", "synthetic", "mixed", "interleaved")
     """`given` (the cell's teacher) or `self` (the student that plain fine-tuning makes of the same cell)."""
     control: str = _read_by("none", "teacher", *SHARP, *CROSS)
-    """A teacher that must not help: `shuffled` (what it says, dealt to other rows or positions) or
-    `unigram` (one distribution everywhere: the counts of the stage's own response tokens)."""
+    """A control without a teacher's information: `shuffled` (a permuted teacher: its outputs belong to other rows or
+    positions) or `unigram` (one distribution everywhere: the counts of the phase's own response tokens)."""
 
     student_share: float = _read_by(0.0, "student")
-    """Probability per optimizer step of training on student text (GKD's lambda)."""
+    """Probability per optimizer step of training on student-generated sequences (GKD's lambda)."""
     adaptive: bool = _read_by(False, "student")
-    """Whether the share grows from 0 as validation asks for it (DistiLLM), up to `student_share`."""
+    """Whether the share grows from 0 when the validation loss rises (DistiLLM), up to `student_share`."""
     replay_rows: int = _read_by(1000, "student")
-    """Student rows kept for replay; only read where `adaptive`."""
+    """Student-generated rows kept for replay; only read where `adaptive`."""
     sampling_temperature: float = _read_by(1.0, *WRITTEN)
-    """Temperature of text written for this stage; 0 is greedy."""
+    """Temperature at which text for this phase is generated; 0 is greedy."""
     sampling_top_p: float = _read_by(1.0, "student", "interleaved")
-    """Share of the distribution text is drawn from; 1 is all of it."""
+    """Nucleus (top-p) from which text is sampled; 1 is the whole distribution."""
     proposed_tokens: int = _read_by(5, "interleaved")
-    """Tokens the student proposes at a time (gamma)."""
+    """Tokens the student drafts at a time (gamma)."""
     accepted_top_k: int = _read_by(25, "interleaved")
-    """A proposed token is accepted while it is among the teacher's k likeliest."""
+    """A drafted token is accepted if it is among the teacher's k most probable."""
     teacher_temperature: float = _read_by(0.2, "interleaved")
-    """Temperature of the token the teacher puts in place of a rejected one; 0 is greedy."""
+    """Temperature at which the teacher samples the token that replaces a rejected one; 0 is greedy."""
     teacher_top_p: float = _read_by(0.5, "interleaved")
-    """Share of the teacher's distribution that token is drawn from."""
+    """Nucleus (top-p) of the teacher from which that token is sampled."""
     samples_per_prompt: int = _read_by(1, "teacher")
     """Teacher's answers per prompt."""
     rationale: str = _read_by("keep", "teacher")
-    """`keep` or `strip` the reasoning a teacher writes before its answer."""
+    """`keep` or `strip` the reasoning a teacher generates before its answer."""
     synthetic_rows: int = _read_by(0, "synthetic", "mixed")
-    """Synthetic rows the teacher is asked to write."""
+    """Synthetic rows the teacher generates."""
     examples_in_context: int = _read_by(0, "synthetic", "mixed")
     """Human rows shown to the teacher for each synthetic one."""
     synthetic_ratio: float = _read_by(0.0, "synthetic", "mixed")
-    """Synthetic rows per human training row, asked for instead of `synthetic_rows`; 0: as many as that says."""
+    """Synthetic rows per human training row, instead of `synthetic_rows`; 0: `synthetic_rows` is used."""
     least_prompt_tokens: int = _read_by(1, "synthetic", "mixed")
     """Synthetic rows with a shorter prompt are dropped; the most is what rows may have."""
     least_answer_tokens: int = _read_by(1, "synthetic", "mixed")
     """Synthetic rows with a shorter answer are dropped, end-of-turn token included."""
     near_duplicate: float = _read_by(0.0, "synthetic", "mixed")
-    """ROUGE-L F1 from which a synthetic prompt is too like a kept, human, validation or held-out one; 0: only
-    exact repeats are."""
+    """ROUGE-L F1 from which a synthetic prompt is dropped as a near duplicate of a kept, human, validation or held-out
+    one; 0: only exact duplicates are dropped."""
     verified: bool = _read_by(False, "synthetic", "mixed")
     """Whether only synthetic answers that the corpus knows to be right are kept."""
     self_consistency: float = _read_by(0.0, "synthetic", "mixed")
-    """Share of `consistency_samples` more answers that have to agree with a synthetic answer; 0: none are asked."""
+    """Share of `consistency_samples` more answers that have to agree with a synthetic answer; 0: no check."""
     consistency_samples: int = _read_by(5, "synthetic", "mixed")
     """More answers sampled per synthetic prompt; only read where `self_consistency` is above 0."""
     human_share: float = _read_by(0.0, "mixed")
@@ -120,43 +121,43 @@ class TrainStage:
         check_choice("divergence", self.divergence, DIVERGENCES)
         check_choice("control", self.control, CONTROLS)
         if not 0 <= self.span[0] < self.span[1] <= 1:
-            raise refuse("span", self.span, "a stage trains a part of the budget, 0 <= start < end <= 1")
+            raise refuse("span", self.span, "a phase trains a part of the budget, 0 <= start < end <= 1")
 
     @property
     def uses_teacher(self) -> bool:
-        """Whether a teacher is part of this stage's identity."""
+        """Whether a teacher is part of this phase's identity."""
         return self.reads("teacher") and not (self._unheard and self.sequences in ("gold", "student"))
 
     @property
     def asks_teacher(self) -> bool:
-        """Whether a teacher is asked while the stage trains, and not only before."""
+        """Whether the teacher's distributions are read while the phase trains, live or from a cache."""
         return (self.divergence != "cross_entropy" and not self._unheard) or self.sequences == "interleaved"
 
     @property
     def fragile(self) -> bool:
-        """Whether a student that knows nothing yet is lost to it: its loss is flat there, or the student writes."""
+        """Whether the phase fails for a student without a warm-up: its loss is flat there, or the student generates."""
         writes = self.sequences in ("student", "interleaved")
         return self.asks_teacher and (writes or self.divergence != "forward_kl")
 
     @property
     def reads_answers(self) -> bool:
-        """Whether an answer of the data is read: trained on, shown to a teacher, or what its teacher was taught."""
+        """Whether answers of the data are read: trained on, shown to a teacher, or used to train the teacher `self`."""
         if self.sequences == "student":
             return self.adaptive or self.student_share < 1 or self.teacher == "self"
         return self.sequences not in ("teacher", "interleaved") or self.teacher == "self"
 
     @property
     def _unheard(self) -> bool:
-        # counts of the stage's own tokens stand in the teacher's place
+        # counts of the phase's own tokens take the place of the teacher
         return self.control == "unigram" and self.divergence in SHARP
 
     def reads(self, name: str) -> bool:
-        """Whether the value of that name can change a number of this stage."""
+        """Whether the value of that name can change a number of this phase."""
         readers = self.__dataclass_fields__[name].metadata.get("readers")
         return readers is None or bool(readers & {self.sequences, self.divergence})
 
     def normal(self) -> "TrainStage":
-        """The same stage in normal form: one spelling for every way to say it."""
+        """The same phase in normal form: phases that train the same way are equal."""
         stage = replace(self, span=(round(self.span[0], 9), round(self.span[1], 9)))  # 1 - 0.9 is 0.1
         if stage.sequences == "student" and stage.student_share == 0:
             stage = replace(stage, sequences="gold")
@@ -185,9 +186,9 @@ class TrainStage:
 
     @classmethod
     def of(cls, identity: dict[str, Any]) -> "TrainStage":
-        """The stage an identity was taken from."""
+        """The phase an identity was taken from."""
         return cls(**{**identity, "span": tuple(identity["span"])})
 
 
 CHECKS = 10
-"""Looks at the validation loss in a stage, the first one not counted, where it has as many steps."""
+"""Evaluations of the validation loss in a phase with at least as many steps, without the first one."""

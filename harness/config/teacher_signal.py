@@ -1,9 +1,9 @@
-"""Kinds of teacher signal: how much of a teacher's distribution is at hand, and what can be learnt from it.
+"""Kinds of teacher signal: how much of a teacher's distribution is known, and which divergences it allows.
 
 A `live` teacher gives whole distributions for any text. A cache holds the `top_k` log-probabilities of fixed
 text, or tokens `sampled` from the teacher (Anshumann et al. 2025, arXiv 2503.16870). `SUPPORTED` is the one
-table of what a divergence may be computed from; refusals and documentation are made from it. Nothing here
-needs torch: `kept.py` computes, `caches.py` stores, `signals.py` asks live teachers.
+table of what a divergence may be computed from; refusals are made from it. Nothing here needs
+torch: `training/losses/sparse.py` computes, `teachers/logit_cache.py` stores, `teachers/signals.py` runs live teachers.
 
     check_signal(Signal(kind="sampled"), TrainStage(divergence="reverse_kl"))     # SettingsError, one sentence
 """
@@ -22,18 +22,18 @@ CACHED_TEXT = ("gold",)  # the one text whose rows every cell shares
 
 @dataclass
 class Signal:
-    """What a teacher says at each scored position; a value that the kind does not read is no identity."""
+    """The teacher's logits at each scored position; a value that the kind does not read is no identity."""
 
     kind: str = "live"
-    """`live` (the model itself), `top_k` (a cache of its likeliest tokens) or `sampled` (a cache of tokens
-    drawn from it)."""
+    """`live` (logits from the model while the student trains), `top_k` (a cache of its k most probable tokens per
+    position) or `sampled` (a cache of unbiased draws)."""
     top_k: int = 64
-    """Likeliest tokens kept at each position; only read by `top_k`. 64 take about 270 bytes a token."""
+    """Most probable tokens cached at each position; only read by `top_k`. 64 take about 270 bytes a token."""
     tail: str = "tail"
-    """What `top_k` makes of all other tokens: `tail` (one event of its own; a lower bound), `renormalise` (left
-    out of both distributions; biased) or `zero` (the teacher's missing mass is ignored; can be negative)."""
+    """How `top_k` treats all other tokens: `tail` (as one event; a lower bound), `renormalise` (they are left out of
+    both distributions; biased) or `zero` (the teacher's missing mass is ignored; can be negative)."""
     samples: int = 50
-    """Tokens drawn at each position, with replacement; only read by `sampled`. More draws, less noise."""
+    """Tokens sampled at each position, with replacement; only read by `sampled`. Raise it for less noise."""
 
     def __post_init__(self) -> None:
         check_choice("signal.kind", self.kind, KINDS)
@@ -65,18 +65,20 @@ class Support:
     """Whether a divergence may be computed from a signal, and why or why not."""
 
     works: bool
+    """Whether the divergence is computed from this signal, or refused."""
     why: str
+    """How exact it is, or the reason of the refusal."""
 
 
 _EXACT = Support(True, "exact")
-_BOUND = Support(True, "a lower bound: the tokens not kept are one event; exact where all are kept")
-_PART = Support(True, "biased: what either model says beyond the kept tokens is not seen")
+_BOUND = Support(True, "a lower bound: the tokens outside the top k are one event; exact where all are kept")
+_PART = Support(True, "biased: the mass of both models outside the top k is left out")
 _IGNORED = Support(True, "biased, and can be negative: the teacher's missing mass is ignored")
 _OPEN = Support(
-    False, "it sums over the student's mass too, and would push that off every token the cache lacks, as if ruled out"
+    False, "it sums over the student's mass too, and would move that mass off every token outside the top k"
 )
 _UNBIASED = Support(True, "unbiased gradient; the value is a cross-entropy, above the KL by the teacher's entropy")
-_NOISE = Support(False, "drawn tokens give unbiased sums over the teacher's distribution only, linear in it")
+_NOISE = Support(False, "sampled tokens give unbiased sums over the teacher's distribution alone, linear in it")
 
 SUPPORTED: dict[str, dict[str, Support]] = {
     "live": dict.fromkeys(SHARP, _EXACT),
@@ -85,25 +87,25 @@ SUPPORTED: dict[str, dict[str, Support]] = {
     "top_k[zero]": dict.fromkeys(SHARP, _OPEN) | {"forward_kl": _IGNORED, "skew_forward_kl": _IGNORED},
     "sampled": dict.fromkeys(SHARP, _NOISE) | {"forward_kl": _UNBIASED},
 }
-"""What each divergence of two distributions can be computed from: signal's column, then divergence."""
+"""Which signals a divergence of two distributions can be computed from: signal's column, then divergence."""
 
 ANY_TEMPERATURE = ("live", "top_k[renormalise]")
-"""Signals that reach temperatures other than 1: elsewhere the mass that is not kept is known at 1 alone."""
+"""Signals that allow temperatures other than 1: for the others the mass outside the top k is known at 1 alone."""
 
 
 def check_signal(signal: Signal, stage: TrainStage) -> None:
-    """Raise SettingsError, one sentence, unless the training stage can be run on this signal."""
+    """Raise SettingsError unless the training phase can be run on this signal."""
     stage = stage.normal()
     if signal.kind == "live" or not stage.asks_teacher:
         return
     live = "use signal.kind=live"
     if stage.sequences not in CACHED_TEXT:
-        why = f"a cache holds what a teacher says of the data's own text, and this trains on {stage.sequences} text"
+        why = f"a cache holds the teacher's logits on the data's own text, and this trains on {stage.sequences} text"
         raise refuse("signal.kind", signal.kind, why, live)
     if stage.control != "none":
         raise refuse("signal.kind", signal.kind, f"the control {stage.control} needs whole distributions", live)
     if stage.divergence not in SHARP:
-        why = f"{stage.divergence} needs more of the teacher than next-token distributions of the student's tokens"
+        why = f"{stage.divergence} needs more of the teacher than its distributions over the student's tokens"
         raise refuse("signal.kind", signal.kind, why, live)
     support = SUPPORTED[signal.column][stage.divergence]
     if not support.works:
@@ -113,27 +115,13 @@ def check_signal(signal: Signal, stage: TrainStage) -> None:
         raise refuse(
             "divergence_temperature",
             stage.divergence_temperature,
-            f"signal {signal.column} knows the mass it does not keep at temperature 1 only",
+            f"signal {signal.column} knows the mass outside its tokens at temperature 1 only",
             f"use {' or '.join(ANY_TEMPERATURE)}",
         )
 
 
 def check_served(signal: Signal) -> None:
-    """Raise SettingsError unless a teacher behind a server can give this signal."""
+    """Raise SettingsError unless a teacher served over HTTP can give this signal."""
     if signal.kind == "sampled":
-        why = "draws need whole distributions, and a server names only its likeliest tokens"
+        why = "draws need whole distributions, and a server returns only top-k logits"
         raise refuse("signal.kind", signal.kind, why, "use signal.kind=top_k, or a teacher with weights here")
-
-
-def support_table() -> str:
-    """`SUPPORTED` as a Markdown table, a row for each divergence, with the reasons beneath."""
-    reasons: dict[str, int] = {}
-    lines = [f"| divergence | {' | '.join(SUPPORTED)} |", "|---" * (len(SUPPORTED) + 1) + "|"]
-    for divergence in SHARP:
-        cells = [column[divergence] for column in SUPPORTED.values()]
-        marks = [
-            f"{'yes' if cell.works else 'no'} ({reasons.setdefault(cell.why, len(reasons) + 1)})" for cell in cells
-        ]
-        lines.append(f"| {divergence} | {' | '.join(marks)} |")
-    notes = [f"({number}) {why}." for why, number in reasons.items()]
-    return "\n".join([*lines, "", *notes, f"Temperatures other than 1: {', '.join(ANY_TEMPERATURE)}."]) + "\n"

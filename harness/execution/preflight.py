@@ -1,4 +1,4 @@
-"""Preflight: everything that can be refused before compute is refused here, in one sentence each.
+"""Preflight: settings that cannot work are refused before any compute is used.
 
 Folders, hub ids, templates, corpora and pairs of tokenizers are checked from files alone; nothing is
 downloaded and neither torch nor transformers is imported.
@@ -18,15 +18,17 @@ from harness.evals import eval_names
 from harness.evals.benchmarks import benchmark_names, load_benchmark
 from harness.execution.model_checks import check_model
 from harness.methods import method_name
-from harness.models.files import tokenizer_fingerprint
+from harness.models.kinds import MiniModel, ServedModel, model_of
 from harness.plan.cell_plan import CellPlan, Plan
 from harness.runtime.processes import visible_gpus
 from harness.teachers.http_endpoint import BY_SLURM
 
 
 def preflight(plan: Plan, machine: Machine | None = None) -> None:
-    """Check every distinct part of the plan's cells, and the machine where they are to run, None where that is no
-    matter or a cluster; raises SettingsError."""
+    """Check every distinct part of the plan's cells, and the machine where they run; None: a cluster, or no run.
+
+    Raises SettingsError for the first part that cannot work.
+    """
     if machine is not None and machine.device == "cuda" and not visible_gpus():
         raise refuse("machine.device", "cuda", "no GPU is visible here", "set machine.device=auto")
     checked: set[str] = set()
@@ -34,13 +36,13 @@ def preflight(plan: Plan, machine: Machine | None = None) -> None:
         cell = cell_plan.cell
         _once(checked, repr(cell.student), lambda cell=cell: _check_student(cell.student))
         _once(checked, repr(cell.corpus), cell.corpus.check)
-        _once(checked, repr((cell.student, cell.corpus)), lambda cell=cell: _check_length(cell.student, [cell.corpus]))
+        _once(checked, repr((cell.student, cell.corpus)), lambda cell=cell: _check_family(cell.student, [cell.corpus]))
         _once(checked, repr(cell.evals), lambda cell=cell: _check_evals(cell.evals))
         _once(checked, repr(cell.measure), lambda cell=cell: _check_formats(cell.measure.formats))
         if cell_plan.taught_by == "given":
             _once(checked, repr(cell.teacher), lambda cell=cell: _check_teacher(cell.teacher, machine))
             read = [cell.corpus, *(corpus_from(one.corpus) for one in cell.teacher.lessons if one.corpus is not None)]
-            _once(checked, repr((cell.teacher, read)), lambda cell=cell, read=read: _check_length(cell.teacher, read))
+            _once(checked, repr((cell.teacher, read)), lambda cell=cell, read=read: _check_family(cell.teacher, read))
             _once(
                 checked,
                 repr((cell.student, cell.teacher, cell.signal, cell.method)),
@@ -61,25 +63,28 @@ def _check_student(student: Student) -> None:
 
 
 def _check_teacher(teacher: Teacher, machine: Machine | None) -> None:
-    if teacher.kind == "http" and teacher.path == BY_SLURM and machine is not None:
+    model = model_of(teacher)
+    if isinstance(model, ServedModel) and model.path == BY_SLURM and machine is not None:
         way_out = "send the grid with slurm=<cluster>, or set teacher.path to where a server listens"
-        raise refuse("teacher.path", BY_SLURM, "only a cluster can serve it by a job", way_out)
-    if teacher.quantise is not None and teacher.kind == "http":
+        raise refuse("teacher.path", BY_SLURM, "only a cluster can start its server as a job", way_out)
+    if teacher.quantise is not None and not model.weights_here:
         way_out = "serve quantised weights, or set teacher.quantise=null"
-        raise refuse("teacher.quantise", teacher.quantise, "a server's weights are not here", way_out)
+        raise refuse("teacher.quantise", teacher.quantise, "the weights of a served teacher are not here", way_out)
     if teacher.distillation_allowed == "no" and not teacher.acknowledge_license:
         reason = (
-            f"the licence of teacher={teacher.name} ({teacher.license or 'not named'}) forbids training on what it says"
+            f"the licence of teacher={teacher.name} ({teacher.license or 'not named'}) forbids training on its outputs"
         )
-        way_out = "choose another teacher, or set teacher.acknowledge_license=true if its owner lets you"
+        way_out = "choose another teacher, or set teacher.acknowledge_license=true if its owner permits it"
         raise refuse("teacher.distillation_allowed", "no", reason, way_out)
     check_model(teacher)
     if teacher.quantise is not None:
         _check_package("teacher.quantise", teacher.quantise, "rounding weights", "bitsandbytes", "quantise")
 
 
-def _check_length(model: Model, corpora: Iterable[Any]) -> None:
-    if model.kind == "mini":
+def _check_family(settings: Model, corpora: Iterable[Any]) -> None:
+    """Raise SettingsError where a corpus has no room for rows in the tokens of a miniature's model."""
+    model = model_of(settings)
+    if isinstance(model, MiniModel):
         for corpus in corpora:
             corpus.check_family(model.family)
 
@@ -109,29 +114,33 @@ def _check_evals(evals: Evals) -> None:
         _check_package("evals.names", name, "a benchmark", "lm_eval", "evals")
         if load_benchmark(name).runs_code and not evals.run_code:
             way_out = "set evals.run_code=true to allow it, or leave the evaluation out"
-            raise refuse("evals.names", name, "scoring it runs code that the model wrote, in a sandbox", way_out)
+            raise refuse("evals.names", name, "scoring it runs model-generated code, in a sandbox", way_out)
 
 
 def _check_pair(cell_plan: CellPlan) -> None:
-    """Student and teacher must share a tokenizer wherever the teacher judges or writes the student's tokens, and a
-    teacher that is asked for logits must have its weights here."""
+    """Raise SettingsError unless the teacher can give its signal to this student.
+
+    They must share a tokenizer wherever the teacher scores or generates the student's tokens, and a teacher whose
+    logits are read live must have its weights here.
+    """
     student, teacher = cell_plan.cell.student, cell_plan.cell.teacher
-    if teacher.kind == "http" and any("teacher" in stage.inputs for stage in cell_plan.train):
+    taught_by = model_of(teacher)
+    if not taught_by.weights_here and any("teacher" in stage.inputs for stage in cell_plan.train):
         raise refuse(
             "method",
             method_name(cell_plan.cell.method),
-            f"it asks its teacher for logits while it trains, and teacher={teacher.name} is behind a server",
+            f"it reads its teacher's logits while it trains, and teacher={teacher.name} is served over HTTP",
             "use signal.kind=top_k where the method trains on the data's own text (logit_kd, or two_stage with "
             "method.second=logit_kd), choose seq_kd, or a teacher with weights here",
         )
-    if teacher.kind == "http" and cell_plan.stored_signal:
+    if not taught_by.weights_here and cell_plan.stored_signal:
         check_served(cell_plan.cell.signal)
     inputs = [stage.inputs for stage in cell_plan.train]
-    asked = any("synthetic" in given or ("teacher" in given and "teacher_rows" not in given) for given in inputs)
+    scores = any("synthetic" in given or ("teacher" in given and "teacher_rows" not in given) for given in inputs)
     visited = any("labels" in given for given in inputs)  # answers to prompts in the student's own tokens
-    if not (asked or visited or cell_plan.stored_signal):
-        return  # it teaches by its words, or each side reads its own tokens
-    mine, theirs = tokenizer_fingerprint(student), tokenizer_fingerprint(teacher)
+    if not (scores or visited or cell_plan.stored_signal):
+        return  # only text is taken from the teacher, or each model processes its own tokens
+    mine, theirs = model_of(student).tokenizer_fingerprint(), taught_by.tokenizer_fingerprint()
     if mine is not None and theirs is not None and mine != theirs:
         raise refuse(
             "teacher",

@@ -1,4 +1,4 @@
-"""Methods: each file here is one recipe of training stages (`recipe.py`).
+"""Methods: each file here is one recipe of training phases (`config/recipe.py`).
 
 A method is a dataclass `Method` whose fields are its settings and whose `stages()` returns the recipe.
 The file's name is the method's name; nothing else needs to change to add one. Two methods that train the

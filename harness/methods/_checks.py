@@ -1,7 +1,7 @@
-"""Checks: what several methods ask of the same setting, and the warm-up that comes before what they are about.
+"""Checks of settings that several methods have, and the warm-up phase that several methods begin with.
 
-No method of its own (the underscore keeps it out of the registry). Methods that need a student that can answer
-share the counted warm-up of cross-entropy, so those with the same `warmup` share its artifact.
+No method of its own (the underscore keeps it out of the registry). Methods that need a student that can already answer
+begin with cross-entropy, counted in the budget; methods with the same `warmup` share its artifact.
 
     after_warmup(0.2, divergence="tvd")      # cross-entropy on (0, 0.2), total variation on (0.2, 1)
 """
@@ -31,7 +31,7 @@ def check_mix(cross_entropy_weight: float, divergence_temperature: float) -> Non
 
 
 def check_written(teacher_temperature: float, samples_per_prompt: int, rationale: str) -> None:
-    """Raise unless a teacher can write answers so; several greedy ones would all be the same."""
+    """Raise unless a teacher can generate such answers; several greedy answers to one prompt would be equal."""
     if not 0 <= teacher_temperature < float("inf"):
         raise refuse("method.teacher_temperature", teacher_temperature, "it is 0 (greedy) or above")
     if not (isinstance(samples_per_prompt, int) and samples_per_prompt >= 1):
@@ -47,7 +47,7 @@ def check_written(teacher_temperature: float, samples_per_prompt: int, rationale
 
 
 def check_beside(what: str, hidden_weight: float, forward_kl_weight: float, cross_entropy_weight: float) -> None:
-    """Raise unless `what` is compared inside the models and something beside it trains the output layer."""
+    """Raise unless `what` has a weight and another term trains the output layer."""
     check_positive("method.hidden_weight", hidden_weight)
     check_at_least("method.forward_kl_weight", forward_kl_weight, 0)
     check_at_least("method.cross_entropy_weight", cross_entropy_weight, 0)
@@ -61,6 +61,6 @@ def check_beside(what: str, hidden_weight: float, forward_kl_weight: float, cros
 
 
 def after_warmup(warmup: float, **values: Any) -> tuple[TrainStage, ...]:
-    """Cross-entropy for the first `warmup` of the budget, a stage that methods share, then a stage of these values."""
+    """Cross-entropy for the first `warmup` of the budget, a phase that methods share, then a phase of these values."""
     first = (TrainStage(span=(0.0, warmup)),) if warmup else ()
     return (*first, TrainStage(span=(warmup, 1.0), **values))

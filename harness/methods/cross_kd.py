@@ -1,9 +1,9 @@
 """Distillation from a teacher with another tokenizer, on the data's own answers.
 
-Teacher and student read the same answer as different tokens, each in its own template. `spans` compares how
-likely both find every piece of text that begins and ends a token on both sides (ALM, Minixhofer et al. 2025,
-arXiv 2503.20083); `uld` compares how spread out their next-token distributions are there (Boizard et al. 2024,
-arXiv 2402.12030). Both stand beside cross-entropy. With one tokenizer for both, `logit_kd.py` learns more from
+Teacher and student read the same answer as different tokens, each in its own template. `spans` compares the
+likelihoods of every piece of text that begins and ends a token on both sides (ALM, Minixhofer et al. 2025,
+arXiv 2503.20083); `uld` compares the sorted probabilities of their next-token distributions there (Boizard et al. 2024,
+arXiv 2402.12030). Both are added to cross-entropy. With one tokenizer for both, `logit_kd.py` learns more from
 the same teacher, and `seq_kd.py` needs nothing but its text.
 
     Method(loss="uld", weight=1.5)              cross-entropy + 1.5 x ULD, as in that paper
@@ -26,14 +26,14 @@ class Method:
     weight: float = 1.5
     """Factor of the divergence across tokenizers; the default is ULD's."""
     cross_entropy_weight: float = 1.0
-    """Factor of cross-entropy on the data's answers; 0 (only with `spans`) leaves it to the teacher alone."""
+    """Factor of cross-entropy on the data's answers; 0 (only with `spans`): the teacher is the only target."""
     span_temperature: float = 100.0
-    """Likelihoods are compared as p ** (1 / temperature); lower it to weigh likely, short pieces more. The
+    """Likelihoods are compared as p ** (1 / temperature); lower it to give likely, short pieces more weight. The
     default is ALM's; only read by `spans`."""
     warmup: float = 0.0
     """Share of the budget's steps spent on cross-entropy alone first, 0 to below 1."""
     shuffled: bool = False
-    """Control: every row is compared with what the teacher says about another row."""
+    """Control, a permuted teacher: every row is compared with the teacher's output for another row."""
 
     def __post_init__(self) -> None:
         check_choice("method.loss", self.loss, CROSS)
@@ -50,7 +50,7 @@ class Method:
         check_warmup(self.warmup)
 
     def stages(self) -> tuple[TrainStage, ...]:
-        """The warm-up, a stage of its own that methods share, and the distillation."""
+        """The warm-up, a phase that methods share, and the distillation."""
         return after_warmup(
             self.warmup,
             divergence=self.loss,

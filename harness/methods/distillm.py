@@ -1,9 +1,9 @@
-"""DistiLLM (Ko et al. 2024, arXiv 2402.03898): skewed KL, and student text as much as validation asks for.
+"""DistiLLM (Ko et al. 2024, arXiv 2402.03898): skewed KL, with an adaptive share of student-generated sequences.
 
-The share of steps on student text starts at 0 and grows by 0.1 whenever the loss on the cell's validation rows
-has risen by 0.1 nats; most such steps replay answers written earlier (`adaptive.py`). A student that keeps
-gaining from the data's answers never writes: the run then says "never activated" and is a skewed KL on gold.
-`kd.py` has a fixed share instead, and `on_policy.py` a share of 1.
+The share of steps on student-generated sequences starts at 0 and grows by 0.1 whenever the loss on the cell's
+validation rows has risen by 0.1 nats; most such steps replay answers generated earlier (`training/distillm.py`). A
+student that keeps gaining from the data's answers never generates: the run reports "never activated" and is a skewed
+KL on gold. `kd.py` has a fixed share instead, and `on_policy.py` a share of 1.
 
     Method(warmup=0.2, divergence="skew_reverse_kl", skew=0.1)
 """
@@ -27,13 +27,13 @@ class Method:
     skew: float = 0.1
     """Weight of the other model in the skewed side of the divergence, above 0 and below 1."""
     student_share: float = 1.0
-    """What the share of steps on student text grows to at most, above 0."""
+    """Largest share of steps on student-generated sequences, above 0 and at most 1."""
     replay_rows: int = 1000
-    """Student answers kept for replay, the latest ones."""
+    """Student-generated answers kept for replay, the latest ones."""
     divergence_temperature: float = 1.0
     """Temperature of both distributions inside the divergence; the loss carries its square."""
     sampling_temperature: float = 1.0
-    """Temperature at which the student writes; 0 is greedy."""
+    """Temperature at which the student generates; 0 is greedy."""
     learning_rate_scale: float = 1.0
     """Multiplies the budget's learning rate after the warm-up."""
 
@@ -59,7 +59,7 @@ class Method:
             raise refuse("method.sampling_temperature", self.sampling_temperature, "it is 0 or above")
 
     def stages(self) -> tuple[TrainStage, ...]:
-        """The warm-up, a stage of its own that methods share, and the distillation."""
+        """The warm-up, a phase that methods share, and the distillation."""
         return after_warmup(
             self.warmup,
             sequences="student",

@@ -1,7 +1,7 @@
 """Feature distillation: the student's hidden states, through a learned projection, become the teacher's.
 
-FitNets' hints (Romero et al. 2015, arXiv 1412.6550) at every layer, relative to the teacher's norm, beside
-the forward KL on the data's own answers; `hidden.py` has the equation. The two arms to compare are
+FitNets' hints (Romero et al. 2015, arXiv 1412.6550) at every layer, relative to the teacher's norm, added to
+the forward KL on the data's own answers; `training/losses/hidden.py` has the equation. The two arms to compare are
 
     Method()                                                    KL + features
     Method(forward_kl_weight=0.0, cross_entropy_weight=1.0)     cross-entropy + features
@@ -22,7 +22,7 @@ class Method:
 
     hidden_weight: float = 1.0
     """Factor of the hidden term, the mean over layers of the squared error relative to the teacher's norm
-    (1 for a student that puts out nothing); above 0. The default is ours."""
+    (1 for a student whose hidden states are 0); above 0. The default is ours."""
     forward_kl_weight: float = 1.0
     """Factor of the forward KL from the teacher, in nats per token; 0 or above."""
     cross_entropy_weight: float = 0.0
@@ -32,7 +32,7 @@ class Method:
         check_beside("hidden states", self.hidden_weight, self.forward_kl_weight, self.cross_entropy_weight)
 
     def stages(self) -> tuple[TrainStage, ...]:
-        """One stage."""
+        """One phase."""
         return (
             TrainStage(
                 divergence="features",

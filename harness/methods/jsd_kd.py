@@ -2,7 +2,7 @@
 
 b KL(P || M) + (1 - b) KL(Q || M) with M = b P + (1 - b) Q, P the teacher and Q the student: between the
 forward and the reverse KL and bounded. This is `kd.py` with `student_share=0`. From a cold start the JSD
-has almost no gradient, so a counted warm-up of cross-entropy comes first.
+has almost no gradient, so a warm-up of cross-entropy, counted in the budget, comes first.
 
     Method(warmup=0.2, jsd_teacher_weight=0.5)
 """
@@ -40,7 +40,7 @@ class Method:
             )
 
     def stages(self) -> tuple[TrainStage, ...]:
-        """The warm-up, a stage of its own that methods share, and the distillation."""
+        """The warm-up, a phase that methods share, and the distillation."""
         return after_warmup(
             self.warmup,
             divergence="jsd",

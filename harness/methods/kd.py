@@ -1,9 +1,9 @@
 """On-policy distillation, GKD (Agarwal et al. 2024, arXiv 2306.13649): the main distillation method.
 
-Per optimizer step one seeded coin: with probability `student_share` (the paper's lambda) the student
-writes the answers itself and the teacher judges them, else the data's answers are judged. A counted
-warm-up of cross-entropy comes first: from a cold start the JSD has almost no gradient and a student
-that cannot answer yet writes nothing worth judging. Without warm-up and student text this is
+Each optimizer step draws its sequences: with probability `student_share` (the paper's lambda) the student
+generates the answers and the teacher scores them, else the teacher scores the data's answers. A warm-up of
+cross-entropy, counted in the budget, comes first: from a cold start the JSD has almost no gradient, and the text of a
+student that cannot answer yet gives no useful signal. Without warm-up and student-generated sequences this is
 `logit_kd.py`; the warm-up's control is `sft_restart.py`.
 
     Method(warmup=0.2, student_share=0.5, divergence="jsd", jsd_teacher_weight=0.5)
@@ -24,7 +24,7 @@ class Method:
     """Share of the budget's steps spent on cross-entropy first, 0 to below 1; 0 for a student that
     already answers in the data's form."""
     student_share: float = 0.5
-    """Probability per optimizer step of training on the student's own text, 0 to 1 (GKD's lambda; the
+    """Probability per optimizer step of training on student-generated sequences, 0 to 1 (GKD's lambda; the
     default is ours)."""
     divergence: str = "jsd"
     """`jsd`, `forward_kl` (covers the teacher) or `reverse_kl` (seeks its peaks)."""
@@ -34,7 +34,7 @@ class Method:
     divergence_temperature: float = 1.0
     """Temperature of both distributions inside the divergence; the loss carries its square."""
     sampling_temperature: float = 1.0
-    """Temperature at which the student writes; 0 is greedy. Only read where `student_share` is above 0."""
+    """Temperature at which the student generates; 0 is greedy. Only read where `student_share` is above 0."""
     learning_rate_scale: float = 1.0
     """Multiplies the budget's learning rate after the warm-up."""
 
@@ -56,7 +56,7 @@ class Method:
             raise refuse("method.sampling_temperature", self.sampling_temperature, "it is 0 or above")
 
     def stages(self) -> tuple[TrainStage, ...]:
-        """The warm-up, a stage of its own that methods share, and the distillation."""
+        """The warm-up, a phase that methods share, and the distillation."""
         return after_warmup(
             self.warmup,
             sequences="student",

@@ -1,8 +1,8 @@
 """Distillation, then cross-entropy on the same human rows: distillation refined by human labels.
 
-The last share of the budget leaves the teacher and trains the data's own answers with a smaller learning
-rate; optimizer and schedule restart. `kd.py` and `logit_kd.py` are the first part alone, and the warm-up is
-the very stage that `kd` has, so it is trained once for both. `two_stage.py` has other rows in its stages.
+The last phase trains on the data's own answers without the teacher, with a smaller learning rate; optimizer and
+schedule restart. `kd.py` and `logit_kd.py` are the distillation alone, and the warm-up phase is the one of `kd`, so it
+is trained once for both. `two_stage.py` has other rows in its phases.
 
     Method(sft_share=0.2, learning_rate_scale=0.3)
 """
@@ -21,14 +21,14 @@ class Method:
     sft_share: float = 0.2
     """Share of the budget's steps spent on cross-entropy at the end, above 0 and below 1; ours."""
     learning_rate_scale: float = 0.3
-    """Multiplies the budget's learning rate in that last part; ours: too strong, it undoes the first."""
+    """Multiplies the budget's learning rate in the last phase; ours: a large one undoes the distillation."""
     first: str = "kd"
-    """What comes first: `kd` (GKD with its warm-up) or `logit_kd` (forward KL on gold from the start, with
-    no use for the settings below)."""
+    """The distillation that comes first: `kd` (GKD with its warm-up) or `logit_kd` (forward KL on gold from the start,
+    which reads none of the settings below)."""
     warmup: float = 0.2
     """Share of the whole budget spent on cross-entropy before GKD, 0 or more; see `kd`."""
     student_share: float = 0.5
-    """Probability per optimizer step of GKD of training on the student's own text, 0 to 1."""
+    """Probability per optimizer step of GKD of training on student-generated sequences, 0 to 1."""
     divergence: str = "jsd"
     """Divergence of GKD: `jsd`, `forward_kl` or `reverse_kl`."""
     jsd_teacher_weight: float = 0.5
@@ -54,7 +54,7 @@ class Method:
         self._gkd()
 
     def stages(self) -> tuple[TrainStage, ...]:
-        """The stages of the distillation, shortened, and the refinement."""
+        """The phases of the distillation, shortened, and the refinement."""
         border = 1 - self.sft_share
         *warmup, distillation = self._gkd().stages()
         refinement = TrainStage(span=(border, 1.0), learning_rate_scale=self.learning_rate_scale)

@@ -21,21 +21,21 @@ class Method:
     """Gold or teacher's answers x forward KL from the teacher, cross-entropy mixed in by weight."""
 
     answers: str = "data"
-    """Whose answers are compared on: `data`, or `teacher`, which writes them first."""
+    """Answers on which distributions are compared: `data`, or `teacher`, which generates them first."""
     cross_entropy_weight: float = 0.0
     """Share of cross-entropy on these answers, 0 (only the teacher) to below 1; with noisy answers of the data
     cross-entropy costs much of the gain."""
     divergence_temperature: float = 1.0
     """Temperature of both distributions inside the divergence; the loss carries its square."""
     control: str = "none"
-    """`none`, or a teacher that must not help: `shuffled` (its distributions dealt to other positions) or `unigram`
-    (the counts of the answers' own tokens everywhere, no teacher asked)."""
+    """`none`, or a control without the teacher's information: `shuffled` (a permuted teacher: its distributions belong
+    to other positions) or `unigram` (the counts of the answers' own tokens everywhere; no teacher is run)."""
     teacher_temperature: float = 0.0
-    """Temperature at which the teacher writes, 0 is greedy; this and what follows is only read by `answers=teacher`."""
+    """Temperature at which the teacher generates, 0 is greedy; only read by `answers=teacher`, as is what follows."""
     samples_per_prompt: int = 1
-    """Answers the teacher writes to each prompt; the n-th visit of a row trains the n-th, round and round."""
+    """Answers the teacher generates to each prompt; the n-th visit of a row trains on the n-th, in a cycle."""
     rationale: str = "keep"
-    """`keep`, or `strip` the reasoning between `<think>` marks that a teacher writes before its answer."""
+    """`keep`, or `strip` the reasoning between `<think>` marks that a teacher generates before its answer."""
 
     def __post_init__(self) -> None:
         check_choice("method.answers", self.answers, ("data", "teacher"))
@@ -44,7 +44,7 @@ class Method:
         check_written(self.teacher_temperature, self.samples_per_prompt, self.rationale)
 
     def stages(self) -> tuple[TrainStage, ...]:
-        """One stage."""
+        """One phase."""
         return (
             TrainStage(
                 sequences="gold" if self.answers == "data" else "teacher",

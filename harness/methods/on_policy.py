@@ -1,4 +1,4 @@
-"""On-policy distillation: the student writes every answer and learns by reverse KL what the teacher makes of it.
+"""On-policy distillation: the student generates every answer and learns the teacher's logits on it by reverse KL.
 
 GKD (Agarwal et al. 2024, arXiv 2306.13649) with student share 1 and the reverse KL over the whole vocabulary,
 without gradient through the sampling; the same recipe as `kd.py` with these values, and so the same address.
@@ -23,7 +23,7 @@ class Method:
     divergence_temperature: float = 1.0
     """Temperature of both distributions inside the divergence; the loss carries its square."""
     sampling_temperature: float = 1.0
-    """Temperature at which the student writes; 0 is greedy."""
+    """Temperature at which the student generates; 0 is greedy."""
     learning_rate_scale: float = 1.0
     """Multiplies the budget's learning rate after the warm-up."""
 
@@ -31,7 +31,7 @@ class Method:
         self.stages()  # `kd` checks the values
 
     def stages(self) -> tuple[TrainStage, ...]:
-        """The warm-up, a stage of its own that methods share, and the distillation."""
+        """The warm-up, a phase that methods share, and the distillation."""
         return kd.Method(
             warmup=self.warmup,
             student_share=1.0,

@@ -1,8 +1,8 @@
 """Relational distillation: tokens resemble each other in the student as they do in the teacher.
 
 MiniLMv2 (Wang et al. 2021, arXiv 2012.15828): relations among queries, among keys and among values of one
-layer of each model, beside the forward KL on the data's own answers; `hidden.py` has the equation and says
-which layers. The models' widths and depths may differ and nothing is projected, unlike `feature_kd.py`.
+layer of each model, added to the forward KL on the data's own answers; `training/losses/hidden.py` has the equation
+and names the layers. The models' widths and depths may differ and nothing is projected, unlike `feature_kd.py`.
 
     Method(relation_heads=8)        # 8 must divide both models' query widths
 """
@@ -19,8 +19,8 @@ class Method:
     """Gold answers x forward KL or cross-entropy, and relations of queries, keys and values."""
 
     relation_heads: int = 0
-    """Equal parts that queries, keys and values are split into, dividing both models' widths; 0: the
-    student's attention heads. The paper takes more than there are attention heads: 48 for 12, 64 for 16."""
+    """Equal parts that queries, keys and values are split into; it must divide both models' widths; 0: the student's
+    attention heads. The paper uses more than there are attention heads: 48 for 12, 64 for 16."""
     hidden_weight: float = 1.0
     """Factor of the relations' KL, in nats per token, summed over queries, keys and values; above 0. The
     default is ours: the paper trains on relations alone, before any task."""
@@ -35,7 +35,7 @@ class Method:
         check_beside("relations", self.hidden_weight, self.forward_kl_weight, self.cross_entropy_weight)
 
     def stages(self) -> tuple[TrainStage, ...]:
-        """One stage."""
+        """One phase."""
         return (
             TrainStage(
                 divergence="relations",

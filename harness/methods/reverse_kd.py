@@ -1,8 +1,8 @@
 """Reverse KL on the data's own answers: the student seeks the teacher's peaks and may drop its tails.
 
-KL(Q || P) with Q the student; `logit_kd.py` has the other direction. On the student's own text it is
-`kd.py` with `student_share=1 divergence=reverse_kl`. A cold student spreads over words the teacher never says
-and the gradient is dominated by those, so a counted warm-up of cross-entropy comes first.
+KL(Q || P) with Q the student; `logit_kd.py` has the other direction. On student-generated sequences it is
+`kd.py` with `student_share=1 divergence=reverse_kl`. An untrained student gives mass to tokens that the teacher finds
+improbable, and these dominate the gradient, so a warm-up of cross-entropy, counted in the budget, comes first.
 
     Method(warmup=0.2)
 """
@@ -30,7 +30,7 @@ class Method:
         check_mix(self.cross_entropy_weight, self.divergence_temperature)
 
     def stages(self) -> tuple[TrainStage, ...]:
-        """The warm-up, a stage of its own that methods share, and the distillation."""
+        """The warm-up, a phase that methods share, and the distillation."""
         return after_warmup(
             self.warmup,
             divergence="reverse_kl",

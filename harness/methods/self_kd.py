@@ -1,9 +1,9 @@
 """Self-distillation, Born-Again networks (Furlanello et al. 2018, arXiv 1805.04770).
 
 The teacher is the student that plain fine-tuning makes of the same cell: same rows, seed, size and budget,
-so it knows nothing the rows do not say. What is gained here is regularisation and not knowledge, which
-makes this the control for `logit_kd.py` too. The cell's own teacher is not used, so cells that differ only
-in it are one. The teacher is the very artifact of `method=sft` and costs nothing where that cell is run.
+so it knows nothing beyond the rows. A gain here comes from regularisation and not from knowledge, which makes this
+a control for `logit_kd.py` too. The cell's own teacher is not used, so cells that differ only in it are one. The
+teacher is the artifact of `method=sft` and costs nothing where that cell is run.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Method:
         check_mix(self.cross_entropy_weight, self.divergence_temperature)
 
     def stages(self) -> tuple[TrainStage, ...]:
-        """One stage."""
+        """One phase."""
         return (
             TrainStage(
                 divergence="forward_kl",

@@ -1,7 +1,7 @@
 """Sequence-level distillation (Kim and Rush 2016, arXiv 1606.07947): cross-entropy on the teacher's answers.
 
-The teacher answers each row's prompt and its text replaces the data's; nothing but text is asked of it, so
-this is also distillation from a black box, and prompts without an answer will do (`corpus.answers=none`).
+The teacher generates an answer to each row's prompt, and its text replaces the data's. Only text is needed, so this is
+also distillation from a black box, and unlabelled prompts are enough (`corpus.answers=none`).
 Answers cut by the length limit are kept without an end-of-turn target: the set of rows never differs from
 `sft`. `logit_kd.py` with `answers=teacher` compares distributions on the same text.
 
@@ -21,17 +21,17 @@ class Method:
     teacher_temperature: float = 0.0
     """Temperature at which the teacher answers; 0 is greedy, as in the paper's one-best variant."""
     samples_per_prompt: int = 1
-    """Answers the teacher writes to each prompt; the n-th visit of a row trains the n-th, round and round."""
+    """Answers the teacher generates to each prompt; the n-th visit of a row trains on the n-th, in a cycle."""
     rationale: str = "keep"
-    """`keep`, or `strip` the reasoning between `<think>` marks that a teacher writes before its answer."""
+    """`keep`, or `strip` the reasoning between `<think>` marks that a teacher generates before its answer."""
     shuffled: bool = False
-    """Control: every row gets another row's answer, so only the answers' style can teach."""
+    """Control: every row gets another row's answer, so only the style of the answers can be learnt."""
 
     def __post_init__(self) -> None:
         check_written(self.teacher_temperature, self.samples_per_prompt, self.rationale)
 
     def stages(self) -> tuple[TrainStage, ...]:
-        """One stage."""
+        """One phase."""
         return (
             TrainStage(
                 sequences="teacher",

@@ -11,11 +11,11 @@ from harness.config.recipe import TrainStage
 
 @dataclass
 class Method:
-    """Gold answers x cross-entropy, the whole budget in one stage."""
+    """Gold answers x cross-entropy, the whole budget in one phase."""
 
     label_smoothing: float = 0.0
     """Share of each target spread evenly over the vocabulary, 0 to below 1 (Szegedy et al. 2016, arXiv
-    1512.00567): what a teacher without knowledge gives, so the control for what a real one adds."""
+    1512.00567): the effect of a teacher without knowledge, a control for the gain of a real one."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
@@ -27,5 +27,5 @@ class Method:
             )
 
     def stages(self) -> tuple[TrainStage, ...]:
-        """One stage."""
+        """One phase."""
         return (TrainStage(label_smoothing=self.label_smoothing),)

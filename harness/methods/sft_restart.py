@@ -1,8 +1,8 @@
 """Supervised fine-tuning in two phases: the control for a warm-up.
 
-`kd.py` trains cross-entropy first and restarts optimizer and schedule for its second stage; this method
+`kd.py` trains cross-entropy first and restarts optimizer and schedule for its second phase; this method
 does the same with cross-entropy twice, so the restart itself is not mistaken for a gain. Its first
-stage is the very stage `kd` starts from.
+phase is the warm-up that `kd` starts from.
 """
 
 from dataclasses import dataclass
@@ -23,5 +23,5 @@ class Method:
             raise refuse("method.warmup", self.warmup, "it lies above 0 and below 1", "or use method=sft")
 
     def stages(self) -> tuple[TrainStage, ...]:
-        """Two stages that together train the budget once."""
+        """Two phases that together train the budget once."""
         return (TrainStage(span=(0.0, self.warmup)), TrainStage(span=(self.warmup, 1.0)))

@@ -1,7 +1,7 @@
-"""Speculative knowledge distillation (Xu et al. 2024, arXiv 2410.11325): text that both models write.
+"""Speculative knowledge distillation (SKD, Xu et al. 2024, arXiv 2410.11325): sequences that both models generate.
 
-The student proposes tokens, the teacher replaces those it finds unlikely, and the student learns the teacher's
-distribution on the whole answer (`interleaved.py`). With `accepted_top_k` of the whole vocabulary the text is
+The student drafts tokens, the teacher replaces those it finds improbable, and the student learns the teacher's
+distribution on the whole answer (`models/speculative.py`). With `accepted_top_k` of the whole vocabulary the text is
 the student's own, as in `on_policy.py`; with 1 and a greedy teacher it is the teacher's, as in `seq_kd.py`.
 The defaults are the authors' settings, the warm-up is ours: their student was fine-tuned beforehand.
 
@@ -17,7 +17,7 @@ from harness.methods._checks import after_warmup, check_warmup
 
 @dataclass
 class Method:
-    """Cross-entropy for the warm-up, then interleaved answers x a divergence from the teacher."""
+    """Cross-entropy for the warm-up, then speculatively generated answers x a divergence from the teacher."""
 
     warmup: float = 0.2
     """Share of the budget's steps spent on cross-entropy first, 0 to below 1; 0 for a student that
@@ -27,18 +27,18 @@ class Method:
     divergence_temperature: float = 1.0
     """Temperature of both distributions inside the divergence; the loss carries its square."""
     proposed_tokens: int = 5
-    """Tokens the student proposes at a time; it moves the work between the models, not the text."""
+    """Tokens the student drafts at a time; it changes the cost of each model, not the text."""
     accepted_top_k: int = 25
-    """A proposed token is accepted while it is among the teacher's k likeliest; less makes the text more
-    the teacher's."""
+    """A drafted token is accepted if it is among the teacher's k most probable; a smaller k moves the text towards the
+    teacher's."""
     sampling_temperature: float = 0.5
-    """Temperature at which the student proposes; 0 is greedy."""
+    """Temperature at which the student drafts; 0 is greedy."""
     sampling_top_p: float = 0.5
-    """Share of its distribution the student proposes from, above 0; 1 is all of it."""
+    """Nucleus (top-p) the student drafts from, above 0; 1 is the whole distribution."""
     teacher_temperature: float = 0.2
-    """Temperature of the token that takes a rejected one's place; 0 is greedy."""
+    """Temperature at which the teacher samples the token that replaces a rejected one; 0 is greedy."""
     teacher_top_p: float = 0.5
-    """Share of the teacher's distribution that token is drawn from, above 0; 1 is all of it."""
+    """Nucleus (top-p) the teacher samples that token from, above 0; 1 is the whole distribution."""
     learning_rate_scale: float = 1.0
     """Multiplies the budget's learning rate after the warm-up."""
 
@@ -59,7 +59,7 @@ class Method:
         check_positive("method.learning_rate_scale", self.learning_rate_scale)
 
     def stages(self) -> tuple[TrainStage, ...]:
-        """The warm-up, a stage of its own that methods share, and the distillation."""
+        """The warm-up, a phase that methods share, and the distillation."""
         return after_warmup(
             self.warmup,
             sequences="interleaved",

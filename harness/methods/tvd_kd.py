@@ -1,8 +1,8 @@
 """Total variation distance on the data's own answers (Wen et al. 2023, arXiv 2307.15190).
 
 Half the L1 distance of the two distributions: symmetric and at most 1 per position, so no single token
-the teacher finds unlikely can dominate. Like the JSD (`jsd_kd.py`) it has little gradient where the two
-hardly overlap, so a counted warm-up of cross-entropy comes first.
+that the teacher finds improbable can dominate. Like the JSD (`jsd_kd.py`) it has little gradient where the two
+hardly overlap, so a warm-up of cross-entropy, counted in the budget, comes first.
 
     Method(warmup=0.2)
 """
@@ -30,7 +30,7 @@ class Method:
         check_mix(self.cross_entropy_weight, self.divergence_temperature)
 
     def stages(self) -> tuple[TrainStage, ...]:
-        """The warm-up, a stage of its own that methods share, and the distillation."""
+        """The warm-up, a phase that methods share, and the distillation."""
         return after_warmup(
             self.warmup,
             divergence="tvd",

@@ -1,10 +1,9 @@
-"""Two-stage distillation for domains with few human rows: synthetic rows first, human rows second.
+"""Two-phase distillation for domains with few human rows: synthetic rows first, human rows second.
 
-The teacher sees a few human rows in context and writes new prompts with answers (arXiv 2606.22942); the
-student trains on those, then on the human rows with a smaller learning rate. The whole budget is fixed
-whatever is asked here. Controls: `order=human_first`, `order=mixed` (one stage, all rows together, natural
-or with `human_share`), `synthetic_share=1` (synthetic rows alone); `kd.py`, `logit_kd.py` and `sft.py` are
-the human rows alone.
+The teacher sees a few human rows in context and generates new prompts with answers (arXiv 2606.22942); the
+student trains on those, then on the human rows with a smaller learning rate. The settings divide the budget and do not
+change it. Controls: `order=human_first`, `order=mixed` (one phase, all rows together, natural or with `human_share`),
+`synthetic_share=1` (synthetic rows alone); `kd.py`, `logit_kd.py` and `sft.py` are the human rows alone.
 
     Method(synthetic_rows=1500, examples_in_context=3, synthetic_share=0.9)
     Method(ratio=20, first="logit_kd", second="sft", near_duplicate=0.7)
@@ -22,44 +21,44 @@ class Method:
     """Synthetic rows x cross-entropy or a divergence, human rows x a divergence or cross-entropy."""
 
     synthetic_rows: int = 1500
-    """Rows the teacher is asked to write; the human rows stay as they are, so this sets the ratio."""
+    """Rows the teacher generates; the number of human rows is given, so this sets the ratio."""
     ratio: float | None = None
     """Synthetic rows per human training row, instead of `synthetic_rows`: the same ratio at every fraction."""
     examples_in_context: int = 3
-    """Human rows shown to the teacher before each row it writes."""
+    """Human rows in the teacher's context for each row it generates."""
     synthetic_temperature: float = 1.0
-    """Temperature at which the teacher writes prompts and answers."""
+    """Temperature at which the teacher generates prompts and answers."""
     synthetic_share: float = 0.9
     """Share of the budget's steps spent on synthetic rows, above 0; 1 is the control without human rows."""
     first: str = "sft"
     """How synthetic rows (and those of `order=mixed`) are trained: `sft`, or `logit_kd` (forward KL)."""
     second: str = "kd"
-    """How human rows are trained: `kd` (JSD, student text half of the steps), `logit_kd` (forward KL on gold)
-    or `sft`."""
+    """How human rows are trained: `kd` (JSD, student-generated sequences in half of the steps), `logit_kd` (forward KL
+    on gold) or `sft`."""
     learning_rate_scale: float = 0.3
-    """Multiplies the budget's learning rate on human rows, in either order; too strong a second stage undoes
-    the first. Not read by `order=mixed`."""
+    """Multiplies the budget's learning rate on human rows, in either order; a large one in phase 2 undoes phase 1. Not
+    read by `order=mixed`."""
     order: str = "synthetic_first"
-    """`synthetic_first`; `human_first`, the control for the order; `mixed`, the control for having stages."""
+    """`synthetic_first`; `human_first`, the control for the order; `mixed`, the control for having two phases."""
     human_share: float = 0.0
-    """Share of visits that are human rows under `order=mixed`; 0: as many as there are of all rows."""
+    """Share of visits that are human rows under `order=mixed`; 0: their share of all rows."""
     warmup: float = 0.2
-    """Share of the human rows' steps spent on cross-entropy first under `order=human_first second=kd`, where
-    the student would else meet the JSD cold (see `kd`); 0 or more and below 1."""
+    """Share of the human rows' steps spent on cross-entropy first under `order=human_first second=kd`, where the JSD
+    would otherwise start from an untrained student (see `kd`); 0 or more and below 1."""
     least_prompt_tokens: int = 1
-    """Drops synthetic rows with a shorter prompt, in tokens; raise it where a teacher writes stubs."""
+    """Drops synthetic rows with a shorter prompt, in tokens; raise it where a teacher generates fragments."""
     least_answer_tokens: int = 1
     """Drops synthetic rows with a shorter answer, in tokens, the end of turn among them."""
     near_duplicate: float = 0.0
-    """Drops a synthetic prompt whose words are this like (ROUGE-L F1) those of a kept, human, validation or
-    held-out one. Self-Instruct's 0.7 suits open-ended prompts; 0 drops exact repeats alone, for corpora of
-    templates, where all prompts are alike."""
+    """Drops a synthetic prompt whose ROUGE-L F1 with a kept, human, validation or held-out one is this high.
+    Self-Instruct's 0.7 suits open-ended prompts; 0 drops exact duplicates alone, for corpora of templates, where all
+    prompts are similar."""
     verified: bool = False
-    """Keeps only synthetic answers that are right; prompts whose truth the corpus cannot know are dropped."""
+    """Keeps only synthetic answers that are right; prompts that the corpus cannot verify are dropped."""
     self_consistency: float = 0.0
     """Keeps a synthetic answer only if this share of more samples agrees with it (arXiv 2203.11171); 0: off."""
     consistency_samples: int = 5
-    """How many more answers that asks for, per prompt."""
+    """Further answers per prompt that are sampled for `self_consistency`."""
 
     def __post_init__(self) -> None:
         for name in ("synthetic_rows", "examples_in_context", "synthetic_temperature", "learning_rate_scale"):
@@ -93,7 +92,7 @@ class Method:
         check_choice("method.order", self.order, ("synthetic_first", "human_first", "mixed"))
 
     def stages(self) -> tuple[TrainStage, ...]:
-        """The stages in order; one when rows are mixed or the whole budget goes to synthetic rows."""
+        """The phases in order; one when rows are mixed or the whole budget goes to synthetic rows."""
         if self.order == "mixed":
             return (self._synthetic((0.0, 1.0), sequences="mixed"),)
         if self.synthetic_share == 1:

@@ -1,4 +1,4 @@
-"""Nothing is trained: the student as it was adopted, a row of the table beside what training made of it.
+"""Nothing is trained: the pretrained base model of the student, a row of the table to compare trained students with.
 
 Also the way to score a model without a study: `method=untrained student=hf student.path=FOLDER evals=quick`.
 """
@@ -10,7 +10,7 @@ from harness.config.recipe import TrainStage
 
 @dataclass
 class Method:
-    """No training stage."""
+    """No training phase."""
 
     def stages(self) -> tuple[TrainStage, ...]:
         """None: the student that is scored is the base model."""

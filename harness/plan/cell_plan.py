@@ -16,6 +16,7 @@ from harness.config.checks import refuse
 from harness.config.recipe import TrainStage
 from harness.config.teacher_signal import check_signal
 from harness.methods import method_name
+from harness.models.kinds import model_of
 from harness.plan.data_stages import CellRows
 from harness.plan.evaluation_stages import Deployment, deployments, evaluate_stages, fingerprint_of
 from harness.plan.graph import Stage
@@ -26,31 +27,35 @@ from harness.store.fingerprint import fingerprint
 
 @dataclass(frozen=True)
 class CellPlan:
-    """The stages of one cell by what they are for."""
+    """The stages of one cell, by their purpose."""
 
     cell: Cell
+    """The cell, with every seed filled in."""
     train: tuple[Stage, ...]
+    """A stage for each phase of its method; none where nothing is trained."""
     evaluations: Mapping[str, Stage]
     """The student's `evaluate` stages by evaluation; none for a trial, which is trained only."""
     teaching: tuple[Stage, ...]
+    """The teacher's signal, prepared before training: labels, caches, synthetic rows."""
     taught_by: str | None
     """`given` (the cell's teacher), `self` (its own fine-tuned student) or None."""
     teacher: Stage | None
+    """The teacher after its fine-tuning."""
     references: Mapping[str, Mapping[str, Stage]]
     """The same of the models the student is compared with: base, and teacher where there is one."""
     deployments: Mapping[str, Mapping[str, Deployment]] = field(default_factory=dict)
-    """What is measured, by role (student, teacher) and number format; no part of what the cell is."""
+    """Measured models, by role (student, teacher) and number format; no part of the cell's identity."""
     overlaps: tuple[Stage, ...] = ()
-    """Where the rows that student and teacher are trained on are compared with what is scored."""
+    """Decontamination: the rows that student and teacher train on are compared with the scored items."""
 
     @property
     def fingerprint(self) -> str:
-        """The cell is what its student's evaluations are."""
+        """The fingerprint of its student's evaluations; a trial's is that of its trained student."""
         return fingerprint_of(self.evaluations) if self.evaluations else self.train[-1].fingerprint
 
     @property
     def stored_signal(self) -> bool:
-        """Whether a stage reads what the teacher said from a cache."""
+        """Whether a phase reads the teacher's logits from a cache."""
         return any("signal" in stage.settings for stage in self.train)
 
     @property
@@ -60,7 +65,7 @@ class CellPlan:
 
     @property
     def targets(self) -> tuple[Stage, ...]:
-        """What the cell is made for: its student's evaluations, those of what it is compared with, overlaps, and
+        """The stages that the cell is planned for: evaluations of its student and of its references, overlaps, and
         measures."""
         compared = (stage for evaluations in self.references.values() for stage in evaluations.values())
         measured = (one for formats in self.deployments.values() for one in formats.values())
@@ -68,7 +73,7 @@ class CellPlan:
         return (*(self.evaluations.values() or self.train[-1:]), *compared, *self.overlaps, *taken)
 
     def making_teacher(self) -> Iterator[Stage]:
-        """The stages it takes to make the teacher; a cell's own student is made on a base that is there anyway."""
+        """The stages that make the teacher; for the teacher `self` its training alone, as its base is the student's."""
         if self.teacher is not None:
             yield from self.teacher.ancestry() if self.taught_by == "given" else (self.teacher,)
 
@@ -102,7 +107,7 @@ class Plan:
 
     @cached_property
     def targets(self) -> dict[str, Stage]:
-        """What the cells are made for, by key."""
+        """The stages that the cells are planned for, by key."""
         return {target.key: target for cell in self.cells for target in cell.targets}
 
     @cached_property
@@ -113,7 +118,7 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """A short hash of the cells, the grid's name when nobody gave one."""
+        """A short hash of the cells: the name of a grid without one."""
         return "grid-" + fingerprint(sorted(plan.fingerprint for plan in self.cells))[:10]
 
 
@@ -144,7 +149,7 @@ def plan_cell(cell: Cell) -> CellPlan:
 
     student = train[-1] if train else base
     references, deployed = {"base": base}, {"student": student}
-    if teacher is not None and taught_by == "given" and cell.teacher.kind != "http":  # a server's weights are not here
+    if teacher is not None and taught_by == "given" and model_of(cell.teacher).weights_here:
         references["teacher"] = deployed["teacher"] = teacher
     return CellPlan(
         cell=cell,

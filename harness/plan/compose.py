@@ -29,7 +29,7 @@ from harness.config.checks import SettingsError, check_choice, refuse
 from harness.config.cluster import DEFAULTS
 from harness.data.corpora import corpus_names, load_corpus
 from harness.methods import load_method, method_names
-from harness.plan.sweep import first_value, in_draws, points_of
+from harness.plan.sweep import first_value, in_replicates, points_of
 
 CONFIG = "config"
 CELL_FIELDS = tuple(field.name for field in fields(Cell))
@@ -38,10 +38,12 @@ FRACTION_HINT = "a fraction is a number above 0 and at most 1; try data_frac=0.0
 
 @dataclass(frozen=True)
 class Composed:
-    """The cells that were asked for, and the settings of the run itself."""
+    """The cells of a command line, and the settings of the run itself."""
 
     cells: tuple[Cell, ...]
+    """Every point of the grid."""
     settings: Settings
+    """The settings of the first point, with those of the run."""
 
 
 def presets_folder() -> Path:
@@ -105,7 +107,7 @@ def compose(arguments: Sequence[str], sweep: Mapping[str, Any] | None = None) ->
                 ],
             )
         )
-        points = in_draws(points_of(swept, {**first.sweep, **(sweep or {})}), first.draws)
+        points = in_replicates(points_of(swept, {**first.sweep, **(sweep or {})}), first.draws)
         composer = _Composer([_text(override) for override in fixed])
         cells = tuple(composer.cell(point) for point in points)
     if not cells:

@@ -1,6 +1,6 @@
 """Estimate: what a plan would cost, from settings alone, before data is tokenised or a model is loaded.
 
-Tokens come from the budget and the corpus's stated size, FLOPs from 6 N per trained and 2 N per read
+Tokens come from the budget and the corpus's stated size, FLOPs from 6 N per trained and 2 N per processed
 token (harness/results/cost.py), seconds from the speed of finished stages of the same kind in the store, else
 from a cautious figure for one CPU thread. Estimates order the work and are printed by `grid plan`.
 """
@@ -24,18 +24,24 @@ DEFAULT_FLOPS_PER_SECOND = 2e10
 OVERHEAD_SECONDS = 2.0
 UNKNOWN = Size(rows=1000, response_tokens=200.0, row_tokens=400.0, heldout_rows=1000)
 COSTS = ("tokens", "flops", "seconds", "bytes", "gpu_hours")
-LINE_TOKENS = {"words": 21.0, "letters": 36.0}  # of a raw question and answer of the mini world, by family
-BENCHMARK_ITEMS, ITEM_TOKENS = 1000, 200  # of a benchmark nobody has opened yet; tokens of a prompt, or of one shot
+LINE_TOKENS = {"words": 21.0, "letters": 36.0}  # of a raw question and answer of the miniature corpus, by family
+BENCHMARK_ITEMS, ITEM_TOKENS = (
+    1000,
+    200,
+)  # of a benchmark before its download; tokens of a prompt, or of one shot
 STUDENT_TEXT_FACTOR = 2.0  # generating costs about as much again as training on what was generated
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a stage is expected to cost: tokens read or written, FLOPs, bytes kept in the store."""
+    """The expected cost of a stage."""
 
     tokens: float = 0.0
+    """Processed and generated tokens."""
     flops: float = 0.0
+    """Floating-point operations."""
     bytes: float = 0.0
+    """Bytes of the artifact in the store."""
 
     def __add__(self, other: "Estimate") -> "Estimate":
         return Estimate(self.tokens + other.tokens, self.flops + other.flops, self.bytes + other.bytes)
@@ -60,19 +66,19 @@ def estimate(stage: Stage) -> Estimate:
     if stage.kind in ("labels", "synthesize"):
         rows, response, row_tokens = _rows(stage.inputs["rows" if stage.kind == "labels" else "subset"])
         if stage.kind == "labels":
-            asked = min(rows, _visited(stage, rows)) * stage.settings["samples_per_prompt"]
+            answers = min(rows, _visited(stage, rows)) * stage.settings["samples_per_prompt"]
         else:
-            asked = stage.settings["synthetic_rows"] or rows * stage.settings["synthetic_ratio"]
-        tokens = asked * (row_tokens + response)
-        return Estimate(tokens, forward_flops(stage.inputs["teacher"].parameters, tokens), asked * row_tokens * 4)
+            answers = stage.settings["synthetic_rows"] or rows * stage.settings["synthetic_ratio"]
+        tokens = answers * (row_tokens + response)
+        return Estimate(tokens, forward_flops(stage.inputs["teacher"].parameters, tokens), answers * row_tokens * 4)
     if stage.kind == "cache":
         rows, response, row_tokens = _rows(stage.inputs["rows"])
         kept = stage.settings["signal"].get("top_k", 12)  # 50 draws fall on about a dozen different tokens
         flops = forward_flops(stage.inputs["teacher"].parameters, rows * row_tokens)
         return Estimate(rows * row_tokens, flops, rows * response * kept * 4.2)
     if stage.kind == "measure":
-        asked = stage.settings
-        tokens = (1 + asked["repeats"]) * asked["batch_size"] * (asked["prompt_tokens"] + asked["new_tokens"])
+        run = stage.settings
+        tokens = (1 + run["repeats"]) * run["batch_size"] * (run["prompt_tokens"] + run["new_tokens"])
         return Estimate(tokens, forward_flops(stage.parameters, tokens))
     scored, item_tokens = _scored(stage)
     tokens = scored * item_tokens
@@ -80,7 +86,7 @@ def estimate(stage: Stage) -> Estimate:
 
 
 def _scored(stage: Stage) -> tuple[int, float]:
-    """About how many items an evaluation has, and tokens that are read and written for each."""
+    """About how many items an evaluation has, and the tokens that are processed and generated for each."""
     limit = stage.settings["limit"]
     if "card" in stage.settings:
         card = stage.settings["card"]
@@ -155,7 +161,7 @@ def _disk(size: float) -> str:
 
 
 def _mixture_size(stage: Stage, family: str = "words") -> Size:
-    """What a mixture's corpus states of itself, in tokens of a family of minis where minis read it."""
+    """The size that a mixture's corpus states, in tokens of a family where a model of the miniature reads it."""
     return _size(canonical(stage.where["corpus"]), family)
 
 
@@ -165,8 +171,8 @@ def _size(corpus: str, family: str) -> Size:
 
 
 def _family(model: Stage) -> str:
-    """The family of the mini that a model comes from; `words` for any other model."""
-    return str(model.adopted().settings.get("family", "words"))
+    """The family of a model of the miniature; `words` for any other model."""
+    return str(model.base_model().settings.get("family", "words"))
 
 
 def _rows(subset: Stage) -> tuple[float, float, float]:
@@ -210,20 +216,22 @@ def _train(stage: Stage) -> Estimate:
         return Estimate(flops / train_flops(parameters, 1), flops, 4.0 * parameters)
     tokens = _steps(budget, rows, response) * share * budget["batch_size"] * row_tokens
     flops = train_flops(parameters, tokens, frozen=parameters if "lora" in stage.settings else 0)
-    flops += _written_share(recipe) * STUDENT_TEXT_FACTOR * forward_flops(parameters, tokens)
+    flops += _generated_share(recipe) * STUDENT_TEXT_FACTOR * forward_flops(parameters, tokens)
     if recipe.get("adaptive"):
         flops += CHECKS * forward_flops(parameters, stage.inputs["subset"].settings["validation"] * rows * row_tokens)
     if "teacher" in stage.inputs:
-        times = 2 if recipe["sequences"] == "interleaved" else 1  # it reads the text once more while it is written
+        times = (
+            2 if recipe["sequences"] == "interleaved" else 1
+        )  # the teacher processes the text once more while it is generated
         read = tokens
-        if "teacher_rows" in stage.inputs:  # the same rows, in tokens of its own
+        if "teacher_rows" in stage.inputs:  # the same rows, in the teacher's own tokens
             read *= _rows(stage.inputs["teacher_rows"])[2] / row_tokens
         flops += times * forward_flops(stage.inputs["teacher"].parameters, read)
     return Estimate(tokens, flops, 4.0 * parameters)
 
 
-def _written_share(recipe: Mapping[str, Any]) -> float:
-    """Share of a stage's steps the student writes in; an adaptive one writes, not replays, at most about half."""
+def _generated_share(recipe: Mapping[str, Any]) -> float:
+    """Share of a phase's steps in which the student generates; an adaptive one generates, not replays, about half."""
     if recipe["sequences"] == "interleaved":
         return 1.0
     return recipe.get("student_share", 0) * (0.5 if recipe.get("adaptive") else 1.0)

@@ -71,7 +71,7 @@ def deployments(rows: CellRows, model: Stage) -> dict[str, Deployment]:
 
 
 def _deployment(rows: CellRows, name: str, model: Stage) -> Deployment:
-    base = model.adopted()
+    base = model.base_model()
     settings: dict[str, Any] = {"format": name, **LENGTHS}
     if name not in QUANTISATIONS:
         return Deployment(Stage("measure", f"{base.name}-{name}", settings, {"model": base}), {})

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from harness.config.checks import refuse
-from harness.models.files import parameters_of
+from harness.models.kinds import model_of
 from harness.store.fingerprint import SHORT, fingerprint, plain
 
 # Each kind of stage: the function that makes it and its version. Bump a version when its numbers change.
@@ -31,12 +31,12 @@ MAKERS: dict[str, tuple[str, int]] = {
 }
 
 FEW_PARAMETERS = 10**7
-"""Models below it are trained and asked on one thread wherever they are, unless `machine.threads` says otherwise."""
+"""Models below it train and generate on one thread on every machine, unless `machine.threads` is set."""
 TOGETHER = ("train",)
-"""Kinds that all processes of a job make together; any other is made by the first alone."""
+"""Kinds that all processes of a job make together; rank 0 makes any other alone."""
 Again = Mapping[str, Mapping[str, Any]]
-"""By the key of a stage that is tried again, what its spec has more: `machine`, settings of its own, and maybe
-`retried`, what its record is to say of it."""
+"""By the key of a stage that is retried, the entries its spec gets: `machine`, settings of its own, and maybe
+`retried`, a note for its record."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,13 +74,13 @@ class Stage:
 
     @cached_property
     def parameters(self) -> int:
-        """About how many parameters the model has that it makes, or scores; 0 where there is none."""
-        model = self.adopted().where.get("model")
-        return 0 if model is None else parameters_of(model)
+        """About how many parameters the model has that the stage makes or scores; 0 where there is none."""
+        model = self.base_model().where.get("model")
+        return 0 if model is None else model_of(model).parameters()
 
     @property
     def largest_model(self) -> int:
-        """Parameters of the largest model it makes or asks."""
+        """Parameters of the largest model that the stage makes, scores or runs as a teacher."""
         return max([self.parameters, *(stage.parameters for role, stage in self.inputs.items() if role == "teacher")])
 
     def spec(self) -> dict[str, Any]:
@@ -118,10 +118,10 @@ class Stage:
             visit(key)
         return made
 
-    def adopted(self) -> "Stage":
-        """The base model that this model was before it was trained or rounded."""
+    def base_model(self) -> "Stage":
+        """The stage of the base model from which this model was trained or rounded."""
         before = next((self.inputs[role] for role in ("start", "model") if role in self.inputs), None)
-        return self if before is None else before.adopted()
+        return self if before is None else before.base_model()
 
     def ancestry(self) -> Iterator["Stage"]:
         """Every stage this one needs, inputs before those that use them, then itself; may repeat."""
@@ -131,15 +131,15 @@ class Stage:
 
 
 class Work(Protocol):
-    """What is to be made: a plan, or a part of one."""
+    """Stages to make: a plan, or a part of one."""
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """All of it, inputs before those that use them."""
+        """All stages, inputs before those that use them."""
 
     @property
     def targets(self) -> Mapping[str, Stage]:
-        """What it is all for, by key."""
+        """The stages that were requested, by key; the others are their inputs."""
 
     @property
     def teachers(self) -> Collection[str]:

@@ -14,17 +14,17 @@ from harness.config.checks import refuse
 from harness.config.model import Lesson, Model, Student
 from harness.config.recipe import TrainStage
 from harness.data.corpora import corpus_from, corpus_name
-from harness.models.files import model_identity
+from harness.models.kinds import model_of
 from harness.plan.data_stages import CellRows, mixture_stage, subset_stage
 from harness.plan.graph import Stage
 
 
 def base_stage(cell: Cell, model: Model) -> Stage:
-    """A model before this study trains it: built, adopted or pruned."""
+    """A model before this study trains it: the pretrained model itself, pruned, or with fresh weights."""
     return Stage(
         "base",
         model.name,
-        model_identity(model, cell.world_seed),
+        model_of(model).identity(cell.world_seed),
         where={
             "model": {name: getattr(model, name) for name in Model.__dataclass_fields__},
             "world_seed": cell.world_seed,
@@ -44,7 +44,7 @@ def train_stage(
     lora: Mapping[str, float] | None = None,
     signal: Mapping[str, Any] | None = None,
 ) -> Stage:
-    """One training stage; a value that this stage does not read stays out of its identity."""
+    """The stage of one training phase; a value that the phase does not read stays out of its identity."""
     settings: dict[str, Any] = {
         "stage": recipe_stage.identity(),
         "budget": asdict(budget),
@@ -122,8 +122,8 @@ def _lesson_rows(rows: CellRows, lesson: Lesson, model: Stage) -> Stage:
             raise refuse(
                 "teacher.data_frac",
                 "match",
-                "a teacher is trained on answers, and corpus.answers=none leaves the cell's own rows without any",
-                "set teacher.data_frac=1.0, or choose a teacher without lessons on the cell's corpus",
+                "a teacher is fine-tuned on answers, and with corpus.answers=none the cell's own rows have none",
+                "set teacher.data_frac=1.0, or choose a teacher that is not fine-tuned on the cell's corpus",
             )
         return subset_stage(
             rows.mixture,
@@ -136,7 +136,7 @@ def _lesson_rows(rows: CellRows, lesson: Lesson, model: Stage) -> Stage:
     corpus = corpus_from(lesson.corpus)
     if corpus.answers == "none":
         raise refuse(
-            "teacher.lessons", "answers: none", "a lesson trains on answers", "set its corpus to answers: given"
+            "teacher.lessons", "answers: none", "a teacher is fine-tuned on answers", "set its corpus to answers: given"
         )
     own = mixture_stage(cell, corpus)
     disjoint = corpus_name(corpus) == corpus_name(cell.corpus) == "mini"  # one held-out set per world

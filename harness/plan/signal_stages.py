@@ -12,6 +12,7 @@ from harness.config.checks import refuse
 from harness.config.recipe import CROSS, TrainStage
 from harness.data.corpora import corpus_name
 from harness.methods import method_name
+from harness.models.kinds import ServedModel, TypedModel, model_of
 from harness.plan.data_stages import CellRows
 from harness.plan.graph import Stage
 from harness.plan.model_stages import base_stage
@@ -90,16 +91,16 @@ def label_stages(rows: CellRows, phase: TrainStage, teacher: Stage) -> dict[str,
             )
         settings["visits"] = {"budget": asdict(cell.budget), "span": list(phase.span), "seed": cell.train_seed}
         name = f"{teacher.name}-{cell.data_frac:g}-s{cell.train_seed}"
-        return {"labels": Stage("labels", name, settings, {"rows": rows.subset, "teacher": teacher}, _where(cell))}
+        return {"labels": Stage("labels", name, settings, {"rows": rows.subset, "teacher": teacher}, _where(teacher))}
     return {
         f"labels:{block.settings['data_frac']:g}": Stage(
             "labels",
             f"{teacher.name}-block-{block.settings['data_frac']:g}",
             settings,
             {"rows": block, "teacher": teacher},
-            _where(cell),
+            _where(teacher),
         )
-        for block in rows.blocks(teacher.adopted())
+        for block in rows.blocks(teacher.base_model())
     }
 
 
@@ -111,7 +112,7 @@ def cache_stages(rows: CellRows, teacher: Stage) -> dict[str, Stage]:
         "seed": cell.teacher_seed,
         "max_length": cell.corpus.max_length,
     }
-    if teacher.settings.get("kind") != "http":  # a server has a precision of its own
+    if _model_of(teacher).weights_here:  # a server has a precision of its own
         settings["precision"] = cell.budget.precision
     return {
         f"cache:{block.settings['data_frac']:g}": Stage(
@@ -119,9 +120,9 @@ def cache_stages(rows: CellRows, teacher: Stage) -> dict[str, Stage]:
             f"{teacher.name}-{cell.signal.kind}-block-{block.settings['data_frac']:g}",
             settings,
             {"rows": block, "teacher": teacher},
-            _where(cell),
+            _where(teacher),
         )
-        for block in rows.blocks(teacher.adopted())
+        for block in rows.blocks(teacher.base_model())
     }
 
 
@@ -133,7 +134,7 @@ def synthesize_stage(rows: CellRows, phase: TrainStage, teacher: Stage) -> Stage
             "method.verified",
             True,
             f"corpus={corpus_name(cell.corpus)} cannot tell whether the answer to a new prompt is right",
-            "set method.verified=false, or method.self_consistency=0.6 to let the teacher vote",
+            "set method.verified=false, or method.self_consistency=0.6 to compare several answers of the teacher",
         )
     settings: dict[str, Any] = {
         "sampling_temperature": phase.sampling_temperature,
@@ -144,7 +145,7 @@ def synthesize_stage(rows: CellRows, phase: TrainStage, teacher: Stage) -> Stage
     settings |= {name: getattr(phase, name) for name in SYNTHESIS}
     inputs = {"subset": rows.subset, "mixture": rows.mixture, "teacher": teacher}
     inputs |= {"overlap": dropped} if (dropped := rows.dropped_by(rows.mixture)) else {}
-    return Stage("synthesize", f"{teacher.name}-s{cell.data_seed}", settings, inputs, _where(cell))
+    return Stage("synthesize", f"{teacher.name}-s{cell.data_seed}", settings, inputs, _where(teacher))
 
 
 def check_answers(cell: Cell, phases: tuple[TrainStage, ...]) -> None:
@@ -172,6 +173,12 @@ def check_answers(cell: Cell, phases: tuple[TrainStage, ...]) -> None:
         )
 
 
-def _where(cell: Cell) -> dict[str, Any]:
+def _where(teacher: Stage) -> dict[str, Any]:
     """The address of a teacher that is served over HTTP; never identity."""
-    return {"teacher_url": cell.teacher.path} if cell.teacher.kind == "http" else {}
+    model = _model_of(teacher)
+    return {"teacher_url": model.path} if isinstance(model, ServedModel) else {}
+
+
+def _model_of(teacher: Stage) -> TypedModel:
+    """The base model that a teacher was before it was fine-tuned or rounded."""
+    return model_of(teacher.base_model().where["model"])

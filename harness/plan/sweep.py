@@ -39,8 +39,8 @@ def points_of(swept: Sequence[Override], sweep: Mapping[str, Any]) -> list[dict[
     return points + [point for entry in sweep.get("include") or [] for point in _product(entry)]
 
 
-def in_draws(points: list[dict[str, Any]], draws: int | None) -> list[dict[str, Any]]:
-    """Every point in each draw of world and teacher; one that names a draw itself stays as it is."""
+def in_replicates(points: list[dict[str, Any]], draws: int | None) -> list[dict[str, Any]]:
+    """Every point in each replicate (own corpus and teacher); a point that sets one of their seeds stays as it is."""
     if draws is None:
         return points
     check_at_least("draws", draws, 1)

@@ -1,10 +1,10 @@
 """Trials: what tuning trains, run as a grid of its own, and what was chosen, kept beside the grid.
 
-`tuning.py` says which trials there are and which is best; here they are planned, run and read. A trial is
-trained and never scored on held-out rows. Trials are stages like any other: stopped and run again, the same
-command goes on, and `python -m harness.grid status <grid>-tuning` shows them.
+`tuning.py` chooses the trials and the best one; here they are planned, run and read. A trial is
+trained and never scored on held-out rows. Trials are stages like any other: after an interruption the same
+command continues, and `python -m harness.grid status <grid>-tuning` shows them.
 
-    tuned, told = tune_grid(cells, Tune.of({...}), "my_grid", store, make)
+    tuned, report = tune_grid(cells, Tune.of({...}), "my_grid", store, make)
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,10 +41,10 @@ def tune_grid(
         known.update({one.fingerprint: one for one in plans})
         keep_plan(store, freeze(Plan.union(known.values()), name))
         states = make(plan, name)
-        return [_figure(store, one, states) for one in plans]
+        return [_validation_nll(store, one, states) for one in plans]
 
     searches = search(cells, tune, run)
-    return tuned_cells(cells, searches), _told(searches, tune)
+    return tuned_cells(cells, searches), _describe(searches, tune)
 
 
 def trial_plan(plan: CellPlan) -> CellPlan:
@@ -52,18 +52,18 @@ def trial_plan(plan: CellPlan) -> CellPlan:
     return replace(plan, evaluations={}, references={}, deployments={}, overlaps=())
 
 
-def _figure(store: Store, plan: CellPlan, states: Mapping[str, StageState]) -> float | str:
+def _validation_nll(store: Store, plan: CellPlan, states: Mapping[str, StageState]) -> float | str:
     key = plan.train[-1].key
     if not store.done(key):
         state = states[key]
         return f"{state.status}: {state.reason}"
     found = store.manifest(key)["facts"]["metrics"].get("validation_nll")
     if found is None:
-        return "the cell has too few rows to set any apart for validation; take a larger data_frac"
+        return "the cell has too few rows for a validation split; raise data_frac"
     return float(found)
 
 
-def _told(searches: Iterable[Search], tune: Tune) -> dict[str, Any]:
+def _describe(searches: Iterable[Search], tune: Tune) -> dict[str, Any]:
     arms: list[dict[str, Any]] = []
     for one in searches:
         end = one.open_end()

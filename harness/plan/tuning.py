@@ -1,9 +1,9 @@
-"""Tuning: the same number of trials for every arm, on seeds the report never sees, before the grid runs.
+"""Tuning: the same number of trials for every arm, on seeds that are not reported, before the grid runs.
 
-An arm at one data fraction is what cells share that differ in seeds only. Each is tried at the product of its
-axes; a trial's figure is the NLL of the cell's own validation rows, a mean over the tuning seeds, and nothing
-that is held out is looked at. While some optimum lies at the end of an axis, every arm gets one more trial: a
-step beyond that end, or, for an arm whose optimum lies inside, between it and its better neighbour.
+Cells that differ only in seeds are one arm at one data fraction. Each arm is tried at the product of its axes; a
+trial's score is the NLL of the cell's own validation rows, a mean over the tuning seeds; held-out rows are not read.
+While the optimum of some arm lies at the end of an axis, every arm gets one more trial: a step beyond that end, or, for
+an arm whose optimum lies inside, between it and its better neighbour.
 
     tune: {seeds: [100], rounds: 2, axes: {budget.learning_rate: [1e-3, 3e-3]},
            arms: {sft: {method.label_smoothing: [0, 0.1]}, logit_kd: {method.divergence_temperature: [1, 2]}}}
@@ -30,16 +30,16 @@ Values = dict[str, Any]
 
 @dataclass
 class Tune:
-    """What is tried before a grid runs."""
+    """The trials before a grid runs."""
 
     seeds: list[int] = field(default_factory=lambda: [100])
-    """Seeds of the trials; none of the grid's."""
+    """Seeds of the trials; none of them may be a seed of the grid."""
     rounds: int = 2
-    """Most further trials per arm while an optimum lies at the end of an axis."""
+    """Largest number of further trials per arm while an optimum lies at the end of an axis."""
     axes: dict[str, list[Any]] = field(default_factory=dict)
-    """Settings and their values that every arm tries."""
+    """Settings, by dotted name, and the values that every arm tries."""
     arms: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
-    """By method: settings and values that it alone tries; a setting of `axes` is given other values here."""
+    """By method: settings and values for this method alone; they replace those of the same setting in `axes`."""
 
     def __post_init__(self) -> None:
         check_at_least("tune.rounds", self.rounds, 0)
@@ -66,10 +66,11 @@ class Trial:
     """One choice of settings for an arm."""
 
     values: Values
+    """The settings that are tried, by dotted name."""
     nll: float | None = None
     """NLL of the validation rows in nats per token, a mean over the tuning seeds; null where a cell failed."""
     reason: str = ""
-    """Why there is none."""
+    """The reason why `nll` is null."""
 
 
 @dataclass
@@ -77,13 +78,15 @@ class Search:
     """The trials of one arm at one data fraction, and which of them is best."""
 
     cell: Cell
-    """A cell of the arm, as asked for."""
+    """A cell of the arm, before tuning."""
     axes: dict[str, list[Any]]
+    """The settings that are tried and their values in ascending order, extended by further trials."""
     trials: list[Trial] = field(default_factory=list)
+    """Every trial so far."""
 
     @property
     def name(self) -> str:
-        """How a person is told of the arm."""
+        """The arm as messages and tables name it."""
         return f"{method_name(self.cell.method)} at data_frac={self.cell.data_frac:g}"
 
     @property
@@ -149,8 +152,11 @@ class Tuned:
     """A cell of the grid at the settings chosen for its arm."""
 
     asked: Cell
+    """The cell before tuning, as the grid's settings give it."""
     cell: Cell
+    """The same cell with the chosen settings."""
     values: Values
+    """The chosen settings, by dotted name."""
 
 
 Run = Callable[[list[Cell]], Sequence[float | str]]
@@ -174,10 +180,10 @@ def plan_searches(cells: Sequence[Cell], tune: Tune) -> list[Search]:
     if shared := sorted(used & set(tune.seeds)):
         raise refuse("tune.seeds", tune.seeds, f"the grid reports seed {shared[0]}", "tune on seeds of their own")
     if any(cell.corpus.answers == "none" for cell in cells):
-        reason = "a trial's figure is the NLL of validation answers, and on prompts alone there are none"
+        reason = "a trial is scored by the NLL of validation answers, and unlabelled prompts have none"
         raise refuse("corpus.answers", "none", reason, "tune with corpus.answers=given and set what was chosen")
     if idle := [method_name(cell.method) for cell in cells if not cell.method.stages()]:
-        raise refuse("method", idle[0], "nothing of it is trained, so nothing can be tuned", "leave it out of the grid")
+        raise refuse("method", idle[0], "it trains nothing, so it has nothing to tune", "leave it out of the grid")
     methods = {method_name(cell.method) for cell in cells}
     if unknown := sorted(set(tune.arms) - methods):
         raise refuse("tune.arms", unknown[0], f"the grid's methods are {', '.join(sorted(methods))}")
@@ -191,8 +197,8 @@ def plan_searches(cells: Sequence[Cell], tune: Tune) -> list[Search]:
         ]
     counts = {method_name(one.cell.method): len(one.trials) for one in searches}
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{method} {count}" for method, count in sorted(counts.items()))
-        raise refuse("tune", told, "every arm needs the same number of trials", "give each arm as many values")
+        trials = ", ".join(f"{method} {count}" for method, count in sorted(counts.items()))
+        raise refuse("tune", trials, "every arm needs the same number of trials", "give each arm as many values")
     if counts and next(iter(counts.values())) < 2:
         raise refuse("tune.axes", tune.axes, "there is nothing to choose from", "give a setting two values or more")
     for one in searches:
@@ -223,7 +229,7 @@ def with_values(cell: Cell, values: Values) -> Cell:
     """A copy of the cell with settings, by dotted name, put in place; refuses what the settings refuse."""
     for name, value in values.items():
         if name.partition(".")[0] in UNTUNABLE:
-            raise refuse("tune", name, "it says what is compared, so it is no arm's to choose")
+            raise refuse("tune", name, "the setting defines what is compared, so no arm may choose it")
         cell = _set(cell, name, name.split("."), value)
     return cell
 
@@ -237,7 +243,7 @@ def _set(node: Any, name: str, path: list[str], value: Any) -> Any:
 
 
 def _try(wanted: list[tuple[Search, Trial]], tune: Tune, run: Run) -> None:
-    """Train the trials, all seeds of all arms in one go, and note their figures."""
+    """Train the trials, all seeds of all arms in one run, and keep their validation NLL."""
     cells = [trial_cell(one.cell, trial.values, seed) for one, trial in wanted for seed in tune.seeds]
     found = run(cells)
     for place, (_, trial) in enumerate(wanted):
@@ -250,7 +256,7 @@ def _try(wanted: list[tuple[Search, Trial]], tune: Tune, run: Run) -> None:
 
 
 def _arm(cell: Cell) -> str:
-    """What cells of one arm at one fraction share; several draws of world and teacher are tuned in the first."""
+    """A key that cells of one arm at one fraction share; several replicates are tuned in the first."""
     named = _named(cell)
     return canonical({name: value for name, value in named.items() if name not in SEEDS + DRAWS})
 

@@ -51,8 +51,8 @@ HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # no pic
 def make_base(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> Facts:
     """Write the start model's folder into `out`.
 
-    `settings` is `model_identity(...)` and `where`, which holds the `model` (its fields as a dict, for the
-    `path` that is no identity). Raises SettingsError when files changed since planning, when a hub model
+    `settings` is the identity of a model (models/kinds.py) and `where`, which holds the `model` (its fields as a dict,
+    for the `path` that is no identity). Raises SettingsError when files changed since planning, when a hub model
     cannot be had, or when a model cannot be pruned or rendered with its template.
     """
     if settings["kind"] == "mini":

@@ -1,5 +1,7 @@
 """Preflight: pairs and parts that cannot work are refused from their files alone."""
 
+import shutil
+
 import pytest
 
 from harness.config.checks import SettingsError
@@ -15,8 +17,11 @@ def check(*arguments):
     preflight(Plan.of(compose(list(arguments)).cells))
 
 
-def test_the_main_grid_passes():
+def test_each_part_of_the_main_grid_is_checked_once(monkeypatch):
+    checked = []
+    monkeypatch.setattr("harness.execution.preflight.check_model", lambda model: checked.append(model.name))
     check("data_frac=0.01,1.0", "method=sft,kd")
+    assert checked == ["mini", "weak"], "four cells share a student, and two of them a teacher"
 
 
 def test_a_pair_whose_tokenizers_differ_is_refused_by_name(tmp_path):
@@ -25,10 +30,16 @@ def test_a_pair_whose_tokenizers_differ_is_refused_by_name(tmp_path):
         check("method=logit_kd", "teacher=hf", f"teacher.path={tmp_path / 'tiny'}")
 
 
-def test_a_pair_with_one_tokenizer_passes(tmp_path):
-    save_tiny(tmp_path / "tiny")
-    path = tmp_path / "tiny"
-    check("method=logit_kd", "student=hf", f"student.path={path}", "teacher=hf", f"teacher.path={path}")
+def test_a_pair_with_one_tokenizer_passes_until_one_of_them_has_another_token(tmp_path):
+    path = save_tiny(tmp_path / "tiny")
+    pair = ["method=logit_kd", "student=hf", f"student.path={path}", "teacher=hf", f"teacher.path={path}"]
+    check(*pair)
+    larger = byte_tokenizer()
+    larger.add_tokens(["more"])
+    other = shutil.copytree(path, tmp_path / "other")
+    larger.save_pretrained(other)
+    with pytest.raises(SettingsError, match=r"teacher='hf'.*its tokenizer .* is not that of student=hf"):
+        check(*pair[:-1], f"teacher.path={other}")
 
 
 def test_a_model_folder_without_weights_or_template_is_refused(tmp_path):
@@ -52,7 +63,7 @@ def test_a_served_teacher_may_write_but_is_not_asked_for_logits(tmp_path):
     pair += ["teacher.path=http://node7:8000/v1", "teacher.served_model=org/big", "teacher.api_key_env=VLLM_API_KEY"]
     check("method=seq_kd", *pair)
     for method in ("kd", "logit_kd"):
-        with pytest.raises(SettingsError, match=rf"method='{method}'.*teacher=served is behind a server.*seq_kd"):
+        with pytest.raises(SettingsError, match=rf"method='{method}'.*teacher=served is served over HTTP.*seq_kd"):
             check(f"method={method}", *pair)
     with pytest.raises(SettingsError) as refusal:
         check("method=seq_kd", *pair[:-1], "teacher.api_key_env=sk-secret")
@@ -79,7 +90,7 @@ def test_a_served_teacher_is_scored_into_a_cache_of_its_likeliest_tokens_and_not
     pair = ["student=hf", f"student.path={path}", *teacher, "method=logit_kd"]
     check(*pair, "signal.kind=top_k")
     check(*pair[:-1], "method=two_stage", "method.second=logit_kd", "signal.kind=top_k")
-    with pytest.raises(SettingsError, match=r"signal\.kind='sampled'.*names only its likeliest.*signal\.kind=top_k"):
+    with pytest.raises(SettingsError, match=r"signal\.kind='sampled'.*returns only top-k logits.*signal\.kind=top_k"):
         check(*pair, "signal.kind=top_k,sampled")
     with pytest.raises(SettingsError, match=r"method='logit_kd'.*signal\.kind=top_k where"):
         check(*pair, "signal.kind=top_k,live")
@@ -101,7 +112,7 @@ def test_a_teacher_whose_licence_forbids_distillation_is_refused_unless_acknowle
         check(*forbidden)
     assert "\n" not in str(said.value)
     check(*forbidden, "teacher.acknowledge_license=true")
-    check("method=sft", *forbidden[1:])  # nobody is taught by it
+    check("method=sft", *forbidden[1:])  # it trains on nothing of the teacher
     check("method=kd", "teacher.distillation_allowed=unknown")
 
 

@@ -33,7 +33,7 @@ def test_a_model_is_scored_on_a_benchmark_without_a_study(tmp_path):
 
 def test_there_is_nothing_to_tune():
     cells = compose(["method=sft,untrained", "data_frac=0.1"]).cells
-    with pytest.raises(SettingsError, match=r"method='untrained'.*nothing can be tuned"):
+    with pytest.raises(SettingsError, match=r"method='untrained'.*nothing to tune"):
         plan_searches(cells, Tune(axes={"budget.learning_rate": [1e-3, 1e-4]}))
 
 

@@ -10,7 +10,8 @@ import pytest
 from harness.config.checks import SettingsError
 from harness.config.model import Lesson, Model, Student, Teacher
 from harness.execution.model_checks import check_model
-from harness.models.files import model_identity, parameters_of, tokenizer_fingerprint, tokenizer_fingerprint_of_folder
+from harness.models.files import tokenizer_fingerprint_of_folder
+from harness.models.kinds import GgufModel, HubModel, MiniModel, NoModel, ServedModel, model_of
 from harness.store.store import write_json
 from tests.doubles import byte_tokenizer, save_tiny, tiny_llama
 
@@ -33,9 +34,46 @@ def served(tokenizer, kind=Teacher, **settings):
     return kind(**{**values, "tokenizer": str(tokenizer), **settings})
 
 
-def test_a_complete_folder_a_hub_id_and_a_mini_pass(folder):
-    for model in (hf(folder), hf("org/name-1.5B"), mini(size="small"), Model(name="n", kind="none")):
+def test_a_complete_folder_a_hub_id_and_a_mini_pass_and_are_named_by_what_they_are(folder):
+    models = (hf(folder), hf("org/name-1.5B"), mini(size="small"), Model(name="n", kind="none"))
+    for model in models:
         check_model(model)
+    files, hub, small, none = (model_of(model).identity(0) for model in models)
+    assert set(files["files"]) >= {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
+    assert (hub["path"], hub["revision"], small["size"]) == ("org/name-1.5B", None, "small")
+    assert none == {"kind": "none", "init": "pretrained"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "own"),
+    [
+        ({"kind": "none"}, NoModel, set()),
+        ({"kind": "mini"}, MiniModel, {"init", "layers", "init_seed", "size", "family", "knows"}),
+        (
+            {"kind": "hf", "path": "org/m"},
+            HubModel,
+            {"init", "layers", "init_seed", "path", "revision", "chat_template"},
+        ),
+        ({"kind": "gguf", "path": "m.gguf"}, GgufModel, {"init", "layers", "init_seed", "path", "chat_template"}),
+        (
+            {"kind": "http", "path": "http://node7:8000"},
+            ServedModel,
+            {"path", "served_model", "revision", "tokenizer", "chat_template", "api_key_env"},
+        ),
+    ],
+    ids=lambda value: value.get("kind") if isinstance(value, dict) else "",
+)
+def test_a_kind_of_model_has_the_fields_it_reads_and_no_other(settings, kind, own):
+    model = model_of(Model(name="m", **settings))
+    assert type(model) is kind and set(vars(model)) == own
+    assert model.weights_here == (settings["kind"] not in ("none", "http"))
+    assert {name: getattr(model, name) for name in own & set(settings)} == {
+        name: value for name, value in settings.items() if name in own
+    }
+
+
+def test_a_model_read_back_from_an_older_plan_has_defaults_for_what_it_does_not_name():
+    assert model_of({"kind": "mini", "size": "tiny", "init": "pretrained"}) == MiniModel(size="tiny")
 
 
 @pytest.mark.parametrize(
@@ -57,13 +95,19 @@ def test_a_folder_without_a_needed_file_is_refused_by_name(folder, tmp_path, mis
 def test_a_folder_without_a_template_passes_when_tulu_is_set(folder, tmp_path):
     bare = shutil.copytree(folder, tmp_path / "bare")
     (bare / "chat_template.jinja").unlink()
+    with pytest.raises(SettingsError, match=r"student\.chat_template='own'"):
+        check_model(hf(bare))
     check_model(hf(bare, chat_template="tulu"))
+    assert model_of(hf(bare, chat_template="tulu")).identity(0)["chat_template"] == "tulu"
 
 
 def test_fresh_weights_need_no_weight_file(folder, tmp_path):
     bare = shutil.copytree(folder, tmp_path / "bare")
     (bare / "model.safetensors").unlink()
+    with pytest.raises(SettingsError, match="no weights"):
+        check_model(hf(bare))
     check_model(hf(bare, init="random"))
+    assert "model.safetensors" not in model_of(hf(bare, init="random", init_seed=0)).identity(0)["files"]
 
 
 def test_a_missing_shard_is_refused_by_name(folder, tmp_path):
@@ -98,59 +142,61 @@ def test_a_file_that_only_ends_in_gguf_is_refused(tmp_path):
 def test_a_copied_folder_under_another_name_has_the_same_identity(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "elsewhere")
     other = Model(name="another", kind="hf", path=str(copy), license="MIT")
-    assert model_identity(hf(folder), 0) == model_identity(other, 5)
+    assert model_of(hf(folder)).identity(0) == model_of(other).identity(5)
     (copy / "config.json").write_text((copy / "config.json").read_text() + " ")
-    assert model_identity(hf(folder), 0) != model_identity(other, 0)
+    assert model_of(hf(folder)).identity(0) != model_of(other).identity(0)
 
 
 def test_the_world_enters_a_mini_only_where_it_is_pre_trained():
-    assert model_identity(mini(), 0) != model_identity(mini(), 1)
+    assert model_of(mini()).identity(0) != model_of(mini()).identity(1)
     fresh = mini(init="random")
-    assert model_identity(fresh, 0) == model_identity(fresh, 1)
-    assert model_identity(fresh, 0) != model_identity(mini(init="random", init_seed=1), 0)
+    assert model_of(fresh).identity(0) == model_of(fresh).identity(1)
+    assert model_of(fresh).identity(0) != model_of(mini(init="random", init_seed=1)).identity(0)
 
 
 @pytest.mark.parametrize(
     "change", [{"size": "large"}, {"knows": "all"}, {"init_seed": 3}, {"init": "pruned", "layers": 2}]
 )
 def test_every_setting_that_changes_a_mini_changes_its_identity(change):
-    assert model_identity(mini(), 0) != model_identity(mini(**change), 0)
+    assert model_of(mini()).identity(0) != model_of(mini(**change)).identity(0)
 
 
 def test_identity_is_plain_json_and_a_pointer_is_followed(folder, tmp_path):
     pointing = tmp_path / "pointing"
     pointing.mkdir()
     write_json(pointing / "model.json", {"path": str(folder), "revision": None})
-    assert model_identity(hf(pointing), 0) == model_identity(hf(folder), 0)
-    assert json.loads(json.dumps(model_identity(hf(folder), 0))) == model_identity(hf(folder), 0)
-    assert model_identity(hf("org/name", revision="abc"), 0)["revision"] == "abc"
+    assert model_of(hf(pointing)).identity(0) == model_of(hf(folder)).identity(0)
+    assert json.loads(json.dumps(model_of(hf(folder)).identity(0))) == model_of(hf(folder)).identity(0)
+    assert model_of(hf("org/name", revision="abc")).identity(0)["revision"] == "abc"
 
 
 def test_tokenizers_with_the_same_ids_have_one_fingerprint(folder, tmp_path):
     same = byte_tokenizer("{{ 'another template' }}", pad_is_end=True)
     same("warm up", padding="max_length", max_length=8, truncation=True)  # leaves padding in tokenizer.json
     same.save_pretrained(tmp_path / "same")
-    assert tokenizer_fingerprint_of_folder(tmp_path / "same") == tokenizer_fingerprint(hf(folder))
+    assert tokenizer_fingerprint_of_folder(tmp_path / "same") == model_of(hf(folder)).tokenizer_fingerprint()
     different = byte_tokenizer()
     different.add_tokens(["more"])
     different.save_pretrained(tmp_path / "different")
-    assert tokenizer_fingerprint_of_folder(tmp_path / "different") != tokenizer_fingerprint(hf(folder))
-    assert tokenizer_fingerprint(hf("org/name")) is None
+    assert tokenizer_fingerprint_of_folder(tmp_path / "different") != model_of(hf(folder)).tokenizer_fingerprint()
+    assert model_of(hf("org/name")).tokenizer_fingerprint() is None
 
 
 def test_parameters_are_counted_from_the_config(folder):
-    assert parameters_of(hf(folder)) == sum(p.numel() for p in tiny_llama().parameters())
-    assert parameters_of(hf("org/Llama-3.1-8B-Instruct")) == 8_000_000_000
-    assert parameters_of({"kind": "hf", "path": "org/Small-135M", "init": "pretrained", "layers": None}) == 135_000_000
+    assert model_of(hf(folder)).parameters() == sum(p.numel() for p in tiny_llama().parameters())
+    assert model_of(hf("org/Llama-3.1-8B-Instruct")).parameters() == 8_000_000_000
+    kept = {"kind": "hf", "path": "org/Small-135M", "init": "pretrained", "layers": None}  # as a plan keeps it
+    assert model_of(kept).parameters() == 135_000_000
 
 
 def test_planning_a_model_imports_neither_torch_nor_transformers(folder):
     code = (
-        "import sys; from harness.config.model import Model; from harness.models.files import *\n"
+        "import sys; from harness.config.model import Model; from harness.models.kinds import model_of\n"
+        "from harness.execution.model_checks import check_model\n"
         "from harness.execution.model_checks import check_model\n"
         f"m = Model(name='s', kind='hf', path={str(folder)!r})\n"
         "for x in (m, Model(name='m', init_seed=0)):\n"
-        "    check_model(x), model_identity(x, 0), tokenizer_fingerprint(x), parameters_of(x)\n"
+        "    check_model(x), model_of(x).identity(0), model_of(x).tokenizer_fingerprint(), model_of(x).parameters()\n"
         "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -163,14 +209,14 @@ def test_a_served_teacher_is_its_name_revision_template_and_tokenizer_and_never_
     one, other = served(folder), served(copy, path="$TEACHER_URL", api_key_env="KEY", name="another")
     for model in (one, other, served("org/tokenizer")):
         check_model(model)
-    assert model_identity(one, 0) == model_identity(other, 1)
-    assert "node7" not in json.dumps(model_identity(one, 0))
-    assert tokenizer_fingerprint(one) == tokenizer_fingerprint(hf(folder)) is not None
+    assert model_of(one).identity(0) == model_of(other).identity(1)
+    assert "node7" not in json.dumps(model_of(one).identity(0))
+    assert model_of(one).tokenizer_fingerprint() == model_of(hf(folder)).tokenizer_fingerprint() is not None
     for change in ({"served_model": "org/other"}, {"revision": "v2"}, {"chat_template": "tulu"}):
-        assert model_identity(served(folder, **change), 0) != model_identity(one, 0)
+        assert model_of(served(folder, **change)).identity(0) != model_of(one).identity(0)
     byte_tokenizer("{{ 'another template' }}").save_pretrained(copy)
-    assert model_identity(other, 0) != model_identity(one, 0)
-    assert parameters_of(served("org/tokenizer", served_model="org/Big-70B")) == 0
+    assert model_of(other).identity(0) != model_of(one).identity(0)
+    assert model_of(served("org/tokenizer", served_model="org/Big-70B")).parameters() == 0
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from harness.config.checks import SettingsError
-from harness.methods import method_names
+from harness.methods import method_name, method_names
 from harness.plan.cell_plan import Plan, plan_cell
 from harness.plan.compose import compose
 from harness.plan.data_stages import block_edges
@@ -347,7 +347,8 @@ def test_measures_are_shared_by_every_cell_of_a_grid_and_are_no_part_of_what_a_c
     assert kinds(plan)["measure"] == 2 * 4  # student and teacher in four formats
     assert kinds(plan)["quantise"] == 2 * (2 + 8 + 1)  # to int8, nf4: two bases, eight students, the trained teacher
     (rounded,) = {cell.deployments["student"]["nf4"].measure.key for cell in plan.cells}
-    (base,) = {cell.train[0].inputs["start"].key for cell in plan.cells if str(cell.cell.method).startswith("Method")}
+    (base,) = {cell.train[0].inputs["start"].key for cell in plan.cells}
+    assert {method_name(cell.cell.method) for cell in plan.cells} == {"sft", "kd"}
     assert next(s for s in plan.stages if s.key == rounded).inputs["model"].inputs["model"].key == base
 
 

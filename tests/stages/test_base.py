@@ -11,7 +11,8 @@ from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.config.model import Model, Teacher
 from harness.data.chat import TULU_TEMPLATE, end_of_turn_id, prompt_ids
-from harness.models.files import model_identity, parameters_of, tokenizer_fingerprint, tokenizer_json_fingerprint
+from harness.models.files import tokenizer_json_fingerprint
+from harness.models.kinds import model_of
 from harness.models.loading import load_model, load_tokenizer
 from harness.stages.base import line_rows, make_base
 from tests.doubles import save_tiny, tiny_llama
@@ -28,7 +29,7 @@ def folder(tmp_path_factory):
 
 def make(model: Model, out, **changes):
     out.mkdir(parents=True, exist_ok=True)
-    settings = model_identity(model, world_seed=0) | changes
+    settings = model_of(model).identity(0) | changes
     return make_base({**settings, "where": {"model": asdict(model), "world_seed": 0}}, {}, out, CPU)
 
 
@@ -67,7 +68,7 @@ def test_fresh_weights_keep_the_shape_and_follow_the_seed(folder, tmp_path):
 def test_a_folder_that_changed_since_planning_is_refused(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     model = Model(name="s", kind="hf", path=str(copy))
-    settings = model_identity(model, 0)
+    settings = model_of(model).identity(0)
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
     (tmp_path / "out").mkdir()
@@ -125,9 +126,10 @@ def test_a_mini_is_pre_trained_and_its_loss_falls(family, tmp_path):
     assert facts["metrics"]["last_loss"] < 0.85 * facts["metrics"]["first_loss"]
     assert facts["cost"]["trained_tokens"] > 30 * 16 and facts["cost"]["flops"] > 0
     tokenizer, model = AutoTokenizer.from_pretrained(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert tokenizer_json_fingerprint((tmp_path / "tokenizer.json").read_text()) == tokenizer_fingerprint(mini)
+    built = tokenizer_json_fingerprint((tmp_path / "tokenizer.json").read_text())
+    assert built == model_of(mini).tokenizer_fingerprint()
     assert model.config.vocab_size == len(tokenizer) == facts["counts"]["vocabulary"]
-    assert facts["counts"]["parameters"] == model.num_parameters() == parameters_of(mini)
+    assert facts["counts"]["parameters"] == model.num_parameters() == model_of(mini).parameters()
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id == end_of_turn_id(load_tokenizer(tmp_path))
     assert model(torch.tensor([prompt_ids(tokenizer, [{"role": "user", "content": "hi"}])])).logits.isfinite().all()
     json.dumps(facts)

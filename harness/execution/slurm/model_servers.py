@@ -41,7 +41,7 @@ def server_of(stage: Stage) -> Server | None:
     """The server that the cluster is to run for a stage; None where the stage sends requests to no such server."""
     adopted = stage if stage.kind == "base" else None
     if "teacher_url" in stage.where:
-        adopted = stage.inputs["teacher"].adopted()
+        adopted = stage.inputs["teacher"].base_model()
     if adopted is None or adopted.settings.get("kind") != "http":
         return None
     model = adopted.where["model"]

@@ -1,0 +1,247 @@
+"""Kinds of model: each with the fields it has, its identity, its parameters and its tokenizer, from files alone.
+
+A person types one flat schema for every kind (`config/model.py`); `model_of` makes the typed model that planning
+and the checks before a run ask. Nothing here loads a model: neither torch nor transformers is imported.
+
+    model_of(student).identity(world_seed=0)["files"]["model.safetensors"]    # a sha256
+    model_of({"kind": "hf", "path": "org/Llama-3.1-8B"}).parameters()         # 8_000_000_000
+"""
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from harness.config.model import Model
+from harness.data.corpora._files import file_sha256
+from harness.models.files import (
+    local_folder,
+    read_files,
+    tokenizer_files,
+    tokenizer_fingerprint_of_folder,
+    tokenizer_json_fingerprint,
+)
+
+
+@dataclass(frozen=True)
+class TypedModel(ABC):
+    """What every kind of model can answer before it is loaded. Fields are explained in `config/model.py`."""
+
+    kind: ClassVar[str]
+    weights_here: ClassVar[bool] = True
+    """Whether a stage can load the weights: to train them, to read whole distributions, to score or to measure."""
+
+    @abstractmethod
+    def identity(self, world_seed: int) -> dict[str, Any]:
+        """Everything that decides the start model's numbers, as plain JSON: files by sha256, never by folder.
+
+        `world_seed` enters for a pre-trained miniature only. A hub revision that is not named stays null.
+        """
+
+    @abstractmethod
+    def parameters(self) -> int:
+        """About how many parameters it has, for estimates; exact for Llama-like configs, else a guess."""
+
+    @abstractmethod
+    def tokenizer_fingerprint(self) -> str | None:
+        """sha256 of what decides its token ids; None where that is known only once the tokenizer is loaded."""
+
+
+@dataclass(frozen=True)
+class NoModel(TypedModel):
+    """No model: the teacher of a cell without one."""
+
+    kind = "none"
+    weights_here = False
+
+    def identity(self, world_seed: int) -> dict[str, Any]:
+        return {"kind": self.kind, "init": "pretrained"}
+
+    def parameters(self) -> int:
+        return 0
+
+    def tokenizer_fingerprint(self) -> str | None:
+        return None
+
+
+@dataclass(frozen=True)
+class _StartWeights(TypedModel):
+    """The fields of a model whose weights are read, pruned or drawn afresh here."""
+
+    init: str = "pretrained"
+    layers: int | None = None
+    init_seed: int | None = None
+
+    def _start(self) -> dict[str, Any]:
+        """How its first weights come about."""
+        return {"kind": self.kind, "init": self.init} | ({"layers": self.layers} if self.init == "pruned" else {})
+
+    @property
+    def kept_layers(self) -> int | None:
+        """Layers that pruning keeps; None where all stay."""
+        return self.layers if self.init == "pruned" else None
+
+
+@dataclass(frozen=True)
+class MiniModel(_StartWeights):
+    """A model of the miniature, built and pre-trained here."""
+
+    kind = "mini"
+    size: str = "small"
+    family: str = "words"
+    knows: str = "half"
+
+    def identity(self, world_seed: int) -> dict[str, Any]:
+        from harness.data.miniature import VERSION
+        from harness.data.miniature.sizes import PRETRAINING
+
+        assert self.init_seed is not None, "Cell.with_seeds fills it in"
+        identity = self._start() | {"size": self.size, "init_seed": self.init_seed, "world_version": VERSION}
+        if self.family != "words":  # the first family keeps the identity it had before there was a second
+            identity["family"] = self.family
+        if self.init == "random":
+            return identity
+        return identity | {
+            "world_seed": world_seed,
+            "knows": self.knows,
+            "pretraining": asdict(PRETRAINING[self.size]),
+        }
+
+    def parameters(self) -> int:
+        from harness.data.miniature.sizes import llama_settings
+
+        return llama_parameters(llama_settings(self.size, self.family), self.kept_layers)
+
+    def tokenizer_fingerprint(self) -> str | None:
+        from harness.data.miniature.tokenizer import tokenizer_json
+
+        return tokenizer_json_fingerprint(tokenizer_json(self.family))
+
+
+@dataclass(frozen=True)
+class _WeightFiles(_StartWeights):
+    """The fields of a model whose weights are in files: a folder, a hub repository or a GGUF file."""
+
+    path: str = ""
+    chat_template: str = "own"
+
+    def _start(self) -> dict[str, Any]:
+        identity = super()._start()
+        if self.init == "random":
+            assert self.init_seed is not None, "Cell.with_seeds fills it in"
+            identity["init_seed"] = self.init_seed
+        return identity | {"chat_template": self.chat_template}
+
+
+@dataclass(frozen=True)
+class HubModel(_WeightFiles):
+    """A Hugging Face model: a folder, or a hub id with a revision."""
+
+    kind = "hf"
+    revision: str | None = None
+
+    def identity(self, world_seed: int) -> dict[str, Any]:
+        folder = local_folder(self.path)
+        if folder is None:
+            return self._start() | {"path": self.path, "revision": self.revision}
+        return self._start() | {"files": {file.name: file_sha256(file) for file in read_files(folder)}}
+
+    def parameters(self) -> int:
+        """By the folder's config, or by a hub id's name (`8B`, `135M`); a billion where it says nothing."""
+        if (folder := local_folder(self.path)) is not None:
+            return llama_parameters(json.loads((folder / "config.json").read_text()), self.kept_layers)
+        named = re.search(r"(\d+(?:\.\d+)?)\s*([MB])(?![a-z])", self.path, re.IGNORECASE)
+        return round(float(named[1]) * {"m": 1e6, "b": 1e9}[named[2].lower()]) if named else 10**9
+
+    def tokenizer_fingerprint(self) -> str | None:
+        folder = local_folder(self.path)
+        return None if folder is None else tokenizer_fingerprint_of_folder(folder)
+
+
+@dataclass(frozen=True)
+class GgufModel(_WeightFiles):
+    """A GGUF file, converted here before it is used."""
+
+    kind = "gguf"
+
+    @property
+    def file(self) -> Path:
+        """The file itself."""
+        return Path(self.path).expanduser()
+
+    def identity(self, world_seed: int) -> dict[str, Any]:
+        return self._start() | {"files": {"gguf": file_sha256(self.file)}}
+
+    def parameters(self) -> int:
+        """By the file's size, at about 6 bits a weight."""
+        return round(self.file.stat().st_size * 8 / 6)
+
+    def tokenizer_fingerprint(self) -> str | None:
+        return None
+
+
+@dataclass(frozen=True)
+class ServedModel(TypedModel):
+    """A teacher served over HTTP, used as it is: it generates text and names top-k logits."""
+
+    kind = "http"
+    weights_here = False
+    path: str | None = None
+    served_model: str | None = None
+    revision: str | None = None
+    tokenizer: str | None = None
+    chat_template: str = "own"
+    api_key_env: str | None = None
+
+    def identity(self, world_seed: int) -> dict[str, Any]:
+        """Name, revision, template and tokenizer of what is served; never the server's address or key."""
+        folder = local_folder(self.tokenizer)
+        tokenizer: dict[str, Any] = {"path": self.tokenizer}
+        if folder is not None:
+            tokenizer = {file.name: file_sha256(file) for file in tokenizer_files(folder)}
+        return {
+            "kind": self.kind,
+            "init": "pretrained",
+            "chat_template": self.chat_template,
+            "served_model": self.served_model,
+            "revision": self.revision,
+            "tokenizer": tokenizer,
+        }
+
+    def parameters(self) -> int:
+        """0: the FLOPs of a server are not spent by this program."""
+        return 0
+
+    def tokenizer_fingerprint(self) -> str | None:
+        folder = local_folder(self.tokenizer)
+        return None if folder is None else tokenizer_fingerprint_of_folder(folder)
+
+
+KINDS: dict[str, type[TypedModel]] = {
+    kind.kind: kind for kind in (NoModel, MiniModel, HubModel, GgufModel, ServedModel)
+}
+"""By the value of the setting `kind`."""
+
+
+def model_of(settings: Model | Mapping[str, Any]) -> TypedModel:
+    """The typed model of a person's settings, or of the same settings read back from a plan.
+
+    Fields that the kind does not have are left out; fields that an older plan does not name have their defaults.
+    """
+    values = settings if isinstance(settings, Mapping) else vars(settings)
+    kind = KINDS[values["kind"]]
+    return kind(**{one.name: values[one.name] for one in fields(kind) if one.name in values})
+
+
+def llama_parameters(config: Mapping[str, Any], layers: int | None = None) -> int:
+    """Parameters of a Llama-like decoder: attention with grouped heads, gated MLP, norms, embeddings."""
+    width, vocabulary = config["hidden_size"], config["vocab_size"]
+    heads = config["num_attention_heads"]
+    head = config.get("head_dim") or width // heads
+    keys = (config.get("num_key_value_heads") or heads) * head
+    layer = 2 * width * heads * head + 2 * width * keys + 3 * width * config["intermediate_size"] + 2 * width
+    embeddings = vocabulary * width * (1 if config.get("tie_word_embeddings") else 2)
+    return (layers or config["num_hidden_layers"]) * layer + width + embeddings
