@@ -45,6 +45,7 @@ benchmarks: env  ## side-by-side measurements, each printing a ratio (on a machi
 	$(BIN)/python benchmarks/cached_teacher.py
 	$(BIN)/python benchmarks/gpu_objectives.py $(GPU)
 	$(BIN)/python benchmarks/planning.py
+	$(BIN)/python benchmarks/start_up.py
 	$(BIN)/python benchmarks/main_grid.py
 
 # Checking

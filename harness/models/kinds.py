@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from harness.config.model import Model
-from harness.data.corpora._files import file_sha256
+from harness.config.file_hash import file_sha256
 from harness.models.files import (
     local_folder,
     read_files,
