@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import cell
+from harness.config import model
 from harness.data.corpora.mini import Corpus
 from harness.data.miniature.facts import draw_facts
 from harness.data.miniature.lines import pretraining_lines
@@ -36,7 +36,7 @@ def test_the_families_share_no_marks_and_the_letters_are_single_characters_under
     assert {len(token) for token in theirs[5:]} == {1} and set(theirs[5:]) >= {t for t in ours[5:] if len(t) == 1}
     assert ours[5:70] != theirs[5:70]
     assert build("letters").encode("Sum of 3?").tokens == list("Sum of 3?")
-    assert tuple(FAMILIES) == cell.FAMILIES
+    assert tuple(FAMILIES) == model.FAMILIES
 
 
 def test_a_mark_that_one_family_writes_by_mistake_can_be_read_by_the_other() -> None:
