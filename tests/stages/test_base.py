@@ -72,7 +72,7 @@ def test_a_folder_that_changed_since_planning_is_refused(folder, tmp_path):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
     (tmp_path / "out").mkdir()
-    with pytest.raises(SettingsError, match="changed since"):
+    with pytest.raises(SettingsError, match="changed after"):
         make_base({**settings, "where": {"model": asdict(model)}}, {}, tmp_path / "out", CPU)
 
 
@@ -145,7 +145,7 @@ def test_a_server_is_written_down_with_its_probe_and_the_declared_tokenizer(fold
         assert load_tokenizer(tmp_path / "one").chat_template == load_tokenizer(folder).chat_template
         with pytest.raises(SettingsError, match=r"teacher\.served_model='tiny'.*behind a server"):
             load_model(tmp_path / "one")
-        with pytest.raises(SettingsError, match=r"tokenizer=.*changed since"):
+        with pytest.raises(SettingsError, match=r"tokenizer=.*changed after"):
             make(teacher, tmp_path / "two", tokenizer={"tokenizer.json": "0" * 64})
         fake.served = ("another",)
         with pytest.raises(SettingsError, match="serves another"):

@@ -58,7 +58,7 @@ def test_lengths_are_forced_whatever_the_model_would_say(tiny, tmp_path, monkeyp
 
 def test_speeds_are_medians_over_the_whole_batch_without_the_warm_up(tiny, tmp_path, monkeypatch):
     seconds = iter([(100.0, 100.0), (1.0, 2.0), (9.0, 9.0), (2.0, 4.0)])
-    monkeypatch.setattr(deployment, "_read_and_write", lambda *_: next(seconds))
+    monkeypatch.setattr(deployment, "_prefill_and_decode", lambda *_: next(seconds))
     found = measured(tiny, tmp_path, repeats=3)
     assert found["metrics"] == {"prefill_tokens_per_second": 2 * 16 / 2, "decode_tokens_per_second": 2 * 4 / 4}
     assert found["measured_on"]["device"] == "cpu" and found["measured_on"]["threads"] == torch.get_num_threads()

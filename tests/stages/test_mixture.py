@@ -128,7 +128,7 @@ def test_only_answered_rows_are_held_out_and_their_prompts_are_not_trained_on(tm
     assert [written["sources"][name]["heldout"] for name in ("one", "tests", "web")] == [6, 9, 0]
     assert written["dropped"] == {"train row whose prompt is held out": 6}
     assert facts["counts"]["unanswered_rows"] == 80 - 6 + 2
-    assert any("no answer: web" in said for said in facts["warnings"])
+    assert any("none is scored: web" in said for said in facts["warnings"])
 
 
 def test_where_all_rows_are_answered_the_same_ones_are_held_out_whether_answers_are_trained_or_not(tmp_path):
