@@ -84,21 +84,21 @@ def test_sampled_frequencies_are_those_of_the_distribution(temperature, expected
 @pytest.mark.parametrize(
     ("top_p", "expected"),
     [
-        (0.4, [0, 0, 1, 0, 0]),  # the likeliest alone holds as much
+        (0.4, [0, 0, 1, 0, 0]),  # the most probable token alone holds as much
         (0.45, [0, 0.25 / 0.65, 0.4 / 0.65, 0, 0]),  # the one that reaches the share is in
         (0.65, [0, 0.25 / 0.65, 0.4 / 0.65, 0, 0]),
         (0.7, [0.2 / 0.85, 0.25 / 0.85, 0.4 / 0.85, 0, 0]),
         (1.0, [0.2, 0.25, 0.4, 0.1, 0.05]),
     ],
 )
-def test_anucleus_holds_the_fewest_likeliest_tokens_in_their_own_proportions(top_p, expected):
+def test_a_nucleus_holds_the_fewest_most_probable_tokens_in_their_own_proportions(top_p, expected):
     logits = torch.tensor([[0.2, 0.25, 0.4, 0.1, 0.05]], dtype=torch.float64).log().expand(4000, -1)
     evenly = (np.arange(4000) + 0.5) / 4000  # every part of the uniform's range equally often
     shares = np.bincount(choose(logits, 1.0, evenly, top_p), minlength=5) / 4000
     assert shares == pytest.approx(expected, abs=1 / 4000 + 1e-9)
 
 
-def test_anucleus_is_that_of_hugging_face_on_random_logits():
+def test_a_nucleus_is_that_of_hugging_face_on_random_logits():
     logits = 3 * torch.randn(50, 40, generator=torch.Generator().manual_seed(0))
     kept = torch.isfinite(TopPLogitsWarper(0.6)(None, (logits / 0.7).double()))
     uniforms = np.random.default_rng(0).random((300, 50))
@@ -109,12 +109,12 @@ def test_anucleus_is_that_of_hugging_face_on_random_logits():
     assert seen.sum() > 0.8 * kept.sum()
 
 
-def test_anucleus_of_everything_is_the_plain_draw_to_the_bit():
+def test_a_nucleus_of_everything_is_the_plain_draw_to_the_bit():
     model, seeds = tiny_llama(), list(range(9))
     plain = generate(model, TOKENIZER, prompts(), 8, temperature=1.0, seeds=seeds)
     assert generate(model, TOKENIZER, prompts(), 8, temperature=1.0, seeds=seeds, top_p=1.0) == plain
     narrow = generate(model, TOKENIZER, prompts(), 8, temperature=1.0, seeds=seeds, top_p=1e-9)
-    assert narrow == generate(model, TOKENIZER, prompts(), 8)  # the likeliest token alone
+    assert narrow == generate(model, TOKENIZER, prompts(), 8)  # the most probable token alone
     half = generate(model, TOKENIZER, prompts(), 8, temperature=1.0, seeds=seeds, top_p=0.5)
     assert half not in (plain, narrow)
 
@@ -154,7 +154,7 @@ def test_an_answer_ends_where_its_caller_says():
 
 
 @pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.999])
-def test_anucleus_found_among_the_likeliest_is_that_of_the_whole_vocabulary(top_p, monkeypatch):
+def test_a_nucleus_found_among_the_top_tokens_is_that_of_the_whole_vocabulary(top_p, monkeypatch):
     monkeypatch.setattr("harness.models.generate.NUCLEUS_CANDIDATES", 8)
     generator = torch.Generator().manual_seed(0)
     peaked = torch.softmax(torch.randn(6, 50, generator=generator).round() * 2, -1).double()  # with many ties

@@ -164,7 +164,7 @@ def test_ids_beyond_the_vocabulary_are_never_written():
     assert max(map(max, found.answers)) < 262
 
 
-def test_the_k_likeliest_are_exactly_k_also_where_logits_tie():
+def test_the_top_k_are_exactly_k_also_where_logits_tie():
     logits = torch.tensor([[0.0, 2.0, 1.0, 1.0, 1.0]]).expand(5, -1)
     found = [in_top_k(logits, torch.arange(5), k).tolist() for k in (1, 2, 3, 5)]
     assert found == [

@@ -163,7 +163,7 @@ def test_drawn_tokens_follow_from_the_seed_and_the_rows_id(world, tmp_path):
     assert drawn[0] == drawn[1] == drawn[3] != drawn[2]
 
 
-def test_rows_are_read_inbatches_of_like_length_of_like_length_within_their_limits():
+def test_rows_are_read_in_batches_of_like_length_within_their_limits():
     lengths = [5, 300, 7, 6, 4000, 299]
     batches = list(batches_of_like_length(lengths, vocabulary=2**26 // 900))
     assert batches == [[0, 3, 2], [5, 1], [4]]

@@ -1,4 +1,4 @@
-"""Divergences on kept tokens against dense formulas on whole distributions, hand-worked cases and Monte Carlo."""
+"""Divergences on top-k tokens against dense formulas on whole distributions, hand-worked cases and Monte Carlo."""
 
 import math
 from dataclasses import replace
@@ -48,7 +48,7 @@ def gradient(value, student):
 
 
 @pytest.mark.parametrize(("tail", "name"), PAIRS)
-def test_all_tokens_kept_is_the_dense_divergence_in_value_and_gradient(tail, name):
+def test_all_tokens_stored_is_the_dense_divergence_in_value_and_gradient(tail, name):
     student, teacher = random_pair()
     ours = compare_sparse(stage_of(name), tail, student, top_k_of(teacher, 11), TOKENS).sum
     theirs = dense(name, teacher.softmax(-1), student.softmax(-1))
@@ -84,7 +84,7 @@ def test_renormalised_is_the_dense_divergence_of_the_two_distributions_on_the_ke
 
 
 def test_zero_mode_can_be_negative():
-    # P = (.5, .3, .2), Q = (.6, .2, .2), one token kept: .5 ln(.5/.6) = -.0912, while the KL is +.0305
+    # P = (.5, .3, .2), Q = (.6, .2, .2), one token stored: .5 ln(.5/.6) = -.0912, while the KL is +.0305
     teacher, student = torch.tensor([[0.5, 0.3, 0.2]]).log(), torch.tensor([[0.6, 0.2, 0.2]]).log()
     found = {
         tail: compare_sparse(stage_of("forward_kl"), tail, student, top_k_of(teacher, 1), TOKENS[:1]).sum.item()
@@ -99,15 +99,15 @@ def test_zero_mode_can_be_negative():
 @pytest.mark.parametrize("weight", [0.0, 0.4])
 def test_gradients_pass_gradcheck(tail, name, weight):
     student, teacher = random_pair(positions=2, vocabulary=6)
-    stage, kept = stage_of(name, cross_entropy_weight=weight), top_k_of(teacher, 3)
-    assert torch.autograd.gradcheck(lambda q: compare_sparse(stage, tail, q, kept, TOKENS[:2]).sum, (student,))
+    stage, sparse = stage_of(name, cross_entropy_weight=weight), top_k_of(teacher, 3)
+    assert torch.autograd.gradcheck(lambda q: compare_sparse(stage, tail, q, sparse, TOKENS[:2]).sum, (student,))
 
 
 def test_gradients_of_drawn_tokens_pass_gradcheck():
     student, teacher = random_pair(positions=2, vocabulary=6)
-    kept = sampled_of(teacher, np.random.default_rng(0).random((2, 5)))
+    sparse = sampled_of(teacher, np.random.default_rng(0).random((2, 5)))
     stage = stage_of("forward_kl", cross_entropy_weight=0.4)
-    assert torch.autograd.gradcheck(lambda q: compare_sparse(stage, "tail", q, kept, TOKENS[:2]).sum, (student,))
+    assert torch.autograd.gradcheck(lambda q: compare_sparse(stage, "tail", q, sparse, TOKENS[:2]).sum, (student,))
 
 
 def test_equal_distributions_have_no_divergence_and_no_gradient():
@@ -116,7 +116,7 @@ def test_equal_distributions_have_no_divergence_and_no_gradient():
         student = teacher.clone().requires_grad_()
         value = compare_sparse(stage_of(name), tail, student, top_k_of(teacher, 4), TOKENS).sum
         assert value.item() == pytest.approx(0, abs=1e-12), (tail, name)
-        # the TVD has a kink there; where P outside the kept tokens is ignored, equality is no minimum
+        # the TVD has a kink there; where P outside the top-k tokens is ignored, equality is no minimum
         if tail != "zero" and name != "tvd":
             assert gradient(value, student).abs().max() < 1e-12, (tail, name)
 
@@ -131,16 +131,16 @@ def one_position_many_times(times):
 def test_the_mean_gradient_of_drawn_tokens_is_the_dense_one():
     times = 20_000
     student, teacher, expected = one_position_many_times(times)
-    kept = sampled_of(teacher, np.random.default_rng(0).random((times, 6)))
+    sparse = sampled_of(teacher, np.random.default_rng(0).random((times, 6)))
     tokens = torch.zeros(times, dtype=torch.long)
-    found = gradient(compare_sparse(stage_of("forward_kl"), "tail", student, kept, tokens).sum, student)
+    found = gradient(compare_sparse(stage_of("forward_kl"), "tail", student, sparse, tokens).sum, student)
     error = found.std(0) / math.sqrt(times)
     assert ((found.mean(0) - expected).abs() <= 3 * error).all()
     assert (error < 0.002).all(), "precise enough to see a bias"
 
 
 @pytest.mark.parametrize("tail", TAILS)
-def test_the_gradient_of_the_likeliest_tokens_is_not_the_dense_one(tail):
+def test_the_gradient_of_the_top_k_tokens_is_not_the_dense_one(tail):
     student, teacher, expected = one_position_many_times(1)
     value = compare_sparse(stage_of("forward_kl"), tail, student, top_k_of(teacher, 3), TOKENS[:1]).sum
     assert (gradient(value, student)[0] - expected).abs().max() > 0.02  # ten times what the drawn tokens' test sees
@@ -149,10 +149,10 @@ def test_the_gradient_of_the_likeliest_tokens_is_not_the_dense_one(tail):
 def test_the_value_of_drawn_tokens_is_a_cross_entropy_of_their_shares():
     student = torch.tensor([[0.6, 0.2, 0.2]]).log()
     teacher = torch.tensor([[0.5, 0.3, 0.2]]).log()
-    kept = sampled_of(teacher, np.array([[0.1, 0.6, 0.49, 0.999]]))  # the draws are 0, 1, 0, 2
-    assert kept.ids.tolist() == [[0, 1, 2]]
-    assert kept.logprobs.exp().tolist() == [pytest.approx([0.5, 0.25, 0.25])]
-    found = compare_sparse(stage_of("forward_kl"), "tail", student, kept, TOKENS[:1])
+    sparse = sampled_of(teacher, np.array([[0.1, 0.6, 0.49, 0.999]]))  # the draws are 0, 1, 0, 2
+    assert sparse.ids.tolist() == [[0, 1, 2]]
+    assert sparse.logprobs.exp().tolist() == [pytest.approx([0.5, 0.25, 0.25])]
+    found = compare_sparse(stage_of("forward_kl"), "tail", student, sparse, TOKENS[:1])
     assert found.sum.item() == pytest.approx(-0.5 * math.log(0.6) - 0.5 * math.log(0.2), rel=1e-5)
     assert found.diagnostics["kept_student_mass"].item() == pytest.approx(1)
 
@@ -160,21 +160,21 @@ def test_the_value_of_drawn_tokens_is_a_cross_entropy_of_their_shares():
 def test_unused_places_of_drawn_tokens_have_no_mass_and_no_gradient():
     student, teacher = random_pair(positions=2)
     draws = np.array([[0.1, 0.5, 0.9], [0.999, 0.999, 0.999]])  # three different tokens, and three times the last
-    kept = sampled_of(teacher, draws)
-    assert kept.ids.shape == (2, 3) and kept.logprobs[1].tolist() == [0, -math.inf, -math.inf]
-    found = compare_sparse(stage_of("forward_kl"), "tail", student, kept, TOKENS[:2])
+    sparse = sampled_of(teacher, draws)
+    assert sparse.ids.shape == (2, 3) and sparse.logprobs[1].tolist() == [0, -math.inf, -math.inf]
+    found = compare_sparse(stage_of("forward_kl"), "tail", student, sparse, TOKENS[:2])
     q = student.softmax(-1)
-    by_hand = q[0, kept.ids[0]].sum() + q[1, kept.ids[1, 0]]
+    by_hand = q[0, sparse.ids[0]].sum() + q[1, sparse.ids[1, 0]]
     assert found.diagnostics["kept_student_mass"].item() == pytest.approx(by_hand.item())
-    expected = q[1].detach() - functional.one_hot(kept.ids[1, 0], 11)
+    expected = q[1].detach() - functional.one_hot(sparse.ids[1, 0], 11)
     torch.testing.assert_close(gradient(found.sum, student)[1], expected.double())
 
 
 def test_log_probabilities_rounded_to_16_bits_still_have_a_divergence_of_at_least_zero():
     for seed in range(20):
         _, teacher = random_pair(torch.float32, seed=seed)
-        kept = top_k_of(teacher, 4)
-        rounded = SparseLogits("top_k", kept.ids, kept.logprobs.half().float(), kept.tail.half().float())
+        sparse = top_k_of(teacher, 4)
+        rounded = SparseLogits("top_k", sparse.ids, sparse.logprobs.half().float(), sparse.tail.half().float())
         for name in ("forward_kl", "reverse_kl"):
             value = compare_sparse(stage_of(name), "tail", teacher, rounded, TOKENS).sum.item()
             assert -1e-6 < value < 1e-5
@@ -182,9 +182,9 @@ def test_log_probabilities_rounded_to_16_bits_still_have_a_divergence_of_at_leas
 
 def test_a_tail_far_below_the_kept_mass_is_not_lost_in_rounding():
     logits = torch.tensor([[30.0, 0.0, -1.0, 1.0]])
-    kept = top_k_of(logits, 1)
-    assert kept.ids.item() == 0 and kept.logprobs.item() == 0
-    assert kept.tail.item() == pytest.approx(math.log(1 + math.exp(-1) + math.e) - 30, rel=1e-6)
+    sparse = top_k_of(logits, 1)
+    assert sparse.ids.item() == 0 and sparse.logprobs.item() == 0
+    assert sparse.tail.item() == pytest.approx(math.log(1 + math.exp(-1) + math.e) - 30, rel=1e-6)
 
 
 @pytest.mark.parametrize(("tail", "name"), PAIRS)
@@ -201,28 +201,28 @@ def test_tokens_the_teacher_rules_out_make_no_nan(tail, name):
 
 def test_bf16_logits_are_compared_in_fp32():
     student, teacher = random_pair(torch.float32)
-    kept, half = top_k_of(teacher, 4), student.detach().bfloat16()
+    sparse, half = top_k_of(teacher, 4), student.detach().bfloat16()
     for tail, name in PAIRS:
-        value = compare_sparse(stage_of(name), tail, half, kept, TOKENS).sum
+        value = compare_sparse(stage_of(name), tail, half, sparse, TOKENS).sum
         assert value.dtype == torch.float32
-        assert torch.equal(value, compare_sparse(stage_of(name), tail, half.float(), kept, TOKENS).sum)
+        assert torch.equal(value, compare_sparse(stage_of(name), tail, half.float(), sparse, TOKENS).sum)
 
 
 def test_chunks_of_positions_add_up_and_parts_of_unequal_width_join():
     student, teacher = random_pair()
     uniforms = np.random.default_rng(0).random((5, 6))
-    for kept in (top_k_of(teacher, 4), sampled_of(teacher, uniforms)):
-        whole = compare_sparse(stage_of("forward_kl"), "tail", student, kept, TOKENS)
+    for sparse in (top_k_of(teacher, 4), sampled_of(teacher, uniforms)):
+        whole = compare_sparse(stage_of("forward_kl"), "tail", student, sparse, TOKENS)
         slices = [slice(0, 2), slice(2, 5)]
-        parts = [compare_sparse(stage_of("forward_kl"), "tail", student[s], kept[s], TOKENS[s]) for s in slices]
+        parts = [compare_sparse(stage_of("forward_kl"), "tail", student[s], sparse[s], TOKENS[s]) for s in slices]
         assert sum(part.sum.item() for part in parts) == pytest.approx(whole.sum.item())
         assert sum(part.count for part in parts) == whole.count
     alone = SparseLogits.of([sampled_of(teacher[i : i + 1], uniforms[i : i + 1]) for i in range(5)])
-    assert torch.equal(alone.ids, kept.ids) and torch.equal(alone.logprobs, kept.logprobs)
+    assert torch.equal(alone.ids, sparse.ids) and torch.equal(alone.logprobs, sparse.logprobs)
 
 
 @pytest.mark.parametrize("tail", TAILS)
-def test_diagnostics_are_the_nll_of_the_tokens_and_the_masses_kept(tail):
+def test_diagnostics_are_the_nll_of_the_tokens_and_their_masses(tail):
     student, teacher = random_pair()
     found = compare_sparse(stage_of("forward_kl"), tail, student, top_k_of(teacher, 4), TOKENS).diagnostics
     ids = teacher.topk(4).indices
@@ -235,15 +235,15 @@ def test_diagnostics_are_the_nll_of_the_tokens_and_the_masses_kept(tail):
 
 def test_cross_entropy_on_the_tokens_is_mixed_in_by_its_weight():
     student, teacher = random_pair()
-    kept, stage = top_k_of(teacher, 4), stage_of("forward_kl")
-    plain = compare_sparse(stage, "tail", student, kept, TOKENS)
-    mixed = compare_sparse(replace(stage, cross_entropy_weight=0.25), "tail", student, kept, TOKENS)
+    sparse, stage = top_k_of(teacher, 4), stage_of("forward_kl")
+    plain = compare_sparse(stage, "tail", student, sparse, TOKENS)
+    mixed = compare_sparse(replace(stage, cross_entropy_weight=0.25), "tail", student, sparse, TOKENS)
     expected = 0.75 * plain.sum.item() + 0.25 * plain.diagnostics["student_nll"].item()
     assert mixed.sum.item() == pytest.approx(expected)
 
 
 def test_no_scored_position_gives_zero_and_no_nan():
     none = torch.zeros(0, 6, requires_grad=True)
-    for kept in (top_k_of(torch.zeros(0, 6), 3), sampled_of(torch.zeros(0, 6), np.zeros((0, 4)))):
-        found = compare_sparse(stage_of("forward_kl"), "tail", none, kept, TOKENS[:0])
+    for sparse in (top_k_of(torch.zeros(0, 6), 3), sampled_of(torch.zeros(0, 6), np.zeros((0, 4)))):
+        found = compare_sparse(stage_of("forward_kl"), "tail", none, sparse, TOKENS[:0])
         assert (found.sum.item(), found.count) == (0.0, 0)

@@ -1,9 +1,9 @@
 """Alignment: which tokens of two tokenizers spell the same piece of one conversation; no model is involved.
 
-`sequences.py` orders the rows of one tokenizer; here a row and its rendering by another tokenizer meet. Every
-token is spelt in bytes, a turn of the assistant is its tokens' bytes end to end, and it is cut wherever both
-sides have a token border at the same byte. The pieces are chunks: some tokens of the student, some of the
-teacher, the same text. End-of-turn is a chunk of its own. One tokenizer twice gives chunks of one token.
+A row as the student's tokenizer renders it is compared with its rendering by the teacher's. Every token is spelt in
+bytes, a turn of the assistant is its tokens' bytes end to end, and it is cut wherever both sides have a token border
+at the same byte. The pieces are chunks: some tokens of the student, some of the teacher, the same text. End-of-turn
+is a chunk of its own. One tokenizer twice gives chunks of one token.
 
     student  |he|llo| wor|ld|<end>|       chunks   hello  " world"  <end>
     teacher  |hello| world|</s>|
@@ -28,8 +28,10 @@ from harness.data.sequences import Row
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-UNKNOWN = b"\xff", b"\xfe"  # student's, teacher's: in no UTF-8 text, and never equal
+UNKNOWN = b"\xff", b"\xfe"
+"""Stand-ins for tokens without a text of their own, the student's and the teacher's: in no UTF-8 text, never equal."""
 FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+"""A byte token of SentencePiece's fallback, by its number."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,13 @@ class Chunks:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of the student's rows the teacher's rendering reaches."""
+    """How much of the student's rows is aligned with the teacher's rendering."""
 
     rows: int = 0
     rows_left_out: int = 0
     """Rows without a single chunk, the missing ones included."""
     rows_missing: int = 0
-    """Rows the teacher's rendering does not hold."""
+    """Rows that the teacher's rendering lacks."""
     tokens: int = 0
     """Scored tokens of the student's rows."""
     aligned_tokens: int = 0
@@ -93,6 +95,7 @@ def spelling(tokenizer: "PreTrainedTokenizerBase") -> Spelling:
     vocabulary = tokenizer.get_vocab()
     pieces: list[bytes | None] = [None] * (max(vocabulary.values()) + 1)
     for token, number in vocabulary.items():
+        # three ways in which fast tokenizers spell bytes; see above
         if "ByteLevel" in kinds:
             known = all(character in characters for character in token)
             pieces[number] = bytes(characters[character] for character in token) if known else None
@@ -105,6 +108,7 @@ def spelling(tokenizer: "PreTrainedTokenizerBase") -> Spelling:
             pieces[number] = text[1:].encode() if text.startswith("a") else None
     for number, added in tokenizer.added_tokens_decoder.items():
         pieces[number] = str(added).encode()
+    # the unknown token stands for any text, so it must not be aligned with its own name
     unknown: Any = tokenizer.unk_token_id
     if unknown is not None:
         pieces[unknown] = None
@@ -127,13 +131,14 @@ def align(student: Row, teacher: Row, spellings: tuple[Spelling, Spelling]) -> C
     for (first, last), (teacher_first, teacher_last) in turns:
         chunks = _turn(student.input_ids[first:last], teacher.input_ids[teacher_first:teacher_last], spellings)
         found.append(chunks + np.array([[first], [teacher_first]]))
-    every = np.concatenate(found)
+    every = np.concatenate(found)  # (C, 2, 2)
+    # the first token of a row has no prediction on that side
     every = every[(every[:, :, 0] > 0).all(axis=1)]
     return Chunks(every[:, 0], every[:, 1])
 
 
 def coverage(pairs: Iterable[tuple[Row, Row | None]], spellings: tuple[Spelling, Spelling]) -> Coverage:
-    """What the alignment of (student's row, teacher's row or None where it has none) reaches."""
+    """The coverage of pairs of a student's row and the teacher's row, None where the teacher has none."""
     rows = left_out = missing = tokens = aligned = 0
     for student, teacher in pairs:
         chunks = align(student, teacher, spellings).student if teacher is not None else np.empty((0, 2), dtype=np.int64)
@@ -165,9 +170,11 @@ def _turn(student_ids: np.ndarray, teacher_ids: np.ndarray, spellings: tuple[Spe
         student, student_ends = student[spaces[0] :], np.maximum(student_ends - spaces[0], 0)
         teacher, teacher_ends = teacher[spaces[1] :], np.maximum(teacher_ends - spaces[1], 0)
 
+    # chunks of the text that both begin with; borders count bytes from the turn's start
     shared = _shared(student, teacher)
     borders = np.intersect1d(_up_to(student_ends, shared), _up_to(teacher_ends, shared))
     parts = [_between(borders, borders, student_ends, teacher_ends, from_start=True)]
+    # where both turns are whole, chunks of the text that both end with; these borders count bytes from the end
     if all(whole) and shared < max(len(student), len(teacher)):
         tail = min(_shared(student[::-1], teacher[::-1]), min(len(student), len(teacher)) - shared)
         borders = np.intersect1d(
@@ -214,6 +221,7 @@ def _between(
     A token of no bytes belongs to what stands before it, or to the first chunk.
     """
     sides = []
+    # bytes to tokens: as many tokens end at or before a border as stand before it
     for borders, ends in ((student_borders, student_ends), (teacher_borders, teacher_ends)):
         counts = np.searchsorted(ends, borders, side="right")
         counts = np.append(0, counts) if from_start else counts

@@ -119,7 +119,7 @@ class Hidden:
         raise NotImplementedError
 
     def _cut(self, scored: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """What is kept of a caught output (B, T, width)."""
+        """The function that is applied to a caught output (B, T, width) at once, to drop what is not compared."""
         raise NotImplementedError
 
     def _hidden(
