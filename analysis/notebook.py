@@ -1,6 +1,6 @@
-"""What the notebooks share: figures shown where they are drawn, and tables a reader can take in.
+"""Shared by the notebooks: figures shown where they are drawn, and short tables.
 
-Every number is an outcome's own (`harness.api.read`); here it is only chosen and put into words.
+Every number comes from an outcome (`harness.api.read`); here it is only selected and formatted.
 
     outcome = harness.read(GRID, STORE)
     figure(crossover_figure, outcome.summary, crossovers=outcome.crossovers)
@@ -21,7 +21,7 @@ from harness.results.table import interval_text, percent, select
 if TYPE_CHECKING:
     from IPython.display import Image
 
-warnings.filterwarnings("ignore", "IProgress not found")  # a bar that tqdm would draw and nobody here asks for
+warnings.filterwarnings("ignore", "IProgress not found")  # from tqdm, whose bar is not used here
 
 NAMES = ("student", "corpus", "budget", "data_frac", "method", "teacher")
 
@@ -37,8 +37,11 @@ def figure(draw: Callable[..., list[Path]], *given: Any, **named: Any) -> "Image
 
 
 def scores(outcome: Outcome) -> pd.DataFrame:
-    """Every arm and reference at the metric of the figures: score and gain over SFT with 95 % intervals, adjusted p
-    (Holm), seeds in each draw, draws, and the mean cost of a cell in FLOPs, the teacher's share included."""
+    """Every arm and reference model at the metric of the figures.
+
+    Score and gain over SFT with 95 % intervals, adjusted p (Holm), seeds in each replicate, replicates (own corpus and
+    teacher), and the mean cost of a cell in FLOPs with the teacher's share.
+    """
     rows = select(outcome.summary, outcome.metric)
     rows = rows.sort_values(
         ["role", *NAMES], key=lambda column: column if column.name != "role" else column != "student"
@@ -52,7 +55,7 @@ def scores(outcome: Outcome) -> pd.DataFrame:
             "p (Holm)": [_number(row["gain_p_holm"], ".3g") for row in found],
             "gap closed": [_number(row["gap_closed"], ".2f") for row in found],
             "seeds": rows["seeds"].tolist(),
-            "draws": rows["draws"].tolist(),
+            "replicates": rows["draws"].tolist(),
             "FLOPs": [_number(row["total_flops"], ".2g") for row in found],
         }
     )
@@ -62,27 +65,27 @@ def scores(outcome: Outcome) -> pd.DataFrame:
 
 
 def crossings(outcome: Outcome) -> pd.DataFrame:
-    """Where each line's gain may be zero: the set of a fitted curve, and the bracket that assumes no curve."""
+    """Each line's crossover with SFT: the confidence set from a fitted curve, and the interval by sign change."""
     rows = []
     for arm, found in outcome.crossovers.items():
         pieces = " and ".join(f"{percent(low)} to {percent(high)}" for low, high in found.pieces)
-        bracket = found.bracket
+        change = found.sign_change
         rows.append(
             {
                 "method": arm.method,
                 "teacher": arm.teacher or "",
                 "crossing": found.status,
-                "zero lies within": (pieces or "no piece") if found.fits else "no parabola fits: see the bracket",
-                "last fraction above 0": _fraction(bracket.last_above),
-                "first that counts as 0": _fraction(bracket.first_equivalent),
-                "first below 0": _fraction(bracket.first_below),
+                "confidence set": (pieces or "empty") if found.fits else "no parabola fits: see the sign change",
+                "last fraction above 0": _fraction(change.last_above),
+                "first within the margin": _fraction(change.first_equivalent),
+                "first below 0": _fraction(change.first_below),
             }
         )
     return pd.DataFrame(rows)
 
 
 def claims(outcome: Outcome) -> pd.DataFrame:
-    """What was claimed before the first cell, and what became of it; empty where nothing was claimed."""
+    """The claims declared before the first cell and their judgement; empty where none were declared."""
     return pd.DataFrame(
         [
             {
@@ -98,7 +101,7 @@ def claims(outcome: Outcome) -> pd.DataFrame:
 
 
 def unfinished(outcome: Outcome) -> pd.DataFrame:
-    """Cells without a score, and why: what is missing is part of the answer."""
+    """Cells without a score, each with the reason."""
     names = ("method", "teacher", "data_frac", "seed", "world_seed", "status", "reason")
     rows = [record for record in outcome.records if record.status != "done"]
     return pd.DataFrame([{name: getattr(row, name) for name in names} for row in rows])

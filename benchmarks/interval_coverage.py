@@ -20,7 +20,7 @@ import numpy as np
 from scipy import stats as reference
 
 from harness.results.stats.crossover import crossover
-from harness.results.stats.intervals import Array, curve_over_draws
+from harness.results.stats.intervals import Array, curve_over_replicates
 
 FRACTIONS = np.array([0.01, 0.03, 0.1, 0.3, 1.0])
 X = np.log10(FRACTIONS)
@@ -64,7 +64,7 @@ def one(generator: np.random.Generator, shape: str, design: str, binary: bool) -
     """What one invented grid's intervals hold."""
     truth = CURVES[shape](X)
     draws = gains(generator, *DESIGNS[design], truth, binary)
-    measured = curve_over_draws(draws, [None] * len(draws))
+    measured = curve_over_replicates(draws, [None] * len(draws))
     contrast = np.array([0.0, 1, 0, 0, -1])
     at, shrinks = measured.intervals(np.stack([np.eye(len(X))[1], contrast]))
     seeds = np.concatenate([draw.mean(2) for draw in draws])

@@ -1,4 +1,7 @@
-"""Claims: what a grid is to show, written down and hashed before its first cell."""
+"""Claims: what a grid is expected to show, declared and hashed before its first cell.
+
+`results/findings.py` tests them.
+"""
 
 import hashlib
 import json
@@ -27,16 +30,16 @@ class Claim:
     less: Mapping[str, Any] | None = None
     """An arm whose gain is taken off: the claim is then about the difference of two arms."""
     above: float = 0.0
-    """It holds where the gain lies above this; for losses, where it lies below."""
+    """The claim holds where the gain lies above this; for losses, where it lies below."""
     within: float | None = None
-    """It holds where the gain lies within this of 0 (two one-sided tests); `above` is not read then."""
+    """The claim holds where the gain lies within this of 0 (two one-sided tests); `above` is then ignored."""
 
     sd: float = 0.02
-    """Standard deviation of such a gain between replicates, as an earlier grid had it; for `foresee` alone."""
+    """Standard deviation of such a gain between replicates, taken from an earlier grid; used by `foresee` only."""
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "Claim":
-        """From a file; refuses unknown words."""
+        """From a file. Raises SettingsError for an unknown or missing key or column, and for a margin of 0 or less."""
         check_known("claims", given, cls)
         for word in ("name", "gain"):
             if not given.get(word):
@@ -58,9 +61,9 @@ class Claim:
 def declare(store: Store, frozen: FrozenPlan, given: Sequence[Mapping[str, Any]]) -> None:
     """Keep a grid's claims with their hash, and how many of the cells they are about were finished then.
 
-    A claim is about that of its arms of which least is known: cells shared with an earlier grid may be SFT's, or one
-    side of a difference. Refuses a claim that names no arm of the grid or several, before anything is computed. Claims
-    that were changed are kept beside those they replace.
+    Of a difference, the arm with the fewer finished cells counts: cells shared with an earlier grid may be SFT's, or
+    one side of the difference. Changed claims are kept beside those they replace. Raises SettingsError for a claim that
+    names no arm of the grid or several, before anything is computed.
     """
     if not given:
         return
@@ -91,7 +94,7 @@ def declare(store: Store, frozen: FrozenPlan, given: Sequence[Mapping[str, Any]]
 
 
 def when_declared(kept: Mapping[str, Any]) -> str:
-    """How much was known when the claims were made, in words."""
+    """How many cells were finished when the claims were declared, in words."""
     cells, finished = kept["cells"], kept["cells_finished"]
     if finished:
         return f"after {finished} of the cells they are about ({cells}) were finished"

@@ -1,4 +1,4 @@
-"""Chapter: all that a report says of one grid, ready to be written as HTML, Markdown, LaTeX and CSV.
+"""Chapter: the report of one grid, ready to be written as HTML, Markdown, LaTeX and CSV.
 
 one = chapter(outcome, Path("outputs/reports/g"), Path("."), store, frozen_plan)
 """
@@ -69,7 +69,7 @@ class Chapter:
 def chapter(
     outcome: Outcome, out: Path, part: Path, store: Store | None = None, frozen: FrozenPlan | None = None
 ) -> Chapter:
-    """What the records of one grid say; figures and tables are written into `out`/figures and /tables, under `part`.
+    """The chapter of one grid; figures and tables are written into `out`/figures and /tables, under `part`.
 
     `store` and `frozen` are those of a grid in a store; without them there are no receipts and no provenance.
     """
@@ -139,21 +139,21 @@ def _write(made: Chapter, outcome: Outcome, found: Sequence[Decision], out: Path
 
 def _counts(outcome: Outcome) -> str:
     students = [record for record in outcome.records if record.role == "student"]
-    told = [f"{len(students)} cells"]
+    counts = [f"{len(students)} cells"]
     for status in dict.fromkeys(record.status for record in students):
-        told.append(f"{sum(record.status == status for record in students)} {status}")
-    return ", ".join(told)
+        counts.append(f"{sum(record.status == status for record in students)} {status}")
+    return ", ".join(counts)
 
 
 def _declared(outcome: Outcome) -> str:
     kept = outcome.declaration
     if kept is None:
-        return "No claim was declared before this grid ran: everything here is exploratory."
+        return "No claim was declared before this grid ran: all results here are exploratory."
     at = datetime.fromisoformat(kept["declared"]).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
     when = f"Declared {at} (SHA-256 {kept['sha256'][:12]}), {when_declared(kept)}"
     if kept["cells_finished"] == 0:
-        return f"{when}. Everything else on this page is exploratory."
-    return f"{when}: judge them by what those did not show. Everything else on this page is exploratory."
+        return f"{when}. All other results on this page are exploratory."
+    return f"{when}: the finished cells may have informed them. All other results on this page are exploratory."
 
 
 def _receipts(outcome: Outcome, out: Path, store: Store) -> list[tuple[str, str, str]]:
@@ -171,14 +171,14 @@ def _receipts(outcome: Outcome, out: Path, store: Store) -> list[tuple[str, str,
 def _provenance(store: Store | None, frozen: FrozenPlan | None) -> list[tuple[str, str]]:
     """Code, versions, machines and dates of the grid's stages, in words."""
     if store is None or frozen is None:
-        return [("records", "exported: code, versions and machines are in the store they came from")]
+        return [("records", "exported; the store they came from has code, versions and machines")]
     made = made_with(store, frozen)
     if not made["stages"]:
-        return [("stages", f"none of {made['planned']} is made yet")]
+        return [("stages", f"none of {made['planned']} is finished yet")]
     first, last = (datetime.fromtimestamp(made[end], UTC).strftime("%Y-%m-%d %H:%M UTC") for end in ("first", "last"))
-    changed = f"; {made['changed']} stages by code with changes that were not committed" if made["changed"] else ""
+    changed = f"; {made['changed']} stages ran with uncommitted changes of the code" if made["changed"] else ""
     return [
-        ("stages", f"{made['stages']} of {made['planned']} made, {first} to {last}"),
+        ("stages", f"{made['stages']} of {made['planned']} finished, {first} to {last}"),
         ("git commit", ", ".join(f"{name} ({count} stages)" for name, count in made["commits"].items()) + changed),
         ("versions", ", ".join(made["versions"])),
         ("machines", ", ".join(made["machines"])),

@@ -1,7 +1,7 @@
 """Page: the report of grids, as one self-contained HTML page and as Markdown, a chapter each.
 
-Style and script stand in the page, figures too, and its content security policy lets it load nothing at all. Without
-script it reads the same; with it, tables can be sorted and filtered. `page.html`, `page.css` and `page.js` lie here.
+Style, script and figures are in the page, and its content security policy lets it load nothing. Without script the
+content is the same; with it, tables can be sorted and filtered. `page.html`, `page.css` and `page.js` lie here.
 
     write_report("data_scaling", "two_stage")     # outputs/reports/data_scaling+two_stage/index.html, report.md
 """
@@ -39,9 +39,11 @@ def write_report(*grids: str, store: str = "outputs", out: str | Path | None = N
     read = [_read(name, opened) for name in grids]
     names = [slug(outcome.grid) for outcome, _ in read]
     if not names:
-        raise refuse("grids", list(grids), "a report needs at least one")
+        raise refuse("grids", list(grids), "a report needs at least one grid")
     if len(set(names)) < len(names):
-        raise refuse("grids", list(grids), "two of them have one name", "report them apart, each with its own --out")
+        raise refuse(
+            "grids", list(grids), "two of them have the same name", "write one report for each, with its own --out"
+        )
     folder = Path(out) if out else opened.root / "reports" / "+".join(names)
     folder.mkdir(parents=True, exist_ok=True)
     chapters: list[Chapter] = []

@@ -1,6 +1,6 @@
 """The methods paragraph of a paper: what was compared, on which data, with which budget, seeds and statistics.
 
-Every number is read from the records' settings; what they do not hold is not said. Methods are cited by the arXiv
+Every number is read from the records' settings; what they do not hold is left out. Methods are cited by the arXiv
 numbers in the docstrings of their files.
 
     methods_paragraph(outcome)
@@ -16,7 +16,7 @@ from harness.methods import method_names
 from harness.plan.claims import when_declared
 from harness.results.outcome import Outcome
 from harness.results.records import Record
-from harness.results.stats.intervals import LEAST_DRAWS
+from harness.results.stats.intervals import LEAST_REPLICATES
 from harness.results.table import percent, select
 
 BUDGET = {
@@ -28,7 +28,7 @@ BUDGET = {
     "max_grad_norm": "gradient clipping at norm",
     "precision": "precision",
 }
-ASIDE = re.compile(r"[^.]*\bnot\b[^.]*\(arXiv [^)]*\)")  # a paper that is named to say what a method is not
+ASIDE = re.compile(r"[^.]*\bnot\b[^.]*\(arXiv [^)]*\)")  # a paper named as what the method is not
 ARXIV = re.compile(r"(?:arXiv\s+)(\d{4}\.\d{4,5})")
 
 
@@ -62,7 +62,7 @@ def _compared(students: Sequence[Record]) -> str:
         cited = ", ".join(f"arXiv:{number}" for number in citations(method))
         named.append(f"{method} ({cited})" if cited else method)
     teachers = _values(students, "teacher")
-    taught = f" taught by {_joined(teachers)}" if teachers else ""
+    taught = f", with {'teachers' if len(teachers) > 1 else 'teacher'} {_joined(teachers)}" if teachers else ""
     return f"We trained {_joined(_values(students, 'student'))} with {_joined(named)}{taught}."
 
 
@@ -99,7 +99,7 @@ def _scoring(outcome: Outcome, students: Sequence[Record]) -> str:
     names = list(dict.fromkeys(f"{e} {m}" for e, m in zip(frame["eval"], frame["metric"], strict=True) if e))
     items = int(select(frame, outcome.metric)["items"].max())
     headline = f"{outcome.metric.eval} {outcome.metric.metric}"
-    text = f"Students, the untouched base and teachers were scored by {_joined(names)}; figures speak of {headline}"
+    text = f"Students, the pretrained base model and teachers were scored by {_joined(names)}; figures show {headline}"
     text += f" on {items} items" if items else ""
     checked = any(record.contamination for record in students)
     return f"{text}." + (" Training rows were compared with all items by shared 8-grams." if checked else "")
@@ -111,9 +111,9 @@ def _statistics(outcome: Outcome) -> str:
     seeds = {(record.data_seed, record.train_seed) for record in students}
     text = f"There {'were' if len(seeds) > 1 else 'was'} {len(seeds)} seed{'s' * (len(seeds) > 1)} of rows and training"
     text += (
-        f" in each of {len(draws)} draws of world and teacher."
+        f" in each of {len(draws)} replicates, each with its own corpus and teacher."
         if len(draws) > 1
-        else " and one draw of world and teacher."
+        else " and one replicate (one corpus and one teacher)."
     )
     if outcome.metric is None:
         return text
@@ -124,7 +124,7 @@ def _statistics(outcome: Outcome) -> str:
     covers = _joined(dict.fromkeys(gains["gain_covers"]))
     text += " Gains are differences from SFT with the same student, rows, budget and seeds, item by item; "
     text += f"95 % intervals cover {covers}"
-    text += ", with Satterthwaite degrees of freedom" if gains["draws"].max() < LEAST_DRAWS else ""
+    text += ", with Satterthwaite degrees of freedom" if gains["draws"].max() < LEAST_REPLICATES else ""
     known = int(gains["gain_p_holm"].notna().sum())
     return f"{text}; p values are adjusted by Holm's method over {known} comparison{'s' * (known != 1)}."
 
@@ -135,9 +135,8 @@ def _claims(outcome: Outcome) -> str:
     count = len(outcome.declaration["claims"])
     when = when_declared(outcome.declaration)
     digest = outcome.declaration["sha256"][:12]
-    return (
-        f"{count} claim{'s were' if count > 1 else ' was'} declared {when} (SHA-256 {digest}); all else is exploratory."
-    )
+    declared = f"{count} claim{'s were' if count > 1 else ' was'} declared {when} (SHA-256 {digest})"
+    return f"{declared}; all other results are exploratory."
 
 
 def _values(records: Iterable[Record], name: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Receipts: what each finished student beat, what it cost, what it lost and where it runs, beside its weights.
+"""Receipts: scores, cost, regressions and deployment of each finished student, beside its weights.
 
 A folder per student, `<store>/models/<grid>/<cell>/`: the artifact's files as links, so that it loads like any
 Hugging Face folder, `receipt.json`, and the same as a model card, `RECEIPT.md` (`model_card.py`). Figures are
@@ -34,8 +34,8 @@ from harness.results.records import Record
 from harness.results.table import headline
 from harness.store.store import Store, write_json, write_text
 
-VERSION = 1
-"""Raised when a receipt would say something else of the same records."""
+VERSION = 2
+"""Raised when the same records give another receipt."""
 MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".bin")
 NOT_THE_MODELS = ("manifest.json",)
 
@@ -84,7 +84,7 @@ class _Receipts:
         self._arms_gain = cache(self._arms_gain_of)
 
     def basis(self, record: Record) -> dict[str, Any]:
-        """All that may change in a receipt: the records it speaks of, and what was measured."""
+        """All that may change in a receipt: the records it is made from, and what was measured."""
         arm = self._arm(record)
         peers = [*self._arms[arm], *self._arms.get(arm.partner, [])]
         return {
@@ -172,7 +172,7 @@ class _Receipts:
         return told | {"scored_in": known or settings["evals"].get("precision", "fp32"), "scores": scores}
 
     def _missing(self, record: Record, others: Mapping[str, Record], receipt: Mapping[str, Any]) -> Iterator[str]:
-        """What a reader might look for and will not find, and why."""
+        """Parts that the receipt lacks, each with the reason."""
         arm = self._arm(record)
         if arm != arm.partner and "sft" not in others:
             yield f"no comparison with SFT: {why_unpaired(arm, self._arms)}"
@@ -183,9 +183,13 @@ class _Receipts:
                 yield f"{role} is not finished: {why}"
         if record.teacher and "teacher" not in others:
             own = record.teacher == "self"
-            yield "its teacher is the SFT student of the same cell" if own else "the teacher's weights are not here"
+            yield (
+                "its teacher is the SFT student of the same cell"
+                if own
+                else "the teacher's weights are not in the store"
+            )
         if any(score.get("covers") == "items only" for score in receipt["scores"]):
-            yield "one seed: intervals of this model cover test items and say nothing of another seed"
+            yield "one seed: intervals of this model cover test items and exclude the variance between seeds"
         asked = {row["format"] for row in receipt["deployment"]}
         if unasked := [name for name in FORMATS if name not in asked]:
             formats = ",".join(name for name in FORMATS if name in asked)

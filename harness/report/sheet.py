@@ -53,9 +53,9 @@ class Sheet:
     columns: Sequence[Column]
     rows: Sequence[Sequence[Entry]] = field(repr=False)
     caption: str = ""
-    """What the reader has to know to read it."""
+    """How the table is to be read."""
     folded: bool = False
-    """Long, or of interest to few: shown on request."""
+    """Long, or of interest to few readers: opened by a click."""
 
     def markdown(self) -> str:
         """A pipe table under its title."""
@@ -113,7 +113,7 @@ def entry(value: Any, form: str = "", mark: str = "") -> Entry:
 
 
 def p_value(value: float) -> Entry:
-    """A p value; what three digits do not show is said to be below them."""
+    """A p value with three digits, or `< 0.001`."""
     return Entry("< 0.001", float(value)) if value < 0.0005 else entry(value, ".3f")
 
 

@@ -1,4 +1,4 @@
-"""Tables of a report, each from an outcome: decision, price, claims, scores, references, costs, and what is lost.
+"""Tables of a report, each from an outcome: decision, price, claims, scores, references, costs, failures, warnings.
 
 decision_sheet(decisions(outcome.summary, outcome.metric)).markdown()
 """
@@ -24,8 +24,9 @@ MANY = 12
 """Rows above which a table of single cells is folded."""
 CLEAR = 0.05
 PURPOSE_LABELS = dict(
-    zip(PURPOSES, ("training", "teacher's share", "total", "with the teacher's making", "amortised"), strict=True)
+    zip(PURPOSES, ("training", "teacher's share", "total", "with teacher training", "amortised"), strict=True)
 )
+REPLICATE = "A replicate has its own corpus and teacher."
 CLAIM_MARKS = {"holds": "good", "does not hold": "bad"}
 
 
@@ -46,11 +47,11 @@ def decision_sheet(found: Sequence[Decision]) -> Sheet:
         row += [entry_interval(one.__dict__ | _gain(one), "gain"), p_value(one.p_holm), _per_point(one, "flops")]
         rows.append([*row, Entry(" ".join(text for text in one.would_change() if text not in shared))])
     caption = (
-        f"Distil where the gain over SFT is better than zero after Holm over all {found[0].comparisons} comparisons of "
-        "the table, with the method whose gain is largest; else fine-tune. Beside fine-tune stands the best method "
-        f"that was not enough. A cost per {POINT:g} gained has the range that the gain's interval leaves it."
+        f"The rule: distil where the gain over SFT is better than zero after Holm over all {found[0].comparisons} "
+        "comparisons of the table, with the method whose gain is largest; else fine-tune. Beside `fine-tune` stands "
+        f"the method with the largest gain. The range of a cost per {POINT:g} gained follows from the gain's interval."
         if found
-        else "No student has a teacher: there is nothing to decide."
+        else "No student has a teacher, so there is no decision."
     )
     return Sheet(
         "decision", "Distil or fine-tune", [*columns, Column("what would change it", prose=True)], rows, caption
@@ -62,7 +63,7 @@ def price_sheet(found: Sequence[Decision]) -> Sheet:
     names = _varying([one.__dict__ for one in found])
     columns = [*(Column(name) for name in names), Column("teacher"), Column("data", True), Column("method")]
     extra = f"extra per {POINT:g} gained"
-    parts = ("SFT", "method", "of it teaching", extra, "with teacher's making", f"{extra}, making included")
+    parts = ("SFT", "method", "teacher's share", extra, "with teacher training", f"{extra}, teacher training included")
     for unit in ("FLOPs", "seconds"):
         columns += [Column(f"{unit}: {part}", True) for part in parts]
     rows = []
@@ -74,10 +75,10 @@ def price_sheet(found: Sequence[Decision]) -> Sheet:
             row += [_per_point(one, unit), quantity(price.with_making), _per_point(one, unit, making=True)]
         rows.append(row)
     caption = (
-        "Means over finished cells. Method: training and the teacher's share, labels and caches charged whole to the "
-        "cell. With the teacher's making: all that was trained to have a teacher, charged whole as well."
+        "Means over finished cells. Method: training and the teacher's share; labels and caches are charged whole to "
+        "the cell. With teacher training: all that was trained to have a teacher, charged whole to the cell as well."
     )
-    return Sheet("price", "What it costs", columns, rows, caption)
+    return Sheet("price", "Cost of SFT and of the method", columns, rows, caption)
 
 
 def shared_changes(found: Sequence[Decision]) -> list[str]:
@@ -88,8 +89,8 @@ def shared_changes(found: Sequence[Decision]) -> list[str]:
 
 def claims_sheet(findings: Sequence[Finding], grids: Sequence[str] = ()) -> Sheet:
     """Each claim with its verdict; `grids` names each one's grid where several are on one page."""
-    columns = [Column("grid")] * bool(grids) + [Column("verdict"), Column("claim"), Column("what must hold")]
-    columns += [Column("estimate [95 %]", True), Column("p (Holm)", True), Column("draws x seeds", True)]
+    columns = [Column("grid")] * bool(grids) + [Column("verdict"), Column("claim"), Column("condition")]
+    columns += [Column("estimate [95 %]", True), Column("p (Holm)", True), Column("replicates x seeds", True)]
     rows = []
     for number, one in enumerate(findings):
         row = [Entry(grids[number])] if grids else []
@@ -100,7 +101,8 @@ def claims_sheet(findings: Sequence[Finding], grids: Sequence[str] = ()) -> Shee
         rows.append([*row, Entry(f"{one.draws} x {one.seeds}" if one.draws else "", float(one.draws * one.seeds))])
     covers = list(dict.fromkeys(one.covers for one in findings if one.covers))
     caption = f"Intervals cover {'; '.join(covers)}; they are not adjusted. " if covers else ""
-    caption += "Holm's family is the claims of a grid. Open: neither the claim nor its contrary is shown."
+    caption += "Holm's family is the claims of a grid. Open: neither the claim nor its contrary is shown. "
+    caption += REPLICATE
     return Sheet("claims", "Claims of all grids" if grids else "Claims", columns, rows, caption)
 
 
@@ -110,8 +112,8 @@ def scores_sheet(outcome: Outcome) -> Sheet:
     names = _varying(rows)
     columns = [Column("evaluation"), Column("data", True), Column("method"), Column("teacher")]
     columns += [Column(name) for name in names]
-    columns += [Column(label, True) for label in ("draws x seeds", "score [95 %]", "gain over SFT [95 %]", "p (Holm)")]
-    columns += [Column("gap closed", True), Column("note")]
+    numbers = ("replicates x seeds", "score [95 %]", "gain over SFT [95 %]", "p (Holm)", "gap closed")
+    columns += [*(Column(label, True) for label in numbers), Column("note")]
     found = []
     for row in rows:
         clear = row["gain_p_holm"] < CLEAR
@@ -123,35 +125,35 @@ def scores_sheet(outcome: Outcome) -> Sheet:
         line += [p_value(row["gain_p_holm"]), entry(row["gap_closed"], ".0%")]
         found.append([*line, Entry(_note(row))])
     covers = list(dict.fromkeys(row["gain_covers"] for row in rows if row["gain_covers"]))
-    caption = "Marked: a gain other than zero after Holm within its evaluation and metric. "
+    caption = "Marked: the gain differs from zero after Holm within its evaluation and metric. "
     caption += f"Intervals of gains cover: {'; '.join(covers)}. " if covers else ""
-    caption += "Gap closed: (student - base) / (teacher - base)."
+    caption += f"Gap closed: (student - base) / (teacher - base). {REPLICATE}"
     return dense(Sheet("scores", "Scores and gains", columns, found, caption))
 
 
 def references_sheet(outcome: Outcome) -> Sheet:
-    """Teachers and the untouched base, scored like students."""
+    """Teachers and the pretrained base model, scored like students."""
     rows = _headline_rows(outcome, "teacher") + _headline_rows(outcome, "base")
     names = [name for name in _varying(rows) if name in ("corpus", "variant")]
     columns = [Column("evaluation"), Column("model"), Column("name"), *map(Column, names)]
-    columns += [Column("data", True), Column("draws", True)]
+    columns += [Column("data", True), Column("replicates", True)]
     found = []
     for row in rows:
         name = row["teacher"] if row["role"] == "teacher" else row["student"]
         line = [Entry(evaluation(row)), Entry(row["role"]), entry(name), *(entry(row[name]) for name in names)]
         line += [_fraction(row["data_frac"]), entry(row["draws"], "g"), entry_interval(row, "score")]
         found.append([*line, quantity(row["total_flops"]), Entry(_note(row))])
-    more = [Column("score [95 %]", True), Column("FLOPs to make", True), Column("note")]
+    more = [Column("score [95 %]", True), Column("training FLOPs", True), Column("note")]
     caption = "Scored by the same evaluations on the same items as the students."
-    return dense(Sheet("references", "Teachers and base", [*columns, *more], found, caption))
+    return dense(Sheet("references", "Teachers and base model", [*columns, *more], found, caption))
 
 
 def simultaneous_sheet(outcome: Outcome) -> Sheet:
-    """Many methods against SFT, with intervals that hold for all of a fraction at once."""
+    """Simultaneous comparisons with SFT (Dunnett): intervals that hold for all methods of a fraction together."""
     rows = outcome.simultaneous.rename(columns={"low": "gain_low", "high": "gain_high"}).to_dict("records")
     names = _varying(rows)
     columns = [Column("data", True), Column("method"), Column("teacher"), *(Column(name) for name in names)]
-    columns += [Column(label, True) for label in ("blocks", "gain over SFT [95 %, all at once]", "p (all at once)")]
+    columns += [Column(label, True) for label in ("blocks", "gain over SFT [95 %, simultaneous]", "p (Dunnett)")]
     found = []
     for row in rows:
         better = (row["gain"] > 0) == (outcome.metric is not None and outcome.metric.higher_is_better)
@@ -160,10 +162,11 @@ def simultaneous_sheet(outcome: Outcome) -> Sheet:
         line += [Entry(str(row[name])) for name in names] + [entry(row["blocks"], "d")]
         found.append([*line, entry_interval(row, "gain", mark), p_value(row["p"])])
     caption = (
-        "Every method with every cell SFT has, compared within blocks (seeds, or draws), the scatter pooled over the "
-        "methods. Intervals and p values hold for all methods of a fraction together; none is to be adjusted again."
+        "Methods that have every cell SFT has, compared within blocks (seeds, or replicates), with the residual "
+        "variance pooled over the methods. Intervals and p values hold for all methods of a fraction together, so they "
+        "need no further adjustment."
     )
-    return Sheet("simultaneous", "Every method at once", columns, found, caption)
+    return Sheet("simultaneous", "Simultaneous comparisons with SFT (Dunnett)", columns, found, caption)
 
 
 def costs_sheet(outcome: Outcome) -> Sheet:
@@ -179,7 +182,7 @@ def costs_sheet(outcome: Outcome) -> Sheet:
         found.append([*line, *(quantity(row[f"{p}_{unit}"]) for unit in ("flops", "seconds") for p in PURPOSES)])
     caption = (
         "Means over finished cells. Total: training and the teacher's share. Amortised: what the grid's cells share "
-        "(labels, synthetic rows, the teacher's making) divided among them."
+        "(labels, synthetic rows, teacher training) divided among them."
     )
     return Sheet("costs", "Costs of all arms", columns, found, caption)
 
@@ -188,34 +191,34 @@ def lost_sheet(records: Iterable[Record]) -> Sheet:
     """Cells and reference models without a score, each with its reason."""
     lost = [record for record in records if record.status != "done"]
     columns = [Column("status"), Column("model"), Column("method"), Column("teacher"), Column("data", True)]
-    columns += [Column(name, True) for name in ("seed", "draw")] + [Column("class"), Column("reason")]
+    columns += [Column(name, True) for name in ("seed", "replicate")] + [Column("class"), Column("reason")]
     rows = []
     for one in lost:
         row = [Entry(one.status, None, "bad" * (one.status == "failed")), Entry(one.role)]
         row += [entry(one.method), entry(one.teacher), _fraction(one.data_frac)]
         row += [entry(one.seed, "d"), entry(one.world_seed, "d")]
         rows.append([*row, entry(one.failure_class), entry(one.reason)])
-    caption = f"{len(rows)} without a score; all others are finished." if rows else "Every cell is finished."
+    caption = f"{len(rows)} have no score; all others are finished." if rows else "Every cell is finished."
     return dense(Sheet("lost", "Failed and missing cells", columns, rows, caption, folded=len(rows) > MANY))
 
 
 def warnings_sheet(records: Iterable[Record]) -> Sheet:
-    """What stages warned of, each text once with the number of cells."""
+    """Warnings of stages, each text once with the number of cells."""
     found: dict[str, list[str]] = {}
     for one in records:
         where = [one.method, one.teacher, percent(one.data_frac), f"seed {one.seed}"]
         for warning in one.warnings:
             found.setdefault(warning, []).append(" ".join(filter(None, where)))
     rows = [[Entry(text), entry(len(cells), "d"), Entry(cells[0])] for text, cells in found.items()]
-    columns = [Column("warning"), Column("cells", True), Column("first of them")]
+    columns = [Column("warning"), Column("cells", True), Column("first cell")]
     return Sheet("warnings", "Warnings", columns, rows, folded=len(rows) > MANY)
 
 
 def receipts_sheet(links: Sequence[tuple[str, str, str]], more: bool = False) -> Sheet:
-    """Receipts that were found, as (name, link, opening sentence); `more` of them are folded."""
+    """Receipts that were found, as (name, link, opening sentence); those beyond the first few (`more`) are folded."""
     rows = [[Entry(name, link=link), Entry(says)] for name, link, says in links]
-    caption = "Each finished student's folder loads as it is; its receipt says what it beat, cost and lost."
-    columns = [Column("student"), Column("receipt opens with")]
+    caption = "Each folder loads as a Hugging Face model; its receipt has the student's scores, cost and regressions."
+    columns = [Column("student"), Column("result")]
     if more:
         return Sheet("more_receipts", f"{len(links)} more receipts", columns, rows, folded=True)
     return Sheet("receipts", "Receipts", columns, rows, caption)
@@ -272,7 +275,7 @@ def _gain(one: Decision) -> dict[str, float]:
 
 
 def _per_point(one: Decision, unit: str, making: bool = False) -> Entry:
-    """An extra cost per point with its range; `none` where distillation is not dearer."""
+    """An extra cost per point with its range; `none` where distillation costs no more."""
     cost, low, high = one.per_point(unit, making)
     if math.isnan(cost):
         return Entry("")

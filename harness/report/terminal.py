@@ -1,4 +1,4 @@
-"""What came of a grid: its table, figure, verdict and models, written into its folder and shown in the terminal.
+"""The terminal's summary of a grid: table, figure, verdict and models, written into its folder and printed.
 
 At the end: what the verbs of `harness.grid` print, as lines of text. Nothing here looks at jobs or processes.
 
@@ -38,7 +38,7 @@ LOG_LINES = 40
 
 @dataclass(frozen=True)
 class Finished:
-    """What came of a grid, and the files that hold it."""
+    """The results of a grid, and the files that hold them."""
 
     outcome: "Outcome"
     folder: Path
@@ -87,7 +87,7 @@ class Finished:
 
     @property
     def verdict(self) -> str:
-        """What the grid says and how sure it is, in words."""
+        """The result of the grid and its certainty, in sentences."""
         return self.outcome.verdict
 
     @property
@@ -110,13 +110,13 @@ class Finished:
             for warning in record.warnings:
                 kinds.setdefault(warning.split(":")[0], []).append(f"{_who(record)}: {warning}")
         for warnings in kinds.values():
-            more = f" (and {len(warnings) - 1} like it: records.jsonl)" if len(warnings) > 1 else ""
+            more = f" ({len(warnings) - 1} more of this kind are in records.jsonl)" if len(warnings) > 1 else ""
             console.print(f"warning: {warnings[0]}{more}", style="yellow", highlight=False, markup=False)
         for record in self.failed:
             told = f"{record.status}: {_who(record)}: {record.reason}"
             console.print(told, style="red", highlight=False, markup=False)
         if self.failed:
-            console.print("retry=true runs failed cells again; the others are kept.")
+            console.print("To run the failed cells again, add retry=true to the command; finished cells are kept.")
         console.print(self.verdict, style="bold", highlight=False, markup=False)
         console.print(
             f"{self.folder}: results.parquet, results.csv, summary.csv, crossover.png, crossover.svg, records.jsonl",
@@ -172,7 +172,10 @@ def overview(frame: "pd.DataFrame") -> "Table | None":
         shown = ["" if pd.isna(value) else escape(str(value)) for value in named]
         table.add_row(percent(first["data_frac"]), *shown, *scores)
     suite = names[0][1].partition("@")[2].rpartition("/")[0]
-    table.caption = f"By {suite}, each card's hash in results.csv; not to be put beside scores made in another way."
+    table.caption = (
+        f"Scored by {suite}; results.csv has the hash of each benchmark's definition. "
+        "Scores of other suites are not comparable."
+    )
     table.caption_justify = "left"
     return table
 

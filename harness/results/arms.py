@@ -37,7 +37,7 @@ NOT_SETTINGS = (
 
 
 class Arm(NamedTuple):
-    """Names of one arm; world and teacher seed are null where an arm spans several draws."""
+    """Names of one arm; world and teacher seed are null where an arm spans several replicates."""
 
     role: str
     method: str
@@ -72,9 +72,9 @@ class Metric(NamedTuple):
 def by_arm(records: Iterable[Record]) -> dict[Arm, list[Record]]:
     """Cells and reference models per arm, one of each address, in the order of first sight.
 
-    Cells of one seed that differ in a setting no name shows get it as `variant` (a teacher's: in the teacher's
-    name), over all methods, so an arm never meets SFT cells that were trained or scored in another way.
-    Several teachers drawn in one world share SFT cells and rows: they are no replicates, and are named apart.
+    Cells of one seed that differ in a setting no name shows get it as `variant` (a teacher's setting: in the teacher's
+    name), over all methods, so an arm is never paired with SFT cells that were trained or scored in another way.
+    Several teachers of one corpus share SFT cells and rows: they are not replicates, and have different names.
     Raises SettingsError where even the settings are the same.
     """
     unique = list({(r.cell, r.role): r for r in records}.values())
@@ -90,13 +90,13 @@ def by_arm(records: Iterable[Record]) -> dict[Arm, list[Record]]:
         if len(set(seeds)) < len(seeds):
             raise SettingsError(
                 f"{arm.method} ({arm.teacher or arm.student}) at data_frac={arm.data_frac} has two cells of one seed "
-                "and the same settings; read the records of one grid, or of one version of the code."
+                "and the same settings. Read the records of one grid, written by one version of the code."
             )
     return arms
 
 
 def seeds_of(record: Record) -> tuple[int, int]:
-    """What tells two cells of an arm apart."""
+    """(data_seed, train_seed): what differs between two cells of an arm."""
     return int(record.data_seed or 0), int(record.train_seed or 0)
 
 
@@ -123,21 +123,23 @@ def diverged(record: Record) -> bool:
 def name_diverged(cells: Sequence[Record], metric: Metric) -> str:
     """Which seeds of an arm diverged and what they count as, in words; empty if none did."""
     several = len({cell.world_seed for cell in cells}) > 1
-    names = [f"{cell.seed}" + (f" of world {cell.world_seed}" if several else "") for cell in cells if diverged(cell)]
+    names = [
+        f"{cell.seed}" + (f" of replicate {cell.world_seed}" if several else "") for cell in cells if diverged(cell)
+    ]
     if not names:
         return ""
-    counted = "counted as 0" if metric.higher_is_better else "left out, as a loss has no floor"
+    counted = "counted as 0" if metric.higher_is_better else "left out, because a loss has no floor"
     return f"seed{'s' if len(names) > 1 else ''} {', '.join(names)} diverged, {counted}"
 
 
 def name_tuned(cells: Iterable[Record]) -> str:
-    """What trials chose for an arm, in words; empty where nothing was tuned."""
+    """The settings that trials chose for an arm, in words; empty where nothing was tuned."""
     values: Mapping[str, Any] = next((cell.tuned for cell in cells if cell.tuned), {})
     return ", ".join(f"{name.rpartition('.')[2]}={value} (tuned)" for name, value in values.items())
 
 
 def why_unpaired(arm: Arm, arms: Iterable[Arm]) -> str:
-    """Why an arm has no gain, in words: SFT ran with other settings, not at all, or with other seeds."""
+    """Why an arm has no gain, in words: SFT ran with other settings, did not run, or ran with other seeds."""
     others = {other.variant for other in arms if other._replace(variant=arm.variant) == arm.partner}
     if arm.variant in others:
         return "no gain: no seed in common with SFT"
@@ -187,7 +189,7 @@ def _hidden_settings(records: list[Record]) -> set[str]:
 def _telling(record: Record) -> dict[str, str]:
     """Settings that can tell two records of the same names apart; of a reference model, only its own.
 
-    What trials chose for an arm does not: it is compared with SFT as SFT's own trials left that.
+    A setting that trials chose is left out: the arm is compared with SFT at the settings of SFT's own trials.
     """
     flat = {key: value for key, value in _flat(record.settings).items() if not _chosen(record, key)}
     own = {"base": ("student.", "evals."), "teacher": ("teacher.", "evals.")}.get(record.role, ("",))

@@ -1,9 +1,9 @@
-"""Breakdown: scores and gains by class of held-out item, such as whether the student's rows ask it.
+"""Breakdown: scores and gains by class of held-out item, such as whether the student's training rows ask it.
 
-Where `table.py` has one row per arm, here is one per arm and class, with the same pairing by seed and item and
-the same intervals (`gains.py`). An item's class may differ from seed to seed, as the rows do; a gain is on the
-items that are of the class in the method's own cell, so SFT is scored on the very same ones. Several classes
-are many comparisons: read the adjusted p, and call what was not asked beforehand exploratory.
+`table.py` has one row per arm; here there is one per arm and class, with the same pairing by seed and item and the same
+intervals (`paired_gains.py`). An item's class may differ from seed to seed, as the rows do; a gain is over the items
+that are of the class in the method's own cell, and SFT is scored on the same items. Several classes are several
+comparisons: use the adjusted p, and call a comparison that was not declared beforehand exploratory.
 
     breakdown(records, ["exposure"], Exposures(store, frozen_plan))
     items(records, Exposures(store, frozen_plan))      # every item of every cell, with its exposure
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 BY = ("exposure", "source", *SEEN_BY)
-"""What items can be told apart by."""
+"""Names by which items can be classed."""
 FEW = 10
-"""Items of a class below which its interval is not to be trusted, and a note says so."""
+"""Fewest items of a class for which an interval is reliable; below it the row has a note."""
 SHOWN = {"True": "yes", "False": "no"}
 
 
@@ -48,7 +48,7 @@ def breakdown(
     Columns: names of the arm, `eval` and `metric` (default: the one figures show), the columns of `by`, `items`
     (of the class, mean over seeds), `seeds`, `draws`; `score`, `sft` (SFT on the same items) and `gain` with
     `_low`, `_high` (95 %), `gain_p` and `gain_p_holm` over the whole table, `gain_covers` and a `note`. Of arms
-    with several draws of the world the one row is over them, as in `table.summary`. Canary items are left out.
+    with several replicates the one row is over them, as in `table.summary`. Canary items are left out.
     Raises SettingsError for an unknown name in `by`, and where exposure cannot be read.
     """
     for name in by:
@@ -91,7 +91,7 @@ def render(frame: pd.DataFrame, by: Sequence[str]) -> "Table":
     from rich.table import Table
 
     if frame.empty:
-        return Table(title="no finished cell of a method other than sft has item scores")
+        return Table(title="No finished cell of a method other than SFT has scores of single items")
     metric = Metric(*frame.iloc[0][["eval", "metric"]])
     lower = "" if metric.higher_is_better else " (lower is better)"
     title = f"{metric.eval} {metric.metric}{lower} by {' and '.join(by)}"
@@ -124,12 +124,12 @@ def render(frame: pd.DataFrame, by: Sequence[str]) -> "Table":
 
 
 class _Pairs(NamedTuple):
-    """The cells of one arm in one draw of the world and the SFT cells they are compared with."""
+    """The cells of one arm in one replicate and the SFT cells they are compared with."""
 
     cells: list[Record]
     sft: list[Record]
     why_unpaired: str
-    """What to say where no pair has a score."""
+    """The note where no pair has a score."""
 
     def of_method(self, part: ItemMask) -> ItemMask:
         """The same part for SFT cells: of the method's cell of the same seeds."""
@@ -169,7 +169,7 @@ def _place(label: str) -> list[tuple[int, str]]:
 
 
 def _by_line(arms: Mapping[Arm, list[Record]]) -> list[tuple[Arm, dict[Arm, _Pairs]]]:
-    """Every trained arm but SFT's with the arms of its draws, in order of fraction, method and teacher."""
+    """Every trained arm but SFT's with the arms of its replicates, in order of fraction, method and teacher."""
     found: dict[Arm, dict[Arm, _Pairs]] = {}
     for arm, cells in arms.items():
         if arm.role == "student" and arm != arm.partner:
@@ -183,7 +183,7 @@ def _by_line(arms: Mapping[Arm, list[Record]]) -> list[tuple[Arm, dict[Arm, _Pai
 def _rows(
     whole: Arm, draws: Mapping[Arm, _Pairs], metric: Metric, labels: _Labels, values: ItemValues
 ) -> list[dict[str, Any]]:
-    """A row per class of one arm, over its draws."""
+    """A row per class of one arm, over its replicates."""
     present: set[str] = set()
     cells = [cell for pairs in draws.values() for cell in pairs.cells]
     for cell in cells:

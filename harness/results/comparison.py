@@ -1,7 +1,7 @@
 """Comparison: one finished model against one other, on the items that both were scored on.
 
-`table.py` brings the seeds of an arm together; here a single model is looked at, by the same statistics
-(`stats.seeds_and_items` with one seed), so an interval covers test items and nothing else.
+`table.py` combines the seeds of an arm; here a single model is compared, by the same statistics
+(`intervals.seeds_and_items` with one seed), so an interval covers test items only.
 
     compare = Comparison(read_items)
     compare.against(record, sft, Metric("verified", "accuracy"))["gain"]
@@ -28,7 +28,7 @@ from harness.results.stats.intervals import Array, Interval, holm, seeds_and_ite
 FILES_AT_ONCE = 16
 ITEMS_ONLY = "items only"
 CLEAR = 0.05
-"""p value below which a difference is told as one; of losses, after Holm."""
+"""p value below which a difference counts as one; for regressions, after Holm."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ModelScore(NamedTuple):
     score: float
     items: ModelItems | None
     at_floor: bool = False
-    """It diverged, and counts as a model that gets nothing right."""
+    """It diverged, and counts as a model whose every answer is wrong."""
 
 
 class Comparison:
@@ -180,7 +180,7 @@ def _paired(mine: ModelScore, theirs: ModelScore) -> tuple[ModelItems, ModelItem
 
 
 def _p(interval: Interval, difference: Array) -> float:
-    """The interval's p value; without any spread to go by, and where all that differ go one way, the sign test's."""
+    """The interval's p value, or the sign test's where the spread is zero and all differing items change one way."""
     signs = np.sign(difference[difference != 0])
     if math.isnan(interval.p) and len(signs) and abs(signs.sum()) == len(signs):
         return float(2.0 ** (1 - len(signs)))

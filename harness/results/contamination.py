@@ -1,13 +1,13 @@
 """Contamination: which items of an evaluation are repeated in the rows a model was trained on, cell by cell.
 
-The `overlap` stages say which rows of a mixture, or of what a teacher wrote, repeat which items; a cell's share of
-them follows from the rows it took. Scores are told with and without the repeated items. Whether a row asks the same
-in other words is `exposure.py`'s matter, and what a base model was pre-trained on nobody here knows.
+The `overlap` stages hold which rows of a mixture, or of a teacher's synthetic rows, repeat which items (8-gram
+overlap); a cell's share follows from the rows it trains on. Scores are given with and without the repeated items. Rows
+that ask the same in other words are the subject of `exposure.py`; the pretraining data of a base model are not known.
 
     student_rows       a train row of the model's own repeats the item, whether or not the budget visits it
-    synthetic_rows     a row that the teacher wrote for it does
-    in_context_rows    a row that the teacher was shown while it wrote those may have been: one it could draw from does
-    teacher_rows       a row of the teacher's lessons does
+    synthetic_rows     a row that the teacher generated for it does
+    in_context_rows    a row from the pool of in-context examples for those synthetic rows does
+    teacher_rows       a row of the teacher's fine-tuning does
 
     contamination = Contamination(store, frozen_plan); contamination.flags(frozen_cell, "gsm8k")["student_rows"].sum()
 """
@@ -33,11 +33,11 @@ from harness.store.store import Store
 
 ROWS = ("student_rows", "synthetic_rows", "in_context_rows", "teacher_rows")
 NOTEWORTHY = 0.02
-"""Share of repeated items above which a record warns; Tülu 3 takes a source apart above it (arXiv 2411.15124, 3.2)."""
+"""Share of repeated items above which a record warns; Tülu 3 removes a source above it (arXiv 2411.15124, 3.2)."""
 
 
 class Training(NamedTuple):
-    """What a model was trained on: rows, rows its teacher wrote, and the base it began from (keys of stages)."""
+    """What a model was trained on: rows, rows its teacher generated, and its pretrained base (keys of stages)."""
 
     subsets: tuple[str, ...]
     synthetic: tuple[str, ...]
@@ -58,7 +58,7 @@ def training_of(stages: Mapping[str, Any], key: str) -> Training:
 
 
 def teacher_of(stages: Mapping[str, Any], train: Iterable[str]) -> str | None:
-    """The stage that made the teacher of train stages: asked live, or for labels, text, caches."""
+    """The stage that made the teacher of train stages, whether it is live or made labels, text or caches."""
     for key in train:
         for role, upstream in stages[key]["inputs"].items():
             if role == "teacher":
@@ -148,7 +148,7 @@ class Contamination:
             without[score.metric] = float(rest["total"].sum() / rest["count"].sum()) if len(rest) else None
         found = RepeatedItems(without=without, **counts)
         if heldout and self._questions_known(evaluated):
-            return found, []  # `exposure.py` tells what is asked, in whatever words
+            return found, []  # `exposure.py` finds what rows ask, in any wording
         return found, _warnings(evaluation, found, {score.metric: score.score for score in whole})
 
     def _questions_known(self, evaluated: str) -> bool:

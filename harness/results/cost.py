@@ -1,4 +1,4 @@
-"""What training costs: FLOP estimates, and the sum of a cell's stages with the teacher's share apart.
+"""Cost: the sum of a cell's stages in tokens, FLOPs and seconds, with the teacher's share apart.
 
 A forward pass is 2 N FLOPs per token and a training step 6 N (Kaplan et al. 2020, arXiv 2001.08361,
 section 2.1), with N all parameters and tokens those the model reads, not only those that are scored. A frozen
@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Cost:
-    """What something cost: tokens read or written by a model, FLOPs (estimate), wall seconds."""
+    """Tokens that a model processed or generated, FLOPs (estimate), wall seconds."""
 
     tokens: float = 0.0
     flops: float = 0.0

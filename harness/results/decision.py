@@ -1,8 +1,8 @@
 """Decision: distil or fine-tune, for each student, budget, data fraction and teacher, by one rule.
 
 Reads a summary (`table.summary`). Distil where the gain over SFT is better than zero after Holm over all comparisons of
-the table; of several such methods, the one with the largest gain. Otherwise fine-tune, which is simpler, and say which
-it is: shown to be worse, equal (the whole 95 % interval within the margin), ahead or behind but not after Holm, or no
+the table; of several such methods, the one with the largest gain. Otherwise fine-tune, which is simpler, with the
+reason: shown to be worse, equal (the whole 95 % interval within the margin), ahead or behind but not after Holm, or no
 difference shown. Arms without a teacher (controls such as `sft_restart`) are not distillation and never chosen.
 
     decisions(summary(records), metric)[0].choice       # "distil"
@@ -19,19 +19,19 @@ import pandas as pd
 from harness.results.arms import Metric
 from harness.results.findings import ALPHA
 from harness.results.paired_gains import MARGIN
-from harness.results.stats.intervals import LEAST_DRAWS
+from harness.results.stats.intervals import LEAST_REPLICATES
 from harness.results.table import percent, select
 
 POINT = 0.01
-"""Costs are told per gain of this size: a point of accuracy."""
+"""Costs are given per gain of this size: one point of accuracy."""
 LINE = ("student", "corpus", "budget", "variant")
 PLACE = (*LINE, "teacher", "data_frac")
 DISTIL, FINE_TUNE, OPEN = "distil", "fine-tune", "no answer"
 SHOWN, EQUAL, WORSE, NOT_SHOWN = "gain shown", "equal within the margin", "shown to be worse", "no difference shown"
-AHEAD, BEHIND = "ahead, though not after Holm", "behind, though not after Holm"
+AHEAD, BEHIND = "ahead before Holm, but not after it", "behind before Holm, but not after it"
 UNITS = ("seconds", "flops")
-MOST_REPLICATES = 1000
-"""More seeds or draws than this are no plan."""
+MOST_UNITS = 1000
+"""Numbers of seeds or replicates above this are not proposed."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Price:
     teacher: float
     """The teacher's share of it."""
     with_making: float
-    """The marginal cost and what it took to make the teacher."""
+    """The marginal cost and the training of the teacher."""
 
     @property
     def extra(self) -> float:
@@ -54,7 +54,7 @@ class Price:
 
     @property
     def making(self) -> float:
-        """What it took to make the teacher."""
+        """Training the teacher."""
         return self.with_making - self.distil
 
 
@@ -73,7 +73,7 @@ class Decision:
     why: str
     """One of the words above, or why there is no gain."""
     method: str
-    """The method that is chosen, or else the one with the largest gain, which was not enough."""
+    """The method that is chosen, else the one with the largest gain."""
     compared: int
     """Methods with this teacher that had a gain here."""
     gain: float
@@ -85,8 +85,9 @@ class Decision:
     covers: str
     """Which variance the interval contains."""
     draws: int
+    """Replicates (own corpus and teacher each)."""
     seeds: int
-    """In each draw."""
+    """Seeds in each replicate."""
     comparisons: int
     """Of the whole table: Holm's family."""
     higher_is_better: bool
@@ -98,7 +99,7 @@ class Decision:
     def per_point(self, unit: str, making: bool = False) -> tuple[float, float, float]:
         """Extra cost per POINT gained, with its ends at the interval's ends; NaN where no gain is shown.
 
-        `making`: with the making of the teacher, charged whole to this student.
+        `making`: with the training of the teacher, charged whole to this student.
         """
         price: Price = getattr(self, unit)
         extra = price.extra + (price.making if making else 0.0)
@@ -145,7 +146,7 @@ def advice(found: Sequence[Decision]) -> list[str]:
 def place_of(one: Decision) -> str:
     """Student, data, budget and teacher in words."""
     variant = f" ({one.variant})" if one.variant else ""
-    return f"{one.student} on {one.corpus}, {one.budget}{variant}, taught by {one.teacher}"
+    return f"{one.student} on {one.corpus}, {one.budget}{variant}, teacher {one.teacher}"
 
 
 def frame_of(found: Sequence[Decision]) -> pd.DataFrame:
@@ -224,57 +225,59 @@ def _nothing(rows: Sequence[Mapping[Any, Any]]) -> str:
 def _evidence(one: Decision) -> list[str]:
     """What other numbers would have turned the choice."""
     if one.choice == OPEN:
-        return ["A score of this method and of SFT on the same rows and seeds."]
+        return ["Score this method and SFT on the same rows and seeds."]
     alone = (
-        [] if one.seeds > 1 or one.draws >= LEAST_DRAWS else ["A second seed: this interval excludes seed variance."]
+        []
+        if one.seeds > 1 or one.draws >= LEAST_REPLICATES
+        else ["Run a second seed: this interval excludes seed variance."]
     )
-    if one.draws < LEAST_DRAWS:
-        only = "there is only one" if one.draws == 1 else f"the interval is for these {one.draws} only"
-        alone += [f"Other draws of world and teacher: {only}."]
+    if one.draws < LEAST_REPLICATES:
+        only = "there is one" if one.draws == 1 else f"the interval covers these {one.draws} only"
+        alone += [f"Run more replicates (own corpus and teacher each): {only}."]
     near, far = sorted((abs(one.low), abs(one.high)))
     if one.why == SHOWN:
-        text = f"Asking for a gain of more than {near:.3f}: no more than that is shown."
+        text = f"Require a gain above {near:.3f}: no more than that is shown."
         if one.margin is not None and far < one.margin:
-            text += f" It lies within the margin of equality ({one.margin:g}): clear, and small."
+            text += f" The gain is clear but small: it lies within the margin of equality ({one.margin:g})."
         return [text, *alone]
     if one.why == WORSE:
-        return [f"Another setting of the method: its interval ends {near:.3f} short of SFT.", *alone]
+        return [f"Change the method's settings: its interval ends {near:.3f} below SFT.", *alone]
     if one.why == EQUAL:
         return [
-            f"A margin of equality under {far:.3f} (here {one.margin:g}): no difference would then be shown.",
+            f"Set a margin of equality below {far:.3f} (now {one.margin:g}): then no difference is shown.",
             *alone,
         ]
     return [_replicates_needed(one), *alone]
 
 
 def _replicates_needed(one: Decision) -> str:
-    """How many seeds or draws would show the gain, if it is what it seems to be; by p values, so rather too many."""
+    """How many seeds or replicates would show the gain if the estimate is true; from p values, so on the high side."""
     sign = 1 if one.higher_is_better else -1
     if not sign * one.gain > 0:
-        return "A gain on the better side of zero: the estimate itself is not."
+        return "More data will not help while the estimate is on the worse side of zero."
     if math.isnan(one.p):
-        return "Several seeds, or scores of single items: there is no interval."
+        return "Run several seeds, or keep scores of single items: there is no interval."
     family = one.p_holm / one.p if one.p_holm < 1 else one.comparisons
     normal = NormalDist()
     reached, asked = (-normal.inv_cdf(p / 2) for p in (one.p, ALPHA / family))
-    by_draws = one.draws >= LEAST_DRAWS
-    now, unit = (one.draws, "draws") if by_draws else (one.seeds, "seeds" + " in each draw" * (one.draws > 1))
+    by_draws = one.draws >= LEAST_REPLICATES
+    now, unit = (one.draws, "replicates") if by_draws else (one.seeds, "seeds" + " in each replicate" * (one.draws > 1))
     needed = math.inf if reached <= 0 else math.ceil(now * (asked / reached) ** 2)
-    if needed > MOST_REPLICATES:
-        return f"More than {MOST_REPLICATES} {unit} if the gain is what it seems to be: no plan."
+    if needed > MOST_UNITS:
+        return f"More than {MOST_UNITS} {unit} would be needed if the estimate is true."
     items = " and as many times the test items" if "items" in one.covers else ""
-    return f"About {needed} {unit}{items} instead of {now}, if the gain is what it seems to be."
+    return f"Run about {needed} {unit}{items} in place of {now}, if the estimate is true."
 
 
 def _money(one: Decision) -> list[str]:
-    """Over how many students the teacher's making has to be shared to weigh less than distillation itself."""
+    """How many students must share the teacher for its training to cost less than distillation adds."""
     price = one.flops
     if one.choice != DISTIL or not price.making > 0 or not price.extra > 0:
         return []
     share = math.ceil(price.making / price.extra)
     if share < 2:
         return []
-    return [f"The teacher's making, if fewer than {share} students share it: it then outweighs the extra FLOPs."]
+    return [f"If fewer than {share} students share the teacher, training it costs more FLOPs than distillation adds."]
 
 
 def _sentence(group: Sequence[Decision]) -> str:

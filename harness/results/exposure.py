@@ -12,8 +12,8 @@ Each model may have seen it in rows or been told in pre-training, and the two ar
                            teacher wrote are its teaching, not the cell's data, and do not count
     synthetic_rows         but where such a row repeats the item's own words, the student has seen it
     student_pretraining    the student's base was told it: a mini is told the facts of `knows`, fresh weights
-                           nothing, and of any other model (hub, folder, GGUF, server) nobody here knows: null
-    teacher_rows, teacher_pretraining    the same of the teacher and its lessons' rows; false without a teacher
+                           nothing, and of any other model (hub, folder, GGUF, server) it is not known: null
+    teacher_rows, teacher_pretraining    the same of the teacher and its fine-tuning rows; false without a teacher
 
 Seen is rows or pre-training, in three-valued logic. A row whose answer is wrong, or left to the teacher, counts too:
 
@@ -72,7 +72,7 @@ class Exposures:
         mixtures = {name: self._inputs(cell, name).get("mixture") for name in cell.evaluations}
         evaluation = next((name for name, mixture in mixtures.items() if mixture), None)
         if evaluation is None:
-            raise refuse("record", record.cell, "nothing of it is scored on held-out rows", "add evals.names=heldout")
+            raise refuse("record", record.cell, "none of its evaluations uses held-out rows", "add evals.names=heldout")
         asked = self._frame(mixtures[evaluation], *self._trainings(cell))
         repeated = self._repeated(cell, evaluation, asked.index).fillna(False)
         seen = {name: asked[name] | repeated[name] if name in repeated else asked[name] for name in SEEN_BY}
@@ -109,7 +109,7 @@ class Exposures:
     def _cell(self, record: Record) -> FrozenCell:
         cell = self._cells.get(record.cell) if record.role == "student" else None
         if cell is None:
-            raise refuse("record", record.cell, "exposure is of the grid's own students")
+            raise refuse("record", record.cell, "exposure is known for students of this grid only")
         return cell
 
     def _inputs(self, cell: FrozenCell, evaluation: str) -> Mapping[str, str]:
@@ -136,7 +136,7 @@ class Exposures:
         return pd.DataFrame(seen)
 
     def _told(self, base: str, questions: pd.Series) -> Any:
-        """Which questions a base's pre-training answered (n,); null of a base whose pre-training nobody here knows."""
+        """Which questions a base's pre-training answered (n,); null of a base whose pretraining is not known."""
         settings = self._stages[base]["settings"]
         if settings["init"] == "random":
             return False
@@ -166,7 +166,7 @@ class Exposures:
     def _file(self, key: str, name: str) -> Path:
         path = self._store.folder(key) / name
         if not path.exists():
-            way_out = "run the grid again with the same store; what is missing is made"
+            way_out = "run the grid again with the same store; missing stages are made again"
             raise refuse("by", "exposure", f"the rows of {self._stages[key]['address']} are not in the store", way_out)
         return path
 

@@ -1,14 +1,14 @@
-"""Claims: what a grid is to show, written down and hashed before its first cell, and what became of each.
+"""Findings: the judgement of each claim that was declared and hashed before the grid's first cell.
 
-An experiment's file names them. A claim is about the gain over SFT of one arm, or about the difference of two gains:
-that it lies above a number, or within a margin of 0. Arms are named by the columns of the table.
+`plan/claims.py` declares claims; here they are tested. A claim is about the gain over SFT of one arm, or about the
+difference of two gains: that it lies above a number, or within a margin of 0. Arms are named by columns of the table.
 
     claims:
       - {name: scarce, says: "KD beats SFT when data is scarce", gain: {method: kd, data_frac: 0.03}}
       - {name: shrinks, gain: {method: kd, data_frac: 0.03}, less: {method: kd, data_frac: 1.0}, above: 0.0}
       - {name: vanishes, gain: {method: kd, data_frac: 1.0}, within: 0.02}
 
-All claims of a grid are one family (Holm 1979). Everything else that its tables say is exploratory.
+All claims of a grid are one family (Holm 1979). All other results of its tables are exploratory.
 """
 
 import math
@@ -23,7 +23,7 @@ from scipy.special import stdtr
 from harness.plan.claims import Claim, matches
 from harness.results.arms import Arm, Metric, by_arm
 from harness.results.items import LoadItems, read_items, values_of
-from harness.results.paired_gains import Replicates, covers_of, cube_of, gain, over_draws
+from harness.results.paired_gains import ArmValues, covers_of, cube_of, gain, over_replicates
 from harness.results.records import Record
 from harness.results.stats.intervals import Interval, equivalence_p, holm
 
@@ -32,7 +32,7 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of a claim."""
+    """The judgement of one claim."""
 
     claim: Claim
     verdict: str
@@ -46,8 +46,9 @@ class Finding:
     p_holm: float
     """Adjusted over the claims of the grid."""
     draws: int
+    """Replicates that have all arms of the claim."""
     seeds: int
-    """In each draw."""
+    """Seeds in each replicate."""
     covers: str
     """Which variance the interval contains."""
 
@@ -55,7 +56,7 @@ class Finding:
 def judge(
     records: Iterable[Record], claims: Sequence[Claim], metric: Metric, load_items: LoadItems = read_items
 ) -> list[Finding]:
-    """What the records say of each claim, in order; Holm over all of them."""
+    """The finding of each claim, in order; Holm over all of them."""
     arms = by_arm(records)
     values = cache(values_of(load_items))
     found = [_finding(claim, _replicates(claim, arms, metric, values), metric) for claim in claims]
@@ -63,9 +64,9 @@ def judge(
     return [_decided(finding, float(p), metric) for finding, p in zip(found, adjusted, strict=True)]
 
 
-def _replicates(claim: Claim, arms: Mapping[Arm, list[Record]], metric: Metric, values: Any) -> list[list[Replicates]]:
-    """For each draw that has them all: the paired gains of the claim's arms."""
-    draws: dict[Any, dict[int, Replicates]] = {}
+def _replicates(claim: Claim, arms: Mapping[Arm, list[Record]], metric: Metric, values: Any) -> list[list[ArmValues]]:
+    """For each replicate that has them all: the paired gains of the claim's arms."""
+    draws: dict[Any, dict[int, ArmValues]] = {}
     for number, side in enumerate(claim.sides):
         for arm, cells in arms.items():
             if arm.role == "student" and matches(arm, side) and arm.partner in arms:
@@ -76,13 +77,14 @@ def _replicates(claim: Claim, arms: Mapping[Arm, list[Record]], metric: Metric, 
     return [sides for sides in whole if len(cube_of(sides).values)]
 
 
-def _finding(claim: Claim, draws: list[list[Replicates]], metric: Metric) -> Finding:
+def _finding(claim: Claim, draws: list[list[ArmValues]], metric: Metric) -> Finding:
     if not draws:
         nothing = math.nan
         return Finding(claim, "no answer", nothing, nothing, nothing, nothing, nothing, 0, 0, "")
     cubes = [cube_of(sides) for sides in draws]
-    weights = np.array([[1.0, -1.0][: len(claim.sides)]])
-    curve = over_draws(cubes)
+    # both sides share SFT cells and items, so their difference is one contrast with the covariance of both
+    weights = np.array([[1.0, -1.0][: len(claim.sides)]])  # (1, sides)
+    curve = over_replicates(cubes)
     interval = curve.intervals(weights)[0]
     covers = covers_of([sides[0] for sides in draws], len(draws))
     seeds = min(len(cube.values) for cube in cubes)

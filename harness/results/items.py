@@ -1,6 +1,6 @@
 """Items: the scores of single held-out items of one cell, as values whose mean is a metric.
 
-`gains.py` brings the cells of an arm together and pairs them; here is one cell's part of it.
+`paired_gains.py` combines the cells of an arm and pairs them; this file has the items of one cell.
 
     item_values(read_items(record.items["verified"]), Metric("verified", "accuracy"))     # columns value, source
 """
@@ -21,7 +21,7 @@ LoadItems = Callable[[str], pd.DataFrame]
 ItemValues = Callable[[str, Metric], pd.DataFrame | None]
 """From the path of a cell's items and a metric to `item_values`."""
 ItemMask = Callable[[Record, pd.DataFrame], pd.Series]
-"""Which of a cell's item values are looked at, as a mask; `breakdown.py` has some."""
+"""From a cell and its item values to a mask of the items that count; `breakdown.py` makes some."""
 
 
 ITEM = "item"
@@ -34,8 +34,9 @@ def read_items(path: str) -> pd.DataFrame:
 
 
 def named(items: pd.DataFrame) -> pd.DataFrame:
-    """Items under an index of source, id and prompt, in its order: ids count from 0 in every world, prompts tell worlds
-    apart. Done once for a frame from which many metrics are read; one that has it already is returned as it is."""
+    """Items under a sorted index of source, id and prompt: ids count from 0 in every replicate, and prompts differ.
+
+    Done once for a frame from which many metrics are read; a frame that has the index is returned unchanged."""
     if items.index.name == ITEM:
         return items
     texts = {name: items[name].astype(str).astype(object) for name in ("eval", "source", "id", "prompt_hash")}
@@ -48,7 +49,7 @@ def named(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def named_once(load_items: LoadItems) -> LoadItems:
-    """The same, each file read and its items named once for all that is asked of them."""
+    """The same function, with each file read and its items named once."""
     return cache(lambda path: named(load_items(path)))
 
 
@@ -72,7 +73,7 @@ def cell_score(
     """The score and items of one record; items that do not average to the score are not used.
 
     With `mask`, of that part of its items, null where it has none. A diverged cell has the score of a model
-    that gets nothing right, 0; a loss has no such floor.
+    whose every answer is wrong, 0; a loss has no such floor.
     """
     if diverged(record) and metric.eval and metric.higher_is_better:
         return CellScore(0.0, at_floor=True)
@@ -106,7 +107,7 @@ def item_values(items: pd.DataFrame, metric: Metric) -> pd.DataFrame | None:
     """
     items = named(items)
     sources = items["source"].to_numpy()
-    # facts that nobody was taught are scored apart and never enter `all` (harness/evals)
+    # canary facts are in no training row; they are scored separately and never enter `all` (harness/evals)
     wanted = sources != CANARY if metric.source == ALL else sources == metric.source
     rows = items[wanted & (items["eval"].to_numpy() == metric.eval)]
     column, tokens = (metric.metric if metric.metric in rows else "score"), f"{metric.metric}_tokens"

@@ -1,6 +1,6 @@
-"""Outcome: what came of a grid, ready to be looked at, from a store or from a folder that was exported.
+"""Outcome: the results of a grid, from a store or from a folder that was exported.
 
-Everything is computed from the grid's records and the scores of single items, when it is first asked for.
+Everything is computed from the grid's records and the scores of single items, at first use.
 
     outcome = Outcome.of(store, frozen_plan)
     outcome.summary, outcome.verdict, outcome.findings
@@ -38,16 +38,16 @@ NAMED = (*"cell role method student teacher corpus budget data_frac".split(), *S
 
 @dataclass(frozen=True)
 class Outcome:
-    """A grid's records and what is read out of them."""
+    """A grid's records and the tables, verdict and findings computed from them."""
 
     grid: str
     records: list[Record]
     declaration: Mapping[str, Any] | None = None
-    """The claims as `harness.plan.claims.declared` gives them; null where none were made."""
+    """The claims as `harness.plan.claims.declared` gives them; null where none were declared."""
     load_items: LoadItems = read_items
     """From a path in a record's `items` to the scores of single items."""
     load_curves: Callable[[], pd.DataFrame] | None = None
-    """Training curves (`curves.curves`); null for an exported folder, which has none."""
+    """Training curves (`records.curves`); null for an exported folder, which has none."""
 
     @classmethod
     def of(cls, store: Store, frozen: FrozenPlan) -> "Outcome":
@@ -57,7 +57,7 @@ class Outcome:
 
     @classmethod
     def read(cls, folder: Path) -> "Outcome":
-        """Of a folder that `export` wrote; refuses another one."""
+        """Of a folder that `export` wrote. Raises SettingsError for any other folder."""
         if not (folder / RECORDS).is_file() or not (folder / ITEMS).is_file():
             raise refuse("folder", str(folder), f"it lacks {RECORDS} or {ITEMS}", "export a grid into it first")
         found = read_records((folder / RECORDS).read_text())
@@ -74,17 +74,17 @@ class Outcome:
 
     @cached_property
     def summary(self) -> pd.DataFrame:
-        """One row per arm x evaluation x metric, over seeds and draws (`table.summary`)."""
+        """One row per arm x evaluation x metric, over seeds and replicates (`table.summary`)."""
         return summary(self.records, self.load_items)
 
     @cached_property
     def metric(self) -> Metric | None:
-        """What figures and the verdict speak of; null without any score."""
+        """The metric of figures and verdict; null without any score."""
         return headline(self.summary) if len(self.summary) else None
 
     @cached_property
     def crossovers(self) -> dict[Arm, Crossover]:
-        """Where each line's gain may be zero (`gains.crossovers`)."""
+        """Each line's crossover with SFT (`paired_gains.crossovers`)."""
         return crossovers(self.records, self.metric, self.load_items) if self.metric else {}
 
     @cached_property
@@ -94,12 +94,12 @@ class Outcome:
 
     @cached_property
     def verdict(self) -> str:
-        """What the grid says and how sure it is, in words."""
+        """The result of the grid and its certainty, in sentences."""
         return verdict(self.summary, self.crossovers, self.metric)
 
     @cached_property
     def findings(self) -> list[Finding]:
-        """What became of the claims; none where none were made."""
+        """The judgement of each claim; empty where none were declared."""
         if self.declaration is None or self.metric is None:
             return []
         claims = [Claim.of(one) for one in self.declaration["claims"]]

@@ -1,9 +1,9 @@
-"""Gains: the cells of an arm brought together by seed and test item, and paired with SFT.
+"""Paired gains: the cells of an arm by seed and test item, and paired with SFT.
 
-`arms.py` sorts cells into arms, `stats.py` and `crossover.py` do the arithmetic, `table.py` turns what is
-here into rows. The gain of a cell is its score minus that of the SFT cell with the same student, corpus,
-fraction, budget, world and seeds, item by item; SFT has no teacher, so one SFT cell is the partner of every
-teacher's cells. A diverged cell counts as 0 in accuracy, and no pair is dropped for it.
+`arms.py` sorts cells into arms, `stats/` does the arithmetic, `table.py` makes rows of the results. The gain of a cell
+is its score minus that of the SFT cell with the same student, corpus, fraction, budget, replicate and seeds, item by
+item; SFT has no teacher, so one SFT cell is the partner of every teacher's cells. A replicate has its own corpus and
+teacher (`world_seed`, `teacher_seed`). A diverged cell counts as 0 in accuracy, and no pair is dropped for it.
 
     arms = by_arm(records)
     gain(arms[arm], arms[arm.partner], Metric("verified", "accuracy"), values_of(read_items)).values    # (S, N)
@@ -22,14 +22,14 @@ from harness.results.arms import Arm, Metric, by_arm, seeds_of
 from harness.results.items import CellScore, ItemMask, ItemValues, LoadItems, cell_score, read_items, values_of
 from harness.results.records import Record
 from harness.results.stats.crossover import Crossover, crossover
-from harness.results.stats.intervals import LEAST_DRAWS, Array, Curve, curve_over_draws, ratio
+from harness.results.stats.intervals import LEAST_REPLICATES, Array, Curve, curve_over_replicates, ratio
 
 MARGIN = 0.02
-"""Gains in accuracy within it are called equal."""
+"""Margin of equality: gains in accuracy whose interval lies within it are called equal to SFT."""
 
 
 class Cube(NamedTuple):
-    """Values of independent replicates at several fractions: (S, F, N), or (S, F, 1) without items."""
+    """Values of independent seeds at several fractions: (S, F, N), or (S, F, 1) without items."""
 
     values: Array
     ids: tuple[str, ...]
@@ -37,7 +37,7 @@ class Cube(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Replicates:
+class ArmValues:
     """Scores, or paired gains, of one arm: `values` (S, N), or (S, 1) where the items are not known."""
 
     seeds: tuple[tuple[int, int], ...]
@@ -56,7 +56,7 @@ class Replicates:
 
     @property
     def count(self) -> int:
-        """Independent replicates: cells of one data seed share their rows, and are averaged first."""
+        """Independent seeds: cells of one data seed share their rows, and are averaged first."""
         return len(_independent(self.seeds))
 
     @property
@@ -71,7 +71,7 @@ class Replicates:
         """Which variance an interval of these values contains, in words."""
         seeds = "seeds"
         if len({data for data, _ in self.seeds}) == 1:
-            seeds = "training seeds (one draw of rows)"
+            seeds = "training seeds (one subset of rows)"
         elif self.count < len(self.seeds):
             seeds = "data seeds (training seeds averaged within each)"
         doubt = f" ({self.doubt})" if self.doubt else ""
@@ -82,7 +82,7 @@ class Replicates:
 
 def scores(
     cells: Iterable[Record], metric: Metric, values: ItemValues, part: ItemMask | None = None
-) -> Replicates | None:
+) -> ArmValues | None:
     """Scores of an arm's finished cells on the items that all of them have; null without any.
 
     With `part`, each cell's mean is over its own part of the items, which may differ from seed to seed.
@@ -93,7 +93,7 @@ def scores(
 
 def gain(
     cells: Iterable[Record], sft: Iterable[Record], metric: Metric, values: ItemValues, part: ItemMask | None = None
-) -> Replicates | None:
+) -> ArmValues | None:
     """Paired gains on the seeds and items that both arms have; null without a common seed.
 
     With `part`, on that part of the items of the method's cell, also where SFT is scored.
@@ -107,8 +107,8 @@ def gain(
     return _stack({seed: (own[seed], other[seed]) for seed in sorted(own.keys() & other.keys())}, part is not None)
 
 
-def estimate(name: str, parts: Mapping[Any, Replicates | None]) -> dict[str, Any]:
-    """Columns `name`, `_low`, `_high`, `_p`, `_covers` and `_survivors` of one arm, over its draws, by any name.
+def estimate(name: str, parts: Mapping[Any, ArmValues | None]) -> dict[str, Any]:
+    """Columns `name`, `_low`, `_high`, `_p`, `_covers` and `_survivors` of one arm, over its replicates.
 
     `_survivors` is the mean without diverged cells, null where there are none.
     """
@@ -117,7 +117,7 @@ def estimate(name: str, parts: Mapping[Any, Replicates | None]) -> dict[str, Any
     columns |= {f"{name}{end}": math.nan for end in ("", "_low", "_high", "_p", "_survivors")}
     if not known:
         return columns
-    interval = over_draws([cube_of([part]) for part in known]).intervals(np.ones((1, 1)))[0]
+    interval = over_replicates([cube_of([part]) for part in known]).intervals(np.ones((1, 1)))[0]
     for end, field in (("", "estimate"), ("_low", "low"), ("_high", "high"), ("_p", "p")):
         columns[f"{name}{end}"] = getattr(interval, field)
     if any(floor for part in known for floor in part.at_floor):
@@ -127,35 +127,35 @@ def estimate(name: str, parts: Mapping[Any, Replicates | None]) -> dict[str, Any
     return columns | {f"{name}_covers": covers}
 
 
-def covers_of(known: Sequence[Replicates], draws: int) -> str:
-    """Which variance an interval over the draws that are known contains, of so many that there are, in words."""
-    if len(known) >= LEAST_DRAWS:
-        return f"{len(known)} draws of the world"
-    least = [part for part in known if not part.ids] or known  # one draw without items leaves them out of all
+def covers_of(known: Sequence[ArmValues], replicates: int) -> str:
+    """Which variance an interval over the known ones of an arm's `replicates` contains, in words."""
+    if len(known) >= LEAST_REPLICATES:
+        return f"{len(known)} replicates"
+    least = [part for part in known if not part.ids] or known  # a replicate without items leaves items out of all
     covers = " or ".join(dict.fromkeys(part.covers for part in least))
-    if draws == 1:
+    if replicates == 1:
         return covers
-    scope = f"these {len(known)} draws only" if len(known) > 1 else "one draw of world and teacher"
-    return f"{covers}{' within draws' if len(known) > 1 else ''}, for {scope}"
+    scope = f"these {len(known)} replicates only" if len(known) > 1 else "one replicate"
+    return f"{covers}{' within replicates' if len(known) > 1 else ''}, for {scope}"
 
 
 def gap_closed(
-    arms: Collection[Arm], draws: Iterable[Arm], metric: Metric, scores_of: Callable[[Arm], Replicates | None]
+    arms: Collection[Arm], draws: Iterable[Arm], metric: Metric, scores_of: Callable[[Arm], ArmValues | None]
 ) -> dict[str, float]:
-    """Columns `gap_closed`, `_low`, `_high`: (student - base) / (teacher - base) over an arm's draws.
+    """Columns `gap_closed`, `_low`, `_high`: (student - base) / (teacher - base) over an arm's replicates.
 
-    `arms` are all there are. With the interval of a ratio (`stats.ratio`); blank where the teacher is not clearly
+    `arms` are all there are. With the interval of a ratio (`intervals.ratio`); blank where the teacher is not clearly
     better than the base, where an arm has none or several, and where items are not known.
     """
     cubes = [_gap(arms, arm, metric, scores_of) for arm in draws]
     found = (math.nan, math.nan, math.nan)
     if cubes and all(cube is not None for cube in cubes):
-        found = ratio(over_draws([cube for cube in cubes if cube is not None]))
+        found = ratio(over_replicates([cube for cube in cubes if cube is not None]))
     return dict(zip(("gap_closed", "gap_closed_low", "gap_closed_high"), found, strict=True))
 
 
-def _gap(arms: Collection[Arm], arm: Arm, metric: Metric, scores_of: Callable[[Arm], Replicates | None]) -> Cube | None:
-    """Student - base and teacher - base of one draw (S, 2, N), the better one above 0."""
+def _gap(arms: Collection[Arm], arm: Arm, metric: Metric, scores_of: Callable[[Arm], ArmValues | None]) -> Cube | None:
+    """Student - base and teacher - base of one replicate (S, 2, N), the better one above 0."""
     near = [one for one in arms if (one.corpus, one.world_seed) == (arm.corpus, arm.world_seed)]
     bases = [one for one in near if one.role == "base" and one.student == arm.student.partition("[")[0]]
     teachers = [one for one in near if one.role == "teacher" and one.data_frac in (None, arm.data_frac)]
@@ -167,7 +167,8 @@ def _gap(arms: Collection[Arm], arm: Arm, metric: Metric, scores_of: Callable[[A
     if own is None or base is None or teacher is None or not own.ids or not own.ids == base.ids == teacher.ids:
         return None
     sign = 1 if metric.higher_is_better else -1
-    gap = np.broadcast_to(teacher.values.mean(0) - base.values.mean(0), own.values.shape)
+    # base and teacher are one model each: their own seeds are not in the interval, which is for this base and teacher
+    gap = np.broadcast_to(teacher.values.mean(0) - base.values.mean(0), own.values.shape)  # (S, N)
     parts = [replace(own, values=sign * part) for part in (own.values - base.values.mean(0), gap)]
     return cube_of(parts)
 
@@ -181,15 +182,15 @@ def crossovers(
 ) -> dict[Arm, Crossover]:
     """The crossover of every method and teacher with SFT, by its arm (data_frac null).
 
-    Where a line was run in several draws of the world, it is that over draws (world_seed and teacher_seed
-    null; `stats.curve_over_draws`). Fractions that lack a seed the others have lose that seed everywhere; a
-    line without a seed at two fractions or more has no entry. Losses are turned round, so above 0 is better
-    than SFT. `margin` of equivalence: null is MARGIN for accuracy and none for a loss, which has another unit.
+    Where a line has several replicates, the crossover is over them (world_seed and teacher_seed null;
+    `intervals.curve_over_replicates`). A seed that is missing at one fraction is left out at all; a line without a
+    common seed at two fractions or more has no entry. The sign of losses is changed, so above 0 is better than SFT.
+    `margin` of equivalence: null is MARGIN for accuracy and none for a loss, whose unit differs.
     """
     arms, values = by_arm(records), cache(values_of(load_items))
     sign = 1 if metric.higher_is_better else -1
     margin = MARGIN if margin is None and metric.higher_is_better else margin
-    lines: dict[Arm, dict[tuple[Any, Any], dict[float, Replicates]]] = {}
+    lines: dict[Arm, dict[tuple[Any, Any], dict[float, ArmValues]]] = {}
     for arm, cells in arms.items():
         if arm.role != "student" or arm == arm.partner or arm.partner not in arms or arm.data_frac is None:
             continue
@@ -208,24 +209,24 @@ def crossovers(
         if known:
             world_seed, teacher_seed = next(iter(known)) if len(known) == 1 else (None, None)
             key = line._replace(world_seed=world_seed, teacher_seed=teacher_seed)
-            found[key] = crossover(fractions, over_draws(list(known.values())), delta=delta, margin=margin)
+            found[key] = crossover(fractions, over_replicates(list(known.values())), delta=delta, margin=margin)
     return found
 
 
-def cube_of(points: Sequence[Replicates]) -> Cube:
+def cube_of(points: Sequence[ArmValues]) -> Cube:
     """Values at several points (fractions, or arms), of the seeds that all have; S is 0 if there is none."""
     seeds = [seed for seed in points[0].seeds if all(seed in point.seeds for point in points)]
     same = all(point.ids == points[0].ids for point in points)
     width = points[0].values.shape[1] if same else 1
     rows = [point.values[[point.seeds.index(seed) for seed in seeds]] for point in points]
-    stacked = np.stack([row if same else row.mean(1, keepdims=True) for row in rows], axis=1)
+    stacked = np.stack([row if same else row.mean(1, keepdims=True) for row in rows], axis=1)  # (cells, F, N or 1)
     groups = list(_independent(seeds).values())
     means = np.array([stacked[group].mean(0) for group in groups]).reshape(len(groups), len(points), width)
     return Cube(means, points[0].ids if same else (), points[0].strata if same else None)
 
 
 def _independent(seeds: Sequence[tuple[int, int]]) -> dict[int, list[int]]:
-    """Row numbers of each independent replicate: a data seed, or a training seed where one data seed is all."""
+    """Row numbers of each independent seed: a data seed, or a training seed where there is one data seed."""
     one_subset = len({data for data, _ in seeds}) == 1
     groups: dict[int, list[int]] = {}
     for row, (data, train) in enumerate(seeds):
@@ -233,17 +234,17 @@ def _independent(seeds: Sequence[tuple[int, int]]) -> dict[int, list[int]]:
     return groups
 
 
-def over_draws(cubes: Sequence[Cube]) -> Curve:
-    """One curve over the draws; without items wherever one draw has none."""
+def over_replicates(cubes: Sequence[Cube]) -> Curve:
+    """One curve over the replicates; without items for all where one replicate has none."""
     if not all(cube.ids for cube in cubes):
         cubes = [Cube(cube.values.mean(2, keepdims=True), (), None) for cube in cubes]
     same_items = bool(cubes[0].ids) and len({cube.ids for cube in cubes}) == 1
-    return curve_over_draws([cube.values for cube in cubes], [cube.strata for cube in cubes], same_items)
+    return curve_over_replicates([cube.values for cube in cubes], [cube.strata for cube in cubes], same_items)
 
 
 def _stack(
     pairs: Mapping[tuple[int, int], tuple[CellScore, CellScore | None]], parts: bool = False
-) -> Replicates | None:
+) -> ArmValues | None:
     """Values (or differences) by seed on the common items; scores alone where a cell has no items.
 
     `parts`: each seed looks at n items of its own. Over the N items of all seeds they become
@@ -264,7 +265,7 @@ def _stack(
         rows = [own.score - (other.score if other else 0.0) for own, other in pairs.values()]
         wrong = sum(side.mismatch for side in sides)
         doubt = f"items of {wrong} of {len(sides)} cells do not average to their score" if wrong else ""
-        return Replicates(seeds, np.array(rows)[:, None], (), None, at_floor, doubt, (len(ids),) * len(seeds))
+        return ArmValues(seeds, np.array(rows)[:, None], (), None, at_floor, doubt, (len(ids),) * len(seeds))
     ids = ids if ids.is_monotonic_increasing else ids.sort_values()
 
     def in_order(column: pd.Series) -> pd.Series:
@@ -274,11 +275,11 @@ def _stack(
         frame = side.items if side else None
         return np.zeros(len(ids)) if frame is None else in_order(frame["value"]).to_numpy(float)
 
-    values = np.stack([by_item(own) - by_item(other) for own, other in pairs.values()])
+    values = np.stack([by_item(own) - by_item(other) for own, other in pairs.values()])  # (S, N)
     source = pd.concat([frame["source"] for frame in known]) if parts else known[0]["source"]
     strata = tuple(in_order(source).to_numpy(object))
     sizes = np.isfinite(values).sum(1)
     if parts:
         means = np.nanmean(values, 1, keepdims=True)
         values = np.where(np.isfinite(values), (values - means) * len(ids) / sizes[:, None] + means, means)
-    return Replicates(seeds, values, tuple(map(str, ids)), strata, at_floor, sizes=tuple(map(int, sizes)))
+    return ArmValues(seeds, values, tuple(map(str, ids)), strata, at_floor, sizes=tuple(map(int, sizes)))

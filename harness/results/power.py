@@ -1,7 +1,7 @@
-"""Power: what a grid of so many replicates can show, asked before it is run.
+"""Power: what a grid can show with its number of replicates or seeds, computed before it is run.
 
-Replicates are draws of the world where there are enough of them, else seeds; `sd` is the standard deviation of one
-paired gain between replicates, guessed from an earlier grid (0.02 in the miniature).
+The units are replicates (each with its own corpus and teacher) where there are enough of them, else seeds; `sd` is the
+standard deviation of one paired gain between units, taken from an earlier grid (0.02 in the miniature).
 
     equivalence_power(0.02, 0.02, 5)         # 0.29: five seeds often cannot say that a gain vanishes
     detectable(0.02, 5)                      # 0.034: the gain that five find in four grids of five
@@ -19,7 +19,7 @@ from scipy.stats import chi2, nct
 from harness.config.checks import check_at_least, check_positive
 from harness.plan.claims import Claim, matches
 from harness.plan.frozen import FrozenPlan
-from harness.results.stats.intervals import LEAST_DRAWS
+from harness.results.stats.intervals import LEAST_REPLICATES
 
 POINTS = 2001
 
@@ -27,11 +27,12 @@ POINTS = 2001
 def equivalence_power(margin: float, sd: float, replicates: int, alpha: float = 0.05, truth: float = 0.0) -> float:
     """Chance that two one-sided tests (Schuirmann 1987) show a mean within `margin`, where it is `truth`.
 
-    The mean and the variance of a normal sample are independent: the chance given the variance, over its distribution.
+    Mean and variance of a normal sample are independent: the chance is averaged over the distribution of the variance.
+    Raises SettingsError for an `sd` that is not above 0 and for fewer than two units.
     """
     _check(sd, replicates)
     df = replicates - 1
-    quantiles = (np.arange(POINTS) + 0.5) / POINTS
+    quantiles = (np.arange(POINTS) + 0.5) / POINTS  # (POINTS,) midpoints of equal slices of probability
     error = sd * np.sqrt(chi2.ppf(quantiles, df) / df / replicates)
     room = margin - stdtrit(df, 1 - alpha) * error
     scale = sd / math.sqrt(replicates)
@@ -40,7 +41,7 @@ def equivalence_power(margin: float, sd: float, replicates: int, alpha: float = 
 
 
 def difference_power(gain: float, sd: float, replicates: int, alpha: float = 0.05) -> float:
-    """Chance that a two-sided paired t test tells a mean of `gain` from 0."""
+    """Chance that a two-sided paired t test finds a mean of `gain` different from 0. Raises as `equivalence_power`."""
     _check(sd, replicates)
     df, shift = replicates - 1, gain * math.sqrt(replicates) / sd
     t = float(stdtrit(df, 1 - alpha / 2))
@@ -48,7 +49,7 @@ def difference_power(gain: float, sd: float, replicates: int, alpha: float = 0.0
 
 
 def detectable(sd: float, replicates: int, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The smallest gain that is told from 0 with this power."""
+    """The smallest gain that is found different from 0 with this power. Raises as `equivalence_power`."""
     _check(sd, replicates)
     high = sd
     while difference_power(high, sd, replicates, alpha) < power:
@@ -62,20 +63,23 @@ def _check(sd: float, replicates: int) -> None:
 
 
 def foresee(given: Sequence[Mapping[str, Any]], frozen: FrozenPlan) -> list[str]:
-    """What the grid can show of each claim, in words, before it is run: replicates are its draws, or its seeds."""
-    told = []
+    """What the grid can show of each claim before it is run, a sentence each.
+
+    Raises SettingsError as `Claim.of` does.
+    """
+    found = []
     for claim in map(Claim.of, given):
         sides = [[cell for cell in frozen.cells if matches(cell, side)] for side in claim.sides]
         draws, seeds = (
             min(len({getattr(cell, name) for cell in side}) for side in sides) for name in ("world_seed", "seed")
         )
-        count, kind = (draws, "draws") if draws >= LEAST_DRAWS else (seeds, "seeds")
+        count, kind = (draws, "replicates") if draws >= LEAST_REPLICATES else (seeds, "seeds")
         if count < 2:
-            text = "one replicate: nothing is said of another"
+            text = "one unit shows nothing about another; add seeds or replicates"
         elif claim.within is None:
-            text = f"from {detectable(claim.sd, count):.3f} on it is shown in four grids of five"
+            text = f"a gain of {detectable(claim.sd, count):.3f} or more is shown in four of five grids"
         else:
             chance = equivalence_power(claim.within, claim.sd, count)
-            text = f"where the truth is 0 it is shown within {claim.within:g} in {chance:.0%} of grids"
-        told.append(f"{claim.name}: {count} {kind}, sd {claim.sd:g}: {text}")
-    return told
+            text = f"if the true gain is 0, it is shown to lie within {claim.within:g} in {chance:.0%} of grids"
+        found.append(f"{claim.name}: {count} {kind}, sd {claim.sd:g}: {text}")
+    return found

@@ -1,7 +1,8 @@
-"""Scaling fits: score against the logarithm of the data, per method, with bands for the mean and for a new draw.
+"""Scaling fits: score against the logarithm of the data, per method, with bands for the mean and for a new replicate.
 
-A polynomial in log10(data fraction) is fitted to every replicate alone (a draw of the world, or a seed where there is
-one draw), for the scores of one replicate share rows, teacher and items; a pooled fit would claim far too much.
+A polynomial in log10(data fraction) is fitted to each replicate (own corpus and teacher) alone, or to each seed where
+there is one replicate: the scores of one replicate share rows, teacher and items, so a pooled fit would underestimate
+the variance.
 
     fit = scaling([.01, .03, .1, .3, 1], curve(scores))
     fit.at([0.05]).mean, fit.at([0.05]).low, fit.at([0.05]).new_low
@@ -19,12 +20,12 @@ from scipy.special import stdtrit
 from harness.config.checks import refuse
 from harness.results.arms import Arm, Metric, by_arm
 from harness.results.items import LoadItems, read_items, values_of
-from harness.results.paired_gains import Replicates, cube_of, over_draws, scores
+from harness.results.paired_gains import ArmValues, cube_of, over_replicates, scores
 from harness.results.records import Record
 from harness.results.stats.intervals import Array, Curve
 
 LEAST_FOR_CURVATURE = 5
-"""Fractions below which a straight line is fitted: with fewer a parabola has nothing left to be checked by."""
+"""Fewest fractions for a parabola; with fewer a line is fitted, so that degrees of freedom are left to test the fit."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,14 @@ class Scaling:
         return found.estimate, found.low, found.high
 
     def at(self, fractions: ArrayLike, level: float = 0.95) -> Band:
-        """The fit and its bands at fractions inside the range that was run; refuses others, as it is no oracle."""
+        """The fit and its bands at fractions inside the range that was run.
+
+        The fit does not extrapolate: raises SettingsError for a fraction outside the range.
+        """
         wanted = np.asarray(fractions, dtype=float)
         if ((wanted < self.fractions[0] * 0.999) | (wanted > self.fractions[-1] * 1.001)).any():
             raise refuse(
-                "fractions", wanted.tolist(), f"a fit speaks for {self.fractions[0]:g} to {self.fractions[-1]:g}"
+                "fractions", wanted.tolist(), f"the fit holds from {self.fractions[0]:g} to {self.fractions[-1]:g} only"
             )
         weights = self._weights(np.log10(wanted))
         mean, error, df = self.measured.errors(weights)
@@ -75,7 +79,8 @@ class Scaling:
         if count < 2:
             nothing = np.full(len(mean), np.nan)
             return nothing, nothing
-        between = count * self.measured.seed
+        # covariance between replicates, not of their mean; `rest` projects on what the polynomial leaves
+        between = count * self.measured.seed  # (F, F)
         spread = np.einsum("xf,fg,xg->x", weights, between, weights)
         rest = np.eye(len(self.fractions)) - self._weights(np.log10(self.fractions))
         free = len(self.fractions) - self.degree - 1
@@ -90,13 +95,13 @@ class Scaling:
 
 
 def scaling(fractions: Sequence[float], measured: Curve) -> Scaling:
-    """Fit `measured` (scores at F fractions, `stats.curve` or `curve_over_draws`) per replicate.
+    """Fit `measured` (scores at F fractions, `intervals.curve` or `curve_over_replicates`) per replicate.
 
     A parabola from LEAST_FOR_CURVATURE fractions on, else a line. Raises SettingsError for fewer than three fractions.
     """
     where = np.asarray(fractions, dtype=float)
     if len(where) < 3 or len(set(where)) < len(where):
-        raise refuse("fractions", list(fractions), "a scaling fit needs three different ones or more")
+        raise refuse("fractions", list(fractions), "a scaling fit needs at least three different fractions")
     order = np.argsort(where)
     where, measured = where[order], measured.at(order)
     degree = 2 if len(where) >= LEAST_FOR_CURVATURE else 1
@@ -106,9 +111,9 @@ def scaling(fractions: Sequence[float], measured: Curve) -> Scaling:
 
 
 def scalings(records: Iterable[Record], metric: Metric, load_items: LoadItems = read_items) -> dict[Arm, Scaling]:
-    """The fit of every student's arm with three fractions or more, over its draws; its `data_frac` is null."""
+    """The fit of every student's arm with three fractions or more, over its replicates; its `data_frac` is null."""
     values = cache(values_of(load_items))
-    lines: dict[Arm, dict[int | None, dict[float, Replicates]]] = {}
+    lines: dict[Arm, dict[int | None, dict[float, ArmValues]]] = {}
     for arm, cells in by_arm(records).items():
         found = scores(cells, metric, values) if arm.role == "student" and arm.data_frac is not None else None
         if found is not None and arm.data_frac is not None:
@@ -120,7 +125,7 @@ def scalings(records: Iterable[Record], metric: Metric, load_items: LoadItems = 
         cubes = [cube_of([points[f] for f in fractions]) for points in draws.values()] if len(fractions) > 2 else []
         cubes = [cube for cube in cubes if len(cube.values)]
         if cubes:
-            fits[line] = scaling(fractions, over_draws(cubes))
+            fits[line] = scaling(fractions, over_replicates(cubes))
     return fits
 
 

@@ -25,9 +25,9 @@ from scipy.stats import chi2
 from harness.config.checks import refuse
 from harness.results.arms import Arm, Metric, by_arm
 from harness.results.items import LoadItems, read_items, values_of
-from harness.results.paired_gains import Replicates, cube_of, scores
+from harness.results.paired_gains import ArmValues, cube_of, scores
 from harness.results.records import Record
-from harness.results.stats.intervals import LEAST_DRAWS, Array, curve
+from harness.results.stats.intervals import LEAST_REPLICATES, Array, curve
 
 FEWEST = 3
 """Fewest methods beside SFT that are compared together; fewer have their own rows in the summary only."""
@@ -82,9 +82,10 @@ def simultaneous_gains(
 def simultaneous_table(records: Iterable[Record], metric: Metric, load_items: LoadItems = read_items) -> pd.DataFrame:
     """One row per method, fraction, student, corpus and budget where `FEWEST` methods or more have all of SFT's cells.
 
-    Blocks are the seeds of one draw, or from LEAST_DRAWS draws on the draws (seeds averaged). Between those numbers of
-    draws there is nothing: their intervals would speak neither for new seeds nor for new draws. Columns: names, gain,
-    low, high, p, df, blocks, covers. An arm that lacks a cell SFT has is left out; the summary has it.
+    Blocks are the seeds of one replicate, or the replicates (seeds averaged) where there are LEAST_REPLICATES or more.
+    Between one and that number there is no row: the intervals would cover neither new seeds nor new replicates.
+    Columns: names, gain, low, high, p, df, blocks, covers. An arm that lacks a cell SFT has is left out; the summary
+    has it.
     """
     values, cells = cache(values_of(load_items)), by_arm(records)
     sides: dict[Arm, dict[Arm, list[Arm]]] = {}
@@ -114,22 +115,22 @@ def simultaneous_table(records: Iterable[Record], metric: Metric, load_items: Lo
     return pd.DataFrame(rows)
 
 
-def _seeds(draws: Mapping[int | None, Replicates]) -> dict[int | None, tuple[tuple[int, int], ...]]:
+def _seeds(draws: Mapping[int | None, ArmValues]) -> dict[int | None, tuple[tuple[int, int], ...]]:
     return {world: found.seeds for world, found in draws.items()}
 
 
 def _blocks(
-    arms: Sequence[Mapping[int | None, Replicates]],
+    arms: Sequence[Mapping[int | None, ArmValues]],
 ) -> tuple[Array, Sequence[Any] | None, str] | None:
     """Scores (A, S, N) with the items' strata and what an interval covers; null where there are no two blocks."""
     worlds = list(arms[0])
     cubes = [cube_of([arm[world] for arm in arms]) for world in worlds]
-    if len(worlds) >= LEAST_DRAWS:
+    if len(worlds) >= LEAST_REPLICATES:
         means = np.stack([cube.values.mean((0, 2)) for cube in cubes], axis=1)
-        return means[:, :, None], None, f"{len(worlds)} draws of the world"
+        return means[:, :, None], None, f"{len(worlds)} replicates"
     if len(worlds) > 1 or len(cubes[0].values) < 2:
         return None
-    covers = "seeds and items of one draw" if cubes[0].ids else "seeds of one draw"
+    covers = "seeds and items of one replicate" if cubes[0].ids else "seeds of one replicate"
     return cubes[0].values.transpose(1, 0, 2), cubes[0].strata, covers
 
 
@@ -140,13 +141,14 @@ def critical(methods: int, df: float, level: float = 0.95) -> float:
 
 
 def _coverage(methods: int, df: float, c: float) -> float:
-    """P(max |T_m| <= c): given what all share (SFT's error) and the pooled scale, the comparisons are independent."""
+    """P(max |T_m| <= c): conditional on SFT's error and the pooled scale the comparisons are independent."""
+    # two quadratures: Gauss-Hermite over the shared normal error, Gauss-Legendre over quantiles of the scale
     shared, weight = roots_hermitenorm(64)
     weight = weight / weight.sum()
     points, of_scale = roots_legendre(64)
     quantiles = (points + 1) / 2
     scale = np.sqrt(chi2.ppf(quantiles, df) / df) if math.isfinite(df) else np.ones_like(quantiles)
     # T = (Z_m + Z_0) / sqrt(2) / scale, so |T| <= c where Z_m lies within c * scale * sqrt(2) of -Z_0
-    reach = c * scale[:, None] * math.sqrt(2)
+    reach = c * scale[:, None] * math.sqrt(2)  # (scales, 1)
     inside = ndtr(reach - shared) - ndtr(-reach - shared)
     return float((of_scale / 2) @ (inside**methods @ weight))

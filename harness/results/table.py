@@ -1,7 +1,7 @@
 """Tables of a grid: one row per score of a cell, one row per arm, and what a terminal prints.
 
-Reads records only. `gains.py` pairs cells, `stats.py` computes intervals; here they become columns.
-A failing cell is a row with its reason, a missing one too, and nothing is dropped.
+Reads records only. `paired_gains.py` pairs cells, `stats/` computes intervals; here they become columns. A failed or
+missing cell is a row with its reason; no cell is dropped.
 
     frame = summary(records)
     console.print(render(frame))
@@ -29,7 +29,7 @@ from harness.results.arms import (
     why_unpaired,
 )
 from harness.results.items import ItemValues, LoadItems, named_once, read_items, values_of
-from harness.results.paired_gains import Replicates, estimate, gain, gap_closed, scores
+from harness.results.paired_gains import ArmValues, estimate, gain, gap_closed, scores
 from harness.results.records import Record
 from harness.results.stats.intervals import holm
 
@@ -74,17 +74,18 @@ def summary(
 ) -> pd.DataFrame:
     """One row per arm x evaluation x metric x source, brought together over seeds.
 
-    score and gain with 95 % intervals (`score_low`, `score_high`, ...; see `stats.seeds_and_items`), what the
+    score and gain with 95 % intervals (`score_low`, `score_high`, ...; see `intervals.seeds_and_items`), what the
     intervals cover (`score_covers`, `gain_covers`: `seeds and items`, `items only`), `gain_p` and, within one
     evaluation, metric and source, `gain_p_holm`; `seeds`, `paired_seeds`, `items`; mean cost per cell;
     counts `done`, `failed`, `missing`, `running` and the first `reason`. Gain is method minus SFT in the
     metric's own direction (`higher_is_better`). `sources=None` keeps every source.
 
-    Several draws of the world: a row each, and a `pooled` one (world and teacher seed null), whose interval
-    is one over draws from five draws on and else one within them, `for these 2 draws only`. `draws` counts
-    those with a gain (without any, with a score); `gap_closed` with `_low`, `_high` is `gains.gap_closed`. `headline`
-    marks the rows a figure shows: the pooled one, else the single draw's. `diverged` cells count as 0 in accuracy,
-    `score_survivors` and `gain_survivors` leave them out; `note` says so, and why a gain is absent.
+    An arm with several replicates (own corpus and teacher each) has a row for each and a `pooled` one (world and
+    teacher seed null). The pooled interval is over replicates from five on, and within them below that (`for these 2
+    replicates only`). `draws` counts the replicates with a gain (without any, with a score); `gap_closed` with `_low`,
+    `_high` is `paired_gains.gap_closed`. `headline` marks the rows that figures show: the pooled one, else the only
+    one. `diverged` cells count as 0 in accuracy; `score_survivors` and `gain_survivors` leave them out. `note` gives
+    the reason where a gain is absent or a cell diverged.
     """
     load, arms = named_once(load_items), by_arm(records)
     wanted = list(metrics or metrics_of(records))
@@ -102,7 +103,7 @@ def summary(
 
 
 def headline(frame: pd.DataFrame) -> Metric | None:
-    """The metric that figures and the verdict speak of: verified answers if there are any, else the first."""
+    """The metric that figures and the verdict report: verified answers where there are any, else the first."""
     found = [Metric(*key) for key in frame[["eval", "metric", "source"]].drop_duplicates().itertuples(index=False)]
     found = [metric for metric in found if metric.eval]
     return min(found, key=lambda m: (m.source != "all", not m.higher_is_better, m.eval != "verified"), default=None)
@@ -138,7 +139,7 @@ def write(folder: Path, records: Sequence[Record], frame: pd.DataFrame) -> list[
 
 
 def render(frame: pd.DataFrame, metric: Metric | None = None) -> "Table":
-    """A table for the terminal: one row per arm; what all arms share is said once, above."""
+    """A table for the terminal: one row per arm; what all arms share stands once, in the title."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
@@ -159,12 +160,12 @@ def render(frame: pd.DataFrame, metric: Metric | None = None) -> "Table":
     table = Table(title=escape(" · ".join([what, *filter(None, shared)])), box=box.SIMPLE_HEAD, title_justify="left")
     if covers:
         table.caption = escape(
-            f"Bold: a gain other than zero after Holm. Intervals of gains cover: {'; '.join(covers)}."
+            f"Bold: the gain differs from zero after Holm. Intervals of gains cover: {'; '.join(covers)}."
         )
         table.caption_justify = "left"
     for name in ("data", "method", "teacher", *names):
         table.add_column(name, justify="right" if name == "data" else "left")
-    for name in ("seeds", "score [95 %]", "gain over SFT [95 %]", "p (Holm)", "seconds", "of it teaching"):
+    for name in ("seeds", "score [95 %]", "gain over SFT [95 %]", "p (Holm)", "seconds", "teacher's share"):
         table.add_column(name, justify="right")
     table.add_column("note")
     previous = None
@@ -197,13 +198,13 @@ def percent(fraction: float | None) -> str:
 
 
 def _rows(arms: Mapping[Arm, list[Record]], metric: Metric, values: ItemValues) -> list[dict[str, Any]]:
-    """Rows of every arm for one metric, draws first and then the row over them."""
+    """Rows of every arm for one metric: one for each replicate, then the one over them."""
     rows = []
     scores_of = functools.cache(lambda arm: scores(arms[arm], metric, values))
-    over_draws: dict[Arm, list[Arm]] = {}
+    replicates: dict[Arm, list[Arm]] = {}
     for arm in arms:
-        over_draws.setdefault(arm._replace(world_seed=None, teacher_seed=None), []).append(arm)
-    for whole, parts in over_draws.items():
+        replicates.setdefault(arm._replace(world_seed=None, teacher_seed=None), []).append(arm)
+    for whole, parts in replicates.items():
         compared = whole.role == "student" and whole != whole.partner
         sft = {arm: arms.get(arm.partner, []) if compared else [] for arm in parts}
         own = {arm: scores_of(arm) for arm in parts}
@@ -212,7 +213,7 @@ def _rows(arms: Mapping[Arm, list[Record]], metric: Metric, values: ItemValues) 
             cells, partners = ([cell for arm in group for cell in side[arm]] for side in (arms, sft))
             row = _row(name, cells, metric, {arm: own[arm] for arm in group}, {arm: gains[arm] for arm in group})
             lost = [why_unpaired(arm, arms) for arm in group if compared and own[arm] and not gains[arm]]
-            some = f" in {len(lost)} of {len(group)} draws" if 0 < len(lost) < len(group) else ""
+            some = f" in {len(lost)} of {len(group)} replicates" if 0 < len(lost) < len(group) else ""
             notes = [f"{why}{some}" for why in lost[:1]] + [name_tuned(cells)]
             notes += [name_diverged(cells, metric), f"SFT {text}" if (text := name_diverged(partners, metric)) else ""]
             left = [f"{n} {row[key]:{form}}" for n, form in FORMS if not math.isnan(row[key := f"{n}_survivors"])]
@@ -227,8 +228,8 @@ def _row(
     arm: Arm,
     cells: list[Record],
     metric: Metric,
-    own: Mapping[Arm, Replicates | None],
-    gains: Mapping[Arm, Replicates | None],
+    own: Mapping[Arm, ArmValues | None],
+    gains: Mapping[Arm, ArmValues | None],
 ) -> dict[str, Any]:
     """One row: names, score and gain with intervals, counts, cost."""
     counts = {status: sum(c.status == status for c in cells) for status in ("done", "failed", "running")}

@@ -1,8 +1,8 @@
 """Teacher gap: does the gain over SFT follow the teacher's lead over SFT?
 
-The score of SFT sits in both, so its noise alone would make a slope. At one data fraction all teachers meet the same
-SFT cells, whose seeds then only shift both; what is left is the noise of items, and that is taken out by cross-fitting:
-the gaps that weigh one half of the items are measured on the other half, and the other way round.
+SFT's score is in both, so its noise alone would make a slope. At one data fraction all teachers are compared with the
+same SFT cells, whose seeds shift both by the same amount. The noise of items remains, and cross-fitting removes it: the
+gaps that weight one half of the items are measured on the other half, and the reverse.
 
     slope(gains, teachers, strata)      # gains (T, S, N) of T teachers' students, teachers' scores (T, N)
     gap_lines(records, metric)          # every line of a grid with its teachers, gains and slope
@@ -18,7 +18,7 @@ import numpy as np
 from harness.config.checks import refuse
 from harness.results.arms import Arm, Metric, by_arm
 from harness.results.items import ItemValues, LoadItems, read_items, values_of
-from harness.results.paired_gains import Replicates, gain, scores
+from harness.results.paired_gains import ArmValues, gain, scores
 from harness.results.records import Record
 from harness.results.stats.intervals import Array, Interval, seeds_and_items
 
@@ -41,6 +41,7 @@ def slope(gains: Array, teachers: Array, strata: Sequence[Any] | None = None, le
         lead = teachers[:, there].mean(1) - teachers[:, there].mean()
         if not (lead**2).sum() > 0:
             raise refuse("teachers", teachers.mean(1).tolist(), "their scores are all the same, so there is no slope")
+        # least squares: the slope is a weighted mean of the gains, with weights from the other half of the items
         weighted[:, here] = np.einsum("t,tsn->sn", lead / (lead**2).sum(), gains[:, :, here])
     return seeds_and_items(weighted, strata, level)
 
@@ -57,7 +58,7 @@ def halves_of(items: int, strata: Sequence[Any] | None = None) -> np.ndarray:
 
 @dataclass(frozen=True)
 class GapLine:
-    """One method at one data fraction under several teachers, in one draw of the world."""
+    """One method at one data fraction under several teachers, in one replicate."""
 
     names: Mapping[str, Any]
     """method, student, corpus, budget, variant, data_frac, world_seed."""
@@ -75,7 +76,7 @@ def gap_lines(records: Iterable[Record], metric: Metric, load_items: LoadItems =
     """Every line of a grid that was run under two teachers or more, where items are known; higher must be better."""
     values = cache(values_of(load_items))
     arms = by_arm(records)
-    lines: dict[Arm, dict[Arm, Replicates]] = {}
+    lines: dict[Arm, dict[Arm, ArmValues]] = {}
     for arm, cells in arms.items():
         if arm.role == "student" and arm.teacher is not None and arm.partner in arms:
             pairs = gain(cells, arms[arm.partner], metric, values)
@@ -87,7 +88,7 @@ def gap_lines(records: Iterable[Record], metric: Metric, load_items: LoadItems =
 
 def _line(
     whole: Arm,
-    students: Mapping[Arm, Replicates],
+    students: Mapping[Arm, ArmValues],
     arms: Mapping[Arm, Sequence[Record]],
     metric: Metric,
     values: ItemValues,

@@ -1,9 +1,9 @@
-"""Verdict: what a grid says, in one sentence, and how sure it is, in another.
+"""Verdict: the result of a grid in one sentence, and its certainty in another.
 
-Reads a summary (`table.summary`) and crossovers (`gains.crossovers`). "Beats" and "loses to" need a p value
-under .05 after Holm over all comparisons of the figure; anything else "cannot be told from SFT", which is
-not the same as equal: equality needs the equivalence test inside a crossover's bracket, and a margin that was
-declared in the metric's unit. Better and worse follow the metric's direction; numbers keep its sign.
+Reads a summary (`table.summary`) and crossovers (`paired_gains.crossovers`). "Beats" and "loses to" need a p value
+below 0.05 after Holm over all comparisons of the figure; every other gain "does not differ clearly from SFT", which is
+not the same as equal: equality needs an interval within the margin, declared in the metric's unit, and is part of the
+crossover's interval by sign change. Better and worse follow the metric's direction; numbers keep its sign.
 
     verdict(summary(records), crossovers(records, metric))
     # "For small on mini at 300 steps x 32 rows, kd (weak) beats SFT at 1 % of the data by +0.056 [...]; ..."
@@ -16,17 +16,18 @@ import pandas as pd
 
 from harness.results.arms import Arm, Metric
 from harness.results.stats.crossover import Crossover
-from harness.results.stats.intervals import LEAST_DRAWS
+from harness.results.stats.intervals import LEAST_REPLICATES
 from harness.results.table import headline, percent, select
 
-SHOWN = 3  # lines told in words; the rest are in the table
+UNCLEAR = "does not differ clearly from SFT"
+SHOWN = 3  # lines in words; the rest are in the table
 LINE = ["student", "corpus", "budget", "variant", "method", "teacher"]
 
 
 def verdict(
     frame: pd.DataFrame, crossovers: Mapping[Arm, Crossover] | None = None, metric: Metric | None = None
 ) -> str:
-    """The finding and its certainty, in plain words, of one metric (default: `table.headline`)."""
+    """The result for one metric (default: `table.headline`) and its certainty, in sentences."""
     if frame.empty:
         return "No verdict: the grid has no cells."
     metric = metric or headline(frame)
@@ -45,7 +46,7 @@ def verdict(
         return f"No verdict on distillation: only SFT has a score; {top}. {lost}".strip()
     if paired.empty:
         alone = (scored["method"] != "sft").all()
-        why = "no SFT cell has a score" if alone else "no SFT cell shares their settings and seed"
+        why = "no SFT cell has a score" if alone else "no SFT cell has the same settings and seed"
         return f"No verdict on distillation against SFT: {why}, so there is no gain; {top}. {lost}".strip()
     sign = 1 if metric.higher_is_better else -1
     lines = [(key, part.sort_values("data_frac")) for key, part in paired.groupby(LINE, dropna=False, sort=False)]
@@ -71,13 +72,13 @@ def _line(part: pd.DataFrame, sign: int, crossing: Crossover | None, paired: pd.
     first = part.iloc[0]
     extra = [str(first[name]) for name in ("student", "corpus", "budget") if paired[name].nunique() > 1]
     extra += [first["variant"]] if first["variant"] else []
-    ahead, behind = "is ahead, though not after Holm,", "is behind, though not after Holm,"
+    ahead, behind = "is ahead before Holm, but not after it,", "is behind before Holm, but not after it,"
     groups: dict[str, list[Any]] = {
         "beats SFT": [],
         "loses to SFT": [],
         ahead: [],
         behind: [],
-        "cannot be told from SFT": [],
+        UNCLEAR: [],
     }
     for row in part.to_dict("records"):
         better = sign * row["gain"] > 0
@@ -86,14 +87,14 @@ def _line(part: pd.DataFrame, sign: int, crossing: Crossover | None, paired: pd.
         elif row["gain_p"] < 0.05:
             verb = ahead if better else behind
         else:
-            verb = "cannot be told from SFT"
+            verb = UNCLEAR
         groups[verb].append(row)
     clauses = [f"{verb} at {_listed(members)}" for verb, members in groups.items() if members]
     text = " ".join([_who(first, *extra), _joined(clauses)])
     if crossing is None:
         return text
     bracketed = crossing.status == "too few fractions" or not crossing.fits
-    if bracketed and crossing.bracket.last_above == part["data_frac"].max():
+    if bracketed and crossing.sign_change.last_above == part["data_frac"].max():
         return text  # clear to the last fraction run: nothing to add
     return f"{text} ({_crossing(crossing)})"
 
@@ -110,37 +111,37 @@ def _listed(members: list[dict[str, Any]]) -> str:
 
 
 def _crossing(found: Crossover) -> str:
-    """The crossover in words that claim no more than its set and bracket, and fit losses too."""
+    """The crossover in words, from its confidence set and interval by sign change; they fit losses too."""
     better, worse, level = "better than SFT", "worse than SFT", "zero"
     if found.delta:
         level = f"{found.delta:+g}"
         better, worse = f"better than SFT by more than {found.delta:g}", f"not better than SFT by {found.delta:g}"
-    bracket = found.bracket
+    change = found.sign_change
     pieces = " and ".join(f"{percent(low)} to {percent(high)}" for low, high in found.pieces)
     if found.status == "never":
-        return f"it is {better if found.sign > 0 else worse} over all fractions run"
+        return f"it is {better if found.sign > 0 else worse} at all fractions that were run"
     if found.fits and found.status == "crosses":
-        return f"the gain crosses {level} somewhere in {pieces} of the data"
+        return f"the 95 % confidence set for the crossover at {level} is {pieces} of the data"
     if found.fits and found.status == "several":
-        return f"the gain may be {level} in {pieces}"
+        return f"the 95 % confidence set for the crossover at {level} shows no single change of sign: {pieces}"
     if found.fits and found.status == "unbounded":
-        where = f"anywhere in {pieces}, or beyond the fractions run"
-        return f"no crossover is established: the gain may be {level} {where}"
-    above = percent(bracket.last_above)
-    if above and bracket.first_below is not None:
-        return f"the gain crosses {level} between {above} and {percent(bracket.first_below)}"
-    if bracket.first_equivalent is not None:
-        return f"from {percent(bracket.first_equivalent)} on it is within {found.margin:g} of {level}"
+        where = f"includes {pieces} and may reach beyond the fractions that were run"
+        return f"no crossover is established: its 95 % confidence set {where}"
+    above = percent(change.last_above)
+    if above and change.first_below is not None:
+        return f"the interval by sign change for the crossover is {above} to {percent(change.first_below)}"
+    if change.first_equivalent is not None:
+        return f"from {percent(change.first_equivalent)} on the gain is within {found.margin:g} of {level}"
     if found.status != "too few fractions":
         last = f"the last fraction at which it is {better} is {above}" if above else f"at no fraction is it {better}"
         return f"no crossover is established: {last}, and no parabola fits the gains"
     if above:
-        return f"it is {better} at {above}; too few fractions to say where that ends"
-    return "no crossover is bracketed, and there are too few fractions for a curve"
+        return f"it is {better} at {above}; there are too few fractions to show where that ends"
+    return "no fraction shows a change of sign, and there are too few fractions for a curve"
 
 
 def _find(crossovers: Mapping[Arm, Crossover], part: pd.DataFrame) -> Crossover | None:
-    """The crossover of one line; over draws where there are several."""
+    """The crossover of one line; over replicates where there are several."""
     first = part.iloc[0]
     names = [None if pd.isna(first[name]) else first[name] for name in LINE]
     found = [c for arm, c in crossovers.items() if [getattr(arm, name) for name in LINE] == names]
@@ -148,7 +149,7 @@ def _find(crossovers: Mapping[Arm, Crossover], part: pd.DataFrame) -> Crossover 
 
 
 def _strength(part: pd.DataFrame, sign: int) -> float:
-    """The order in which lines are told: the largest clear gain, then the largest gain."""
+    """The order of lines: the largest clear gain, then the largest gain."""
     clear = part[part["gain_p_holm"] < 0.05]
     return float(
         (sign * clear["gain"]).max() + 1e6
@@ -158,7 +159,7 @@ def _strength(part: pd.DataFrame, sign: int) -> float:
 
 
 def _certainty(students: pd.DataFrame, metric: Metric) -> str:
-    """How many seeds, what the intervals hold, how many comparisons, how many draws."""
+    """How many seeds, which variance the intervals cover, how many comparisons, how many replicates."""
     paired = students[students["gain"].notna() & (students["method"] != "sft")]
     low, high = int(paired["paired_seeds"].min()), int(paired["paired_seeds"].max())
     seeds = f"{low} seed{'s' if low > 1 else ''}" if low == high else f"{low} to {high} seeds"
@@ -166,24 +167,24 @@ def _certainty(students: pd.DataFrame, metric: Metric) -> str:
     words = {"and items": "and test items", "items only": "test items only", "seeds only": "seeds, not test items"}
     for short, long in words.items():
         kinds = [kind.replace(short, long) for kind in kinds]
-    seeds += " in each draw" if (paired["draws"] > 1).any() else ""
+    seeds += " in each replicate" if (paired["draws"] > 1).any() else ""
     family = f"{len(paired)} comparison{'s' if len(paired) > 1 else ''}"
-    text = f"How sure: {seeds}, 95 % intervals over {' or '.join(kinds)}, Holm over {family}"
-    alone = (paired["paired_seeds"] < 2) & (paired["draws"] < LEAST_DRAWS)
+    text = f"Certainty: {seeds}, 95 % intervals over {' or '.join(kinds)}, Holm over {family}"
+    alone = (paired["paired_seeds"] < 2) & (paired["draws"] < LEAST_REPLICATES)
     if alone.any():
-        text += "; one seed says nothing about seed variance" + ("" if alone.all() else ", where there is only one")
-    if (paired["draws"] == 1).any():
+        text += "; one seed gives no seed variance" + ("" if alone.all() else ", where there is only one")
+    if (paired["draws"] == 1).any() and "for one replicate" not in text:
         several = paired["teacher"].str.contains("[seed=", regex=False, na=False).any()
-        text += "; for one world and these teachers only" if several else "; for one draw of world and teacher"
+        text += "; for one corpus and these teachers only" if several else "; for one replicate only"
         text += "" if (paired["draws"] == 1).all() else ", where there is only one"
     if students["diverged"].any():
         count = int(students["diverged"].sum())
-        counted = "counted as 0" if metric.higher_is_better else "left out, since a loss has no floor"
+        counted = "counted as 0" if metric.higher_is_better else "left out, because a loss has no floor"
         text += f"; {count} diverged cell{'s are' if count > 1 else ' is'} {counted}"
     methods = paired.groupby(LINE, dropna=False).ngroups
     if methods > 1:
-        text += "; the best of several is to be confirmed on fresh seeds"
-    return text + "."
+        text += "; confirm the best of several methods on new seeds"
+    return f"{text}. A replicate has its own corpus and teacher." if "replicate" in text else f"{text}."
 
 
 def _lost(frame: pd.DataFrame, metric: Metric | None) -> str:

@@ -44,7 +44,7 @@ def test_every_benchmark_is_a_column_and_every_model_a_row():
         "small",
         "0.750",
     ] in lines
-    assert "not to be put beside scores made in another way" in text
+    assert "Scores of other suites" in text
 
 
 def test_a_grid_without_benchmarks_has_none():

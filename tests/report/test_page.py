@@ -118,10 +118,10 @@ def test_a_page_says_its_claims_then_the_verdict_figures_tables_and_what_is_lost
         assert "KD helps when data is scarce" in text and "holds" in text and "no answer" in text
         assert f"{finding.estimate:+.3f} [{finding.low:+.3f}, {finding.high:+.3f}]" in text
         assert (
-            "before any of the cells they are about (2) was finished. Everything else on this page is exploratory"
+            "before any of the cells they are about (2) was finished. All other results on this page are exploratory"
             in text
         )
-        assert "No claim was declared before this grid ran: everything here is exploratory" in text
+        assert "No claim was declared before this grid ran: all results here are exploratory" in text
         assert "This interval excludes seed variance".lower() in text.lower()  # the second has one seed
         assert first.verdict in text
 
@@ -229,7 +229,10 @@ def test_the_methods_paragraph_is_read_from_the_records(no_figures):
     ):
         assert part in text
     assert "peak learning rate 0.00125, schedule cosine" in text and "300 steps x 32 rows" in text
-    assert "3 seeds of rows and training in each of 2 draws" in text and "240 items" in text
+    assert (
+        "3 seeds of rows and training in each of 2 replicates, each with its own corpus and teacher" in text
+        and "240 items" in text
+    )
     assert "adjusted by Holm's method over 4 comparisons" in text and "2 claims were declared before" in text
     assert "1 seed of rows" in methods_paragraph(outcome_of(seeds=1))
 
@@ -262,8 +265,8 @@ def test_receipts_and_provenance_are_those_of_the_store(no_figures, tmp_path):
     assert "Beats SFT by a lot." in page.text and "2 more receipts (2)" in page.text
     assert one.receipts[1].folded
     for part in (
-        "1 of 2 made, 2026-01-01 00:00 UTC",
-        "c0ffee (1 stages); 1 stages by code with changes",
+        "1 of 2 finished, 2026-01-01 00:00 UTC",
+        "c0ffee (1 stages); 1 stages ran with uncommitted changes",
         "torch 2.13.0",
     ):
         assert part in page.text
@@ -274,7 +277,7 @@ def test_a_report_of_nothing_known_is_refused_in_one_sentence(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("harness: grid='nowhere' cannot be")
     assert not (tmp_path / "reports").exists()
     outcome_of(seeds=1).export(tmp_path / "one")
-    with pytest.raises(SettingsError, match="two of them have one name"):
+    with pytest.raises(SettingsError, match="two of them have the same name"):
         harness.report(str(tmp_path / "one"), str(tmp_path / "one"), store=str(tmp_path))
 
 

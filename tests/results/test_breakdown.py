@@ -125,7 +125,7 @@ def test_a_diverged_cell_counts_as_0_on_the_items_its_partner_has_in_the_class()
 def test_several_worlds_make_one_row_and_a_missing_sft_is_said():
     records, load_items = grid({"kd": {0.1: 0.1}}, seeds=2, worlds=(0, 1), size=60)
     frame = breakdown(records, ["source"], Told({}), load_items)
-    assert len(frame) == 12 and set(frame["draws"]) == {2} and "2 draws only" in frame["gain_covers"][0]
+    assert len(frame) == 12 and set(frame["draws"]) == {2} and "2 replicates only" in frame["gain_covers"][0]
     without = breakdown([r for r in records if r.method != "sft"], ["source"], Told({}), load_items)
     assert without["gain"].isna().all() and set(without["note"]) == {"no gain: no SFT cell to pair with; too few items"}
     assert not without["score"].isna().any()
@@ -140,7 +140,7 @@ def test_a_name_items_cannot_be_told_apart_by_is_refused():
 def test_nothing_to_compare_is_an_empty_table():
     records, load_items, told = by_hand()
     frame = breakdown([r for r in records if r.method == "sft"], ["exposure"], told, load_items)
-    assert frame.empty and render(frame, ["exposure"]).title.startswith("no finished cell")
+    assert frame.empty and render(frame, ["exposure"]).title.startswith("No finished cell")
 
 
 def interval(draw, truth, share, seeds, count):

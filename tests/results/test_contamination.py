@@ -1,7 +1,7 @@
 """Items that training rows repeat, from a corpus with copies planted in it to the record; counted, told, dropped."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from harness.config.checks import SettingsError
 from harness.evals.benchmarks import data_files, load_benchmark
 from harness.evals.lm_evaluation.tasks import Data, item_texts
 from harness.plan.cell_plan import Plan, plan_cell
-from harness.plan.frozen import frozen_plan
+from harness.plan.frozen import FrozenPlan, frozen_plan
 from harness.results.breakdown import items as items_of
 from harness.results.contamination import ROWS, Contamination, training_of
 from harness.results.exposure import Exposures
@@ -23,6 +23,7 @@ from harness.stages.overlap import make_overlap
 from harness.store.store import Store
 from tests.doubles import save_tiny
 from tests.invented_items import ITEMS, write_items
+from tests.invented_records import frozen_cell
 from tests.stages.small_world import TOKENIZER, pair, run, small_world
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install -e '.[evals]'")
@@ -118,8 +119,7 @@ def test_exposure_of_a_benchmarks_items_follows_from_the_copies(counted):
     assert list(exposure["logit_kd"]) == ["student", "student", "teacher", "neither"]
     assert list(exposure["sft"]) == ["student", "student", "neither", "neither"]
     frozen = frozen_plan(Store(store), "counted")
-    for cell in frozen.cells:
-        cell["overlaps"] = []
+    frozen = replace(frozen, cells=tuple(replace(cell, overlaps=()) for cell in frozen.cells))
     unknown = items_of(done.records, Exposures(Store(store), frozen)).query("role == 'student'")
     assert set(unknown.query("eval == 'pubmedqa'")["exposure"]) == {"unknown"}
     assert set(unknown.query("eval == 'heldout'")["exposure"]) == {"neither"}
@@ -236,14 +236,11 @@ def by_hand(tmp_path, pairs, synthetic=(), revisions=None):
         "overlap-m": stage("overlap", {"rows": "mixture-m"}),
         "overlap-s": stage("overlap", {"rows": "synthesize-s"}),
     }
-    cell = {
-        "evaluations": {"gsm8k": "evaluate-s"},
-        "train": ["train-1", "train-2"],
-        "overlaps": ["overlap-m", "overlap-s"],
-    }
+    train, overlaps = ("train-1", "train-2"), ("overlap-m", "overlap-s")
+    cell = frozen_cell(evaluations={"gsm8k": "evaluate-s"}, train=train, overlaps=overlaps)
     assert training_of(stages, "train-2") == (("subset-s",), ("synthesize-s",), "base-s")
     assert training_of(stages, "quantise-t") == ((), (), "base-t")
-    return Contamination(store, {"stages": stages}), cell
+    return Contamination(store, FrozenPlan("g", stages, (cell,))), cell
 
 
 def test_a_cell_has_the_copies_of_the_rows_it_took_and_of_those_written_for_it(tmp_path):
@@ -259,8 +256,8 @@ def test_what_is_not_in_the_store_is_not_called_clean(tmp_path, lost):
     assert contamination.flags(cell, "gsm8k") is not None
     (contamination._store.folder(lost) / "manifest.json").unlink()
     assert contamination.flags(cell, "gsm8k") is None
-    told, warnings = contamination.told(cell, "gsm8k", [], "")
-    assert told == {} and warnings == ["contamination: gsm8k was not compared with the training rows"]
+    found, warnings = contamination.repeated(cell, "gsm8k", [], "")
+    assert found is None and warnings == ["contamination: gsm8k was not compared with the training rows"]
 
 
 @pytest.mark.parametrize(("revision", "known"), [("new", True), ("old", False)])

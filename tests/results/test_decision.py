@@ -67,10 +67,10 @@ def test_a_gain_above_zero_after_holm_says_distil_and_what_a_point_of_it_costs()
     assert one.per_point("flops", making=True) == pytest.approx((225, 150, 450))
     assert one.per_point("seconds") == one.per_point("seconds", making=True) == pytest.approx((1, 4 / 6, 2))
     told = " ".join(one.would_change())
-    assert "more than 0.020" in told and "fewer than 11 students" in told  # 820 / 80 = 10.25
-    assert "excludes seed variance" not in told and "there is only one" in told
+    assert "a gain above 0.020" in told and "fewer than 11 students" in told  # 820 / 80 = 10.25
+    assert "excludes seed variance" not in told and "replicates (own corpus and teacher each): there is one" in told
     assert advice([one]) == [
-        "small on mini, 300 steps, taught by weak: distil with kd at 10 % (+0.040 [+0.020, +0.060])."
+        "small on mini, 300 steps, teacher weak: distil with kd at 10 % (+0.040 [+0.020, +0.060])."
     ]
 
 
@@ -87,10 +87,10 @@ def test_of_several_clear_methods_the_largest_gain_is_chosen_and_a_larger_unclea
 @pytest.mark.parametrize(
     ("gain", "low", "high", "p", "p_holm", "why", "told"),
     [
-        (-0.04, -0.06, -0.02, 0.001, 0.004, WORSE, "0.020 short of SFT"),
-        (0.002, -0.01, 0.014, 0.7, 1.0, EQUAL, "equality under 0.014 (here 0.02)"),
+        (-0.04, -0.06, -0.02, 0.001, 0.004, WORSE, "0.020 below SFT"),
+        (0.002, -0.01, 0.014, 0.7, 1.0, EQUAL, "equality below 0.014 (now 0.02)"),
         (0.01, -0.02, 0.04, 0.4, 1.0, NOT_SHOWN, "seeds"),
-        (-0.01, -0.04, 0.02, 0.4, 1.0, NOT_SHOWN, "the estimate itself is not"),
+        (-0.01, -0.04, 0.02, 0.4, 1.0, NOT_SHOWN, "on the worse side of zero"),
         (0.03, 0.001, 0.059, 0.04, 0.16, AHEAD, "seeds"),
     ],
 )
@@ -104,13 +104,13 @@ def test_without_a_clear_gain_it_says_fine_tune_and_which_kind(gain, low, high, 
 def test_the_seeds_that_would_show_a_gain_follow_from_its_p_value():
     p = 0.31731  # z = 1, and 1.96 is asked for: 1.96^2 times as many
     one = decide(row(gain=0.02, low=-0.03, high=0.07, p=p))
-    assert one.would_change()[0].startswith("About 20 seeds and as many times the test items instead of 5,")
+    assert one.would_change()[0].startswith("Run about 20 seeds and as many times the test items in place of 5,")
     four = [row(f"kd{n}", gain=0.01, low=-0.05, high=0.07, p=0.9, gain_p_holm=1.0) for n in range(3)]
     one = decide(row(gain=0.02, low=-0.03, high=0.07, p=p, gain_p_holm=1.0), *four)
-    assert one.would_change()[0].startswith("About 32 seeds")  # z = 2.498 at .05 / 4: 6.24 times as many
-    over_draws = {"draws": 6, "gain_covers": "6 draws of the world"}
+    assert one.would_change()[0].startswith("Run about 32 seeds")  # z = 2.498 at .05 / 4: 6.24 times as many
+    over_draws = {"draws": 6, "gain_covers": "6 replicates"}
     one = decide(row(gain=0.02, low=-0.03, high=0.07, p=p, **over_draws))
-    assert one.would_change() == ["About 24 draws instead of 6, if the gain is what it seems to be."]
+    assert one.would_change() == ["Run about 24 replicates in place of 6, if the estimate is true."]
     one = decide(row(gain=0.0001, low=-0.3, high=0.3, p=0.999))
     assert one.would_change()[0].startswith("More than 1000 seeds")
 
@@ -119,7 +119,7 @@ def test_for_losses_a_gain_below_zero_is_the_better_one_and_nothing_is_called_eq
     better = decide(row(gain=-0.10, low=-0.15, high=-0.05, p=0.01), metric=LOSS)
     assert (better.choice, better.margin) == ("distil", None)
     assert better.per_point("flops") == pytest.approx((8, 80 / 15, 16))
-    assert "more than 0.050" in better.would_change()[0]
+    assert "a gain above 0.050" in better.would_change()[0]
     assert decide(row(gain=0.1, low=0.05, high=0.15, p=0.01), metric=LOSS).why == WORSE
     assert decide(row(gain=0.0, low=-0.01, high=0.01, p=1.0), metric=LOSS).why == NOT_SHOWN
 
@@ -130,18 +130,18 @@ def test_a_place_without_a_gain_stays_and_says_why():
     one = decide(row(failed=2, reason="out of memory"))
     assert one.why == "no score: 2 failed (out of memory)"
     assert advice([one]) == [
-        "small on mini, 300 steps, taught by weak: no answer at 10 % (no score: 2 failed (out of memory))."
+        "small on mini, 300 steps, teacher weak: no answer at 10 % (no score: 2 failed (out of memory))."
     ]
     assert decisions(pd.DataFrame(), None) == []
 
 
 def test_one_seed_and_one_draw_are_said_to_be_so():
     told = " ".join(decide(row(gain=0.04, low=0.02, high=0.06, p=0.001, paired_seeds=1)).would_change())
-    assert "excludes seed variance" in told and "there is only one" in told
+    assert "excludes seed variance" in told and "replicates (own corpus and teacher each): there is one" in told
 
 
 def test_a_gain_that_is_clear_and_within_the_margin_is_said_to_be_small():
-    assert "clear, and small" in decide(row(gain=0.01, low=0.005, high=0.015, p=0.001)).would_change()[0]
+    assert "clear but small" in decide(row(gain=0.01, low=0.005, high=0.015, p=0.001)).would_change()[0]
 
 
 def test_decisions_of_a_grid_follow_its_summary_and_become_a_frame():

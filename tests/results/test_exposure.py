@@ -149,8 +149,8 @@ def test_rows_that_left_the_store_are_refused_and_not_called_clean(tmp_path):
             "t": {"kind": "train", "settings": {}, "inputs": {"subset": "s", "start": "b"}},
             "e": {"kind": "evaluate", "settings": {}, "inputs": {"mixture": "m", "model": "t"}},
         }
-        cell = {"fingerprint": "c", "evaluations": {"verified": "e"}, "train": ["t"]}
-        Exposures(store, {"stages": stages, "cells": [cell]}).of({"cell": "c", "role": "student"})
+        planned = frozen_cell(fingerprint="c", evaluations={"verified": "e"}, train=("t",))
+        Exposures(store, FrozenPlan("g", stages, (planned,))).of(cell("kd", 1.0, 0, **{"cell": "c"}))
 
 
 def test_the_canary_is_never_read_so_it_can_only_match_word_for_word():

@@ -43,7 +43,7 @@ def test_a_claim_holds_does_not_hold_or_stays_open():
     gained = 0.15 / 0.7  # what `grid` makes of a gain of 0.15
     assert found[0].estimate == pytest.approx(gained, abs=0.03) and found[0].low < gained < found[0].high
     assert found[1].estimate == pytest.approx(-found[2].estimate)
-    assert (found[0].draws, found[0].covers) == (5, "5 draws of the world")
+    assert (found[0].draws, found[0].covers) == (5, "5 replicates")
 
 
 def test_equal_is_shown_and_not_assumed():
@@ -65,7 +65,7 @@ def test_the_claims_of_a_grid_are_one_family():
 
 def test_two_draws_say_that_they_speak_for_themselves_only():
     (found,) = findings({"name": "gains", "gain": kd(0.03)}, worlds=(0, 1))
-    assert found.covers.endswith("for these 2 draws only") and found.draws == 2
+    assert found.covers.endswith("for these 2 replicates only") and found.draws == 2
 
 
 def test_a_difference_of_arms_is_paired_by_seed_and_item():
@@ -176,9 +176,9 @@ def test_before_a_grid_is_run_it_is_told_what_it_can_show():
         return FrozenPlan("g", {}, tuple(found))
 
     first, second = foresee(claims, grid_of(5, 2))
-    assert first == "gains: 5 draws, sd 0.02: from 0.034 on it is shown in four grids of five"
-    assert second.startswith("gone: 5 draws, sd 0.01: where the truth is 0 it is shown within 0.02 in 9")
+    assert first == "gains: 5 replicates, sd 0.02: a gain of 0.034 or more is shown in four of five grids"
+    assert second.startswith("gone: 5 replicates, sd 0.01: if the true gain is 0, it is shown to lie within 0.02 in 9")
     assert (
         foresee(claims, grid_of(2, 3))[0].startswith("gains: 3 seeds") and "0.065" in foresee(claims, grid_of(2, 3))[0]
     )
-    assert foresee(claims, grid_of(1, 1))[0].endswith("one replicate: nothing is said of another")
+    assert foresee(claims, grid_of(1, 1))[0].endswith("one unit shows nothing about another; add seeds or replicates")

@@ -23,7 +23,7 @@ def test_the_seeds_of_one_draw_are_blocks_and_the_numbers_are_those_of_rivals():
     records, load_items = grid(GAINS, seeds=3)
     table = simultaneous_table(records, ACCURACY, load_items)
     assert table.groupby("data_frac")["method"].count().to_dict() == {0.03: 3, 1.0: 4}
-    assert set(table["blocks"]) == {3} and set(table["covers"]) == {"seeds and items of one draw"}
+    assert set(table["blocks"]) == {3} and set(table["covers"]) == {"seeds and items of one replicate"}
     arms = {arm.method: cells for arm, cells in by_arm(records).items() if arm.data_frac == 0.03}
     found = {name: scores(cells, ACCURACY, values_of(load_items)) for name, cells in arms.items()}
     strata = found["sft"].strata
@@ -37,7 +37,7 @@ def test_the_seeds_of_one_draw_are_blocks_and_the_numbers_are_those_of_rivals():
 def test_from_five_draws_on_the_draws_are_blocks_and_between_nothing_is_said():
     records, load_items = grid(GAINS, seeds=2, worlds=(0, 1, 2, 3, 4), references=False)
     table = simultaneous_table(records, ACCURACY, load_items)
-    assert set(table["blocks"]) == {5} and set(table["covers"]) == {"5 draws of the world"}
+    assert set(table["blocks"]) == {5} and set(table["covers"]) == {"5 replicates"}
     means = {(r.method, r.world_seed, r.seed): r.scores[0].score for r in records if r.data_frac == 0.03}
     gain = np.mean([means["kd", w, s] - means["sft", w, s] for w in range(5) for s in range(2)])
     row = table[(table["method"] == "kd") & (table["data_frac"] == 0.03)].iloc[0]

@@ -50,7 +50,7 @@ def test_a_straight_line_is_found_with_its_slope_and_covered_by_its_band():
 
 def test_a_fit_is_no_oracle_beyond_its_range_and_needs_three_fractions():
     fit = scaling(FRACTIONS, curve(np.ones((2, 5, 1)) * np.log10(FRACTIONS)[None, :, None]))
-    with pytest.raises(SettingsError, match=r"speaks for 0.01 to 1"):
+    with pytest.raises(SettingsError, match=r"holds from 0.01 to 1 only"):
         fit.at([0.001])
     with pytest.raises(SettingsError, match="three"):
         scaling(FRACTIONS[:2], curve(np.ones((2, 2, 1))))

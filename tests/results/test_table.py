@@ -141,7 +141,7 @@ def test_a_diverged_sft_seed_is_not_dropped_from_the_pair():
 def test_a_loss_has_no_floor_so_the_arm_is_marked():
     row = row_of(summary(*with_a_diverged_seed("nll")), method="kd")
     assert (row["seeds"], row["diverged"]) == (1, 1)
-    assert row["note"] == "seed 1 diverged, left out, as a loss has no floor"
+    assert row["note"] == "seed 1 diverged, left out, because a loss has no floor"
 
 
 def test_a_grid_in_which_all_cells_diverged_has_no_score():
@@ -222,7 +222,7 @@ def test_several_worlds_get_a_row_each_and_one_with_the_worlds_as_replicates():
     each, pooled = kd[~kd["pooled"]], kd[kd["headline"]]
     assert (len(each), len(pooled), pooled["draws"].iloc[0]) == (3, 1, 3)
     assert pooled["gain"].iloc[0] == pytest.approx(each["gain"].mean())
-    assert pooled["gain_covers"].iloc[0] == "seeds and items within draws, for these 3 draws only"
+    assert pooled["gain_covers"].iloc[0] == "seeds and items within replicates, for these 3 replicates only"
     # three fixed draws: the interval is narrower than any one's, not the t = 4.3 of three replicates
     widths = each["gain_high"] - each["gain_low"]
     assert (pooled["gain_high"] - pooled["gain_low"]).iloc[0] < widths.min()
@@ -244,7 +244,7 @@ def test_five_worlds_are_replicates_of_their_own():
     low, high = reference.ttest_1samp(kd.loc[~kd["pooled"], "gain"], 0).confidence_interval()
     pooled = kd[kd["pooled"]].iloc[0]
     assert (pooled["gain_low"], pooled["gain_high"]) == pytest.approx((low, high))
-    assert pooled["gain_covers"] == "5 draws of the world"
+    assert pooled["gain_covers"] == "5 replicates"
 
 
 def test_a_world_whose_gain_is_lost_leaves_one_draw_and_not_two():
@@ -252,8 +252,8 @@ def test_a_world_whose_gain_is_lost_leaves_one_draw_and_not_two():
     records = [r for r in records if (r.method, r.world_seed) != ("sft", 1)]
     row = row_of(summary(records, load_items), method="kd", headline=True)
     assert row["draws"] == 1
-    assert row["gain_covers"] == "seeds and items, for one draw of world and teacher"
-    assert row["note"] == "no gain: no SFT cell to pair with in 1 of 2 draws"
+    assert row["gain_covers"] == "seeds and items, for one replicate"
+    assert row["note"] == "no gain: no SFT cell to pair with in 1 of 2 replicates"
 
 
 def test_teachers_drawn_in_one_world_are_told_apart_and_never_pooled():
@@ -312,7 +312,7 @@ def test_one_world_without_items_leaves_items_out_of_the_interval_over_both():
     records, load_items = grid({"kd": {0.1: 0.1}}, seeds=2, worlds=(0, 1))
     records = [changed(r, items={}) if r.world_seed else r for r in records]
     row = row_of(summary(records, load_items), method="kd", headline=True)
-    assert row["gain_covers"] == "seeds only within draws, for these 2 draws only"
+    assert row["gain_covers"] == "seeds only within replicates, for these 2 replicates only"
 
 
 def test_the_gap_closed_is_the_students_way_from_base_to_teacher_and_blank_where_they_are_alike():

@@ -21,14 +21,14 @@ def test_a_clear_gain_is_named_with_interval_student_teacher_budget_and_seeds():
     assert text.startswith(
         "For small on mini at 300 steps x 32 rows (verified accuracy), kd (weak) beats SFT at 1 % (+0."
     )
-    assert "cannot be told from SFT at 100 %" in text
+    assert "does not differ clearly from SFT at 100 %" in text
     assert "5 seeds, 95 % intervals over seeds and test items, Holm over 2 comparisons" in text
 
 
 def test_no_gain_is_not_called_equal():
     records, load_items = grid({"kd": {0.1: 0.0}}, seeds=3)
     text = spoken(records, load_items)
-    assert "cannot be told from SFT" in text and "equal" not in text and "beats" not in text
+    assert "does not differ clearly from SFT" in text and "equal" not in text and "beats" not in text
 
 
 def test_a_loss_is_said():
@@ -38,12 +38,12 @@ def test_a_loss_is_said():
 
 def test_one_seed_is_said_to_say_nothing_about_seed_variance():
     records, load_items = grid({"kd": {0.01: 0.2, 1.0: 0.0}}, seeds=1)
-    assert "one seed says nothing about seed variance" in spoken(records, load_items)
+    assert "one seed gives no seed variance" in spoken(records, load_items)
 
 
 def test_a_crossover_is_a_range_and_an_open_one_is_not_a_number():
     falling = dict(zip(FRACTIONS, (0.2, 0.12, 0.02, -0.08, -0.2), strict=True))
-    assert "the gain crosses zero somewhere in" in spoken(*grid({"kd": falling}, seeds=5))
+    assert "the 95 % confidence set for the crossover at zero is" in spoken(*grid({"kd": falling}, seeds=5))
     flat = dict.fromkeys(FRACTIONS, 0.01)
     assert "no crossover is established" in spoken(*grid({"kd": flat}, seeds=3))
 
@@ -60,7 +60,7 @@ def test_grids_that_allow_no_comparison_get_no_verdict():
     assert "no SFT cell has a score" in spoken([r for r in records if r.method != "sft"], load_items)
     assert "only SFT has a score" in spoken([r for r in records if r.method != "kd"], load_items)
     apart = [changed(r, train_seed=9) if r.method == "kd" and r.seed == 0 else r for r in records if r.seed == 0]
-    assert "no SFT cell shares their settings and seed" in spoken(apart, load_items)
+    assert "no SFT cell has the same settings and seed" in spoken(apart, load_items)
     broken = [cell("kd", 0.1, 0, status="failed", reason="disk full")]
     assert verdict(summary(broken)) == "No verdict: no cell has a score. Of 1 cells, 1 failed (disk full)."
     assert verdict(summary([])) == "No verdict: the grid has no cells."
@@ -76,10 +76,13 @@ def as_loss(records, load_items):
 def test_a_loss_that_falls_is_better_and_never_above_zero():
     better = as_loss(*grid({"kd": dict.fromkeys(FRACTIONS, -0.15)}, seeds=5))
     text = spoken(*better)
-    assert "lower is better), kd (weak) beats SFT" in text and "it is better than SFT over all fractions run" in text
+    assert (
+        "lower is better), kd (weak) beats SFT" in text
+        and "it is better than SFT at all fractions that were run" in text
+    )
     assert "above zero" not in text
     worse = spoken(*as_loss(*grid({"kd": dict.fromkeys(FRACTIONS, 0.3)}, seeds=5)))
-    assert "loses to SFT" in worse and "it is worse than SFT over all fractions run" in worse
+    assert "loses to SFT" in worse and "it is worse than SFT at all fractions that were run" in worse
 
 
 def test_a_loss_is_called_equal_only_within_a_declared_margin():
@@ -97,13 +100,16 @@ def test_a_gain_that_is_clear_to_the_last_of_few_fractions_gets_no_word_on_where
 
 def test_two_worlds_are_spoken_of_as_these_two():
     text = spoken(*grid({"kd": {0.01: 0.2, 1.0: 0.0}}, seeds=3, worlds=(0, 1)))
-    assert "3 seeds in each draw" in text and "seeds and test items within draws, for these 2 draws only" in text
+    assert (
+        "3 seeds in each replicate" in text
+        and "seeds and test items within replicates, for these 2 replicates only" in text
+    )
 
 
 def test_a_lost_draw_is_spoken_of_as_one():
     records, load_items = grid({"kd": {0.01: 0.2}}, seeds=3, worlds=(0, 1))
     text = spoken([r for r in records if (r.method, r.world_seed) != ("sft", 1)], load_items)
-    assert "for one draw of world and teacher" in text and "2 draws" not in text
+    assert "for one replicate" in text and "2 replicates" not in text
 
 
 def test_diverged_cells_are_said_to_count_as_nothing_right():
@@ -120,6 +126,8 @@ def test_where_no_parabola_fits_only_the_bracket_is_spoken_of():
     (one,) = found.values()
     assert not one.fits
     text = verdict(frame, found)
-    assert "anywhere in" not in text
-    wide = {arm: replace(one, bracket=replace(one.bracket, first_equivalent=None)) for arm, one in found.items()}
+    assert "confidence set" not in text
+    wide = {
+        arm: replace(one, sign_change=replace(one.sign_change, first_equivalent=None)) for arm, one in found.items()
+    }
     assert "no crossover is established: the last fraction at which it is better than SFT is" in verdict(frame, wide)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST = 3
-"""Arms beyond this would not be told apart."""
+"""Most arms in a panel; more would overlap."""
 
 
 def gains_by_source(records: Sequence[Record], load_items: LoadItems, metric: Metric) -> pd.DataFrame:
@@ -68,16 +68,17 @@ def source_figure(rows: pd.DataFrame, path: Path) -> list[Path]:
         return []
     rows = largest_panel(rows)
     taught = rows[rows["teacher"].notna()]
-    rows = taught if len(taught) else rows  # controls of SFT have their place elsewhere
+    rows = taught if len(taught) else rows  # controls without a teacher are in the other figures
     strength = rows.groupby(["method", rows["teacher"].fillna("")])["gain"].mean().sort_values(ascending=False)
     kept = list(strength.index[:MOST])
     rows = rows[[key in kept for key in zip(rows["method"], rows["teacher"].fillna(""), strict=True)]]
     fractions = sorted(rows["data_frac"].dropna().unique())
     shown = fractions if len(fractions) < 3 else [fractions[0], fractions[-1]]
     order = rows.groupby("source")["gain"].mean().sort_values().index.tolist()
-    note = f"Bars: 95 % intervals, not adjusted for the number of sources: exploratory. Band: within {MARGIN:g}."
+    note = "Bars: 95 % intervals, not adjusted for the number of sources, so exploratory. "
+    note += f"Band: margin of equality, {MARGIN:g}."
     height = 2.1 + 0.3 * len(order)
-    figure, axes = panel_figure(len(shown), "Where the gain is", subtitle(rows), note, (4.4, height), 0.15)
+    figure, axes = panel_figure(len(shown), "Gain over SFT by source", subtitle(rows), note, (4.4, height), 0.15)
     for ax, fraction in zip(axes, shown, strict=True):
         sources(rows[rows["data_frac"] == fraction], ax, order)
         ax.set_title(f"{percent(fraction)} of the data", loc="left", fontsize=9.5)

@@ -1,4 +1,4 @@
-"""Cost against quality: what each arm took, the teacher's share counted, beside what it scored.
+"""Score against cost: what each arm cost, with the teacher's share, beside what it scored.
 
 A point per arm; the line is the Pareto front: no arm on it is beaten by one that is cheaper. Left, what the cell itself
 took (its training and what the teacher did for it); right, with the teacher's own training charged whole to it.
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COSTS = {
-    "total": "the cell itself, the teacher's share included",
-    "with_teacher_training": "and the teacher's training",
+    "total": "the cell, with the teacher's share",
+    "with_teacher_training": "the same with teacher training",
 }
 UNITS = {"flops": "FLOPs", "seconds": "seconds on its machine"}
 
@@ -68,11 +68,11 @@ def pareto_figure(frame: pd.DataFrame, path: Path, metric: Metric | None = None,
     fraction = fractions[0]
     shown = rows[rows["data_frac"] == fraction]
     longest = max(len(name) for name in names_of(dict.fromkeys(_keys(shown))).values())
-    note = "Bars: 95 % intervals. The line joins arms that none cheaper beats."
+    note = "Bars: 95 % intervals. Dashed line: the Pareto front; no cheaper arm has a better score."
     known = [cost for cost in COSTS if shown[f"{cost}_{unit}"].notna().all()]
     figure, axes = panel_figure(
         len(known),
-        "What quality costs",
+        "Score against cost",
         f"{subtitle(shown)}  ·  {percent(fraction)} of the data",
         note,
         aside=0.4 + 0.075 * longest,

@@ -1,6 +1,6 @@
-"""Figures of a report: every function of `FIGURES` takes an outcome and draws what it can of it.
+"""Figures of a report: each function of `FIGURES` takes an outcome and draws one figure, or none.
 
-A picture is an SVG with a title and, for those who cannot see it, what it shows in words. To add one, write a function
+A picture is an SVG with a title and a description in words for readers who cannot see it. To add one, write a function
 `(Outcome, folder) -> Picture | None` and put its name into `FIGURES`.
 """
 
@@ -71,7 +71,7 @@ def methods(outcome: Outcome, folder: Path) -> Picture | None:
 
 
 def growth(outcome: Outcome, folder: Path) -> Picture | None:
-    """Score against the logarithm of the data, fitted per draw."""
+    """Score against the logarithm of the data, fitted per replicate."""
     if outcome.metric is None:
         return None
     fits = scalings(outcome.records, outcome.metric, outcome.load_items)
@@ -99,7 +99,7 @@ def where(outcome: Outcome, folder: Path) -> Picture | None:
         for row in rows.sort_values("gain", ascending=False).head(12).to_dict("records")
     ]
     alt = f"A row per source with the gain over SFT of up to three methods; the largest: {'; '.join(told)}."
-    return _picture("Where the gain is, by source", alt, found)
+    return _picture("Gain over SFT by source", alt, found)
 
 
 def cost(outcome: Outcome, folder: Path) -> Picture | None:
@@ -113,7 +113,7 @@ def cost(outcome: Outcome, folder: Path) -> Picture | None:
         f"{row['method']} at {percent(row['data_frac'])} {row['score']:.3f} for {row['total_flops']:.2g} FLOPs"
         for row in rows.head(16).to_dict("records")
     ]
-    return _picture("What quality costs", f"Score against cost on a log axis: {'; '.join(told)}.", found)
+    return _picture("Score against cost", f"Score against cost on a log axis: {'; '.join(told)}.", found)
 
 
 def lead(outcome: Outcome, folder: Path) -> Picture | None:
@@ -187,7 +187,7 @@ def _gains(outcome: Outcome) -> str:
     """Every gain of the figure in words."""
     rows = arms_of(outcome.summary, outcome.metric)
     if rows.empty:
-        return "no gain over SFT, as no method and SFT share a seed and a fraction."
+        return "no gain over SFT, because no method and SFT share a seed and a fraction."
     told, apart = [], _apart(rows)
     for row in rows.sort_values([*apart, "name", "data_frac"]).to_dict("records"):
         line = " ".join([*(str(row[name]) for name in apart), row["name"]])

@@ -111,6 +111,6 @@ def forest_figure(
         part.text(0.12 / width, 1 - 0.55 / height, subtitle(shown), fontsize=8.5, color=GREY, va="center")
         covers = shown["gain_covers"].iloc[0]
         kind = ("simultaneous 95 % intervals", "") if shown["at_once"].all() else ("95 % intervals", " after Holm")
-        note = f"{kind[0]} over {covers}; filled: not zero{kind[1]}; band: within {MARGIN:g}"
+        note = f"{kind[0]} over {covers}; filled: differs from zero{kind[1]}; band: margin of equality, {MARGIN:g}"
         part.text(0.12 / width, 0.10 / height, note, fontsize=7.5, color=GREY, va="bottom")
     return save(figure, path)

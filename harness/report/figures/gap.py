@@ -83,8 +83,8 @@ def gap_figure(lines: Sequence[GapLine], metric: Metric, path: Path) -> list[Pat
     first = shown[0].names
     told = f"student {first['student']}  ·  {first['corpus']}  ·  {first['budget']}  ·  {metric.eval} {metric.metric}"
     note = (
-        "Bars: 95 % intervals over seeds and items, for these teachers. Slopes are fitted on one half of the items "
-        "against the teachers' scores on the other, so that the noise they share makes none."
+        "Bars: 95 % intervals over seeds and items, for these teachers. Each slope relates gains on one half of the "
+        "items to the teachers' scores on the other half, so that their shared noise makes no slope."
     )
     figure, axes = panel_figure(len(shown), "Does the gain follow the teacher's lead?", told, note)
     low = high = 0.0

@@ -21,7 +21,7 @@ GREY = "#737373"
 
 
 def title(metric: Metric | None, by: str = "by size of the data") -> str:
-    """What a figure shows; the source where it is one of several."""
+    """The figure's title; with the source where it is one of several."""
     of = f" ({metric.source})" if metric and metric.source != ALL else ""
     return f"Distillation against fine-tuning, {by}{of}"
 
@@ -35,7 +35,7 @@ def subtitle(rows: pd.DataFrame) -> str:
     count = f"{seeds[0]} seed{'s' if seeds[-1] > 1 else ''}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     draws = int(students["draws"].max())
     named = f"teacher{'s' if len(teachers) > 1 else ''} {', '.join(teachers)}" if teachers else ""
-    drawn = f"{draws} draws of the world" if draws > 1 else ""
+    drawn = f"{draws} replicates" if draws > 1 else ""
     parts = [
         f"student {first['student']}",
         named,

@@ -1,8 +1,8 @@
 """Plots of a summary (`harness.results.table.summary`): a DataFrame and axes go in, the axes come back.
 
-Left, score against the data fraction; right, gain over SFT with its 95 % band and the crossover set as a bar
-under the zero line. A method keeps its colour in every figure, teachers differ by marker and dash; lines are
-named at their ends. One seed is drawn with dashed bars and said to exclude seed variance.
+Left, score against the data fraction; right, gain over SFT with its 95 % band and the confidence set for the crossover
+as a bar under the zero line. A method keeps its colour in every figure, teachers differ by marker and dash; lines are
+named at their ends. One seed has dashed bars, and the note says that they exclude seed variance.
 
     crossover_figure(summary(records), Path("results/crossover"), crossovers(records, metric))
 """
@@ -30,7 +30,7 @@ from harness.report.figures.labels import (
 )
 from harness.results.arms import Arm, Metric
 from harness.results.stats.crossover import Crossover
-from harness.results.stats.intervals import LEAST_DRAWS
+from harness.results.stats.intervals import LEAST_REPLICATES
 from harness.results.table import headline, percent, select
 
 if TYPE_CHECKING:
@@ -127,7 +127,8 @@ def score_curves(frame: pd.DataFrame, ax: "Axes") -> "Axes":
 
 
 def gain_curves(frame: pd.DataFrame, ax: "Axes", crossovers: Mapping[Arm, Crossover] | None = None) -> "Axes":
-    """Gain over SFT with 95 % band against data fraction; a bar under the zero line is the crossover set."""
+    """Gain over SFT with 95 % band against data fraction; a bar under the zero line is the confidence set
+    for the crossover."""
     from matplotlib.transforms import offset_copy
 
     rows = frame[(frame["role"] == "student") & frame["gain"].notna()]
@@ -239,8 +240,8 @@ def names_of(lines: Mapping[tuple[str, str], Any]) -> dict[tuple[str, str], str]
 
 
 def _alone(rows: pd.DataFrame, seeds: str) -> pd.Series:
-    """Rows whose interval says nothing about seeds; over enough draws, the draws carry them."""
-    return (rows[seeds] < 2) & (rows["draws"] < LEAST_DRAWS)
+    """Rows whose interval excludes seed variance; an interval over enough replicates contains it."""
+    return (rows[seeds] < 2) & (rows["draws"] < LEAST_REPLICATES)
 
 
 def _fractions(ax: "Axes", lines: Mapping[Any, pd.DataFrame]) -> None:
@@ -291,7 +292,7 @@ def _found(crossovers: Mapping[Arm, Crossover] | None, part: pd.DataFrame) -> li
 
 
 def footnote(rows: pd.DataFrame, crossovers: Mapping[Arm, Crossover] | None) -> str:
-    """What bars and bands are, and what they leave out."""
+    """What bars and bands cover, and what they exclude."""
     students = rows[(rows["role"] == "student") & rows["score"].notna()]
     alone = _alone(students, "seeds")
     kinds = sorted(set(students.loc[~alone, "score_covers"]))
@@ -299,7 +300,7 @@ def footnote(rows: pd.DataFrame, crossovers: Mapping[Arm, Crossover] | None) -> 
     if alone.any():
         text += " Dashed: one seed, test items only; excludes seed variance."
     if any(found.pieces and found.fits for part in _lines(students).values() for found in _found(crossovers, part)):
-        text += " Thick bar under zero: where the gain may be zero (95 % set)."
+        text += " Thick bar under zero: 95 % confidence set for the crossover."
     if students["diverged"].any() and students["higher_is_better"].all():
         text += " Diverged cells count as 0."
     lost = int(rows.loc[rows["role"] == "student", ["failed", "missing"]].to_numpy().sum())

@@ -1,4 +1,4 @@
-"""Scaling: score against the logarithm of the data, a fit per method with a band for its mean and one for a new draw.
+"""Scaling: score against the logarithm of the data, a fit per method with bands for the mean and a new replicate.
 
 scaling_figure(scalings(outcome.records, metric), metric, Path("results/scaling"))
 """
@@ -23,7 +23,7 @@ POINTS = 80
 
 
 def scaling(fits: Mapping[Arm, Scaling], ax: "Axes") -> "Axes":
-    """Each arm's fit over the fractions: a band for the mean, dotted lines for one more draw or seed."""
+    """Each arm's fit over the fractions: a band for the mean, dotted lines for one more replicate or seed."""
     names = names_of(dict.fromkeys((arm.method, arm.teacher or "") for arm in fits))
     ends, ticks = [], sorted({float(f) for fit in fits.values() for f in fit.fractions})
     for arm, fit in fits.items():
@@ -51,8 +51,9 @@ def scaling_figure(fits: Mapping[Arm, Scaling], metric: Metric, path: Path) -> l
         return []
     names, shown = max(panels.items(), key=lambda panel: len(panel[1]))
     note = (
-        "Band: 95 % interval of the mean. Dotted: where one more draw of world and teacher would lie (one more seed, "
-        "where there is one draw). Fitted per draw: a parabola from five fractions on, else a line."
+        "Band: 95 % interval of the mean. Dotted: 95 % prediction interval for one more replicate (own corpus and "
+        "teacher), or for one more seed where there is one replicate. Fitted per replicate: a parabola from five "
+        "fractions on, else a line."
     )
     longest = max(len(arm.method) + len(arm.teacher or "") for arm in shown)
     told = f"student {names[0]}  ·  {names[1]}  ·  {names[2]}"

@@ -55,8 +55,8 @@ def training_figure(frame: pd.DataFrame, path: Path) -> list[Path]:
     shown = fractions if len(fractions) < 3 else [fractions[0], fractions[-1]]
     names = names_of(dict.fromkeys(zip(rows["method"], rows["teacher"].fillna(""), strict=True)))
     note = (
-        f"NLL of each step's own rows, against the data's labels, mean over {WINDOW} steps; steps on text that the "
-        "student wrote are left out. Thin: a seed. Lower is not better where the labels are wrong."
+        f"NLL of each step's own rows, against the data's labels, mean over {WINDOW} steps; steps on student-generated "
+        "sequences are left out. Thin: a seed. Lower is not better where the labels are wrong."
     )
     first = rows.iloc[0]
     told = f"student {first['student']}  ·  {first['corpus']}  ·  {first['budget']}"

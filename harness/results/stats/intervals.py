@@ -1,6 +1,6 @@
-"""Intervals over seeds and test items, equivalence, several comparisons, and draws of the world.
+"""Intervals over seeds and test items, equivalence, several comparisons, and replicates.
 
-Pure functions on arrays; nothing here knows a cell. Shapes: S seeds, F data fractions, N test items.
+Pure functions on arrays; they know nothing of cells. Shapes: S seeds, F data fractions, N test items.
 `values[s, i]` is the score (or the paired gain) of seed s on item i; the model is
 `values = mean + seed + item + rest`, so the variance of the grand mean is
 
@@ -9,6 +9,7 @@ Pure functions on arrays; nothing here knows a cell. Shapes: S seeds, F data fra
 The last term is subtracted because `rest` sits in both of the others. A t interval over seeds alone forgets
 that all seeds share the items; a bootstrap over three seeds covers 74 % instead of 95 %, so there is none.
 Items are stratified by source (sources are fixed). `crossover.py` uses the same variance for whole curves.
+A replicate has its own corpus and teacher: the unit over which a statement about other corpora needs its variance.
 
     seeds_and_items(kd - sft, strata=sources).low > 0     # kd beats SFT at 95 %
 """
@@ -25,13 +26,13 @@ from scipy.special import stdtr, stdtrit  # t distribution; scipy.stats costs tw
 from harness.config.checks import refuse
 
 Array = NDArray[np.float64]
-LEAST_DRAWS = 5
-"""Fewer draws of the world are fixed ones: no interval over draws is made of them."""
+LEAST_REPLICATES = 5
+"""Fewer replicates are treated as fixed: no interval over replicates is made from them."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with a two-sided t interval; `low` and `high` are NaN where nothing can be said."""
+    """An estimate with a two-sided t interval; `low` and `high` are NaN where no variance is known."""
 
     estimate: float
     low: float
@@ -41,9 +42,9 @@ class Interval:
     p: float
     """Two-sided p value of `estimate = 0`; NaN without a standard error."""
     excludes_seed_variance: bool
-    """One seed: the interval says nothing about another seed."""
+    """One seed: the interval excludes the variance between seeds."""
     excludes_item_variance: bool
-    """No item scores: unless draws carry it, the interval says nothing about other test items."""
+    """No item scores: unless replicates contain it, the interval excludes the variance of other test items."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Curve:
             np.clip(np.einsum("xf,fg,xg->x", weights, part, weights), 0, None)
             for part in (self.seed, self.item, self.overlap)
         )
-        # each part alone is a lower bound of the variance, so a lucky small seed part cannot undercut it
+        # each part alone is a lower bound of the variance: with few seeds the estimated seed part can be far too small
         variance = np.maximum(seed + item - overlap, np.maximum(seed, item))
         seed_df = max(self.seed_df, 1)
         item_df = max(self.item_df, 1)
@@ -107,7 +108,8 @@ class Curve:
 def curve(values: ArrayLike, strata: Sequence[Any] | None = None) -> Curve:
     """Mean and covariance parts of `values` (S, F, N); strata (N,) names the source of each item.
 
-    N = 1 means that `values` are scores without items: the seed part alone is known.
+    N = 1 means that `values` are scores without items: the seed part alone is known. Raises SettingsError for values
+    that are not finite or not of this shape, and for strata of another length.
     """
     array = np.asarray(values, dtype=float)
     if array.ndim != 3 or 0 in array.shape or not np.isfinite(array).all():
@@ -120,30 +122,35 @@ def curve(values: ArrayLike, strata: Sequence[Any] | None = None) -> Curve:
         block, size = array[:, :, members], len(members)
         if size < 2:
             continue
-        share = (size / items) ** 2 / size
+        share = (size / items) ** 2 / size  # a stratum's weight squared, over its size: stratified sampling
         item += share * _covariance(block.mean(0).T)
         item_df += size - 1
         if seeds > 1:
-            rest = block - block.mean(0) - block.mean(2, keepdims=True) + block.mean((0, 2))[:, None]
+            # what is left without seed and item effects is in both other parts, and is subtracted once
+            rest = block - block.mean(0) - block.mean(2, keepdims=True) + block.mean((0, 2))[:, None]  # (S, F, n)
             flat = rest.transpose(0, 2, 1).reshape(-1, fractions)
             overlap += share / seeds * (flat.T @ flat) / ((seeds - 1) * (size - 1))
     return Curve(array.mean((0, 2)), seed, item, overlap, seeds, seeds - 1, item_df)
 
 
-def curve_over_draws(draws: Sequence[Array], strata: Sequence[Sequence[Any] | None], same_items: bool = False) -> Curve:
-    """Mean over draws of the world, and its covariance; draws[d] (S_d, F, N_d), strata[d] (N_d,) or null.
+def curve_over_replicates(
+    values: Sequence[Array], strata: Sequence[Sequence[Any] | None], same_items: bool = False
+) -> Curve:
+    """Mean over replicates, and its covariance; values[r] (S_r, F, N_r), strata[r] (N_r,) or null.
 
-    Seeds of different draws are never pooled as if they were replicates (2 draws x 5 seeds would cover 58 %).
-    From LEAST_DRAWS draws on, the draw's mean is the replicate. Fewer are too few for that (t = 12.7 at two):
-    the draws are fixed, the variance is that of seeds and items within them, and nothing is said of another
-    draw. `same_items`: all draws have the same items in the same order, so items are not independent either.
+    From LEAST_REPLICATES replicates on, the unit is the mean of a replicate. Fewer are too few for that (t = 12.7 at
+    two): they are treated as fixed, the variance is that of seeds and items within them, and the interval does not
+    cover another replicate. `same_items`: all replicates have the same items in the same order, so their items are
+    not independent. Raises SettingsError as `curve` does.
     """
-    if len(draws) == 1:
-        return curve(draws[0], strata[0])
-    if len(draws) >= LEAST_DRAWS:
-        means = np.stack([draw.mean(0) if same_items else draw.mean((0, 2))[:, None] for draw in draws])
+    # seeds of different replicates are not pooled as independent units: two replicates of five seeds, taken as ten
+    # units, would cover 58 % in place of 95 %
+    if len(values) == 1:
+        return curve(values[0], strata[0])
+    if len(values) >= LEAST_REPLICATES:
+        means = np.stack([one.mean(0) if same_items else one.mean((0, 2))[:, None] for one in values])  # (R, F, N or 1)
         return curve(means, strata[0] if same_items else None)
-    parts = [curve(*draw) for draw in zip(draws, strata, strict=True)]
+    parts = [curve(*one) for one in zip(values, strata, strict=True)]
     seed, item, overlap = (
         np.sum([getattr(part, name) for part in parts], axis=0) / len(parts) ** 2
         for name in ("seed", "item", "overlap")
@@ -151,7 +158,8 @@ def curve_over_draws(draws: Sequence[Array], strata: Sequence[Sequence[Any] | No
     seed_df = _sum_df([part.seed for part in parts], [part.seed_df for part in parts])
     item_df = _sum_df([part.item for part in parts], [part.item_df for part in parts])
     if same_items:
-        whole = curve(np.mean([draw.mean(0) for draw in draws], axis=0)[None], strata[0])
+        # one set of items serves all replicates: its variance does not shrink with their number
+        whole = curve(np.mean([one.mean(0) for one in values], axis=0)[None], strata[0])
         item, item_df = whole.item, whole.item_df
     mean = np.mean([part.mean for part in parts], axis=0)
     return Curve(mean, seed, item, overlap, min(part.seeds for part in parts), seed_df, item_df)
@@ -185,8 +193,8 @@ def equivalence_p(found: Interval, margin: float) -> float:
 def ratio(parts: Curve, level: float = 0.95) -> tuple[float, float, float]:
     """The ratio of the first of a curve's two means to the second, with its Fieller (1954) interval.
 
-    All NaN unless the second is clearly above 0: near it the ratio could be anything, and the set of ratios that
-    fit is no interval.
+    All NaN unless the second is clearly above 0: near 0 the ratio is unbounded, and the set of ratios that fit is not
+    an interval.
     """
     _, errors, _ = parts.errors(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]]))
     above, below = parts.mean
@@ -199,9 +207,9 @@ def ratio(parts: Curve, level: float = 0.95) -> tuple[float, float, float]:
     v_above, v_below, v_difference = errors**2
     shared = (v_above + v_below - v_difference) / 2
     a, b, c = below**2 - t**2 * v_below, above * below - t**2 * shared, above**2 - t**2 * v_above
-    if a <= 0:  # another df than the denominator's own: nothing can be said after all
+    if a <= 0:  # its df differs from the denominator's own, so the set may still be no interval
         return math.nan, math.nan, math.nan
-    half = math.sqrt(max(b**2 - a * c, 0.0))
+    half = math.sqrt(max(b**2 - a * c, 0.0))  # roots of a r^2 - 2 b r + c, the ratios r that are not rejected
     return found, (b - half) / a, (b + half) / a
 
 
@@ -210,6 +218,8 @@ def holm(p_values: ArrayLike) -> Array:
     p = np.asarray(p_values, dtype=float)
     adjusted = np.full(p.shape, math.nan)
     order = np.argsort(p)[: np.isfinite(p).sum()]  # NaN sorts last
+    # step-down: the k-th smallest p is multiplied by the number of hypotheses not yet rejected, and no adjusted p
+    # may be below the one before it
     steps = np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * steps), 1)
     return adjusted

@@ -9,7 +9,7 @@ from statsmodels.stats.multitest import multipletests
 
 from harness.config.checks import SettingsError
 from harness.results.stats.crossover import crossover
-from harness.results.stats.intervals import curve, curve_over_draws, equivalence_p, holm, ratio, seeds_and_items
+from harness.results.stats.intervals import curve, curve_over_replicates, equivalence_p, holm, ratio, seeds_and_items
 
 FRACTIONS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
@@ -105,15 +105,15 @@ def test_holm_agrees_with_statsmodels_and_leaves_out_what_is_not_known():
     assert holm([0.01, math.nan, 0.02]) == pytest.approx([0.02, math.nan, 0.02], nan_ok=True)
 
 
-def over_draws(draws, strata=None, same_items=False):
+def over_replicates(draws, strata=None, same_items=False):
     cubes = [np.asarray(draw, dtype=float)[:, None, :] for draw in draws]
-    return curve_over_draws(cubes, [strata] * len(cubes), same_items).intervals(np.ones((1, 1)))[0]
+    return curve_over_replicates(cubes, [strata] * len(cubes), same_items).intervals(np.ones((1, 1)))[0]
 
 
 def test_two_draws_are_fixed_and_the_interval_is_that_within_them():
     # seed variances 1 and 4 over 3 seeds, no items: (1/3 + 4/3) / 2^2, Welch's degrees of freedom
     draws = [[[1.0], [2.0], [3.0]], [[3.0], [5.0], [7.0]]]
-    found = over_draws(draws)
+    found = over_replicates(draws)
     assert (found.estimate, found.standard_error**2) == pytest.approx((3.5, 5 / 12))
     assert found.df == pytest.approx(reference.ttest_ind([1, 2, 3], [3, 5, 7], equal_var=False).df)
 
@@ -121,14 +121,14 @@ def test_two_draws_are_fixed_and_the_interval_is_that_within_them():
 def test_items_that_two_draws_share_are_not_counted_twice():
     # one seed, 4 items, both draws alike: the mean over draws knows no more of the items than one draw
     draw = np.array([[0.0, 1.0, 2.0, 5.0]])
-    one, shared, own = seeds_and_items(draw), over_draws([draw, draw], None, True), over_draws([draw, draw])
+    one, shared, own = seeds_and_items(draw), over_replicates([draw, draw], None, True), over_replicates([draw, draw])
     assert shared.standard_error == pytest.approx(one.standard_error)
     assert own.standard_error == pytest.approx(one.standard_error / math.sqrt(2))
 
 
 def test_five_draws_are_the_replicates():
     means = [0.1, 0.02, 0.05, 0.03, 0.07]
-    found = over_draws([[[mean - 0.01], [mean + 0.01]] for mean in means])
+    found = over_replicates([[[mean - 0.01], [mean + 0.01]] for mean in means])
     expected = reference.ttest_1samp(means, 0).confidence_interval()
     assert (found.low, found.high) == pytest.approx(tuple(expected))
 
@@ -144,7 +144,7 @@ def test_intervals_within_two_unlike_draws_cover_as_they_say(same_items):
             + generator.normal(0, 0.3, (4, 60))
             for sd in (0.02, 0.06)
         ]
-        found = over_draws(draws, same_items=same_items)
+        found = over_replicates(draws, same_items=same_items)
         hits += found.low <= 0 <= found.high
     assert 0.92 <= hits / repetitions <= 0.985
 
@@ -186,7 +186,7 @@ def test_few_fractions_give_the_bracket_and_no_curve():
     gains = np.array([0.1, 0.05, 0.0, -0.05])[None] + np.array([0.001, 0, -0.001])[:, None]
     found = crossover([0.01, 0.1, 0.3, 1.0], gains)
     assert (found.status, found.pieces) == ("too few fractions", ())
-    assert (found.bracket.last_above, found.bracket.first_equivalent, found.bracket.first_below) == (
+    assert (found.sign_change.last_above, found.sign_change.first_equivalent, found.sign_change.first_below) == (
         0.1,
         0.3,
         1.0,
@@ -195,13 +195,13 @@ def test_few_fractions_give_the_bracket_and_no_curve():
 
 def test_without_a_declared_margin_nothing_is_called_equal():
     gains = np.array([0.1, 0.001, 0.0])[None] + np.array([0.001, 0, -0.001])[:, None]
-    assert crossover([0.01, 0.1, 1.0], gains).bracket.first_equivalent == 0.1
-    assert crossover([0.01, 0.1, 1.0], gains, margin=None).bracket.first_equivalent is None
+    assert crossover([0.01, 0.1, 1.0], gains).sign_change.first_equivalent == 0.1
+    assert crossover([0.01, 0.1, 1.0], gains, margin=None).sign_change.first_equivalent is None
 
 
 def test_a_curve_of_fractions_in_any_order_is_the_same_crossover():
     gains = -0.05 * (np.log10(FRACTIONS) + 1)[None] + np.array([0.004, 0, -0.004])[:, None]
-    measured = curve_over_draws([gains[:, ::-1, None]], [None])
+    measured = curve_over_replicates([gains[:, ::-1, None]], [None])
     assert crossover(FRACTIONS[::-1], measured).pieces == crossover(FRACTIONS, gains).pieces
 
 
