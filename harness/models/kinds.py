@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from harness.config.model import Model
 from harness.config.file_hash import file_sha256
+from harness.config.model import Model
 from harness.models.files import (
     local_folder,
     read_files,
