@@ -99,7 +99,7 @@ def gains(name: str, by: str | Sequence[str] = "exposure", store: str = "outputs
 
 
 def curves(name: str, store: str = "outputs") -> "pd.DataFrame":
-    """One row per logged training step of every finished student of a grid (`harness.curves`)."""
+    """One row per logged training step of every finished student of a grid (`harness.results.records.curves`)."""
     from harness.results.records import curves as curves_of
 
     opened = Store(Path(store).absolute())

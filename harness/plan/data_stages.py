@@ -16,7 +16,6 @@ from typing import Any
 
 from harness.config.cell import Cell
 from harness.data.corpora import corpus_name
-from harness.data.ngram_overlap import SHARE, SIZE
 from harness.evals.benchmarks import benchmark_files, benchmark_identity, benchmark_names
 from harness.plan.graph import Stage
 
@@ -88,6 +87,8 @@ class CellRows:
         inputs = {"rows": rows} | ({"heldout": self.mixture} if scores_heldout else {})
         if "subset" in rows.inputs:  # synthetic rows are kept as tokens
             inputs["tokenizer"] = rows.inputs["subset"].inputs["tokenizer"]
+        from harness.data.ngram_overlap import SHARE, SIZE  # it needs numpy, which `grid status` does without
+
         settings = {"size": SIZE, "share": SHARE, "benchmarks": self._benchmark_identities}
         return Stage("overlap", rows.name, settings, inputs, {"files": self._benchmark_files})
 

@@ -1,6 +1,6 @@
 """Arms: what a figure draws as one point, everything of a cell but its seeds; and the metric it shows.
 
-Sorts records, which hold names, settings and scores; `gains.py` brings the cells of an arm together.
+Sorts records, which hold names, settings and scores; `paired_gains.py` brings the cells of an arm together.
 
     arms = by_arm(records)
     arms[arm.partner]      # the SFT cells that an arm is compared with
