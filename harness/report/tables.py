@@ -48,7 +48,7 @@ def decision_sheet(found: Sequence[Decision]) -> Sheet:
         rows.append([*row, Entry(" ".join(text for text in one.would_change() if text not in shared))])
     caption = (
         f"The rule: distil where the gain over SFT is better than zero after Holm over all {found[0].comparisons} "
-        "comparisons of the table, with the method whose gain is largest; else fine-tune. Beside `fine-tune` stands "
+        'comparisons of the table, with the method whose gain is largest; else fine-tune. Beside "fine-tune" stands '
         f"the method with the largest gain. The range of a cost per {POINT:g} gained follows from the gain's interval."
         if found
         else "No student has a teacher, so there is no decision."

@@ -1,0 +1,40 @@
+"""Records: read from a stored line and written again as it was, or refused with the key that is wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from harness.config.checks import SettingsError
+from harness.results.cost import Cost
+from harness.results.records import Record, lines_of, read_records
+from tests.invented_records import cell
+
+STORED = sorted((Path(__file__).parents[2] / "analysis" / "stored").glob("*/records.jsonl"))
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.parent.name)
+def test_stored_records_are_written_byte_for_byte_as_they_were_read(path):
+    text = path.read_text()
+    found = read_records(text)
+    assert lines_of(found) == text
+    assert {record.role for record in found} == {"student", "base", "teacher"}
+
+
+def test_a_record_has_typed_scores_and_costs_and_gives_its_plain_values_back():
+    plain = cell("kd", 0.1, 0, [1.0, 0.0]).plain()
+    counts = {"items": 4, "own": 2, "teacher_only": 1, "student_rows": 1, "synthetic_rows": 1, "in_context_rows": 0}
+    plain["contamination"] = {"verified": {**counts, "teacher_rows": 1, "without": {"accuracy": None}}}
+    record = Record.of(json.loads(json.dumps(plain)))
+    assert (record.scores[0].metric, record.scores[0].score, record.scores[0].items) == ("accuracy", 0.5, 2)
+    assert record.cost["total"] == Cost(1.1e5, 2.1e11, 10.0)
+    assert record.contamination["verified"].without == {"accuracy": None}
+    assert record.plain() == plain and list(record.plain()) == list(plain)
+
+
+@pytest.mark.parametrize(("change", "why"), [({"status": ...}, "lacks this key"), ({"statsu": "done"}, "no such key")])
+def test_a_record_with_a_missing_or_unknown_key_is_refused_by_name(change, why):
+    plain = {**cell("kd", 0.1, 0, [1.0]).plain(), **change}
+    plain = {name: value for name, value in plain.items() if value is not ...}
+    with pytest.raises(SettingsError, match=f"record='{next(iter(change))}'.*{why}"):
+        Record.of(plain)
