@@ -5,7 +5,7 @@ from their memory map. Else the teacher's text is put behind the student's own p
 another tokenizer, or one that is only a text server, teaches by its words. Reasoning is cut off here and not
 in the labels, so `keep` and `strip` share them.
 
-    dataset, batches = answered_rows(stage, subset, order, folders, tokenizer, max_length=512, seed=0)
+    dataset, batches = answered_rows(phase, subset, order, folders, tokenizer, max_length=512, seed=0)
 """
 
 import json
@@ -21,7 +21,7 @@ from datasets import Dataset, concatenate_datasets, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
 from harness.config.checks import refuse
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.data.chat import answer_ids_many
 from harness.data.sequences import Row, Rows, answered, draw_seed
 from harness.models.loading import rendering_hash
@@ -34,7 +34,7 @@ RATIONALE = re.compile(r"\A\s*<think>.*?(</think>\s*|\Z)", re.DOTALL)
 
 
 def answered_rows(
-    stage: TrainStage,
+    phase: TrainingPhase,
     subset: Dataset,
     order: np.ndarray,
     folders: Sequence[Path],
@@ -45,24 +45,24 @@ def answered_rows(
     """Rows with the teacher's answers and, for each visit of `order` (steps, batch_size), which of them it trains.
 
     `folders` are published label stages that together answer every visited row; a row's n-th visit gets its
-    n-th sample, round and round. Where the text itself is learnt (cross-entropy), `stage.control="shuffled"` deals
+    n-th sample, round and round. Where the text itself is learnt (cross-entropy), `phase.control="shuffled"` deals
     the answers to other rows in one seeded cycle, so no row keeps its own; a divergence deals what its teacher says
     of them. Raises SettingsError where there is only one row to deal among.
     """
     labels = concatenate_datasets([load_from_disk(folder / "labels") for folder in folders])
     numbers = np.asarray(subset["row"], dtype=np.int64)[order]
-    places = _places(labels, numbers, stage.samples_per_prompt)
+    places = _places(labels, numbers, phase.samples_per_prompt)
     alike = {_rendering(folder) for folder in folders} == {rendering_hash(tokenizer)}
-    if alike and stage.control == "none" and stage.rationale == "keep":
+    if alike and phase.control == "none" and phase.rationale == "keep":
         return labels.select_columns(list(FEATURES)), places
     used, batches = np.unique(places, return_inverse=True)
     chosen = labels.select(used)
-    dealt = stage.control == "shuffled" and stage.divergence == "cross_entropy"
+    dealt = phase.control == "shuffled" and phase.divergence == "cross_entropy"
     givers = _cycle(len(used), seed) if dealt else np.arange(len(used))
     position = {row: index for index, row in enumerate(subset["row"])}
     prompts = _prompts(chosen, Rows(subset), position)
     given = chosen.select(givers)
-    answers = _ids(given) if alike and stage.rationale == "keep" else _encoded(given, stage.rationale, tokenizer)
+    answers = _ids(given) if alike and phase.rationale == "keep" else _encoded(given, phase.rationale, tokenizer)
     rows = (
         answered(prompt, answer[: max(1, max_length - len(prompt))])
         for prompt, answer in zip(prompts, answers, strict=True)

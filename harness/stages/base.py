@@ -18,7 +18,7 @@ import numpy as np
 from harness.config.budget import Budget
 from harness.config.checks import refuse
 from harness.config.machine import Machine
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.data import chat
 from harness.data.corpora._files import file_sha256
 from harness.data.sequences import draw_seed, of_like_length, visits
@@ -124,7 +124,7 @@ def _mini(settings: Mapping[str, Any], out: Path, machine: Machine) -> Facts:
         rows,
         batches,
         budget=budget,
-        objective=TrainStage(),
+        objective=TrainingPhase(),
         machine=machine,
         seed=seed,
         out=out,

@@ -1,7 +1,7 @@
-"""Stage `train`: one training stage of a recipe, from a start model to a trained one.
+"""Stage `train`: one training phase of a recipe, from a start model to a trained one.
 
 Which batches it sees follows from the budget alone: the visiting order of the whole budget is cut by the
-stage's span, so a warm-up and its sequel together see exactly the batches that `sft` sees. What is put
+phase's span, so a warm-up and its sequel together see exactly the batches that `sft` sees. What is put
 in the rows' place (teacher's answers, synthetic rows) and what the loss compares comes from the recipe.
 A missing teacher or missing answers are an error, never a fallback.
 
@@ -20,7 +20,7 @@ from datasets import Dataset, concatenate_datasets, load_from_disk
 from harness.config.budget import Budget
 from harness.config.checks import refuse
 from harness.config.machine import Machine
-from harness.config.recipe import CROSS, TrainStage
+from harness.config.recipe import CROSS, TrainingPhase
 from harness.config.teacher_signal import Signal
 from harness.data.chat import end_of_turn_id
 from harness.data.sequences import Rows, draw_seed, mixed_visits, visiting_order, visits
@@ -45,30 +45,30 @@ LEAST_ALIGNED = 0.5
 def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Train and save a model; returns cost, counts, the validation NLL and warnings.
 
-    `settings`: `stage` (a TrainStage's values), `budget`, `seed`, `index` (place in the recipe), `loss_on`,
+    `settings`: `stage` (a TrainingPhase's values), `budget`, `seed`, `index` (place in the recipe), `loss_on`,
     `max_new_tokens` where the student writes, and `lora` where adapters are trained, to be merged at the end.
-    `inputs`: `subset`, `start`, and where the stage needs them `teacher` (a model folder), `teacher_rows` (the
+    `inputs`: `subset`, `start`, and where the phase needs them `teacher` (a model folder), `teacher_rows` (the
     subset as a teacher with a tokenizer of its own renders it), `labels`, `synthetic`.
     `metrics["validation_nll"]` is in nats per token of the cell's own validation rows, the same for every
     objective. Raises DivergedError, and Preempted when it is asked to stop.
     """
-    stage = TrainStage.of(settings["stage"])
+    phase = TrainingPhase.of(settings["stage"])
     budget, seed = Budget(**settings["budget"]), settings["seed"]
     subset = load_from_disk(inputs["subset"] / "train")
     rows = Rows(subset, settings["loss_on"])
-    if stage.reads_answers and not rows.response_tokens.all():
-        raise ValueError(f"{stage.sequences} x {stage.divergence} reads the data's answers and some rows have none")
+    if phase.reads_answers and not rows.response_tokens.all():
+        raise ValueError(f"{phase.sequences} x {phase.divergence} reads the data's answers and some rows have none")
     device = device_of(machine)
     tokenizer = load_tokenizer(inputs["start"])
     in_parts = shards(machine)
     model = _student(settings, inputs, "cpu" if in_parts else device)  # a GPU gets its parts alone
     signal = Signal(**settings.get("signal", {}))
-    teacher = _teacher(stage, signal, inputs, tokenizer, device, budget.precision)
+    teacher = _teacher(phase, signal, inputs, tokenizer, device, budget.precision)
     if budget.kind == "flops":
-        order = _bought(stage, rows, budget, settings, inputs, _sizes(model, teacher))
+        order = _bought(phase, rows, budget, settings, inputs, _sizes(model, teacher))
     else:
-        order = visiting_order(rows, budget, seed, stage.span)
-    dataset, batches = _sequences(stage, subset, order, inputs, budget, seed)
+        order = visiting_order(rows, budget, seed, phase.span)
+    dataset, batches = _sequences(phase, subset, order, inputs, budget, seed)
     counts: dict[str, int] = {}
     metrics: dict[str, Any] = {}
     warnings: list[str] = []
@@ -76,7 +76,7 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
         met = _met(teacher, dataset, batches)
         counts = {"aligned_tokens": met.aligned_tokens, "rows_left_out": met.rows_left_out}
         metrics["aligned_share"], warnings = met.share, _unmet(met)
-    if stage.sequences == "teacher":
+    if phase.sequences == "teacher":
         warnings += cut_answers(dataset, batches, end_of_turn_id(tokenizer))
     validation = _validation(inputs["subset"])
     report = fit(
@@ -85,7 +85,7 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
         dataset,
         batches,
         budget=budget,
-        objective=stage,
+        objective=phase,
         machine=machine,
         out=out,
         teacher=teacher,
@@ -113,7 +113,7 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
         metrics["validation_nll"], metrics["validation_tokens"] = mean_nll(model, validation)
     if budget.kind == "flops":
         spent = report.flops + _written_flops(inputs)
-        warnings += filter(None, [off_budget(budget, stage.span[1] - stage.span[0], spent)])
+        warnings += filter(None, [off_budget(budget, phase.span[1] - phase.span[0], spent)])
     return {
         "cost": {name: getattr(report, name) for name in COSTS},
         "counts": counts | {name: getattr(report, name) for name in COUNTS},
@@ -124,7 +124,7 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
 
 
 def _student(settings: Mapping[str, Any], inputs: Mapping[str, Path], device: str) -> Any:
-    """The model the stage starts from, with fresh adapters where it trains them."""
+    """The model the phase starts from, with fresh adapters where it trains them."""
     model = load_model(inputs["start"], device=device)
     if settings.get("lora") is None:
         return model
@@ -132,15 +132,15 @@ def _student(settings: Mapping[str, Any], inputs: Mapping[str, Path], device: st
 
 
 def _teacher(
-    stage: TrainStage, signal: Signal, inputs: Mapping[str, Path], tokenizer: Any, device: str, precision: str
+    phase: TrainingPhase, signal: Signal, inputs: Mapping[str, Path], tokenizer: Any, device: str, precision: str
 ) -> TeacherSignal | None:
-    """The teacher that is asked while the stage trains, or None."""
-    if not stage.normal().asks_teacher:
+    """The teacher that is asked while the phase trains, or None."""
+    if not phase.normal().asks_teacher:
         return None
     if signal.kind != "live":
-        return CachedTeacher(_of_role(inputs, "cache", stage), signal, tokenizer)
-    folder = _needed(inputs, "teacher", stage)
-    rows = Rows(load_from_disk(_needed(inputs, "teacher_rows", stage) / "train")) if stage.divergence in CROSS else None
+        return CachedTeacher(_of_role(inputs, "cache", phase), signal, tokenizer)
+    folder = _needed(inputs, "teacher", phase)
+    rows = Rows(load_from_disk(_needed(inputs, "teacher_rows", phase) / "train")) if phase.divergence in CROSS else None
     model, own = load_model(folder, device=device, dtype=precision), load_tokenizer(folder)
     if rows is not None:
         return CrossTeacher(model, own, tokenizer, rows, device)
@@ -154,17 +154,22 @@ def _sizes(model: Any, teacher: TeacherSignal | None) -> Sizes:
 
 
 def _bought(
-    stage: TrainStage, rows: Rows, budget: Budget, settings: Mapping[str, Any], inputs: Mapping[str, Path], sizes: Sizes
+    phase: TrainingPhase,
+    rows: Rows,
+    budget: Budget,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, Path],
+    sizes: Sizes,
 ) -> np.ndarray:
-    """The visits that a stage's share of a FLOP budget buys; a later stage begins an order of its own."""
-    visit = visit_flops(stage, sizes, rows.mean_tokens)
-    steps = steps_for(budget, stage.span[1] - stage.span[0], _written_flops(inputs), visit)
-    seed = settings["seed"] if stage.span[0] == 0 else draw_seed(settings["seed"], "flops", settings["index"])
+    """The visits that a phase's share of a FLOP budget buys; a later phase begins an order of its own."""
+    visit = visit_flops(phase, sizes, rows.mean_tokens)
+    steps = steps_for(budget, phase.span[1] - phase.span[0], _written_flops(inputs), visit)
+    seed = settings["seed"] if phase.span[0] == 0 else draw_seed(settings["seed"], "flops", settings["index"])
     return visits(len(rows), steps, budget.batch_size, seed)
 
 
 def _written_flops(inputs: Mapping[str, Path]) -> float:
-    """What making the stage's labels, synthetic rows and caches took."""
+    """What making the phase's labels, synthetic rows and caches took."""
     made = [folder for role, folder in inputs.items() if role.partition(":")[0] in ("labels", "synthetic", "cache")]
     return sum(json.loads((folder / "manifest.json").read_text())["facts"]["cost"]["flops"] for folder in made)
 
@@ -197,26 +202,26 @@ def _unmet(found: Coverage) -> list[str]:
 
 
 def _sequences(
-    stage: TrainStage,
+    phase: TrainingPhase,
     subset: Dataset,
     order: np.ndarray,
     inputs: Mapping[str, Path],
     budget: Budget,
     seed: int,
 ) -> tuple[Dataset, np.ndarray]:
-    """The rows this stage trains on and the order of visits among them."""
-    if stage.sequences == "synthetic":
-        synthetic = load_from_disk(_needed(inputs, "synthetic", stage) / "synthetic")
+    """The rows this phase trains on and the order of visits among them."""
+    if phase.sequences == "synthetic":
+        synthetic = load_from_disk(_needed(inputs, "synthetic", phase) / "synthetic")
         return synthetic, visits(len(synthetic), len(order), budget.batch_size, seed)
-    if stage.sequences == "mixed":
-        synthetic = load_from_disk(_needed(inputs, "synthetic", stage) / "synthetic")
+    if phase.sequences == "mixed":
+        synthetic = load_from_disk(_needed(inputs, "synthetic", phase) / "synthetic")
         both = concatenate_datasets([synthetic, subset.select_columns(synthetic.column_names).cast(synthetic.features)])
-        batches = mixed_visits(len(synthetic), len(subset), stage.human_share, len(order), budget.batch_size, seed)
+        batches = mixed_visits(len(synthetic), len(subset), phase.human_share, len(order), budget.batch_size, seed)
         return both, batches
-    if stage.sequences == "teacher":
-        folders = _of_role(inputs, "labels", stage)
+    if phase.sequences == "teacher":
+        folders = _of_role(inputs, "labels", phase)
         max_length = json.loads((inputs["subset"] / "subset.json").read_text())["max_length"]
-        return answered_rows(stage, subset, order, folders, load_tokenizer(inputs["start"]), max_length, seed)
+        return answered_rows(phase, subset, order, folders, load_tokenizer(inputs["start"]), max_length, seed)
     return subset, order
 
 
@@ -225,13 +230,13 @@ def _validation(subset: Path) -> Rows | None:
     return Rows(validation) if len(validation) else None
 
 
-def _of_role(inputs: Mapping[str, Path], role: str, stage: TrainStage) -> list[Path]:
+def _of_role(inputs: Mapping[str, Path], role: str, phase: TrainingPhase) -> list[Path]:
     """The inputs of one role, which may come in blocks (`labels:0.1`)."""
     found = [folder for name, folder in inputs.items() if name.partition(":")[0] == role]
-    return found or [_needed(inputs, role, stage)]
+    return found or [_needed(inputs, role, phase)]
 
 
-def _needed(inputs: Mapping[str, Path], role: str, stage: TrainStage) -> Path:
+def _needed(inputs: Mapping[str, Path], role: str, phase: TrainingPhase) -> Path:
     if role not in inputs:
-        raise ValueError(f"{stage.sequences} x {stage.divergence} needs the input {role!r} and got none")
+        raise ValueError(f"{phase.sequences} x {phase.divergence} needs the input {role!r} and got none")
     return inputs[role]

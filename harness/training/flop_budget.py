@@ -1,4 +1,4 @@
-"""Spending: how many optimizer steps a budget of FLOPs buys, by the marginal cost of what a stage does.
+"""Spending: how many optimizer steps a budget of FLOPs buys, by the marginal cost of what a phase does.
 
 Marginal cost is training, the live teacher's forward passes, text written while training, and the labels,
 synthetic rows or caches made for the cell, charged whole; making the teacher is not in it (`cost.py` has
@@ -6,14 +6,14 @@ the formulas and the other two figures). Steps are fixed before training, from t
 schedules end where they should; text that turns out longer or shorter makes the spending differ, which a
 warning tells.
 
-    steps_for(budget, share=0.8, written=3e12, visit=visit_flops(stage, sizes, row_tokens=180))
+    steps_for(budget, share=0.8, written=3e12, visit=visit_flops(phase, sizes, row_tokens=180))
 """
 
 from dataclasses import dataclass
 
 from harness.config.budget import Budget
 from harness.config.checks import refuse
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.models.flops import forward_flops, train_flops
 
 OFF = 0.1
@@ -22,7 +22,7 @@ OFF = 0.1
 
 @dataclass(frozen=True)
 class Sizes:
-    """Parameters of the models a stage runs."""
+    """Parameters of the models a phase runs."""
 
     student: int
     frozen: int = 0
@@ -31,17 +31,17 @@ class Sizes:
     """Of the live teacher; 0 without one."""
 
 
-def visit_flops(stage: TrainStage, sizes: Sizes, row_tokens: float) -> float:
+def visit_flops(phase: TrainingPhase, sizes: Sizes, row_tokens: float) -> float:
     """Expected FLOPs of training one row of `row_tokens` tokens, prompt and answer.
 
     A written text is taken to be as long as the row it stands for; each of its tokens is read or written once.
     """
     flops = train_flops(sizes.student, row_tokens, sizes.frozen)
-    if stage.asks_teacher:
+    if phase.asks_teacher:
         flops += forward_flops(sizes.teacher, row_tokens)
-    if stage.sequences == "student":
-        flops += stage.student_share * forward_flops(sizes.student, row_tokens)
-    if stage.sequences == "interleaved":
+    if phase.sequences == "student":
+        flops += phase.student_share * forward_flops(sizes.student, row_tokens)
+    if phase.sequences == "interleaved":
         flops += forward_flops(sizes.student + sizes.teacher, row_tokens)
     return flops
 

@@ -6,7 +6,7 @@ teacher write together. A kind of text is one class with `rows`; the trainer pad
 back alike for all of them. Every turn of a row is a prompt with gold history, one turn per visit, drawn by
 the visit's seed.
 
-    texts = texts_for(stage, model, tokenizer, teacher, seed=0, max_new_tokens=64)
+    texts = texts_for(phase, model, tokenizer, teacher, seed=0, max_new_tokens=64)
     step = texts.rows(0, groups)         # groups: micro-batches of (position in the visiting order, row)
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.config.checks import refuse
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.data.sequences import Row, answered, draw_seed, prompt_of
 from harness.models.generate import generate
 from harness.models.speculative import interleave
@@ -91,7 +91,7 @@ class Texts(Protocol):
 
 
 def texts_for(
-    stage: TrainStage,
+    phase: TrainingPhase,
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     teacher: "TeacherSignal | None",
@@ -100,17 +100,17 @@ def texts_for(
     steps: int = 0,
     validation: Validation | None = None,
 ) -> Texts:
-    """The kind of text a training stage asks for.
+    """The kind of text a training phase asks for.
 
-    `steps` (of the whole stage) and `validation` are read where the student share is adaptive. Raises
+    `steps` (of the whole phase) and `validation` are read where the student share is adaptive. Raises
     SettingsError where that has no validation rows, or interleaved text no teacher that is a model in memory.
     """
-    if stage.sequences == "interleaved":
-        return InterleavedText(stage, model, _live(teacher), tokenizer, seed, max_new_tokens)
-    if stage.sequences != "student":
+    if phase.sequences == "interleaved":
+        return InterleavedText(phase, model, _live(teacher), tokenizer, seed, max_new_tokens)
+    if phase.sequences != "student":
         return Given()
-    if not stage.adaptive:
-        return StudentText(stage, model, tokenizer, seed, max_new_tokens)
+    if not phase.adaptive:
+        return StudentText(phase, model, tokenizer, seed, max_new_tokens)
     if validation is None:
         raise refuse(
             "method",
@@ -118,7 +118,7 @@ def texts_for(
             "its student share follows the validation loss, and this cell has no validation rows",
             "take a larger data_frac, or method=on_policy",
         )
-    return AdaptiveText(stage, model, tokenizer, seed, max_new_tokens, steps, validation)
+    return AdaptiveText(phase, model, tokenizer, seed, max_new_tokens, steps, validation)
 
 
 class Given(Texts):
@@ -134,34 +134,34 @@ class StudentText(Texts):
 
     def __init__(
         self,
-        stage: TrainStage,
+        phase: TrainingPhase,
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
         seed: int,
         max_new_tokens: int,
     ) -> None:
         assert max_new_tokens > 0, "student text needs room for at least one token"
-        self.stage, self.model, self.tokenizer = stage, model, tokenizer
+        self.phase, self.model, self.tokenizer = phase, model, tokenizer
         self.seed, self.max_new_tokens = seed, max_new_tokens
 
     def rows(self, step: int, groups: list[list[Visit]]) -> StepText:
         """The student's answers to the visits' prompts, or the rows as they are."""
-        if draw_seed(self.seed, "coin", step) >= self.stage.student_share * 2**64:
+        if draw_seed(self.seed, "coin", step) >= self.phase.student_share * 2**64:
             return Given().rows(step, groups)
         return self.written(groups)
 
     def written(self, groups: list[list[Visit]]) -> StepText:
         """The student's answers to the visits' prompts."""
         prompts, seeds = _asked(groups, self.seed)
-        stage = self.stage
+        phase = self.phase
         answers = generate(
             self.model,
             self.tokenizer,
             prompts,
             self.max_new_tokens,
-            stage.sampling_temperature,
+            phase.sampling_temperature,
             seeds,
-            top_p=stage.sampling_top_p,
+            top_p=phase.sampling_top_p,
         )
         generated = sum(map(len, answers))
         return StepText(
@@ -177,7 +177,7 @@ class AdaptiveText(StudentText):
 
     def __init__(
         self,
-        stage: TrainStage,
+        phase: TrainingPhase,
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
         seed: int,
@@ -185,10 +185,10 @@ class AdaptiveText(StudentText):
         steps: int,
         validation: Validation,
     ) -> None:
-        super().__init__(stage, model, tokenizer, seed, max_new_tokens)
+        super().__init__(phase, model, tokenizer, seed, max_new_tokens)
         assert steps > 0
         self.steps, self.validation = steps, validation
-        self.share, self.buffer = AdaptiveShare(stage.student_share), ReplayBuffer(stage.replay_rows)
+        self.share, self.buffer = AdaptiveShare(phase.student_share), ReplayBuffer(phase.replay_rows)
 
     def rows(self, step: int, groups: list[list[Visit]]) -> StepText:
         """New answers, stored answers, or the rows as they are; the validation loss is looked at before that."""
@@ -217,7 +217,7 @@ class AdaptiveText(StudentText):
             return []
         return [
             "never activated: the validation loss never rose far enough, so the student share stayed 0 and "
-            f"this was {self.stage.divergence} on the data's own answers"
+            f"this was {self.phase.divergence} on the data's own answers"
         ]
 
     def state(self) -> dict[str, Any]:
@@ -235,7 +235,7 @@ class InterleavedText(Texts):
 
     def __init__(
         self,
-        stage: TrainStage,
+        phase: TrainingPhase,
         model: "PreTrainedModel",
         teacher: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
@@ -243,13 +243,13 @@ class InterleavedText(Texts):
         max_new_tokens: int,
     ) -> None:
         assert max_new_tokens > 0, "interleaved text needs room for at least one token"
-        self.stage, self.model, self.teacher, self.tokenizer = stage, model, teacher, tokenizer
+        self.phase, self.model, self.teacher, self.tokenizer = phase, model, teacher, tokenizer
         self.seed, self.max_new_tokens = seed, max_new_tokens
 
     def rows(self, step: int, groups: list[list[Visit]]) -> StepText:
         """The answers to the visits' prompts; `accepted` in the log is the share of tokens that are the student's."""
         prompts, seeds = _asked(groups, self.seed)
-        text = interleave(self.model, self.teacher, self.tokenizer, prompts, self.max_new_tokens, self.stage, seeds)
+        text = interleave(self.model, self.teacher, self.tokenizer, prompts, self.max_new_tokens, self.phase, seeds)
         kept, read = sum(map(len, text.answers)), text.proposed + sum(map(len, prompts))
         return StepText(
             _grouped(groups, map(answered, prompts, text.answers)),

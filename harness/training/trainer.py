@@ -8,7 +8,7 @@ and micro-batch divided by one count of exactly those tokens, so splitting a bat
 (TRL 1.16's GKDTrainer keeps the dataset's count when it trains on generated text; that is not inherited.)
 
     report = fit(model, tokenizer, dataset, visits(len(dataset), 300, 32, seed=0), budget=Budget(),
-                 objective=TrainStage(), machine=Machine(), seed=0, out=folder)
+                 objective=TrainingPhase(), machine=Machine(), seed=0, out=folder)
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from trl import SFTConfig
 
 from harness.config.budget import Budget
 from harness.config.machine import Machine
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.data.chat import end_of_turn_id
 from harness.data.sequences import IGNORED, Row, Rows, collate, dealt_by_length
 from harness.models.flops import forward_flops, train_flops
@@ -59,7 +59,7 @@ def fit(
     batches: np.ndarray,
     *,
     budget: Budget,
-    objective: TrainStage,
+    objective: TrainingPhase,
     machine: Machine,
     seed: int,
     out: Path,
@@ -80,26 +80,26 @@ def fit(
     it needs validation rows, Preempted where the attempt was asked to stop and a checkpoint is written.
     """
     started = time.perf_counter()
-    stage = objective.normal()
+    phase = objective.normal()
     assert getattr(teacher, "model", None) is not model, "a frozen teacher cannot be the student itself"
     rows = Rows(dataset, loss_on)
     measured = objective_for(
-        stage,
+        phase,
         teacher,
         len(tokenizer),
         student=model,
         seed=seed,
-        unigram=unigram_logprobs(rows, len(tokenizer)) if stage.control == "unigram" else None,
+        unigram=unigram_logprobs(rows, len(tokenizer)) if phase.control == "unigram" else None,
         end_of_turn=end_of_turn_id(tokenizer) if tokenizer.chat_template else tokenizer.eos_token_id,
     )
     steps, batch_size = batches.shape
     if steps == 0:
-        return FitReport(warnings=["the stage's share of the budget rounds to 0 steps: nothing was trained"])
+        return FitReport(warnings=["the phase's share of the budget rounds to 0 steps: nothing was trained"])
     held = None if validation is None or not len(validation) else _validation(model, validation, shards(machine))
-    texts = texts_for(stage, model, tokenizer, teacher, seed, max_new_tokens, steps, held)
-    arguments = trainer_arguments(budget, stage, machine, batch_size, steps, seed, out)
+    texts = texts_for(phase, model, tokenizer, teacher, seed, max_new_tokens, steps, held)
+    arguments = trainer_arguments(budget, phase, machine, batch_size, steps, seed, out)
     visited = hashlib.sha256(np.ascontiguousarray(batches, np.int64).tobytes()).hexdigest()
-    same = [stage.identity(), asdict(budget), seed, max_new_tokens, loss_on, visited, steps, arguments.world_size]
+    same = [phase.identity(), asdict(budget), seed, max_new_tokens, loss_on, visited, steps, arguments.world_size]
     checkpoints = Checkpoints(preemption.folder(), fingerprint(same), machine.checkpoint_minutes)
     log_file = out / "log.jsonl" if arguments.process_index == 0 else Path(os.devnull)
     with preemption.polling(), log_file.open("w", buffering=1) as log:
@@ -121,7 +121,7 @@ def fit(
     if teacher is not None:
         report.teacher_flops = forward_flops(teacher.parameters, report.teacher_tokens)
         report.flops += report.teacher_flops
-    report.warnings += find_warnings(trainer.gold_nll, steps, report.gold_end_mass, stage.fragile)
+    report.warnings += find_warnings(trainer.gold_nll, steps, report.gold_end_mass, phase.fragile)
     report.warnings += texts.warnings() + measured.warnings
     report.seconds = time.perf_counter() - started + report.earlier_seconds
     return report

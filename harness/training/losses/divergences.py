@@ -26,7 +26,7 @@ from functools import partial
 import torch
 from torch.nn import functional
 
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.models.logits import at_least_fp32
 
 
@@ -107,28 +107,28 @@ def skew_reverse_kl(
 
 
 def compare(
-    stage: TrainStage, student_logits: torch.Tensor, teacher_logits: torch.Tensor | None, tokens: torch.Tensor
+    phase: TrainingPhase, student_logits: torch.Tensor, teacher_logits: torch.Tensor | None, tokens: torch.Tensor
 ) -> Divergence:
-    """What a training stage minimises: its divergence, mixed with cross-entropy by its weight.
+    """What a training phase minimises: its divergence, mixed with cross-entropy by its weight.
 
-    `(1 - w) divergence + w cross-entropy`, w = `stage.cross_entropy_weight`. A divergence from a teacher
+    `(1 - w) divergence + w cross-entropy`, w = `phase.cross_entropy_weight`. A divergence from a teacher
     without teacher logits is an error, never a fallback.
     """
-    stage = stage.normal()
-    if stage.divergence == "cross_entropy":
-        return cross_entropy(student_logits, tokens, stage.label_smoothing)
+    phase = phase.normal()
+    if phase.divergence == "cross_entropy":
+        return cross_entropy(student_logits, tokens, phase.label_smoothing)
     if teacher_logits is None:
-        raise ValueError(f"divergence {stage.divergence} needs the teacher's logits and got none")
+        raise ValueError(f"divergence {phase.divergence} needs the teacher's logits and got none")
     functions: dict[str, Callable[..., Divergence]] = {
         "forward_kl": forward_kl,
         "reverse_kl": reverse_kl,
-        "jsd": partial(jsd, teacher_weight=stage.jsd_teacher_weight),
+        "jsd": partial(jsd, teacher_weight=phase.jsd_teacher_weight),
         "tvd": tvd,
-        "skew_forward_kl": partial(skew_forward_kl, skew=stage.skew),
-        "skew_reverse_kl": partial(skew_reverse_kl, skew=stage.skew),
+        "skew_forward_kl": partial(skew_forward_kl, skew=phase.skew),
+        "skew_reverse_kl": partial(skew_reverse_kl, skew=phase.skew),
     }
-    weight = stage.cross_entropy_weight
-    found = functions[stage.divergence](student_logits, teacher_logits, temperature=stage.divergence_temperature)
+    weight = phase.cross_entropy_weight
+    found = functions[phase.divergence](student_logits, teacher_logits, temperature=phase.divergence_temperature)
     with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
         tokens_nll = cross_entropy(student_logits, tokens)
     total = (1 - weight) * found.sum + weight * tokens_nll.sum if weight else found.sum

@@ -1,4 +1,4 @@
-"""Objectives: what a training stage minimises on one micro-batch, from the model's forward to a summed loss.
+"""Objectives: what a training phase minimises on one micro-batch, from the model's forward to a summed loss.
 
 `divergences.py` compares two distributions; an objective brings them there: it runs the student, asks the
 teacher signal, and cuts both to the scored positions. An objective is one class with `compare`; one with
@@ -6,7 +6,7 @@ weights of its own (a projection) names them in `weights`; `trained_together` ma
 student for the length of a fit, so they are no part of the exported model. Objectives that look inside the
 models are in `hidden.py`.
 
-    objective = objective_for(stage, teacher, vocabulary=len(tokenizer))
+    objective = objective_for(phase, teacher, vocabulary=len(tokenizer))
     objective.compare(model, batch).sum.backward()
 """
 
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from harness.config.recipe import CROSS, HIDDEN, SHARP, TrainStage
+from harness.config.recipe import CROSS, HIDDEN, SHARP, TrainingPhase
 from harness.config.teacher_signal import check_signal
 from harness.models.fsdp import is_sharded
 from harness.models.logits import agrees, logits_at, logits_from, scored_positions, scored_tokens, states_at
@@ -65,7 +65,7 @@ class Objective(Protocol):
 
 
 def objective_for(
-    stage: TrainStage,
+    phase: TrainingPhase,
     teacher: "TeacherSignal | None",
     vocabulary: int,
     *,
@@ -74,31 +74,31 @@ def objective_for(
     unigram: torch.Tensor | None = None,
     end_of_turn: int | None = None,
 ) -> Objective:
-    """The objective of a training stage; a divergence without its teacher is an error, never a fallback.
+    """The objective of a training phase; a divergence without its teacher is an error, never a fallback.
 
     `student` is the model to be trained, for objectives that look inside it; `seed` is for projections and
     controls; `unigram` the log-probabilities (V,) that `control="unigram"` puts in the teacher's place;
     `end_of_turn` the id of the token whose probability under the teacher is watched. `uld` and `spans` need a
     `CrossTeacher`, which reads tokens of its own; every other divergence one that reads the student's.
     """
-    stage = stage.normal()
-    if stage.control == "unigram" and stage.divergence in SHARP:
+    phase = phase.normal()
+    if phase.control == "unigram" and phase.divergence in SHARP:
         if unigram is None:
-            raise ValueError("control unigram needs the counts of the stage's tokens and got none")
-    elif stage.divergence != "cross_entropy" and teacher is None:
-        raise ValueError(f"divergence {stage.divergence} needs a teacher and got none")
-    if stage.divergence in CROSS:
+            raise ValueError("control unigram needs the counts of the phase's tokens and got none")
+    elif phase.divergence != "cross_entropy" and teacher is None:
+        raise ValueError(f"divergence {phase.divergence} needs a teacher and got none")
+    if phase.divergence in CROSS:
         if not isinstance(teacher, CrossTeacher):
-            raise ValueError(f"divergence {stage.divergence} needs a CrossTeacher, with its own rendering of the rows")
-        return AcrossTokenizers(stage, teacher, vocabulary, seed)
+            raise ValueError(f"divergence {phase.divergence} needs a CrossTeacher, with its own rendering of the rows")
+        return AcrossTokenizers(phase, teacher, vocabulary, seed)
     if isinstance(teacher, CrossTeacher):
-        raise ValueError(f"divergence {stage.divergence} needs a teacher that reads the student's tokens")
-    if stage.divergence in HIDDEN:
+        raise ValueError(f"divergence {phase.divergence} needs a teacher that reads the student's tokens")
+    if phase.divergence in HIDDEN:
         kinds = {"features": Features, "relations": Relations}
-        return kinds[stage.divergence](stage, teacher, vocabulary, student, seed)
-    if stage.asks_teacher and isinstance(teacher, KeptTeacher):
-        return KeptDistributions(stage, teacher, vocabulary)
-    return Distributions(stage, teacher, vocabulary, seed=seed, unigram=unigram, end_of_turn=end_of_turn)
+        return kinds[phase.divergence](phase, teacher, vocabulary, student, seed)
+    if phase.asks_teacher and isinstance(teacher, KeptTeacher):
+        return KeptDistributions(phase, teacher, vocabulary)
+    return Distributions(phase, teacher, vocabulary, seed=seed, unigram=unigram, end_of_turn=end_of_turn)
 
 
 @contextmanager
@@ -131,7 +131,7 @@ class Distributions:
 
     def __init__(
         self,
-        stage: TrainStage,
+        phase: TrainingPhase,
         teacher: "TeacherSignal | None",
         vocabulary: int,
         *,
@@ -140,9 +140,9 @@ class Distributions:
         end_of_turn: int | None = None,
         chunk: int | None = None,
     ) -> None:
-        self.stage, self.teacher, self.vocabulary = stage, teacher, vocabulary
+        self.phase, self.teacher, self.vocabulary = phase, teacher, vocabulary
         self.seed, self.unigram, self.end_of_turn = seed, unigram, end_of_turn
-        self.asks_teacher = stage.divergence != "cross_entropy" and stage.control != "unigram"
+        self.asks_teacher = phase.divergence != "cross_entropy" and phase.control != "unigram"
         self.teacher_seconds, self.diagnoses = 0.0, False
         self.warnings: list[str] = []
         self._chunk = chunk
@@ -167,9 +167,9 @@ class Distributions:
 
     def _teacher(self, batch: Batch, scored: torch.Tensor, count: int, whole: bool) -> Answer:
         """What the teacher, or the control in its place, says at the `count` scored positions."""
-        if self.stage.divergence == "cross_entropy":
+        if self.phase.divergence == "cross_entropy":
             return lambda rows: None
-        if self.stage.control == "unigram":
+        if self.phase.control == "unigram":
             assert self.unigram is not None
             everywhere = self.unigram.to(scored.device).expand(count, -1)
             return lambda rows: everywhere[rows]
@@ -177,7 +177,7 @@ class Distributions:
         assert teacher is not None
         asked = time.perf_counter()
         taken: Any = slice(None)
-        if self.stage.control == "shuffled":
+        if self.phase.control == "shuffled":
             taken = giver(batch, count, self.seed)
         ids_and_mask = batch["input_ids"], batch["attention_mask"]
         if not whole and isinstance(teacher, LiveTeacher) and self._splits("teacher", teacher.model):
@@ -202,10 +202,10 @@ class Distributions:
     def _compared(
         self, student_logits: torch.Tensor, teacher_logits: torch.Tensor | None, tokens: torch.Tensor
     ) -> Divergence:
-        found = compare(self.stage, student_logits, teacher_logits, tokens)
+        found = compare(self.phase, student_logits, teacher_logits, tokens)
         if self.diagnoses and teacher_logits is not None:
             found.diagnostics.update(agreement(student_logits, teacher_logits))
-            if self.end_of_turn is not None and self.stage.control == "none":
+            if self.end_of_turn is not None and self.phase.control == "none":
                 found.diagnostics.update(end_of_turn_mass(teacher_logits, tokens, self.end_of_turn))
         return found
 
@@ -226,16 +226,16 @@ class KeptDistributions(Distributions):
 
     def __init__(
         self,
-        stage: TrainStage,
+        phase: TrainingPhase,
         teacher: "TeacherSignal | KeptTeacher",
         vocabulary: int,
         *,
         chunk: int | None = None,
     ) -> None:
-        """Raise SettingsError where the stage's divergence cannot be computed from the teacher's signal."""
+        """Raise SettingsError where the phase's divergence cannot be computed from the teacher's signal."""
         assert isinstance(teacher, KeptTeacher)
-        check_signal(teacher.signal, stage)
-        super().__init__(stage, None, vocabulary, chunk=chunk)
+        check_signal(teacher.signal, phase)
+        super().__init__(phase, None, vocabulary, chunk=chunk)
         self.known, self.asks_teacher = teacher, False
 
     def _teacher(self, batch: Batch, scored: torch.Tensor, count: int, whole: bool) -> Any:
@@ -245,4 +245,4 @@ class KeptDistributions(Distributions):
         return kept.__getitem__
 
     def _compared(self, student_logits: torch.Tensor, kept: Any, tokens: torch.Tensor) -> Divergence:
-        return compare_kept(self.stage, self.known.signal.tail, student_logits, kept, tokens)
+        return compare_kept(self.phase, self.known.signal.tail, student_logits, kept, tokens)

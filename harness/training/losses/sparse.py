@@ -2,7 +2,7 @@
 
 import torch
 
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.config.teacher_signal import Signal, check_signal
 from harness.models.logits import at_least_fp32, logsumexp_outside
 from harness.teachers.sparse_logits import Kept
@@ -10,18 +10,18 @@ from harness.training.losses.divergences import Divergence
 
 
 def compare_kept(
-    stage: TrainStage, tail: str, student_logits: torch.Tensor, kept: Kept, tokens: torch.Tensor
+    phase: TrainingPhase, tail: str, student_logits: torch.Tensor, kept: Kept, tokens: torch.Tensor
 ) -> Divergence:
-    """What a training stage minimises, from kept tokens; the counterpart of `divergences.compare`.
+    """What a training phase minimises, from kept tokens; the counterpart of `divergences.compare`.
 
     `student_logits` (N, V), `tokens` (N,) those to be predicted; `tail` is one of `signal_kinds.TAILS`, read for
     `top_k` only. Diagnostics, summed over positions: `student_nll`, `kept_student_mass`, and for `top_k`
     `kept_teacher_mass`.
     """
-    stage, logits = stage.normal(), at_least_fp32(student_logits)
+    phase, logits = phase.normal(), at_least_fp32(student_logits)
     assert len(kept) == len(logits) == len(tokens), "positions differ"
-    check_signal(Signal(kind=kept.kind, tail=tail), stage)
-    temperature, weight = stage.divergence_temperature, stage.cross_entropy_weight
+    check_signal(Signal(kind=kept.kind, tail=tail), phase)
+    temperature, weight = phase.divergence_temperature, phase.cross_entropy_weight
     teacher = kept.logprobs.to(logits.dtype)
     at_kept = logits.gather(1, kept.ids)
     everything = kept.ids.shape[1] == logits.shape[1]  # then there is no tail
@@ -39,11 +39,11 @@ def compare_kept(
     elif in_tail:
         events = torch.cat([student, (rest - normaliser)[:, None]], dim=1)
         said = torch.cat([teacher, kept.tail.to(logits.dtype)[:, None]], dim=1)
-        total = between(stage, events, said.log_softmax(-1))  # stored in 16 bits they sum to 1 only nearly
+        total = between(phase, events, said.log_softmax(-1))  # stored in 16 bits they sum to 1 only nearly
     elif tail == "zero":
-        total = between(stage, student, teacher)
+        total = between(phase, student, teacher)
     else:
-        total = between(stage, (at_kept / temperature).log_softmax(-1), (teacher / temperature).log_softmax(-1))
+        total = between(phase, (at_kept / temperature).log_softmax(-1), (teacher / temperature).log_softmax(-1))
     total = total * temperature**2
     if weight:
         total = (1 - weight) * total + weight * nll
@@ -56,23 +56,23 @@ def compare_kept(
     return Divergence(total, len(tokens), diagnostics)
 
 
-def between(stage: TrainStage, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+def between(phase: TrainingPhase, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """A divergence summed over events, from log-probabilities (N, E) as they are: nothing is normalised.
 
     The definitions are those of `divergences.py`, at temperature 1.
     """
-    if stage.divergence == "forward_kl":
+    if phase.divergence == "forward_kl":
         return _kl(teacher, student)
-    if stage.divergence == "reverse_kl":
+    if phase.divergence == "reverse_kl":
         return _kl(student, teacher)
-    if stage.divergence == "tvd":
+    if phase.divergence == "tvd":
         return 0.5 * (student.exp() - teacher.exp()).abs().sum()
-    if stage.divergence == "skew_forward_kl":
-        return _kl(teacher, _mixture(teacher, student, stage.skew))
-    if stage.divergence == "skew_reverse_kl":
-        return _kl(student, _mixture(student, teacher, stage.skew))
-    assert stage.divergence == "jsd", stage.divergence
-    weight = stage.jsd_teacher_weight
+    if phase.divergence == "skew_forward_kl":
+        return _kl(teacher, _mixture(teacher, student, phase.skew))
+    if phase.divergence == "skew_reverse_kl":
+        return _kl(student, _mixture(student, teacher, phase.skew))
+    assert phase.divergence == "jsd", phase.divergence
+    weight = phase.jsd_teacher_weight
     mixture = _mixture(teacher, student, weight)
     return weight * _kl(teacher, mixture) + (1 - weight) * _kl(student, mixture)
 
