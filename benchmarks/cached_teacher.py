@@ -28,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.config.budget import Budget
 from harness.config.machine import Machine
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.config.teacher_signal import Signal
 from harness.data.miniature.tokenizer import load_mini_tokenizer
 from harness.data.sequences import Rows, collate, visits
@@ -173,7 +173,7 @@ def _step_seconds(
             TrainingData(rows, order),
             TrainingSettings(
                 Budget(kind="steps", amount=len(order), batch_size=order.shape[1]),
-                TrainStage(divergence="forward_kl") if teacher is not None else TrainStage(),
+                TrainingPhase(divergence="forward_kl") if teacher is not None else TrainingPhase(),
                 CPU,
                 seed=0,
             ),

@@ -39,7 +39,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from harness.config.budget import Budget
 from harness.config.checks import refuse
 from harness.config.machine import Machine
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.config.teacher_signal import Signal
 from harness.data.sequences import Rows
 from harness.models.loading import count_parameters
@@ -52,10 +52,10 @@ from harness.training.trainer import TrainingData, TrainingSettings, fit
 from harness.training.training_report import TrainingReport
 
 ARMS = {
-    "forward_kl": TrainStage(divergence="forward_kl"),
-    "on_policy": TrainStage(sequences="student", student_share=1.0, divergence="reverse_kl"),
-    "cached_top_64": TrainStage(divergence="forward_kl"),
-    "sft": TrainStage(),
+    "forward_kl": TrainingPhase(divergence="forward_kl"),
+    "on_policy": TrainingPhase(sequences="student", student_share=1.0, divergence="reverse_kl"),
+    "cached_top_64": TrainingPhase(divergence="forward_kl"),
+    "sft": TrainingPhase(),
 }
 GIVEN = ("batch_size", "micro_batch_size", "gradient_checkpointing", "steps", "tiny")
 SPECIALS = ("<pad>", "<|user|>", "<|assistant|>", "<|end|>")

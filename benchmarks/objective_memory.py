@@ -99,13 +99,13 @@ def _measure(options: argparse.Namespace) -> dict[str, float]:
 
 
 def _ours(student: Any, teacher: Any, batch: dict[str, torch.Tensor], options: argparse.Namespace) -> Any:
-    from harness.config.recipe import TrainStage
+    from harness.config.recipe import TrainingPhase
     from harness.teachers.signals import LiveTeacher
     from harness.training.losses.objectives import Distributions
 
     signal = LiveTeacher.__new__(LiveTeacher)  # a teacher without the tokenizers it would check
     signal.model, signal.parameters = teacher.eval(), 0
-    objective = Distributions(TrainStage(divergence=options.divergence), signal, options.vocabulary)
+    objective = Distributions(TrainingPhase(divergence=options.divergence), signal, options.vocabulary)
     return lambda: objective.compare(student, batch).sum
 
 

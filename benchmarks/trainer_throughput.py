@@ -29,7 +29,7 @@ from trl import SFTConfig, SFTTrainer
 
 from harness.config.budget import Budget
 from harness.config.machine import Machine
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.data.sequences import Rows, collate, visits
 from harness.models.loading import count_parameters, load_model, load_tokenizer
 from harness.training.trainer import TrainingData, TrainingSettings, fit
@@ -112,7 +112,7 @@ def _ours(model: Any, tokenizer: Any, dataset: Dataset, batches: np.ndarray, bud
             model,
             tokenizer,
             TrainingData(dataset, batches),
-            TrainingSettings(budget, TrainStage(), Machine(device="cpu"), seed=0),
+            TrainingSettings(budget, TrainingPhase(), Machine(device="cpu"), seed=0),
             out=Path(folder),
         )
         whole = time.perf_counter() - started

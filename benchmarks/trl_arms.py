@@ -16,7 +16,7 @@ from trl_work import Work
 
 from harness.config.budget import Budget
 from harness.config.machine import Machine
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.data.chat import render_many
 from harness.teachers.signals import LiveTeacher
 from harness.training.trainer import TrainingData, TrainingSettings, fit
@@ -40,14 +40,14 @@ class Run:
 
 def ours(work: Work, task: str) -> Run:
     if task == "on_policy":
-        stage = TrainStage(
+        stage = TrainingPhase(
             sequences="student",
             student_share=1.0,
             divergence="reverse_kl",
             sampling_temperature=SAMPLING_TEMPERATURE,
         )
     else:
-        stage = TrainStage(divergence=GOLD[task])
+        stage = TrainingPhase(divergence=GOLD[task])
     rendered = render_many(work.tokenizer, work.messages, max_length=1024)
     names = ("input_ids", "starts", "ends")
     rows = Dataset.from_dict({name: [getattr(row, name) for row in rendered] for name in names})

@@ -42,7 +42,7 @@ SECTIONS = (
     ("Cluster", "slurm.", "Cluster"),
     ("Resources", "slurm.resources[].", "Resources of a cluster's jobs"),
     ("Serve", "slurm.serve.", "Serving a teacher on a cluster"),
-    ("TrainStage", "", "Training stages (for authors of methods)"),
+    ("TrainingPhase", "", "Training phases (for authors of methods)"),
 )
 """Order and headings; a settings class of `harness.config` that is not listed follows at the end."""
 

@@ -40,12 +40,12 @@ def settings_of(kind: type, found: dict[str, type]) -> dict[str, type]:
 
 
 def test_every_setting_is_in_the_reference_with_its_default_and_its_sentence():
-    from harness.config import Cluster, Settings, TrainStage
+    from harness.config import Cluster, Settings, TrainingPhase
     from harness.config.cluster import Resources, Serve
     from harness.config.model import Lesson
 
     kinds = settings_of(Settings, {}) | {
-        kind.__name__: kind for kind in (Cluster, Resources, Serve, TrainStage, Lesson)
+        kind.__name__: kind for kind in (Cluster, Resources, Serve, TrainingPhase, Lesson)
     }
     assert len(kinds) >= 13 and {"Student", "Teacher", "Budget", "Machine"} <= set(kinds)
     text = REFERENCE.settings()

@@ -17,7 +17,7 @@ __getattr__ = public_face(
         "evaluation": ["Evals", "Measure"],
         "machine": ["Launch", "Machine"],
         "model": ["Model", "Student", "Teacher"],
-        "recipe": ["TrainStage"],
+        "recipe": ["TrainingPhase"],
         "teacher_signal": ["Signal"],
     },
 )

@@ -1,10 +1,10 @@
 """Recipe: the training phases a method is made of, sequences x divergence x share of the budget.
 
-A phase is one value of `TrainStage`; `methods/` says which phases a method has, and each becomes a stage of the plan.
+A phase is one value of `TrainingPhase`; `methods/` lists the phases of a method, and each becomes a stage of the plan.
 Recipes are put into one normal form, so two methods that train the same way have the same address. A value that a
 phase does not read has no part in its identity, so a new kind of divergence, with values of its own, renames nothing.
 
-    TrainStage(divergence="jsd", jsd_teacher_weight=0.0).normal().divergence    # "forward_kl"
+    TrainingPhase(divergence="jsd", jsd_teacher_weight=0.0).normal().divergence    # "forward_kl"
 """
 
 from dataclasses import dataclass, field, fields, replace
@@ -30,7 +30,7 @@ def _read_by(default: Any, *readers: str) -> Any:
 
 
 @dataclass(frozen=True)
-class TrainStage:
+class TrainingPhase:
     """One training phase of a recipe; every value it reads can change a number, so it is identity."""
 
     sequences: str = "gold"
@@ -156,36 +156,36 @@ class TrainStage:
         readers = self.__dataclass_fields__[name].metadata.get("readers")
         return readers is None or bool(readers & {self.sequences, self.divergence})
 
-    def normal(self) -> "TrainStage":
+    def normal(self) -> "TrainingPhase":
         """The same phase in normal form: phases that train the same way are equal."""
-        stage = replace(self, span=(round(self.span[0], 9), round(self.span[1], 9)))  # 1 - 0.9 is 0.1
-        if stage.sequences == "student" and stage.student_share == 0:
-            stage = replace(stage, sequences="gold")
-        if stage.sequences == "student" and not stage.adaptive:
-            stage = replace(stage, replay_rows=TrainStage.replay_rows)
-        if stage.synthetic_ratio > 0:
-            stage = replace(stage, synthetic_rows=TrainStage.synthetic_rows)
-        if stage.self_consistency == 0:
-            stage = replace(stage, consistency_samples=TrainStage.consistency_samples)
-        if stage.divergence == "jsd" and stage.jsd_teacher_weight in (0, 1):
-            stage = replace(stage, divergence="reverse_kl" if stage.jsd_teacher_weight else "forward_kl")
-        if stage.divergence in ("skew_forward_kl", "skew_reverse_kl") and stage.skew == 0:
-            stage = replace(stage, divergence=stage.divergence.removeprefix("skew_"))
-        if stage.divergence in SHARP and stage.cross_entropy_weight == 1:
-            stage = replace(stage, divergence="cross_entropy")
-        if not stage.uses_teacher:
-            stage = replace(stage, teacher=TrainStage.teacher)
-        unread: dict[str, Any] = {one.name: one.default for one in fields(stage) if not stage.reads(one.name)}
-        return replace(stage, **unread)
+        phase = replace(self, span=(round(self.span[0], 9), round(self.span[1], 9)))  # 1 - 0.9 is 0.1
+        if phase.sequences == "student" and phase.student_share == 0:
+            phase = replace(phase, sequences="gold")
+        if phase.sequences == "student" and not phase.adaptive:
+            phase = replace(phase, replay_rows=TrainingPhase.replay_rows)
+        if phase.synthetic_ratio > 0:
+            phase = replace(phase, synthetic_rows=TrainingPhase.synthetic_rows)
+        if phase.self_consistency == 0:
+            phase = replace(phase, consistency_samples=TrainingPhase.consistency_samples)
+        if phase.divergence == "jsd" and phase.jsd_teacher_weight in (0, 1):
+            phase = replace(phase, divergence="reverse_kl" if phase.jsd_teacher_weight else "forward_kl")
+        if phase.divergence in ("skew_forward_kl", "skew_reverse_kl") and phase.skew == 0:
+            phase = replace(phase, divergence=phase.divergence.removeprefix("skew_"))
+        if phase.divergence in SHARP and phase.cross_entropy_weight == 1:
+            phase = replace(phase, divergence="cross_entropy")
+        if not phase.uses_teacher:
+            phase = replace(phase, teacher=TrainingPhase.teacher)
+        unread: dict[str, Any] = {one.name: one.default for one in fields(phase) if not phase.reads(one.name)}
+        return replace(phase, **unread)
 
     def identity(self) -> dict[str, Any]:
         """Every value the normal form reads, as plain JSON types."""
-        stage = self.normal()
-        values = {one.name: getattr(stage, one.name) for one in fields(stage) if stage.reads(one.name)}
-        return values | {"span": [float(share) for share in stage.span]}
+        phase = self.normal()
+        values = {one.name: getattr(phase, one.name) for one in fields(phase) if phase.reads(one.name)}
+        return values | {"span": [float(share) for share in phase.span]}
 
     @classmethod
-    def of(cls, identity: dict[str, Any]) -> "TrainStage":
+    def of(cls, identity: dict[str, Any]) -> "TrainingPhase":
         """The phase an identity was taken from."""
         return cls(**{**identity, "span": tuple(identity["span"])})
 

@@ -5,14 +5,14 @@ text, or tokens `sampled` from the teacher (Anshumann et al. 2025, arXiv 2503.16
 table of what a divergence may be computed from; refusals are made from it. Nothing here needs
 torch: `training/losses/sparse.py` computes, `teachers/logit_cache.py` stores, `teachers/signals.py` runs live teachers.
 
-    check_signal(Signal(kind="sampled"), TrainStage(divergence="reverse_kl"))     # SettingsError, one sentence
+    check_signal(Signal(kind="sampled"), TrainingPhase(divergence="reverse_kl"))     # SettingsError, one sentence
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 from harness.config.checks import check_choice, refuse
-from harness.config.recipe import SHARP, TrainStage
+from harness.config.recipe import SHARP, TrainingPhase
 
 KINDS = ("live", "top_k", "sampled")
 TAILS = ("tail", "renormalise", "zero")
@@ -93,28 +93,28 @@ ANY_TEMPERATURE = ("live", "top_k[renormalise]")
 """Signals that allow temperatures other than 1: for the others the mass outside the top k is known at 1 alone."""
 
 
-def check_signal(signal: Signal, stage: TrainStage) -> None:
+def check_signal(signal: Signal, phase: TrainingPhase) -> None:
     """Raise SettingsError unless the training phase can be run on this signal."""
-    stage = stage.normal()
-    if signal.kind == "live" or not stage.asks_teacher:
+    phase = phase.normal()
+    if signal.kind == "live" or not phase.asks_teacher:
         return
     live = "use signal.kind=live"
-    if stage.sequences not in CACHED_TEXT:
-        why = f"a cache holds the teacher's logits on the data's own text, and this trains on {stage.sequences} text"
+    if phase.sequences not in CACHED_TEXT:
+        why = f"a cache holds the teacher's logits on the data's own text, and this trains on {phase.sequences} text"
         raise refuse("signal.kind", signal.kind, why, live)
-    if stage.control != "none":
-        raise refuse("signal.kind", signal.kind, f"the control {stage.control} needs whole distributions", live)
-    if stage.divergence not in SHARP:
-        why = f"{stage.divergence} needs more of the teacher than its distributions over the student's tokens"
+    if phase.control != "none":
+        raise refuse("signal.kind", signal.kind, f"the control {phase.control} needs whole distributions", live)
+    if phase.divergence not in SHARP:
+        why = f"{phase.divergence} needs more of the teacher than its distributions over the student's tokens"
         raise refuse("signal.kind", signal.kind, why, live)
-    support = SUPPORTED[signal.column][stage.divergence]
+    support = SUPPORTED[signal.column][phase.divergence]
     if not support.works:
-        able = [column for column, row in SUPPORTED.items() if row[stage.divergence].works]
-        raise refuse("signal", signal.column, f"not with {stage.divergence}: {support.why}", f"use {', '.join(able)}")
-    if stage.divergence_temperature != 1 and signal.column not in ANY_TEMPERATURE:
+        able = [column for column, row in SUPPORTED.items() if row[phase.divergence].works]
+        raise refuse("signal", signal.column, f"not with {phase.divergence}: {support.why}", f"use {', '.join(able)}")
+    if phase.divergence_temperature != 1 and signal.column not in ANY_TEMPERATURE:
         raise refuse(
             "divergence_temperature",
-            stage.divergence_temperature,
+            phase.divergence_temperature,
             f"signal {signal.column} knows the mass outside its tokens at temperature 1 only",
             f"use {' or '.join(ANY_TEMPERATURE)}",
         )

@@ -1,11 +1,11 @@
 """Methods: each file here is one recipe of training phases (`config/recipe.py`).
 
-A method is a dataclass `Method` whose fields are its settings and whose `stages()` returns the recipe.
+A method is a dataclass `Method` whose fields are its settings and whose `phases()` returns the recipe.
 The file's name is the method's name; nothing else needs to change to add one. Two methods that train the
 same way have the same address (`logit_kd` = `kd` with student share 0 and forward KL after no warm-up).
 
     Method = load_method("kd")
-    Method(student_share=0.5).stages()
+    Method(student_share=0.5).phases()
 """
 
 from typing import Any

@@ -9,7 +9,7 @@ begin with cross-entropy, counted in the budget; methods with the same `warmup` 
 from typing import Any
 
 from harness.config.checks import check_at_least, check_choice, check_positive, refuse
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 
 
 def check_warmup(warmup: float) -> None:
@@ -60,7 +60,7 @@ def check_beside(what: str, hidden_weight: float, forward_kl_weight: float, cros
         )
 
 
-def after_warmup(warmup: float, **values: Any) -> tuple[TrainStage, ...]:
+def after_warmup(warmup: float, **values: Any) -> tuple[TrainingPhase, ...]:
     """Cross-entropy for the first `warmup` of the budget, a phase that methods share, then a phase of these values."""
-    first = (TrainStage(span=(0.0, warmup)),) if warmup else ()
-    return (*first, TrainStage(span=(warmup, 1.0), **values))
+    first = (TrainingPhase(span=(0.0, warmup)),) if warmup else ()
+    return (*first, TrainingPhase(span=(warmup, 1.0), **values))

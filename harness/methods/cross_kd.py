@@ -13,7 +13,7 @@ the same teacher, and `seq_kd.py` needs nothing but its text.
 from dataclasses import dataclass
 
 from harness.config.checks import check_at_least, check_choice, check_positive, refuse
-from harness.config.recipe import CROSS, TrainStage
+from harness.config.recipe import CROSS, TrainingPhase
 from harness.methods._checks import after_warmup, check_warmup
 
 
@@ -49,7 +49,7 @@ class Method:
             )
         check_warmup(self.warmup)
 
-    def stages(self) -> tuple[TrainStage, ...]:
+    def phases(self) -> tuple[TrainingPhase, ...]:
         """The warm-up, a phase that methods share, and the distillation."""
         return after_warmup(
             self.warmup,

@@ -11,7 +11,7 @@ KL on gold. `kd.py` has a fixed share instead, and `on_policy.py` a share of 1.
 from dataclasses import dataclass
 
 from harness.config.checks import check_choice, check_positive, refuse
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.methods._checks import after_warmup, check_warmup
 
 
@@ -58,7 +58,7 @@ class Method:
         if not 0 <= self.sampling_temperature < float("inf"):
             raise refuse("method.sampling_temperature", self.sampling_temperature, "it is 0 or above")
 
-    def stages(self) -> tuple[TrainStage, ...]:
+    def phases(self) -> tuple[TrainingPhase, ...]:
         """The warm-up, a phase that methods share, and the distillation."""
         return after_warmup(
             self.warmup,

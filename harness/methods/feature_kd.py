@@ -12,7 +12,7 @@ projection; `logit_kd.py` is the KL alone.
 
 from dataclasses import dataclass
 
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.methods._checks import check_beside
 
 
@@ -31,10 +31,10 @@ class Method:
     def __post_init__(self) -> None:
         check_beside("hidden states", self.hidden_weight, self.forward_kl_weight, self.cross_entropy_weight)
 
-    def stages(self) -> tuple[TrainStage, ...]:
+    def phases(self) -> tuple[TrainingPhase, ...]:
         """One phase."""
         return (
-            TrainStage(
+            TrainingPhase(
                 divergence="features",
                 hidden_weight=self.hidden_weight,
                 forward_kl_weight=self.forward_kl_weight,

@@ -10,7 +10,7 @@ has almost no gradient, so a warm-up of cross-entropy, counted in the budget, co
 from dataclasses import dataclass
 
 from harness.config.checks import refuse
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.methods._checks import after_warmup, check_mix, check_warmup
 
 
@@ -39,7 +39,7 @@ class Method:
                 "the JSD is 0 at both ends: choose method=logit_kd or method=reverse_kd",
             )
 
-    def stages(self) -> tuple[TrainStage, ...]:
+    def phases(self) -> tuple[TrainingPhase, ...]:
         """The warm-up, a phase that methods share, and the distillation."""
         return after_warmup(
             self.warmup,

@@ -10,7 +10,7 @@ is trained once for both. `two_stage.py` has other rows in its phases.
 from dataclasses import dataclass, replace
 
 from harness.config.checks import check_choice, check_positive, refuse
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.methods.kd import Method as Gkd
 
 
@@ -53,11 +53,11 @@ class Method:
             )
         self._gkd()
 
-    def stages(self) -> tuple[TrainStage, ...]:
+    def phases(self) -> tuple[TrainingPhase, ...]:
         """The phases of the distillation, shortened, and the refinement."""
         border = 1 - self.sft_share
-        *warmup, distillation = self._gkd().stages()
-        refinement = TrainStage(span=(border, 1.0), learning_rate_scale=self.learning_rate_scale)
+        *warmup, distillation = self._gkd().phases()
+        refinement = TrainingPhase(span=(border, 1.0), learning_rate_scale=self.learning_rate_scale)
         return (*warmup, replace(distillation, span=(distillation.span[0], border)), refinement)
 
     def _gkd(self) -> Gkd:

@@ -12,7 +12,7 @@ Other divergences on the data's answers: `reverse_kd.py`, `jsd_kd.py`, `tvd_kd.p
 from dataclasses import dataclass
 
 from harness.config.checks import check_choice
-from harness.config.recipe import CONTROLS, TrainStage
+from harness.config.recipe import CONTROLS, TrainingPhase
 from harness.methods._checks import check_mix, check_written
 
 
@@ -43,10 +43,10 @@ class Method:
         check_choice("method.control", self.control, CONTROLS)
         check_written(self.teacher_temperature, self.samples_per_prompt, self.rationale)
 
-    def stages(self) -> tuple[TrainStage, ...]:
+    def phases(self) -> tuple[TrainingPhase, ...]:
         """One phase."""
         return (
-            TrainStage(
+            TrainingPhase(
                 sequences="gold" if self.answers == "data" else "teacher",
                 divergence="forward_kl",
                 cross_entropy_weight=self.cross_entropy_weight,

@@ -9,7 +9,7 @@ It is not MiniLLM (arXiv 2306.08543), whose gradient is that of a policy over wh
 
 from dataclasses import dataclass
 
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.methods import kd
 
 
@@ -28,9 +28,9 @@ class Method:
     """Multiplies the budget's learning rate after the warm-up."""
 
     def __post_init__(self) -> None:
-        self.stages()  # `kd` checks the values
+        self.phases()  # `kd` checks the values
 
-    def stages(self) -> tuple[TrainStage, ...]:
+    def phases(self) -> tuple[TrainingPhase, ...]:
         """The warm-up, a phase that methods share, and the distillation."""
         return kd.Method(
             warmup=self.warmup,
@@ -39,4 +39,4 @@ class Method:
             divergence_temperature=self.divergence_temperature,
             sampling_temperature=self.sampling_temperature,
             learning_rate_scale=self.learning_rate_scale,
-        ).stages()
+        ).phases()

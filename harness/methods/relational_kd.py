@@ -10,7 +10,7 @@ and names the layers. The models' widths and depths may differ and nothing is pr
 from dataclasses import dataclass
 
 from harness.config.checks import refuse
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.methods._checks import check_beside
 
 
@@ -34,10 +34,10 @@ class Method:
             raise refuse("method.relation_heads", self.relation_heads, "it is 0 (the student's heads) or above")
         check_beside("relations", self.hidden_weight, self.forward_kl_weight, self.cross_entropy_weight)
 
-    def stages(self) -> tuple[TrainStage, ...]:
+    def phases(self) -> tuple[TrainingPhase, ...]:
         """One phase."""
         return (
-            TrainStage(
+            TrainingPhase(
                 divergence="relations",
                 hidden_weight=self.hidden_weight,
                 forward_kl_weight=self.forward_kl_weight,

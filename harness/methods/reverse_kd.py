@@ -9,7 +9,7 @@ improbable, and these dominate the gradient, so a warm-up of cross-entropy, coun
 
 from dataclasses import dataclass
 
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.methods._checks import after_warmup, check_mix, check_warmup
 
 
@@ -29,7 +29,7 @@ class Method:
         check_warmup(self.warmup)
         check_mix(self.cross_entropy_weight, self.divergence_temperature)
 
-    def stages(self) -> tuple[TrainStage, ...]:
+    def phases(self) -> tuple[TrainingPhase, ...]:
         """The warm-up, a phase that methods share, and the distillation."""
         return after_warmup(
             self.warmup,

@@ -8,7 +8,7 @@ teacher is the artifact of `method=sft` and costs nothing where that cell is run
 
 from dataclasses import dataclass
 
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.methods._checks import check_mix
 
 
@@ -24,10 +24,10 @@ class Method:
     def __post_init__(self) -> None:
         check_mix(self.cross_entropy_weight, self.divergence_temperature)
 
-    def stages(self) -> tuple[TrainStage, ...]:
+    def phases(self) -> tuple[TrainingPhase, ...]:
         """One phase."""
         return (
-            TrainStage(
+            TrainingPhase(
                 divergence="forward_kl",
                 teacher="self",
                 cross_entropy_weight=self.cross_entropy_weight,

@@ -10,7 +10,7 @@ Answers cut by the length limit are kept without an end-of-turn target: the set 
 
 from dataclasses import dataclass
 
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.methods._checks import check_written
 
 
@@ -30,10 +30,10 @@ class Method:
     def __post_init__(self) -> None:
         check_written(self.teacher_temperature, self.samples_per_prompt, self.rationale)
 
-    def stages(self) -> tuple[TrainStage, ...]:
+    def phases(self) -> tuple[TrainingPhase, ...]:
         """One phase."""
         return (
-            TrainStage(
+            TrainingPhase(
                 sequences="teacher",
                 sampling_temperature=self.teacher_temperature,
                 samples_per_prompt=self.samples_per_prompt,

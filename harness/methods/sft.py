@@ -6,7 +6,7 @@
 from dataclasses import dataclass
 
 from harness.config.checks import refuse
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 
 
 @dataclass
@@ -26,6 +26,6 @@ class Method:
                 "0.1 is usual; at 1 nothing of the answer is left",
             )
 
-    def stages(self) -> tuple[TrainStage, ...]:
+    def phases(self) -> tuple[TrainingPhase, ...]:
         """One phase."""
-        return (TrainStage(label_smoothing=self.label_smoothing),)
+        return (TrainingPhase(label_smoothing=self.label_smoothing),)

@@ -8,7 +8,7 @@ phase is the warm-up that `kd` starts from.
 from dataclasses import dataclass
 
 from harness.config.checks import refuse
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 
 
 @dataclass
@@ -22,6 +22,6 @@ class Method:
         if not 0 < self.warmup < 1:
             raise refuse("method.warmup", self.warmup, "it lies above 0 and below 1", "or use method=sft")
 
-    def stages(self) -> tuple[TrainStage, ...]:
+    def phases(self) -> tuple[TrainingPhase, ...]:
         """Two phases that together train the budget once."""
-        return (TrainStage(span=(0.0, self.warmup)), TrainStage(span=(self.warmup, 1.0)))
+        return (TrainingPhase(span=(0.0, self.warmup)), TrainingPhase(span=(self.warmup, 1.0)))

@@ -11,7 +11,7 @@ The defaults are the authors' settings, the warm-up is ours: their student was f
 from dataclasses import dataclass
 
 from harness.config.checks import check_choice, check_positive, refuse
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.methods._checks import after_warmup, check_warmup
 
 
@@ -58,7 +58,7 @@ class Method:
         check_positive("method.divergence_temperature", self.divergence_temperature)
         check_positive("method.learning_rate_scale", self.learning_rate_scale)
 
-    def stages(self) -> tuple[TrainStage, ...]:
+    def phases(self) -> tuple[TrainingPhase, ...]:
         """The warm-up, a phase that methods share, and the distillation."""
         return after_warmup(
             self.warmup,

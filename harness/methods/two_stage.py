@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 
 from harness.config.checks import check_choice, check_positive, refuse
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 
 
 @dataclass
@@ -91,7 +91,7 @@ class Method:
         check_choice("method.second", self.second, ("kd", "logit_kd", "sft"))
         check_choice("method.order", self.order, ("synthetic_first", "human_first", "mixed"))
 
-    def stages(self) -> tuple[TrainStage, ...]:
+    def phases(self) -> tuple[TrainingPhase, ...]:
         """The phases in order; one when rows are mixed or the whole budget goes to synthetic rows."""
         if self.order == "mixed":
             return (self._synthetic((0.0, 1.0), sequences="mixed"),)
@@ -105,11 +105,11 @@ class Method:
         if self.second != "kd" or not self.warmup:
             return (self._human((0.0, border)), synthetic)
         warm = border * self.warmup
-        warmup = TrainStage(span=(0.0, warm), learning_rate_scale=self.learning_rate_scale)
+        warmup = TrainingPhase(span=(0.0, warm), learning_rate_scale=self.learning_rate_scale)
         return (warmup, self._human((warm, border)), synthetic)
 
-    def _synthetic(self, span: tuple[float, float], sequences: str = "synthetic") -> TrainStage:
-        return TrainStage(
+    def _synthetic(self, span: tuple[float, float], sequences: str = "synthetic") -> TrainingPhase:
+        return TrainingPhase(
             sequences=sequences,
             divergence="forward_kl" if self.first == "logit_kd" else "cross_entropy",
             span=span,
@@ -126,13 +126,13 @@ class Method:
             consistency_samples=self.consistency_samples,
         )
 
-    def _human(self, span: tuple[float, float]) -> TrainStage:
+    def _human(self, span: tuple[float, float]) -> TrainingPhase:
         scale = self.learning_rate_scale
         if self.second == "sft":
-            return TrainStage(span=span, learning_rate_scale=scale)
+            return TrainingPhase(span=span, learning_rate_scale=scale)
         if self.second == "logit_kd":
-            return TrainStage(divergence="forward_kl", span=span, learning_rate_scale=scale)
-        return TrainStage(
+            return TrainingPhase(divergence="forward_kl", span=span, learning_rate_scale=scale)
+        return TrainingPhase(
             sequences="student",
             divergence="jsd",
             span=span,

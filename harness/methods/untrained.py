@@ -5,13 +5,13 @@ Also the way to score a model without a study: `method=untrained student=hf stud
 
 from dataclasses import dataclass
 
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 
 
 @dataclass
 class Method:
     """No training phase."""
 
-    def stages(self) -> tuple[TrainStage, ...]:
+    def phases(self) -> tuple[TrainingPhase, ...]:
         """None: the student that is scored is the base model."""
         return ()

@@ -12,7 +12,7 @@ teacher. With every token accepted the answers are those of `generate` with the 
 
 Shapes: B rows of a batch, W columns of the KV cache, G proposed tokens, V vocabulary.
 
-    found = generate_speculatively(student, teacher, tokenizer, prompts, max_new_tokens=64, stage=stage, seeds=[3, 4])
+    found = generate_speculatively(student, teacher, tokenizer, prompts, max_new_tokens=64, phase=phase, seeds=[3, 4])
 """
 
 import time
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.data.chat import end_of_turn_id
 from harness.data.sequences import draw_seed
 from harness.models.generate import choose, context_of, evaluating, padded_left, row_uniforms
@@ -53,19 +53,19 @@ def generate_speculatively(
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
-    stage: TrainStage,
+    phase: TrainingPhase,
     seeds: Sequence[int],
     batch_size: int = 256,
     stop_ids: Collection[int] | None = None,
 ) -> SpeculativeAnswers:
     """Answers to `prompts` that student and teacher generate together, a row's draws from its own seed.
 
-    `stage` has the temperatures, nuclei, `proposed_tokens` and `accepted_top_k`. An answer ends with a stop
+    `phase` has the temperatures, nuclei, `proposed_tokens` and `accepted_top_k`. An answer ends with a stop
     token (the tokenizer's end of turn by default), at `max_new_tokens`, or at the shorter of the two models'
     contexts. Ids beyond the tokenizer's vocabulary are never generated. Both models are in eval mode meanwhile.
     """
     assert len(seeds) == len(prompts) and all(len(prompt) > 0 for prompt in prompts)
-    assert stage.proposed_tokens > 0 and stage.accepted_top_k > 0
+    assert phase.proposed_tokens > 0 and phase.accepted_top_k > 0
     stops = {end_of_turn_id(tokenizer)} if stop_ids is None else set(stop_ids)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stops)
     context = min((one for one in map(context_of, (student, teacher)) if one is not None), default=None)
@@ -76,7 +76,7 @@ def generate_speculatively(
             rows = by_length[start : start + batch_size]
             batch = _SpeculativeBatch(
                 (student, teacher),
-                stage,
+                phase,
                 [prompts[row] for row in rows],
                 [seeds[row] for row in rows],
                 [min(max_new_tokens, (context or 2**31) - len(prompts[row])) for row in rows],
@@ -104,7 +104,7 @@ class _SpeculativeBatch:
     def __init__(
         self,
         models: tuple[Any, Any],
-        stage: TrainStage,
+        phase: TrainingPhase,
         prompts: list[Sequence[int]],
         seeds: list[int],
         limits: list[int],
@@ -113,9 +113,9 @@ class _SpeculativeBatch:
         context: int | None,
     ) -> None:
         self.student, self.teacher = models
-        self.stage, self.limits, self.vocabulary, self.context = stage, limits, vocabulary, context
+        self.phase, self.limits, self.vocabulary, self.context = phase, limits, vocabulary, context
         # one token at a time leaves no gaps in the cache, for models that would count a gap as a token
-        self.block = stage.proposed_tokens if all(map(_reads_by_position, models)) else 1
+        self.block = phase.proposed_tokens if all(map(_reads_by_position, models)) else 1
         self.answers: list[list[int]] = [[] for _ in prompts]
         self.proposed, self.replaced, self.teacher_seconds = 0, 0, 0.0
         self.slots = list(range(len(prompts)))  # which row sits in each place of the batch
@@ -164,8 +164,8 @@ class _SpeculativeBatch:
             )
             cache = with_room(output.past_key_values)
             logits = output.logits[:, -1, : self.vocabulary]  # (B, V)
-            uniforms = self._uniforms(self.student_draws, [ahead] * len(self.slots), self.stage.sampling_temperature)
-            chosen.append(choose(logits, self.stage.sampling_temperature, uniforms, self.stage.sampling_top_p))
+            uniforms = self._uniforms(self.student_draws, [ahead] * len(self.slots), self.phase.sampling_temperature)
+            chosen.append(choose(logits, self.phase.sampling_temperature, uniforms, self.phase.sampling_top_p))
             ids, mask, positions = chosen[-1][:, None], _with_ones(mask), self._after(positions, 1)
         self.caches = (cache, self.caches[1])
         return torch.stack(chosen, dim=1)
@@ -184,11 +184,11 @@ class _SpeculativeBatch:
         self.caches = (self.caches[0], with_room(output.past_key_values))
         logits = output.logits[:, -count:, : self.vocabulary]  # (B, G, V)
         # tokens up to the first that is rejected
-        accepted = in_top_k(logits, proposals, self.stage.accepted_top_k).long().cumprod(dim=1).sum(dim=1)
+        accepted = in_top_k(logits, proposals, self.phase.accepted_top_k).long().cumprod(dim=1).sum(dim=1)
         place = accepted.clamp(max=count - 1)  # (B,)
         there = logits[torch.arange(len(place), device=place.device), place]  # (B, V)
-        uniforms = self._uniforms(self.teacher_draws, place.tolist(), self.stage.teacher_temperature)
-        return accepted, choose(there, self.stage.teacher_temperature, uniforms, self.stage.teacher_top_p)
+        uniforms = self._uniforms(self.teacher_draws, place.tolist(), self.phase.teacher_temperature)
+        return accepted, choose(there, self.phase.teacher_temperature, uniforms, self.phase.teacher_top_p)
 
     def _keep(self, row: int, proposal: list[int], tokens: list[int], accepted: int, stops: set[int]) -> bool:
         """Add a row's kept tokens to its answer and count what was done for them; whether the answer is over."""

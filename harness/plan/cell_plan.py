@@ -13,7 +13,7 @@ from functools import cached_property
 
 from harness.config.cell import Cell
 from harness.config.checks import refuse
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.config.teacher_signal import check_signal
 from harness.methods import method_name
 from harness.models.kinds import model_of
@@ -129,7 +129,7 @@ def plan_cell(cell: Cell) -> CellPlan:
     """
     cell = cell.with_seeds()
     method = method_name(cell.method)
-    phases = tuple(phase.normal() for phase in cell.method.stages())
+    phases = tuple(phase.normal() for phase in cell.method.phases())
     taught_by = check_phases(cell, phases)
 
     base = base_stage(cell, cell.student)
@@ -138,7 +138,7 @@ def plan_cell(cell: Cell) -> CellPlan:
     if taught_by == "given":
         teacher = teacher_stage(rows)
     elif taught_by == "self":  # Born-Again: the student that plain fine-tuning makes of the same cell
-        teacher = train_phase(cell, TrainStage(), 0, {"subset": rows.subset, "start": base}, "sft")
+        teacher = train_phase(cell, TrainingPhase(), 0, {"subset": rows.subset, "start": base}, "sft")
 
     signals = [phase_signal(rows, phase, teacher) for phase in phases]
     train: list[Stage] = []
@@ -164,7 +164,7 @@ def plan_cell(cell: Cell) -> CellPlan:
     )
 
 
-def check_phases(cell: Cell, phases: tuple[TrainStage, ...]) -> str | None:
+def check_phases(cell: Cell, phases: tuple[TrainingPhase, ...]) -> str | None:
     """The teacher that the phases need: `given` (the cell's), `self` (its own fine-tuned student) or None.
 
     Raises SettingsError where it is missing, cannot give the signal, or where a phase reads answers that prompts

@@ -12,7 +12,7 @@ from harness.config.budget import Budget
 from harness.config.cell import Cell
 from harness.config.checks import refuse
 from harness.config.model import Lesson, Model, Student
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.data.corpora import corpus_from, corpus_name
 from harness.models.kinds import model_of
 from harness.plan.data_stages import CellRows, mixture_stage, subset_stage
@@ -34,7 +34,7 @@ def base_stage(cell: Cell, model: Model) -> Stage:
 
 def train_stage(
     name: str,
-    recipe_stage: TrainStage,
+    phase: TrainingPhase,
     budget: Budget,
     seed: int,
     index: int,
@@ -46,13 +46,13 @@ def train_stage(
 ) -> Stage:
     """The stage of one training phase; a value that the phase does not read stays out of its identity."""
     settings: dict[str, Any] = {
-        "stage": recipe_stage.identity(),
+        "stage": phase.identity(),
         "budget": asdict(budget),
         "seed": seed,
         "index": index,
         "loss_on": loss_on,
     }
-    if recipe_stage.sequences in ("student", "interleaved"):
+    if phase.sequences in ("student", "interleaved"):
         settings["max_new_tokens"] = max_new_tokens
     if lora is not None:
         settings["lora"] = dict(lora)
@@ -61,7 +61,7 @@ def train_stage(
     return Stage("train", name, settings, inputs)
 
 
-def train_phase(cell: Cell, phase: TrainStage, index: int, inputs: Mapping[str, Stage], name: str) -> Stage:
+def train_phase(cell: Cell, phase: TrainingPhase, index: int, inputs: Mapping[str, Stage], name: str) -> Stage:
     """The student after one phase of its method, named after it; `index` is the phase's place in the recipe."""
     assert cell.train_seed is not None
     stored = phase.asks_teacher and cell.signal.kind != "live"
@@ -88,7 +88,7 @@ def teacher_stage(rows: CellRows) -> Stage:
     for index, lesson in enumerate(teacher.lessons):
         model = train_stage(
             f"teacher_{teacher.name}",
-            TrainStage(),
+            TrainingPhase(),
             lesson.budget,
             cell.teacher_seed,
             index,

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.config.cell import Cell
 from harness.config.checks import refuse
-from harness.config.recipe import CROSS, TrainStage
+from harness.config.recipe import CROSS, TrainingPhase
 from harness.data.corpora import corpus_name
 from harness.methods import method_name
 from harness.models.kinds import ServedModel, TypedModel, model_of
@@ -46,7 +46,7 @@ class PhaseSignal:
         return {**self.prepared, **self.live}
 
 
-def phase_signal(rows: CellRows, phase: TrainStage, teacher: Stage | None) -> PhaseSignal:
+def phase_signal(rows: CellRows, phase: TrainingPhase, teacher: Stage | None) -> PhaseSignal:
     """What a phase takes from its teacher. Raises SettingsError for labels or synthetic rows that cannot be planned."""
     if not phase.uses_teacher:
         return PhaseSignal()
@@ -55,7 +55,7 @@ def phase_signal(rows: CellRows, phase: TrainStage, teacher: Stage | None) -> Ph
     return PhaseSignal(_prepared(rows, phase, teacher), _live(rows, phase, teacher) if live else {})
 
 
-def _prepared(rows: CellRows, phase: TrainStage, teacher: Stage) -> dict[str, Stage]:
+def _prepared(rows: CellRows, phase: TrainingPhase, teacher: Stage) -> dict[str, Stage]:
     if phase.sequences == "teacher":
         return label_stages(rows, phase, teacher)
     if phase.sequences in ("synthetic", "mixed"):
@@ -65,13 +65,13 @@ def _prepared(rows: CellRows, phase: TrainStage, teacher: Stage) -> dict[str, St
     return {}
 
 
-def _live(rows: CellRows, phase: TrainStage, teacher: Stage) -> dict[str, Stage]:
+def _live(rows: CellRows, phase: TrainingPhase, teacher: Stage) -> dict[str, Stage]:
     if phase.divergence not in CROSS:
         return {"teacher": teacher}
     return {"teacher": teacher, "teacher_rows": rows.rendered_for(base_stage(rows.cell, rows.cell.teacher))}
 
 
-def label_stages(rows: CellRows, phase: TrainStage, teacher: Stage) -> dict[str, Stage]:
+def label_stages(rows: CellRows, phase: TrainingPhase, teacher: Stage) -> dict[str, Stage]:
     """The teacher's answers to the cell's prompts by role of input: a stage a block, or one for what is visited."""
     cell = rows.cell
     settings: dict[str, Any] = {
@@ -126,7 +126,7 @@ def cache_stages(rows: CellRows, teacher: Stage) -> dict[str, Stage]:
     }
 
 
-def synthesize_stage(rows: CellRows, phase: TrainStage, teacher: Stage) -> Stage:
+def synthesize_stage(rows: CellRows, phase: TrainingPhase, teacher: Stage) -> Stage:
     """Prompts and answers that the teacher generates with the cell's own rows in its context."""
     cell = rows.cell
     if phase.verified and not cell.corpus.knows_truth:
@@ -148,7 +148,7 @@ def synthesize_stage(rows: CellRows, phase: TrainStage, teacher: Stage) -> Stage
     return Stage("synthesize", f"{teacher.name}-s{cell.data_seed}", settings, inputs, _where(teacher))
 
 
-def check_answers(cell: Cell, phases: tuple[TrainStage, ...]) -> None:
+def check_answers(cell: Cell, phases: tuple[TrainingPhase, ...]) -> None:
     """Raise SettingsError where prompts have no answers and a phase reads them, or the budget counts their tokens."""
     if cell.corpus.answers == "given":
         return

@@ -182,7 +182,7 @@ def plan_searches(cells: Sequence[Cell], tune: Tune) -> list[Search]:
     if any(cell.corpus.answers == "none" for cell in cells):
         reason = "a trial is scored by the NLL of validation answers, and unlabelled prompts have none"
         raise refuse("corpus.answers", "none", reason, "tune with corpus.answers=given and set what was chosen")
-    if idle := [method_name(cell.method) for cell in cells if not cell.method.stages()]:
+    if idle := [method_name(cell.method) for cell in cells if not cell.method.phases()]:
         raise refuse("method", idle[0], "it trains nothing, so it has nothing to tune", "leave it out of the grid")
     methods = {method_name(cell.method) for cell in cells}
     if unknown := sorted(set(tune.arms) - methods):

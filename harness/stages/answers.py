@@ -5,7 +5,7 @@ map. Otherwise the teacher's text follows the student's own prompt, so a teacher
 a server, can be distilled by its text. Reasoning is stripped here and not in the labels, so `keep` and `strip` share
 them.
 
-    dataset, batches = answered_rows(stage, subset, order, folders, tokenizer, max_length=512, seed=0)
+    dataset, batches = answered_rows(phase, subset, order, folders, tokenizer, max_length=512, seed=0)
 """
 
 import json
@@ -21,7 +21,7 @@ from datasets import Dataset, concatenate_datasets, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
 from harness.config.checks import refuse
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.data.chat import answer_ids_many
 from harness.data.sequences import Row, Rows, answered, draw_seed
 from harness.models.loading import rendering_hash
@@ -34,7 +34,7 @@ RATIONALE = re.compile(r"\A\s*<think>.*?(</think>\s*|\Z)", re.DOTALL)
 
 
 def answered_rows(
-    stage: TrainStage,
+    phase: TrainingPhase,
     subset: Dataset,
     order: np.ndarray,
     folders: Sequence[Path],
@@ -51,18 +51,18 @@ def answered_rows(
     """
     labels = concatenate_datasets([load_from_disk(folder / "labels") for folder in folders])
     numbers = np.asarray(subset["row"], dtype=np.int64)[order]  # (steps, batch_size)
-    places = _places(labels, numbers, stage.samples_per_prompt)  # (steps, batch_size)
+    places = _places(labels, numbers, phase.samples_per_prompt)  # (steps, batch_size)
     alike = {_rendering(folder) for folder in folders} == {rendering_hash(tokenizer)}
-    if alike and stage.control == "none" and stage.rationale == "keep":
+    if alike and phase.control == "none" and phase.rationale == "keep":
         return labels.select_columns(list(FEATURES)), places
     used, batches = np.unique(places, return_inverse=True)  # (U,) visited answers, (steps * batch_size,)
     chosen = labels.select(used)
-    permuted = stage.control == "shuffled" and stage.divergence == "cross_entropy"
+    permuted = phase.control == "shuffled" and phase.divergence == "cross_entropy"
     permutation = _cycle(len(used), seed) if permuted else np.arange(len(used))  # (U,)
     position = {row: index for index, row in enumerate(subset["row"])}
     prompts = _prompts(chosen, Rows(subset), position)
     given = chosen.select(permutation)
-    answers = _ids(given) if alike and stage.rationale == "keep" else _encoded(given, stage.rationale, tokenizer)
+    answers = _ids(given) if alike and phase.rationale == "keep" else _encoded(given, phase.rationale, tokenizer)
     rows = (
         answered(prompt, answer[: max(1, max_length - len(prompt))])
         for prompt, answer in zip(prompts, answers, strict=True)

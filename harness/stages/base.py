@@ -19,7 +19,7 @@ from harness.config.budget import Budget
 from harness.config.checks import refuse
 from harness.config.file_hash import file_sha256
 from harness.config.machine import Machine
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.data import chat
 from harness.data.sequences import draw_seed, of_like_length, visits
 from harness.models.files import POINTER, SERVER, local_folder, read_pointer
@@ -118,7 +118,7 @@ def _mini(settings: Mapping[str, Any], out: Path, machine: Machine) -> Facts:
     budget = Budget(
         kind="steps", amount=plan["steps"], batch_size=plan["batch_size"], learning_rate=plan["learning_rate"]
     )
-    training = TrainingSettings(budget, TrainStage(), machine, seed)
+    training = TrainingSettings(budget, TrainingPhase(), machine, seed)
     report = fit(model.to(device_of(machine)), tokenizer, TrainingData(rows, batches), training, out=out)
     facts = _save(settings, model, tokenizer, out)
     return {

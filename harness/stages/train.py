@@ -1,7 +1,7 @@
-"""Stage `train`: one training stage of a recipe, from a start model to a trained one.
+"""Stage `train`: one training phase of a recipe, from a start model to a trained one.
 
 Which batches it visits follows from the budget alone: the visiting order of the whole budget is cut by the
-stage's span, so a warm-up and its sequel together visit exactly the batches that `sft` visits. Which sequences stand
+phase's span, so a warm-up and its sequel together visit exactly the batches that `sft` visits. Which sequences stand
 in for the rows (teacher's answers, synthetic rows) and what the loss compares comes from the recipe. A missing
 teacher or missing answers are an error, never a fallback.
 
@@ -20,7 +20,7 @@ from datasets import Dataset, concatenate_datasets, load_from_disk
 from harness.config.budget import Budget
 from harness.config.checks import refuse
 from harness.config.machine import Machine
-from harness.config.recipe import CROSS, TrainStage
+from harness.config.recipe import CROSS, TrainingPhase
 from harness.config.teacher_signal import Signal
 from harness.data.chat import end_of_turn_id
 from harness.data.sequences import Rows, draw_seed, mixed_visits, visiting_order, visits
@@ -46,30 +46,30 @@ LEAST_ALIGNED = 0.5
 def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
     """Train and save a model; returns cost, counts, the validation NLL and warnings.
 
-    `settings`: `stage` (a TrainStage's values), `budget`, `seed`, `index` (place in the recipe), `loss_on`,
+    `settings`: `stage` (a TrainingPhase's values), `budget`, `seed`, `index` (place in the recipe), `loss_on`,
     `max_new_tokens` where the student generates, and `lora` where adapters are trained, to be merged at the end.
-    `inputs`: `subset`, `start`, and where the stage needs them `teacher` (a model folder), `teacher_rows` (the
+    `inputs`: `subset`, `start`, and where the phase needs them `teacher` (a model folder), `teacher_rows` (the
     subset as a teacher with a tokenizer of its own renders it), `labels`, `synthetic`.
     `metrics["validation_nll"]` is in nats per token of the cell's own validation rows, the same for every
     objective. Raises DivergedError at a loss that is not a number, ValueError where an input or the data's answers are
     missing, SettingsError where teacher and student do not fit, Preempted where the process has to stop.
     """
-    stage = TrainStage.of(settings["stage"])
+    phase = TrainingPhase.of(settings["stage"])
     budget, seed = Budget(**settings["budget"]), settings["seed"]
     subset = load_from_disk(inputs["subset"] / "train")
     rows = Rows(subset, settings["loss_on"])
-    if stage.reads_answers and not rows.response_tokens.all():
-        raise ValueError(f"{stage.sequences} x {stage.divergence} reads the data's answers and some rows have none")
+    if phase.reads_answers and not rows.response_tokens.all():
+        raise ValueError(f"{phase.sequences} x {phase.divergence} reads the data's answers and some rows have none")
     device = device_of(machine)
     tokenizer = load_tokenizer(inputs["start"])
     # an FSDP-sharded model is loaded on the CPU, so that a GPU only ever holds its own shard
     model = _student(settings, inputs, "cpu" if uses_fsdp(machine) else device)
-    teacher = _teacher(stage, Signal(**settings.get("signal", {})), inputs, tokenizer, device, budget.precision)
+    teacher = _teacher(phase, Signal(**settings.get("signal", {})), inputs, tokenizer, device, budget.precision)
     if budget.kind == "flops":
-        order = _flop_matched_visits(stage, rows, budget, settings, inputs, _sizes(model, teacher))
+        order = _flop_matched_visits(phase, rows, budget, settings, inputs, _sizes(model, teacher))
     else:
-        order = visiting_order(rows, budget, seed, stage.span)
-    dataset, batches = _sequences(stage, subset, order, inputs, budget, seed)
+        order = visiting_order(rows, budget, seed, phase.span)
+    dataset, batches = _sequences(phase, subset, order, inputs, budget, seed)
     counts: dict[str, int] = {}
     metrics: dict[str, Any] = {}
     warnings: list[str] = []
@@ -77,11 +77,11 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
         found = _coverage(teacher, dataset, batches)
         counts = {"aligned_tokens": found.aligned_tokens, "rows_left_out": found.rows_left_out}
         metrics["aligned_share"], warnings = found.share, _coverage_warnings(found)
-    if stage.sequences == "teacher":
+    if phase.sequences == "teacher":
         warnings += cut_answers(dataset, batches, end_of_turn_id(tokenizer))
     data = TrainingData(dataset, batches, settings["loss_on"], _validation(inputs["subset"]))
     fit_seed = draw_seed(seed, "train", settings["index"])
-    training = TrainingSettings(budget, stage, machine, fit_seed, settings.get("max_new_tokens", 0))
+    training = TrainingSettings(budget, phase, machine, fit_seed, settings.get("max_new_tokens", 0))
     report = fit(model, tokenizer, data, training, out=out, teacher=teacher)
     trained = _exported(model, tokenizer, settings, inputs, out, machine)
     if trained is None:
@@ -89,7 +89,7 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     metrics |= _results(report, trained, data.validation)
     if budget.kind == "flops":
         spent = report.flops + _label_flops(inputs)
-        warnings += filter(None, [off_budget(budget, stage.span[1] - stage.span[0], spent)])
+        warnings += filter(None, [off_budget(budget, phase.span[1] - phase.span[0], spent)])
     return {
         "cost": {name: getattr(report, name) for name in COSTS},
         "counts": counts | {name: getattr(report, name) for name in COUNTS},
@@ -134,7 +134,7 @@ def _results(report: TrainingReport, model: Any, validation: Rows | None) -> dic
 
 
 def _student(settings: Mapping[str, Any], inputs: Mapping[str, Path], device: str) -> Any:
-    """The model the stage starts from, with fresh adapters where it trains them."""
+    """The model the phase starts from, with fresh adapters where it trains them."""
     model = load_model(inputs["start"], device=device)
     if settings.get("lora") is None:
         return model
@@ -142,18 +142,18 @@ def _student(settings: Mapping[str, Any], inputs: Mapping[str, Path], device: st
 
 
 def _teacher(
-    stage: TrainStage, signal: Signal, inputs: Mapping[str, Path], tokenizer: Any, device: str, precision: str
+    phase: TrainingPhase, signal: Signal, inputs: Mapping[str, Path], tokenizer: Any, device: str, precision: str
 ) -> LiveTeacher | CachedTeacher | CrossTeacher | None:
-    """The teacher whose signal the stage trains on, or None.
+    """The teacher whose signal the phase trains on, or None.
 
     Raises SettingsError where teacher and student do not fit, ValueError where the stage lacks an input.
     """
-    if not stage.normal().asks_teacher:
+    if not phase.normal().asks_teacher:
         return None
     if signal.kind != "live":
-        return CachedTeacher(_of_role(inputs, "cache", stage), signal, tokenizer)
-    folder = _needed(inputs, "teacher", stage)
-    rows = Rows(load_from_disk(_needed(inputs, "teacher_rows", stage) / "train")) if stage.divergence in CROSS else None
+        return CachedTeacher(_of_role(inputs, "cache", phase), signal, tokenizer)
+    folder = _needed(inputs, "teacher", phase)
+    rows = Rows(load_from_disk(_needed(inputs, "teacher_rows", phase) / "train")) if phase.divergence in CROSS else None
     model, own = load_model(folder, device=device, dtype=precision), load_tokenizer(folder)
     if rows is not None:
         return CrossTeacher(model, own, tokenizer, rows, device)
@@ -167,21 +167,26 @@ def _sizes(model: Any, teacher: LiveTeacher | CachedTeacher | CrossTeacher | Non
 
 
 def _flop_matched_visits(
-    stage: TrainStage, rows: Rows, budget: Budget, settings: Mapping[str, Any], inputs: Mapping[str, Path], sizes: Sizes
+    phase: TrainingPhase,
+    rows: Rows,
+    budget: Budget,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, Path],
+    sizes: Sizes,
 ) -> np.ndarray:
-    """The visits of a stage whose steps are FLOP-matched: as many as its share of the budget pays for.
+    """The visits of a phase whose steps are FLOP-matched: as many as its share of the budget pays for.
 
-    A stage that begins later in the budget has a visiting order of its own, since its number of steps does not follow
+    A phase that begins later in the budget has a visiting order of its own, since its number of steps does not follow
     from the whole budget's.
     """
-    visit = visit_flops(stage, sizes, rows.mean_tokens)
-    steps = steps_for(budget, stage.span[1] - stage.span[0], _label_flops(inputs), visit)
-    seed = settings["seed"] if stage.span[0] == 0 else draw_seed(settings["seed"], "flops", settings["index"])
+    visit = visit_flops(phase, sizes, rows.mean_tokens)
+    steps = steps_for(budget, phase.span[1] - phase.span[0], _label_flops(inputs), visit)
+    seed = settings["seed"] if phase.span[0] == 0 else draw_seed(settings["seed"], "flops", settings["index"])
     return visits(len(rows), steps, budget.batch_size, seed)
 
 
 def _label_flops(inputs: Mapping[str, Path]) -> float:
-    """FLOPs of making the stage's labels, synthetic rows and caches, charged whole."""
+    """FLOPs of making the phase's labels, synthetic rows and caches, charged whole."""
     made = [folder for role, folder in inputs.items() if role.partition(":")[0] in ("labels", "synthetic", "cache")]
     return sum(json.loads((folder / "manifest.json").read_text())["facts"]["cost"]["flops"] for folder in made)
 
@@ -217,26 +222,26 @@ def _coverage_warnings(found: Coverage) -> list[str]:
 
 
 def _sequences(
-    stage: TrainStage,
+    phase: TrainingPhase,
     subset: Dataset,
     order: np.ndarray,
     inputs: Mapping[str, Path],
     budget: Budget,
     seed: int,
 ) -> tuple[Dataset, np.ndarray]:
-    """The rows this stage trains on and the order of visits among them."""
-    if stage.sequences == "synthetic":
-        synthetic = load_from_disk(_needed(inputs, "synthetic", stage) / "synthetic")
+    """The rows this phase trains on and the order of visits among them."""
+    if phase.sequences == "synthetic":
+        synthetic = load_from_disk(_needed(inputs, "synthetic", phase) / "synthetic")
         return synthetic, visits(len(synthetic), len(order), budget.batch_size, seed)
-    if stage.sequences == "mixed":
-        synthetic = load_from_disk(_needed(inputs, "synthetic", stage) / "synthetic")
+    if phase.sequences == "mixed":
+        synthetic = load_from_disk(_needed(inputs, "synthetic", phase) / "synthetic")
         both = concatenate_datasets([synthetic, subset.select_columns(synthetic.column_names).cast(synthetic.features)])
-        batches = mixed_visits(len(synthetic), len(subset), stage.human_share, len(order), budget.batch_size, seed)
+        batches = mixed_visits(len(synthetic), len(subset), phase.human_share, len(order), budget.batch_size, seed)
         return both, batches
-    if stage.sequences == "teacher":
-        folders = _of_role(inputs, "labels", stage)
+    if phase.sequences == "teacher":
+        folders = _of_role(inputs, "labels", phase)
         max_length = json.loads((inputs["subset"] / "subset.json").read_text())["max_length"]
-        return answered_rows(stage, subset, order, folders, load_tokenizer(inputs["start"]), max_length, seed)
+        return answered_rows(phase, subset, order, folders, load_tokenizer(inputs["start"]), max_length, seed)
     return subset, order
 
 
@@ -245,13 +250,13 @@ def _validation(subset: Path) -> Rows | None:
     return Rows(validation) if len(validation) else None
 
 
-def _of_role(inputs: Mapping[str, Path], role: str, stage: TrainStage) -> list[Path]:
+def _of_role(inputs: Mapping[str, Path], role: str, phase: TrainingPhase) -> list[Path]:
     """The inputs of one role, which may come in blocks (`labels:0.1`)."""
     found = [folder for name, folder in inputs.items() if name.partition(":")[0] == role]
-    return found or [_needed(inputs, role, stage)]
+    return found or [_needed(inputs, role, phase)]
 
 
-def _needed(inputs: Mapping[str, Path], role: str, stage: TrainStage) -> Path:
+def _needed(inputs: Mapping[str, Path], role: str, phase: TrainingPhase) -> Path:
     if role not in inputs:
-        raise ValueError(f"{stage.sequences} x {stage.divergence} needs the input {role!r} and got none")
+        raise ValueError(f"{phase.sequences} x {phase.divergence} needs the input {role!r} and got none")
     return inputs[role]

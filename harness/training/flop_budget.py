@@ -1,18 +1,18 @@
-"""FLOP budget: the number of FLOP-matched optimizer steps, by the marginal cost of a training stage.
+"""FLOP budget: the number of FLOP-matched optimizer steps, by the marginal cost of a training phase.
 
 Marginal cost is training, the live teacher's forward passes, sequences generated while training, and the labels,
 synthetic rows or caches made for the cell, charged whole; making the teacher is not in it (`results/cost.py` has
 the other two figures). Steps are fixed before training, from the rows' mean lengths, so schedules end where they
 should; where generated sequences turn out longer or shorter the FLOPs differ, and `off_budget` warns.
 
-    steps_for(budget, share=0.8, labels=3e12, visit=visit_flops(stage, sizes, row_tokens=180))
+    steps_for(budget, share=0.8, labels=3e12, visit=visit_flops(phase, sizes, row_tokens=180))
 """
 
 from dataclasses import dataclass
 
 from harness.config.budget import Budget
 from harness.config.checks import refuse
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.models.flops import forward_flops, train_flops
 
 OFF = 0.1
@@ -21,7 +21,7 @@ OFF = 0.1
 
 @dataclass(frozen=True)
 class Sizes:
-    """Parameters of the models a stage runs."""
+    """Parameters of the models a phase runs."""
 
     student: int
     frozen: int = 0
@@ -30,17 +30,17 @@ class Sizes:
     """Of the live teacher; 0 without one."""
 
 
-def visit_flops(stage: TrainStage, sizes: Sizes, row_tokens: float) -> float:
+def visit_flops(phase: TrainingPhase, sizes: Sizes, row_tokens: float) -> float:
     """Expected FLOPs of training on one row of `row_tokens` tokens, prompt and answer.
 
     A generated sequence is taken to be as long as the row it replaces; each of its tokens is processed once.
     """
     flops = train_flops(sizes.student, row_tokens, sizes.frozen)
-    if stage.asks_teacher:
+    if phase.asks_teacher:
         flops += forward_flops(sizes.teacher, row_tokens)
-    if stage.sequences == "student":
-        flops += stage.student_share * forward_flops(sizes.student, row_tokens)
-    if stage.sequences == "interleaved":
+    if phase.sequences == "student":
+        flops += phase.student_share * forward_flops(sizes.student, row_tokens)
+    if phase.sequences == "interleaved":
         flops += forward_flops(sizes.student + sizes.teacher, row_tokens)
     return flops
 

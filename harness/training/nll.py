@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.data.sequences import Row, Rows, collate
 from harness.models.generate import evaluating
 from harness.models.logits import scored_positions
@@ -23,7 +23,7 @@ from harness.training.losses.objectives import objective_for
 def mean_nll(model: PreTrainedModel, rows: Sequence[Row] | Rows, batch_size: int = 64) -> tuple[float, int]:
     """Mean negative log-likelihood (nats per scored token) over rows, and how many tokens that is."""
     total, count = 0.0, 0
-    objective = objective_for(TrainStage(), None, model.config.get_text_config().vocab_size)
+    objective = objective_for(TrainingPhase(), None, model.config.get_text_config().vocab_size)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     with evaluating(model), torch.no_grad():
         for start in range(0, len(order), batch_size):

@@ -6,7 +6,7 @@ seeded coin per optimizer step; `AdaptiveSequences` the same in a share that fol
 `rows`; the trainer pads and counts what comes back alike for all of them. A visit of a row draws one of its turns,
 by the visit's seed, and the prompt is that turn with the gold history before it.
 
-    sequences = sequences_for(stage, model, tokenizer, teacher, seed=0, max_new_tokens=64)
+    sequences = sequences_for(phase, model, tokenizer, teacher, seed=0, max_new_tokens=64)
     step = sequences.rows(0, groups)     # groups: micro-batches of (position in the visiting order, row)
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.config.checks import refuse
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.data.sequences import Row, answered, draw_seed, prompt_of
 from harness.models.generate import generate
 from harness.models.speculative import generate_speculatively
@@ -91,7 +91,7 @@ class Sequences(Protocol):
 
 
 def sequences_for(
-    stage: TrainStage,
+    phase: TrainingPhase,
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     teacher: "TeacherSignal | None",
@@ -100,18 +100,18 @@ def sequences_for(
     steps: int = 0,
     validation: Validation | None = None,
 ) -> Sequences:
-    """The kind of sequences that a training stage names.
+    """The kind of sequences that a training phase names.
 
-    `steps` (of the whole stage) and `validation` are read where the student share is adaptive. Raises SettingsError
+    `steps` (of the whole phase) and `validation` are read where the student share is adaptive. Raises SettingsError
     where that has no validation rows, or where speculative KD has a teacher that is no model in memory, ValueError
     where it has none.
     """
-    if stage.sequences == "interleaved":
-        return SpeculativeSequences(stage, model, _live(teacher), tokenizer, seed, max_new_tokens)
-    if stage.sequences != "student":
+    if phase.sequences == "interleaved":
+        return SpeculativeSequences(phase, model, _live(teacher), tokenizer, seed, max_new_tokens)
+    if phase.sequences != "student":
         return GivenSequences()
-    if not stage.adaptive:
-        return StudentSequences(stage, model, tokenizer, seed, max_new_tokens)
+    if not phase.adaptive:
+        return StudentSequences(phase, model, tokenizer, seed, max_new_tokens)
     if validation is None:
         raise refuse(
             "method",
@@ -119,7 +119,7 @@ def sequences_for(
             "its student share follows the validation loss, and this cell has no validation rows",
             "take a larger data_frac, or method=on_policy",
         )
-    return AdaptiveSequences(stage, model, tokenizer, seed, max_new_tokens, steps, validation)
+    return AdaptiveSequences(phase, model, tokenizer, seed, max_new_tokens, steps, validation)
 
 
 class GivenSequences(Sequences):
@@ -135,34 +135,34 @@ class StudentSequences(Sequences):
 
     def __init__(
         self,
-        stage: TrainStage,
+        phase: TrainingPhase,
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
         seed: int,
         max_new_tokens: int,
     ) -> None:
         assert max_new_tokens > 0, "the student's answers need room for at least one token"
-        self.stage, self.model, self.tokenizer = stage, model, tokenizer
+        self.phase, self.model, self.tokenizer = phase, model, tokenizer
         self.seed, self.max_new_tokens = seed, max_new_tokens
 
     def rows(self, step: int, groups: list[list[Visit]]) -> StepRows:
         """The student's answers to the visits' prompts, or the rows as they are."""
-        if draw_seed(self.seed, "coin", step) >= self.stage.student_share * 2**64:
+        if draw_seed(self.seed, "coin", step) >= self.phase.student_share * 2**64:
             return GivenSequences().rows(step, groups)
         return self.generated_rows(groups)
 
     def generated_rows(self, groups: list[list[Visit]]) -> StepRows:
         """The student's answers to the visits' prompts."""
         prompts, seeds = _prompts(groups, self.seed)
-        stage = self.stage
+        phase = self.phase
         answers = generate(
             self.model,
             self.tokenizer,
             prompts,
             self.max_new_tokens,
-            stage.sampling_temperature,
+            phase.sampling_temperature,
             seeds,
-            top_p=stage.sampling_top_p,
+            top_p=phase.sampling_top_p,
         )
         generated = sum(map(len, answers))
         return StepRows(
@@ -178,7 +178,7 @@ class AdaptiveSequences(StudentSequences):
 
     def __init__(
         self,
-        stage: TrainStage,
+        phase: TrainingPhase,
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
         seed: int,
@@ -186,10 +186,10 @@ class AdaptiveSequences(StudentSequences):
         steps: int,
         validation: Validation,
     ) -> None:
-        super().__init__(stage, model, tokenizer, seed, max_new_tokens)
+        super().__init__(phase, model, tokenizer, seed, max_new_tokens)
         assert steps > 0
         self.steps, self.validation = steps, validation
-        self.share, self.buffer = AdaptiveShare(stage.student_share), ReplayBuffer(stage.replay_rows)
+        self.share, self.buffer = AdaptiveShare(phase.student_share), ReplayBuffer(phase.replay_rows)
 
     def rows(self, step: int, groups: list[list[Visit]]) -> StepRows:
         """New answers, replayed answers, or the rows as they are; which, follows from the validation loss so far."""
@@ -220,7 +220,7 @@ class AdaptiveSequences(StudentSequences):
             return []
         return [
             "never activated: the validation loss never rose far enough, so the student share stayed 0 and "
-            f"this was {self.stage.divergence} on the data's own answers"
+            f"this was {self.phase.divergence} on the data's own answers"
         ]
 
     def state(self) -> dict[str, Any]:
@@ -238,7 +238,7 @@ class SpeculativeSequences(Sequences):
 
     def __init__(
         self,
-        stage: TrainStage,
+        phase: TrainingPhase,
         model: "PreTrainedModel",
         teacher: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
@@ -246,14 +246,14 @@ class SpeculativeSequences(Sequences):
         max_new_tokens: int,
     ) -> None:
         assert max_new_tokens > 0, "the answers need room for at least one token"
-        self.stage, self.model, self.teacher, self.tokenizer = stage, model, teacher, tokenizer
+        self.phase, self.model, self.teacher, self.tokenizer = phase, model, teacher, tokenizer
         self.seed, self.max_new_tokens = seed, max_new_tokens
 
     def rows(self, step: int, groups: list[list[Visit]]) -> StepRows:
         """The answers to the visits' prompts; `accepted` in the log is the share of tokens that are the student's."""
         prompts, seeds = _prompts(groups, self.seed)
         models = self.model, self.teacher
-        text = generate_speculatively(*models, self.tokenizer, prompts, self.max_new_tokens, self.stage, seeds)
+        text = generate_speculatively(*models, self.tokenizer, prompts, self.max_new_tokens, self.phase, seeds)
         kept, read = sum(map(len, text.answers)), text.proposed + sum(map(len, prompts))
         return StepRows(
             _grouped(groups, map(answered, prompts, text.answers)),

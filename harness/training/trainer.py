@@ -8,7 +8,7 @@ on every process and micro-batch divided by one count of exactly those tokens, s
 number. (TRL 1.16's GKDTrainer keeps the dataset's count when it trains on generated text; that is not inherited.)
 
     data = TrainingData(dataset, visits(len(dataset), 300, 32, seed=0))
-    settings = TrainingSettings(Budget(), TrainStage(), Machine(), seed=0)
+    settings = TrainingSettings(Budget(), TrainingPhase(), Machine(), seed=0)
     report = fit(model, tokenizer, data, settings, out=folder)
 """
 
@@ -31,7 +31,7 @@ from trl import SFTConfig
 
 from harness.config.budget import Budget
 from harness.config.machine import Machine
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.data.chat import end_of_turn_id
 from harness.data.sequences import IGNORED, Row, Rows, collate, sorted_by_length
 from harness.models.flops import forward_flops, train_flops
@@ -72,7 +72,7 @@ class TrainingSettings:
 
     budget: Budget
     """Learning rate, schedule, optimizer and precision. The number of steps comes from the batches."""
-    stage: TrainStage
+    phase: TrainingPhase
     """Sequences and divergence."""
     machine: Machine
     """Device and micro-batch size, which move no number."""
@@ -99,25 +99,25 @@ def fit(
     written.
     """
     started = time.perf_counter()
-    stage, seed, machine = settings.stage.normal(), settings.seed, settings.machine
+    phase, seed, machine = settings.phase.normal(), settings.seed, settings.machine
     assert getattr(teacher, "model", None) is not model, "a frozen teacher cannot be the student itself"
     rows = Rows(data.dataset, data.loss_on)
     objective = objective_for(
-        stage,
+        phase,
         teacher,
         len(tokenizer),
         student=model,
         seed=seed,
-        unigram=unigram_logprobs(rows, len(tokenizer)) if stage.control == "unigram" else None,
+        unigram=unigram_logprobs(rows, len(tokenizer)) if phase.control == "unigram" else None,
         end_of_turn=end_of_turn_id(tokenizer) if tokenizer.chat_template else tokenizer.eos_token_id,
     )
     steps, batch_size = data.batches.shape
     if steps == 0:
-        return TrainingReport(warnings=["the stage's share of the budget rounds to 0 steps: nothing was trained"])
+        return TrainingReport(warnings=["the phase's share of the budget rounds to 0 steps: nothing was trained"])
     held = data.validation
     validation = _validation(model, held, uses_fsdp(machine)) if held is not None and len(held) else None
-    sequences = sequences_for(stage, model, tokenizer, teacher, seed, settings.max_new_tokens, steps, validation)
-    arguments = trainer_arguments(settings.budget, stage, machine, batch_size, steps, seed, out)
+    sequences = sequences_for(phase, model, tokenizer, teacher, seed, settings.max_new_tokens, steps, validation)
+    arguments = trainer_arguments(settings.budget, phase, machine, batch_size, steps, seed, out)
     checkpoints = Checkpoints(
         preemption.folder(), _identity(data, settings, arguments.world_size), machine.checkpoint_minutes
     )
@@ -145,7 +145,7 @@ def fit(
     model.zero_grad(set_to_none=True)
     report = trainer.report
     _add_costs(report, trainer, model, objective, teacher)
-    report.warnings += find_warnings(trainer.gold_nll, steps, report.gold_end_mass, stage.fragile)
+    report.warnings += find_warnings(trainer.gold_nll, steps, report.gold_end_mass, phase.fragile)
     report.warnings += sequences.warnings() + objective.warnings
     report.seconds = time.perf_counter() - started + report.earlier_seconds
     return report
@@ -153,7 +153,7 @@ def fit(
 
 def _identity(data: TrainingData, settings: TrainingSettings, processes: int) -> str:
     """A fingerprint of all that the numbers of a fit follow from, by which it knows its own checkpoints."""
-    stage = settings.stage.normal().identity()
+    stage = settings.phase.normal().identity()
     visited = hashlib.sha256(np.ascontiguousarray(data.batches, np.int64).tobytes()).hexdigest()
     given = [stage, asdict(settings.budget), settings.seed, settings.max_new_tokens, data.loss_on]
     return fingerprint([*given, visited, len(data.batches), processes])

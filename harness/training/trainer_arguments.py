@@ -12,7 +12,7 @@ from trl import SFTConfig
 from harness.config.budget import Budget
 from harness.config.checks import refuse
 from harness.config.machine import Machine
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.models.fsdp import uses_fsdp
 from harness.models.loading import device_of
 from harness.runtime.processes import equal_part, process_count
@@ -20,7 +20,7 @@ from harness.runtime.processes import equal_part, process_count
 
 def trainer_arguments(
     budget: Budget,
-    objective: TrainStage,
+    objective: TrainingPhase,
     machine: Machine,
     batch_size: int,
     steps: int,

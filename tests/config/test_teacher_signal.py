@@ -3,7 +3,7 @@
 import pytest
 
 from harness.config.checks import SettingsError
-from harness.config.recipe import HIDDEN, SHARP, TrainStage
+from harness.config.recipe import HIDDEN, SHARP, TrainingPhase
 from harness.config.teacher_signal import SUPPORTED, TAILS, Signal, check_signal
 
 SIGNALS = [Signal(), *(Signal(kind="top_k", tail=tail) for tail in TAILS), Signal(kind="sampled")]
@@ -17,11 +17,11 @@ def test_the_table_has_every_signal_and_every_divergence():
 @pytest.mark.parametrize("signal", SIGNALS, ids=lambda signal: signal.column)
 @pytest.mark.parametrize("divergence", SHARP)
 def test_what_the_table_refuses_is_refused_in_one_sentence_with_its_reason(signal, divergence):
-    support, stage = SUPPORTED[signal.column][divergence], TrainStage(divergence=divergence)
+    support, phase = SUPPORTED[signal.column][divergence], TrainingPhase(divergence=divergence)
     if support.works:
-        return check_signal(signal, stage)
+        return check_signal(signal, phase)
     with pytest.raises(SettingsError) as refused:
-        check_signal(signal, stage)
+        check_signal(signal, phase)
     said = str(refused.value)
     assert divergence in said and support.why in said and "\n" not in said
     named = said.rstrip(".").rpartition("; use ")[2].split(", ")
@@ -36,45 +36,45 @@ def test_the_pairs_that_methods_rule_out_are_ruled_out():
 
 @pytest.mark.parametrize("signal", SIGNALS[1:], ids=lambda signal: signal.column)
 def test_another_temperature_is_reached_on_the_kept_tokens_alone(signal):
-    stage = TrainStage(divergence="forward_kl", divergence_temperature=2.0)
+    phase = TrainingPhase(divergence="forward_kl", divergence_temperature=2.0)
     if signal.tail == "renormalise":
-        return check_signal(signal, stage)
+        return check_signal(signal, phase)
     with pytest.raises(SettingsError, match=r"divergence_temperature=2.0 .*temperature 1 only"):
-        check_signal(signal, stage)
+        check_signal(signal, phase)
 
 
 @pytest.mark.parametrize(
-    "stage",
+    "phase",
     [
-        TrainStage(sequences="student", student_share=0.5, divergence="forward_kl"),
-        TrainStage(sequences="interleaved", divergence="forward_kl"),
-        TrainStage(sequences="mixed", divergence="forward_kl"),
-        TrainStage(divergence="forward_kl", control="shuffled"),
-        TrainStage(divergence=HIDDEN[0]),
-        TrainStage(divergence="uld"),
+        TrainingPhase(sequences="student", student_share=0.5, divergence="forward_kl"),
+        TrainingPhase(sequences="interleaved", divergence="forward_kl"),
+        TrainingPhase(sequences="mixed", divergence="forward_kl"),
+        TrainingPhase(divergence="forward_kl", control="shuffled"),
+        TrainingPhase(divergence=HIDDEN[0]),
+        TrainingPhase(divergence="uld"),
     ],
-    ids=lambda stage: f"{stage.sequences}-{stage.divergence}-{stage.control}",
+    ids=lambda phase: f"{phase.sequences}-{phase.divergence}-{phase.control}",
 )
-def test_stages_that_need_the_teacher_itself_are_refused_a_cache(stage):
-    assert check_signal(Signal(), stage) is None, "a live teacher gives every signal"
+def test_phases_that_need_the_teacher_itself_are_refused_a_cache(phase):
+    assert check_signal(Signal(), phase) is None, "a live teacher gives every signal"
     for signal in SIGNALS[1:]:
         with pytest.raises(SettingsError, match=r"signal.kind=live"):
-            check_signal(signal, stage)
+            check_signal(signal, phase)
 
 
 @pytest.mark.parametrize("signal", SIGNALS, ids=lambda signal: signal.column)
 def test_a_signal_is_checked_only_where_the_phase_in_normal_form_reads_the_teachers_logits(signal):
     never, gold, own = (
-        TrainStage(),
-        TrainStage(sequences="student", student_share=0.0, divergence="forward_kl"),
-        TrainStage(sequences="student", student_share=0.1, divergence="forward_kl"),
+        TrainingPhase(),
+        TrainingPhase(sequences="student", student_share=0.0, divergence="forward_kl"),
+        TrainingPhase(sequences="student", student_share=0.1, divergence="forward_kl"),
     )
     refused = []
-    for stage in (never, gold, own):
+    for phase in (never, gold, own):
         try:
-            check_signal(signal, stage)
+            check_signal(signal, phase)
         except SettingsError:
-            refused.append(stage)
+            refused.append(phase)
     # without a share of its own text the phase is forward KL on gold, which every signal allows
     assert refused == ([] if signal.kind == "live" else [own])
 

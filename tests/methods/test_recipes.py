@@ -11,7 +11,7 @@ from harness.methods import load_method, method_names
 
 
 def recipe(name, **settings):
-    return [stage.identity() for stage in load_method(name)(**settings).stages()]
+    return [stage.identity() for stage in load_method(name)(**settings).phases()]
 
 
 def test_every_file_is_a_method_whose_recipe_has_an_identity():
@@ -69,7 +69,7 @@ def test_divergences_that_start_cold_warm_up_by_default_and_share_that_stage():
 def test_a_control_is_another_recipe_and_the_unigram_needs_no_teacher():
     recipes = [recipe("logit_kd", control=control) for control in ("none", "shuffled", "unigram")]
     assert len({str(one) for one in recipes}) == 3
-    stages = [load_method("logit_kd")(control=control).stages()[0].normal() for control in ("shuffled", "unigram")]
+    stages = [load_method("logit_kd")(control=control).phases()[0].normal() for control in ("shuffled", "unigram")]
     assert [(stage.uses_teacher, stage.asks_teacher) for stage in stages] == [(True, True), (False, False)]
 
 
@@ -88,7 +88,7 @@ def test_how_a_teacher_would_write_is_no_identity_of_logit_kd_on_the_datas_answe
 
 def test_only_recipes_on_written_text_read_no_answer_of_the_data():
     def reads(name, **settings):
-        return any(stage.reads_answers for stage in load_method(name)(**settings).stages())
+        return any(stage.reads_answers for stage in load_method(name)(**settings).phases())
 
     blind = {
         ("seq_kd",): {},

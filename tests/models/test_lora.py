@@ -7,7 +7,7 @@ import torch
 
 from harness.config.checks import SettingsError
 from harness.config.model import Student
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.data.sequences import Rows
 from harness.models.generate import generate
 from harness.models.loading import load_model
@@ -58,7 +58,7 @@ def test_only_adapters_of_every_inner_linear_layer_are_trained_and_their_seed_is
     assert any(not torch.equal(weights[name], other[name]) for name in weights)
 
 
-@pytest.mark.parametrize("objective", [TrainStage(), FORWARD, STUDENT])
+@pytest.mark.parametrize("objective", [TrainingPhase(), FORWARD, STUDENT])
 def test_a_fit_trains_adapters_alone_and_merging_them_is_the_sum_written_out(tmp_path, objective):
     model = adapted()
     train(tmp_path, objective, model=model, max_new_tokens=4)
@@ -94,7 +94,7 @@ def test_frozen_weights_spare_a_third_of_the_flops(tmp_path):
 
 def test_a_stage_with_adapters_leaves_a_plain_folder_that_its_sequel_starts_from(world, tmp_path):
     inputs = {role: world[role] for role in ("subset", "start")}
-    facts, first = run(make_train, settings(TrainStage(), lora=LORA), inputs, tmp_path, "first")
+    facts, first = run(make_train, settings(TrainingPhase(), lora=LORA), inputs, tmp_path, "first")
     assert {path.name for path in first.iterdir()} >= {"model.safetensors", "config.json", "tokenizer.json"}
     assert not list(first.glob("adapter*")) and facts["metrics"]["last_loss"] < facts["metrics"]["first_loss"]
     model = load_model(first)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.data.sequences import draw_seed
 from harness.models.generate import generate
 from harness.models.speculative import generate_speculatively, in_top_k
@@ -23,7 +23,7 @@ def prompts(count=6):
 
 def stage(**values):
     asked = {"accepted_top_k": 60, "sampling_temperature": 1.0, "teacher_temperature": 0.7, "teacher_top_p": 0.8}
-    return TrainStage(sequences="interleaved", divergence="forward_kl", **asked | values)
+    return TrainingPhase(sequences="interleaved", divergence="forward_kl", **asked | values)
 
 
 def write(which=None, student=None, teacher=None, texts=None, seeds=None, limit=LIMIT, **more):

@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from harness.config.checks import SettingsError
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.data.chat import end_of_turn_id, render
 from harness.models.loading import rendering_hash
 from harness.stages.answers import answered_rows, cut_answers, without_rationale
@@ -19,8 +19,8 @@ from tests.stages.test_labels import label_settings
 from tests.stages.test_train import settings, steps_of
 
 TOKENIZER = byte_tokenizer()
-TEACHER = TrainStage(sequences="teacher")
-SHUFFLED = TrainStage(sequences="teacher", control="shuffled")
+TEACHER = TrainingPhase(sequences="teacher")
+SHUFFLED = TrainingPhase(sequences="teacher", control="shuffled")
 ORDER = np.array([[0, 1], [2, 0]])
 
 
@@ -84,7 +84,7 @@ def test_a_row_without_an_answer_is_an_error(tmp_path):
 
 def test_visits_of_a_row_go_round_its_samples(tmp_path):
     folder = labels(tmp_path / "a", ["3a", "3b", "5a", "5b", "8a", "8b"], [3, 3, 5, 5, 8, 8], sample=[0, 1] * 3)
-    stage = TrainStage(sequences="teacher", samples_per_prompt=2)
+    stage = TrainingPhase(sequences="teacher", samples_per_prompt=2)
     order = np.array([[0, 0], [0, 1]])
     assert texts_of(*answered(stage, [folder], order)) == ["3a", "3b", "3a", "5a"]
 
@@ -106,7 +106,7 @@ def test_one_row_has_no_other_row_to_swap_answers_with(tmp_path):
 
 def test_reasoning_is_cut_off_before_training_and_kept_in_the_labels(tmp_path):
     folder = labels(tmp_path / "a", ["<think>hm\nhm</think>\n3", "5", "<think>never ends"], [3, 5, 8])
-    strip = TrainStage(sequences="teacher", rationale="strip")
+    strip = TrainingPhase(sequences="teacher", rationale="strip")
     assert texts_of(*answered(strip, [folder])) == ["3", "5", "", "3"]
     assert texts_of(*answered(TEACHER, [folder]))[0].startswith("<think>")
     assert without_rationale("a <think>b</think>") == "a <think>b</think>"  # only at the head
@@ -151,7 +151,7 @@ def test_an_answer_cut_in_the_students_ids_counts_as_cut(tmp_path):
 
 def test_a_divergence_deals_what_the_teacher_says_and_leaves_the_text_with_its_row(tmp_path):
     folder = labels(tmp_path / "a", ["three", "five", "eight"], [3, 5, 8])
-    stage = TrainStage(sequences="teacher", divergence="forward_kl", control="shuffled")
+    stage = TrainingPhase(sequences="teacher", divergence="forward_kl", control="shuffled")
     assert texts_of(*answered(stage, [folder])) == ["three", "five", "eight", "three"]
 
 
@@ -170,7 +170,7 @@ def test_a_divergence_on_the_teachers_answers_is_that_divergence_on_rows_that_ho
         ("on_labels", "teacher", {"subset": rows, "labels": made}),
         ("on_rows", "gold", {"subset": tmp_path / "as_gold"}),
     ):
-        stage = TrainStage(sequences=sequences, divergence="forward_kl", sampling_temperature=1.0)
+        stage = TrainingPhase(sequences=sequences, divergence="forward_kl", sampling_temperature=1.0)
         inputs = {"start": world["start"], "teacher": world["teacher"]} | given
         told, out = run(make_train, settings(stage), inputs, tmp_path, name)
         found[name] = steps_of(out), told["cost"]["teacher_tokens"], told["cost"]["trained_tokens"]
@@ -178,7 +178,9 @@ def test_a_divergence_on_the_teachers_answers_is_that_divergence_on_rows_that_ho
     assert min(found["on_labels"][0]) > 0
 
 
-@pytest.mark.parametrize("stage", [TrainStage(), TrainStage(sequences="student", student_share=0.5, divergence="jsd")])
+@pytest.mark.parametrize(
+    "stage", [TrainingPhase(), TrainingPhase(sequences="student", student_share=0.5, divergence="jsd")]
+)
 def test_a_stage_that_reads_answers_raises_where_there_are_none(world, tmp_path, stage):
     inputs = {"subset": prompts_alone(world, tmp_path), "start": world["start"], "teacher": world["teacher"]}
     with pytest.raises(ValueError, match="reads the data's answers"):
@@ -202,7 +204,7 @@ def test_labels_train_the_student_and_the_shuffled_control_trains_others(world, 
         ("plain", TEACHER, {"labels": folder}),
         ("blocks", TEACHER, blocks),
         ("dealt", SHUFFLED, {"labels": folder}),
-        ("gold", TrainStage(), {}),
+        ("gold", TrainingPhase(), {}),
     ):
         _, out = run(make_train, settings(stage), start | given, tmp_path, name)
         losses[name] = steps_of(out)

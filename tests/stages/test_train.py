@@ -9,7 +9,7 @@ import torch
 from datasets import load_from_disk
 
 from harness.config.checks import SettingsError
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.data.chat import render
 from harness.data.sequences import visits
 from harness.models.loading import load_model, load_tokenizer, tokenizer_hash
@@ -39,7 +39,9 @@ def steps_of(folder):
 
 
 def test_a_trained_model_is_a_folder_that_loads_with_its_tokenizer_and_has_moved(world, tmp_path):
-    facts, folder = run(make_train, settings(TrainStage()), {r: world[r] for r in ("subset", "start")}, tmp_path, "a")
+    facts, folder = run(
+        make_train, settings(TrainingPhase()), {r: world[r] for r in ("subset", "start")}, tmp_path, "a"
+    )
     model, start = load_model(folder), load_model(world["start"])
     assert not torch.equal(model.get_input_embeddings().weight, start.get_input_embeddings().weight)
     assert tokenizer_hash(load_tokenizer(folder)) == tokenizer_hash(TOKENIZER)
@@ -55,13 +57,13 @@ def test_a_warm_up_and_its_sequel_see_the_batches_of_sft(world, tmp_path, monkey
     )
     inputs = {role: world[role] for role in ("subset", "start")}
     for name, span in (("whole", (0.0, 1.0)), ("first", (0.0, 0.2)), ("second", (0.2, 1.0))):
-        run(make_train, settings(TrainStage(span=span)), inputs, tmp_path, name)
+        run(make_train, settings(TrainingPhase(span=span)), inputs, tmp_path, name)
     assert np.array_equal(seen[0], visits(12, 10, 4, seed=0))
     assert np.array_equal(seen[0], np.concatenate(seen[1:])) and len(seen[1]) == 2
 
 
 def test_a_live_teacher_is_used_and_a_missing_one_is_an_error(world, tmp_path):
-    asked = settings(TrainStage(divergence="forward_kl"))
+    asked = settings(TrainingPhase(divergence="forward_kl"))
     facts, _ = run(make_train, asked, world, tmp_path, "kd")
     assert facts["cost"]["teacher_tokens"] == facts["counts"]["read_tokens"] > 0
     assert facts["metrics"]["diagnostics"]["teacher_entropy"] > 0 and json.dumps(facts, allow_nan=False)
@@ -86,7 +88,7 @@ def other(world, tmp_path):
 def test_a_teacher_of_another_tokenizer_reads_its_own_rows_and_what_it_cannot_reach_is_told(
     other, tmp_path, divergence
 ):
-    asked = settings(TrainStage(divergence=divergence, cross_entropy_weight=1.0))
+    asked = settings(TrainingPhase(divergence=divergence, cross_entropy_weight=1.0))
     facts, folder = run(make_train, asked, other, tmp_path, "cross")
     assert steps_of(folder)[-1] < steps_of(folder)[0]
     assert facts["counts"]["rows_left_out"] == 1 and facts["counts"]["aligned_tokens"] == 5 * 2 + 6 * 3
@@ -103,7 +105,7 @@ def test_a_teacher_that_spells_other_text_is_refused(other, tmp_path):
     with pytest.raises(SettingsError, match=r"same text as the student's at \d+% .*seq_kd"):
         run(
             make_train,
-            settings(TrainStage(divergence="spans")),
+            settings(TrainingPhase(divergence="spans")),
             other | {"teacher_rows": tmp_path / "wrong"},
             tmp_path,
             "a",
@@ -115,7 +117,7 @@ def test_a_teacher_that_spells_other_text_is_refused(other, tmp_path):
 )
 def test_missing_text_of_the_teacher_is_an_error_and_never_gold(world, tmp_path, sequences, role):
     with pytest.raises(ValueError, match=f"'{role}'"):
-        run(make_train, settings(TrainStage(sequences=sequences)), world, tmp_path, "without")
+        run(make_train, settings(TrainingPhase(sequences=sequences)), world, tmp_path, "without")
 
 
 def save_synthetic(folder, count):
@@ -127,14 +129,14 @@ def save_synthetic(folder, count):
 
 
 def test_synthetic_rows_train_a_student(world, tmp_path):
-    stage = TrainStage(sequences="synthetic", span=(0.0, 0.5))
+    stage = TrainingPhase(sequences="synthetic", span=(0.0, 0.5))
     inputs = world | {"synthetic": save_synthetic(tmp_path / "s", 4)}
     facts, _ = run(make_train, settings(stage), inputs, tmp_path, "t")
     assert facts["counts"]["steps"] == 5
 
 
 def test_the_subsets_validation_rows_reach_an_adaptive_share_and_a_cell_without_any_is_refused(world, tmp_path):
-    stage = TrainStage(sequences="student", student_share=1.0, adaptive=True, divergence="forward_kl")
+    stage = TrainingPhase(sequences="student", student_share=1.0, adaptive=True, divergence="forward_kl")
     asked = settings(stage, max_new_tokens=4)
     facts, folder = run(make_train, asked, world, tmp_path, "adaptive")
     first = json.loads((folder / "log.jsonl").read_text().splitlines()[0])
@@ -145,12 +147,12 @@ def test_the_subsets_validation_rows_reach_an_adaptive_share_and_a_cell_without_
     with pytest.raises(SettingsError, match="no validation rows"):
         run(make_train, asked, bare, tmp_path, "refused")
     # such a cell is trained by every other method; a data set without rows could not be loaded again
-    facts, _ = run(make_train, settings(TrainStage()), bare, tmp_path, "plain")
+    facts, _ = run(make_train, settings(TrainingPhase()), bare, tmp_path, "plain")
     assert "validation_nll" not in facts["metrics"]
 
 
 def test_interleaved_text_is_trained_with_the_teacher_in_memory(world, tmp_path):
-    stage = TrainStage(sequences="interleaved", divergence="forward_kl")
+    stage = TrainingPhase(sequences="interleaved", divergence="forward_kl")
     facts, _ = run(make_train, settings(stage, max_new_tokens=4), world, tmp_path, "skd")
     assert facts["counts"]["student_steps"] == 10 and facts["cost"]["generated_tokens"] > 0
     assert facts["cost"]["teacher_tokens"] > facts["counts"]["read_tokens"]
@@ -166,7 +168,7 @@ def test_mixed_rows_are_the_synthetic_ones_and_then_the_cells_own(world, tmp_pat
 
     monkeypatch.setattr("harness.stages.train.fit", fit)
     inputs = world | {"synthetic": save_synthetic(tmp_path / "s", 8)}
-    run(make_train, settings(TrainStage(sequences="mixed", human_share=share)), inputs, tmp_path, "t")
+    run(make_train, settings(TrainingPhase(sequences="mixed", human_share=share)), inputs, tmp_path, "t")
     ((dataset, batches),) = seen
     assert dataset["row"] == [*range(-1, -9, -1), *range(12)]
     gold = load_from_disk(world["subset"] / "train")
@@ -182,8 +184,8 @@ def test_equal_flops_give_an_arm_with_a_teacher_fewer_steps_and_charge_it_for_it
         facts, folder = run(make_train, asked, world | inputs, tmp_path, name)
         return facts, folder
 
-    plain, _ = trained("sft", TrainStage(), {})
-    taught, _ = trained("kd", TrainStage(divergence="forward_kl"), {})
+    plain, _ = trained("sft", TrainingPhase(), {})
+    taught, _ = trained("kd", TrainingPhase(divergence="forward_kl"), {})
     step = plain["cost"]["flops"] / plain["counts"]["steps"]
     assert taught["counts"]["steps"] == pytest.approx(plain["counts"]["steps"] * 6 / 8, rel=0.1)
     assert all(abs(facts["cost"]["flops"] - 2e8) < 2 * step for facts in (plain, taught))
@@ -191,6 +193,6 @@ def test_equal_flops_give_an_arm_with_a_teacher_fewer_steps_and_charge_it_for_it
         make_labels, label_settings(), {"rows": world["subset"], "teacher": world["teacher"]}, tmp_path, "l"
     )
     (tmp_path / "l" / "manifest.json").write_text(json.dumps({"facts": labels}))
-    told, _ = trained("seq", TrainStage(sequences="teacher"), {"labels": tmp_path / "l"})
+    told, _ = trained("seq", TrainingPhase(sequences="teacher"), {"labels": tmp_path / "l"})
     assert told["counts"]["steps"] < plain["counts"]["steps"]
     assert abs(told["cost"]["flops"] + labels["cost"]["flops"] - 2e8) < 2 * step

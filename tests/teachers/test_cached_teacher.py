@@ -12,7 +12,7 @@ from datasets import Dataset
 from harness.config.budget import Budget
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.config.teacher_signal import Signal
 from harness.data.sequences import Rows, collate, visits
 from harness.models.loading import load_model
@@ -24,7 +24,7 @@ from tests.doubles import CHAT_TEMPLATE, byte_tokenizer, save_tiny, tiny_llama
 
 TOKENIZER = byte_tokenizer()
 ALL = Signal(kind="top_k", top_k=262)
-FORWARD = TrainStage(divergence="forward_kl")
+FORWARD = TrainingPhase(divergence="forward_kl")
 CPU = Machine(device="cpu")
 
 
@@ -78,7 +78,9 @@ def copied(world, tmp_path):
     return change
 
 
-@pytest.mark.parametrize("stage", [FORWARD, TrainStage(divergence="jsd"), replace(FORWARD, cross_entropy_weight=0.5)])
+@pytest.mark.parametrize(
+    "stage", [FORWARD, TrainingPhase(divergence="jsd"), replace(FORWARD, cross_entropy_weight=0.5)]
+)
 def test_a_fit_on_a_cache_of_all_tokens_is_the_fit_on_the_live_teacher(world, tmp_path, stage):
     folder, blocks = world
     live = LiveTeacher(load_model(folder), TOKENIZER, TOKENIZER)
@@ -218,10 +220,10 @@ def test_an_unfinished_cache_is_refused(world, copied):
 def test_a_cache_never_serves_less_than_was_asked_for(world):
     teacher = CachedTeacher(world[1], ALL, TOKENIZER)
     with pytest.raises(SettingsError, match=r"teacher='CachedTeacher' .*in memory"):
-        objective_for(TrainStage(divergence="features"), teacher, len(TOKENIZER), student=tiny_llama())
+        objective_for(TrainingPhase(divergence="features"), teacher, len(TOKENIZER), student=tiny_llama())
     with pytest.raises(SettingsError, match="this trains on student text"):
-        student = TrainStage(sequences="student", student_share=0.5, divergence="forward_kl")
+        student = TrainingPhase(sequences="student", student_share=0.5, divergence="forward_kl")
         objective_for(student, teacher, len(TOKENIZER))
     zero = CachedTeacher(world[1], replace(ALL, tail="zero"), TOKENIZER)
     with pytest.raises(SettingsError, match="not with reverse_kl"):
-        objective_for(TrainStage(divergence="reverse_kl"), zero, len(TOKENIZER))
+        objective_for(TrainingPhase(divergence="reverse_kl"), zero, len(TOKENIZER))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from harness.config.recipe import SHARP, TrainStage
+from harness.config.recipe import SHARP, TrainingPhase
 from harness.config.teacher_signal import SUPPORTED, TAILS
 from harness.teachers.sparse_logits import SparseLogits, sampled_of, top_k_of
 from harness.training.losses.sparse import compare_sparse
@@ -24,7 +24,7 @@ def random_pair(dtype=torch.float64, vocabulary=11, positions=5, seed=0):
 
 
 def stage_of(name, **changes):
-    return TrainStage(divergence=name, jsd_teacher_weight=0.3, skew=0.2, **changes)
+    return TrainingPhase(divergence=name, jsd_teacher_weight=0.3, skew=0.2, **changes)
 
 
 def dense(name, p, q):

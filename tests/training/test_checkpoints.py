@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from harness.config.budget import Budget
 from harness.config.machine import Machine
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.data.sequences import visits
 from harness.runtime import preemption
 from harness.runtime import progress as track
@@ -25,7 +25,7 @@ from tests.training.test_trainer import CPU, FORWARD, parameters, train
 
 STEPS = 5
 BUDGET = Budget(batch_size=4, learning_rate=1e-2, warmup_ratio=0.3)  # the learning rate of no two steps is the same
-HALF = TrainStage(sequences="student", student_share=0.5, divergence="forward_kl")
+HALF = TrainingPhase(sequences="student", student_share=0.5, divergence="forward_kl")
 IN_TWO = Machine(device="cpu", micro_batch_size=2)
 SECONDS = ("seconds", "earlier_seconds", "teacher_seconds")
 
@@ -78,8 +78,8 @@ def assert_equal(one, other):
 @pytest.mark.parametrize(
     ("objective", "machine", "after"),
     [
-        (TrainStage(), CPU, (1,)),
-        (TrainStage(), IN_TWO, (2, 1)),
+        (TrainingPhase(), CPU, (1,)),
+        (TrainingPhase(), IN_TWO, (2, 1)),
         (FORWARD, IN_TWO, (4,)),
         (HALF, CPU, (1, 1, 1, 1)),
         (HALF, IN_TWO, (STEPS,)),

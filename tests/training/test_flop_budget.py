@@ -4,7 +4,7 @@ import pytest
 
 from harness.config.budget import Budget
 from harness.config.checks import SettingsError
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.training.flop_budget import Sizes, off_budget, steps_for, visit_flops
 
 SIZES = Sizes(student=100, teacher=400)
@@ -14,11 +14,11 @@ FLOPS = Budget(kind="flops", amount=1e6, batch_size=4)
 @pytest.mark.parametrize(
     ("stage", "per_token"),
     [
-        (TrainStage(), 600),
-        (TrainStage(divergence="forward_kl"), 600 + 800),
-        (TrainStage(sequences="student", student_share=0.5, divergence="jsd"), 600 + 800 + 100),
-        (TrainStage(sequences="interleaved", divergence="forward_kl"), 600 + 800 + 200 + 800),
-        (TrainStage(sequences="teacher"), 600),
+        (TrainingPhase(), 600),
+        (TrainingPhase(divergence="forward_kl"), 600 + 800),
+        (TrainingPhase(sequences="student", student_share=0.5, divergence="jsd"), 600 + 800 + 100),
+        (TrainingPhase(sequences="interleaved", divergence="forward_kl"), 600 + 800 + 200 + 800),
+        (TrainingPhase(sequences="teacher"), 600),
     ],
 )
 def test_a_visit_costs_what_its_models_read_and_write(stage, per_token):
@@ -26,8 +26,8 @@ def test_a_visit_costs_what_its_models_read_and_write(stage, per_token):
 
 
 def test_a_cached_teacher_costs_nothing_while_training_and_frozen_weights_less():
-    assert visit_flops(TrainStage(divergence="forward_kl"), Sizes(student=100), 1) == 600
-    assert visit_flops(TrainStage(), Sizes(student=100, frozen=100), 1) == 400
+    assert visit_flops(TrainingPhase(divergence="forward_kl"), Sizes(student=100), 1) == 600
+    assert visit_flops(TrainingPhase(), Sizes(student=100, frozen=100), 1) == 400
 
 
 def test_steps_are_what_the_share_buys_after_the_teachers_writing():

@@ -7,7 +7,7 @@ import torch
 
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.data.sequences import Rows, draw_seed, prompt_of, visits
 from harness.models.generate import generate
 from harness.models.speculative import generate_speculatively
@@ -18,9 +18,9 @@ from harness.training.trainer import TrainingData, TrainingSettings, fit
 from tests.doubles import tiny_llama
 from tests.training.test_trainer import BUDGET, TOKENIZER, dataset
 
-ADAPTIVE = TrainStage(sequences="student", student_share=1.0, adaptive=True, replay_rows=8, divergence="forward_kl")
-STUDENT = TrainStage(sequences="student", student_share=1.0, divergence="reverse_kl", sampling_top_p=0.8)
-INTERLEAVED = TrainStage(
+ADAPTIVE = TrainingPhase(sequences="student", student_share=1.0, adaptive=True, replay_rows=8, divergence="forward_kl")
+STUDENT = TrainingPhase(sequences="student", student_share=1.0, divergence="reverse_kl", sampling_top_p=0.8)
+INTERLEAVED = TrainingPhase(
     sequences="interleaved", divergence="forward_kl", accepted_top_k=60, sampling_temperature=1.0, proposed_tokens=3
 )
 MODEL = tiny_llama()
@@ -161,7 +161,7 @@ def test_an_adaptive_text_restored_from_json_goes_on_as_the_one_that_was_never_s
         assert (one.origin, one.diagnostics, flat(one)) == (other.origin, other.diagnostics, flat(other))
 
 
-@pytest.mark.parametrize("stage", [TrainStage(), STUDENT, INTERLEAVED])
+@pytest.mark.parametrize("stage", [TrainingPhase(), STUDENT, INTERLEAVED])
 def test_texts_without_a_memory_have_nothing_to_restore(stage):
     kind = texts(stage)
     assert kind.state() == {} and kind.warnings() == []

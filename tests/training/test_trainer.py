@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from harness.config.budget import Budget
 from harness.config.machine import Machine
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.data.sequences import Rows, answered, draw_seed, prompt_of, visits
 from harness.models.generate import generate
 from harness.teachers.signals import LiveTeacher
@@ -26,8 +26,8 @@ from tests.doubles import byte_tokenizer, tiny_llama
 TOKENIZER = byte_tokenizer()
 CPU = Machine(device="cpu")
 BUDGET = Budget(batch_size=4, learning_rate=1e-2, warmup_ratio=0.0, schedule="constant")
-FORWARD = TrainStage(divergence="forward_kl")
-STUDENT = TrainStage(sequences="student", student_share=1.0, divergence="forward_kl")
+FORWARD = TrainingPhase(divergence="forward_kl")
+STUDENT = TrainingPhase(sequences="student", student_share=1.0, divergence="forward_kl")
 
 
 def dataset(count=12, turns=1):
@@ -51,7 +51,7 @@ def teacher(seed=1):
 
 
 def train(tmp_path, objective=None, batches=None, machine=CPU, rows=None, **changes):
-    objective, rows = objective or TrainStage(), rows or dataset()
+    objective, rows = objective or TrainingPhase(), rows or dataset()
     model = changes.pop("model", None) or tiny_llama()
     if objective.divergence != "cross_entropy":
         changes.setdefault("teacher", teacher())
@@ -102,7 +102,7 @@ def by_hand(batches, rows, objective="cross_entropy", steps=3):
     return losses, model, count
 
 
-@pytest.mark.parametrize("objective", [TrainStage(), FORWARD])
+@pytest.mark.parametrize("objective", [TrainingPhase(), FORWARD])
 @pytest.mark.parametrize("turns", [1, 2])
 def test_a_fit_is_the_loop_written_out(tmp_path, objective, turns):
     rows, batches = dataset(turns=turns), visits(12, 3, 4, seed=0)
@@ -115,7 +115,7 @@ def test_a_fit_is_the_loop_written_out(tmp_path, objective, turns):
     torch.testing.assert_close(parameters(model), parameters(expected), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("objective", [TrainStage(), FORWARD, STUDENT])
+@pytest.mark.parametrize("objective", [TrainingPhase(), FORWARD, STUDENT])
 def test_splitting_a_batch_moves_neither_loss_nor_parameters(tmp_path, objective):
     batches = visits(12, 1, 4, seed=0)
     found = [
@@ -127,7 +127,7 @@ def test_splitting_a_batch_moves_neither_loss_nor_parameters(tmp_path, objective
         torch.testing.assert_close(parameters(model), parameters(found[0][1]), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("objective", [TrainStage(), STUDENT])
+@pytest.mark.parametrize("objective", [TrainingPhase(), STUDENT])
 def test_computing_activations_again_moves_neither_loss_nor_parameters(tmp_path, objective):
     again = Machine(device="cpu", gradient_checkpointing=True, micro_batch_size=2)
     found = []
@@ -161,9 +161,9 @@ def test_student_text_is_divided_by_the_tokens_the_student_wrote(tmp_path):
 
 
 def test_a_share_of_zero_is_training_on_gold_and_the_coin_is_seeded(tmp_path):
-    never = TrainStage(sequences="student", student_share=0.0, divergence="forward_kl")
+    never = TrainingPhase(sequences="student", student_share=0.0, divergence="forward_kl")
     torch.testing.assert_close(parameters(train(tmp_path, never)[1]), parameters(train(tmp_path, FORWARD)[1]))
-    half = TrainStage(sequences="student", student_share=0.5, divergence="forward_kl")
+    half = TrainingPhase(sequences="student", student_share=0.5, divergence="forward_kl")
     batches = visits(12, 30, 2, seed=0)
     logs = []
     for seed in (0, 0, 1):
@@ -176,7 +176,7 @@ def test_a_share_of_zero_is_training_on_gold_and_the_coin_is_seeded(tmp_path):
 
 def test_a_student_equal_to_its_teacher_has_no_loss(tmp_path):
     # one step only: AdamW scales the rounding noise of a zero gradient up to a whole step
-    report, _ = train(tmp_path, TrainStage(divergence="jsd", jsd_teacher_weight=0.5), teacher=teacher(seed=0))
+    report, _ = train(tmp_path, TrainingPhase(divergence="jsd", jsd_teacher_weight=0.5), teacher=teacher(seed=0))
     assert report.first_loss == pytest.approx(0, abs=1e-6)
 
 
@@ -251,7 +251,7 @@ def test_the_cosine_falls_to_a_twentieth_after_its_warm_up():
 
 
 def test_the_learning_rate_scale_reaches_the_optimizer(tmp_path):
-    train(tmp_path, TrainStage(learning_rate_scale=0.25))
+    train(tmp_path, TrainingPhase(learning_rate_scale=0.25))
     assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])["learning_rate"] == 0.0025
 
 
@@ -270,7 +270,7 @@ def test_a_cold_start_and_a_loss_that_stands_still_are_told_and_nothing_else():
 
 
 def test_only_what_a_cold_student_cannot_learn_from_warns_of_a_cold_start():
-    assert not TrainStage().fragile and not FORWARD.fragile
+    assert not TrainingPhase().fragile and not FORWARD.fragile
     assert replace(FORWARD, divergence="reverse_kl").fragile
     assert replace(FORWARD, sequences="student", student_share=1.0).fragile
 
@@ -346,6 +346,6 @@ def test_the_unigram_control_trains_towards_the_counts_of_the_rows_without_a_tea
         for t in range(row["starts"][0], row["ends"][0]):
             total += (unigram * (unigram.log() - logits[t - 1].log_softmax(-1))).sum().item()
             scored += 1
-    report, _ = train(tmp_path, TrainStage(divergence="forward_kl", control="unigram"), batches, teacher=None)
+    report, _ = train(tmp_path, TrainingPhase(divergence="forward_kl", control="unigram"), batches, teacher=None)
     assert report.first_loss == pytest.approx(total / scored, rel=1e-4)
     assert report.teacher_tokens == 0 and report.diagnostics["teacher_entropy"] > 0

@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from harness.config.budget import Budget
 from harness.config.machine import Machine
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.data.chat import render
 from harness.data.sequences import IGNORED, Row, collate, visits
 from harness.teachers.signals import LiveTeacher
@@ -72,7 +72,7 @@ def ours(tmp_path, answer_tokens=3, new=12, **stage):
         TrainingData(Dataset.from_dict(columns), visits(len(PROMPTS), 1, len(PROMPTS), seed=0)),
         TrainingSettings(
             Budget(batch_size=len(PROMPTS)),
-            TrainStage(divergence="forward_kl", **stage),
+            TrainingPhase(divergence="forward_kl", **stage),
             Machine(device="cpu"),
             seed=0,
             max_new_tokens=new,

@@ -32,7 +32,7 @@ MEASURED_ROWS, MEASURED_WORDS = 500, 64
 
 @dataclass(frozen=True)
 class Limits:
-    """Settings of the filters; see `TrainStage`."""
+    """Settings of the filters; see `TrainingPhase`."""
 
     least_prompt_tokens: int = 1
     least_answer_tokens: int = 1

@@ -53,7 +53,7 @@ def make_synthesize(
 
     `settings`: `synthetic_rows`, or `synthetic_ratio` (rows per human training row), `examples_in_context`,
     `seed`, `sampling_temperature`, `max_new_tokens`, `max_length` (tokens), and the filters' values
-    (`TrainStage` explains them). `inputs`: `subset` (its train rows are the examples), `mixture` (their
+    (`TrainingPhase` explains them). `inputs`: `subset` (its train rows are the examples), `mixture` (their
     text, and the held-out prompts), `teacher`, and `overlap` where rows that repeat its items are dropped.
     Raises SettingsError where the tokenizers differ, the corpus cannot verify answers that are to be verified, or fewer
     than a tenth of the rows could be kept; Preempted when a stop is requested.

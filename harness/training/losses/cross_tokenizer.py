@@ -14,7 +14,7 @@ which both sides have processed the same text. Of ALM this is the objective over
 debiasing (chunks merged until the teacher finds a word border likelier than a threshold) and without hidden
 states. The factor tau is ours, as T^2 is Hinton's: without it the loss shrinks as 1/tau.
 
-A stage minimises cross_tokenizer_weight x (one of these) + cross_entropy_weight x cross-entropy, all sums over
+A phase minimises cross_tokenizer_weight x (one of these) + cross_entropy_weight x cross-entropy, all sums over
 chunks or tokens that the trainer divides by the student's scored tokens.
 """
 
@@ -27,7 +27,7 @@ import torch
 from torch.nn import functional
 
 from harness.config.checks import refuse
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.data.sequences import IGNORED, Row, Rows, collate, draw_seed
 from harness.models.loading import count_parameters
 from harness.models.logits import at_least_fp32, logits_at, scored_positions, scored_tokens
@@ -128,27 +128,27 @@ class AcrossTokenizers:
     weights: torch.nn.Module | None = None
     queries_teacher = False  # it never runs on the student's tokens; the tokens of its own are counted here
 
-    def __init__(self, stage: TrainStage, teacher: CrossTeacher, vocabulary: int, seed: int = 0) -> None:
+    def __init__(self, phase: TrainingPhase, teacher: CrossTeacher, vocabulary: int, seed: int = 0) -> None:
         """Raises SettingsError for sequences that are not gold, and for a control that has no meaning here.
 
-        With `stage.control == "shuffled"` the teacher is permuted: a seeded cycle over its rows gives each row the
+        With `phase.control == "shuffled"` the teacher is permuted: a seeded cycle over its rows gives each row the
         distributions of another, scored token by scored token (repeated where the row is longer). No row keeps its
         own, and which row it gets does not depend on its batch.
         """
-        if stage.sequences != "gold":
+        if phase.sequences != "gold":
             raise refuse(
                 "sequences",
-                stage.sequences,
-                f"{stage.divergence} compares gold text, which both tokenizers have rendered before",
+                phase.sequences,
+                f"{phase.divergence} compares gold text, which both tokenizers have rendered before",
                 "set sequences=gold",
             )
-        if stage.control not in ("none", "shuffled"):
-            raise refuse("control", stage.control, f"{stage.divergence} knows the controls none and shuffled")
-        self.stage, self.teacher, self.vocabulary = stage, teacher, vocabulary
+        if phase.control not in ("none", "shuffled"):
+            raise refuse("control", phase.control, f"{phase.divergence} knows the controls none and shuffled")
+        self.phase, self.teacher, self.vocabulary = phase, teacher, vocabulary
         self.teacher_seconds, self.teacher_tokens, self.rows_left_out = 0.0, 0, 0
         self.diagnoses, self.warnings = False, list[str]()
         self.permutation = np.arange(len(teacher.numbers))
-        if stage.control == "shuffled":
+        if phase.control == "shuffled":
             if len(teacher.numbers) < 2:
                 raise refuse("control", "shuffled", "one row has no other row to swap with", "take a larger data_frac")
             cycle = np.random.default_rng(draw_seed(seed, "shuffled")).permutation(len(self.permutation))
@@ -156,20 +156,20 @@ class AcrossTokenizers:
 
     def compare(self, model: Any, batch: dict[str, torch.Tensor]) -> Divergence:
         """See `Objective`. `batch["rows"]` names the rows; text without a number raises ValueError."""
-        stage, labels = self.stage, batch["labels"]
+        phase, labels = self.phase, batch["labels"]
         student, teacher, read = self._matched(batch)
         logits = logits_at(model, batch["input_ids"], batch["attention_mask"], scored_positions(labels))
         logits, tokens = logits[:, : self.vocabulary], scored_tokens(labels)  # (N, V student), (N,)
         logprobs = token_logprobs(logits, tokens)  # (N,)
-        total = -stage.cross_entropy_weight * logprobs.sum()
+        total = -phase.cross_entropy_weight * logprobs.sum()
         if read:
             teacher_logits, teacher_tokens = self._score(read, labels.device)  # (M, V teacher), (M,)
-            if stage.divergence == "uld":
+            if phase.divergence == "uld":
                 found = uld(logits[student.first], teacher_logits[teacher.first])
             else:
                 likelihoods = teacher.sums(token_logprobs(teacher_logits, teacher_tokens))  # (C,)
-                found = spans(student.sums(logprobs), likelihoods, stage.span_temperature)
-            total = total + stage.cross_tokenizer_weight * found.sum
+                found = spans(student.sums(logprobs), likelihoods, phase.span_temperature)
+            total = total + phase.cross_tokenizer_weight * found.sum
         return Divergence(
             total, len(tokens), {"student_nll": -logprobs.detach().sum(), "chunks": total.new_tensor(len(student))}
         )

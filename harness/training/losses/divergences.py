@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional
 
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.models.logits import at_least_fp32
 
 
@@ -57,22 +57,22 @@ def cross_entropy(student_logits: torch.Tensor, tokens: torch.Tensor, label_smoo
 
 
 def compare(
-    stage: TrainStage, student_logits: torch.Tensor, teacher_logits: torch.Tensor | None, tokens: torch.Tensor
+    phase: TrainingPhase, student_logits: torch.Tensor, teacher_logits: torch.Tensor | None, tokens: torch.Tensor
 ) -> Divergence:
-    """What a training stage minimises: its divergence, mixed with cross-entropy by its weight.
+    """What a training phase minimises: its divergence, mixed with cross-entropy by its weight.
 
-    `(1 - w) divergence + w cross-entropy`, w = `stage.cross_entropy_weight`. Both logits are (N, V), the teacher's
+    `(1 - w) divergence + w cross-entropy`, w = `phase.cross_entropy_weight`. Both logits are (N, V), the teacher's
     without gradient; `tokens` (N,) are those to be predicted. Raises ValueError where a divergence from a teacher
     gets no teacher logits.
     """
-    stage = stage.normal()
-    if stage.divergence == "cross_entropy":
-        return cross_entropy(student_logits, tokens, stage.label_smoothing)
+    phase = phase.normal()
+    if phase.divergence == "cross_entropy":
+        return cross_entropy(student_logits, tokens, phase.label_smoothing)
     if teacher_logits is None:
-        raise ValueError(f"divergence {stage.divergence} needs the teacher's logits and got none")
-    temperature, weight = stage.divergence_temperature, stage.cross_entropy_weight
+        raise ValueError(f"divergence {phase.divergence} needs the teacher's logits and got none")
+    temperature, weight = phase.divergence_temperature, phase.cross_entropy_weight
     student, teacher = next_token_logprobs(student_logits, teacher_logits, temperature)  # (N, V), (N, V)
-    total = between(stage, student, teacher) * temperature**2
+    total = between(phase, student, teacher) * temperature**2
     # the likelihood is reported under every objective; its graph is built only where it is part of the loss
     with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
         nll = cross_entropy(student_logits, tokens)
@@ -100,29 +100,29 @@ def log_weights(weight: float) -> tuple[float, float]:
 
 
 def between(
-    stage: TrainStage,
+    phase: TrainingPhase,
     student: torch.Tensor,
     teacher: torch.Tensor,
     log_weights: Callable[[float], tuple[float, float]] = log_weights,
 ) -> torch.Tensor:
-    """A stage's divergence summed over N positions, in nats, from log-probabilities (N, E) of E exclusive events.
+    """A phase's divergence summed over N positions, in nats, from log-probabilities (N, E) of E exclusive events.
 
     The events are the V tokens of a vocabulary, or K tokens and all others as one (`sparse.py`). Nothing is
     normalised here, and temperatures are the caller's. `log_weights` gives the logarithms of a mixture's weights.
     The result has a gradient for every input that requires one.
     """
-    if stage.divergence == "forward_kl":
+    if phase.divergence == "forward_kl":
         return kl(teacher, student)
-    if stage.divergence == "reverse_kl":
+    if phase.divergence == "reverse_kl":
         return kl(student, teacher)
-    if stage.divergence == "tvd":
+    if phase.divergence == "tvd":
         return (teacher.exp() - student.exp()).abs().sum() / 2
-    if stage.divergence == "skew_forward_kl":
-        return kl(teacher, mixture(teacher, student, log_weights(stage.skew)))
-    if stage.divergence == "skew_reverse_kl":
-        return kl(student, mixture(student, teacher, log_weights(stage.skew)))
-    assert stage.divergence == "jsd", stage.divergence
-    weight = stage.jsd_teacher_weight
+    if phase.divergence == "skew_forward_kl":
+        return kl(teacher, mixture(teacher, student, log_weights(phase.skew)))
+    if phase.divergence == "skew_reverse_kl":
+        return kl(student, mixture(student, teacher, log_weights(phase.skew)))
+    assert phase.divergence == "jsd", phase.divergence
+    weight = phase.jsd_teacher_weight
     assert 0 < weight < 1, "at 0 and 1 the generalised JSD is 0; name forward_kl or reverse_kl"
     middle = mixture(teacher, student, log_weights(weight))  # (N, E)
     return weight * kl(teacher, middle) + (1 - weight) * kl(student, middle)

@@ -20,7 +20,7 @@ A hidden state is what a decoder layer puts out, for the last layer what the out
 final norm). Queries, keys and values are what their projections put out: before rotary embedding and
 before a norm of their own.
 
-    objective = Features(stage, teacher, len(tokenizer), student, seed=0)
+    objective = Features(phase, teacher, len(tokenizer), student, seed=0)
     objective.compare(student, batch).sum.backward()      # reaches the student and objective.weights
 """
 
@@ -32,7 +32,7 @@ import torch
 from torch.nn import functional
 
 from harness.config.checks import refuse
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.data.sequences import draw_seed
 from harness.models.hidden_states import (
     attention_heads,
@@ -61,10 +61,10 @@ class Hidden:
     queries_teacher = True
 
     def __init__(
-        self, stage: TrainStage, teacher: "TeacherSignal | None", vocabulary: int, student: Any, seed: int = 0
+        self, phase: TrainingPhase, teacher: "TeacherSignal | None", vocabulary: int, student: Any, seed: int = 0
     ) -> None:
         """`seed` is for weights of the objective's own. Raises SettingsError where states cannot be caught."""
-        self.stage, self.vocabulary = stage, vocabulary
+        self.phase, self.vocabulary = phase, vocabulary
         self.teacher: Any = teacher
         self.teacher_seconds, self.teacher_tokens = 0.0, 0
         self.diagnoses, self.warnings = False, list[str]()
@@ -73,7 +73,7 @@ class Hidden:
             raise refuse(
                 "teacher",
                 type(teacher).__name__,
-                f"divergence {stage.divergence} reads the teacher's hidden states, which are not stored or served",
+                f"divergence {phase.divergence} reads the teacher's hidden states, which are not stored or served",
                 "use a teacher that is in memory",
             )
 
@@ -91,23 +91,23 @@ class Hidden:
         # under autocast the squares and products of states would be made in bf16
         with torch.autocast(input_ids.device.type, enabled=False):
             hidden = self._hidden(student, teacher, scored, attention_mask)
-        total = self.stage.hidden_weight * hidden
+        total = self.phase.hidden_weight * hidden
         # the likelihood is reported in any case; its graph is built only where it is part of the loss
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage.cross_entropy_weight > 0):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.phase.cross_entropy_weight > 0):
             own = cross_entropy(logits, tokens)
         diagnostics = {**own.diagnostics, "hidden": hidden.detach()}
-        if self.stage.cross_entropy_weight:
-            total = total + self.stage.cross_entropy_weight * own.sum
+        if self.phase.cross_entropy_weight:
+            total = total + self.phase.cross_entropy_weight * own.sum
         if teacher_logits is not None:
             student_logprobs, teacher_logprobs = next_token_logprobs(logits, teacher_logits)  # (N, V), (N, V)
-            total = total + self.stage.forward_kl_weight * kl(teacher_logprobs, student_logprobs)
+            total = total + self.phase.forward_kl_weight * kl(teacher_logprobs, student_logprobs)
         return Divergence(total, len(tokens), diagnostics)
 
     def _run_teacher(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, scored: torch.Tensor
     ) -> torch.Tensor | None:
         # the teacher's output layer is worth running only for the KL
-        if self.stage.forward_kl_weight:
+        if self.phase.forward_kl_weight:
             return self.teacher.logits(input_ids, attention_mask, scored)[:, : self.vocabulary]
         with torch.no_grad():
             decoder = self.teacher_model.eval().get_decoder()
@@ -141,10 +141,10 @@ class Features(Hidden):
     """
 
     def __init__(
-        self, stage: TrainStage, teacher: "TeacherSignal | None", vocabulary: int, student: Any, seed: int = 0
+        self, phase: TrainingPhase, teacher: "TeacherSignal | None", vocabulary: int, student: Any, seed: int = 0
     ) -> None:
         """See `Hidden`."""
-        super().__init__(stage, teacher, vocabulary, student, seed)
+        super().__init__(phase, teacher, vocabulary, student, seed)
         depth = len(layers_of(student, "student"))
         self.layer_map = uniform_map(depth, len(layers_of(self.teacher_model, "teacher")))
         width, teacher_width = (model.config.get_text_config().hidden_size for model in (student, self.teacher_model))
@@ -190,16 +190,16 @@ class Relations(Hidden):
     """
 
     def __init__(
-        self, stage: TrainStage, teacher: "TeacherSignal | None", vocabulary: int, student: Any, seed: int = 0
+        self, phase: TrainingPhase, teacher: "TeacherSignal | None", vocabulary: int, student: Any, seed: int = 0
     ) -> None:
         """See `Hidden`. Raises SettingsError where the relation heads do not divide both models' widths."""
-        super().__init__(stage, teacher, vocabulary, student, seed)
+        super().__init__(phase, teacher, vocabulary, student, seed)
         depth = len(layers_of(student, "student"))
         teacher_depth = len(layers_of(self.teacher_model, "teacher"))
         deep = teacher_depth > max(SHALLOW, depth)
         self.layers = {"student": depth, "teacher": round(teacher_depth * 5 / 6) if deep else teacher_depth}
         self.groups = {"student": attention_heads(student), "teacher": attention_heads(self.teacher_model)}
-        self.heads = stage.relation_heads or self.groups["student"][0]
+        self.heads = phase.relation_heads or self.groups["student"][0]
         self._check_heads({"student": student, "teacher": self.teacher_model})
 
     def _check_heads(self, models: dict[str, Any]) -> None:

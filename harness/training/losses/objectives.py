@@ -1,4 +1,4 @@
-"""Objectives: what a training stage minimises on one micro-batch, from the model's forward to a summed loss.
+"""Objectives: what a training phase minimises on one micro-batch, from the model's forward to a summed loss.
 
 `divergences.py` compares two distributions; an objective makes them: it runs the student, queries the teacher
 signal, and cuts both to the scored positions. An objective is one class with `compare`; one with weights of its
@@ -6,7 +6,7 @@ own (a projection) names them in `weights`; `trained_together` makes them a laye
 of a fit, so they are no part of the exported model. Objectives over hidden states are in `hidden.py`, across
 tokenizers in `cross_tokenizer.py`.
 
-    objective = objective_for(stage, teacher, vocabulary=len(tokenizer))
+    objective = objective_for(phase, teacher, vocabulary=len(tokenizer))
     objective.compare(model, batch).sum.backward()
 """
 
@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
-from harness.config.recipe import CROSS, HIDDEN, SHARP, TrainStage
+from harness.config.recipe import CROSS, HIDDEN, SHARP, TrainingPhase
 from harness.config.teacher_signal import check_signal
 from harness.models.fsdp import is_fsdp_sharded
 from harness.models.logits import agrees, logits_at, logits_from, scored_positions, scored_tokens, states_at
@@ -62,7 +62,7 @@ class Objective(Protocol):
 
 
 def objective_for(
-    stage: TrainStage,
+    phase: TrainingPhase,
     teacher: TeacherSignal | None,
     vocabulary: int,
     *,
@@ -71,33 +71,33 @@ def objective_for(
     unigram: torch.Tensor | None = None,
     end_of_turn: int | None = None,
 ) -> Objective:
-    """The objective of a training stage, by its divergence and by what the teacher gives.
+    """The objective of a training phase, by its divergence and by what the teacher gives.
 
     `student` is the model to be trained, for objectives over its hidden states; `seed` is for projections and
     controls; `unigram` the log-probabilities (V,) that `control="unigram"` puts in the teacher's place;
     `end_of_turn` the id of the token whose probability under the teacher is a diagnostic. Raises ValueError where
     the divergence has no teacher or one of another kind, SettingsError where it cannot be computed from the signal.
     """
-    stage = stage.normal()
-    if stage.control == "unigram" and stage.divergence in SHARP:
+    phase = phase.normal()
+    if phase.control == "unigram" and phase.divergence in SHARP:
         if unigram is None:
-            raise ValueError("control unigram needs the counts of the stage's tokens and got none")
-    elif stage.divergence != "cross_entropy" and teacher is None:
-        raise ValueError(f"divergence {stage.divergence} needs a teacher and got none")
-    if stage.divergence in CROSS:
+            raise ValueError("control unigram needs the counts of the phase's tokens and got none")
+    elif phase.divergence != "cross_entropy" and teacher is None:
+        raise ValueError(f"divergence {phase.divergence} needs a teacher and got none")
+    if phase.divergence in CROSS:
         if teacher is None or teacher.gives != "own_logits":
-            raise ValueError(f"divergence {stage.divergence} needs a CrossTeacher, with its own rendering of the rows")
-        return AcrossTokenizers(stage, teacher, vocabulary, seed)
+            raise ValueError(f"divergence {phase.divergence} needs a CrossTeacher, with its own rendering of the rows")
+        return AcrossTokenizers(phase, teacher, vocabulary, seed)
     if teacher is not None and teacher.gives == "own_logits":
-        raise ValueError(f"divergence {stage.divergence} needs a teacher that reads the student's tokens")
-    if stage.divergence in HIDDEN:
+        raise ValueError(f"divergence {phase.divergence} needs a teacher that reads the student's tokens")
+    if phase.divergence in HIDDEN:
         kinds = {"features": Features, "relations": Relations}  # both refuse a teacher that is no model in memory
-        return kinds[stage.divergence](stage, teacher, vocabulary, student, seed)
+        return kinds[phase.divergence](phase, teacher, vocabulary, student, seed)
     if teacher is not None and teacher.gives == "sparse_logits":
-        if not stage.asks_teacher:  # cross-entropy, or a control that stands in the teacher's place
-            return Distributions(stage, None, vocabulary, seed=seed, unigram=unigram, end_of_turn=end_of_turn)
-        return SparseDistributions(stage, teacher, vocabulary)
-    return Distributions(stage, teacher, vocabulary, seed=seed, unigram=unigram, end_of_turn=end_of_turn)
+        if not phase.asks_teacher:  # cross-entropy, or a control that stands in the teacher's place
+            return Distributions(phase, None, vocabulary, seed=seed, unigram=unigram, end_of_turn=end_of_turn)
+        return SparseDistributions(phase, teacher, vocabulary)
+    return Distributions(phase, teacher, vocabulary, seed=seed, unigram=unigram, end_of_turn=end_of_turn)
 
 
 @contextmanager
@@ -130,7 +130,7 @@ class Distributions:
 
     def __init__(
         self,
-        stage: TrainStage,
+        phase: TrainingPhase,
         teacher: DenseSignal | None,
         vocabulary: int,
         *,
@@ -140,9 +140,9 @@ class Distributions:
         chunk: int | None = None,
     ) -> None:
         """See `objective_for`; `vocabulary` is V, the size of the tokenizer's vocabulary."""
-        self.stage, self.teacher, self.vocabulary = stage, teacher, vocabulary
+        self.phase, self.teacher, self.vocabulary = phase, teacher, vocabulary
         self.seed, self.unigram, self.end_of_turn = seed, unigram, end_of_turn
-        self.queries_teacher = stage.divergence != "cross_entropy" and stage.control != "unigram"
+        self.queries_teacher = phase.divergence != "cross_entropy" and phase.control != "unigram"
         self.teacher_seconds, self.diagnoses = 0.0, False
         self.warnings: list[str] = []
         self._chunk = chunk
@@ -169,9 +169,9 @@ class Distributions:
 
     def _teacher(self, batch: Batch, scored: torch.Tensor, count: int, whole: bool) -> TeacherAt:
         """Logits of the teacher, or of the control in its place, at the `count` scored positions."""
-        if self.stage.divergence == "cross_entropy":
+        if self.phase.divergence == "cross_entropy":
             return lambda rows: None
-        if self.stage.control == "unigram":
+        if self.phase.control == "unigram":
             assert self.unigram is not None
             everywhere = self.unigram.to(scored.device).expand(count, -1)  # (N, V)
             return lambda rows: everywhere[rows]
@@ -179,7 +179,7 @@ class Distributions:
         assert teacher is not None
         started = time.perf_counter()
         order: Any = slice(None)
-        if self.stage.control == "shuffled":
+        if self.phase.control == "shuffled":
             order = permutation(batch, count, self.seed)  # (N,)
         ids_and_mask = batch["input_ids"], batch["attention_mask"]
         at: TeacherAt
@@ -205,10 +205,10 @@ class Distributions:
 
     def _compared(self, student_logits: torch.Tensor, teacher_logits: Any, tokens: torch.Tensor) -> Divergence:
         """The loss at n scored positions, from logits (n, V) and tokens (n,)."""
-        found = compare(self.stage, student_logits, teacher_logits, tokens)
+        found = compare(self.phase, student_logits, teacher_logits, tokens)
         if self.diagnoses and teacher_logits is not None:
             found.diagnostics.update(agreement(student_logits, teacher_logits))
-            if self.end_of_turn is not None and self.stage.control == "none":
+            if self.end_of_turn is not None and self.phase.control == "none":
                 found.diagnostics.update(end_of_turn_mass(teacher_logits, tokens, self.end_of_turn))
         return found
 
@@ -229,15 +229,15 @@ class SparseDistributions(Distributions):
 
     def __init__(
         self,
-        stage: TrainStage,
+        phase: TrainingPhase,
         teacher: SparseSignal,
         vocabulary: int,
         *,
         chunk: int | None = None,
     ) -> None:
-        """Raises SettingsError where the stage's divergence cannot be computed from the teacher's signal."""
-        check_signal(teacher.signal, stage)
-        super().__init__(stage, None, vocabulary, chunk=chunk)
+        """Raises SettingsError where the phase's divergence cannot be computed from the teacher's signal."""
+        check_signal(teacher.signal, phase)
+        super().__init__(phase, None, vocabulary, chunk=chunk)
         self.signal, self.queries_teacher = teacher, False
 
     def _teacher(self, batch: Batch, scored: torch.Tensor, count: int, whole: bool) -> TeacherAt:
@@ -247,4 +247,4 @@ class SparseDistributions(Distributions):
         return sparse.__getitem__
 
     def _compared(self, student_logits: torch.Tensor, teacher_logits: Any, tokens: torch.Tensor) -> Divergence:
-        return compare_sparse(self.stage, self.signal.signal.tail, student_logits, teacher_logits, tokens)
+        return compare_sparse(self.phase, self.signal.signal.tail, student_logits, teacher_logits, tokens)

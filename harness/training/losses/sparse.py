@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.config.teacher_signal import Signal, check_signal
 from harness.models.logits import at_least_fp32, logsumexp_outside
 from harness.teachers.sparse_logits import SparseLogits
@@ -16,19 +16,19 @@ from harness.training.losses.divergences import Divergence, between
 
 
 def compare_sparse(
-    stage: TrainStage, tail: str, student_logits: torch.Tensor, sparse: SparseLogits, tokens: torch.Tensor
+    phase: TrainingPhase, tail: str, student_logits: torch.Tensor, sparse: SparseLogits, tokens: torch.Tensor
 ) -> Divergence:
-    """What a training stage minimises, from a teacher's sparse logits; the counterpart of `divergences.compare`.
+    """What a training phase minimises, from a teacher's sparse logits; the counterpart of `divergences.compare`.
 
     `student_logits` (N, V), `sparse` of N positions and K tokens, `tokens` (N,) those to be predicted; `tail` is one
     of `teacher_signal.TAILS` and read for `top_k` only. Diagnostics, summed over positions: `student_nll`,
     `kept_student_mass`, and for `top_k` `kept_teacher_mass`. Raises SettingsError where the stage's divergence cannot
     be computed from this kind of logits.
     """
-    stage, logits = stage.normal(), at_least_fp32(student_logits)  # (N, V)
+    phase, logits = phase.normal(), at_least_fp32(student_logits)  # (N, V)
     assert len(sparse) == len(logits) == len(tokens), "positions differ"
-    check_signal(Signal(kind=sparse.kind, tail=tail), stage)
-    temperature, weight = stage.divergence_temperature, stage.cross_entropy_weight
+    check_signal(Signal(kind=sparse.kind, tail=tail), phase)
+    temperature, weight = phase.divergence_temperature, phase.cross_entropy_weight
     weights = partial(rounded_log_weights, like=logits)
     teacher = sparse.logprobs.to(logits.dtype)  # (N, K)
     chosen = logits.gather(1, sparse.ids)  # (N, K), the student's logits of the same tokens
@@ -49,12 +49,12 @@ def compare_sparse(
         student_events = torch.cat([student, (rest - normaliser)[:, None]], dim=1)  # (N, K + 1)
         teacher_events = torch.cat([teacher, sparse.tail.to(logits.dtype)[:, None]], dim=1)  # (N, K + 1)
         # log-probabilities stored in 16 bits sum to 1 only nearly
-        total = between(stage, student_events, teacher_events.log_softmax(-1), weights)
+        total = between(phase, student_events, teacher_events.log_softmax(-1), weights)
     elif tail == "zero":
-        total = between(stage, student, teacher, weights)
+        total = between(phase, student, teacher, weights)
     else:
         student_share, teacher_share = ((side / temperature).log_softmax(-1) for side in (chosen, teacher))  # (N, K)
-        total = between(stage, student_share, teacher_share, weights)
+        total = between(phase, student_share, teacher_share, weights)
     total = total * temperature**2
     if weight:
         total = (1 - weight) * total + weight * nll

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from harness.config.budget import Budget
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.data.sequences import Rows, visits
 from harness.execution.attempt import attempt
 from harness.execution.slurm import task
@@ -40,15 +40,15 @@ from tests.stages.small_world import small_world
 from tests.training.test_trainer import BUDGET, dataset, train
 
 STEPS, JOB_STEPS = 4, 8
-FORWARD = TrainStage(divergence="forward_kl")
+FORWARD = TrainingPhase(divergence="forward_kl")
 WHOLE = {
     "given text": (FORWARD, None, {}),
-    "student text": (TrainStage(sequences="student", student_share=0.5, divergence="forward_kl"), 1, {}),
-    "replayed text": (TrainStage("student", "forward_kl", student_share=0.6, adaptive=True, replay_rows=4), 1, {}),
+    "student text": (TrainingPhase(sequences="student", student_share=0.5, divergence="forward_kl"), 1, {}),
+    "replayed text": (TrainingPhase("student", "forward_kl", student_share=0.6, adaptive=True, replay_rows=4), 1, {}),
 }
 IN_PARTS = WHOLE | {
     "logits in chunks": (FORWARD, 1, {"chunk": 7}),
-    "hidden states": (TrainStage(divergence="features", cross_entropy_weight=1.0, hidden_weight=1.0), 1, {}),
+    "hidden states": (TrainingPhase(divergence="features", cross_entropy_weight=1.0, hidden_weight=1.0), 1, {}),
     "adapters": (FORWARD, 1, {"adapters": True, "chunk": 7}),
 }
 
@@ -90,7 +90,7 @@ def together(rank, port, root, answers, cases, shard):
             (root / name / f"{rank}.json").write_text(json.dumps(asdict(report)))
         with pytest.raises(DivergedError):
             steep = Budget(batch_size=4, learning_rate=1e30, warmup_ratio=0.0)
-            fitted(root / "diverged", TrainStage(), 1, {}, steep, shard)
+            fitted(root / "diverged", TrainingPhase(), 1, {}, steep, shard)
         with preemption.stoppable(root / "checkpoints"):
             real, asks = preemption.stop_requested, iter([False, rank == 1])  # only the second is told, and both stop
             preemption.stop_requested = lambda: next(asks)
@@ -153,7 +153,7 @@ def test_two_processes_are_one(cases, server, tmp_path):
 
 def make(settings, inputs, out, machine):
     """A train stage in miniature, slow enough to be told to stop."""
-    objective = TrainStage(sequences="student", student_share=0.5, divergence="forward_kl")
+    objective = TrainingPhase(sequences="student", student_share=0.5, divergence="forward_kl")
     model = tiny_llama(dropout=0.1)
     report, _ = train(
         out,
@@ -208,7 +208,7 @@ def submission(root):
             shutil.copytree(world[role], folder, dirs_exist_ok=True)
             store.publish(stage.key, folder, {"facts": {}})
     budget = {"kind": "steps", "amount": JOB_STEPS, "batch_size": 4, "learning_rate": 1e-2, "warmup_ratio": 0.0}
-    asked = {"stage": TrainStage().identity(), "budget": budget, "seed": 0, "index": 0, "loss_on": "assistant"}
+    asked = {"stage": TrainingPhase().identity(), "budget": budget, "seed": 0, "index": 0, "loss_on": "assistant"}
     stage = Stage("train", "both", asked, made)
     adapters = {"index": 1, "budget": budget | {"amount": 2}, "lora": {"rank": 2, "alpha": 4.0, "dropout": 0.0}}
     then = Stage("train", "then", asked | adapters, {**made, "start": stage})

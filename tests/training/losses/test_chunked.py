@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from harness.config.recipe import SHARP, TrainStage
+from harness.config.recipe import SHARP, TrainingPhase
 from harness.training.losses.chunked import in_chunks
 from harness.training.losses.divergences import Divergence, compare
 
@@ -34,7 +34,7 @@ def compared(stage, size):
 @pytest.mark.parametrize("divergence", ["cross_entropy", *SHARP])
 @pytest.mark.parametrize("size", [1, 4, 11, 100])
 def test_value_and_gradients_are_those_of_one_piece(divergence, size):
-    stage = TrainStage(divergence=divergence, cross_entropy_weight=0.25, divergence_temperature=2.0)
+    stage = TrainingPhase(divergence=divergence, cross_entropy_weight=0.25, divergence_temperature=2.0)
     whole, gradients = compared(stage, 0)
     found, chunked = compared(stage, size)
     torch.testing.assert_close(found.sum.detach(), whole.sum.detach())

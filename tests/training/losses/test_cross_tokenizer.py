@@ -12,7 +12,7 @@ from scipy.special import rel_entr
 from harness.config.budget import Budget
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.data.chat import render
 from harness.data.sequences import Rows, collate, visits
 from harness.teachers.signals import LiveTeacher
@@ -24,8 +24,8 @@ from tests.doubles import bpe_tokenizer, byte_tokenizer, tiny_llama
 
 BYTES, BPE, SENTENCEPIECE = byte_tokenizer(), bpe_tokenizer("byte-level"), bpe_tokenizer("metaspace")
 ANSWERS = ["the answer", "42", "the other answers are 1234567", "naïve 日本 the end", "lines", "the the the"]
-ULD = TrainStage(divergence="uld", cross_entropy_weight=1.0, cross_tokenizer_weight=1.5)
-SPANS = TrainStage(divergence="spans", span_temperature=2.0)
+ULD = TrainingPhase(divergence="uld", cross_entropy_weight=1.0, cross_tokenizer_weight=1.5)
+SPANS = TrainingPhase(divergence="spans", span_temperature=2.0)
 
 
 def dataset(tokenizer, answers=ANSWERS, max_length=500, first=100):
@@ -155,7 +155,7 @@ def test_certain_chunks_give_finite_losses_and_gradients():
     assert ours.grad[1] > 0 and ours.grad[2] < 0
 
 
-@pytest.mark.parametrize("stage", [ULD, SPANS, TrainStage(divergence="uld", cross_entropy_weight=0.5)])
+@pytest.mark.parametrize("stage", [ULD, SPANS, TrainingPhase(divergence="uld", cross_entropy_weight=0.5)])
 @pytest.mark.parametrize("tokenizer", [BPE, SENTENCEPIECE], ids=["byte-level", "metaspace"])
 def test_an_objective_is_the_loop_written_out(stage, tokenizer):
     wise = teacher(tokenizer)
@@ -168,7 +168,7 @@ def test_an_objective_is_the_loop_written_out(stage, tokenizer):
 def test_a_student_that_is_its_teacher_has_no_divergence(divergence):
     wise = CrossTeacher(student(), BYTES, BYTES, Rows(dataset(BYTES)))
     model = student().train()
-    found = total(TrainStage(divergence=divergence), wise, model=model)
+    found = total(TrainingPhase(divergence=divergence), wise, model=model)
     found.sum.backward()
     gradient = max(weight.grad.abs().max().item() for weight in model.parameters())
     assert found.diagnostics["chunks"] == found.count, "one tokenizer twice gives chunks of one token"
@@ -187,7 +187,7 @@ def test_another_teacher_gives_another_loss_and_only_the_student_has_a_gradient(
     assert all(weight.grad is None for weight in wise.model.parameters())
 
 
-@pytest.mark.parametrize("stage", [ULD, SPANS, TrainStage(divergence="spans", control="shuffled")])
+@pytest.mark.parametrize("stage", [ULD, SPANS, TrainingPhase(divergence="spans", control="shuffled")])
 def test_splitting_a_batch_and_padding_it_move_nothing(stage):
     whole = total(stage)
     parts = [total(stage, some=[one]) for one in rows()]
@@ -200,8 +200,8 @@ def test_splitting_a_batch_and_padding_it_move_nothing(stage):
 @pytest.mark.parametrize("divergence", ["uld", "spans"])
 def test_a_shuffled_teacher_says_to_every_row_what_it_says_about_another(divergence):
     wise = teacher()
-    plain = total(TrainStage(divergence=divergence), wise)
-    objective = objective_for(TrainStage(divergence=divergence, control="shuffled"), wise, len(BYTES))
+    plain = total(TrainingPhase(divergence=divergence), wise)
+    objective = objective_for(TrainingPhase(divergence=divergence, control="shuffled"), wise, len(BYTES))
     assert sorted(objective.permutation) == list(range(len(ANSWERS)))
     assert all(given != own for own, given in enumerate(objective.permutation))
     found = objective.compare(student(), collate(rows(), pad_id=0))
@@ -211,7 +211,7 @@ def test_a_shuffled_teacher_says_to_every_row_what_it_says_about_another(diverge
     objective.permutation = np.arange(len(ANSWERS))  # each row its own: the plain loss again
     torch.testing.assert_close(objective.compare(student(), collate(rows(), pad_id=0)).sum, plain.sum)
     assert alone.sum.item() != pytest.approx(
-        total(TrainStage(divergence=divergence), wise, some=rows()[:1]).sum.item(), rel=1e-3
+        total(TrainingPhase(divergence=divergence), wise, some=rows()[:1]).sum.item(), rel=1e-3
     )
 
 
@@ -220,7 +220,7 @@ def test_what_a_shuffled_row_hears_is_another_rows_likelihoods_token_by_token():
     data = dataset(BYTES, ["ab", "xyz"])
     wise = CrossTeacher(student(seed=3), BYTES, BYTES, Rows(data))
     own, other = Rows(data)
-    stage = TrainStage(divergence="spans", control="shuffled")
+    stage = TrainingPhase(divergence="spans", control="shuffled")
     found = objective_for(stage, wise, len(BYTES)).compare(student(), collate([own], pad_id=0))
     heard = []
     for net, one in ((student(), own), (wise.model, other)):
@@ -250,12 +250,12 @@ def test_a_row_that_cannot_be_compared_keeps_its_cross_entropy_and_is_counted():
 
 def test_text_without_a_rendering_and_controls_without_meaning_are_refused_by_name():
     with pytest.raises(SettingsError, match="sequences='student'"):
-        objective_for(TrainStage(sequences="student", student_share=0.5, divergence="uld"), teacher(), 262)
+        objective_for(TrainingPhase(sequences="student", student_share=0.5, divergence="uld"), teacher(), 262)
     with pytest.raises(SettingsError, match="control='unigram'"):
-        objective_for(TrainStage(divergence="spans", control="unigram"), teacher(), 262)
+        objective_for(TrainingPhase(divergence="spans", control="unigram"), teacher(), 262)
     with pytest.raises(SettingsError, match="larger data_frac"):
         one = teacher(rows=dataset(BPE, ["alone"]))
-        objective_for(TrainStage(divergence="spans", control="shuffled"), one, 262)
+        objective_for(TrainingPhase(divergence="spans", control="shuffled"), one, 262)
     with pytest.raises(ValueError, match="without a number"):
         some = [one.__class__(one.input_ids, one.starts, one.ends) for one in rows()]
         total(ULD, some=some)
@@ -265,7 +265,7 @@ def test_the_two_kinds_of_teacher_are_not_taken_for_each_other():
     with pytest.raises(ValueError, match="needs a CrossTeacher"):
         objective_for(ULD, LiveTeacher(tiny_llama(), BYTES, BYTES), 262)
     with pytest.raises(ValueError, match="reads the student's tokens"):
-        objective_for(TrainStage(divergence="forward_kl"), teacher(), 262)
+        objective_for(TrainingPhase(divergence="forward_kl"), teacher(), 262)
 
 
 def test_rows_come_back_from_a_batch():
@@ -274,7 +274,7 @@ def test_rows_come_back_from_a_batch():
         assert (found.starts, found.ends, found.number) == (own.starts, own.ends, own.number)
 
 
-@pytest.mark.parametrize("stage", [ULD, TrainStage(divergence="spans", span_temperature=100.0)])
+@pytest.mark.parametrize("stage", [ULD, TrainingPhase(divergence="spans", span_temperature=100.0)])
 def test_a_student_learns_from_a_teacher_of_another_tokenizer(tmp_path, stage):
     data, wise = dataset(BYTES), teacher(SENTENCEPIECE)
     budget = Budget(batch_size=4, learning_rate=1e-2, warmup_ratio=0.0, schedule="constant")

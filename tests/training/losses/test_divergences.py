@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from harness.config.recipe import SHARP, TrainStage
+from harness.config.recipe import SHARP, TrainingPhase
 from harness.models.logits import scored_positions, scored_tokens
 from harness.training.losses.divergences import compare, cross_entropy
 
@@ -39,7 +39,7 @@ def dense(name, student, teacher, temperature):
     return temperature**2 * value
 
 
-OURS = {name: TrainStage(divergence=name, jsd_teacher_weight=0.3, skew=0.1) for name in SHARP}
+OURS = {name: TrainingPhase(divergence=name, jsd_teacher_weight=0.3, skew=0.1) for name in SHARP}
 TOKENS = torch.zeros(5, dtype=torch.long)
 
 
@@ -85,7 +85,7 @@ def test_trl_agrees_on_every_weight_of_the_teacher(weight):
 
     student, teacher = random_pair(torch.float32)
     theirs = GKDTrainer.generalized_jsd_loss(student, teacher, beta=weight, reduction="sum")
-    stage = TrainStage(divergence="jsd", jsd_teacher_weight=weight)
+    stage = TrainingPhase(divergence="jsd", jsd_teacher_weight=weight)
     ours = compare(stage, student, teacher, TOKENS).sum
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
     ours_gradient, theirs_gradient = (torch.autograd.grad(value, student)[0] for value in (ours, theirs))
@@ -103,7 +103,7 @@ def test_equal_distributions_have_no_divergence_and_no_gradient(name):
 @pytest.mark.parametrize("name", OURS)
 def test_a_recipe_reaches_each_divergence_with_its_own_values(name):
     student, teacher = random_pair()
-    stage = TrainStage(divergence=name, jsd_teacher_weight=0.3, skew=0.1, divergence_temperature=1.5)
+    stage = TrainingPhase(divergence=name, jsd_teacher_weight=0.3, skew=0.1, divergence_temperature=1.5)
     found = compare(stage, student, teacher, TOKENS)
     assert found.sum.item() == pytest.approx(dense(name, student, teacher, 1.5).item(), rel=1e-10)
     assert found.count == 5
@@ -143,7 +143,7 @@ def test_trls_chunked_kernel_agrees_but_for_the_squared_temperature(weight, temp
     head, wise_head = torch.randn(2, 11, 8, generator=generator)
     states.requires_grad_()
     theirs = temperature**2 * kernel.apply(states, head, None, wise, wise_head, None, weight, temperature)[0].sum()
-    stage = TrainStage(divergence="jsd", jsd_teacher_weight=weight, divergence_temperature=temperature)
+    stage = TrainingPhase(divergence="jsd", jsd_teacher_weight=weight, divergence_temperature=temperature)
     ours = compare(stage, states @ head.T, wise @ wise_head.T, TOKENS).sum
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
     gradients = [torch.autograd.grad(value, states)[0] for value in (ours, theirs)]
@@ -201,7 +201,7 @@ def test_bf16_logits_are_compared_in_fp32():
 def test_cross_entropy_weight_mixes_with_the_squared_temperature_on_the_divergence_alone():
     student, teacher = random_pair()
     tokens = torch.tensor([0, 1, 2, 3, 4])
-    stage = TrainStage(divergence="forward_kl", cross_entropy_weight=0.25, divergence_temperature=2.0)
+    stage = TrainingPhase(divergence="forward_kl", cross_entropy_weight=0.25, divergence_temperature=2.0)
     expected = 0.75 * dense("forward_kl", student, teacher, 2.0) + 0.25 * functional.cross_entropy(
         student, tokens, reduction="sum"
     )
@@ -219,7 +219,7 @@ def test_the_first_and_the_last_answer_token_are_scored_from_the_position_before
 
 def test_swapping_the_teacher_changes_the_loss():
     student, teacher = random_pair()
-    stage = TrainStage(divergence="jsd", jsd_teacher_weight=0.5)
+    stage = TrainingPhase(divergence="jsd", jsd_teacher_weight=0.5)
     one, other = (compare(stage, student, logits, TOKENS).sum.item() for logits in (teacher, -teacher))
     assert one != other
 
@@ -227,7 +227,7 @@ def test_swapping_the_teacher_changes_the_loss():
 def test_a_divergence_without_a_teacher_is_an_error():
     student, _ = random_pair()
     with pytest.raises(ValueError, match="needs the teacher's logits"):
-        compare(TrainStage(divergence="forward_kl"), student, None, TOKENS)
+        compare(TrainingPhase(divergence="forward_kl"), student, None, TOKENS)
 
 
 def test_no_scored_position_gives_zero_and_no_nan():
@@ -238,7 +238,7 @@ def test_no_scored_position_gives_zero_and_no_nan():
 def test_label_smoothing_is_torchs_and_the_reported_nll_is_not_smoothed():
     student, _ = random_pair()
     tokens = torch.tensor([0, 1, 2, 3, 4])
-    found = compare(TrainStage(label_smoothing=0.2), student, None, tokens)
+    found = compare(TrainingPhase(label_smoothing=0.2), student, None, tokens)
     logprobs = student.log_softmax(-1)
     nll = -logprobs[range(5), tokens].sum()
     assert found.sum.item() == pytest.approx((0.8 * nll - 0.2 * logprobs.mean(-1).sum()).item(), rel=1e-10)

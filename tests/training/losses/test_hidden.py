@@ -22,7 +22,7 @@ from transformers import (
 from harness.config.budget import Budget
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
-from harness.config.recipe import TrainStage
+from harness.config.recipe import TrainingPhase
 from harness.data.sequences import Row, collate, visits
 from harness.methods import load_method
 from harness.models.loading import save_model
@@ -34,8 +34,8 @@ from tests.doubles import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 V = len(TOKENIZER)
-FEATURES = TrainStage(divergence="features", forward_kl_weight=0.7, cross_entropy_weight=0.3, hidden_weight=2.0)
-RELATIONS = TrainStage(
+FEATURES = TrainingPhase(divergence="features", forward_kl_weight=0.7, cross_entropy_weight=0.3, hidden_weight=2.0)
+RELATIONS = TrainingPhase(
     divergence="relations", forward_kl_weight=0.7, cross_entropy_weight=0.3, hidden_weight=2.0, relation_heads=4
 )
 ONLY = {"forward_kl_weight": 0.0, "cross_entropy_weight": 0.0}
@@ -181,7 +181,7 @@ def test_relations_take_an_upper_middle_layer_of_deep_teachers_only(teacher_laye
 @pytest.mark.parametrize("kind", ["features", "relations"])
 def test_a_student_equal_to_its_teacher_has_neither_loss_nor_gradient(kind, weights):
     student, teacher = llama(seed=3), LiveTeacher(llama(seed=3), *PAIR)
-    made = objective(TrainStage(divergence=kind, **weights), teacher, student)
+    made = objective(TrainingPhase(divergence=kind, **weights), teacher, student)
     for weight in made.weights.parameters() if made.weights is not None else ():
         torch.nn.init.eye_(weight)
     found, gradient = value_and_gradient(made, student, collate(rows(), 0))
@@ -217,7 +217,7 @@ def spoil(model, layer, change):
 @pytest.mark.parametrize("position", [0, 1, 2, 3, 7, 8])
 def test_only_scored_positions_after_the_first_are_compared(position):
     # row 0 scores positions 3 to 7, row 2 positions 0 to 3 of which 0 is left out; the change stays in the last layer
-    stage = TrainStage(divergence="features", **ONLY)
+    stage = TrainingPhase(divergence="features", **ONLY)
 
     def change(states):
         states[:, position] += 1
@@ -237,7 +237,7 @@ def test_only_scored_positions_after_the_first_are_compared(position):
 
 def test_a_first_position_alone_has_no_feature_term_and_still_a_gradient_for_every_projection():
     # a process whose rows have nothing to compare must take part in averaging gradients
-    student, made_of = llama(), TrainStage(divergence="features", **ONLY)
+    student, made_of = llama(), TrainingPhase(divergence="features", **ONLY)
     made = objective(made_of, wise(), student)
     found, _ = value_and_gradient(made, student, collate([Row(np.array([7, 8], np.int32), [1], [2])], 0))
     assert (found.sum.item(), found.count) == (0, 1)
@@ -317,12 +317,12 @@ def test_projections_come_from_the_seed_and_leave_the_global_draws_alone():
 
 def test_no_heads_asked_for_are_the_students_and_a_count_that_does_not_divide_is_refused():
     student, teacher = llama(), wise()
-    stage = TrainStage(divergence="relations")
+    stage = TrainingPhase(divergence="relations")
     assert Relations(stage, teacher, V, student).heads == 2
-    assert Relations(TrainStage(divergence="relations", relation_heads=8), teacher, V, student).heads == 8
+    assert Relations(TrainingPhase(divergence="relations", relation_heads=8), teacher, V, student).heads == 8
     for heads in (3, 5, 16, 24):
         with pytest.raises(SettingsError, match=f"relation_heads={heads} .*choose one of 1, 2, 4, 8"):
-            Relations(TrainStage(divergence="relations", relation_heads=heads), teacher, V, student)
+            Relations(TrainingPhase(divergence="relations", relation_heads=heads), teacher, V, student)
     with pytest.raises(SettingsError, match=r"relation_heads=4 .*student's 16 and the teacher's 18"):
         Relations(RELATIONS, wise(width=18, heads=3, key_value_heads=3), V, student)
 
@@ -331,7 +331,7 @@ def test_models_that_cannot_be_looked_into_are_refused_by_name():
     shape = {"vocab_size": V, "num_hidden_layers": 1, "num_attention_heads": 2, "pad_token_id": 0}
     fused = Phi3ForCausalLM(Phi3Config(hidden_size=16, intermediate_size=16, num_key_value_heads=2, **shape))
     with pytest.raises(SettingsError, match=r"student='Phi3ForCausalLM' .*no module q_proj.*method=feature_kd"):
-        Relations(TrainStage(divergence="relations"), wise(), V, fused)
+        Relations(TrainingPhase(divergence="relations"), wise(), V, fused)
     assert Features(FEATURES, wise(), V, fused).weights is not None
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=V, n_embd=16, n_layer=1, n_head=2))
     with pytest.raises(SettingsError, match=r"teacher='GPT2LMHeadModel' .*layers"):
@@ -436,10 +436,10 @@ def test_projections_go_to_a_file_of_their_own_and_back(tmp_path):
 @pytest.mark.parametrize("name", ["feature_kd", "relational_kd"])
 def test_the_methods_default_is_forward_kl_beside_the_hidden_term(name):
     Method = load_method(name)
-    (stage,) = Method().stages()
+    (stage,) = Method().phases()
     assert (stage.forward_kl_weight, stage.cross_entropy_weight, stage.hidden_weight) == (1, 0, 1)
-    assert stage.sequences == "gold" and stage.normal() == stage and TrainStage.of(stage.identity()) == stage
-    (other,) = Method(forward_kl_weight=0.0, cross_entropy_weight=1.0, hidden_weight=0.5).stages()
+    assert stage.sequences == "gold" and stage.normal() == stage and TrainingPhase.of(stage.identity()) == stage
+    (other,) = Method(forward_kl_weight=0.0, cross_entropy_weight=1.0, hidden_weight=0.5).phases()
     assert (other.forward_kl_weight, other.cross_entropy_weight, other.hidden_weight) == (0, 1, 0.5)
     refused = [
         {"forward_kl_weight": 0.0},

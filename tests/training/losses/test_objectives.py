@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from harness.config.recipe import SHARP, TrainStage
+from harness.config.recipe import SHARP, TrainingPhase
 from harness.data.sequences import Row, collate
 from harness.teachers.signals import LiveTeacher
 from harness.training.losses.chunked import positions_at_once
@@ -17,7 +17,7 @@ from tests.models.test_logits import tiny, with_adapters
 
 VOCABULARY = 262
 TOKENIZER = byte_tokenizer()
-FORWARD = TrainStage(divergence="forward_kl")
+FORWARD = TrainingPhase(divergence="forward_kl")
 CHUNK = 4  # positions at a time
 
 
@@ -66,7 +66,7 @@ def spied(model):
 @pytest.mark.parametrize("divergence", ["cross_entropy", *SHARP])
 @pytest.mark.parametrize("positions", [1, 4, 7])
 def test_in_chunks_the_loss_and_every_gradient_are_the_same(divergence, positions):
-    stage = TrainStage(divergence=divergence, cross_entropy_weight=0.2)
+    stage = TrainingPhase(divergence=divergence, cross_entropy_weight=0.2)
     whole, gradients, _ = measured(stage)
     model = tiny_llama()
     seen = spied(model)
@@ -151,14 +151,14 @@ def test_a_head_that_cannot_be_split_is_told_and_compared_whole():
 
 @pytest.mark.parametrize("divergence", SHARP)
 def test_a_teacher_equal_to_the_student_gives_no_loss_and_no_gradient(divergence):
-    found, gradients, _ = measured(TrainStage(divergence=divergence), wise=teacher(seed=0), chunk=CHUNK)
+    found, gradients, _ = measured(TrainingPhase(divergence=divergence), wise=teacher(seed=0), chunk=CHUNK)
     assert found.sum.item() == pytest.approx(0, abs=1e-4)
     assert max(gradient.abs().max() for gradient in gradients.values()) < 1e-4
 
 
 @pytest.mark.parametrize("divergence", SHARP)
 def test_another_teacher_gives_another_loss(divergence):
-    losses = [measured(TrainStage(divergence=divergence), wise=teacher(seed), chunk=CHUNK)[0].sum for seed in (1, 2)]
+    losses = [measured(TrainingPhase(divergence=divergence), wise=teacher(seed), chunk=CHUNK)[0].sum for seed in (1, 2)]
     assert abs(losses[0] - losses[1]) > 0.01
 
 
@@ -219,7 +219,7 @@ def test_heads_padded_beyond_the_vocabulary_are_cut_alike(chunk):
 @pytest.mark.parametrize("chunk", [None, CHUNK])
 def test_the_shuffled_control_compares_with_another_positions_distribution(chunk):
     data, wise, model = batch(), tiny_llama(seed=1), tiny_llama()
-    found, _, _ = measured(TrainStage(divergence="forward_kl", control="shuffled"), data=data, seed=5, chunk=chunk)
+    found, _, _ = measured(TrainingPhase(divergence="forward_kl", control="shuffled"), data=data, seed=5, chunk=chunk)
     inputs = {"input_ids": data["input_ids"], "attention_mask": data["attention_mask"]}
     mask = data["labels"][:, 1:] != -100
     with torch.no_grad():
@@ -232,7 +232,7 @@ def test_the_shuffled_control_compares_with_another_positions_distribution(chunk
 @pytest.mark.parametrize("chunk", [None, CHUNK])
 def test_the_unigram_control_is_one_distribution_everywhere_and_asks_no_teacher(chunk):
     unigram = torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(3)).log_softmax(-1)
-    stage = TrainStage(divergence="reverse_kl", control="unigram").normal()
+    stage = TrainingPhase(divergence="reverse_kl", control="unigram").normal()
     assert not stage.asks_teacher and not stage.uses_teacher
     objective = Distributions(stage, None, VOCABULARY, unigram=unigram, chunk=chunk)
     data, model = batch(), tiny_llama()
@@ -248,7 +248,7 @@ def test_a_missing_teacher_or_missing_counts_are_errors():
     with pytest.raises(ValueError, match="needs a teacher"):
         objective_for(FORWARD, None, VOCABULARY)
     with pytest.raises(ValueError, match="needs the counts"):
-        objective_for(TrainStage(divergence="tvd", control="unigram"), teacher(), VOCABULARY)
+        objective_for(TrainingPhase(divergence="tvd", control="unigram"), teacher(), VOCABULARY)
 
 
 @pytest.mark.parametrize("chunk", [None, CHUNK])
