@@ -19,7 +19,7 @@ class HarnessSweeper(Sweeper):
         """Nothing is needed beforehand: composition is done by harness.plan.compose."""
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Note what was asked for; harness.run goes on from there."""
+        """Keep the overrides; harness.run plans and runs them."""
         from harness.run import ask
 
         ask(arguments)

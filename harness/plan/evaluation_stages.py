@@ -54,18 +54,19 @@ class Deployment:
     """One model in one number format."""
 
     measure: Stage
+    """Its size, memory and speed, measured on the base model in this format."""
     evaluations: Mapping[str, Stage]
     """`evaluate` stages of its rounded weights, by evaluation; none where weights are not rounded."""
 
     @property
     def targets(self) -> Iterator[Stage]:
-        """All that is made for it."""
+        """Its measurement and its evaluations."""
         yield self.measure
         yield from self.evaluations.values()
 
 
 def deployments(rows: CellRows, model: Stage) -> dict[str, Deployment]:
-    """What is made of a trained model for each of the cell's `measure.formats`."""
+    """A trained model in each of the cell's `measure.formats`, by format."""
     whole = model.inputs["model"] if model.kind == "quantise" else model
     return {name: _deployment(rows, name, whole) for name in dict.fromkeys(rows.cell.measure.formats)}
 
