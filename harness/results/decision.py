@@ -283,7 +283,7 @@ def _money(one: Decision) -> list[str]:
 def _sentence(group: Sequence[Decision]) -> str:
     parts: dict[str, list[str]] = {}
     for one in group:
-        interval = "" if math.isnan(one.gain) else f"{one.gain:+.3f} {_bracket(one)}"
+        interval = "" if math.isnan(one.gain) else f"{one.gain:+.3f} {_interval(one)}"
         if one.choice == DISTIL:
             parts.setdefault(f"{one.choice} with {one.method}", []).append(f"{percent(one.data_frac)} ({interval})")
         else:
@@ -293,7 +293,7 @@ def _sentence(group: Sequence[Decision]) -> str:
     return f"{place_of(group[0])}: {told}."
 
 
-def _bracket(one: Decision) -> str:
+def _interval(one: Decision) -> str:
     return "[no interval]" if math.isnan(one.low) else f"[{one.low:+.3f}, {one.high:+.3f}]"
 
 

@@ -93,8 +93,8 @@ def _line(part: pd.DataFrame, sign: int, crossing: Crossover | None, paired: pd.
     text = " ".join([_who(first, *extra), _joined(clauses)])
     if crossing is None:
         return text
-    bracketed = crossing.status == "too few fractions" or not crossing.fits
-    if bracketed and crossing.sign_change.last_above == part["data_frac"].max():
+    by_sign_change = crossing.status == "too few fractions" or not crossing.fits
+    if by_sign_change and crossing.sign_change.last_above == part["data_frac"].max():
         return text  # clear to the last fraction run: nothing to add
     return f"{text} ({_crossing(crossing)})"
 

@@ -15,6 +15,7 @@ from harness.config.checks import SettingsError
 from harness.config.machine import Launch, Machine
 from harness.execution import wandb_run
 from harness.execution.attempt import attempt
+from harness.plan.frozen import frozen_plan
 from harness.plan.graph import Stage
 from harness.runtime import progress as track
 from harness.store.store import Store
@@ -143,7 +144,7 @@ def test_a_finished_grid_is_one_run_with_its_tables_verdict_claims_and_addresses
     done, store = finished
     for _ in range(2):  # collected again, it is the same run
         (key,) = [key for key in runs_in(store.root) if key.startswith("grid-")]
-        harness.collect(store, json.loads((done.folder / "plan.json").read_text()))
+        harness.collect(store, frozen_plan(store, "small"))
     records = runs_in(store.root)[key]
     assert about(records)[0].display_name == "small"
     (row,) = history_of(records)
