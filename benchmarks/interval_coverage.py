@@ -3,7 +3,7 @@
     python benchmarks/interval_coverage.py                      4,000 repetitions, about half an hour on one core
     python benchmarks/interval_coverage.py --repetitions 200
 
-Every repetition invents a grid with a planted gain curve over the data fractions: draws of the world with a gain of
+Every repetition invents a grid with a planted gain curve over the data fractions: replicates with a gain of
 their own, seeds with an intercept and a residual, items that all cells share, less variance at the whole data (where
 no rows are drawn). Scores are normal, or right and wrong. Prints JSON: for every design and curve the share of
 repetitions in which the 95 % interval of the gain at one fraction, of its shrinking from 3 % to 100 %, and the
