@@ -1,7 +1,7 @@
 """Licences: what the stated licences of a model's parts say together, in words a person can check.
 
 Only what publishers state is compared, by its name; no text of a licence is read, and nothing here is legal
-advice. What nobody stated is told as such, never guessed.
+advice. What is not stated is reported as not stated, never guessed.
 
     flag_of("CC-BY-NC-4.0")                                        # "non-commercial"
     judge_licences("Apache-2.0", [("no_robots", "CC-BY-NC-4.0")], None).says   # "not for commercial use"
@@ -49,7 +49,7 @@ def judge_licences(
 ) -> LicenceVerdict:
     """What the licences of a student's weights, its rows (source, licence) and its teacher say together.
 
-    `teacher`: `name`, `license`, `distillation_allowed` and `acknowledge_license`; null where nobody taught it.
+    `teacher`: `name`, `license`, `distillation_allowed` and `acknowledge_license`; null where it has no teacher.
     """
     named: dict[str, list[str]] = {}
     for source, license in sources:
@@ -80,7 +80,7 @@ def judge_licences(
 
 def hub_license(student: str | None, verdict: LicenceVerdict) -> dict[str, str]:
     """The `license` of a model card: the start weights' where all is clear, else `other` with the verdict as its
-    name, or `unknown` where nobody stated theirs."""
+    name, or `unknown` where none is stated."""
     if student is None:
         return {"license": "unknown"}
     if not verdict.clear:

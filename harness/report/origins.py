@@ -141,7 +141,7 @@ class Origins:
         path = settings["path"]
         if settings["kind"] != "hf" or not HUB_ID.fullmatch(path or "") or local_folder(path) is not None:
             return {"path": None, "revision": None}
-        found = read_pointer(self._store.folder(base))  # the revision that was resolved, where nobody named one
+        found = read_pointer(self._store.folder(base))  # the revision that was resolved, where the settings name none
         return {"path": path, "revision": found[1] if found[0] == path else settings["revision"]}
 
     def _why_not(self, key: str) -> str:

@@ -11,7 +11,7 @@ Each model may have seen it in rows or been told in pre-training, and the two ar
     student_rows           a train row of the cell asks it, whether or not the budget visits it; rows that a
                            teacher wrote are its teaching, not the cell's data, and do not count
     synthetic_rows         but where such a row repeats the item's own words, the student has seen it
-    student_pretraining    the student's base was told it: a mini is told the facts of `knows`, fresh weights
+    student_pretraining    the base's pre-training answered it: a miniature's has the facts of `knows`, fresh weights have
                            nothing, and of any other model (hub, folder, GGUF, server) it is not known: null
     teacher_rows, teacher_pretraining    the same of the teacher and its fine-tuning rows; false without a teacher
 
@@ -91,7 +91,7 @@ class Exposures:
 
     def _of_benchmark(self, cell: FrozenCell, evaluation: str, index: pd.Index) -> pd.DataFrame:
         repeated = self._repeated(cell, evaluation, index)
-        nothing = pd.Series(pd.NA, index, dtype="string")  # what a miniature is told is in no benchmark
+        nothing = pd.Series(pd.NA, index, dtype="string")  # no benchmark asks what a miniature's pre-training answers
         seen = {name: repeated[name] for name in SEEN_BY if name in ROWS}
         for name, training in zip(("student", "teacher"), self._trainings(cell), strict=True):
             told = self._told(training.base, nothing) if training else False

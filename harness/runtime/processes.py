@@ -91,6 +91,6 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens at now."""
+    """A port of this machine that no process listens at now."""
     with socket.create_server(("", 0)) as server:
         return server.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Teachers that write: one face for a model in memory and one behind a server, opened from a teacher's folder.
+"""Teachers that generate: one protocol for a model in memory and one served over HTTP, opened from a teacher's folder.
 
 A stage calls `answers` and does not know where the teacher runs; prompt tokens and generated tokens are counted. A
 teacher's distributions over given ids are in `signals.py`. A server is identified by a probe: its greedy answer to one
