@@ -11,7 +11,7 @@ Each model may have seen it in rows or been told in pre-training, and the two ar
     student_rows           a train row of the cell asks it, whether or not the budget visits it; rows that a
                            teacher wrote are its teaching, not the cell's data, and do not count
     synthetic_rows         but where such a row repeats the item's own words, the student has seen it
-    student_pretraining    the base's pre-training answered it: a miniature's has the facts of `knows`, fresh weights have
+    student_pretraining    the base's pre-training answered it: a miniature knows the facts of `knows`, fresh weights
                            nothing, and of any other model (hub, folder, GGUF, server) it is not known: null
     teacher_rows, teacher_pretraining    the same of the teacher and its fine-tuning rows; false without a teacher
 

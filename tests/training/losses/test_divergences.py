@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from harness.config.recipe import SHARP, TrainingPhase
 from harness.models.logits import scored_positions, scored_tokens
-from harness.training.losses.divergences import compare, cross_entropy
+from harness.training.losses.divergences import compare, cross_entropy, kl
 
 TEACHER = torch.tensor([[0.5, 0.25, 0.25]])
 STUDENT = torch.tensor([[0.25, 0.25, 0.5]])
@@ -244,3 +244,18 @@ def test_label_smoothing_is_torchs_and_the_reported_nll_is_not_smoothed():
     assert found.sum.item() == pytest.approx((0.8 * nll - 0.2 * logprobs.mean(-1).sum()).item(), rel=1e-10)
     assert found.diagnostics["student_nll"].item() == pytest.approx(nll.item(), rel=1e-10)
     assert torch.autograd.gradcheck(lambda q: cross_entropy(q, tokens, 0.2).sum, (student,))
+
+
+@pytest.mark.parametrize("sides", [(True, False), (False, True), (True, True)])
+def test_the_gradient_of_the_kl_is_that_of_finite_differences(sides):
+    pair = [torch.randn(3, 4, dtype=torch.float64).log_softmax(-1).requires_grad_(side) for side in sides]
+    assert torch.autograd.gradcheck(kl, pair)
+
+
+def test_an_event_that_the_first_rules_out_adds_nothing_to_value_and_gradient():
+    first = torch.tensor([[0.5, 0.5, 0.0, 0.0]], dtype=torch.float64).log().requires_grad_()
+    second = torch.tensor([[0.25, 0.5, 0.25, 0.0]], dtype=torch.float64).log().requires_grad_()
+    value = kl(first, second)
+    value.backward()
+    assert value.item() == pytest.approx(0.5 * math.log(2))
+    assert first.grad[0, 2:].tolist() == second.grad[0, 2:].tolist() == [0.0, 0.0]
