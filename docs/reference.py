@@ -156,9 +156,9 @@ def targets() -> list[tuple[str, str]]:
 
 def grid_verbs() -> str:
     """Every verb of `python -m harness.grid`, as its own `--help` prints it."""
-    from harness.grid import VERBS, main
+    from harness.grid import main, verb_names
 
-    return "\n".join(f"### `grid {verb}`\n\n{_help(main, [verb])}" for verb in VERBS)
+    return "\n".join(f"### `grid {verb}`\n\n{_help(main, [verb])}" for verb in verb_names())
 
 
 def other_commands() -> str:

@@ -4,18 +4,23 @@
     finished = run(grid(data_frac=[0.01, 0.1, 1.0], method=["sft", "kd"]))
     results(finished.grid); report(finished.grid)
 
-Doors: `run`, `grid`, `job`, `new_student` (command lines) and `api` (Python). Rooms, each importing only what
-stands before it:
+Entry points: `run`, `grid`, `job`, `new_student` (command lines) and `api` (Python). Packages, each importing only
+packages above it:
 
-    config      what a person may set              plan        from settings to addressed stages
-    runtime     facts of the running process       stages      makers, one kind of artifact each
-    store       addresses and artifacts            execution   running a plan, here or on Slurm
-    methods     one method a file                  results     from a store to numbers
-    data        corpora, templates, rows           report      what a person reads
+    config      what a person may set
+    runtime     facts of the running process
+    store       addresses and artifacts
+    methods     one file per method
+    data        corpora, chat templates, rows
     models      weights and forward passes
     teachers    where a teacher's signal comes from
     training    one trainer, every loss
     evals       scoring a model item by item
+    plan        from settings to addressed stages
+    stages      one function per kind of artifact
+    execution   running a plan, here or on Slurm
+    results     from finished stages to numbers
+    report      what a person reads
 """
 
 import importlib

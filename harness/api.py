@@ -1,6 +1,6 @@
 """The harness from Python: the same cells, plans, runs and tables as the command line, no Hydra in sight.
 
-The functions here are what notebooks and scripts need; `run.py` and `grid.py` say the same in words.
+The functions here are what notebooks and scripts need; `run.py` and `grid.py` are the same from a command line.
 
     import harness.api as harness
     cells = harness.grid(data_frac=[0.01, 0.1, 1.0], method=["sft", "kd"], seed=[0, 1, 2])
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config.cell import Cell, Settings
+from harness.config.checks import refuse
 from harness.execution.runner import run_grid
 from harness.execution.wandb_run import log_grid
 from harness.plan.cell_plan import Plan
@@ -43,12 +44,22 @@ def grid(**settings: Any) -> tuple[Cell, ...]:
 
 
 def plan(cells: Iterable[Cell]) -> Plan:
-    """The stages of the cells, without repeats; nothing is run."""
+    """The stages of the cells, without repeats; nothing is run. Raises SettingsError for what cannot be planned."""
     return Plan.of(cells)
 
 
+RUN_SETTINGS = ("claims", "grid", "launch", "machine", "retry", "track", "tune")
+"""Of `harness.config.cell.Settings`, what `run` takes: the others are settings of cells, or of a command line."""
+
+
 def run(cells: Sequence[Cell], store: str = "outputs", **settings: Any) -> Finished:
-    """Make what the store lacks of the cells; `settings` as in harness.config.cell.Settings (`retry=True`, ...)."""
+    """Make what the store lacks of the cells, on this machine; `settings` are those of RUN_SETTINGS, e.g. `retry=True`.
+
+    Raises SettingsError for another setting, and for whatever can be refused before anything is computed.
+    """
+    for name in sorted(settings.keys() - set(RUN_SETTINGS)):
+        way_out = "give a setting of cells to `grid`; submit to Slurm with `python -m harness.run ... slurm=<cluster>`"
+        raise refuse(name, settings[name], f"`run` takes store, {', '.join(RUN_SETTINGS)}", way_out)
     own = Settings(method=None, corpus=None, store=store, **settings)
     frozen = run_grid(Composed(tuple(cells), own))
     return collect(Store.open(store), frozen)
@@ -63,7 +74,10 @@ def collect(store: Store, frozen: FrozenPlan) -> Finished:
 
 
 def results(name: str, store: str = "outputs") -> "pd.DataFrame":
-    """One row per cell x evaluation x metric x source of a grid, with identity, cost and status."""
+    """One row per cell x evaluation x metric x source of a grid, with identity, cost and status.
+
+    Raises SettingsError where the store has no such grid, as every function here that reads one does.
+    """
     return read(name, store).results
 
 
@@ -76,7 +90,7 @@ def read(name: str, store: str = "outputs") -> "Outcome":
 
     if (Path(name) / RECORDS).is_file() and not (Path(name) / "plan.json").is_file():
         return Outcome.read(Path(name))
-    opened = Store(Path(store).absolute())
+    opened = Store.at(store)
     return Outcome.of(opened, frozen_plan(opened, name))
 
 
@@ -102,7 +116,7 @@ def curves(name: str, store: str = "outputs") -> "pd.DataFrame":
     """One row per logged training step of every finished student of a grid (`harness.results.records.curves`)."""
     from harness.results.records import curves as curves_of
 
-    opened = Store(Path(store).absolute())
+    opened = Store.at(store)
     return curves_of(opened, frozen_plan(opened, name))
 
 
@@ -116,6 +130,6 @@ def items(name: str, store: str = "outputs") -> "pd.DataFrame":
 def _records_and_exposures(name: str, store: str) -> "tuple[list[Record], Exposures]":
     from harness.results.exposure import Exposures
 
-    opened = Store(Path(store).absolute())
+    opened = Store.at(store)
     frozen = frozen_plan(opened, name)
     return records(opened, frozen), Exposures(opened, frozen)

@@ -22,14 +22,13 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
 from harness import notebook_function
 from harness.config.checks import SettingsError, refuse
 from harness.execution.slurm.squeue import Queue, run_command
 from harness.execution.slurm.submissions import arrays_of, log_files, read_entry, read_sent
-from harness.execution.status_screen import Look, headline, screen
+from harness.execution.status_screen import StatusSnapshot, headline, screen
 from harness.plan.frozen import frozen_plan, grid_names
 from harness.store.store import Store
 
@@ -38,7 +37,8 @@ CANCELLED_AT_ONCE = 500
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; refusals are one sentence and exit code 2."""
-    given = _parser().parse_args(arguments)
+    parser, _ = _parser()
+    given = parser.parse_args(arguments)
     try:
         given.call(given)
     except SettingsError as error:
@@ -47,7 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def verb_names() -> tuple[str, ...]:
+    """The verbs, in the order of the help text."""
+    _, verbs = _parser()
+    return tuple(verbs)
+
+
+def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
+    """The parser of the command line, and each verb's own by name."""
     parser = argparse.ArgumentParser(
         prog="python -m harness.grid", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -64,10 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     status = verb("status", show_status, "cells by state, what runs, and every failure's reason")
     status.add_argument("grid", nargs="?", help="a grid's name; without it, all grids in a line each")
     status.add_argument("--cells", action="store_true", help="every cell in a line")
-    look = verb("watch", watch, "status again and again, until nothing runs or waits")
-    look.add_argument("grid")
-    look.add_argument("--every", type=float, default=10.0, help="seconds between two looks (default: 10)")
-    retry = verb("retry", try_again, "failed cells again, each class of failure by its own rule")
+    watched = verb("watch", watch, "status again and again, until nothing runs or waits")
+    watched.add_argument("grid")
+    watched.add_argument("--every", type=float, default=10.0, help="seconds between two looks (default: 10)")
+    retry = verb("retry", retry_failed, "failed cells again, each class of failure by its own rule")
     retry.add_argument("grid")
     retry.add_argument("--class", dest="failure_class", help="only these, e.g. oom, timeout, node_failure, application")
     verb("cancel", cancel, "take a grid's jobs out of the queue").add_argument("grid")
@@ -84,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     gc.add_argument("--yes", action="store_true", help="delete them; without it they are listed")
     cards = verb("cards", show_cards, "public benchmarks: data, prompt, metric, floor, an example")
     cards.add_argument("name", nargs="?", help="one of them; without it, a line for each")
-    return parser
+    return parser, verbs.choices
 
 
 def show_plan(given: argparse.Namespace) -> None:
@@ -100,7 +107,7 @@ def show_plan(given: argparse.Namespace) -> None:
     composed = compose(given.overrides)
     settings, plan = composed.settings, Plan.of(composed.cells)
     preflight(plan)
-    store = Store(Path(given.store or settings.store).absolute())  # looked at, never made
+    store = Store.at(given.store or settings.store)
     cluster = None if settings.slurm is None else Cluster.of(settings.slurm)
     print(*plan_lines(composed, plan, store, cluster), sep="\n")
     if cluster is not None:
@@ -112,8 +119,8 @@ def show_status(given: argparse.Namespace) -> None:
     store = _existing(given.store)
     for name in [given.grid] if given.grid else grid_names(store):
         frozen = frozen_plan(store, name)
-        look = Look.at(store, frozen, ask_slurm=bool(given.grid))
-        print("\n".join(screen(store, frozen, look, given.cells) if given.grid else [headline(name, look)]))
+        snapshot = StatusSnapshot.at(store, frozen, ask_slurm=bool(given.grid))
+        print("\n".join(screen(store, frozen, snapshot, given.cells) if given.grid else [headline(name, snapshot)]))
 
 
 def watch(given: argparse.Namespace) -> None:
@@ -122,14 +129,14 @@ def watch(given: argparse.Namespace) -> None:
     frozen = frozen_plan(store, given.grid)
     clear = "\x1b[2J\x1b[H" if sys.stdout.isatty() else ""
     while True:
-        look = Look.at(store, frozen)
-        print(clear + "\n".join(screen(store, frozen, look)), flush=True)
-        if not look.moving:
+        snapshot = StatusSnapshot.at(store, frozen)
+        print(clear + "\n".join(screen(store, frozen, snapshot)), flush=True)
+        if not snapshot.moving:
             return
         time.sleep(given.every)
 
 
-def try_again(given: argparse.Namespace) -> None:
+def retry_failed(given: argparse.Namespace) -> None:
     """Failed cells again: on the cluster that had them, or here."""
     from harness.execution.retry import retry
     from harness.execution.view import view_of
@@ -217,10 +224,10 @@ def collect_garbage(given: argparse.Namespace) -> None:
 
 
 def _existing(root: str | None) -> Store:
-    root = root or "outputs"
-    if not Path(root).is_dir():
+    store = Store.at(root or "outputs")
+    if not store.root.is_dir():
         raise refuse("store", root, "there is no such folder", "run a grid first, or name another with --store")
-    return Store(Path(root).absolute())
+    return store
 
 
 def show_cards(given: argparse.Namespace) -> None:

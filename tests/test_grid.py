@@ -17,7 +17,7 @@ from harness.execution.executor import execute
 from harness.execution.retry import Failure, adjusted_cluster, failures, smaller_batches
 from harness.execution.retry import retry as try_again
 from harness.execution.slurm.usage import ledger
-from harness.execution.status_screen import Look, screen
+from harness.execution.status_screen import StatusSnapshot, screen
 from harness.plan.frozen import FrozenPlan, keep_plan, targets_of, thaw
 from harness.plan.graph import Stage
 from harness.store.store import Store
@@ -82,13 +82,13 @@ def test_the_screen_counts_cells_and_tells_every_failure_once(store):
     assert store.claim(key)
     page = {"outcome": "running", "started": time.time() - 60, "heartbeat": time.time(), "host": "n1", "job": "7_3"}
     store.new_attempt(key).write_text(json.dumps({**page, "step": 100, "total": 300, "loss": 0.5}))
-    lines = list(screen(store, frozen, Look.at(store, frozen)))
+    lines = list(screen(store, frozen, StatusSnapshot.at(store, frozen)))
     assert lines[0] == "g: 2 of 6 cells done, 1 running, 3 failed"
     assert "100/300, loss 0.500, about 2 min left, n1 job 7_3" in lines[1]
     address = frozen.stages[frozen.cells[2].train[0]]["address"]
     assert lines[2].endswith(f"seed=2 and 1 more  oom_cuda: {address}: OutOfMemoryError: 3 GB")
     assert "diverged" in lines[3] and "seed=4" in lines[3]
-    assert not Look.at(store, frozen_grid(store, cell(0))).moving
+    assert not StatusSnapshot.at(store, frozen_grid(store, cell(0))).moving
 
 
 def test_the_screen_shows_the_server_of_the_grids_teacher(store):
@@ -97,7 +97,7 @@ def test_the_screen_shows_the_server_of_the_grids_teacher(store):
     frozen.stages[base.key] = base.spec()
     for key, model, url in (("a", "org/large", "http://n1:8000"), ("b", "org/other", None)):
         write_address(address_file(store, key), name="s", job="12", model=model, ready_minutes=1, url=url)
-    lines = list(screen(store, frozen, Look.at(store, frozen)))
+    lines = list(screen(store, frozen, StatusSnapshot.at(store, frozen)))
     assert lines[1] == "  server      org/large  http://n1:8000, job 12"
     assert not any("org/other" in line for line in lines)
 

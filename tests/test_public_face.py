@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from harness import api
+from harness.config.checks import SettingsError
+from harness.store.store import Store
+
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = sorted(path.parent.name for path in (ROOT / "harness").glob("*/__init__.py"))
 VERBS = "from harness import grid, run, results, report"
@@ -31,3 +35,17 @@ def test_the_public_names_of_a_room_are_there(room):
         assert all(getattr(package, name) is getattr(home, name) for name in names)
     with pytest.raises(AttributeError, match="nonesuch"):
         package.nonesuch  # noqa: B018
+
+
+def test_a_setting_that_run_would_not_heed_is_refused():
+    cells = api.grid(data_frac=[0.1], method=["sft"])
+    for given in ({"slurm": {"name": "dev"}}, {"data_frac": 0.5}, {"draws": 2}, {"nonesuch": 1}):
+        with pytest.raises(SettingsError, match=rf"^{next(iter(given))}=.*`run` takes store, claims, grid"):
+            api.run(cells, **given)
+
+
+def test_a_store_under_the_home_folder_is_found_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Store.open("~/runs").root == Store.at("~/runs").root == tmp_path / "runs"
+    with pytest.raises(SettingsError, match="has no grid yet"):
+        api.results("g", store="~/runs")

@@ -1,7 +1,7 @@
 """Two real tokenizers in the harness's hands: `experiments/cross_tokenizer.yaml`, cut to 16 rows and a small student.
 
 Needs the model that `make smollm2` fetches, and the real rows. How the two tokenizers are aligned is in
-`test_alignment.py`, the losses' values are in `test_cross.py`.
+`test_alignment.py`, the losses' values are in `training/losses/test_cross_tokenizer.py`.
 """
 
 import json

@@ -1,9 +1,9 @@
 """Settings of a cell and of a run, with the checks that need no data.
 
-Defaults live here; `conf/` holds presets and the command line overrides both. Bad input raises
-`SettingsError` (`checks.py`): one sentence that names the field, the value, what is allowed and what to do.
+Defaults live in the dataclasses of this package; `conf/` holds presets and the command line overrides both. Bad input
+raises `SettingsError` (`checks.py`): one sentence that names the field, the value, what is allowed and what to do.
 
-    budget = Budget(kind="steps", amount=300)
+    cell = Cell(method=load_method("sft")(), corpus=load_corpus("mini")(), data_frac=0.1).with_seeds()
 """
 
 from dataclasses import dataclass, field, replace

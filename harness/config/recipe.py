@@ -13,13 +13,13 @@ from typing import Any
 from harness.config.checks import check_choice, refuse
 
 SEQUENCES = ("gold", "teacher", "synthetic", "mixed", "student", "interleaved")
-SHARP = ("forward_kl", "reverse_kl", "jsd", "tvd", "skew_forward_kl", "skew_reverse_kl")
+TOKEN_DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "tvd", "skew_forward_kl", "skew_reverse_kl")
 """Divergences of two next-token distributions over one vocabulary."""
 HIDDEN = ("features", "relations")
 """Divergences of hidden states, read inside both models."""
 CROSS = ("uld", "spans")
 """Divergences of two models with tokenizers of their own."""
-DIVERGENCES = ("cross_entropy", *SHARP, *HIDDEN, *CROSS)
+DIVERGENCES = ("cross_entropy", *TOKEN_DIVERGENCES, *HIDDEN, *CROSS)
 WRITTEN = ("teacher", "synthetic", "mixed", "student", "interleaved")
 CONTROLS = ("none", "shuffled", "unigram")
 
@@ -46,7 +46,7 @@ class TrainingPhase:
     """Multiplies the budget's learning rate."""
     teacher: str = _read_by("given", *DIVERGENCES[1:], "teacher", "synthetic", "mixed", "interleaved")
     """`given` (the cell's teacher) or `self` (the student that plain fine-tuning makes of the same cell)."""
-    control: str = _read_by("none", "teacher", *SHARP, *CROSS)
+    control: str = _read_by("none", "teacher", *TOKEN_DIVERGENCES, *CROSS)
     """A control without a teacher's information: `shuffled` (a permuted teacher: its outputs belong to other rows or
     positions) or `unigram` (one distribution everywhere: the counts of the phase's own response tokens)."""
 
@@ -100,7 +100,7 @@ class TrainingPhase:
     """Weight of the teacher in the generalised JSD's mixture (GKD's beta)."""
     skew: float = _read_by(0.1, "skew_forward_kl", "skew_reverse_kl")
     """Weight of the other model in the skewed side of a skew divergence (DistiLLM's alpha)."""
-    divergence_temperature: float = _read_by(1.0, *SHARP)
+    divergence_temperature: float = _read_by(1.0, *TOKEN_DIVERGENCES)
     """Temperature of both distributions inside the divergence; the loss carries its square."""
     cross_entropy_weight: float = _read_by(0.0, *DIVERGENCES[1:])
     """Weight of cross-entropy on the sequences' own tokens: a share for divergences of distributions,
@@ -129,15 +129,15 @@ class TrainingPhase:
         return self.reads("teacher") and not (self._unheard and self.sequences in ("gold", "student"))
 
     @property
-    def asks_teacher(self) -> bool:
+    def queries_teacher(self) -> bool:
         """Whether the teacher's distributions are read while the phase trains, live or from a cache."""
         return (self.divergence != "cross_entropy" and not self._unheard) or self.sequences == "interleaved"
 
     @property
-    def fragile(self) -> bool:
+    def needs_warmup(self) -> bool:
         """Whether the phase fails for a student without a warm-up: its loss is flat there, or the student generates."""
         writes = self.sequences in ("student", "interleaved")
-        return self.asks_teacher and (writes or self.divergence != "forward_kl")
+        return self.queries_teacher and (writes or self.divergence != "forward_kl")
 
     @property
     def reads_answers(self) -> bool:
@@ -149,7 +149,7 @@ class TrainingPhase:
     @property
     def _unheard(self) -> bool:
         # counts of the phase's own tokens take the place of the teacher
-        return self.control == "unigram" and self.divergence in SHARP
+        return self.control == "unigram" and self.divergence in TOKEN_DIVERGENCES
 
     def reads(self, name: str) -> bool:
         """Whether the value of that name can change a number of this phase."""
@@ -171,7 +171,7 @@ class TrainingPhase:
             phase = replace(phase, divergence="reverse_kl" if phase.jsd_teacher_weight else "forward_kl")
         if phase.divergence in ("skew_forward_kl", "skew_reverse_kl") and phase.skew == 0:
             phase = replace(phase, divergence=phase.divergence.removeprefix("skew_"))
-        if phase.divergence in SHARP and phase.cross_entropy_weight == 1:
+        if phase.divergence in TOKEN_DIVERGENCES and phase.cross_entropy_weight == 1:
             phase = replace(phase, divergence="cross_entropy")
         if not phase.uses_teacher:
             phase = replace(phase, teacher=TrainingPhase.teacher)

@@ -3,7 +3,7 @@
 Nouns with many kinds live in a folder, one kind a file; the file's name is the kind's name. Methods, corpora and
 evaluations are found this way, so adding one is adding a file.
 
-    names_in(harness.methods.__path__)    # ("kd", "logit_kd", ...)
+    names_in(harness.methods.__path__)    # ("cross_kd", "distillm", "feature_kd", ...)
 """
 
 import importlib

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.config.checks import check_choice, refuse
-from harness.config.recipe import SHARP, TrainingPhase
+from harness.config.recipe import TOKEN_DIVERGENCES, TrainingPhase
 
 KINDS = ("live", "top_k", "sampled")
 TAILS = ("tail", "renormalise", "zero")
@@ -81,11 +81,11 @@ _UNBIASED = Support(True, "unbiased gradient; the value is a cross-entropy, abov
 _NOISE = Support(False, "sampled tokens give unbiased sums over the teacher's distribution alone, linear in it")
 
 SUPPORTED: dict[str, dict[str, Support]] = {
-    "live": dict.fromkeys(SHARP, _EXACT),
-    "top_k[tail]": dict.fromkeys(SHARP, _BOUND),
-    "top_k[renormalise]": dict.fromkeys(SHARP, _PART),
-    "top_k[zero]": dict.fromkeys(SHARP, _OPEN) | {"forward_kl": _IGNORED, "skew_forward_kl": _IGNORED},
-    "sampled": dict.fromkeys(SHARP, _NOISE) | {"forward_kl": _UNBIASED},
+    "live": dict.fromkeys(TOKEN_DIVERGENCES, _EXACT),
+    "top_k[tail]": dict.fromkeys(TOKEN_DIVERGENCES, _BOUND),
+    "top_k[renormalise]": dict.fromkeys(TOKEN_DIVERGENCES, _PART),
+    "top_k[zero]": dict.fromkeys(TOKEN_DIVERGENCES, _OPEN) | {"forward_kl": _IGNORED, "skew_forward_kl": _IGNORED},
+    "sampled": dict.fromkeys(TOKEN_DIVERGENCES, _NOISE) | {"forward_kl": _UNBIASED},
 }
 """Which signals a divergence of two distributions can be computed from: signal's column, then divergence."""
 
@@ -96,7 +96,7 @@ ANY_TEMPERATURE = ("live", "top_k[renormalise]")
 def check_signal(signal: Signal, phase: TrainingPhase) -> None:
     """Raise SettingsError unless the training phase can be run on this signal."""
     phase = phase.normal()
-    if signal.kind == "live" or not phase.asks_teacher:
+    if signal.kind == "live" or not phase.queries_teacher:
         return
     live = "use signal.kind=live"
     if phase.sequences not in CACHED_TEXT:
@@ -104,7 +104,7 @@ def check_signal(signal: Signal, phase: TrainingPhase) -> None:
         raise refuse("signal.kind", signal.kind, why, live)
     if phase.control != "none":
         raise refuse("signal.kind", signal.kind, f"the control {phase.control} needs whole distributions", live)
-    if phase.divergence not in SHARP:
+    if phase.divergence not in TOKEN_DIVERGENCES:
         why = f"{phase.divergence} needs more of the teacher than its distributions over the student's tokens"
         raise refuse("signal.kind", signal.kind, why, live)
     support = SUPPORTED[signal.column][phase.divergence]

@@ -20,7 +20,7 @@ from harness.config.machine import Machine
 from harness.execution.executor import View, execute
 from harness.execution.slurm.job_accounting import latest
 from harness.execution.slurm.submissions import read_submission
-from harness.execution.status_screen import Look
+from harness.execution.status_screen import StatusSnapshot
 from harness.plan.frozen import FrozenPlan, Part, targets_of, thaw
 from harness.plan.graph import Again, Stage
 from harness.runtime.processes import equal_part
@@ -73,8 +73,8 @@ def failures(store: Store, frozen: FrozenPlan, failure_class: str | None) -> tup
 
     Raises SettingsError where no cell failed in this class.
     """
-    look = Look.at(store, frozen)
-    failed = [(cell, state) for cell, state in look.cells if state.status == "failed"]
+    snapshot = StatusSnapshot.at(store, frozen)
+    failed = [(cell, state) for cell, state in snapshot.cells if state.status == "failed"]
     wanted = [(cell, state) for cell, state in failed if _is(state, failure_class)]
     if not wanted:
         have = sorted({state.failure_class or "unknown" for _, state in failed})

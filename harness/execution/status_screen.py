@@ -1,6 +1,6 @@
 """The status screen: a grid's cells by state, what is running and how far, and every failure by its one line.
 
-for line in screen(store, frozen, Look.at(store, frozen)): print(line)
+for line in screen(store, frozen, StatusSnapshot.at(store, frozen)): print(line)
 """
 
 import time
@@ -20,14 +20,14 @@ LISTED = 12
 
 
 @dataclass(frozen=True)
-class Look:
+class StatusSnapshot:
     """A grid as it was at one moment: states of its stages by key, and of its cells in their order."""
 
     stages: Mapping[str, StageState]
     cells: list[tuple[FrozenCell, StageState]]
 
     @classmethod
-    def at(cls, store: Store, frozen: FrozenPlan, ask_slurm: bool = True) -> "Look":
+    def at(cls, store: Store, frozen: FrozenPlan, ask_slurm: bool = True) -> "StatusSnapshot":
         """Ask the store, and Slurm once where the store is silent; changes nothing."""
         keys = frozen.stages
         stages = states_of(store, keys) if ask_slurm else {key: stage_state(store, key) for key in keys}
@@ -48,24 +48,24 @@ class Look:
         return any(state.status in ("running", "pending") for state in self.stages.values())
 
 
-def headline(grid: str, look: Look) -> str:
+def headline(grid: str, snapshot: StatusSnapshot) -> str:
     """How many cells are in which state, in a line."""
-    rest = "".join(f", {look.counts[status]} {status}" for status in ORDER if look.counts[status])
-    return f"{grid}: {look.counts['done']} of {len(look.cells)} cells done{rest}"
+    rest = "".join(f", {snapshot.counts[status]} {status}" for status in ORDER if snapshot.counts[status])
+    return f"{grid}: {snapshot.counts['done']} of {len(snapshot.cells)} cells done{rest}"
 
 
-def screen(store: Store, frozen: FrozenPlan, look: Look, every_cell: bool = False) -> Iterator[str]:
+def screen(store: Store, frozen: FrozenPlan, snapshot: StatusSnapshot, every_cell: bool = False) -> Iterator[str]:
     """The lines of the screen; cells one by one where few are left, or `every_cell`."""
-    yield headline(frozen.grid, look)
-    running = [key for key, state in look.stages.items() if state.status == "running"]
+    yield headline(frozen.grid, snapshot)
+    running = [key for key, state in snapshot.stages.items() if state.status == "running"]
     for key in running[:LISTED]:
-        yield f"  running     {frozen.stages[key]['address']}  {_progress(store, key, look.stages[key])}"
+        yield f"  running     {frozen.stages[key]['address']}  {_progress(store, key, snapshot.stages[key])}"
     if len(running) > LISTED:
         yield f"  running     ... and {len(running) - LISTED} more stages"
     yield from _servers(store, frozen)
-    yield from _failures(look)
-    left = [(cell, state) for cell, state in look.cells if state.status not in ("done", "failed")]
-    for cell, state in look.cells if every_cell else left if len(left) <= LISTED else []:
+    yield from _failures(snapshot)
+    left = [(cell, state) for cell, state in snapshot.cells if state.status not in ("done", "failed")]
+    for cell, state in snapshot.cells if every_cell else left if len(left) <= LISTED else []:
         yield f"  {state.status:<12}{cell_line(cell)}" + (f"  {state.reason}" if state.reason else "")
 
 
@@ -76,12 +76,12 @@ def cell_line(cell: FrozenCell) -> str:
     return f"{fingerprint}  {cell.method} {cell.data_frac:g} {cell.student}{teacher} seed={cell.seed}"
 
 
-def _failures(look: Look) -> Iterator[str]:
-    """Failed cells, those of one class and reason together, the most frequent first, each with a cell to look at."""
+def _failures(snapshot: StatusSnapshot) -> Iterator[str]:
+    """Failed cells, those of one class and reason together, the most frequent first, each with one cell."""
     found: dict[tuple[str | None, str | None], list[tuple[FrozenCell, StageState]]] = {}
-    for cell, state in look.cells:
+    for cell, state in snapshot.cells:
         if state.status == "failed":
-            reason = look.stages[state.stage].reason if state.stage else state.reason
+            reason = snapshot.stages[state.stage].reason if state.stage else state.reason
             found.setdefault((state.failure_class, reason), []).append((cell, state))
     ordered = sorted(found.values(), key=lambda alike: -len(alike))
     for alike in ordered[:LISTED]:

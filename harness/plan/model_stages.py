@@ -64,7 +64,7 @@ def train_stage(
 def train_phase(cell: Cell, phase: TrainingPhase, index: int, inputs: Mapping[str, Stage], name: str) -> Stage:
     """The student after one phase of its method, named after it; `index` is the phase's place in the recipe."""
     assert cell.train_seed is not None
-    stored = phase.asks_teacher and cell.signal.kind != "live"
+    stored = phase.queries_teacher and cell.signal.kind != "live"
     return train_stage(
         f"{name}-{cell.data_frac:g}-s{cell.train_seed}",
         phase,

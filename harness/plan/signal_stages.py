@@ -51,7 +51,7 @@ def phase_signal(rows: CellRows, phase: TrainingPhase, teacher: Stage | None) ->
     if not phase.uses_teacher:
         return PhaseSignal()
     assert teacher is not None, "a method that needs a teacher and has none was refused"
-    live = phase.asks_teacher and rows.cell.signal.kind == "live"
+    live = phase.queries_teacher and rows.cell.signal.kind == "live"
     return PhaseSignal(_prepared(rows, phase, teacher), _live(rows, phase, teacher) if live else {})
 
 
@@ -60,7 +60,7 @@ def _prepared(rows: CellRows, phase: TrainingPhase, teacher: Stage) -> dict[str,
         return label_stages(rows, phase, teacher)
     if phase.sequences in ("synthetic", "mixed"):
         return {"synthetic": synthesize_stage(rows, phase, teacher)}
-    if phase.asks_teacher and rows.cell.signal.kind != "live":
+    if phase.queries_teacher and rows.cell.signal.kind != "live":
         return cache_stages(rows, teacher)
     return {}
 

@@ -35,7 +35,7 @@ def write_report(*grids: str, store: str = "outputs", out: str | Path | None = N
     A grid is its name in the store, or a folder that `Outcome.export` wrote. Raises SettingsError where there is no
     such grid, before anything is written.
     """
-    opened = Store(Path(store).absolute())
+    opened = Store.at(store)
     read = [_read(name, opened) for name in grids]
     names = [slug(outcome.grid) for outcome, _ in read]
     if not names:

@@ -113,12 +113,13 @@ def scaling(fractions: Sequence[float], measured: Curve) -> Scaling:
 def scalings(records: Iterable[Record], metric: Metric, load_items: LoadItems = read_items) -> dict[Arm, Scaling]:
     """The fit of every student's arm with three fractions or more, over its replicates; its `data_frac` is null."""
     values = cache(values_of(load_items))
-    lines: dict[Arm, dict[int | None, dict[float, ArmValues]]] = {}
+    lines: dict[Arm, dict[tuple[int | None, int | None], dict[float, ArmValues]]] = {}
     for arm, cells in by_arm(records).items():
         found = scores(cells, metric, values) if arm.role == "student" and arm.data_frac is not None else None
         if found is not None and arm.data_frac is not None:
             line = arm._replace(data_frac=None, world_seed=None, teacher_seed=None)
-            lines.setdefault(line, {}).setdefault(arm.world_seed, {})[arm.data_frac] = found
+            replicate = (arm.world_seed, arm.teacher_seed)
+            lines.setdefault(line, {}).setdefault(replicate, {})[arm.data_frac] = found
     fits = {}
     for line, draws in lines.items():
         fractions = sorted(set.intersection(*(set(points) for points in draws.values())))

@@ -148,7 +148,7 @@ def _teacher(
 
     Raises SettingsError where teacher and student do not fit, ValueError where the stage lacks an input.
     """
-    if not phase.normal().asks_teacher:
+    if not phase.normal().queries_teacher:
         return None
     if signal.kind != "live":
         return CachedTeacher(_of_role(inputs, "cache", phase), signal, tokenizer)

@@ -44,9 +44,14 @@ class Store:
     root: Path
 
     @classmethod
+    def at(cls, root: str | Path) -> "Store":
+        """The store at `root`, to be read; nothing is created or checked."""
+        return cls(Path(root).expanduser().absolute())
+
+    @classmethod
     def open(cls, root: str | Path) -> "Store":
         """The store at `root`, created if absent; raises SettingsError where it cannot be written."""
-        store = cls(Path(root).expanduser().absolute())
+        store = cls.at(root)
         try:
             for name in ("objects", "tmp", "attempts", "checkpoints", "claims", "grids"):
                 (store.root / name).mkdir(parents=True, exist_ok=True)

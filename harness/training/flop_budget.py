@@ -36,7 +36,7 @@ def visit_flops(phase: TrainingPhase, sizes: Sizes, row_tokens: float) -> float:
     A generated sequence is taken to be as long as the row it replaces; each of its tokens is processed once.
     """
     flops = train_flops(sizes.student, row_tokens, sizes.frozen)
-    if phase.asks_teacher:
+    if phase.queries_teacher:
         flops += forward_flops(sizes.teacher, row_tokens)
     if phase.sequences == "student":
         flops += phase.student_share * forward_flops(sizes.student, row_tokens)

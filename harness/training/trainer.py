@@ -145,7 +145,7 @@ def fit(
     model.zero_grad(set_to_none=True)
     report = trainer.report
     _add_costs(report, trainer, model, objective, teacher)
-    report.warnings += find_warnings(trainer.gold_nll, steps, report.gold_end_mass, phase.fragile)
+    report.warnings += find_warnings(trainer.gold_nll, steps, report.gold_end_mass, phase.needs_warmup)
     report.warnings += sequences.warnings() + objective.warnings
     report.seconds = time.perf_counter() - started + report.earlier_seconds
     return report

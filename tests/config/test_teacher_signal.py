@@ -3,7 +3,7 @@
 import pytest
 
 from harness.config.checks import SettingsError
-from harness.config.recipe import HIDDEN, SHARP, TrainingPhase
+from harness.config.recipe import HIDDEN, TOKEN_DIVERGENCES, TrainingPhase
 from harness.config.teacher_signal import SUPPORTED, TAILS, Signal, check_signal
 
 SIGNALS = [Signal(), *(Signal(kind="top_k", tail=tail) for tail in TAILS), Signal(kind="sampled")]
@@ -11,11 +11,11 @@ SIGNALS = [Signal(), *(Signal(kind="top_k", tail=tail) for tail in TAILS), Signa
 
 def test_the_table_has_every_signal_and_every_divergence():
     assert {signal.column for signal in SIGNALS} == set(SUPPORTED)
-    assert all(set(row) == set(SHARP) for row in SUPPORTED.values())
+    assert all(set(row) == set(TOKEN_DIVERGENCES) for row in SUPPORTED.values())
 
 
 @pytest.mark.parametrize("signal", SIGNALS, ids=lambda signal: signal.column)
-@pytest.mark.parametrize("divergence", SHARP)
+@pytest.mark.parametrize("divergence", TOKEN_DIVERGENCES)
 def test_what_the_table_refuses_is_refused_in_one_sentence_with_its_reason(signal, divergence):
     support, phase = SUPPORTED[signal.column][divergence], TrainingPhase(divergence=divergence)
     if support.works:
@@ -30,8 +30,8 @@ def test_what_the_table_refuses_is_refused_in_one_sentence_with_its_reason(signa
 
 def test_the_pairs_that_methods_rule_out_are_ruled_out():
     assert not SUPPORTED["top_k[zero]"]["reverse_kl"].works
-    assert [name for name in SHARP if SUPPORTED["sampled"][name].works] == ["forward_kl"]
-    assert all(SUPPORTED["live"][name].works and SUPPORTED["top_k[tail]"][name].works for name in SHARP)
+    assert [name for name in TOKEN_DIVERGENCES if SUPPORTED["sampled"][name].works] == ["forward_kl"]
+    assert all(SUPPORTED["live"][name].works and SUPPORTED["top_k[tail]"][name].works for name in TOKEN_DIVERGENCES)
 
 
 @pytest.mark.parametrize("signal", SIGNALS[1:], ids=lambda signal: signal.column)

@@ -70,7 +70,7 @@ def test_a_control_is_another_recipe_and_the_unigram_needs_no_teacher():
     recipes = [recipe("logit_kd", control=control) for control in ("none", "shuffled", "unigram")]
     assert len({str(one) for one in recipes}) == 3
     stages = [load_method("logit_kd")(control=control).phases()[0].normal() for control in ("shuffled", "unigram")]
-    assert [(stage.uses_teacher, stage.asks_teacher) for stage in stages] == [(True, True), (False, False)]
+    assert [(stage.uses_teacher, stage.queries_teacher) for stage in stages] == [(True, True), (False, False)]
 
 
 def test_logit_kd_on_the_teachers_answers_has_the_text_of_seq_kd_and_the_divergence_of_logit_kd():

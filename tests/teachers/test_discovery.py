@@ -83,7 +83,7 @@ def test_a_server_that_is_there_and_fails_is_not_waited_for(file):
 
 def test_a_stage_that_waits_for_a_server_stops_when_it_is_asked_to(file, monkeypatch):
     write(file)
-    monkeypatch.setattr(preemption, "_asked", True)
+    monkeypatch.setattr(preemption, "_stop_requested", True)
     with pytest.raises(preemption.Preempted):
         endpoint_at(str(file))
 

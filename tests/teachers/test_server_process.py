@@ -76,5 +76,5 @@ def test_that_it_is_served_is_identity_and_by_what_is_not():
 
     one, other = (key(f"evals.server='{command} {{model}} {{port}}'") for command in ("vllm", "sglang"))
     assert one == other != key()
-    with pytest.raises(SettingsError, match=r"evals\.server='vllm'.*add them"):
+    with pytest.raises(SettingsError, match=r"evals\.server='vllm'.*add both placeholders"):
         key("evals.server=vllm")

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from harness.config.recipe import SHARP, TrainingPhase
+from harness.config.recipe import TOKEN_DIVERGENCES, TrainingPhase
 from harness.config.teacher_signal import SUPPORTED, TAILS
 from harness.teachers.sparse_logits import SparseLogits, sampled_of, top_k_of
 from harness.training.losses.sparse import compare_sparse
 
 TOKENS = torch.tensor([0, 1, 2, 3, 4])
-PAIRS = [(tail, name) for tail in TAILS for name in SHARP if SUPPORTED[f"top_k[{tail}]"][name].works]
+PAIRS = [(tail, name) for tail in TAILS for name in TOKEN_DIVERGENCES if SUPPORTED[f"top_k[{tail}]"][name].works]
 
 
 def random_pair(dtype=torch.float64, vocabulary=11, positions=5, seed=0):
@@ -56,7 +56,7 @@ def test_all_tokens_stored_is_the_dense_divergence_in_value_and_gradient(tail, n
     torch.testing.assert_close(gradient(ours, student), gradient(theirs, student))
 
 
-@pytest.mark.parametrize("name", SHARP)
+@pytest.mark.parametrize("name", TOKEN_DIVERGENCES)
 def test_the_tail_is_one_event_and_the_bucketed_divergence_lies_between_zero_and_the_dense_one(name):
     for seed in range(20):
         student, teacher = random_pair(seed=seed)
@@ -70,7 +70,7 @@ def test_the_tail_is_one_event_and_the_bucketed_divergence_lies_between_zero_and
         assert 0 <= ours.item() <= dense(name, p, q).item() + 1e-12
 
 
-@pytest.mark.parametrize("name", SHARP)
+@pytest.mark.parametrize("name", TOKEN_DIVERGENCES)
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_renormalised_is_the_dense_divergence_of_the_two_distributions_on_the_kept_tokens(name, temperature):
     student, teacher = random_pair()

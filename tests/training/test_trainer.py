@@ -58,7 +58,7 @@ def train(tmp_path, objective=None, batches=None, machine=CPU, rows=None, **chan
     batches = visits(len(rows), 3, 4, seed=0) if batches is None else batches
     parts = [{field.name for field in fields(part)} for part in (TrainingData, TrainingSettings)]
     data, settings = ({name: changes.pop(name) for name in part & changes.keys()} for part in parts)
-    given = {"budget": BUDGET, "stage": objective, "machine": machine, "seed": 0} | settings
+    given = {"budget": BUDGET, "phase": objective, "machine": machine, "seed": 0} | settings
     training = TrainingData(rows, batches, **data), TrainingSettings(**given)
     return fit(model, TOKENIZER, *training, out=tmp_path, **changes), model
 
@@ -270,9 +270,9 @@ def test_a_cold_start_and_a_loss_that_stands_still_are_told_and_nothing_else():
 
 
 def test_only_what_a_cold_student_cannot_learn_from_warns_of_a_cold_start():
-    assert not TrainingPhase().fragile and not FORWARD.fragile
-    assert replace(FORWARD, divergence="reverse_kl").fragile
-    assert replace(FORWARD, sequences="student", student_share=1.0).fragile
+    assert not TrainingPhase().needs_warmup and not FORWARD.needs_warmup
+    assert replace(FORWARD, divergence="reverse_kl").needs_warmup
+    assert replace(FORWARD, sequences="student", student_share=1.0).needs_warmup
 
 
 def test_progress_is_reported_each_step(tmp_path, monkeypatch):

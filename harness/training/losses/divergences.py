@@ -12,11 +12,11 @@ method shares it. Arithmetic is fp32 or wider. With P the teacher and Q the stud
     skew_forward_kl  T^2 KL(P || a P + (1-a) Q)                               Ko et al. 2024, arXiv 2402.03898
     skew_reverse_kl  T^2 KL(Q || (1-a) P + a Q)
 
-The T^2 multiplies value and gradient alike. JSD goes to 0 as b goes to 0 or 1 (JSD/b to the forward KL,
-JSD/(1-b) to the reverse KL), so its endpoints are written as the KLs, never as b; a skew of 0 is the plain
-KL and is written so too. A token the teacher rules out (logit -inf) makes no NaN; the plain reverse KL is
-then infinite, as it should be. The formulas stand once, in `between`, over any set of exclusive events:
-`sparse.py` calls it with the top-k tokens. How far the two models agree is measured in `agreement.py`.
+The T^2 multiplies value and gradient alike. JSD goes to 0 as b goes to 0 or 1 (JSD/b to the forward KL, JSD/(1-b) to
+the reverse KL), so a b of 0 or 1 is refused: name the KL. A skew of 0 is the plain KL. A token that the teacher rules
+out (logit -inf) makes no NaN; the plain reverse KL is then infinite, as it should be. The formulas stand once, in
+`between`, over any set of exclusive events: `sparse.py` calls it with the top-k tokens. How far the two models agree is
+measured in `agreement.py`.
 """
 
 import math
@@ -146,8 +146,8 @@ class _KullbackLeibler(torch.autograd.Function):
     def forward(ctx: Any, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         # an event of probability 0 adds 0: the mask stands before the product, since 0 x -inf would be NaN in the
         # value, and a mask after the product would leave that NaN in the gradient
-        difference = (first - second).masked_fill_(first == -torch.inf, 0.0)  # (N, E)
         probability = first.exp()  # (N, E)
+        difference = (first - second).masked_fill_(probability == 0, 0.0)  # (N, E)
         ctx.save_for_backward(probability, difference if ctx.needs_input_grad[0] else None)
         return (probability * difference).sum()
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
-from harness.config.recipe import CROSS, HIDDEN, SHARP, TrainingPhase
+from harness.config.recipe import CROSS, HIDDEN, TOKEN_DIVERGENCES, TrainingPhase
 from harness.config.teacher_signal import check_signal
 from harness.models.fsdp import is_fsdp_sharded
 from harness.models.logits import agrees, logits_at, logits_from, scored_positions, scored_tokens, states_at
@@ -79,7 +79,7 @@ def objective_for(
     the divergence has no teacher or one of another kind, SettingsError where it cannot be computed from the signal.
     """
     phase = phase.normal()
-    if phase.control == "unigram" and phase.divergence in SHARP:
+    if phase.control == "unigram" and phase.divergence in TOKEN_DIVERGENCES:
         if unigram is None:
             raise ValueError("control unigram needs the counts of the phase's tokens and got none")
     elif phase.divergence != "cross_entropy" and teacher is None:
@@ -94,7 +94,7 @@ def objective_for(
         kinds = {"features": Features, "relations": Relations}  # both refuse a teacher that is no model in memory
         return kinds[phase.divergence](phase, teacher, vocabulary, student, seed)
     if teacher is not None and teacher.gives == "sparse_logits":
-        if not phase.asks_teacher:  # cross-entropy, or a control that stands in the teacher's place
+        if not phase.queries_teacher:  # cross-entropy, or a control that stands in the teacher's place
             return Distributions(phase, None, vocabulary, seed=seed, unigram=unigram, end_of_turn=end_of_turn)
         return SparseDistributions(phase, teacher, vocabulary)
     return Distributions(phase, teacher, vocabulary, seed=seed, unigram=unigram, end_of_turn=end_of_turn)

@@ -104,7 +104,7 @@ def together(rank, port, root, answers, cases, shard):
             reaches_layers_by_itself = tiny("OPT")
             fsdp.shard_with_fsdp(reaches_layers_by_itself, torch.device("cpu"))
             assert not agrees(reaches_layers_by_itself), "each chunk of logits would gather its layers"
-            with pytest.raises(SettingsError, match=r"machine.shard.*what its layers are"):
+            with pytest.raises(SettingsError, match=r"machine.shard.*does not name its layers"):
                 fsdp.shard_with_fsdp(torch.nn.Linear(2, 2), torch.device("cpu"))
         answers.put((rank, None))
     except BaseException:
@@ -138,7 +138,7 @@ def test_two_processes_are_one(cases, server, tmp_path):
                 torch.testing.assert_close(found, {key: one.data for key, one in weights.items()}, rtol=1e-3, atol=1e-5)
             found = json.loads((folder / f"{rank}.json").read_text())
             assert found["warnings"] == report.warnings
-            assert bool(report.warnings) == (cases[name][0].fragile or name == "hidden states")
+            assert bool(report.warnings) == (cases[name][0].needs_warmup or name == "hidden states")
             for key, value in asdict(report).items():
                 if "seconds" not in key and key != "warnings":
                     assert found[key] == (value and pytest.approx(value, rel=1e-4)), (name, key)

@@ -1,4 +1,4 @@
-"""The Slurm launcher against commands that answer as Slurm does; `test_real_slurm.py` asks a real one."""
+"""The Slurm launcher against commands that answer as Slurm does; `tests/cluster` asks a real one."""
 
 import json
 import os

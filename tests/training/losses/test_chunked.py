@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from harness.config.recipe import SHARP, TrainingPhase
+from harness.config.recipe import TOKEN_DIVERGENCES, TrainingPhase
 from harness.training.losses.chunked import in_chunks
 from harness.training.losses.divergences import Divergence, compare
 
@@ -31,7 +31,7 @@ def compared(stage, size):
     return found, [states.grad, head.grad, bias.grad]
 
 
-@pytest.mark.parametrize("divergence", ["cross_entropy", *SHARP])
+@pytest.mark.parametrize("divergence", ["cross_entropy", *TOKEN_DIVERGENCES])
 @pytest.mark.parametrize("size", [1, 4, 11, 100])
 def test_value_and_gradients_are_those_of_one_piece(divergence, size):
     stage = TrainingPhase(divergence=divergence, cross_entropy_weight=0.25, divergence_temperature=2.0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from harness.config.recipe import SHARP, TrainingPhase
+from harness.config.recipe import TOKEN_DIVERGENCES, TrainingPhase
 from harness.models.logits import scored_positions, scored_tokens
 from harness.training.losses.divergences import compare, cross_entropy, kl
 
@@ -39,7 +39,7 @@ def dense(name, student, teacher, temperature):
     return temperature**2 * value
 
 
-OURS = {name: TrainingPhase(divergence=name, jsd_teacher_weight=0.3, skew=0.1) for name in SHARP}
+OURS = {name: TrainingPhase(divergence=name, jsd_teacher_weight=0.3, skew=0.1) for name in TOKEN_DIVERGENCES}
 TOKENS = torch.zeros(5, dtype=torch.long)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from harness.config.recipe import SHARP, TrainingPhase
+from harness.config.recipe import TOKEN_DIVERGENCES, TrainingPhase
 from harness.data.sequences import Row, collate
 from harness.teachers.signals import LiveTeacher
 from harness.training.losses.chunked import positions_at_once
@@ -63,7 +63,7 @@ def spied(model):
     return seen
 
 
-@pytest.mark.parametrize("divergence", ["cross_entropy", *SHARP])
+@pytest.mark.parametrize("divergence", ["cross_entropy", *TOKEN_DIVERGENCES])
 @pytest.mark.parametrize("positions", [1, 4, 7])
 def test_in_chunks_the_loss_and_every_gradient_are_the_same(divergence, positions):
     stage = TrainingPhase(divergence=divergence, cross_entropy_weight=0.2)
@@ -149,14 +149,14 @@ def test_a_head_that_cannot_be_split_is_told_and_compared_whole():
     assert len(objective.warnings) == 1 and "student" in objective.warnings[0]
 
 
-@pytest.mark.parametrize("divergence", SHARP)
+@pytest.mark.parametrize("divergence", TOKEN_DIVERGENCES)
 def test_a_teacher_equal_to_the_student_gives_no_loss_and_no_gradient(divergence):
     found, gradients, _ = measured(TrainingPhase(divergence=divergence), wise=teacher(seed=0), chunk=CHUNK)
     assert found.sum.item() == pytest.approx(0, abs=1e-4)
     assert max(gradient.abs().max() for gradient in gradients.values()) < 1e-4
 
 
-@pytest.mark.parametrize("divergence", SHARP)
+@pytest.mark.parametrize("divergence", TOKEN_DIVERGENCES)
 def test_another_teacher_gives_another_loss(divergence):
     losses = [measured(TrainingPhase(divergence=divergence), wise=teacher(seed), chunk=CHUNK)[0].sum for seed in (1, 2)]
     assert abs(losses[0] - losses[1]) > 0.01
@@ -233,7 +233,7 @@ def test_the_shuffled_control_compares_with_another_positions_distribution(chunk
 def test_the_unigram_control_is_one_distribution_everywhere_and_asks_no_teacher(chunk):
     unigram = torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(3)).log_softmax(-1)
     stage = TrainingPhase(divergence="reverse_kl", control="unigram").normal()
-    assert not stage.asks_teacher and not stage.uses_teacher
+    assert not stage.queries_teacher and not stage.uses_teacher
     objective = Distributions(stage, None, VOCABULARY, unigram=unigram, chunk=chunk)
     data, model = batch(), tiny_llama()
     found = objective.compare(model, data)
