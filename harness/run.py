@@ -17,7 +17,7 @@ from harness import notebook_function
 from harness.config.checks import SettingsError
 from harness.plan.compose import compose, plain_errors, presets_folder, register
 
-asked: list[Sequence[str]] = []
+requested: list[Sequence[str]] = []
 """The overrides Hydra read; empty when it only printed something (`--help`, `--cfg job`)."""
 
 
@@ -49,9 +49,9 @@ def run(overrides: Sequence[str]) -> None:
             sys.exit(1)
 
 
-def ask(overrides: Sequence[str]) -> None:
-    """Note what was asked for; called by the sweeper for `-m`, by Hydra's task otherwise."""
-    asked.append(overrides)
+def request(overrides: Sequence[str]) -> None:
+    """Note the overrides of a command; called by the sweeper for `-m`, by Hydra's task otherwise."""
+    requested.append(overrides)
 
 
 def _read_command_line() -> list[Sequence[str]]:
@@ -59,11 +59,11 @@ def _read_command_line() -> list[Sequence[str]]:
     register()
     with plain_errors():
         hydra.main(config_path=str(presets_folder() / "conf"), config_name="config", version_base="1.3")(_task)()
-    return asked
+    return requested
 
 
 def _task(config: DictConfig) -> None:
-    ask(list(HydraConfig.get().overrides.task))
+    request(list(HydraConfig.get().overrides.task))
 
 
 notebook_function(__name__)

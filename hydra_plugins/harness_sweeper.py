@@ -20,9 +20,9 @@ class HarnessSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Keep the overrides; harness.run plans and runs them."""
-        from harness.run import ask
+        from harness.run import request
 
-        ask(arguments)
+        request(arguments)
 
 
 ConfigStore.instance().store(

@@ -42,7 +42,7 @@ class AttemptResult:
 
 
 Others = Callable[[str, Lease], AbstractContextManager[None]]
-"""From a stage's key and lease to a context around its making, in which the job's other processes are led."""
+"""From a stage's key and lease to the context in which it is made, together with the job's other processes."""
 
 
 def alone(key: str, lease: Lease) -> AbstractContextManager[None]:
@@ -61,8 +61,9 @@ def attempt(
     """Make one stage unless it is done or another process holds its lease.
 
     `spec` is `Stage.spec()`; it may add `machine` (settings of the machine for this stage alone), `retried` (a note for
-    the stage's record) and `track`. `maker` is "module:function". Inputs must be published. `others(key, lease)`
-    surrounds the making: of a job's processes rank 0 calls `attempt`, the others call `follow`.
+    the stage's record) and `track`. `maker` is "module:function". Inputs must be published. Of the processes of one job
+    rank 0 calls `attempt` and the others call `follow`; `others(key, lease)` is the context in which rank 0 makes the
+    stage with them.
 
     A failure of the stage is returned, not raised. Raises Preempted when a signal (SIGTERM, SIGUSR2) requests a stop:
     the next attempt continues from the checkpoints that this one leaves.
@@ -86,7 +87,8 @@ def attempt(
             with store.scratch(key) as out:
                 with wandb_run.curve(store, spec) as curve, others(key, lease):
                     attempt_log.entry |= {"machine": asdict(machine), "processes": process_count()}
-                    facts, manifest = _make(store, spec, maker, machine, out, on_progress, curve.log)
+                    manifest = _make(store, spec, maker, machine, out, on_progress, curve.log)
+                facts = manifest["facts"]
                 if curve.problem is not None:
                     facts["warnings"] = [*facts.get("warnings", []), curve.problem]
                 store.publish(key, out, manifest)
@@ -126,8 +128,8 @@ def _make(
     out: Path,
     listener: Listener,
     lines: LineListener | None = None,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Facts and manifest of a stage made in `out`; the manifest holds the same facts."""
+) -> dict[str, Any]:
+    """The manifest of a stage made in `out`, with its facts."""
     module, function = maker.split(":")
     make = getattr(importlib.import_module(module), function)
     inputs = {role: store.folder(key) for role, key in spec["inputs"].items()}
@@ -142,7 +144,7 @@ def _make(
         facts["warnings"] = [*facts.get("warnings", []), f"made {spec['retried']}"]
     facts = {**facts, "seconds": time.time() - started + facts.get("earlier_seconds", 0.0)}
     ran_on = {**asdict(machine), "gpu": _gpu_name(), "processes": process_count()}
-    return facts, {
+    return {
         **spec,
         "facts": facts,
         "provenance": provenance(),

@@ -7,7 +7,7 @@ it and no others. A stage whose lease another run holds is waited for, not repea
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Protocol
 
@@ -113,25 +113,19 @@ class Execution:
         self.block(key)
 
     def block(self, key: str) -> None:
-        """Block the stages that need the failed stage `key`, and those that then no cell needs any more."""
+        """Block the stages that need the failed stage `key`, and those that no cell needs any more because of it."""
         failed = self.states[key]
         reason = f"needs {self.stages[key].address}, which failed: {failed.reason}"
-        beyond = list(self.users[key])
-        while beyond:
-            user = beyond.pop()
-            beyond += self.users[user]
+        for user in _reached([*self.users[key]], self.users.__getitem__):
             self._give_up(user, StageState("blocked", failed.failure_class, reason))
-        # A stage that waits is of use only if a waiting target still needs it.
-        useful = set()
-        wanted = [key for key in self.targets & self.waiting]
-        while wanted:
-            stage = wanted.pop()
-            if stage not in useful:
-                useful.add(stage)
-                wanted += [
-                    upstream.key for upstream in self.stages[stage].inputs.values() if upstream.key in self.waiting
-                ]
-        for other in self.waiting - useful:
+
+        # a stage that waits is of use only if a waiting target still needs it
+        def inputs_that_wait(stage_key: str) -> list[str]:
+            upstream = (stage.key for stage in self.stages[stage_key].inputs.values())
+            return [one for one in upstream if one in self.waiting]
+
+        useful = _reached([*self.targets & self.waiting], inputs_that_wait)
+        for other in self.waiting.difference(useful):
             if self.states[other].status == "waiting":
                 self._give_up(
                     other, StageState("blocked", failed.failure_class, f"no cell needs it any more: {reason}")
@@ -226,3 +220,14 @@ def _remaining_seconds(plan: Work) -> Mapping[str, float]:
         after = max((remaining[user] for user in users[stage.key]), default=0.0)
         remaining[stage.key] = stage_seconds(stage) + after
     return remaining
+
+
+def _reached(starts: list[str], following: Callable[[str], Iterable[str]]) -> list[str]:
+    """The starts, and all that is reached from them step by step, each once and in the order it was reached."""
+    found: dict[str, None] = {}
+    while starts:
+        key = starts.pop()
+        if key not in found:
+            found[key] = None
+            starts += following(key)
+    return list(found)
