@@ -28,6 +28,7 @@ _received: int | None = None
 _polled = False
 
 
+# SystemExit is no Exception, so no `except Exception` of a maker or a library can swallow the stop.
 class Preempted(SystemExit):
     """A stage stopped on request; ends the process with `EXIT_CODE`, and the next attempt continues."""
 
@@ -63,6 +64,7 @@ def stoppable_between() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
+            # None stands for a handler that was not installed from Python, and cannot be installed again
             signal.signal(number, handler or signal.SIG_DFL)
 
 
@@ -75,11 +77,13 @@ def stoppable(checkpoints: Path) -> Iterator[None]:
     """
     global _folder, _stop_requested
     assert _folder is None, "one attempt at a time"
+    # A request that ended an earlier stage must not end this one. `_received` stays: a job reads it after the stage.
     _folder, _stop_requested = checkpoints, False
     try:
         with stoppable_between():
             yield
             if _stop_requested:
+                # what the block made is kept; the caller must not begin another stage
                 raise Preempted("asked to stop when it was done")
     finally:
         _folder = None
@@ -89,6 +93,7 @@ def stoppable(checkpoints: Path) -> Iterator[None]:
 def polling() -> Iterator[None]:
     """While the block runs, a signal only sets the flag that `stop_requested` returns; the block must read it."""
     global _polled
+    # the former value returns at the end, since such blocks are nested
     before, _polled = _polled, True
     try:
         yield
@@ -100,4 +105,5 @@ def _request_stop(number: int, frame: Any) -> None:
     global _stop_requested, _received
     _stop_requested, _received = True, number
     if not _polled:
+        # The exception arises wherever the main thread is. Code that must not be cut in two runs under `polling`.
         raise Preempted(f"stopped by {signal.Signals(number).name}")

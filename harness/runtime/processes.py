@@ -44,6 +44,7 @@ def slurm_job() -> str | None:
 
 def available_cores() -> int:
     """CPU cores this process may use."""
+    # not the machine's count: a job or a container may be confined to some of its cores
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -54,6 +55,7 @@ def visible_gpus() -> list[str]:
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
+        # an empty value and -1 both hide the GPUs
         return [gpu.strip() for gpu in visible.split(",") if gpu.strip() not in ("", "-1")]
     return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
 
@@ -74,6 +76,8 @@ def threads(count: int | None) -> Iterator[None]:
     if count is None:
         yield
         return
+    # Not imported here: some stages need no torch, and importing it takes seconds. A torch that is imported within the
+    # block reads the variable; one that is imported already is set directly.
     torch, before = sys.modules.get("torch"), os.environ.get("OMP_NUM_THREADS")
     at_first = torch.get_num_threads() if torch else None
     if torch:
@@ -91,6 +95,6 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 def free_port() -> int:
-    """A port of this machine that no process listens at now."""
+    """A port of this machine that no process listens at now. Raises OSError where there is none."""
     with socket.create_server(("", 0)) as server:
         return server.getsockname()[1]

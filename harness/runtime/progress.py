@@ -30,17 +30,19 @@ class Progress:
 Listener = Callable[[Progress], None]
 LineListener = Callable[[Mapping[str, Any]], None]
 
+# of the module, so that callbacks deep in a trainer report without a listener among their parameters
 _listener: Listener | None = None
 _line_listener: LineListener | None = None
 _last_report = 0.0
 
 
 def report(step: int, total: int, loss: float | None = None, note: str = "") -> None:
-    """Report how far the stage is; cheap enough for every step of a tiny model."""
+    """Report how far the stage is; cheap enough for every step of a tiny model. Raises what the listener raises."""
     global _last_report
     if _listener is None:
         return
     now = time.monotonic()
+    # the last step always passes: a view would otherwise show a finished stage short of its end
     if step < total and now - _last_report < MIN_SECONDS_BETWEEN_REPORTS:
         return
     _last_report = now

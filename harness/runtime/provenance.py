@@ -11,6 +11,7 @@ from typing import Any
 PACKAGES = ("torch", "transformers", "trl", "datasets", "tokenizers", "hydra-core", "numpy", "pandas")
 
 
+# One process makes many stages, and the code it has imported does not change with the checkout.
 @functools.cache
 def provenance() -> dict[str, Any]:
     """Git commit of this checkout (and whether it was changed), package versions, and the hardware."""
@@ -35,6 +36,7 @@ def provenance() -> dict[str, Any]:
 def _git(root: Path, *arguments: str) -> str | None:
     try:
         answer = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+    # a node may have no git, or a file system that keeps it waiting; the artifact then names no commit
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None
@@ -46,6 +48,7 @@ def _cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
+    # Every core has its own entries. The last assignment to a name stays, so from the end it is that of core 0.
     fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
     flags = fields.get("flags", "").split()
     widest = [words for flag, words in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags]

@@ -20,6 +20,8 @@ def plain(value: Any, where: str = "settings") -> Any:
     """The value as plain JSON types; raises TypeError or ValueError naming the leaf that has none."""
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value), where)
+    # Nothing is converted: 1, 1.0 and true have three texts, so the type of a setting is part of the identity. Text
+    # is returned here because a str is a Sequence too, whose items are strs without end.
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
@@ -50,12 +52,16 @@ def fingerprint(value: Any) -> str:
 
 
 def differences(one: Any, other: Any, where: str = "") -> list[tuple[str, Any, Any]]:
-    """Leaves at which two plain values differ: (path, value in one, value in other)."""
+    """Leaves at which two plain values differ: (path, value in one, value in other).
+
+    A key that only one of them has reads as None in the other.
+    """
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         found = []
         for key in sorted(set(one) | set(other)):
             found += differences(one.get(key), other.get(key), f"{where}.{key}" if where else key)
         return found
+    # lists of unequal length are one leaf: after one added item every later item would differ from its neighbour
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         return [
             leaf

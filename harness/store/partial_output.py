@@ -38,7 +38,11 @@ class PartialOutput:
         """A part is used again only by a stage of the same `settings`, `inputs` and `size` (rows in a part).
 
         `tally`: the counter that `make` raises. For a part that exists, its stored counts are added instead.
+        Raises TypeError or ValueError where `settings` have no stable text form, OSError where the folder cannot be
+        made.
         """
+        # `where` names folders and servers, which may be others at the next attempt and change no row. The folder of an
+        # input has the input's key as its name, so parts stay valid when the store is moved.
         identity = {name: value for name, value in settings.items() if name != "where"}
         artifacts = {role: folder.name for role, folder in inputs.items()}
         self.stage_fingerprint = fingerprint([identity, artifacts, size])
@@ -47,6 +51,7 @@ class PartialOutput:
         """Seconds that earlier attempts spent on the parts which were used again."""
         folder = preemption.folder()
         if folder is None:
+            # kept as an attribute: the folder is removed when this object is
             self._temporary = tempfile.TemporaryDirectory()
             folder = Path(self._temporary.name)
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +61,7 @@ class PartialOutput:
         """The file of the part `name`, made now unless it exists.
 
         Raises Preempted between parts when a stop was requested. A signal interrupts `make`, since half a part is
-        never kept; it is held back while a part is written.
+        never kept; it is held back while a part is written. Raises OSError where a part cannot be written.
         """
         path = self.folder / f"{name}.arrow"
         summary = self._read_summary(path)
@@ -66,8 +71,11 @@ class PartialOutput:
             return path
         if preemption.stop_requested():
             raise preemption.Preempted(f"asked to stop before part {name}")
+        # a copy, since `make` raises the counter in place and the part stores its own share alone
         before, started = Counter(self.tally), time.perf_counter()
         batch = make()
+        # A signal in these lines only sets the flag, which is read after them. The summary is written last: a part
+        # without one is incomplete, so a crash between the two files costs one part.
         with preemption.polling():
             size = _write(path, batch)
             counted = dict(self.tally - before)
@@ -90,12 +98,16 @@ class PartialOutput:
 
 
 def read_batch(path: Path) -> pa.RecordBatch:
-    """The record batch of a part, memory-mapped."""
+    """The record batch of a part, memory-mapped.
+
+    Raises OSError where the file cannot be opened, ValueError where it is no Arrow file.
+    """
     return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
 
 
 def _write(path: Path, batch: pa.RecordBatch) -> int:
     """Write a batch as one file, which is complete or absent; returns its size in bytes."""
+    # a name of its own: leases are advisory, so two attempts may write the same part at the same time
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     with open(unfinished, "wb") as file:
         with pa.ipc.new_file(file, batch.schema) as writer:

@@ -31,6 +31,8 @@ def stuck(attempts: Sequence[Mapping[str, Any]]) -> bool:
 
     `attempts` are the entries of `Store.attempts`, oldest first.
     """
+    # One attempt and its restarts. An attempt that was killed before its first report has no step, which counts as 0.
+    # A failed attempt among them is no stop: it has a class of its own, and `retry` decides about it.
     last = attempts[-1 - STUCK_AFTER :]
     stopped = all(entry.get("failure_class") in ("preempted", "killed") for entry in last)
     if len(last) <= STUCK_AFTER or not stopped:
@@ -40,7 +42,7 @@ def stuck(attempts: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def stage_state(store: Store, key: str) -> StageState:
-    """The state of one stage, from the store alone."""
+    """The state of one stage, from the store alone. Raises OSError where the store cannot be read."""
     if store.done(key):
         return StageState("done")
     attempts = store.attempts(key)
@@ -67,6 +69,7 @@ def cell_state(
     if all(state_of(key).status == "done" for key in targets):
         return StageState("done")
     found = {key: state_of(key) for key in addresses}
+    # a failed stage comes first: the cell cannot be finished, though its other stages may still run
     for wanted in ("failed", "running", "interrupted", "pending"):
         for key, state in found.items():
             if state.status == wanted:

@@ -46,6 +46,7 @@ class Store:
     @classmethod
     def at(cls, root: str | Path) -> "Store":
         """The store at `root`, to be read; nothing is created or checked."""
+        # absolute, since the path is written into submissions and passed to workers
         return cls(Path(root).expanduser().absolute())
 
     @classmethod
@@ -55,6 +56,7 @@ class Store:
         try:
             for name in ("objects", "tmp", "attempts", "checkpoints", "claims", "grids"):
                 (store.root / name).mkdir(parents=True, exist_ok=True)
+            # mkdir succeeds on folders that exist; only a new file shows that the store can be written
             probe = store.root / "tmp" / f"probe-{uuid.uuid4().hex}"
             probe.write_text("")
             probe.unlink()
@@ -94,7 +96,11 @@ class Store:
 
     @contextmanager
     def scratch(self, key: str) -> Iterator[Path]:
-        """A fresh folder under tmp/, removed afterwards unless it was published."""
+        """A fresh folder under tmp/, removed afterwards unless it was published.
+
+        Raises OSError where it cannot be made.
+        """
+        # in the store, and not in the system's temporary folder: a rename cannot cross file systems
         folder = self.root / "tmp" / f"{key}.{uuid.uuid4().hex}"
         folder.mkdir()
         try:
@@ -103,7 +109,10 @@ class Store:
             shutil.rmtree(folder, ignore_errors=True)
 
     def publish(self, key: str, written: Path, manifest: Mapping[str, Any]) -> Path:
-        """Make `written` the artifact of `key`; an artifact that another process published first stays in its place."""
+        """Make `written` the artifact of `key`; an artifact that another process published first stays in its place.
+
+        Raises ValueError where the manifest holds NaN or infinity, OSError where the files cannot be read or moved.
+        """
         files = {
             str(path.relative_to(written)): {"size": path.stat().st_size, "sha256": file_sha256(path, remember=False)}
             for path in sorted(written.rglob("*"))
@@ -120,6 +129,7 @@ class Store:
             if not self.done(key):
                 raise
         fsync(target.parent)
+        # after the rename is on disk: until then a crash would leave the checkpoints alone
         shutil.rmtree(self.checkpoints(key), ignore_errors=True)
         return target
 
@@ -128,9 +138,14 @@ class Store:
         return sorted(path.parent.name for path in (self.root / "objects").glob("*/*/manifest.json"))
 
     def claim(self, key: str) -> "Lease | None":
-        """Take the lease on `key`; None while a live attempt holds it."""
+        """Take the lease on `key`; None while a live attempt holds it.
+
+        Raises OSError where the store cannot be written.
+        """
         path = self.root / "claims" / key
         note = {**this_process(), "nonce": uuid.uuid4().hex, "started": time.time()}
+        # Opening with "x" creates the file or fails, so of several processes one gets the lease. The second try follows
+        # the removal of a stale lease; where it fails too, another process was faster and holds the lease.
         for _ in range(2):
             try:
                 with open(path, "x") as file:
@@ -152,11 +167,13 @@ class Store:
             return False
         except ValueError:  # it is being written, or a crash cut it off
             return age_of(path) < STALE_SECONDS
+        # a process can be looked up on its own machine only; of another machine's the heartbeat is all that is seen
         return age < STALE_SECONDS if note["host"] != socket.gethostname() else runs(note)
 
     def attempts(self, key: str) -> list[dict[str, Any]]:
         """Every attempt at `key`, oldest first."""
         folder = self.root / "attempts" / key
+        # in the order of numbers, in which 10 follows 9
         paths = sorted(folder.glob("*.json"), key=lambda path: int(path.stem)) if folder.is_dir() else []
         return [_read_attempt(path) for path in paths]
 
@@ -165,7 +182,7 @@ class Store:
         return self.root / "attempts" / key / f"{number}.json"
 
     def new_attempt(self, key: str) -> Path:
-        """Reserve the next attempt file of `key`."""
+        """Reserve the next attempt file of `key`. Raises OSError where the store cannot be written."""
         folder = self.root / "attempts" / key
         folder.mkdir(parents=True, exist_ok=True)
         number = 1 + max((int(path.stem) for path in folder.glob("*.json")), default=0)
@@ -175,6 +192,7 @@ class Store:
                     file.write("{}")
                 return folder / f"{number}.json"
             except FileExistsError:
+                # another process has reserved this number since the folder was listed
                 number += 1
 
 
@@ -193,6 +211,8 @@ class Lease:
     def release(self) -> None:
         """Give the lease back; a lease that another process has taken over stays."""
         try:
+            # Where the lease is taken over between these two lines, the file of its new holder is removed. Then two
+            # processes may make the stage, and one of them publishes it.
             if json.loads(self.path.read_text())["nonce"] == self.nonce:
                 self.path.unlink()
         except (FileNotFoundError, ValueError):
@@ -210,18 +230,26 @@ def runs(note: Mapping[str, Any]) -> bool:
     try:
         process = psutil.Process(note["pid"])
         same = abs(process.create_time() - note["process_started"]) < 1.0  # else the id was given to another process
+        # a killed worker is a zombie until its parent waits for it, and makes nothing any more
         return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that readers see the old file or the new one, never a part."""
+    """Write JSON so that readers see the old file or the new one, never a part.
+
+    Raises ValueError for NaN and infinity, TypeError for what JSON cannot hold, OSError where it cannot be written.
+    """
     write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file so that readers see the old one or the new one, never a part."""
+    """Write a text file so that readers see the old one or the new one, never a part.
+
+    Raises OSError where it cannot be written.
+    """
+    # a name of its own for each writer, and one that no reader's glob for *.json finds
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     with open(unfinished, "w") as file:
         file.write(text)
@@ -254,6 +282,7 @@ def _remove_stale(path: Path) -> None:
     """
     stale = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
+        # a rename succeeds for one of two processes; the other finds no file
         os.rename(path, stale)
         stale.unlink()
     except FileNotFoundError:
@@ -261,7 +290,7 @@ def _remove_stale(path: Path) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on disk."""
+    """Wait until a file, or a folder's list of names, is on disk. Raises OSError where it cannot be opened."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -270,7 +299,7 @@ def fsync(path: Path) -> None:
 
 
 def fsync_tree(folder: Path) -> None:
-    """Wait until a folder and everything in it is on disk."""
+    """Wait until a folder and everything in it is on disk. Raises OSError as `fsync` does."""
     for path in folder.rglob("*"):
         fsync(path)
     fsync(folder)
