@@ -129,7 +129,7 @@ class Store:
             if not self.done(key):
                 raise
         fsync(target.parent)
-        # after the rename is on disk: until then a crash would leave the checkpoints alone
+        # after the rename is on disk: until then the checkpoints are all that a crash would leave
         shutil.rmtree(self.checkpoints(key), ignore_errors=True)
         return target
 
@@ -167,7 +167,7 @@ class Store:
             return False
         except ValueError:  # it is being written, or a crash cut it off
             return age_of(path) < STALE_SECONDS
-        # a process can be looked up on its own machine only; of another machine's the heartbeat is all that is seen
+        # a process can be looked up on its own machine only; of one elsewhere only the heartbeat shows
         return age < STALE_SECONDS if note["host"] != socket.gethostname() else runs(note)
 
     def attempts(self, key: str) -> list[dict[str, Any]]:

@@ -51,7 +51,10 @@ class Job(NamedTuple):
 
 
 def batches(jobs: Mapping[str, Job], cluster: Cluster) -> list[Batch]:
-    """The jobs in as few arrays as possible; an array comes after those it waits for."""
+    """The jobs in as few arrays as possible; an array comes after those it waits for.
+
+    Raises SettingsError where no rule of the cluster fits a stage.
+    """
     found: dict[tuple[Resources, frozenset[str], str, frozenset[Server]], list[tuple[tuple[str, ...], float]]] = {}
     for keys in _units(jobs):
         stages = {stage.key: stage for key in keys for stage in jobs[key].stages}
@@ -60,6 +63,7 @@ def batches(jobs: Mapping[str, Job], cluster: Cluster) -> list[Batch]:
         found.setdefault(alike, []).append((keys, sum(map(stage_seconds, job.stages))))
     result = []
     for (resources, needs, kind, servers), units in found.items():
+        # only cells are packed: any other target is expensive, and others wait for it
         packed = _packed(units, 60 * cluster.pack_minutes) if kind == "cells" else [keys for keys, _ in units]
         result.append(Batch(tuple(packed), resources, needs, kind, servers))
     return _in_order(result)
@@ -67,10 +71,13 @@ def batches(jobs: Mapping[str, Job], cluster: Cluster) -> list[Batch]:
 
 def own_jobs(work: Work, done: Callable[[str], bool]) -> dict[str, Job]:
     """The jobs that make the stages which are not done, by the key of their target."""
+    # Each answer is a look at the file system and every cell asks about the same stages. Kept, it is also the same for
+    # the whole plan, though stages may be published meanwhile.
     done = cache(done)
     targets = {key: target for key, target in work.targets.items() if not done(key)}
     ancestry = {key: {stage.key: stage for stage in target.ancestry()} for key, target in targets.items()}
     stages = {key: stage for found in ancestry.values() for key, stage in found.items()}
+    # `ancestry` may repeat a stage; the dicts let a target count as one user of it
     users = Counter(key for found in ancestry.values() for key in found)
     shared = (key for key, stage in stages.items() if users[key] > 1 and (stage.kind in DEAR or key in work.teachers))
     own = {key for key in (*shared, *targets) if not done(key)}
@@ -91,6 +98,8 @@ def _units(jobs: Mapping[str, Job]) -> list[tuple[str, ...]]:
     for key, job in jobs.items():
         *before, target = job.stages
         made, together = {stage.key for stage in before}, key
+        # Up from rounded weights to the student they were made of, as long as this job makes them: a student that is
+        # scored in several formats is trained once, in one task.
         model = target.inputs.get("model") if target.kind == "evaluate" else None
         while model is not None and model.key in made:
             together, model = model.key, model.inputs.get("model")
@@ -106,6 +115,7 @@ def _job(target: Stage, own: Collection[str], done: Callable[[str], bool]) -> Jo
     def visit(stage: Stage) -> None:
         if stage.key in mine or done(stage.key):
             return
+        # nothing behind it is visited: its own job makes that, or waits for it
         if stage.key in own and stage is not target:
             needs.add(stage.key)
             return
@@ -121,6 +131,7 @@ def _resources(job: Job, cluster: Cluster) -> Resources:
     """The resources of the most demanding of a job's stages, by GPUs, then processes, memory and time."""
     requested = [cluster.resources_for(stage.kind, stage.name, stage.largest_model) for stage in job.stages]
     most = max(requested, key=lambda one: (one.nodes * one.gpus, one.count, one.memory_gb, one.minutes))
+    # a job without training would leave all processes but rank 0 idle
     return most if any(stage.kind in TOGETHER for stage in job.stages) else replace(most, nodes=1, processes=1)
 
 
@@ -149,6 +160,7 @@ def _in_order(found: Sequence[Batch]) -> list[Batch]:
     def visit(batch: Batch) -> None:
         if id(batch) in ordered:
             return
+        # a need without a maker here is a stage that an earlier submission makes
         for key in sorted(batch.needs & maker.keys()):
             visit(maker[key])
         ordered[id(batch)] = batch

@@ -17,10 +17,15 @@ PACKAGE = Path(__file__).resolve().parents[2]
 
 
 def publish_code(store: Store) -> Path:
-    """The folder with a copy of this package, for PYTHONPATH; made once for each state of the code."""
+    """The folder with a copy of this package, for PYTHONPATH; made once for each state of the code.
+
+    Raises OSError where the store cannot be written.
+    """
     files = sorted(path for path in PACKAGE.rglob("*.py"))
     digest = hashlib.sha256()
     for path in files:
+        # A NUL, which Python source cannot contain, ends each name and each file: two trees give the same bytes only
+        # where they are the same.
         digest.update(f"{path.relative_to(PACKAGE)}\0".encode() + path.read_bytes() + b"\0")
     target = store.root / "code" / digest.hexdigest()[:32]
     if target.is_dir():

@@ -52,7 +52,10 @@ class Account:
 
 
 def states_of(store: Store, keys: Iterable[str]) -> dict[str, StageState]:
-    """The state of every key: that of the store, or where the store has none, that of the job which is to make it."""
+    """The state of every key: that of the store, or where the store has none, that of the job which is to make it.
+
+    Raises SettingsError where Slurm does not answer.
+    """
     found = {key: stage_state(store, key) for key in keys}
     for key, account in latest(store, (key for key, state in found.items() if not _is_decided(state))).items():
         found[key] = _state(account, store) or found[key]
@@ -60,8 +63,12 @@ def states_of(store: Store, keys: Iterable[str]) -> dict[str, StageState]:
 
 
 def latest(store: Store, keys: Iterable[str]) -> dict[str, Account]:
-    """The last run of the task of each key, for keys that were submitted and whose cluster this machine can query."""
+    """The last run of the task of each key, for keys that were submitted and whose cluster this machine can query.
+
+    Raises SettingsError as `accounts`.
+    """
     entries = read_entries(store, keys)
+    # accounts come with older runs first, so the last run of a task stays
     runs = {(one.array, one.task): one for one in accounts({entry["array"] for entry in entries.values()})}
     tasks = {key: (entry["array"], entry["task"]) for key, entry in entries.items()}
     return {key: runs[task] for key, task in tasks.items() if task in runs}
@@ -78,9 +85,11 @@ def accounts(arrays: Iterable[str], every_try: bool = False) -> list[Account]:
         return []
     more = ["--duplicates"] if every_try else []
     try:
+        # -X leaves out the steps inside a job; without -S sacct begins at midnight of today
         command = ("sacct", "-X", "-n", "-P", *more, f"--name={','.join(sorted(names))}")
         text = run_command(*command, "-S", "now-90days", "-o", FIELDS)
     except SettingsError as error:
+        # a cluster without accounts knows pending and running jobs only; squeue has no exit code, time or resources
         if "disabled" not in str(error):
             raise
         text = run_command("squeue", "-h", "-r", "-o", "%j|%i|%T|0:0|0||%N|%r")
@@ -90,6 +99,7 @@ def accounts(arrays: Iterable[str], every_try: bool = False) -> list[Account]:
 
 
 def _is_decided(state: StageState) -> bool:
+    # an attempt that left no outcome may be queued again, or Slurm may know why it ended
     return state.status not in ("missing", "interrupted")
 
 
@@ -102,6 +112,7 @@ def _account(
         name,
         int(task[1]) if task else 0,
         job,
+        # "CANCELLED by 1000" is a state too
         state.split()[0] if state else "",
         int(exit_code.partition(":")[0] or 0),
         float(seconds or 0),

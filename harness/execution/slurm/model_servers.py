@@ -39,6 +39,7 @@ class Server(NamedTuple):
 
 def server_of(stage: Stage) -> Server | None:
     """The server that the cluster is to run for a stage; None where the stage sends requests to no such server."""
+    # two kinds of stages send requests: the base stage, which probes the server, and those with a `teacher_url`
     adopted = stage if stage.kind == "base" else None
     if "teacher_url" in stage.where:
         adopted = stage.inputs["teacher"].base_model()
@@ -69,11 +70,14 @@ def take_servers(
 ) -> dict[str, Server]:
     """The servers this submission has to send, by the names of their jobs; those that run stay for its arrays.
 
-    `asking` has the stages of each array, by task; `prefix` begins the names of the jobs.
+    `asking` has the stages of each array, by task; `prefix` begins the names of the jobs. Raises OSError where the
+    store cannot be written, SettingsError where Slurm's controller does not answer.
     """
     used: dict[str, Server] = {}
     for array, tasks in asking.items():
         servers = {found.key: found for stages in tasks for stage in stages if (found := server_of(stage))}
+        # Registered before `notes.take` looks for a live server: one that ends now sees this array when it looks a
+        # last time, or has removed its note, and a new one is taken below.
         for key in servers:
             _register(store, key, new_entry(submission, array, 0), tasks)
         used |= servers
@@ -82,6 +86,7 @@ def take_servers(
         name = f"{prefix}.{len(mine)}"
         if notes.take(key, submission, name, 0):
             assert cluster.serve is not None
+            # the file is there before the job is sent: a stage that starts early waits for the url instead of failing
             minutes = cluster.serve.ready_minutes
             write_address(address_file(store, key), name=name, job=None, model=server.model, ready_minutes=minutes)
             mine[name] = server
@@ -97,12 +102,15 @@ def wanted(store: Store, key: str) -> bool:
     for path in _users(store, key).glob("*.json"):
         with suppress(FileNotFoundError):
             found[path] = json.loads(path.read_text())
-    sending = {path for path, note in found.items() if being_sent(store, note)}  # read before the queue
+    # Read before the queue. A task that is sent between the two readings is then in both, in the other order in
+    # neither.
+    sending = {path for path, note in found.items() if being_sent(store, note)}
     left = {
         path: {task for task, keys in enumerate(note["asking"]) if not all(map(store.done, keys))}
         for path, note in found.items()
     }
     arrays = {found[path]["array"] for path, tasks in left.items() if tasks}
+    # no patience: the server must notice signals, and it looks again soon
     queue = tasks_of(arrays, patience=0) if arrays else {}
     live = {path for path, tasks in left.items() if any((found[path]["array"], task) in queue for task in tasks)}
     live |= {path for path in sending if left[path]}

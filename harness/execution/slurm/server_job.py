@@ -38,7 +38,7 @@ SIGNAL_SECONDS = 1.0  # Slurm signals the processes of a job one after the other
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve one of the models of a submission."""
+    """Serve one of the models of a submission. Raises OSError or ValueError where the submission cannot be read."""
     parser = argparse.ArgumentParser(prog="python -m harness.execution.slurm.server_job", description=__doc__)
     parser.add_argument("name", help="of the server's job")
     parser.add_argument("--submission", type=Path, required=True, help="the frozen submission that wants it")
@@ -89,6 +89,7 @@ class ServerJob:
         return 0
 
     def _serve(self) -> None:
+        # the job may have waited in the queue until all that needed it was made, or another took its place
         if self._over():
             return
         self._write_address()
@@ -116,6 +117,7 @@ class ServerJob:
         except TimeoutError as error:
             raise self._failed(str(error), "slurm.serve.ready_minutes gives it more") from error
         with closing(HttpEndpoint(url, key)) as endpoint:
+            # the context is read for the check that comes with it: it raises where the server lists other models
             _ = CompletionsClient(endpoint, self.server.model).context
 
     def _watch(self, process: ServerProcess, seconds: float) -> None:
@@ -123,6 +125,7 @@ class ServerJob:
         end = time.monotonic() + seconds
         while True:
             ended = process.ended()
+            # one signal may end the server before it reaches this process; that is a stop, not a failure of the server
             if ended is not None:
                 time.sleep(SIGNAL_SECONDS)
             if preemption.stop_requested():
@@ -139,8 +142,10 @@ class ServerJob:
         try:
             if self._own_file() and wanted(self.store, self.key):
                 return False
+            # A submitter that found the note has registered its arrays before, so the second look sees them. One that
+            # comes after the removal sends a server of its own.
             self._remove_note()
-            if self._own_file() and wanted(self.store, self.key):  # by a job that was sent a moment ago
+            if self._own_file() and wanted(self.store, self.key):
                 return False
         except (SettingsError, FileNotFoundError) as error:  # the queue does not answer, or there is none
             if self.queue_problem != str(error):
@@ -158,6 +163,8 @@ class ServerJob:
             return 0
         worn = requeued and int(os.environ.get("SLURM_RESTART_COUNT", "0")) >= self.restarts
         if self._own_file():
+            # without a url the file says that a server starts, so stages wait for the restart; `failed` ends their
+            # waiting
             self._write_address(**{"failed": f"it was stopped after {self.restarts} restarts"} if worn else {})
         if worn:
             self._remove_note()

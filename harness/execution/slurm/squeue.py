@@ -63,7 +63,7 @@ class Queue:
         return queue
 
     def refresh(self) -> None:
-        """Read the jobs in the queue again."""
+        """Read the jobs in the queue again. Raises SettingsError where the controller does not answer."""
         self.jobs = tasks_of()
 
     @property
@@ -98,11 +98,14 @@ class Queue:
 def tasks_of(arrays: Collection[str] = (), patience: float | None = None) -> dict[tuple[str, int], str]:
     """Ids of the tasks that wait or run, by name and task; of all jobs, or of these arrays.
 
-    `patience`: seconds to wait for a controller that is away. Raises SettingsError where it stays away.
+    `patience`: seconds to wait for a controller that is away. Raises SettingsError where it stays away,
+    FileNotFoundError where this machine has no squeue.
     """
     found = {}
     chosen = [f"--name={','.join(sorted(arrays))}"] if arrays else []
+    # -r gives each task of an array its own line; a pending array is one line otherwise
     for line in run_command("squeue", "-h", "-r", "-o", "%j|%K|%i", *chosen, patience=patience).splitlines():
+        # from the right: a job's name is free text and may contain the separator
         name, task, job = line.rsplit("|", 2)
         found[name, int(task) if task.isdigit() else 0] = job
     return found
@@ -111,7 +114,8 @@ def tasks_of(arrays: Collection[str] = (), patience: float | None = None) -> dic
 def run_command(*command: str, patience: float | None = None) -> str:
     """The output of a Slurm command.
 
-    Raises SettingsError where the command fails, hangs, or no controller answers within `patience` seconds.
+    Raises SettingsError where the command fails, hangs, or no controller answers within `patience` seconds. Raises
+    FileNotFoundError where this machine has no such command.
     """
     end = time.monotonic() + (AWAY_SECONDS if patience is None else patience)
     while True:
@@ -121,6 +125,7 @@ def run_command(*command: str, patience: float | None = None) -> str:
             raise SettingsError(f"{command[0]} did not answer within {SECONDS:g} s; is the controller up?") from error
         if not answer.returncode:
             return answer.stdout
+        # only an absent controller is waited for; any other refusal would be the same the next time
         if "Unable to contact" not in answer.stderr or time.monotonic() > end:
             reason = (answer.stderr.strip().splitlines() or ["no reason given"])[0]
             raise SettingsError(f"{' '.join(command[:3])} failed: {reason}; is this a login node of the cluster?")
@@ -129,6 +134,7 @@ def run_command(*command: str, patience: float | None = None) -> str:
 
 def _own_limits() -> list[int]:
     """Limits of this user's jobs in the queue, from the cluster's accounts; empty where they set none."""
+    # a cluster without accounts has no such limits
     with suppress(SettingsError, FileNotFoundError):
         limits = run_command(
             "sacctmgr", "-n", "-P", "show", "assoc", f"user={getpass.getuser()}", "format=MaxSubmitJobs"
@@ -141,6 +147,8 @@ def _nodes(text: str) -> list[Node]:
     found = []
     for line in text.splitlines():
         partition, cpus, memory, gres = line.split("|")
+        # gres is `gpu:4`, `gpu:a100:4(S:0-1)`, or several of them; sinfo writes `16+` where the nodes of a line
+        # differ, and states the least
         gpus = sum(int(number) for number in re.findall(r"gpu(?::[^:,(]+)?:(\d+)", gres))
         found.append(Node(partition, int(cpus.rstrip("+")), int(memory.rstrip("+")) / 1024, gpus))
     return found

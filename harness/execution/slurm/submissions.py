@@ -43,7 +43,10 @@ def read_entries(store: Store, keys: Iterable[str]) -> dict[str, Mapping[str, An
 
 
 def read_submission(store: Store, key: str) -> dict[str, Any] | None:
-    """The frozen submission with which `key` was last submitted; None where it never was."""
+    """The frozen submission with which `key` was last submitted; None where it never was.
+
+    Raises FileNotFoundError where its folder is gone.
+    """
     entry = read_entry(store, key)
     if entry is None:
         return None
@@ -51,7 +54,10 @@ def read_submission(store: Store, key: str) -> dict[str, Any] | None:
 
 
 def write_sent(store: Store, submission: str, array: str, jobs: Sequence[str]) -> None:
-    """Keep the ids of an array's tasks once the cluster has accepted it."""
+    """Keep the ids of an array's tasks once the cluster has accepted it.
+
+    Raises OSError where the store cannot be written.
+    """
     write_json(_sent(store, submission, array), jobs)
 
 
@@ -65,6 +71,7 @@ def read_sent(store: Store, entry: Mapping[str, Any]) -> str | None:
 
 def being_sent(store: Store, entry: Mapping[str, Any]) -> bool:
     """Whether the submitter may still submit the task; on another machine it has `SUBMITTING_SECONDS`."""
+    # once it is sent, the queue alone says whether the task is live
     if read_sent(store, entry) is not None or time.time() - entry["time"] > SUBMITTING_SECONDS:
         return False
     return entry["host"] != socket.gethostname() or runs(entry)
@@ -81,6 +88,8 @@ def log_files(store: Store, job: str) -> list[Path]:
 
 def arrays_of(store: Store, grid: str) -> set[str]:
     """Names of all arrays that were submitted for a grid."""
+    # an array's file is <grid>.<kind>.<hash>.<number>.json, and a grid's name may have dots of its own; the pattern
+    # leaves submission.json out, which has none before its suffix
     names = (path.stem for path in (store.root / "submissions").glob("*/*.*.json"))
     return {name for name in names if name.rsplit(".", 3)[0] == grid}
 
@@ -94,7 +103,11 @@ class Submissions:
         self.folder.mkdir(exist_ok=True)
 
     def take(self, key: str, submission: str, array: str, task: int) -> bool:
-        """Write the entry that `array` makes `key`; False where a job in the queue, or being submitted, makes it."""
+        """Write the entry that `array` makes `key`; False where a job in the queue, or being submitted, makes it.
+
+        Raises SettingsError where the queue has to be read again and Slurm does not answer, OSError where the store
+        cannot be written.
+        """
         entry = new_entry(submission, array, task)
         for _ in range(2):
             try:
@@ -104,16 +117,22 @@ class Submissions:
             except FileExistsError:
                 if self.job_id(key) is not None:
                     return False
+                # Another submitter may have taken the key since the check. Then both send it, and of the two jobs one
+                # gets the stage's lease.
                 with suppress(FileNotFoundError):
                     os.replace(self.folder / key, self.folder / f".{key}.{uuid.uuid4().hex}")
         return False
 
     def job_id(self, key: str) -> str | None:
-        """The id of the job in the queue that makes `key`; waits for one that is being submitted; None without any."""
+        """The id of the job in the queue that makes `key`; waits for one that is being submitted; None without any.
+
+        Raises SettingsError where the queue has to be read again and Slurm does not answer.
+        """
         entry = read_entry(self.store, key)
         if entry is None:
             return None
         found = self.queue.job_id(entry["array"], entry["task"])
+        # a submitter takes all entries first and sends the arrays afterwards, so a task may not be in the queue yet
         while found is None and being_sent(self.store, entry):
             time.sleep(1.0)
             self.queue.refresh()

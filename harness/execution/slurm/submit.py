@@ -79,7 +79,8 @@ def submit(
 
     Stages that failed, and those that need them, are left out unless `again` is given: by key, the changes with which
     failed stages are tried again. Raises SettingsError, before anything is submitted, where the cluster lacks what a
-    job requests, the queue is full, or `slurm.gpu_hours` would be exceeded.
+    job requests, the queue is full, `slurm.gpu_hours` would be exceeded, this machine has no Slurm or its controller
+    does not answer. Raises OSError where the store cannot be written.
     """
     queue = Queue.read()
     check_gpu_hours(work, store, cluster, grid)
@@ -88,6 +89,8 @@ def submit(
     jobs = own_jobs(work, store.done)
     if again is None:
         jobs, failed = _without_failed(jobs, store)
+    # jobs of other submissions drop out before the packing, so that packs and the count of tasks hold only what is
+    # sent
     unsent = {key: one for key, one in jobs.items() if submissions.job_id(key) is None}
     chunks = [part for batch in _fitting(unsent, cluster, queue) for part in _chunks(batch, queue.largest_array)]
     _check(chunks, cluster, queue)
@@ -109,6 +112,7 @@ def submit(
     def send(array: str, options: Mapping[str, Any], function: Callable[..., None], given: Sequence[Any]) -> None:
         sent[array] = _send(folder, cluster, options, function, given)
         write_sent(store, name, array, sent[array])
+        # later arrays of this submission find these ids for their dependencies
         queue.add(array, sent[array])
 
     # The submission's folder must be complete before the first job can start.
@@ -120,10 +124,12 @@ def submit(
         }
         servers = take_servers(store, submissions, cluster, f"{grid}.serve.{name[-6:]}", name, made)
         _write(folder, store, machine, cluster, grid, jobs, arrays, servers, again or {}, track)
+        # servers first: the arrays that query one need its job's id, since they may start only after it has
         for server in servers:
             assert cluster.serve is not None
             send(server, parameters(code, server, cluster.serve.resources, [], cluster), server_job.run, [server])
     for array, batch in arrays.items():
+        # an input that was published meanwhile is no dependency: its job has left the queue, or is about to
         after = [_job_id(submissions, key) for key in sorted(batch.needs) if not store.done(key)]
         started = sorted({_job_id(submissions, server.key) for server in batch.servers})
         addresses = [[jobs[key].stages[-1].address for key in task] for task in batch.tasks]
@@ -133,7 +139,10 @@ def submit(
 
 
 def wait(store: Store, targets: Sequence[str], log: Callable[[str], None]) -> None:
-    """Return when no job in the queue makes any of the targets; `log` receives every change of the counts."""
+    """Return when no job in the queue makes any of the targets; `log` receives every change of the counts.
+
+    Raises SettingsError where this machine has no Slurm or its controller does not answer.
+    """
     queue, logged = Queue.read(), ""
     entries = read_entries(store, targets)
     while True:
@@ -163,6 +172,7 @@ def _without_failed(jobs: Mapping[str, Job], store: Store) -> tuple[dict[str, Jo
                 if state.status == "failed" and state.failure_class not in RECHECKED_CLASSES
             }
             failed.update(mine)
+            # a list, since a generator would stop at the first failed input and leave the others out of the report
             hopeless[key] = bool(mine) or any([visit(upstream) for upstream in jobs[key].needs if upstream in jobs])
         return hopeless[key]
 
@@ -202,6 +212,7 @@ def _write(
         for stage in (stage for task in batch.tasks for key in task for stage in mine[key].stages):
             if stage.kind in TOGETHER:
                 specs[stage.key]["machine"] = {"shard": True}
+    # after `shard`: a retry adds its settings of the machine to those of the rule, and its own decide
     for key in again.keys() & specs.keys():
         specs[key] |= {**again[key], "machine": {**specs[key].get("machine", {}), **again[key]["machine"]}}
     folder.mkdir(parents=True)
@@ -235,6 +246,7 @@ def _fitting(jobs: Mapping[str, Job], cluster: Cluster, queue: Queue) -> list[Ba
         if minutes > LONGEST_PACK_MINUTES:
             reason = f"the queue takes {max(room, 0)} more jobs and the grid needs {tasks}"
             raise refuse("slurm", cluster.name, reason, "submit a part of the grid first, or request a higher limit")
+        # pack_minutes may be 0, which no doubling changes
         minutes = 2 * max(minutes, 1)
 
 
@@ -287,13 +299,18 @@ def parameters(
         "ntasks_per_node": resources.tasks_per_node,
         "cpus_per_task": resources.cpus,
         "gpus_per_node": resources.gpus or None,
+        # in MB: `memory_gb` may be a fraction, and sbatch takes whole numbers
         "mem": f"{int(1024 * resources.memory_gb)}MB",
         "signal_delay_s": cluster.notice_seconds,
         "array_parallelism": cluster.throttle,
+        # submitit would charge a key named `submitit`; None, unlike a left-out value, replaces that default
         "wckey": None,
         "dependency": ",".join(waits) or None,
+        # without the condition an empty PYTHONPATH would add an empty entry, which is the current folder
         "setup": [f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}", *cluster.setup],
+        # a job whose dependency has failed could never start, and would stay in the queue for good
         "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"},
+        # where one of several processes dies, srun ends the others
         "srun_args": ["--kill-on-bad-exit=1"] if resources.count > 1 else None,
     }
     return {name: value for name, value in options.items() if value is not None or name == "wckey"}

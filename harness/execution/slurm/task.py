@@ -37,7 +37,8 @@ def make(addresses: Sequence[str], submission: Path) -> int:
     """Make every address with what only it needs; the first failure does not keep the others from being made.
 
     Of several processes of one job rank 0 decides and makes; the others make with it what takes all of them.
-    Returns the exit code of this process.
+    Returns the exit code of this process. Raises OSError or ValueError where the submission cannot be read, KeyError
+    for an address that it lacks, TimeoutError where rank 0 does not answer.
     """
     os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))  # read by torch at import
     text = submission.read_text()
@@ -48,6 +49,7 @@ def make(addresses: Sequence[str], submission: Path) -> int:
         return _make_all(addresses, written, store, machine, None)
     if rank.number > 0:
         return Participant(rank, text, store).serve(partial(_follow, store, written, machine))
+    # the code is 1 until all is made: an error that passes through here must not end the other ranks as a success
     coordinator, code = Coordinator(rank, text, store), 1
     try:
         code = _make_all(addresses, written, store, machine, coordinator)
@@ -63,6 +65,7 @@ def _make_all(
     machine: Machine,
     coordinator: Coordinator | None,
 ) -> int:
+    # a target may be named by its address or its key
     jobs = {written["stages"][key]["address"]: keys for key, keys in written["jobs"].items()} | written["jobs"]
     failed: dict[str, str] = {}
     try:
@@ -73,10 +76,13 @@ def _make_all(
                 outcome = _make_target(store, written, jobs[address], machine, coordinator)
                 if outcome.status != "done":
                     failed[outcome.key] = f"{address}: {outcome.failure_class}: {outcome.reason}"
+                # no further stage can begin without the lost process; the job ends, and its dependents see that it
+                # failed
                 if coordinator is not None and coordinator.lost:
                     break
     except preemption.Preempted as stopped:
         print(f"harness: {stopped}; what was done is kept", flush=True)
+        # SIGTERM may come from scancel, which must not be undone; SIGUSR2 is the notice that the submission asked for
         if preemption.received() == signal.SIGUSR2:
             requeue(written["cluster"]["restarts"])
         return preemption.EXIT_CODE
@@ -98,6 +104,8 @@ def _make_target(
     outcome = AttemptResult("", "done")
     for key in keys:
         spec = written["stages"][key]
+        # The store decides, not the dependency between jobs: an input may have been removed since, and a stage that is
+        # done needs none.
         missing = [upstream for upstream in spec["inputs"].values() if not store.done(upstream)]
         if missing and not store.done(key):
             address = written["stages"][missing[0]]["address"]
@@ -123,16 +131,21 @@ def _make_stage(
         outcome = attempt(store, spec, MAKERS[spec["kind"]][0], machine, others=others)
         if outcome.status != "busy":
             return outcome
+        # the other process may fail or die; then the next attempt takes the lease
         while store.claimed(key) and not store.done(key):
             time.sleep(BUSY_SECONDS)
 
 
 def requeue(restarts: int) -> None:
-    """Put this job back into the queue, a bounded number of times."""
+    """Put this job back into the queue, a bounded number of times.
+
+    Raises FileNotFoundError where there is no scontrol, subprocess.TimeoutExpired where it hangs.
+    """
     job = slurm_job()
     if job is None:
         return
     if int(os.environ.get("SLURM_RESTART_COUNT", "0")) >= restarts:
         print(f"harness: not queued again after {restarts} restarts; slurm.restarts allows more", flush=True)
         return
+    # a refusal is not checked: the checkpoint is kept, and the process ends with its exit code in either case
     subprocess.run(["scontrol", "requeue", job], timeout=REQUEUE_SECONDS, check=False)

@@ -36,7 +36,10 @@ class Try(NamedTuple):
 
 def ledger(store: Store, frozen: FrozenPlan) -> tuple[str, pd.DataFrame]:
     """The source of the figures, and a row per kind of work and one for all: tries, hours of machines, CPUs and GPUs,
-    and hours lost to attempts that left no artifact."""
+    and hours lost to attempts that left no artifact.
+
+    Raises SettingsError where Slurm does not answer.
+    """
     billed = list(_billed(store, frozen.grid))
     source = "Slurm's accounts" if billed else "this store's own attempts"
     tries = pd.DataFrame(billed or list(_attempted(store, frozen)), columns=Try._fields)
@@ -53,6 +56,7 @@ def ledger(store: Store, frozen: FrozenPlan) -> tuple[str, pd.DataFrame]:
     )
     table = table.groupby("work", sort=False).sum()
     table.loc["all"] = table.sum()
+    # the sum over columns of two types has made floats of the counts
     return source, table.astype({"tries": int})
 
 
@@ -61,6 +65,7 @@ def check_gpu_hours(work: Work, store: Store, cluster: Cluster, grid: str) -> No
     `slurm.gpu_hours`."""
     if cluster.gpu_hours is None:
         return
+    # no plan is frozen yet; the ledger reads keys and kinds alone
     _, took = ledger(store, FrozenPlan(grid, {stage.key: {"kind": stage.kind} for stage in work.stages}, ()))
     spent = took["GPU hours"]["all"]
     expected = sum(row["gpu_hours"] for row in plan_rows(work, store, cluster))
@@ -75,12 +80,15 @@ def check_gpu_hours(work: Work, store: Store, cluster: Cluster, grid: str) -> No
 
 def _billed(store: Store, grid: str) -> Iterator[Try]:
     for one in accounts(arrays_of(store, grid), every_try=True):
+        # an array is <grid>.<kind>.<hash>.<number>, and a grid's name may have dots of its own
         yield Try(one.array.rsplit(".", 3)[1], one.seconds, one.cpus, one.gpus, one.state != "COMPLETED")
 
 
 def _attempted(store: Store, frozen: FrozenPlan) -> Iterator[Try]:
     for key, spec in frozen.stages.items():
         for entry in store.attempts(key):
+            # An attempt that was killed has no end; its last heartbeat is the last sign of it. An entry without a
+            # start was reserved and never written.
             if "started" in entry:
                 ended = entry.get("ended") or entry.get("heartbeat") or entry["started"]
                 lost = entry.get("outcome") != "done"
