@@ -66,7 +66,8 @@ def attempt(
     stage with them.
 
     A failure of the stage is returned, not raised. Raises Preempted when a signal (SIGTERM, SIGUSR2) requests a stop:
-    the next attempt continues from the checkpoints that this one leaves.
+    the next attempt continues from the checkpoints that this one leaves. Raises OSError where the lease cannot be
+    written.
     """
     key, machine = spec["key"], replace(machine, **spec.get("machine", {}))
     if store.done(key):
@@ -93,7 +94,7 @@ def attempt(
                     facts["warnings"] = [*facts.get("warnings", []), curve.problem]
                 store.publish(key, out, manifest)
         return AttemptResult(key, "done", facts=facts)
-    except Exception as error:
+    except Exception as error:  # Preempted and KeyboardInterrupt are none: they pass, and the caller stops
         return AttemptResult(key, "failed", failure_class(error), one_line(error))
     finally:
         lease.release()
@@ -142,6 +143,7 @@ def _make(
         facts = make({**spec["settings"], "where": spec["where"]}, inputs, out, machine)
     if "retried" in spec:
         facts["warnings"] = [*facts.get("warnings", []), f"made {spec['retried']}"]
+    # a stage that continued states the seconds of its earlier attempts, so the artifact has its whole cost
     facts = {**facts, "seconds": time.time() - started + facts.get("earlier_seconds", 0.0)}
     ran_on = {**asdict(machine), "gpu": _gpu_name(), "processes": process_count()}
     return {
@@ -187,6 +189,7 @@ class AttemptLog:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._stop.set()
+        # joined first: the last line of the file is written here, and no beat comes after it
         self._thread.join()
         self.entry |= {"outcome": "done", "ended": time.time()}
         if error is not None:
@@ -201,10 +204,12 @@ class AttemptLog:
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
+            # far more often than `store.STALE_SECONDS`, so a few beats that a shared folder refuses cost no lease
             self.lease.beat()
             self._write()
 
     def _write(self) -> None:
+        # JSON has neither NaN nor infinity, and a loss that diverged must not end the heartbeat
         loss = self.entry["loss"]
         finite = loss is not None and abs(loss) < float("inf")
         with self._lock:
@@ -214,6 +219,7 @@ class AttemptLog:
 def place() -> dict[str, Any]:
     """Where this process runs and what it may use: `host`, `pid`, `job` (Slurm's id, or None), `cpus`, `gpus`."""
     return {
+        # Slurm's name of the node, which `sbatch --exclude` takes when a retry avoids it
         "host": os.environ.get("SLURMD_NODENAME", socket.gethostname()),
         "pid": os.getpid(),
         "job": slurm_job(),
@@ -224,8 +230,12 @@ def place() -> dict[str, Any]:
 
 
 def record_death(store: Store, key: str, reason: str, failure: str = "killed") -> None:
-    """Record the end of the last attempt at `key` where its process died before it could do so itself."""
+    """Record the end of the last attempt at `key` where its process died before it could do so itself.
+
+    Raises OSError where the store cannot be written.
+    """
     attempts = store.attempts(key)
+    # an outcome that the process itself has recorded stays
     if attempts and attempts[-1].get("outcome", "running") == "running":
         outcome = "interrupted" if failure == "killed" else "failed"
         entry = {**attempts[-1], "outcome": outcome, "failure_class": failure, "reason": reason}
@@ -233,7 +243,10 @@ def record_death(store: Store, key: str, reason: str, failure: str = "killed") -
 
 
 def record_failure(store: Store, spec: Mapping[str, Any], failure: str, reason: str) -> None:
-    """Record a failed attempt at a stage that was refused before it was made."""
+    """Record a failed attempt at a stage that was refused before it was made.
+
+    Raises OSError where the store cannot be written.
+    """
     now = time.time()
     entry = {"address": spec["address"], "started": now, "ended": now, "outcome": "failed", "reason": reason}
     write_json(store.new_attempt(spec["key"]), {**entry, "failure_class": failure})
@@ -242,6 +255,8 @@ def record_failure(store: Store, spec: Mapping[str, Any], failure: str, reason: 
 def failure_class(error: BaseException) -> str:
     """The class of a failure, by which it is shown and retried."""
     name = type(error).__name__
+    # The order matters: ServerError is a SettingsError, Preempted a SystemExit. Errors of torch and of the trainer are
+    # known by name, since this module imports neither; torch reports missing host memory as a RuntimeError.
     if isinstance(error, ProcessError):
         return error.failure
     if isinstance(error, SettingsError):

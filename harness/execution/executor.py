@@ -56,6 +56,7 @@ class Execution:
         self.retry_at: dict[str, float] = {}
         for key in states:
             inputs = {stage.key for stage in self.stages[key].inputs.values() if stage.key in states}
+            # a failed input counts as unmade for good: its users are blocked below and never become free
             inputs = {upstream for upstream in inputs if states[upstream].status != "done"}
             self.unmade[key] = len(inputs)
             for upstream in inputs:
@@ -73,6 +74,7 @@ class Execution:
     def ready(self) -> list[str]:
         """Keys of the stages that can start now; until every corpus is read, only stages that read one."""
         now = time.monotonic()
+        # bad rows are refused before anything is trained: nothing else starts while a corpus is unread
         free = self.free & self.unread if self.unread else self.free
         return [key for key in free if self.retry_at.get(key, 0) <= now]
 
@@ -94,6 +96,7 @@ class Execution:
         Raises SettingsError where a corpus is refused: the run stops, since it has computed nothing yet.
         """
         key, stage = outcome.key, self.stages[outcome.key]
+        # another run took the lease between `start` and the attempt
         if outcome.status == "busy":
             self.free.add(key)
             self.retry_at[key] = time.monotonic() + BUSY_RETRY_SECONDS
@@ -116,6 +119,7 @@ class Execution:
         """Block the stages that need the failed stage `key`, and those that no cell needs any more because of it."""
         failed = self.states[key]
         reason = f"needs {self.stages[key].address}, which failed: {failed.reason}"
+        # users of users too: a blocked stage never ends, so nothing would block them later
         for user in _reached([*self.users[key]], self.users.__getitem__):
             self._give_up(user, StageState("blocked", failed.failure_class, reason))
 
@@ -196,6 +200,7 @@ def _needed(plan: Work, store: Store, retry: bool) -> dict[str, StageState]:
         if stage.key in states:
             return
         state = stage_state(store, stage.key)
+        # its inputs are not visited: they are made only where another stage needs them
         if state.status == "failed" and state.failure_class not in RECHECKED_CLASSES and not retry:
             states[stage.key] = state
             return
@@ -206,6 +211,7 @@ def _needed(plan: Work, store: Store, retry: bool) -> dict[str, StageState]:
 
     for target in plan.targets.values():
         visit(target)
+    # in the plan's order, inputs first, which is that of the view
     return {stage.key: states[stage.key] for stage in plan.stages if stage.key in states}
 
 
@@ -216,6 +222,7 @@ def _remaining_seconds(plan: Work) -> Mapping[str, float]:
     for stage in plan.stages:
         for upstream in stage.inputs.values():
             users[upstream.key].append(stage.key)
+    # users stand after their inputs in a plan, so from the end each stage finds what its users still take
     for stage in reversed(plan.stages):
         after = max((remaining[user] for user in users[stage.key]), default=0.0)
         remaining[stage.key] = stage_seconds(stage) + after
@@ -224,6 +231,7 @@ def _remaining_seconds(plan: Work) -> Mapping[str, float]:
 
 def _reached(starts: list[str], following: Callable[[str], Iterable[str]]) -> list[str]:
     """The starts, and all that is reached from them step by step, each once and in the order it was reached."""
+    # `starts` is used up, so callers pass a list of their own
     found: dict[str, None] = {}
     while starts:
         key = starts.pop()

@@ -39,7 +39,7 @@ class Coordinator:
     """Rank 0 of a job with several processes."""
 
     def __init__(self, rank: Rank, secret: str, store: Store) -> None:
-        """`secret` is a text that only processes of this job have read."""
+        """`secret` is a text that only processes of this job have read. Raises OSError where no port is free."""
         self.rank, self.store, self.lost = rank, store, ""
         """`lost` names the process that is gone; from then on no stage begins."""
         self._token = job_token(rank, secret)
@@ -64,6 +64,7 @@ class Coordinator:
             self.lost = f"{self._name(missing)} did not start within {JOIN_SECONDS:g} s"
         if self.lost:
             raise ProcessError(self.lost, "killed")
+        # before the message is sent: an answer may follow at once, and is kept only for the present claim
         self._left, self._stage_now = {}, (key, claim)
         port = free_port() if all_make else None
         try:
@@ -78,6 +79,8 @@ class Coordinator:
                     self._send_all({"leave": True})
         except Exception as error:
             if all_make:
+                # The others say what went wrong with them. Half the grace period, since after the whole of it they end
+                # themselves.
                 self._wait(self._all_left, GRACE_SECONDS / 2)
             cause = self._cause(error)
             if cause is error:
@@ -99,6 +102,8 @@ class Coordinator:
             return error
         if self.lost:
             return ProcessError(self.lost, "killed")
+        # A rank that fails closes its connections, which shows here as a RuntimeError of a collective operation. The
+        # same line in both is one error, of which this rank's is the original.
         others = (found for found in self._problems() if one_line(error) not in str(found))
         return next(others, error)
 
@@ -140,6 +145,7 @@ class Coordinator:
     def _receive(self, connection: Connection) -> None:
         """Accept one other rank, and keep what it reports until its connection closes."""
         hello = connection.receive() or {}
+        # another program, or a process of an earlier start of this job
         if hello.get("token") != self._token:
             connection.close()
             return
@@ -239,6 +245,7 @@ class Participant:
                 self._stage_now, self._leave_requested = (message["stage"], message["claim"]), False
             else:
                 self._stage_now, self._leave_requested = None, True
+                # here and not in the main thread, which may wait in a collective operation for good
                 self._force_end(message.get("end", 1))
             self._messages.put(message)
             if "end" in message:

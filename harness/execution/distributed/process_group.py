@@ -66,6 +66,7 @@ def own_rank() -> Rank | None:
 
     The names that say so are taken out of the environment. Raises SettingsError where Slurm's controller is away.
     """
+    # left in place, they would make Accelerate wait for the other ranks in a stage that rank 0 makes alone
     given = {name: os.environ.pop(name) for name in (*GROUP, *MPI) if name in os.environ}
     if "WORLD_SIZE" in given:
         rank = Rank(
@@ -93,6 +94,7 @@ def process_group(rank: Rank, port: int) -> Iterator[None]:
     """
     named = {"WORLD_SIZE": rank.count, "RANK": rank.number, "LOCAL_RANK": rank.local_rank}
     os.environ |= {name: str(value) for name, value in named.items()}
+    # `torchrun` sets TORCHELASTIC_USE_AGENT_STORE; with it no rank would open a store at this stage's port
     os.environ |= {"MASTER_ADDR": rank.address, "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
     try:
         yield
@@ -104,6 +106,7 @@ def process_group(rank: Rank, port: int) -> Iterator[None]:
 
 def _leave_group() -> None:
     """End torch's process group, if there is one, and what Accelerate remembers of it."""
+    # from sys.modules: a stage that failed early may have imported neither, and this must not take seconds
     distributed: Any = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_initialized():
         distributed.destroy_process_group()
@@ -153,6 +156,7 @@ def job_token(rank: Rank, secret: str) -> str:
 
 
 def _ports(token: str) -> range:
+    # from the token, so that all ranks find the ports without a message, and two jobs on a node seldom share one
     first = FIRST_PORT + int(token[:8], 16) % PORTS
     return range(first, first + TRIES)
 
@@ -178,6 +182,7 @@ def connect(rank: Rank, token: str) -> Connection:
                 connection = Connection(opened)
                 connection.send({"token": token, "rank": rank.number, "host": socket.gethostname()})
                 if (connection.receive() or {}).get("welcome") == rank.number:
+                    # five seconds were for the handshake; a stage may send nothing for hours
                     opened.settimeout(None)
                     return connection
                 connection.close()

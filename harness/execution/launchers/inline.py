@@ -14,6 +14,7 @@ from harness.store.store import Store
 class Inline:
     """Runs the submitted stages when `events` is called."""
 
+    # one at a time: after each stage the executor chooses the next by the longest remaining path
     slots = 1
 
     def __init__(self, store: Store, machine: Machine, listener: Callable[[str, Progress], None]) -> None:
@@ -25,7 +26,10 @@ class Inline:
         self.waiting.append((spec, maker))
 
     def events(self, timeout: float) -> Iterator[AttemptResult]:
-        """Run the queued stages and yield the result of each attempt; `timeout` has no effect."""
+        """Run the queued stages and yield the result of each attempt; `timeout` has no effect.
+
+        Raises Preempted as `attempt` does.
+        """
         while self.waiting:
             spec, maker = self.waiting.popleft()
             yield attempt(self.store, spec, maker, self.machine, partial(self.listener, spec["key"]))

@@ -42,7 +42,7 @@ class WorkerPool:
         self.waiting: deque[tuple[Mapping[str, Any], str]] = deque()
 
     def submit(self, spec: Mapping[str, Any], maker: str) -> None:
-        """Hand one stage to a free worker, or queue it."""
+        """Hand one stage to a free worker, or queue it. Raises OSError where a worker cannot be started."""
         self.waiting.append((spec, maker))
         self._feed()
 

@@ -44,6 +44,7 @@ def main(descriptor: int, root: Path, machine: Machine) -> None:
 
 
 def _end_with_parent(parent: int) -> None:
+    # a process whose parent has ended gets another parent
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
