@@ -40,6 +40,7 @@ def grid(**settings: Any) -> tuple[Cell, ...]:
     product = {
         name.replace("__", "."): value if isinstance(value, list) else [value] for name, value in settings.items()
     }
+    # planned as on the command line: presets, checks and defaults are the same
     return compose([], sweep={"product": product}).cells
 
 
@@ -57,6 +58,7 @@ def run(cells: Sequence[Cell], store: str = "outputs", **settings: Any) -> Finis
 
     Raises SettingsError for another setting, and for whatever can be refused before anything is computed.
     """
+    # `Settings` has more fields than a run of given cells reads; one that would be ignored is refused
     for name in sorted(settings.keys() - set(RUN_SETTINGS)):
         way_out = "give a setting of cells to `grid`; submit to Slurm with `python -m harness.run ... slurm=<cluster>`"
         raise refuse(name, settings[name], f"`run` takes store, {', '.join(RUN_SETTINGS)}", way_out)
@@ -66,7 +68,11 @@ def run(cells: Sequence[Cell], store: str = "outputs", **settings: Any) -> Finis
 
 
 def collect(store: Store, frozen: FrozenPlan) -> Finished:
-    """Read what came of a grid by its frozen plan; write table, figures and receipts, and log them if it is tracked."""
+    """Read what came of a grid by its frozen plan; write table, figures and receipts, and log them if it is tracked.
+
+    Raises OSError where the store cannot be written. A fault of tracking is a warning of what is returned.
+    """
+    # tracking comes last: whatever goes wrong with it, table, figures and receipts are in the store
     finished = Finished.collect(store, frozen)
     if (track := frozen.track or "none") == "none":
         return finished
@@ -84,10 +90,13 @@ def results(name: str, store: str = "outputs") -> "pd.DataFrame":
 def read(name: str, store: str = "outputs") -> "Outcome":
     """A grid of a store, or a folder that `Outcome.export` wrote: summary, verdict, crossovers, claims.
 
-    `read("data_scaling").summary`, `.results`, `.verdict`, `.findings`, `.export(folder)`.
+    `read("data_scaling").summary`, `.results`, `.verdict`, `.findings`, `.export(folder)`. Raises SettingsError where
+    the store has no such grid, or the folder lacks a file.
     """
+    # imported here, as in the functions below: planning and running need no tables
     from harness.results.outcome import RECORDS, Outcome
 
+    # a grid's folder in a store has records too, but a plan beside them; an exported folder has no plan
     if (Path(name) / RECORDS).is_file() and not (Path(name) / "plan.json").is_file():
         return Outcome.read(Path(name))
     opened = Store.at(store)
@@ -95,7 +104,10 @@ def read(name: str, store: str = "outputs") -> "Outcome":
 
 
 def report(*grids: str, store: str = "outputs", out: str | Path | None = None) -> list[Path]:
-    """Write the report of grids: a page, Markdown, tables and figures (see `harness.report.page.write_report`)."""
+    """Write the report of grids: a page, Markdown, tables and figures (see `harness.report.page.write_report`).
+
+    Raises SettingsError where there is no such grid or folder.
+    """
     from harness.report.page import write_report
 
     return write_report(*grids, store=store, out=out)
@@ -104,7 +116,8 @@ def report(*grids: str, store: str = "outputs", out: str | Path | None = None) -
 def gains(name: str, by: str | Sequence[str] = "exposure", store: str = "outputs") -> "pd.DataFrame":
     """One row per arm of a grid x class of held-out item: score, SFT's on the same items, gain with interval.
 
-    `by`: `exposure`, `source` or others of `harness.results.breakdown.BY`; several are crossed.
+    `by`: `exposure`, `source` or others of `harness.results.breakdown.BY`; several are crossed. Raises SettingsError
+    where the store has no such grid, for an unknown name in `by`, and where exposure cannot be read.
     """
     from harness.results.breakdown import breakdown
 
@@ -113,7 +126,10 @@ def gains(name: str, by: str | Sequence[str] = "exposure", store: str = "outputs
 
 
 def curves(name: str, store: str = "outputs") -> "pd.DataFrame":
-    """One row per logged training step of every finished student of a grid (`harness.results.records.curves`)."""
+    """One row per logged training step of every finished student of a grid (`harness.results.records.curves`).
+
+    Raises SettingsError where the store has no such grid.
+    """
     from harness.results.records import curves as curves_of
 
     opened = Store.at(store)
@@ -121,7 +137,10 @@ def curves(name: str, store: str = "outputs") -> "pd.DataFrame":
 
 
 def items(name: str, store: str = "outputs") -> "pd.DataFrame":
-    """One row per finished cell of a grid x evaluation x held-out item, with the item's exposure."""
+    """One row per finished cell of a grid x evaluation x held-out item, with the item's exposure.
+
+    Raises SettingsError where the store has no such grid, or exposure cannot be read.
+    """
     from harness.results.breakdown import items as items_of
 
     return items_of(*_records_and_exposures(name, store))

@@ -36,7 +36,10 @@ CANCELLED_AT_ONCE = 500
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; refusals are one sentence and exit code 2."""
+    """Run one verb; refusals are one sentence and exit code 2.
+
+    A verb itself raises SettingsError for what it refuses.
+    """
     parser, _ = _parser()
     given = parser.parse_args(arguments)
     try:
@@ -95,7 +98,10 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
 
 
 def show_plan(given: argparse.Namespace) -> None:
-    """Cells, unique stages, what the store already has, and the expected cost of the rest."""
+    """Cells, unique stages, what the store already has, and the expected cost of the rest.
+
+    Raises SettingsError for what cannot be planned, and where `slurm.gpu_hours` would be exceeded.
+    """
     from harness.config.cluster import Cluster
     from harness.execution.preflight import preflight
     from harness.execution.runner import wanted_name
@@ -109,24 +115,33 @@ def show_plan(given: argparse.Namespace) -> None:
     preflight(plan)
     store = Store.at(given.store or settings.store)
     cluster = None if settings.slurm is None else Cluster.of(settings.slurm)
+    # printed before the limit is checked, so a plan that exceeds it is shown with its cost
     print(*plan_lines(composed, plan, store, cluster), sep="\n")
     if cluster is not None:
         check_gpu_hours(plan, store, cluster, wanted_name(settings, plan))
 
 
 def show_status(given: argparse.Namespace) -> None:
-    """One screen on a grid; all grids in a line each when none is named."""
+    """One screen on a grid; all grids in a line each when none is named.
+
+    Raises SettingsError where there is no such store or grid, or Slurm does not answer.
+    """
     store = _existing(given.store)
     for name in [given.grid] if given.grid else grid_names(store):
         frozen = frozen_plan(store, name)
+        # all grids at once are read from the store alone: a call to Slurm for each would take seconds
         snapshot = StatusSnapshot.at(store, frozen, ask_slurm=bool(given.grid))
         print("\n".join(screen(store, frozen, snapshot, given.cells) if given.grid else [headline(name, snapshot)]))
 
 
 def watch(given: argparse.Namespace) -> None:
-    """The status screen anew every few seconds, until nothing of the grid runs or waits in a queue."""
+    """The status screen anew every few seconds, until nothing of the grid runs or waits in a queue.
+
+    Raises SettingsError as `show_status`.
+    """
     store = _existing(given.store)
     frozen = frozen_plan(store, given.grid)
+    # in a file the screens follow each other, since the codes of a terminal would be noise there
     clear = "\x1b[2J\x1b[H" if sys.stdout.isatty() else ""
     while True:
         snapshot = StatusSnapshot.at(store, frozen)
@@ -137,7 +152,10 @@ def watch(given: argparse.Namespace) -> None:
 
 
 def retry_failed(given: argparse.Namespace) -> None:
-    """Failed cells again: on the cluster that had them, or here."""
+    """Failed cells again: on the cluster that had them, or here.
+
+    Raises SettingsError where there is no such store or grid, and as `retry` does.
+    """
     from harness.execution.retry import retry
     from harness.execution.view import view_of
 
@@ -147,19 +165,27 @@ def retry_failed(given: argparse.Namespace) -> None:
 
 
 def cancel(given: argparse.Namespace) -> None:
-    """Take a grid's jobs out of the queue; those that run keep what they have done, and servers end by themselves."""
+    """Take a grid's jobs out of the queue; those that run keep what they have done, and servers end by themselves.
+
+    Raises SettingsError where there is no such store or grid, no Slurm on this machine, or no answer from it.
+    """
     store = _existing(given.store)
-    frozen_plan(store, given.grid)
+    frozen_plan(store, given.grid)  # refuses an unknown name, for which nothing would be cancelled
     queue = Queue.read()
+    # a server may have users in other grids, and ends by itself when no job needs it
     arrays = {array for array in arrays_of(store, given.grid) if ".serve." not in array}
     jobs = sorted(job for (array, _), job in queue.jobs.items() if array in arrays)
+    # a command line is limited in length, and a grid may have thousands of jobs
     for first in range(0, len(jobs), CANCELLED_AT_ONCE):
         run_command("scancel", *jobs[first : first + CANCELLED_AT_ONCE])
     print(f"{len(jobs)} jobs of {given.grid} cancelled; the same command, or retry, goes on")
 
 
 def show_logs(given: argparse.Namespace) -> None:
-    """How the tries at a stage ended, the last one's traceback, and the end of what its job printed."""
+    """How the tries at a stage ended, the last one's traceback, and the end of what its job printed.
+
+    Raises SettingsError where the name fits no stage, or several.
+    """
     from harness.report.terminal import attempt_lines, find_stage, log_lines
 
     store = _existing(given.store)
@@ -167,13 +193,17 @@ def show_logs(given: argparse.Namespace) -> None:
     attempts = store.attempts(key)
     print(*attempt_lines(key, attempts), sep="\n")
     note = read_entry(store, key)
+    # a job that ended before its first stage left no attempt; its output says why
     job = attempts[-1].get("job") if attempts else note and read_sent(store, note)
     for path in log_files(store, job) if job else []:
         print(*log_lines(path), sep="\n")
 
 
 def show_cost(given: argparse.Namespace) -> None:
-    """What a grid took, by kind of work."""
+    """What a grid took, by kind of work.
+
+    Raises SettingsError where there is no such store or grid, or Slurm does not answer.
+    """
     from harness.execution.slurm.usage import ledger
     from harness.report.terminal import cost_lines
 
@@ -183,14 +213,21 @@ def show_cost(given: argparse.Namespace) -> None:
 
 
 def show_explain(given: argparse.Namespace) -> None:
-    """Leaves in which two stages differ, inputs followed down to the settings that made them differ."""
+    """Leaves in which two stages differ, inputs followed down to the settings that made them differ.
+
+    Raises SettingsError where a name fits no stage, or several.
+    """
     from harness.report.terminal import explain_lines
 
     print(*explain_lines(_existing(given.store), given.one, given.other), sep="\n")
 
 
 def show_results(given: argparse.Namespace) -> None:
-    """Table, figure and verdict of a grid, from the store alone; with `--by`, its gains by class of item."""
+    """Table, figure and verdict of a grid, from the store alone; with `--by`, its gains by class of item.
+
+    Raises SettingsError where there is no such store or grid, and for an unknown name in `--by`.
+    """
+    # imported here, as in other verbs: `status` and `watch` start without the libraries of tables and figures
     from harness.api import collect, gains
     from harness.report.terminal import show_gains
 
@@ -203,12 +240,18 @@ def show_results(given: argparse.Namespace) -> None:
 
 
 def collect_garbage(given: argparse.Namespace) -> None:
-    """List or delete artifacts that no grid's plan names, and what dead attempts left behind."""
+    """List or delete artifacts that no grid's plan names, and what dead attempts left behind.
+
+    Raises SettingsError where there is no such store, or a plan in it cannot be read; OSError where a folder cannot be
+    moved.
+    """
     store = _existing(given.store)
     named = {key for name in grid_names(store) for key in frozen_plan(store, name).stages}
     unneeded = [key for key in store.published() if key not in named]
+    # a folder under tmp/ begins with its stage's key; while the stage is claimed, an attempt is writing it
     left = [path for path in (store.root / "tmp").iterdir() if not store.claimed(path.name.split(".")[0])]
     stopped = [path for path in (store.root / "checkpoints").glob("*") if not store.claimed(path.name)]
+    # checkpoints of a stage that a grid still needs stay: its next attempt continues from them
     left += [path for path in stopped if path.name not in named or store.done(path.name)]
     folders = [store.folder(key) for key in unneeded] + left
     size = sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
@@ -231,7 +274,7 @@ def _existing(root: str | None) -> Store:
 
 
 def show_cards(given: argparse.Namespace) -> None:
-    """One card whole, or all in a line each."""
+    """One card whole, or all in a line each. Raises SettingsError for an unknown name."""
     from harness.evals import describe, eval_names
     from harness.evals.benchmarks import benchmark_names, load_benchmark
 

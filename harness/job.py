@@ -17,7 +17,10 @@ from harness.execution.slurm.task import make
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the addresses named on the command line."""
+    """Make the addresses named on the command line.
+
+    Raises OSError or ValueError where the submission cannot be read.
+    """
     parser = argparse.ArgumentParser(prog="python -m harness.job", description=__doc__)
     parser.add_argument("addresses", nargs="+", help="addresses or keys of the stages to make")
     parser.add_argument("--submission", type=Path, required=True, help="the frozen submission they belong to")

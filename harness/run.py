@@ -22,8 +22,9 @@ requested: list[Sequence[str]] = []
 
 
 def main() -> None:
-    """Read the command line and run; every refusal is one sentence."""
+    """Read the command line and run; every refusal is one sentence. Ends the process with the exit codes above."""
     try:
+        # Hydra has returned before anything runs, so it neither catches an error of the run nor formats it
         for overrides in _read_command_line():
             run(overrides)
     except SettingsError as error:
@@ -35,7 +36,11 @@ def main() -> None:
 
 
 def run(overrides: Sequence[str]) -> None:
-    """Plan and execute the grid that the overrides span, and show what came of it."""
+    """Plan and execute the grid that the overrides span, and show what came of it.
+
+    Raises SettingsError for what cannot be run, SystemExit with code 1 where cells failed.
+    """
+    # imported here: `--help` and completion need neither the planner nor the store
     from harness.api import collect
     from harness.execution.runner import run_grid, submit_grid
     from harness.store.store import Store

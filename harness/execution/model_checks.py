@@ -38,6 +38,7 @@ def _check_hub(name: str, model: HubModel) -> None:
     folder = local_folder(model.path)
     if folder is not None:
         _check_folder(name, model, folder)
+    # nothing is downloaded here, so of a hub id only the form is checked
     elif not HUB_ID.fullmatch(model.path):
         raise refuse(
             f"{name}.path",
@@ -52,8 +53,10 @@ def _check_gguf(name: str, model: GgufModel) -> None:
         hint = "`make smollm2` fetches SmolLM2" if "smollm2" in name else "give a GGUF file"
         raise refuse(f"{name}.path", model.path, "no such file", hint)
     with open(model.file, "rb") as opened:
+        # by its first bytes: the suffix of a name says nothing about the content
         if opened.read(4) != b"GGUF":
             raise refuse(f"{name}.path", model.path, "the file is no GGUF file")
+    # found and not imported, as for every package that is checked here
     if importlib.util.find_spec("gguf") is None:
         raise refuse(
             f"{name}.kind",
@@ -77,6 +80,8 @@ def _check_folder(name: str, model: HubModel, folder: Path) -> None:
             if not file.is_file():
                 raise refuse(field, model.path, f"the weights {file.name} are missing", way_out)
             with open(file, "rb") as opened:
+                # such a pointer is a short text file in the place of the weights, and loading it fails with a message
+                # about formats
                 if opened.read(8) == b"version ":
                     raise refuse(field, model.path, f"{file.name} is a Git LFS pointer", "git lfs pull")
     _check_tokenizer(name, model.chat_template, folder, field, model.path)
@@ -87,6 +92,7 @@ def _check_served(settings: Model, model: ServedModel) -> None:
     from harness.teachers.http_endpoint import BY_SLURM, base_url
 
     name = settings.name
+    # the kind first: the checks below read settings that only a teacher has
     if not isinstance(settings, Teacher):
         raise refuse(f"{name}.kind", "http", "a student is trained, so its weights must be here", "use kind=hf")
     if settings.lessons or settings.init != "pretrained":

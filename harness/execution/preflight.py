@@ -51,6 +51,8 @@ def preflight(plan: Plan, machine: Machine | None = None) -> None:
 
 
 def _once(checked: set[str], what: str, check) -> None:  # type: ignore[no-untyped-def]
+    # Known by its repr, since settings hold lists and cannot be hashed. A grid of a thousand cells has few distinct
+    # parts.
     if what not in checked:
         checked.add(what)
         check()
@@ -96,6 +98,7 @@ def _check_formats(formats: list[str]) -> None:
 
 
 def _check_package(name: str, value: object, what: str, package: str, extra: str) -> None:
+    # found and not imported: these packages import torch, which takes seconds
     if importlib.util.find_spec(package) is None:
         raise refuse(name, value, f"{what} needs the package {package}", f"pip install 'harness[{extra}]'")
 

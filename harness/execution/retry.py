@@ -47,10 +47,13 @@ def retry(store: Store, frozen: FrozenPlan, failure_class: str | None, view: Vie
     """Submit the failed cells to the cluster that they were submitted to, or make them on this machine.
 
     `failure_class`: retry failures of this class alone; `oom` means every `oom_...`. `log` receives a line for every
-    change. Raises SettingsError where no cell failed in this class, or where there is no batch to halve.
+    change. Raises SettingsError where no cell failed in this class, where there is no batch to halve, where the code
+    of a stage has changed since, and as `execute` or `submit` does.
     """
     part, failed = failures(store, frozen, failure_class)
     before = next(filter(None, (read_submission(store, key) for key in part.targets)), None)
+    # With the machine settings of the failed attempt: a second retry halves the batch that the first had halved
+    # already.
     again: Again = {one.stage.key: {"machine": one.machine} for one in failed} | smaller_batches(failed)
     for key, changes in again.items():
         if "retried" in changes:
@@ -82,11 +85,13 @@ def failures(store: Store, frozen: FrozenPlan, failure_class: str | None) -> tup
     models = [model for cell, _ in wanted for model in (cell, *cell.references.values())]
     part = thaw(frozen, [key for model in models for key in targets_of(model)])
     at = {state.stage: state.failure_class for _, state in wanted if state.stage is not None}
+    # one call to Slurm for all failed stages
     jobs = latest(store, at)
     stages = {stage.key: stage for stage in part.stages}
     found = []
     for key, kind in at.items():
         last = (store.attempts(key) or [{}])[-1]
+        # Slurm's account first: an attempt whose node failed may not have recorded where it ran
         node = jobs[key].nodes if key in jobs else last.get("host")
         found.append(Failure(stages[key], kind, node, last.get("machine", {}), last.get("processes", 1)))
     return part, found
@@ -105,6 +110,7 @@ def smaller_batches(failed: Sequence[Failure]) -> dict[str, dict[str, Any]]:
             if rows == 1:
                 way_out = "set machine.gradient_checkpointing=true, or take a GPU with more memory"
                 raise refuse("class", "oom_cuda", f"{one.stage.address} ran with one row at a time", way_out)
+            # a divisor of the rows of a process, so that all micro-batches are of one size
             smaller = equal_part(own, rows // 2)
             found[one.stage.key] = {
                 "machine": {**one.machine, "micro_batch_size": smaller},
@@ -122,6 +128,7 @@ def adjusted_cluster(cluster: Cluster, failed: Sequence[Failure], log: Callable[
     bad = sorted({one.node for one in failed if one.failure_class == "node_failure" and one.node})
     if bad:
         log(f"without {', '.join(bad)}")
+        # in addition to the nodes that the cluster's file excludes
         cluster = replace(cluster, exclude=",".join(filter(None, (cluster.exclude, *bad))))
     return cluster
 

@@ -62,10 +62,11 @@ def submit_grid(composed: Composed, log: Callable[[str], None] = print) -> Froze
     cluster = Cluster.of(settings.slurm)
     store = Store.open(settings.store)
     planned = Plan.of(composed.cells)
-    preflight(planned)
+    preflight(planned)  # without a machine: the devices of a login node say nothing about those of the nodes
 
     def send(plan: Plan, grid: str) -> None:
         log(plan_text(plan, store, cluster))
+        # {} tries failed stages again without changes; None leaves them out
         again: Again | None = {} if settings.retry else None
         log(submit(plan, store, settings.machine, cluster, grid, again, settings.track).describe())
 
@@ -95,9 +96,12 @@ def _settled(
     if settings.tune:
         tuned, trials = tune_grid(composed.cells, Tune.of(settings.tune), wanted_name(settings, planned), store, make)
         plans = [plan_cell(one.cell) for one in tuned]
+        # arms whose trials chose other settings are other cells, with other stages
         planned = Plan.union(plans)
         chosen = {plan.fingerprint: one for plan, one in zip(plans, tuned, strict=True)}
     frozen = freeze(planned, _name(settings, planned, store), chosen, settings.track)
+    # Claims are kept before anything of the grid is made, with the count of its cells that were finished already. They
+    # come before the plan, so claims that are refused leave no plan behind.
     declare(store, frozen, settings.claims)
     folder = keep_plan(store, frozen)
     if trials is not None:
@@ -122,6 +126,7 @@ def _name(settings: Settings, planned: Plan, store: Store) -> str:
     cells = {cell["fingerprint"] for cell in json.loads(path.read_text())["cells"]}
     if cells == {cell.fingerprint for cell in planned.cells}:
         return name
+    # A name that the user did not choose gets a hash in addition, so two experiments with one slug stay apart.
     if settings.grid:
         raise refuse("grid", name, "that name belongs to a grid of other cells in this store", "choose another name")
     return f"{name}-{planned.name.rsplit('-', 1)[-1]}"

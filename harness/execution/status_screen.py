@@ -28,7 +28,10 @@ class StatusSnapshot:
 
     @classmethod
     def at(cls, store: Store, frozen: FrozenPlan, ask_slurm: bool = True) -> "StatusSnapshot":
-        """Ask the store, and Slurm once where the store is silent; changes nothing."""
+        """Ask the store, and Slurm once where the store is silent; changes nothing.
+
+        Raises SettingsError where Slurm does not answer.
+        """
         keys = frozen.stages
         stages = states_of(store, keys) if ask_slurm else {key: stage_state(store, key) for key in keys}
         cells = []
@@ -64,6 +67,7 @@ def screen(store: Store, frozen: FrozenPlan, snapshot: StatusSnapshot, every_cel
         yield f"  running     ... and {len(running) - LISTED} more stages"
     yield from _servers(store, frozen)
     yield from _failures(snapshot)
+    # failed cells are listed above, by reason
     left = [(cell, state) for cell, state in snapshot.cells if state.status not in ("done", "failed")]
     for cell, state in snapshot.cells if every_cell else left if len(left) <= LISTED else []:
         yield f"  {state.status:<12}{cell_line(cell)}" + (f"  {state.reason}" if state.reason else "")
@@ -81,6 +85,7 @@ def _failures(snapshot: StatusSnapshot) -> Iterator[str]:
     found: dict[tuple[str | None, str | None], list[tuple[FrozenCell, StageState]]] = {}
     for cell, state in snapshot.cells:
         if state.status == "failed":
+            # the stage's own reason: that of the cell begins with an address, so no two cells would share one
             reason = snapshot.stages[state.stage].reason if state.stage else state.reason
             found.setdefault((state.failure_class, reason), []).append((cell, state))
     ordered = sorted(found.values(), key=lambda alike: -len(alike))
@@ -107,6 +112,7 @@ def _progress(store: Store, key: str, state: StageState) -> str:
     said = []
     if page.get("step") and page.get("total"):
         spent = page["heartbeat"] - page["started"]
+        # the stage has gone on since its last heartbeat, up to which the step was counted
         left = spent / page["step"] * (page["total"] - page["step"]) - (time.time() - page["heartbeat"])
         said.append(f"{page['step']}/{page['total']}")
         if page.get("loss") is not None:

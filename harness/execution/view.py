@@ -51,6 +51,8 @@ class PlainView:
         left = sum(seconds for key, seconds in self.expected.items() if self.states.get(key) not in FINAL)
         if not whole or whole - left < 0.1 * whole or not left:
             return ""
+        # Time spent over expected seconds done: the ratio corrects wrong estimates, and counts stages that run at
+        # once.
         return in_words((time.monotonic() - self.begun) * left / (whole - left))
 
     def changed(self, stage: Stage, state: StageState) -> None:
@@ -58,11 +60,13 @@ class PlainView:
         before = self.states.get(stage.key)
         self.states[stage.key] = state.status
         self.total = len(self.states)
+        # the difference: a state that is reported twice counts once, and one that is taken back no longer counts
         self.finished += (state.status in FINAL) - (before in FINAL)
         if state.status == "running":
             self.started[stage.key] = self.lines[stage.key] = time.monotonic()
         if state.status == "failed":
             self.failures.append(f"{stage.address} failed ({state.failure_class}): {state.reason}")
+        # the first report of each stage is its state before the run, which is no event
         if before is not None:
             self.say(stage, state)
 
@@ -106,6 +110,7 @@ class LiveView(PlainView):
         from rich.console import Console
         from rich.live import Live
 
+        # the panel is a function: each redraw shows the clock as it is then, though no state has changed
         self.live = Live(console=Console(file=self.stream), refresh_per_second=4, get_renderable=self.panel)
         self.live.__enter__()
         return self
@@ -123,12 +128,14 @@ class LiveView(PlainView):
 
     def panel(self) -> Any:
         """The panel as of now."""
+        # imported here, since plain lines need no `rich`
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
         now = time.monotonic()
+        # a copy: `rich` draws the panel in a thread of its own, while states change
         running = [key for key, status in list(self.states.items()) if status == "running"]
         table = Table.grid(padding=(0, 2))
         for key in running:

@@ -117,6 +117,7 @@ def curve(store: Store, spec: Mapping[str, Any]) -> Iterator[WandbRun]:
     tracked = spec.get("track", {})
     key = spec["key"]
     run = WandbRun(store.root, tracked.get("to", "none"), key, spec["address"], tracked.get("grid", ""), spec["kind"])
+    # computed when the run is opened: most stages log no line, and then no manifest is read
     run.config = partial(_config_of, store, spec)
     exit_code = 1
     try:
@@ -146,6 +147,7 @@ def tracking(track: str, grid: str | None) -> dict[str, Any]:
 def _config_of(store: Store, spec: Mapping[str, Any]) -> dict[str, Any]:
     """What runs are sorted by: method, data_frac, seed, student, teacher and budget, where the stage has them."""
     inputs = {role.partition(":")[0]: store.manifest(key) for role, key in spec["inputs"].items()}
+    # a student that learns from stored labels, rows or logits has its teacher as their input, not as its own
     labelled = next((inputs[role] for role in ("labels", "synthetic", "cache") if role in inputs), None)
     teacher = inputs.get("teacher") or (store.manifest(labelled["inputs"]["teacher"]) if labelled else None)
     about = {
