@@ -38,7 +38,8 @@ CANCELLED_AT_ONCE = 500
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; refusals are one sentence and exit code 2.
 
-    A verb itself raises SettingsError for what it refuses.
+    A verb itself raises SettingsError for what it refuses. Raises SystemExit for a command line that has no such verb
+    or option.
     """
     parser, _ = _parser()
     given = parser.parse_args(arguments)

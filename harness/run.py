@@ -40,7 +40,7 @@ def run(overrides: Sequence[str]) -> None:
 
     Raises SettingsError for what cannot be run, SystemExit with code 1 where cells failed.
     """
-    # imported here: `--help` and completion need neither the planner nor the store
+    # imported here: `--help` and completion execute nothing
     from harness.api import collect
     from harness.execution.runner import run_grid, submit_grid
     from harness.store.store import Store

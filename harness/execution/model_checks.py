@@ -80,8 +80,7 @@ def _check_folder(name: str, model: HubModel, folder: Path) -> None:
             if not file.is_file():
                 raise refuse(field, model.path, f"the weights {file.name} are missing", way_out)
             with open(file, "rb") as opened:
-                # such a pointer is a short text file in the place of the weights, and loading it fails with a message
-                # about formats
+                # such a pointer is a short text file in the place of the weights: the file exists, and holds no model
                 if opened.read(8) == b"version ":
                     raise refuse(field, model.path, f"{file.name} is a Git LFS pointer", "git lfs pull")
     _check_tokenizer(name, model.chat_template, folder, field, model.path)

@@ -76,6 +76,7 @@ def screen(store: Store, frozen: FrozenPlan, snapshot: StatusSnapshot, every_cel
 def cell_line(cell: FrozenCell) -> str:
     """A cell's fingerprint, as `explain` and `logs` take it, and what tells it from the others."""
     teacher = f" teacher={cell.teacher}" if cell.teacher else ""
+    # by its last training stage; a cell that trains nothing has only evaluations
     fingerprint = (list(cell.train) or targets_of(cell))[-1].rsplit("-", 1)[-1][:8]
     return f"{fingerprint}  {cell.method} {cell.data_frac:g} {cell.student}{teacher} seed={cell.seed}"
 
@@ -99,6 +100,7 @@ def _failures(snapshot: StatusSnapshot) -> Iterator[str]:
 
 def _servers(store: Store, frozen: FrozenPlan) -> Iterator[str]:
     """The jobs that serve the grid's teachers, and where they listen."""
+    # an address file names its model and not the grids that use it, so the grid's models choose among the files
     served = {spec["settings"].get("served_model") for spec in frozen.stages.values() if spec["kind"] == "base"}
     for path in sorted((store.root / "servers").glob("*.json")):
         page = read_address(path)

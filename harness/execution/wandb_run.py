@@ -41,7 +41,10 @@ class WandbRun:
         self._run: Any = None
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Log one line of numbers, words and tables (DataFrames); `step`, where the line has it, counts from 1."""
+        """Log one line of numbers, words and tables (DataFrames); `step`, where the line has it, counts from 1.
+
+        A fault is kept in `problem` and not raised.
+        """
         if self.mode is None or self.problem is not None:
             return
         try:

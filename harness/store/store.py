@@ -158,7 +158,10 @@ class Store:
         return None
 
     def claimed(self, key: str) -> bool:
-        """Whether a live attempt holds the lease on `key`; changes nothing."""
+        """Whether a live attempt holds the lease on `key`; changes nothing.
+
+        Raises OSError where the store cannot be read.
+        """
         path = self.root / "claims" / key
         try:
             note = json.loads(path.read_text())

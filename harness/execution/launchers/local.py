@@ -47,7 +47,10 @@ class WorkerPool:
         self._feed()
 
     def events(self, timeout: float) -> Iterator[AttemptResult]:
-        """Wait up to `timeout` seconds; yield attempts that ended, and pass progress to the listener."""
+        """Wait up to `timeout` seconds; yield attempts that ended, and pass progress to the listener.
+
+        Raises OSError where a worker cannot be started.
+        """
         by_connection = {worker.connection: worker for worker in self.workers}
         for connection in wait(list(by_connection), timeout):
             worker = by_connection[connection]  # type: ignore[index]

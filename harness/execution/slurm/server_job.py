@@ -47,7 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(name: str, submission: str) -> None:
-    """Started by submitit: as `main`, and a failure is this process's exit code."""
+    """Started by submitit: as `main`, and a failure is this process's exit code.
+
+    Raises OSError or ValueError where the submission cannot be read.
+    """
     code = ServerJob(name, Path(submission)).run()
     if code:
         sys.stdout.flush()

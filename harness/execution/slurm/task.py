@@ -26,7 +26,7 @@ REQUEUE_SECONDS = 60.0
 
 
 def run(addresses: Sequence[str], submission: str) -> None:
-    """Started by submitit: as `make`, and a failure is this process's exit code."""
+    """Started by submitit: as `make`, and a failure is this process's exit code. Raises as `make` does."""
     code = make(addresses, Path(submission))
     if code:
         sys.stdout.flush()
