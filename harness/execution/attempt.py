@@ -189,7 +189,7 @@ class AttemptLog:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._stop.set()
-        # joined first: the last line of the file is written here, and no beat comes after it
+        # joined first: the outcome is written below, and no beat may follow it
         self._thread.join()
         self.entry |= {"outcome": "done", "ended": time.time()}
         if error is not None:

@@ -98,7 +98,7 @@ def _check_formats(formats: list[str]) -> None:
 
 
 def _check_package(name: str, value: object, what: str, package: str, extra: str) -> None:
-    # found and not imported: these packages import torch, which takes seconds
+    # found and not imported: peft and bitsandbytes import torch, which takes seconds
     if importlib.util.find_spec(package) is None:
         raise refuse(name, value, f"{what} needs the package {package}", f"pip install 'harness[{extra}]'")
 

@@ -52,8 +52,8 @@ def retry(store: Store, frozen: FrozenPlan, failure_class: str | None, view: Vie
     """
     part, failed = failures(store, frozen, failure_class)
     before = next(filter(None, (read_submission(store, key) for key in part.targets)), None)
-    # With the machine settings of the failed attempt: a second retry halves the batch that the first had halved
-    # already.
+    # with the machine settings of the failed attempt: a batch that an earlier retry halved stays small, or is halved
+    # again
     again: Again = {one.stage.key: {"machine": one.machine} for one in failed} | smaller_batches(failed)
     for key, changes in again.items():
         if "retried" in changes:

@@ -102,8 +102,8 @@ class Coordinator:
             return error
         if self.lost:
             return ProcessError(self.lost, "killed")
-        # A rank that fails closes its connections, which shows here as a RuntimeError of a collective operation. The
-        # same line in both is one error, of which this rank's is the original.
+        # A rank that fails closes its connections, which shows here as a RuntimeError of a collective operation. A
+        # line that both have is one error which all ranks met, and this rank's stands for it.
         others = (found for found in self._problems() if one_line(error) not in str(found))
         return next(others, error)
 

@@ -63,7 +63,7 @@ def batches(jobs: Mapping[str, Job], cluster: Cluster) -> list[Batch]:
         found.setdefault(alike, []).append((keys, sum(map(stage_seconds, job.stages))))
     result = []
     for (resources, needs, kind, servers), units in found.items():
-        # only cells are packed: any other target is expensive, and others wait for it
+        # only cells are packed: the jobs that need a shared stage would wait for all of its pack
         packed = _packed(units, 60 * cluster.pack_minutes) if kind == "cells" else [keys for keys, _ in units]
         result.append(Batch(tuple(packed), resources, needs, kind, servers))
     return _in_order(result)

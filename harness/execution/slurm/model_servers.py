@@ -96,7 +96,8 @@ def take_servers(
 def wanted(store: Store, key: str) -> bool:
     """Whether a task that waits, runs or is being submitted has requests left; removes the notes of other arrays.
 
-    Raises SettingsError where Slurm's controller does not answer.
+    Raises SettingsError where Slurm's controller does not answer. Raises FileNotFoundError where this machine has no
+    Slurm.
     """
     found = {}
     for path in _users(store, key).glob("*.json"):

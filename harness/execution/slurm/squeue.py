@@ -125,7 +125,7 @@ def run_command(*command: str, patience: float | None = None) -> str:
             raise SettingsError(f"{command[0]} did not answer within {SECONDS:g} s; is the controller up?") from error
         if not answer.returncode:
             return answer.stdout
-        # only an absent controller is waited for; any other refusal would be the same the next time
+        # only an absent controller is waited for; any other refusal is taken as final
         if "Unable to contact" not in answer.stderr or time.monotonic() > end:
             reason = (answer.stderr.strip().splitlines() or ["no reason given"])[0]
             raise SettingsError(f"{' '.join(command[:3])} failed: {reason}; is this a login node of the cluster?")
