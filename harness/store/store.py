@@ -174,7 +174,7 @@ class Store:
         return age < STALE_SECONDS if note["host"] != socket.gethostname() else runs(note)
 
     def attempts(self, key: str) -> list[dict[str, Any]]:
-        """Every attempt at `key`, oldest first."""
+        """Every attempt at `key`, oldest first. Raises OSError where the store cannot be read."""
         folder = self.root / "attempts" / key
         # in the order of numbers, in which 10 follows 9
         paths = sorted(folder.glob("*.json"), key=lambda path: int(path.stem)) if folder.is_dir() else []
@@ -212,7 +212,10 @@ class Lease:
             os.utime(self.path)
 
     def release(self) -> None:
-        """Give the lease back; a lease that another process has taken over stays."""
+        """Give the lease back; a lease that another process has taken over stays.
+
+        Raises OSError where the store cannot be written.
+        """
         try:
             # Where the lease is taken over between these two lines, the file of its new holder is removed. Then two
             # processes may make the stage, and one of them publishes it.

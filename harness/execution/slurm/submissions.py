@@ -30,7 +30,10 @@ def new_entry(submission: str, array: str, task: int) -> dict[str, Any]:
 
 
 def read_entry(store: Store, key: str) -> dict[str, Any] | None:
-    """`submission`, `array` and `task` that make `key`, with the submitting process and the time; None without any."""
+    """`submission`, `array` and `task` that make `key`, with the submitting process and the time; None without any.
+
+    Raises OSError where the store cannot be read.
+    """
     try:
         return json.loads((store.root / "jobs" / key).read_text())
     except (FileNotFoundError, ValueError):  # ValueError: another process is writing it
@@ -38,7 +41,7 @@ def read_entry(store: Store, key: str) -> dict[str, Any] | None:
 
 
 def read_entries(store: Store, keys: Iterable[str]) -> dict[str, Mapping[str, Any]]:
-    """The entries of the keys that have one."""
+    """The entries of the keys that have one. Raises OSError where the store cannot be read."""
     return {key: entry for key in keys if (entry := read_entry(store, key)) is not None}
 
 
@@ -62,7 +65,10 @@ def write_sent(store: Store, submission: str, array: str, jobs: Sequence[str]) -
 
 
 def read_sent(store: Store, entry: Mapping[str, Any]) -> str | None:
-    """The cluster's id of an entry's task; None where the task was not submitted."""
+    """The cluster's id of an entry's task; None where the task was not submitted.
+
+    Raises OSError where the store cannot be read.
+    """
     try:
         return json.loads(_sent(store, entry["submission"], entry["array"]).read_text())[entry["task"]]
     except FileNotFoundError:
