@@ -10,8 +10,20 @@ from pathlib import Path
 
 from harness.config.checks import check_choice, refuse
 from harness.config.model import Model, Teacher
-from harness.models.files import HUB_ID, TEMPLATE_FILES, TOKENIZER_FILES, local_folder, weight_files
+from harness.models.files import (
+    HUB_ID,
+    TEMPLATE_FILES,
+    TOKENIZER_FILES,
+    local_folder,
+    tensor_shapes,
+    weight_files,
+)
 from harness.models.kinds import GgufModel, HubModel, MiniModel, ServedModel, model_of
+
+WRAPPERS = {"_orig_mod.": "torch.compile", "module.": "DistributedDataParallel"}
+"""What stands before every weight's name where a wrapped model was saved, and what wrapped it."""
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+"""How the names of token embeddings end: Llama and most others, GPT-2, GPT-NeoX, Bloom."""
 
 
 def check_model(settings: Model) -> None:
@@ -83,7 +95,39 @@ def _check_folder(name: str, model: HubModel, folder: Path) -> None:
                 # such a pointer is a short text file in the place of the weights: the file exists, and holds no model
                 if opened.read(8) == b"version ":
                     raise refuse(field, model.path, f"{file.name} is a Git LFS pointer", "git lfs pull")
+        _check_tensors(folder, field, model.path)
     _check_tokenizer(name, model.chat_template, folder, field, model.path)
+
+
+def _check_tensors(folder: Path, field: str, path: str | None) -> None:
+    """Refuse, from the headers of the files alone, weights that would not be loaded, and ids without an embedding."""
+    try:
+        shapes = tensor_shapes(folder)
+    except (ValueError, KeyError, TypeError) as error:
+        raise refuse(
+            field, path, f"a .safetensors file is damaged ({error})", "fetch the model's folder again"
+        ) from error
+    for prefix, wrapper in WRAPPERS.items():
+        wrapped = sorted(name for name in shapes if name.startswith(prefix))
+        if wrapped:
+            reason = f"its weights were saved inside {wrapper} ({wrapped[0]}), so none would be loaded"
+            raise refuse(field, path, reason, "save the unwrapped model again with model.save_pretrained")
+    rows = [shape[0] for name, shape in shapes.items() if name.endswith(EMBEDDINGS)]
+    tokens = _tokens(folder)
+    if rows and tokens > rows[0]:
+        reason = f"its tokenizer has {tokens} tokens and its embedding {rows[0]} rows"
+        way_out = "resize the embedding (model.resize_token_embeddings), or use the tokenizer it was trained with"
+        raise refuse(field, path, reason, way_out)
+
+
+def _tokens(folder: Path) -> int:
+    """One more than the largest token id of a folder's `tokenizer.json`; 0 where it has none."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return 0
+    from tokenizers import Tokenizer
+
+    return 1 + max(Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True).values(), default=-1)
 
 
 def _check_served(settings: Model, model: ServedModel) -> None:

@@ -84,6 +84,23 @@ def weight_files(folder: Path, field: str, path: str | None) -> list[Path]:
     return found
 
 
+def tensor_shapes(folder: Path) -> dict[str, list[int]]:
+    """Shapes by tensor name, from the headers of a folder's .safetensors files; other formats are left out.
+
+    Raises OSError where a file cannot be read, and ValueError where its header is not one of safetensors.
+    """
+    found: dict[str, list[int]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with open(file, "rb") as opened:
+            # the format begins with the header's length (8 bytes, little-endian), then JSON: name -> {shape, ...}
+            length = int.from_bytes(opened.read(8), "little")
+            if length > file.stat().st_size:
+                raise ValueError(f"the header of {file.name} is longer than the file")
+            header = json.loads(opened.read(length))
+        found |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+    return found
+
+
 def read_files(folder: Path) -> list[Path]:
     """Files of a model folder that loading may read, in order of their names."""
     return [

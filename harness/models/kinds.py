@@ -8,6 +8,7 @@ and the checks before a run ask. Nothing here loads a model: neither torch nor t
 """
 
 import json
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from harness.config.model import Model
 from harness.models.files import (
     local_folder,
     read_files,
+    tensor_shapes,
     tokenizer_files,
     tokenizer_fingerprint_of_folder,
     tokenizer_json_fingerprint,
@@ -113,7 +115,9 @@ class MiniModel(_StartWeights):
     def parameters(self) -> int:
         from harness.data.miniature.sizes import llama_settings
 
-        return llama_parameters(llama_settings(self.size, self.family), self.kept_layers)
+        found = decoder_parameters(llama_settings(self.size, self.family), self.kept_layers)
+        assert found is not None, "the sizes of the miniature's models stand in one file"
+        return found
 
     def tokenizer_fingerprint(self) -> str | None:
         from harness.data.miniature.tokenizer import tokenizer_json
@@ -150,9 +154,10 @@ class HubModel(_WeightFiles):
         return self._start() | {"files": {file.name: file_sha256(file) for file in read_files(folder)}}
 
     def parameters(self) -> int:
-        """By the folder's config, or by a hub id's name (`8B`, `135M`); a billion where it says nothing."""
+        """By the folder's config, else its weights; of a hub id by its name (`8B`, `135M`), or a billion."""
         if (folder := local_folder(self.path)) is not None:
-            return llama_parameters(json.loads((folder / "config.json").read_text()), self.kept_layers)
+            stated = decoder_parameters(json.loads((folder / "config.json").read_text()), self.kept_layers)
+            return stated or sum(map(math.prod, tensor_shapes(folder).values())) or 10**9
         named = re.search(r"(\d+(?:\.\d+)?)\s*([MB])(?![a-z])", self.path, re.IGNORECASE)
         return round(float(named[1]) * {"m": 1e6, "b": 1e9}[named[2].lower()]) if named else 10**9
 
@@ -236,12 +241,30 @@ def model_of(settings: Model | Mapping[str, Any]) -> TypedModel:
     return kind(**{one.name: values[one.name] for one in fields(kind) if one.name in values})
 
 
-def llama_parameters(config: Mapping[str, Any], layers: int | None = None) -> int:
-    """Parameters of a Llama-like decoder: attention with grouped heads, gated MLP, norms, embeddings."""
-    width, vocabulary = config["hidden_size"], config["vocab_size"]
-    heads = config["num_attention_heads"]
+SIZES = {
+    "width": ("hidden_size", "n_embd", "d_model"),
+    "layers": ("num_hidden_layers", "n_layer", "num_layers"),
+    "heads": ("num_attention_heads", "n_head", "num_heads"),
+    "inner": ("intermediate_size", "n_inner", "ffn_dim"),
+}
+"""What configs call one size: Llama and most others first, then GPT-2, OPT and MPT."""
+
+
+def decoder_parameters(config: Mapping[str, Any], layers: int | None = None) -> int | None:
+    """Parameters of a decoder by its config: attention with grouped heads, MLP, norms, embeddings.
+
+    Exact for Llama-like decoders, whose MLP is gated; of others biases and learned positions are left out. Sizes may
+    stand under `text_config`. None where the config does not state them.
+    """
+    config = {**config, **(config.get("text_config") or {})}
+    sizes = {size: next((int(config[name]) for name in names if config.get(name)), 0) for size, names in SIZES.items()}
+    gated = config.get("intermediate_size") is not None
+    sizes["inner"] = sizes["inner"] or 4 * sizes["width"]  # GPT-2 writes null for it
+    if not all(sizes.values()) or "vocab_size" not in config:
+        return None
+    width, heads = sizes["width"], sizes["heads"]
     head = config.get("head_dim") or width // heads
     keys = (config.get("num_key_value_heads") or heads) * head
-    layer = 2 * width * heads * head + 2 * width * keys + 3 * width * config["intermediate_size"] + 2 * width
-    embeddings = vocabulary * width * (1 if config.get("tie_word_embeddings") else 2)
-    return (layers or config["num_hidden_layers"]) * layer + width + embeddings
+    layer = 2 * width * heads * head + 2 * width * keys + (3 if gated else 2) * width * sizes["inner"] + 2 * width
+    embeddings = config["vocab_size"] * width * (1 if config.get("tie_word_embeddings") else 2)
+    return (layers or sizes["layers"]) * layer + width + embeddings

@@ -8,15 +8,16 @@ transformers and runs no code that comes with a model.
 """
 
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.config.checks import refuse
+from harness.config.checks import SettingsError, refuse
 from harness.config.machine import Machine
 from harness.data.chat import end_of_turn_id, render
-from harness.models.files import SERVER, read_pointer, tokenizer_json_fingerprint
+from harness.models.files import SERVER, read_pointer, tensor_shapes, tokenizer_json_fingerprint
 from harness.runtime.processes import local_rank, process_count
 from harness.store.fingerprint import fingerprint
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 PROBE = [{"role": "user", "content": "Say yes."}, {"role": "assistant", "content": "yes"}]
 """A conversation whose rendering is compared to see whether two chat templates are the same."""
+NAMED_KEYS = 3
+"""How many weights of each kind a refusal names."""
 DTYPES: dict[str, Any] = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": "auto"}
 
 
@@ -58,7 +61,8 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 def load_model(folder: Path, device: str = "cpu", dtype: str = "fp32") -> "PreTrainedModel":
     """The causal model of a model folder, in eval mode; `dtype` is `fp32`, `bf16` or `auto` (as saved).
 
-    Raises SettingsError for a folder that only names a server; `teachers.open_teacher` opens both kinds.
+    Raises SettingsError for a folder that only names a server (`teachers.open_teacher` opens both kinds), and where
+    weights are missing, unexpected or of another size: such a model would start from random values.
     """
     if (Path(folder) / SERVER).is_file():
         served = json.loads((Path(folder) / SERVER).read_text())["served_model"]
@@ -206,7 +210,34 @@ def _from_pretrained(folder: Path, device: str, dtype: str, **more: Any) -> "Pre
 
     path, revision = read_pointer(Path(folder))
     where: dict[str, Any] = {"revision": revision or "main", "dtype": DTYPES[dtype], "device_map": device}
-    return _with_plain_kernels(AutoModelForCausalLM.from_pretrained(path, **where, **more)).eval()
+    loader: Any = AutoModelForCausalLM  # its types do not know that the report is returned beside the model
+    try:
+        model, loaded = loader.from_pretrained(path, output_loading_info=True, **where, **more)
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        # transformers names the tensors in its log alone
+        raise _not_the_models(path, {"of another size are": _of_other_size(Path(folder), Path(path))}) from error
+    found = {"the files lack": loaded["missing_keys"], "the model has no": loaded["unexpected_keys"]}
+    if any(found.values()):  # transformers leaves what it misses at random values and goes on
+        raise _not_the_models(path, found)
+    return _with_plain_kernels(model).eval()
+
+
+def _not_the_models(path: str, found: Mapping[str, Collection[str]]) -> SettingsError:
+    """The refusal of weights that do not belong to a config, the first names of each kind listed."""
+    parts = []
+    for words, names in found.items():
+        listed, more = sorted(names)[:NAMED_KEYS], len(names) - NAMED_KEYS
+        parts += [f"{words} {', '.join(listed)}" + (f" and {more} more" if more > 0 else "")] if names else []
+    way_out = "save the model again with model.save_pretrained, unwrapped (torch.compile, DistributedDataParallel)"
+    return refuse("path", path, f"its weights are not those of its config: {'; '.join(parts)}", way_out)
+
+
+def _of_other_size(folder: Path, files: Path) -> list[str]:
+    """Names of weights whose shape in the files is not the model's."""
+    model = {name: list(weight.shape) for name, weight in load_shape(folder).state_dict().items()}
+    return [name for name, shape in tensor_shapes(files).items() if model.get(name, shape) != shape]
 
 
 def _with_plain_kernels(model: "PreTrainedModel") -> "PreTrainedModel":

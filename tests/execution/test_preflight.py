@@ -1,7 +1,5 @@
 """Preflight: pairs and parts that cannot work are refused from their files alone."""
 
-import shutil
-
 import pytest
 
 from harness.config.checks import SettingsError
@@ -10,7 +8,7 @@ from harness.config.model import Teacher
 from harness.execution.preflight import preflight
 from harness.plan.cell_plan import Plan
 from harness.plan.compose import compose
-from tests.doubles import byte_tokenizer, save_tiny
+from tests.doubles import byte_tokenizer, save_tiny, tiny_llama
 
 
 def check(*arguments):
@@ -36,7 +34,8 @@ def test_a_pair_with_one_tokenizer_passes_until_one_of_them_has_another_token(tm
     check(*pair)
     larger = byte_tokenizer()
     larger.add_tokens(["more"])
-    other = shutil.copytree(path, tmp_path / "other")
+    other = tmp_path / "other"
+    tiny_llama(len(larger)).save_pretrained(other)
     larger.save_pretrained(other)
     with pytest.raises(SettingsError, match=r"teacher='hf'.*its tokenizer .* is not that of student=hf"):
         check(*pair[:-1], f"teacher.path={other}")

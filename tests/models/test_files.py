@@ -6,12 +6,15 @@ import subprocess
 import sys
 
 import pytest
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, OPTConfig
 
 from harness.config.checks import SettingsError
 from harness.config.model import Lesson, Model, Student, Teacher
 from harness.execution.model_checks import check_model
 from harness.models.files import tokenizer_fingerprint_of_folder
 from harness.models.kinds import GgufModel, HubModel, MiniModel, NoModel, ServedModel, model_of
+from harness.models.loading import random_model
 from harness.store.store import write_json
 from tests.doubles import byte_tokenizer, save_tiny, tiny_llama
 
@@ -192,8 +195,8 @@ def test_parameters_are_counted_from_the_config(folder):
 def test_planning_a_model_imports_neither_torch_nor_transformers(folder):
     code = (
         "import sys; from harness.config.model import Model; from harness.models.kinds import model_of\n"
-        "from harness.execution.model_checks import check_model\n"
-        "from harness.execution.model_checks import check_model\n"
+        "from harness.execution.model_checks import WRAPPERS, check_model\n"
+        "from harness.execution.model_checks import WRAPPERS, check_model\n"
         f"m = Model(name='s', kind='hf', path={str(folder)!r})\n"
         "for x in (m, Model(name='m', init_seed=0)):\n"
         "    check_model(x), model_of(x).identity(0), model_of(x).tokenizer_fingerprint(), model_of(x).parameters()\n"
@@ -242,3 +245,54 @@ def test_a_key_in_the_place_of_its_variables_name_is_refused_and_not_repeated():
     ) as refusal:
         served("org/name", api_key_env="sk-secret")
     assert "secret" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "wrapper"), [("_orig_mod.", "torch.compile"), ("module.", "DistributedDataParallel")]
+)
+def test_weights_of_a_wrapped_model_are_refused_before_anything_runs(folder, tmp_path, prefix, wrapper):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    kept = load_file(copy / "model.safetensors")
+    save_file({prefix + name: one for name, one in kept.items()}, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SettingsError, match=rf"student\.path=.*saved inside {wrapper} \({prefix}.*unwrapped"):
+        check_model(hf(copy))
+
+
+def test_more_tokens_than_rows_of_the_embedding_are_refused(tmp_path):
+    tokenizer = byte_tokenizer()
+    save_tiny(tmp_path)
+    tokenizer.add_tokens(["<tool>"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(SettingsError, match=r"student\.path=.*has 263 tokens and its embedding 262 rows.*resize"):
+        check_model(hf(tmp_path))
+
+
+def test_a_damaged_header_of_the_weights_is_refused(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "model.safetensors").write_bytes((2**40).to_bytes(8, "little") + b"{}")
+    with pytest.raises(SettingsError, match=r"student\.path=.*damaged \(the header of model.safetensors is longer"):
+        check_model(hf(copy))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "nested", "unknown"])
+def test_parameters_are_estimated_for_configs_of_other_shapes(tmp_path, kind):
+    """Sizes have other names, stand under `text_config`, or are not stated: then the weights themselves are counted."""
+    configs = {
+        "gpt2": GPT2Config(vocab_size=604, n_embd=32, n_layer=2, n_head=4, n_positions=8),
+        "opt": OPTConfig(
+            vocab_size=604,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            ffn_dim=96,
+            word_embed_proj_dim=32,
+            max_position_embeddings=8,
+        ),
+    }
+    model = random_model(configs[kind], 0) if kind in configs else tiny_llama()
+    model.save_pretrained(tmp_path)
+    if kind in ("nested", "unknown"):
+        config = json.loads((tmp_path / "config.json").read_text())
+        sizes = {name: config.pop(name) for name in ("hidden_size", "intermediate_size", "vocab_size")}
+        write_json(tmp_path / "config.json", config | ({"text_config": sizes} if kind == "nested" else {}))
+    assert model_of(hf(tmp_path)).parameters() == pytest.approx(model.num_parameters(), rel=0.15)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
@@ -116,3 +117,22 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     assert device_of(Machine(device="auto")) == "cpu"
     with pytest.raises(SettingsError, match="cuda"):
         device_of(Machine(device="cuda"))
+
+
+WRONG = {
+    "wrapped": (lambda kept: {f"_orig_mod.{name}": one for name, one in kept.items()}, "the model has no _orig_mod"),
+    "a layer short": (lambda kept: {name: one for name, one in kept.items() if ".1." not in name}, "lack .*layers.1."),
+    "one too many": (lambda kept: kept | {"model.extra.weight": torch.ones(2)}, "the model has no model.extra.weight"),
+    "another head": (lambda kept: kept | {"lm_head.weight": torch.ones(7, 3)}, "of another size are lm_head.weight"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_weights_that_are_not_the_models_are_refused_by_name(tmp_path, kind):
+    """transformers would start such a model from random values and go on."""
+    change, names = WRONG[kind]
+    save_model(tiny_llama(), byte_tokenizer(), tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file(change(load_file(file)), file, {"format": "pt"})
+    with pytest.raises(SettingsError, match=names):
+        load_model(tmp_path)
