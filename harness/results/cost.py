@@ -60,6 +60,7 @@ def cell_cost(
     the teacher divided among the cells of the grid that use them.
     """
     train, teaching, teacher_training = list(train), list(teaching), list(teacher_training)
+    # a train stage's facts contain its live teacher, whose passes belong to the teacher's share
     live = _sum(live_teacher_cost(facts) for facts in train)
     own = _sum(stage_cost(facts) for facts in train) - live
     teacher = live + _sum(stage_cost(facts) for facts, _ in teaching)
@@ -70,6 +71,7 @@ def cell_cost(
         "teacher": teacher,
         "total": own + teacher,
         "with_teacher_training": own + teacher + making,
+        # the live teacher works for this cell alone, so it is not divided
         "amortised": own + live + shared,
     }
 
