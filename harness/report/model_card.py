@@ -56,12 +56,15 @@ def verdict(receipt: Receipt) -> str:
     score = None if first is None else _named(receipt["scores"], first)
     if score is None or score["score"] is None:
         return "This model has no score, so nothing is known of its quality."
+    # SFT has no SFT to be compared with; what it can gain is over not training at all
     role = "base" if receipt["recipe"]["name"] == "sft" else "sft"
     found = score["against"].get(role)
     what = f"{score['eval']} {score['metric']}"
     if found is None:
         return f"Whether it beats {ROLES[role]} is not known: there is no score of that to compare its {what} with."
+    # the comparison of the headline metric alone, so its p value is not adjusted
     clear = found["p"] is not None and found["p"] < CLEAR
+    # for a loss a gain below 0 is the better one
     better = (found["gain"] > 0) == score["higher_is_better"]
     verb = ("Beats" if better else "Loses to") if clear else "Cannot be told from"
     text = f"{verb} the {ROLES[role]}" if role == "base" else f"{verb} {ROLES[role]} ({receipt['budget']['label']})"
@@ -122,6 +125,7 @@ def _extra(receipt: Receipt) -> str:
     more = own["total"]["flops"] - sft["total"]["flops"]
     text = f", at {own['total']['flops'] / sft['total']['flops']:.2g} times its FLOPs ({more:+.2g})"
     text += f" and {own['total']['seconds'] - sft['total']['seconds']:+.3g} s"
+    # a teacher may serve many students, so its training is named apart and not added
     making = own["with_teacher_training"]["flops"] - own["total"]["flops"]
     return text + (f", not counting the training of the teacher ({making:.2g} FLOPs)" if making else "")
 
@@ -203,6 +207,7 @@ def _format_score(one: Mapping[str, Any], first: Mapping[str, str] | None, recei
         return f"{score['score']:.3f} {_interval(score, '.3f')}{rounding}"
     if one["not_scored"]:
         return "not scored"
+    # a format without scores of its own has those of the evaluations, but only where they ran in it
     if one["format"] != one["scored_in"]:
         return "not scored apart"
     whole = _named(receipt["scores"], first)

@@ -50,7 +50,11 @@ class Finished:
 
     @classmethod
     def collect(cls, store: Store, frozen: FrozenPlan) -> "Finished":
-        """Read records from the store; write table, figure and verdict into the grid's folder."""
+        """Read records from the store; write table, figure and verdict into the grid's folder.
+
+        Raises SettingsError as `by_arm` does, OSError where files cannot be read or written.
+        """
+        # imported where they are used: figures and tables load slowly, and most verbs print neither
         from harness.report.figures.forest import MANY, arms_of, forest_figure
         from harness.report.figures.plots import crossover_figure
         from harness.report.receipt import write_receipts
@@ -105,6 +109,8 @@ class Finished:
         console.print(render(self.summary))
         if (benchmarks := overview(self.summary)) is not None:
             console.print(benchmarks)
+        # many cells warn of the same, so the first of each kind is printed, and the kind is what stands before the
+        # colon
         kinds = {warning: [f"{self.grid}: {warning}"] for warning in self.warnings}
         for record in self.records:
             for warning in record.warnings:
@@ -148,6 +154,7 @@ def overview(frame: "pd.DataFrame") -> "Table | None":
 
     columns = ("metric", "source", "headline")
     rows = frame if len(frame) and set(columns) <= set(frame) else pd.DataFrame(columns=columns)
+    # metrics of public benchmarks have their suite and their definition after an @
     rows = rows[rows["metric"].str.contains("@", na=False) & (rows["source"] == "all") & rows["headline"].astype(bool)]
     if rows.empty:
         return None
@@ -181,7 +188,10 @@ def overview(frame: "pd.DataFrame") -> "Table | None":
 
 
 def plan_lines(composed: "Composed", plan: "Plan", store: Store, cluster: "Cluster | None") -> Iterator[str]:
-    """How many cells and stages a plan has, what of it the store has, what the rest costs, and what claims can show."""
+    """How many cells and stages a plan has, what of it the store has, what the rest costs, and what claims can show.
+
+    Raises SettingsError as `foresee` does.
+    """
     from harness.plan.estimate import plan_text
     from harness.results.power import foresee
 
@@ -208,7 +218,7 @@ def attempt_lines(key: str, attempts: Sequence[Mapping[str, Any]]) -> Iterator[s
 
 
 def log_lines(path: Path) -> Iterator[str]:
-    """The end of what a job printed."""
+    """The end of what a job printed. Raises OSError where the log cannot be read."""
     yield f"--- {path}"
     yield from path.read_text(errors="replace").splitlines()[-LOG_LINES:]
 
@@ -259,6 +269,7 @@ def _known_stages(store: Store) -> dict[str, Any]:
 
 
 def _find(known: Mapping[str, Any], name: str) -> str:
+    # addresses and keys end with the fingerprint, so its first letters are enough for either
     digest = name.rsplit("-", 1)[-1]
     found = sorted(key for key in known if key == name or key.rsplit("-", 1)[-1].startswith(digest))
     if len(found) != 1:

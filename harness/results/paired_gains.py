@@ -288,7 +288,7 @@ def _stack(
     values = np.stack([by_item(own) - by_item(other) for own, other in pairs.values()])  # (S, N)
     source = pd.concat([frame["source"] for frame in known]) if parts else known[0]["source"]
     strata = tuple(in_order(source).to_numpy(object))
-    sizes = np.isfinite(values).sum(1)  # (S,), NaN where an item is in no part of that seed
+    sizes = np.isfinite(values).sum(1)  # (S,); a value is NaN where the seed's part lacks the item
     if parts:
         means = np.nanmean(values, 1, keepdims=True)
         values = np.where(np.isfinite(values), (values - means) * len(ids) / sizes[:, None] + means, means)
