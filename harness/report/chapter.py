@@ -181,6 +181,7 @@ def _provenance(store: Store | None, frozen: FrozenPlan | None) -> list[tuple[st
     made = made_with(store, frozen)
     if not made["stages"]:
         return [("stages", f"none of {made['planned']} is finished yet")]
+    # UTC, so that the page has the same bytes wherever it is written
     first, last = (datetime.fromtimestamp(made[end], UTC).strftime("%Y-%m-%d %H:%M UTC") for end in ("first", "last"))
     changed = f"; {made['changed']} stages ran with uncommitted changes of the code" if made["changed"] else ""
     return [

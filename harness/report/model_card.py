@@ -84,10 +84,12 @@ def metadata(receipt: Receipt) -> "ModelCardData":
 
     student, data, method = receipt["student"], receipt["data"], receipt["recipe"]["name"]
     fields: dict[str, Any] = hub_license(student["license"], LicenceVerdict(**receipt["licences"]))
+    # only a model of the hub has a path here, and only that can be linked from a card
     if student["path"]:
         fields |= {"base_model": student["path"], "base_model_relation": "finetune"}
     if data["data_set"]:
         fields["datasets"] = [data["data_set"]]
+    # the hub takes numbers only; a missing score is an empty cell in the card's table
     results = [_result(score, data) for score in receipt["scores"] if score["score"] is not None]
     if results:
         fields |= {"model_name": receipt["name"], "eval_results": results}
@@ -98,6 +100,7 @@ def metadata(receipt: Receipt) -> "ModelCardData":
 def _result(score: Mapping[str, Any], data: Mapping[str, Any]) -> "EvalResult":
     from huggingface_hub import EvalResult
 
+    # a public benchmark is named by its own data set, held-out rows by that of the corpus
     public = score["eval"] in benchmark_names()
     return EvalResult(
         task_type="text-generation",

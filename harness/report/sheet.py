@@ -100,6 +100,7 @@ class Sheet:
 
 def dense(sheet: Sheet) -> Sheet:
     """The same without columns that are empty in every row."""
+    # a table without rows keeps its headings
     kept = [n for n in range(len(sheet.columns)) if not sheet.rows or any(row[n].text for row in sheet.rows)]
     rows = [[row[n] for n in kept] for row in sheet.rows]
     return replace(sheet, columns=[sheet.columns[n] for n in kept], rows=rows)

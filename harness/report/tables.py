@@ -101,6 +101,7 @@ def claims_sheet(findings: Sequence[Finding], grids: Sequence[str] = ()) -> Shee
         row += [Entry(one.claim.says or one.claim.name), Entry(_must_hold(one.claim))]
         numbers = {"gain": one.estimate, "gain_low": one.low, "gain_high": one.high}
         row += [entry_interval(numbers, "gain"), p_value(one.p_holm)]
+        # sorted by the number of seeds over all replicates
         rows.append([*row, Entry(f"{one.draws} x {one.seeds}" if one.draws else "", float(one.draws * one.seeds))])
     covers = list(dict.fromkeys(one.covers for one in findings if one.covers))
     caption = f"Intervals cover {'; '.join(covers)}; they are not adjusted. " if covers else ""

@@ -105,6 +105,7 @@ class Finished:
 
         from harness.results.table import render
 
+        # a file or a pipe has no width, and rich would fold the table to 80 columns
         console = Console(width=None if sys.stdout.isatty() else 160)
         console.print(render(self.summary))
         if (benchmarks := overview(self.summary)) is not None:
@@ -239,6 +240,7 @@ def explain_lines(store: Store, one: str, other: str | None = None) -> Iterator[
     if other is None:
         yield json.dumps(first, indent=1, sort_keys=True)
         return
+    # inputs by their settings, not their fingerprints: one changed setting upstream would change every key below it
     leaves = differences(first, _identity(known, _find(known, other)))
     for path, before, after in leaves:
         yield f"{path}: {json.dumps(before)} -> {json.dumps(after)}"
@@ -265,6 +267,7 @@ def show_gains(frame: "pd.DataFrame", by: Sequence[str]) -> None:
 
 def _known_stages(store: Store) -> dict[str, Any]:
     known = {key: spec for name in grid_names(store) for key, spec in frozen_plan(store, name).stages.items()}
+    # plans know stages that are not made yet, the store those of grids whose plans are gone
     return known | {key: store.manifest(key) for key in store.published()}
 
 

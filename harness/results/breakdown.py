@@ -75,6 +75,7 @@ def items(records: Iterable[Record], exposures: Exposures, load_items: LoadItems
     Reference models have no exposure (null): it is of a student's rows and teacher. Raises SettingsError as
     `Exposures.of` does, OSError where items cannot be read.
     """
+    # every row here was scored, so status and reason would say nothing
     columns = [name for name in CELL_COLUMNS if name not in ("status", "reason", "failure_class")]
     frames = []
     for record in {(r.cell, r.role): r for r in records if r.items}.values():
@@ -137,6 +138,7 @@ class _Pairs(NamedTuple):
     def of_method(self, part: ItemMask) -> ItemMask:
         """The same part for SFT cells: of the method's cell of the same seeds."""
         by_seed = {seeds_of(cell): cell for cell in self.cells}
+        # an SFT cell whose seeds the method lacks has no class; `paired_sft` leaves it out
         return lambda cell, frame: part(by_seed[seeds_of(cell)], frame)
 
     @property

@@ -106,6 +106,7 @@ class Contamination:
         wanted = zip(ROWS, (own.subsets, own.synthetic, shown, lessons), strict=True)
         parts = {kind: [(self._rows_of(one), one) for one in keys] for kind, keys in wanted}
         needed = {rows for found in parts.values() for rows, _ in found}
+        # a model that was trained on no row repeats nothing
         if not needed:
             return pd.DataFrame(columns=ROWS, dtype=bool)
         taken = (one for found in parts.values() for _, one in found)
@@ -173,6 +174,7 @@ class Contamination:
         if not self._store.done(overlap):
             return False
         resolved = self._store.manifest(overlap)["facts"]["resolved"]["data_revisions"].get(name)
+        # without a revision on either side there is nothing that could differ
         if resolved is None or not self._store.done(evaluated):
             return True
         return self._store.manifest(evaluated)["facts"]["resolved"]["data_revision"] == resolved

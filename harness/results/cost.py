@@ -35,6 +35,7 @@ class Cost:
 def stage_cost(facts: Mapping[str, Any]) -> Cost:
     """The whole cost of one finished stage, from the facts in its manifest."""
     cost, counts = facts.get("cost", {}), facts.get("counts", {})
+    # a base's pre-training reports the tokens it trained on and no other count
     read = counts.get("read_tokens", cost.get("trained_tokens", 0))
     tokens = float(read) + float(cost.get("generated_tokens", 0)) + float(cost.get("teacher_tokens", 0))
     return Cost(tokens, float(cost.get("flops", 0.0)), float(facts.get("seconds", 0.0)))

@@ -239,7 +239,7 @@ def _evidence(one: Decision) -> list[str]:
     if one.draws < LEAST_REPLICATES:
         only = "there is one" if one.draws == 1 else f"the interval covers these {one.draws} only"
         alone += [f"Run more replicates (own corpus and teacher each): {only}."]
-    near, far = sorted((abs(one.low), abs(one.high)))
+    near, far = sorted((abs(one.low), abs(one.high)))  # ends of the interval by their distance from 0
     if one.why == SHOWN:
         text = f"Require a gain above {near:.3f}: no more than that is shown."
         if one.margin is not None and far < one.margin:

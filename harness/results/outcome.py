@@ -63,6 +63,7 @@ class Outcome:
         found = read_records((folder / RECORDS).read_text())
         items = pd.read_parquet(folder / ITEMS)
         parts = {str(name): part.drop(columns="of") for name, part in items.groupby("of", observed=True)}
+        # in an exported folder a record's `items` are names of parts, which stand where a store has paths
         path = folder / CLAIMS
         claims = json.loads(path.read_text()) if path.is_file() else None
         return cls(found[0].grid if found else folder.name, found, claims, named_once(parts.__getitem__))
@@ -151,5 +152,6 @@ def _artifacts(record: Record) -> dict[str, Any]:
 
 def _scores_only(items: pd.DataFrame) -> pd.DataFrame:
     """What statistics read of items: names and numbers, no prompt and no answer."""
+    # by type, so that a text column added later is not exported unseen
     numbers = items.select_dtypes(["number", "bool"]).columns
     return items[[*NAMES, *(name for name in numbers if name not in NAMES)]].astype({name: str for name in NAMES})

@@ -117,6 +117,7 @@ class Record:
         found["warnings"] = list(self.warnings)
         found["cost"] = {purpose: asdict(cost) for purpose, cost in self.cost.items()}
         found["contamination"] = {name: asdict(counts) for name, counts in self.contamination.items()}
+        # in the order they were read, so that a file is written again byte for byte
         return {name: found[name] for name in dict.fromkeys((*self.key_order, *found))}
 
 

@@ -138,7 +138,10 @@ def _blocks(
 
 @cache
 def critical(methods: int, df: float, level: float = 0.95) -> float:
-    """c with P(max |T_m| <= c) = level, T multivariate t with all correlations 1/2 and `df` degrees of freedom."""
+    """c with P(max |T_m| <= c) = level, T multivariate t with all correlations 1/2 and `df` degrees of freedom.
+
+    Raises ValueError where c is not between 0.1 and 200.
+    """
     return float(brentq(lambda c: _coverage(methods, df, c) - level, 0.1, 200.0))
 
 

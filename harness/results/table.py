@@ -60,6 +60,7 @@ def tidy(records: Iterable[Record]) -> pd.DataFrame:
     for record in records:
         cell = {name: getattr(record, name) for name in CELL_COLUMNS} | _costs([record])
         cell["warnings"] = "\n".join(record.warnings)
+        # one row with nulls for a cell without scores, so that it is not lost
         for score in record.scores or (None,):
             rows.append(cell | {name: getattr(score, name, None) for name in SCORE_COLUMNS})
     columns = [*CELL_COLUMNS, *SCORE_COLUMNS, *COSTS, "warnings"]
@@ -101,6 +102,7 @@ def summary(
     frame["gain_p_holm"] = math.nan
     for _, part in frame[family].groupby(["eval", "metric", "source"]):
         frame.loc[part.index, "gain_p_holm"] = holm(part["gain_p"])
+    # nulls first: models that are the same at every fraction stand above the fractions
     order = "eval metric source student corpus budget variant data_frac method teacher".split()
     return _typed(frame.sort_values(order, na_position="first", kind="stable").reset_index(drop=True))
 
@@ -210,6 +212,7 @@ def _rows(arms: Mapping[Arm, list[Record]], metric: Metric, values: ItemValues) 
     for arm in arms:
         replicates.setdefault(arm._replace(world_seed=None, teacher_seed=None), []).append(arm)
     for whole, parts in replicates.items():
+        # references and SFT itself have no partner
         compared = whole.role == "student" and whole != whole.partner
         sft = {arm: arms.get(arm.partner, []) if compared else [] for arm in parts}
         own = {arm: scores_of(arm) for arm in parts}
@@ -251,6 +254,7 @@ def _row(
     row |= estimate("score", own) | estimate("gain", gains)
     row |= counts | {"diverged": sum(map(diverged, cells)), "reason": reason}
     row |= {"scored_cells": sum(score_of(cell, metric) is not None for cell in cells)}
+    # costs are of finished cells: one that failed or still runs has spent only a part of its own
     warnings = dict.fromkeys(w for cell in cells for w in cell.warnings)
     return row | {"warnings": "\n".join(warnings)} | _costs(cell for cell in cells if cell.status == "done")
 
@@ -272,7 +276,7 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
         if column in TEXT_COLUMNS:
             frame[column] = frame[column].astype("string")
         elif column.endswith("seed"):
-            frame[column] = frame[column].astype("Int64")
+            frame[column] = frame[column].astype("Int64")  # which has nulls; int64 with nulls would become float
         elif frame[column].isna().all():
             frame[column] = frame[column].astype("float64")
     return frame

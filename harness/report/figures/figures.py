@@ -66,6 +66,7 @@ def crossover(outcome: Outcome, folder: Path) -> Picture | None:
 def methods(outcome: Outcome, folder: Path) -> Picture | None:
     """Many methods side by side, where lines would be too many."""
     rows = arms_of(outcome.summary, outcome.metric, outcome.simultaneous) if len(outcome.summary) else None
+    # up to MANY arms the crossover figure shows each as a line
     if rows is None or rows["name"].nunique() <= MANY:
         return None
     forest_figure(outcome.summary, folder / "methods", outcome.metric, outcome.simultaneous)
@@ -180,6 +181,7 @@ def _scores(students: pd.DataFrame) -> str:
     """Each line's first and last score in words."""
     told = []
     names = names_of(dict.fromkeys(zip(students["method"], students["teacher"].fillna(""), strict=True)))
+    # `groupby` drops null keys, and with them SFT, which has no teacher
     for key, part in students.fillna({"teacher": ""}).groupby([*_apart(students), *LINE], sort=False):
         *place, method, teacher = map(str, key)
         part = part.sort_values("data_frac")

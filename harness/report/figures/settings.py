@@ -30,7 +30,10 @@ def settings_of(method: str) -> dict[str, str]:
 
 
 def along(rows: pd.DataFrame) -> tuple[str, str, pd.DataFrame] | None:
-    """The method and setting with most numeric values among labels that vary in it alone, and its rows with `x`."""
+    """The method and setting with most numeric values among labels that vary in it alone, and its rows with `x`.
+
+    Raises SettingsError for a method that this version does not have.
+    """
     found: Counter[tuple[str, str]] = Counter()
     for label in rows["method"].unique():
         told = settings_of(label)
@@ -78,7 +81,7 @@ def setting(rows: pd.DataFrame, ax: "Axes", column: str = "score") -> "Axes":
 def setting_figure(frame: pd.DataFrame, path: Path, metric: Metric | None = None) -> list[Path]:
     """Write `path`.png and `path`.svg with score and gain; nothing where no setting has three values.
 
-    Raises OSError where files cannot be written.
+    Raises SettingsError as `along` does, OSError where files cannot be written.
     """
     metric = metric or (headline(frame) if len(frame) else None)
     if metric is None:

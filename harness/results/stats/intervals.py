@@ -159,9 +159,9 @@ def curve_over_replicates(
         means = np.stack([one.mean(0) if same_items else one.mean((0, 2))[:, None] for one in values])  # (R, F, N or 1)
         return curve(means, strata[0] if same_items else None)
     parts = [curve(*one) for one in zip(values, strata, strict=True)]
+    # variances of R independent replicates add, and their mean has the sum over R squared
     seed, item, overlap = (
         np.sum([getattr(part, name) for part in parts], axis=0) / len(parts) ** 2
-        # variances of R independent replicates add, and their mean has the sum over R squared
         for name in ("seed", "item", "overlap")
     )
     seed_df = _sum_df([part.seed for part in parts], [part.seed_df for part in parts])
