@@ -283,6 +283,7 @@ def _interval(found: Mapping[str, Any], form: str) -> str:
 
 def _table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
+    # a bar within a value would begin another cell
     return "\n".join("| " + " | ".join(str(value).replace("|", "\\|") for value in line) + " |" for line in lines)
 
 

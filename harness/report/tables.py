@@ -279,6 +279,7 @@ def _choice(one: Decision) -> str:
 
 
 def _gain(one: Decision) -> dict[str, float]:
+    # under the names that `entry_interval` reads, as in a row of the summary
     return {"gain_low": one.low, "gain_high": one.high}
 
 

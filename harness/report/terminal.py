@@ -68,6 +68,7 @@ class Finished:
         write(folder, found, frame)
         models = write_receipts(store, frozen, found)
         crossover_figure(frame, folder / "crossover", outcome.crossovers)
+        # fewer arms are the lines of the crossover figure already
         if arms_of(frame, outcome.metric, outcome.simultaneous)["name"].nunique() > MANY:
             forest_figure(frame, folder / "methods", outcome.metric, outcome.simultaneous)
         write_text(folder / "verdict.txt", outcome.verdict + "\n")

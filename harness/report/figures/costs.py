@@ -66,7 +66,7 @@ def pareto_figure(frame: pd.DataFrame, path: Path, metric: Metric | None = None,
     if rows.empty:
         return []
     rows = largest_panel(rows)
-    # costs differ with the amount of data, so arms are compared at one fraction; two points make no front
+    # scores differ with the amount of data, so arms are compared at one fraction; two of them make no front
     counts = rows.groupby("data_frac").size()
     fractions = counts[counts > 2].index.tolist()
     if not fractions:

@@ -66,7 +66,7 @@ def crossover(outcome: Outcome, folder: Path) -> Picture | None:
 def methods(outcome: Outcome, folder: Path) -> Picture | None:
     """Many methods side by side, where lines would be too many."""
     rows = arms_of(outcome.summary, outcome.metric, outcome.simultaneous) if len(outcome.summary) else None
-    # up to MANY arms the crossover figure shows each as a line
+    # up to MANY arms the lines of the crossover figure can be told apart
     if rows is None or rows["name"].nunique() <= MANY:
         return None
     forest_figure(outcome.summary, folder / "methods", outcome.metric, outcome.simultaneous)
@@ -186,6 +186,7 @@ def _scores(students: pd.DataFrame) -> str:
         *place, method, teacher = map(str, key)
         part = part.sort_values("data_frac")
         first, last = part.iloc[0], part.iloc[-1]
+        # the ends of a line, since a description is read in one go
         text = f"{' '.join([*place, names[method, teacher]])} {first['score']:.3f} at {percent(first['data_frac'])}"
         told.append(text if len(part) == 1 else f"{text} to {last['score']:.3f} at {percent(last['data_frac'])}")
     return "; ".join(told)

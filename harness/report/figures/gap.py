@@ -58,7 +58,7 @@ def name_teachers(line: GapLine, ax: "Axes") -> None:
     right, left = (((way > 0) & (way < widths[:, None])).any(1) for way in (apart, -apart))
     shares = 0.5 + 0.5 * (right.astype(float) - left)  # of a name that lies left of its bar
     taken: list[tuple[float, float, float]] = []
-    # names that have to lie aside are placed first; those in the middle can go higher
+    # names that have to lie aside are placed first; those in the middle find room around them
     for number in np.argsort(shares == 0.5, kind="stable"):
         (across, top), width, share = bars[number], widths[number], shares[number]
         start, end = across - share * width, across + (1 - share) * width

@@ -68,5 +68,6 @@ def dress(ax: "Axes", heading: str, across: str, up: str) -> None:
 def largest_panel(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of the student, corpus and budget that has most of them; figures of one panel show that."""
     sizes = rows.groupby(PANEL, dropna=False, sort=False)["score"].transform("size")
+    # of panels of one size, the first in the table
     first = rows[sizes == sizes.max()].iloc[0]
     return rows[(rows[PANEL] == first[PANEL]).all(axis=1)]

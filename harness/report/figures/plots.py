@@ -214,7 +214,7 @@ def _lines(rows: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
 
 def _styles(lines: Mapping[tuple[str, str], pd.DataFrame]) -> dict[tuple[str, str], dict[str, Any]]:
     """Colour of the method; marker and dash of the teacher: the one with most points first, the second's open."""
-    # methods without a colour of their own, in order of name: the same colour in every panel that has the same ones
+    # in order of name, so that panels with the same methods give them the same colours
     unknown = sorted({method for method, _ in lines} - COLOURS.keys())
     colours = COLOURS | {method: SPARE[number % len(SPARE)] for number, method in enumerate(unknown)}
     points: Counter[str] = Counter()
@@ -293,7 +293,6 @@ def _found(crossovers: Mapping[Arm, Crossover] | None, part: pd.DataFrame) -> li
     """The crossover of one line, if it is the only one of its names."""
     first = part.iloc[0]
     names = {n: None if pd.isna(first[n]) else first[n] for n in [*PANEL, "method", "teacher"]}
-    # replicates with a curve each have no one curve for the line
     found = [c for arm, c in (crossovers or {}).items() if all(getattr(arm, n) == v for n, v in names.items())]
     return found if len(found) == 1 else []
 

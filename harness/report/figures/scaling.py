@@ -31,6 +31,7 @@ def scaling(fits: Mapping[Arm, Scaling], ax: "Axes") -> "Axes":
         x = np.geomspace(fit.fractions[0], fit.fractions[-1], POINTS)
         band, colour = fit.at(x), colour_of(arm.method)
         ax.fill_between(x, band.low, band.high, color=colour, alpha=0.16, lw=0)
+        # NaN where one seed gives no spread; then matplotlib draws nothing
         for edge in (band.new_low, band.new_high):
             ax.plot(x, edge, color=colour, lw=0.8, alpha=0.7, linestyle=(0, (1, 2)))
         ax.plot(x, band.mean, color=colour, lw=1.6)

@@ -49,6 +49,7 @@ def training_figure(frame: pd.DataFrame, path: Path) -> list[Path]:
 
     Raises OSError where files cannot be written.
     """
+    # the NLL of text that a student generated is not of the data's rows
     rows = frame[frame["sequences"] == "given"] if "sequences" in frame else frame.iloc[:0]
     rows = rows[rows["nll"].notna()]
     if rows.empty:
