@@ -71,7 +71,8 @@ def chapter(
 ) -> Chapter:
     """The chapter of one grid; figures and tables are written into `out`/figures and /tables, under `part`.
 
-    `store` and `frozen` are those of a grid in a store; without them there are no receipts and no provenance.
+    `store` and `frozen` are those of a grid in a store; without them there are no receipts and no provenance. Raises
+    OSError where a file of the outcome cannot be read, or one of the chapter not be written.
     """
     found = decisions(outcome.summary, outcome.metric)
     drawn = pictures(outcome, out / "figures" / part)
@@ -79,6 +80,7 @@ def chapter(
     for one in found:
         lines.setdefault(place_of(one), []).append(one)
     links = [] if store is None else _receipts(outcome, out, store)
+    # a grid may have many students: the first few receipts are shown, the others folded
     receipts = [tables.receipts_sheet(links[:FIRST_RECEIPTS])] if links else []
     receipts += [tables.receipts_sheet(links[FIRST_RECEIPTS:], more=True)] if links[FIRST_RECEIPTS:] else []
     scored = [tables.scores_sheet(outcome), tables.references_sheet(outcome)]
@@ -106,6 +108,7 @@ def chapter(
         provenance=_provenance(store, frozen),
         downloads=[],
     )
+    # what is written depends on the chapter's own sheets, so its links are added when it is made
     made.downloads.extend(_write(made, outcome, found, out, Path("tables") / part))
     return made
 
@@ -151,6 +154,7 @@ def _declared(outcome: Outcome) -> str:
         return "No claim was declared before this grid ran: all results here are exploratory."
     at = datetime.fromisoformat(kept["declared"]).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
     when = f"Declared {at} (SHA-256 {kept['sha256'][:12]}), {when_declared(kept)}"
+    # claims declared after cells were finished may have been chosen by their scores
     if kept["cells_finished"] == 0:
         return f"{when}. All other results on this page are exploratory."
     return f"{when}: the finished cells may have informed them. All other results on this page are exploratory."
@@ -163,7 +167,9 @@ def _receipts(outcome: Outcome, out: Path, store: Store) -> list[tuple[str, str,
         path = store.model_folder(outcome.grid, cell_name(record)) / "RECEIPT.md" if record.role == "student" else None
         if path is None or not path.is_file():
             continue
+        # a receipt opens with its verdict, the first line in bold
         says = next((line.strip("* ") for line in path.read_text().splitlines() if line.startswith("**")), "")
+        # relative to the page, so that a report below its store can be moved with it
         found.append((path.parent.name, quote(Path(os.path.relpath(path, out)).as_posix()), says))
     return found
 
@@ -175,6 +181,7 @@ def _provenance(store: Store | None, frozen: FrozenPlan | None) -> list[tuple[st
     made = made_with(store, frozen)
     if not made["stages"]:
         return [("stages", f"none of {made['planned']} is finished yet")]
+    # UTC, so that the page has the same bytes wherever it is written
     first, last = (datetime.fromtimestamp(made[end], UTC).strftime("%Y-%m-%d %H:%M UTC") for end in ("first", "last"))
     changed = f"; {made['changed']} stages ran with uncommitted changes of the code" if made["changed"] else ""
     return [

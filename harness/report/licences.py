@@ -37,8 +37,10 @@ class LicenceVerdict:
 def flag_of(license: str | None) -> str:
     """What to look out for in a stated licence: `non-commercial`, `no licence stated`, `stated from memory, not
     read`, or nothing."""
+    # a text such as `not given on the card` is no licence
     if license is None or license.startswith("not "):
         return NOT_STATED
+    # the hyphen and the word's end keep out names that merely contain the letters, such as BNC-1.0
     if re.search(r"-NC\b|non-?commercial", license, re.IGNORECASE):
         return NON_COMMERCIAL
     return NOT_READ if "from memory" in license else ""
@@ -72,6 +74,7 @@ def judge_licences(
             flags.append(NOT_STATED)
             reasons.append(f"teacher {teacher['name']}: whether its licence allows distillation is unknown")
     if forbidden:
+        # the gravest finding is the verdict; the reasons list all of them
         return LicenceVerdict("not allowed as stated", reasons)
     if NON_COMMERCIAL in flags:
         return LicenceVerdict("not for commercial use", reasons)
@@ -83,6 +86,7 @@ def hub_license(student: str | None, verdict: LicenceVerdict) -> dict[str, str]:
     name, or `unknown` where none is stated."""
     if student is None:
         return {"license": "unknown"}
+    # the hub takes one licence for a model; a data source or teacher that restricts use goes before the weights' own
     if not verdict.clear:
         return {"license": "other", "license_name": verdict.says.replace(" ", "-"), "license_link": "RECEIPT.md"}
     name = student.lower().replace(" ", "-")

@@ -56,12 +56,15 @@ def verdict(receipt: Receipt) -> str:
     score = None if first is None else _named(receipt["scores"], first)
     if score is None or score["score"] is None:
         return "This model has no score, so nothing is known of its quality."
+    # SFT has no SFT to be compared with; what it can gain is over not training at all
     role = "base" if receipt["recipe"]["name"] == "sft" else "sft"
     found = score["against"].get(role)
     what = f"{score['eval']} {score['metric']}"
     if found is None:
         return f"Whether it beats {ROLES[role]} is not known: there is no score of that to compare its {what} with."
+    # the comparison of the headline metric alone, so its p value is not adjusted
     clear = found["p"] is not None and found["p"] < CLEAR
+    # for a loss a gain below 0 is the better one
     better = (found["gain"] > 0) == score["higher_is_better"]
     verb = ("Beats" if better else "Loses to") if clear else "Cannot be told from"
     text = f"{verb} the {ROLES[role]}" if role == "base" else f"{verb} {ROLES[role]} ({receipt['budget']['label']})"
@@ -81,10 +84,12 @@ def metadata(receipt: Receipt) -> "ModelCardData":
 
     student, data, method = receipt["student"], receipt["data"], receipt["recipe"]["name"]
     fields: dict[str, Any] = hub_license(student["license"], LicenceVerdict(**receipt["licences"]))
+    # only a model of the hub has a path here, and only that can be linked from a card
     if student["path"]:
         fields |= {"base_model": student["path"], "base_model_relation": "finetune"}
     if data["data_set"]:
         fields["datasets"] = [data["data_set"]]
+    # the hub takes numbers only; a missing score is an empty cell in the card's table
     results = [_result(score, data) for score in receipt["scores"] if score["score"] is not None]
     if results:
         fields |= {"model_name": receipt["name"], "eval_results": results}
@@ -95,6 +100,7 @@ def metadata(receipt: Receipt) -> "ModelCardData":
 def _result(score: Mapping[str, Any], data: Mapping[str, Any]) -> "EvalResult":
     from huggingface_hub import EvalResult
 
+    # a public benchmark is named by its own data set, held-out rows by that of the corpus
     public = score["eval"] in benchmark_names()
     return EvalResult(
         task_type="text-generation",
@@ -122,6 +128,7 @@ def _extra(receipt: Receipt) -> str:
     more = own["total"]["flops"] - sft["total"]["flops"]
     text = f", at {own['total']['flops'] / sft['total']['flops']:.2g} times its FLOPs ({more:+.2g})"
     text += f" and {own['total']['seconds'] - sft['total']['seconds']:+.3g} s"
+    # a teacher may serve many students, so its training is named apart and not added
     making = own["with_teacher_training"]["flops"] - own["total"]["flops"]
     return text + (f", not counting the training of the teacher ({making:.2g} FLOPs)" if making else "")
 
@@ -203,6 +210,7 @@ def _format_score(one: Mapping[str, Any], first: Mapping[str, str] | None, recei
         return f"{score['score']:.3f} {_interval(score, '.3f')}{rounding}"
     if one["not_scored"]:
         return "not scored"
+    # a format without scores of its own has those of the evaluations, but only where they ran in it
     if one["format"] != one["scored_in"]:
         return "not scored apart"
     whole = _named(receipt["scores"], first)
@@ -275,6 +283,7 @@ def _interval(found: Mapping[str, Any], form: str) -> str:
 
 def _table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
+    # a bar within a value would begin another cell
     return "\n".join("| " + " | ".join(str(value).replace("|", "\\|") for value in line) + " |" for line in lines)
 
 

@@ -26,11 +26,15 @@ DATA_SETS = {"tulu3": REPOSITORY}
 
 
 class Origins:
-    """Reads the artifacts behind the cells of one frozen plan."""
+    """Reads the artifacts behind the cells of one frozen plan.
+
+    Its methods raise OSError where the store lacks a file of an artifact that a cell is made of.
+    """
 
     def __init__(self, store: Store, frozen: FrozenPlan) -> None:
         self._store = store
         self._stages = frozen.stages
+        # cells share many of their stages, so each manifest is read once
         self._manifest = cache(store.manifest)
         self._json = cache(lambda path: json.loads(Path(path).read_text()))
 
@@ -71,6 +75,7 @@ class Origins:
         settings = cell.settings["teacher"]
         if settings is None:
             return None
+        # a student that teaches itself brings no other licence, so there is no one to allow it
         if settings == "self":
             student = cell.settings["student"]
             return {"name": "self", "license": student["license"], "distillation_allowed": "yes"}
@@ -111,6 +116,7 @@ class Origins:
                 row |= facts.get("counts", {}) | facts.get("metrics", {})
                 row |= {"precision": self._stages[key]["settings"].get("precision", name)}
                 row["measured_on"] = facts.get("measured_on")
+                # an evaluation that failed hides neither the measure nor the other scores
                 scored = [name for name, key in deployed.evaluations.items() if self._store.done(key)]
                 missing = [key for name, key in deployed.evaluations.items() if name not in scored]
                 row["evaluations"] = {name: str(self._store.folder(deployed.evaluations[name])) for name in scored}
@@ -133,12 +139,14 @@ class Origins:
     def _base(self, key: str) -> str:
         """The base stage that a model was before it was trained or rounded."""
         inputs = self._stages[key]["inputs"]
+        # a train stage has its model as `start`, a rounding as `model`, a base neither
         before = inputs.get("start") or inputs.get("model")
         return key if before is None else self._base(before)
 
     def _hub(self, settings: Mapping[str, Any], base: str) -> dict[str, str | None]:
         """`path` and `revision` on the hub; both null for a model that is not from there."""
         path = settings["path"]
+        # a local folder can have a path of the same form as a hub id, and means nothing to a reader elsewhere
         if settings["kind"] != "hf" or not HUB_ID.fullmatch(path or "") or local_folder(path) is not None:
             return {"path": None, "revision": None}
         found = read_pointer(self._store.folder(base))  # the revision that was resolved, where the settings name none
@@ -157,7 +165,7 @@ def made_with(store: Store, frozen: FrozenPlan) -> dict[str, Any]:
     """What a grid's finished stages were made with: `commits`, `versions` and `machines`, each the commonest first.
 
     And how many `stages` of those `planned` there are, how many by `changed` code, and when (`first`, `last`, in
-    seconds since 1970; null where none is made).
+    seconds since 1970; null where none is made). Raises OSError where a manifest cannot be read.
     """
     manifests = [store.manifest(key) for key in frozen.stages if store.done(key)]
     said = [one["provenance"] for one in manifests]

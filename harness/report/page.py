@@ -33,13 +33,15 @@ def write_report(*grids: str, store: str = "outputs", out: str | Path | None = N
     """Write the report of one or several grids into `out`; returns the paths of the page and of the Markdown.
 
     A grid is its name in the store, or a folder that `Outcome.export` wrote. Raises SettingsError where there is no
-    such grid, before anything is written.
+    such grid, none is named or two have one name, before anything is written; OSError where files cannot be read or
+    written.
     """
     opened = Store.at(store)
     read = [_read(name, opened) for name in grids]
     names = [slug(outcome.grid) for outcome, _ in read]
     if not names:
         raise refuse("grids", list(grids), "a report needs at least one grid")
+    # the name is the folder of a chapter's figures and tables, which the second would overwrite
     if len(set(names)) < len(names):
         raise refuse(
             "grids", list(grids), "two of them have the same name", "write one report for each, with its own --out"
@@ -48,6 +50,7 @@ def write_report(*grids: str, store: str = "outputs", out: str | Path | None = N
     folder.mkdir(parents=True, exist_ok=True)
     chapters: list[Chapter] = []
     for (outcome, frozen), name in zip(read, names, strict=True):
+        # one grid has its figures beside the page, several have a folder each
         part = Path(name) if len(names) > 1 else Path()
         chapters.append(chapter(outcome, folder, part, opened if frozen else None, frozen))
     title = ", ".join(one.grid for one in chapters)
@@ -59,6 +62,7 @@ def write_report(*grids: str, store: str = "outputs", out: str | Path | None = N
 def html(chapters: Sequence[Chapter], title: str) -> str:
     """The whole page; everything that comes from records is escaped."""
     style, script = ((HERE / f"page.{ending}").read_text() for ending in ("css", "js"))
+    # `StrictUndefined`: a name that the template misspells raises, where jinja would print nothing
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.filters |= {"percent": percent, "signed": "{:+.3f}".format, "times": _times}
     template = environment.from_string((HERE / "page.html").read_text())
@@ -68,6 +72,7 @@ def html(chapters: Sequence[Chapter], title: str) -> str:
         claims=all_claims(chapters),
         style=Markup(style),
         script=Markup(script),
+        # the content security policy lets in this style and this script by their hashes, and no other
         hashes={"style": _hash(style), "script": _hash(script)},
         inline=_inline,
         filtered=FILTERED,
@@ -109,6 +114,7 @@ def _times(price: Price) -> str:
     if not (price.sft > 0 and price.distil > 0):
         return ""
     times = f"{price.distil / price.sft:.3g}"
+    # compared as it is printed, so the text never says "1 times"
     return "as many FLOPs as SFT" if times == "1" else f"{times} times SFT's FLOPs"
 
 
@@ -123,6 +129,7 @@ def _hash(text: str) -> str:
 
 def _read(name: str, store: Store) -> tuple[Outcome, FrozenPlan | None]:
     """A grid's outcome, with its frozen plan where it is one of the store."""
+    # a grid's own folder has records too, with its plan beside them; an exported folder has no plan
     if (Path(name) / RECORDS).is_file() and not (Path(name) / "plan.json").is_file():
         return Outcome.read(Path(name)), None
     frozen = frozen_plan(store, name)

@@ -56,6 +56,7 @@ def methods_paragraph(outcome: Outcome) -> str:
 
 
 def _compared(students: Sequence[Record]) -> str:
+    # variants of one method, such as kd[student_share=1], are one citation
     methods = dict.fromkeys(record.method.partition("[")[0] for record in students)
     named = []
     for method in methods:
@@ -125,6 +126,7 @@ def _statistics(outcome: Outcome) -> str:
     text += " Gains are differences from SFT with the same student, rows, budget and seeds, item by item; "
     text += f"95 % intervals cover {covers}"
     text += ", with Satterthwaite degrees of freedom" if gains["draws"].max() < LEAST_REPLICATES else ""
+    # Holm's family has the gains with a p value only
     known = int(gains["gain_p_holm"].notna().sum())
     return f"{text}; p values are adjusted by Holm's method over {known} comparison{'s' * (known != 1)}."
 
@@ -154,6 +156,7 @@ def _settings(records: Iterable[Record], path: str) -> list[str]:
             found.add(
                 f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
             )
+    # by length, then as text: whole numbers stand in the order of their size
     return sorted(found, key=lambda text: (len(text), text))
 
 

@@ -45,7 +45,8 @@ def write_receipts(
 ) -> list[Path]:
     """Make or renew the folder of every finished student of a grid; returns the folders, unchanged ones too.
 
-    A student that was not trained (`untrained`), failed, or whose weights left the store has none.
+    A student that was not trained (`untrained`), failed, or whose weights left the store has none. Raises
+    SettingsError as `by_arm` does, ValueError as `card_text` does, OSError where files cannot be read or written.
     """
     receipts = _Receipts(store, frozen, records, load_items)
     folders = []
@@ -86,6 +87,7 @@ class _Receipts:
     def basis(self, record: Record) -> dict[str, Any]:
         """All that may change in a receipt: the records it is made from, and what was measured."""
         arm = self._arm(record)
+        # the arm's gain is in the receipt, so a new seed of the method or of SFT makes it out of date
         peers = [*self._arms[arm], *self._arms.get(arm.partner, [])]
         return {
             "version": VERSION,
@@ -162,10 +164,12 @@ class _Receipts:
         read = [json.loads(Path(path, "scores.json").read_text()) for path in folders.values()]
         items = {name: f"{path}/items.parquet" for name, path in folders.items()}
         found = tuple(Score(**one) for part in read for one in part)
+        # the record of the same model with the rounded weights' scores, so that `Comparison` pairs both item by item
         rounded = replace(whole, status="done", items=items, scores=found)
         scores = []
         for metric in metrics if folders else ():
             if (score := self._compare.score(rounded, metric)) is not None:
+                # a teacher that is used rounded has no score of whole weights to compare with
                 change = None if known else self._compare.against(rounded, whole, metric)
                 scores.append({"eval": metric.eval, "metric": metric.metric, **score, "against_whole": change})
         told = {name: value for name, value in row.items() if name != "evaluations"}
@@ -203,6 +207,7 @@ def _made_from(folder: Path) -> str | None:
     """What the receipt in a folder was made from; null where there is none, or the one there cannot be read."""
     try:
         return json.loads((folder / "receipt.json").read_text())["made_from"]
+    # a receipt that cannot be read is written again; it is no reason to stop
     except (FileNotFoundError, ValueError, KeyError):
         return None
 
@@ -211,9 +216,11 @@ def _link(artifact: Path, folder: Path) -> None:
     """Fill a folder with relative links to the model's files, and let `README.md` be the receipt."""
     folder.mkdir(parents=True, exist_ok=True)
     files = [file for file in artifact.iterdir() if file.suffix in MODEL_FILES and file.name not in NOT_THE_MODELS]
+    # relative, so that the store can be moved as a whole
     links = {file.name: os.path.relpath(file, folder) for file in files} | {"README.md": "RECEIPT.md"}
     for name, target in links.items():
         link = folder / name
+        # a student that was trained again has another artifact; links that are right are left alone
         if not link.is_symlink() or os.readlink(link) != target:
             link.unlink(missing_ok=True)
             link.symlink_to(target)

@@ -100,6 +100,7 @@ class Sheet:
 
 def dense(sheet: Sheet) -> Sheet:
     """The same without columns that are empty in every row."""
+    # a table without rows keeps its headings
     kept = [n for n in range(len(sheet.columns)) if not sheet.rows or any(row[n].text for row in sheet.rows)]
     rows = [[row[n] for n in kept] for row in sheet.rows]
     return replace(sheet, columns=[sheet.columns[n] for n in kept], rows=rows)
@@ -114,6 +115,7 @@ def entry(value: Any, form: str = "", mark: str = "") -> Entry:
 
 def p_value(value: float) -> Entry:
     """A p value with three digits, or `< 0.001`."""
+    # below this, three digits would read 0.000
     return Entry("< 0.001", float(value)) if value < 0.0005 else entry(value, ".3f")
 
 
@@ -124,6 +126,7 @@ def quantity(value: float) -> Entry:
 
 def short(value: float) -> str:
     """Three digits and a prefix: 638 G for 6.38e11, 0.25, 12.5 k."""
+    # rounded first, so that 999.6 becomes 1 k and not 1e+03
     size, prefixes = float(f"{abs(value):.3g}"), ["", "k", "M", "G", "T", "P", "E", "Z", "Y"]
     step = 0
     while size >= 1000 and step < len(prefixes) - 1:
@@ -134,6 +137,7 @@ def short(value: float) -> str:
 def markdown_text(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
     escaped = re.sub(r"([\\`*\[\]|])", r"\\\1", " ".join(text.split()))
+    # `&` first, or the entities of the other two would be escaped again
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 

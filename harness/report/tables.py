@@ -33,6 +33,7 @@ CLAIM_MARKS = {"holds": "good", "does not hold": "bad"}
 def decision_sheet(found: Sequence[Decision]) -> Sheet:
     """What to do where, with the expected gain, what a point of it costs, and what would change the verdict."""
     names = _varying([one.__dict__ for one in found])
+    # what all rows have in common stands once above the table, and is left out of each row
     shared = shared_changes(found)
     columns = [Column(name) for name in names]
     columns += [Column("teacher"), Column("data", True), Column("choice")]
@@ -40,6 +41,7 @@ def decision_sheet(found: Sequence[Decision]) -> Sheet:
     columns += [Column(f"extra FLOPs per {POINT:g} gained", True)]
     rows = []
     for one in found:
+        # only what is shown gets a colour: no difference shown is neither good nor bad
         mark = "good" if one.choice == DISTIL else "bad" if one.why == WORSE else ""
         row = [Entry(str(getattr(one, name))) for name in names]
         row += [Entry(one.teacher), _fraction(one.data_frac)]
@@ -84,6 +86,7 @@ def price_sheet(found: Sequence[Decision]) -> Sheet:
 def shared_changes(found: Sequence[Decision]) -> list[str]:
     """What would change every verdict; said once, above the table."""
     texts = [one.would_change() for one in found]
+    # one decision has nothing to share its conditions with: they stay in its row
     return [text for text in texts[0] if all(text in other for other in texts)] if len(texts) > 1 else []
 
 
@@ -98,6 +101,7 @@ def claims_sheet(findings: Sequence[Finding], grids: Sequence[str] = ()) -> Shee
         row += [Entry(one.claim.says or one.claim.name), Entry(_must_hold(one.claim))]
         numbers = {"gain": one.estimate, "gain_low": one.low, "gain_high": one.high}
         row += [entry_interval(numbers, "gain"), p_value(one.p_holm)]
+        # sorted by the number of seeds over all replicates
         rows.append([*row, Entry(f"{one.draws} x {one.seeds}" if one.draws else "", float(one.draws * one.seeds))])
     covers = list(dict.fromkeys(one.covers for one in findings if one.covers))
     caption = f"Intervals cover {'; '.join(covers)}; they are not adjusted. " if covers else ""
@@ -117,6 +121,7 @@ def scores_sheet(outcome: Outcome) -> Sheet:
     found = []
     for row in rows:
         clear = row["gain_p_holm"] < CLEAR
+        # a loss that falls is a gain below 0
         better = (row["gain"] > 0) == row["higher_is_better"] if clear else False
         line = [Entry(evaluation(row)), _fraction(row["data_frac"]), Entry(row["method"]), entry(row["teacher"])]
         line += [Entry(str(row[name])) for name in names]
@@ -134,6 +139,7 @@ def scores_sheet(outcome: Outcome) -> Sheet:
 def references_sheet(outcome: Outcome) -> Sheet:
     """Teachers and the pretrained base model, scored like students."""
     rows = _headline_rows(outcome, "teacher") + _headline_rows(outcome, "base")
+    # a reference model has no budget, and its name is a column already
     names = [name for name in _varying(rows) if name in ("corpus", "variant")]
     columns = [Column("evaluation"), Column("model"), Column("name"), *map(Column, names)]
     columns += [Column("data", True), Column("replicates", True)]
@@ -150,6 +156,7 @@ def references_sheet(outcome: Outcome) -> Sheet:
 
 def simultaneous_sheet(outcome: Outcome) -> Sheet:
     """Simultaneous comparisons with SFT (Dunnett): intervals that hold for all methods of a fraction together."""
+    # under the names that `entry_interval` reads
     rows = outcome.simultaneous.rename(columns={"low": "gain_low", "high": "gain_high"}).to_dict("records")
     names = _varying(rows)
     columns = [Column("data", True), Column("method"), Column("teacher"), *(Column(name) for name in names)]
@@ -248,6 +255,7 @@ def _headline_rows(outcome: Outcome, role: str) -> list[dict[Any, Any]]:
     if frame.empty:
         return []
     rows = frame[frame["headline"] & (frame["role"] == role)].to_dict("records")
+    # `sorted` is stable: the headline metric comes first, the rest keeps the summary's order
     return sorted(rows, key=lambda row: not _is(row, outcome.metric))
 
 
@@ -271,6 +279,7 @@ def _choice(one: Decision) -> str:
 
 
 def _gain(one: Decision) -> dict[str, float]:
+    # under the names that `entry_interval` reads, as in a row of the summary
     return {"gain_low": one.low, "gain_high": one.high}
 
 
@@ -279,6 +288,7 @@ def _per_point(one: Decision, unit: str, making: bool = False) -> Entry:
     cost, low, high = one.per_point(unit, making)
     if math.isnan(cost):
         return Entry("")
+    # where distillation is the cheaper one there is no price to a point; the number still sorts the row
     return Entry(f"{short(cost)} [{short(low)}, {short(high)}]", cost) if cost > 0 else Entry("none", cost)
 
 

@@ -50,7 +50,11 @@ class Finished:
 
     @classmethod
     def collect(cls, store: Store, frozen: FrozenPlan) -> "Finished":
-        """Read records from the store; write table, figure and verdict into the grid's folder."""
+        """Read records from the store; write table, figure and verdict into the grid's folder.
+
+        Raises SettingsError as `by_arm` does, OSError where files cannot be read or written.
+        """
+        # imported where they are used: figures and tables load slowly, and most verbs print neither
         from harness.report.figures.forest import MANY, arms_of, forest_figure
         from harness.report.figures.plots import crossover_figure
         from harness.report.receipt import write_receipts
@@ -64,6 +68,7 @@ class Finished:
         write(folder, found, frame)
         models = write_receipts(store, frozen, found)
         crossover_figure(frame, folder / "crossover", outcome.crossovers)
+        # fewer arms are the lines of the crossover figure already
         if arms_of(frame, outcome.metric, outcome.simultaneous)["name"].nunique() > MANY:
             forest_figure(frame, folder / "methods", outcome.metric, outcome.simultaneous)
         write_text(folder / "verdict.txt", outcome.verdict + "\n")
@@ -101,10 +106,13 @@ class Finished:
 
         from harness.results.table import render
 
+        # a file or a pipe has no width, and rich would fold the table to 80 columns
         console = Console(width=None if sys.stdout.isatty() else 160)
         console.print(render(self.summary))
         if (benchmarks := overview(self.summary)) is not None:
             console.print(benchmarks)
+        # many cells warn of the same, so the first of each kind is printed, and the kind is what stands before the
+        # colon
         kinds = {warning: [f"{self.grid}: {warning}"] for warning in self.warnings}
         for record in self.records:
             for warning in record.warnings:
@@ -148,6 +156,7 @@ def overview(frame: "pd.DataFrame") -> "Table | None":
 
     columns = ("metric", "source", "headline")
     rows = frame if len(frame) and set(columns) <= set(frame) else pd.DataFrame(columns=columns)
+    # metrics of public benchmarks have their suite and their definition after an @
     rows = rows[rows["metric"].str.contains("@", na=False) & (rows["source"] == "all") & rows["headline"].astype(bool)]
     if rows.empty:
         return None
@@ -181,7 +190,10 @@ def overview(frame: "pd.DataFrame") -> "Table | None":
 
 
 def plan_lines(composed: "Composed", plan: "Plan", store: Store, cluster: "Cluster | None") -> Iterator[str]:
-    """How many cells and stages a plan has, what of it the store has, what the rest costs, and what claims can show."""
+    """How many cells and stages a plan has, what of it the store has, what the rest costs, and what claims can show.
+
+    Raises SettingsError as `foresee` does.
+    """
     from harness.plan.estimate import plan_text
     from harness.results.power import foresee
 
@@ -208,7 +220,7 @@ def attempt_lines(key: str, attempts: Sequence[Mapping[str, Any]]) -> Iterator[s
 
 
 def log_lines(path: Path) -> Iterator[str]:
-    """The end of what a job printed."""
+    """The end of what a job printed. Raises OSError where the log cannot be read."""
     yield f"--- {path}"
     yield from path.read_text(errors="replace").splitlines()[-LOG_LINES:]
 
@@ -229,6 +241,7 @@ def explain_lines(store: Store, one: str, other: str | None = None) -> Iterator[
     if other is None:
         yield json.dumps(first, indent=1, sort_keys=True)
         return
+    # inputs by their settings, not their fingerprints: one changed setting upstream would change every key below it
     leaves = differences(first, _identity(known, _find(known, other)))
     for path, before, after in leaves:
         yield f"{path}: {json.dumps(before)} -> {json.dumps(after)}"
@@ -255,10 +268,12 @@ def show_gains(frame: "pd.DataFrame", by: Sequence[str]) -> None:
 
 def _known_stages(store: Store) -> dict[str, Any]:
     known = {key: spec for name in grid_names(store) for key, spec in frozen_plan(store, name).stages.items()}
+    # plans know stages that are not made yet, the store those of grids whose plans are gone
     return known | {key: store.manifest(key) for key in store.published()}
 
 
 def _find(known: Mapping[str, Any], name: str) -> str:
+    # addresses and keys end with the fingerprint, so its first letters are enough for either
     digest = name.rsplit("-", 1)[-1]
     found = sorted(key for key in known if key == name or key.rsplit("-", 1)[-1].startswith(digest))
     if len(found) != 1:

@@ -16,6 +16,7 @@ from harness.config.checks import SettingsError
 from harness.evals import ALL
 from harness.results.records import Record
 
+# what `Arm` or `seeds_of` has already, and how a grid is run; all other settings can tell two arms apart
 NOT_SETTINGS = (
     "method",
     "seed",
@@ -53,6 +54,7 @@ class Arm(NamedTuple):
     @property
     def partner(self) -> "Arm":
         """The SFT arm this one is compared with."""
+        # `world_seed` stays: SFT of another replicate was trained on another corpus
         return self._replace(role="student", method="sft", teacher=None, teacher_seed=None)
 
 
@@ -77,8 +79,10 @@ def by_arm(records: Iterable[Record]) -> dict[Arm, list[Record]]:
     Several teachers of one corpus share SFT cells and rows: they are not replicates, and have different names.
     Raises SettingsError where even the settings are the same.
     """
+    # a cell that several grids share has a record in each, and is one observation
     unique = list({(r.cell, r.role): r for r in records}.values())
     hidden = _hidden_settings(unique)
+    # teachers of one world that differ in their seed are no replicates: the seed goes into their name
     drawn = {(r.teacher, r.world_seed, r.teacher_seed) for r in unique if r.teacher}
     taught = Counter((teacher, world) for teacher, world, _ in drawn)
     several = {teacher for (teacher, _), teacher_seeds in taught.items() if teacher_seeds > 1}
@@ -87,6 +91,7 @@ def by_arm(records: Iterable[Record]) -> dict[Arm, list[Record]]:
         arms.setdefault(_arm(record, hidden, several), []).append(record)
     for arm, cells in arms.items():
         seeds = [seeds_of(cell) for cell in cells]
+        # `paired_gains.scores` keys cells by their seeds, so the second would replace the first unseen
         if len(set(seeds)) < len(seeds):
             raise SettingsError(
                 f"{arm.method} ({arm.teacher or arm.student}) at data_frac={arm.data_frac} has two cells of one seed "
@@ -111,6 +116,7 @@ def score_of(record: Record, metric: Metric) -> float | None:
         return None
     for one in record.scores:
         if (one.eval, one.metric, one.source) == tuple(metric):
+            # one cell with NaN or infinity would make the mean of its arm the same
             return None if one.score is None or not math.isfinite(one.score) else float(one.score)
     return None
 
@@ -178,6 +184,7 @@ def _hidden_settings(records: list[Record]) -> set[str]:
         arm, telling = _arm(record), _telling(record)
         taught = {key: value for key, value in telling.items() if key.startswith("teacher.")}
         shared = {key: value for key, value in telling.items() if key not in taught}
+        # a method's cells and SFT's come into one group, so a setting in which the two differ is found
         peers = arm.partner if arm.role == "student" else arm
         groups.setdefault(("teacher", arm, seeds_of(record)), []).append(taught)
         groups.setdefault(("shared", peers, seeds_of(record)), []).append(shared)
@@ -193,6 +200,7 @@ def _telling(record: Record) -> dict[str, str]:
     """
     flat = {key: value for key, value in _flat(record.settings).items() if not _chosen(record, key)}
     own = {"base": ("student.", "evals."), "teacher": ("teacher.", "evals.")}.get(record.role, ("",))
+    # `teacher` without a dot is `self` or null, which the teacher's own column shows
     named = {key for key in flat if any(key == name or key.startswith(f"{name}.") for name in NOT_SETTINGS)}
     return {key: value for key, value in flat.items() if key not in named | {"teacher"} and key.startswith(own)}
 
@@ -208,5 +216,6 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
+            # as text, numbers and lists can be compared and written into a name
             flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
     return flat

@@ -49,7 +49,8 @@ def breakdown(
     (of the class, mean over seeds), `seeds`, `draws`; `score`, `sft` (SFT on the same items) and `gain` with
     `_low`, `_high` (95 %), `gain_p` and `gain_p_holm` over the whole table, `gain_covers` and a `note`. Of arms
     with several replicates the one row is over them, as in `table.summary`. Canary items are left out.
-    Raises SettingsError for an unknown name in `by`, and where exposure cannot be read.
+    Raises SettingsError for an unknown name in `by`, where exposure cannot be read, and as `by_arm` does; OSError
+    where items cannot be read.
     """
     for name in by:
         check_choice("by", name, BY)
@@ -63,6 +64,7 @@ def breakdown(
             rows += _rows(whole, draws, metric, labels, values)
     frame = pd.DataFrame(rows)
     if len(frame):
+        # every class of every arm is a comparison of its own, so the family is the whole table
         frame["gain_p_holm"] = holm(frame["gain_p"])
     return frame
 
@@ -70,8 +72,10 @@ def breakdown(
 def items(records: Iterable[Record], exposures: Exposures, load_items: LoadItems = read_items) -> pd.DataFrame:
     """One row per finished cell and item: who and with which seeds, the item as scored, `exposure` and SEEN_BY.
 
-    Reference models have no exposure (null): it is of a student's rows and teacher.
+    Reference models have no exposure (null): it is of a student's rows and teacher. Raises SettingsError as
+    `Exposures.of` does, OSError where items cannot be read.
     """
+    # every row here was scored, so status and reason would say nothing
     columns = [name for name in CELL_COLUMNS if name not in ("status", "reason", "failure_class")]
     frames = []
     for record in {(r.cell, r.role): r for r in records if r.items}.values():
@@ -134,6 +138,7 @@ class _Pairs(NamedTuple):
     def of_method(self, part: ItemMask) -> ItemMask:
         """The same part for SFT cells: of the method's cell of the same seeds."""
         by_seed = {seeds_of(cell): cell for cell in self.cells}
+        # an SFT cell whose seeds the method lacks has no class; `paired_sft` leaves it out
         return lambda cell, frame: part(by_seed[seeds_of(cell)], frame)
 
     @property
@@ -158,6 +163,7 @@ class _Labels:
         return self._known[key][1]
 
     def _labels(self, record: Record, frame: pd.DataFrame) -> pd.Series:
+        # sources stand among the items' own columns; only exposure needs the rows in the store
         seen = frame if set(self.by) == {"source"} else self.exposures.of_items(record, self.evaluation, frame)
         columns = [(frame if name == "source" else seen)[name].astype("string").fillna("unknown") for name in self.by]
         return pd.Series(reduce(lambda one, other: one + "\n" + other, map(np.asarray, columns)), frame.index)
@@ -184,6 +190,7 @@ def _rows(
     whole: Arm, draws: Mapping[Arm, _Pairs], metric: Metric, labels: _Labels, values: ItemValues
 ) -> list[dict[str, Any]]:
     """A row per class of one arm, over its replicates."""
+    # classes that the method's cells have; SFT is scored on the same items, so it adds none
     present: set[str] = set()
     cells = [cell for pairs in draws.values() for cell in pairs.cells]
     for cell in cells:
@@ -198,6 +205,7 @@ def _rows(
         own = {arm: scores(pairs.cells, metric, values, part) for arm, pairs in draws.items()}
         sft = {arm: scores(pairs.paired_sft, metric, values, pairs.of_method(part)) for arm, pairs in draws.items()}
         gains = {arm: gain(pairs.cells, pairs.sft, metric, values, part) for arm, pairs in draws.items()}
+        # sizes and seeds of the gains, which the row is about; of the scores where nothing could be paired
         known = [found for found in gains.values() if found] or [found for found in own.values() if found]
         size = float(np.mean([size for found in known for size in found.sizes]))
         row: dict[str, Any] = whole._asdict() | {"eval": metric.eval, "metric": metric.metric}

@@ -60,7 +60,10 @@ class ModelScore(NamedTuple):
 
 
 class Comparison:
-    """Compares finished models; each one's items are read once."""
+    """Compares finished models; each one's items are read once.
+
+    Its methods raise what `load_items` raises, an OSError where a file of items cannot be read.
+    """
 
     def __init__(self, load_items: LoadItems) -> None:
         self._values = values_of(lru_cache(FILES_AT_ONCE)(load_items))
@@ -111,8 +114,10 @@ class Comparison:
         found = []
         for role, other in others.items():
             rows = [row for metric in metrics for row in self._by_source(record, other, metric)]
+            # the family is everything that was compared with this one model
             for row, adjusted in zip(rows, holm([row.pop("p") for row in rows]), strict=True):
                 sign = 1 if Metric(row["eval"], row["metric"]).higher_is_better else -1
+                # a p value is two-sided: only differences for the worse are losses
                 if adjusted < CLEAR and sign * row["gain"] < 0:
                     found.append({"against": role, **row, "p_holm": float(adjusted)})
         return found
@@ -141,6 +146,7 @@ class Comparison:
 
     def _scores(self, record: Record, metric: Metric) -> ModelScore | None:
         key = (record.items.get(metric.eval), metric)
+        # without items there is no path, and all such records would share one entry
         if key[0] is None:
             return self._read(record, metric)
         if key not in self._known:
@@ -156,7 +162,10 @@ class Comparison:
         frame = found.items
         columns = (frame.index, frame["source"], frame["total"], frame["count"])
         items = ModelItems(*(column.to_numpy() for column in columns))
+        # in the order of ids, two models can be compared row by row
         items = items.at(np.argsort(items.ids, kind="stable"))
+        # models that were scored on the same items share one array of ids, which `_paired` recognises without comparing
+        # them
         for ids, sources in self._names:
             if np.array_equal(ids, items.ids) and np.array_equal(sources, items.sources):
                 return ModelScore(found.score, replace(items, ids=ids, sources=sources))
@@ -168,6 +177,7 @@ def _paired(mine: ModelScore, theirs: ModelScore) -> tuple[ModelItems, ModelItem
     """The items that both have, in one order; a diverged model has every item, and 0 on each. Null without two."""
     if mine.items is None:
         return None
+    # every answer of a diverged model counts as wrong, so its items are those of the other, at 0
     if theirs.at_floor:
         return mine.items, replace(mine.items, total=np.zeros_like(mine.items.total))
     if theirs.items is None:
@@ -181,6 +191,8 @@ def _paired(mine: ModelScore, theirs: ModelScore) -> tuple[ModelItems, ModelItem
 
 def _p(interval: Interval, difference: Array) -> float:
     """The interval's p value, or the sign test's where the spread is zero and all differing items change one way."""
+    # without spread there is no t test; where all of n differing items change one way, the two-sided sign test has
+    # p = 2 / 2^n
     signs = np.sign(difference[difference != 0])
     if math.isnan(interval.p) and len(signs) and abs(signs.sum()) == len(signs):
         return float(2.0 ** (1 - len(signs)))

@@ -48,9 +48,11 @@ def training_of(stages: Mapping[str, Any], key: str) -> Training:
     """What the model of one stage was trained on, all stages before it included."""
     subsets: dict[str, None] = {}
     synthetic: dict[str, None] = {}
+    # from the model that is scored back to its base, through each training stage and each rounding
     while stages[key]["kind"] in ("train", "quantise"):
         inputs = stages[key]["inputs"]
         if stages[key]["kind"] == "train":
+            # a dict keeps the order and each key once: two phases may train on one subset
             subsets[inputs["subset"]] = None
             synthetic |= dict.fromkeys(inputs[role] for role in inputs if role == "synthetic")
         key = inputs["start"] if "start" in inputs else inputs["model"]
@@ -63,13 +65,17 @@ def teacher_of(stages: Mapping[str, Any], train: Iterable[str]) -> str | None:
         for role, upstream in stages[key]["inputs"].items():
             if role == "teacher":
                 return upstream
+            # a teacher that is not live stands behind the stage that wrote its labels, text or cache
             if role not in ("subset", "start") and "teacher" in stages[upstream]["inputs"]:
                 return stages[upstream]["inputs"]["teacher"]
     return None
 
 
 def row_numbers(folder: Path) -> np.ndarray:
-    """Row numbers in its mixture of what a subset trains on, from the subset's `train` folder."""
+    """Row numbers in its mixture of what a subset trains on, from the subset's `train` folder.
+
+    Raises OSError for a file that cannot be read, ValueError for a folder without any.
+    """
     tables = [pa.ipc.open_stream(pa.memory_map(str(path))).read_all() for path in sorted(folder.glob("*.arrow"))]
     return np.concatenate([table["row"].to_numpy() for table in tables])
 
@@ -88,7 +94,7 @@ class Contamination:
         """By item (`keys`) whether it is in ROWS (booleans), for a frozen cell, or one of its references.
 
         None where rows were not compared with this evaluation: it was not asked for, is not done, or read the
-        benchmark from the hub at another revision.
+        benchmark from the hub at another revision. Raises OSError where a finished stage lacks a file.
         """
         evaluated = cell.evaluations[evaluation]
         name = HELDOUT if "mixture" in self._stages[evaluated]["inputs"] else evaluation
@@ -100,9 +106,11 @@ class Contamination:
         wanted = zip(ROWS, (own.subsets, own.synthetic, shown, lessons), strict=True)
         parts = {kind: [(self._rows_of(one), one) for one in keys] for kind, keys in wanted}
         needed = {rows for found in parts.values() for rows, _ in found}
+        # a model that was trained on no row repeats nothing
         if not needed:
             return pd.DataFrame(columns=ROWS, dtype=bool)
         taken = (one for found in parts.values() for _, one in found)
+        # rows that were not compared would pass for rows that repeat nothing
         if not needed <= compared.keys() or not all(map(self._store.done, taken)):
             return None
         if not all(self._usable(key, evaluated, name) for key in compared.values()):
@@ -120,7 +128,8 @@ class Contamination:
         """What a record holds of one evaluation, and warnings; null where nothing was compared.
 
         Counts of scored items: by ROWS, `own` (in rows of the model's own or written for it), `teacher_only` (in the
-        teacher's and not in those); and by metric the score `without` the own ones, null where none is left.
+        teacher's and not in those); and by metric the score `without` the own ones, null where none is left. Raises
+        OSError as `flags` does, and where `items` cannot be read.
         """
         flags = self.flags(cell, evaluation)
         if flags is None:
@@ -165,6 +174,7 @@ class Contamination:
         if not self._store.done(overlap):
             return False
         resolved = self._store.manifest(overlap)["facts"]["resolved"]["data_revisions"].get(name)
+        # without a revision on either side there is nothing that could differ
         if resolved is None or not self._store.done(evaluated):
             return True
         return self._store.manifest(evaluated)["facts"]["resolved"]["data_revision"] == resolved
@@ -184,6 +194,7 @@ class Contamination:
         """Keys of the items of an evaluation that are repeated in a subset, or in synthetic rows."""
         rows, items = self._pairs(overlap)
         if len(rows) and self._stages[key]["kind"] == "subset":
+            # pairs are of a whole mixture, and a subset trains on some of its rows; synthetic rows count whole
             items = items[np.isin(rows, row_numbers(self._store.folder(key) / "train"))]
         named = self._items(overlap, name)[1]
         return [named[item] for item in np.unique(items).tolist() if item in named]

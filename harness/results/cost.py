@@ -35,6 +35,7 @@ class Cost:
 def stage_cost(facts: Mapping[str, Any]) -> Cost:
     """The whole cost of one finished stage, from the facts in its manifest."""
     cost, counts = facts.get("cost", {}), facts.get("counts", {})
+    # a base's pre-training reports the tokens it trained on and no other count
     read = counts.get("read_tokens", cost.get("trained_tokens", 0))
     tokens = float(read) + float(cost.get("generated_tokens", 0)) + float(cost.get("teacher_tokens", 0))
     return Cost(tokens, float(cost.get("flops", 0.0)), float(facts.get("seconds", 0.0)))
@@ -60,6 +61,7 @@ def cell_cost(
     the teacher divided among the cells of the grid that use them.
     """
     train, teaching, teacher_training = list(train), list(teaching), list(teacher_training)
+    # a train stage's facts contain its live teacher, whose passes belong to the teacher's share
     live = _sum(live_teacher_cost(facts) for facts in train)
     own = _sum(stage_cost(facts) for facts in train) - live
     teacher = live + _sum(stage_cost(facts) for facts, _ in teaching)
@@ -70,6 +72,7 @@ def cell_cost(
         "teacher": teacher,
         "total": own + teacher,
         "with_teacher_training": own + teacher + making,
+        # the live teacher works for this cell alone, so it is not divided
         "amortised": own + live + shared,
     }
 

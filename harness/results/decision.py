@@ -105,6 +105,7 @@ class Decision:
         extra = price.extra + (price.making if making else 0.0)
         if self.choice != DISTIL:
             return math.nan, math.nan, math.nan
+        # the interval of a gain that is shown has one sign, so neither end is 0; the larger gain makes a point cheaper
         ends = sorted(abs(end) for end in (self.low, self.high))
         return extra / abs(self.gain) * POINT, extra / ends[1] * POINT, extra / ends[0] * POINT
 
@@ -123,11 +124,13 @@ def decisions(frame: pd.DataFrame, metric: Metric | None, margin: float | None =
     rows = select(frame, metric)
     students = rows[rows["role"] == "student"]
     taught = students[students["teacher"].notna()]
+    # Holm's family in the summary: every student with a gain, controls without a teacher among them
     comparisons = int(students["gain_p_holm"].notna().sum())
     margin = margin if metric is not None and metric.higher_is_better else None
     found = []
     for _, part in taught.groupby(list(PLACE), dropna=False, sort=True):
         first = part.iloc[0]
+        # SFT has no teacher, so its one row serves the place of every teacher
         alike = students[[*LINE, "data_frac"]] == first[[*LINE, "data_frac"]]
         plain = students[(students["method"] == "sft") & alike.all(axis=1)]
         sft = plain.iloc[0].to_dict() if len(plain) else {}
@@ -169,12 +172,14 @@ def _decide(
     """The rule at one place, from the rows of all methods with one teacher."""
     sign = 1 if metric is None or metric.higher_is_better else -1
     known = [row for row in rows if not pd.isna(row["gain"])]
+    # a NaN p value is below nothing: a gain without an interval is never shown
     shown = [row for row in known if row["gain_p_holm"] < ALPHA and sign * row["gain"] > 0]
     told = max(shown or known, key=lambda row: sign * row["gain"], default=rows[0])
     if shown:
         choice, why = DISTIL, SHOWN
     elif not known:
         choice, why = OPEN, _nothing(rows)
+    # clear, and not in `shown`: worse. Asked before equality, since a small loss may be both
     elif told["gain_p_holm"] < ALPHA:
         choice, why = FINE_TUNE, WORSE
     elif margin is not None and -margin < told["gain_low"] and told["gain_high"] < margin:
@@ -234,7 +239,7 @@ def _evidence(one: Decision) -> list[str]:
     if one.draws < LEAST_REPLICATES:
         only = "there is one" if one.draws == 1 else f"the interval covers these {one.draws} only"
         alone += [f"Run more replicates (own corpus and teacher each): {only}."]
-    near, far = sorted((abs(one.low), abs(one.high)))
+    near, far = sorted((abs(one.low), abs(one.high)))  # ends of the interval by their distance from 0
     if one.why == SHOWN:
         text = f"Require a gain above {near:.3f}: no more than that is shown."
         if one.margin is not None and far < one.margin:
@@ -257,11 +262,14 @@ def _replicates_needed(one: Decision) -> str:
         return "More data will not help while the estimate is on the worse side of zero."
     if math.isnan(one.p):
         return "Run several seeds, or keep scores of single items: there is no interval."
+    # Holm's factor for this p value, or more where a smaller p sets it; an adjusted p of 1 was cut off, so the whole
+    # family stands in
     family = one.p_holm / one.p if one.p_holm < 1 else one.comparisons
     normal = NormalDist()
     reached, asked = (-normal.inv_cdf(p / 2) for p in (one.p, ALPHA / family))
     by_draws = one.draws >= LEAST_REPLICATES
     now, unit = (one.draws, "replicates") if by_draws else (one.seeds, "seeds" + " in each replicate" * (one.draws > 1))
+    # a standard error shrinks with the root of the units, so their number grows with the square of the deviate
     needed = math.inf if reached <= 0 else math.ceil(now * (asked / reached) ** 2)
     if needed > MOST_UNITS:
         return f"More than {MOST_UNITS} {unit} would be needed if the estimate is true."
@@ -274,6 +282,7 @@ def _money(one: Decision) -> list[str]:
     price = one.flops
     if one.choice != DISTIL or not price.making > 0 or not price.extra > 0:
         return []
+    # divided among this many students, the teacher's training costs each no more than distillation adds
     share = math.ceil(price.making / price.extra)
     if share < 2:
         return []

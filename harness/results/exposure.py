@@ -66,7 +66,8 @@ class Exposures:
     def of(self, record: Record) -> pd.DataFrame:
         """By prompt hash of the held-out rows: `exposure` (text) and SEEN_BY (nullable booleans).
 
-        Raises SettingsError for a record that is no student's of this grid, and where rows left the store.
+        Raises SettingsError for a record that is no student's of this grid, where none of its evaluations uses held-out
+        rows, and where rows left the store.
         """
         cell = self._cell(record)
         mixtures = {name: self._inputs(cell, name).get("mixture") for name in cell.evaluations}
@@ -74,6 +75,7 @@ class Exposures:
         if evaluation is None:
             raise refuse("record", record.cell, "none of its evaluations uses held-out rows", "add evals.names=heldout")
         asked = self._frame(mixtures[evaluation], *self._trainings(cell))
+        # where words were not compared, prompt hash and question alone decide
         repeated = self._repeated(cell, evaluation, asked.index).fillna(False)
         seen = {name: asked[name] | repeated[name] if name in repeated else asked[name] for name in SEEN_BY}
         return pd.DataFrame({"exposure": _exposure(seen), **seen})
@@ -124,9 +126,10 @@ class Exposures:
 
     def _frame_of(self, mixture: str, student: Training, teacher: Training | None) -> pd.DataFrame:
         asked = self._asked(self._file(mixture, "heldout.parquet"), self._corpus(mixture))
+        # what a teacher wrote is no row of the mixture; `of` adds the synthetic rows that repeat an item's words
         seen: dict[str, pd.Series] = {"synthetic_rows": pd.Series(False, asked.index, dtype="boolean")}
         for name, training in (("student", student), ("teacher", teacher)):
-            in_rows = np.zeros(len(asked), dtype=bool)
+            in_rows = np.zeros(len(asked), dtype=bool)  # (n,), by held-out item
             for subset in training.subsets if training else ():
                 rows, items = self._matches(self._stages[subset]["inputs"]["mixture"], mixture)
                 in_rows[items[np.isin(rows, row_numbers(self._file(subset, "train")))]] = True
@@ -150,12 +153,15 @@ class Exposures:
         items = self._asked(self._file(heldout, "heldout.parquet"), self._corpus(heldout)).reset_index()
         path = self._file(mixture, "train.parquet")
         prompts = pq.read_table(path, columns=["prompt_hash"])["prompt_hash"]
+        # the prompt's hash is one short column; whole rows are read only where some item has a question to look for
         same = np.flatnonzero(pc.is_in(prompts, value_set=pa.array(items["prompt_hash"])))
         found = [pd.DataFrame({"row": same, "prompt_hash": prompts.take(same).to_pylist()}).merge(_number(items))]
         if items["question"].notna().any():
             turns = _user_turns(pq.read_table(path, columns=["messages"])["messages"])
             asks = cache(load_corpus(self._corpus(mixture)).asks)
             turns["question"] = [asks(text) for text in turns["text"]]
+            # a merge matches null with null: without `dropna` every turn that asks nothing known would match every such
+            # item
             found.append(turns.dropna().merge(_number(items).dropna()))
         pairs = pd.concat([pair[["row", "item"]] for pair in found])
         return pairs["row"].to_numpy(), pairs["item"].to_numpy()
@@ -180,6 +186,7 @@ def _asked(path: Path, corpus: str) -> pd.DataFrame:
         {"question": pd.array([asks(text) for text in last], dtype="string")},
         index=pd.Index(table["prompt_hash"].to_pylist(), name="prompt_hash"),
     )
+    # `reindex` by prompt hash refuses an index that names a prompt twice
     return frame[~frame.index.duplicated()]
 
 
@@ -199,6 +206,7 @@ def _number(items: pd.DataFrame) -> pd.DataFrame:
 def _exposure(seen: Mapping[str, pd.Series]) -> pd.Series:
     by_student = seen["student_rows"] | seen["synthetic_rows"] | seen["student_pretraining"]
     by_teacher = seen["teacher_rows"] | seen["teacher_pretraining"]
+    # where a value is null the condition is null too, and the item stays unknown
     exposure = pd.Series("unknown", by_student.index, dtype="string")
     exposure[by_student.fillna(False)] = "student"
     exposure[(~by_student & by_teacher).fillna(False)] = "teacher"

@@ -56,7 +56,10 @@ class Finding:
 def judge(
     records: Iterable[Record], claims: Sequence[Claim], metric: Metric, load_items: LoadItems = read_items
 ) -> list[Finding]:
-    """The finding of each claim, in order; Holm over all of them."""
+    """The finding of each claim, in order; Holm over all of them.
+
+    Raises SettingsError as `by_arm` does, OSError where items cannot be read.
+    """
     arms = by_arm(records)
     values = cache(values_of(load_items))
     found = [_finding(claim, _replicates(claim, arms, metric, values), metric) for claim in claims]
@@ -73,7 +76,9 @@ def _replicates(claim: Claim, arms: Mapping[Arm, list[Record]], metric: Metric, 
                 pairs = gain(cells, arms[arm.partner], metric, values)
                 if pairs is not None:
                     draws.setdefault(arm.world_seed, {})[number] = pairs
+    # `number` is that of the last side: a replicate that lacks one has no difference
     whole = [[draws[draw][n] for n in range(len(claim.sides))] for draw in sorted(draws) if len(draws[draw]) > number]
+    # sides without a common seed cannot be paired
     return [sides for sides in whole if len(cube_of(sides).values)]
 
 
@@ -98,6 +103,7 @@ def _p(claim: Claim, found: Interval, sign: int) -> float:
         return equivalence_p(found, claim.within)
     if not found.standard_error > 0:
         return math.nan
+    # two-sided, so that a small p value can show the claim or its contrary; `above` counts in the better direction
     return float(2 * stdtr(found.df, -abs(found.estimate - sign * claim.above) / found.standard_error))
 
 
@@ -112,5 +118,6 @@ def _decided(found: Finding, p_holm: float, metric: Metric) -> Finding:
     elif p_holm < ALPHA:
         verdict = "holds"
     else:
+        # the contrary of equality has no test of its own: the interval, not adjusted, has to lie outside the margin
         verdict = "does not hold" if found.low > claim.within or found.high < -claim.within else "open"
     return Finding(**{**found.__dict__, "verdict": verdict, "p_holm": p_holm})

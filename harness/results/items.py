@@ -29,7 +29,7 @@ ITEM = "item"
 
 
 def read_items(path: str) -> pd.DataFrame:
-    """The scores of single items that an evaluation left on disk."""
+    """The scores of single items that an evaluation left on disk. Raises OSError where the file cannot be read."""
     return pd.read_parquet(Path(path))
 
 
@@ -73,8 +73,9 @@ def cell_score(
     """The score and items of one record; items that do not average to the score are not used.
 
     With `mask`, of that part of its items, null where it has none. A diverged cell has the score of a model
-    whose every answer is wrong, 0; a loss has no such floor.
+    whose every answer is wrong, 0; a loss has no such floor. Raises what `values` raises.
     """
+    # the metric without a name stands for arms that have no score, and none is made up for it
     if diverged(record) and metric.eval and metric.higher_is_better:
         return CellScore(0.0, at_floor=True)
     score = score_of(record, metric)
@@ -84,8 +85,10 @@ def cell_score(
     items = values(path, metric) if path else None
     known = items is not None and abs(items["value"].mean() - score) <= 1e-4 * max(1.0, abs(score))
     if mask is not None:
+        # linearised again, because the ratio of a part is not that of all items
         some = items[mask(items)] if items is not None and known else pd.DataFrame()
         return None if some.empty else CellScore(float(_values(some).mean()), some.assign(value=_values(some)))
+    # one item has no spread from which a variance could follow
     if items is None or len(items) < 2:
         return CellScore(score)
     return CellScore(score, items) if known else CellScore(score, mismatch=True)
@@ -95,6 +98,7 @@ def linearised(total: Array, count: Array) -> Array:
     """Values whose mean is sum(total) / sum(count), each (N,); the totals themselves where every count is 1."""
     if (count == 1).all():
         return total
+    # the first-order expansion of a ratio of sums, so the variance over items is the ratio's (delta method)
     ratio = total.sum() / count.sum()
     return (total - ratio * count) / count.mean() + ratio
 
@@ -113,6 +117,7 @@ def item_values(items: pd.DataFrame, metric: Metric) -> pd.DataFrame | None:
     column, tokens = (metric.metric if metric.metric in rows else "score"), f"{metric.metric}_tokens"
     rows = rows[rows[column].notna()]
     if tokens in rows:
+        # an item without a scored token is no part of the ratio, and would count as one of the N items
         rows = rows[rows[tokens] > 0]
     if rows.empty:
         return None

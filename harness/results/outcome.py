@@ -51,18 +51,19 @@ class Outcome:
 
     @classmethod
     def of(cls, store: Store, frozen: FrozenPlan) -> "Outcome":
-        """Of a grid in a store, by its frozen plan."""
+        """Of a grid in a store, by its frozen plan. Raises OSError where a finished stage lacks a file."""
         claims = declared(store, frozen.grid)
         return cls(frozen.grid, records(store, frozen), claims, named_once(read_items), partial(curves, store, frozen))
 
     @classmethod
     def read(cls, folder: Path) -> "Outcome":
-        """Of a folder that `export` wrote. Raises SettingsError for any other folder."""
+        """Of a folder that `export` wrote. Raises SettingsError for any other folder, and as `Record.of` does."""
         if not (folder / RECORDS).is_file() or not (folder / ITEMS).is_file():
             raise refuse("folder", str(folder), f"it lacks {RECORDS} or {ITEMS}", "export a grid into it first")
         found = read_records((folder / RECORDS).read_text())
         items = pd.read_parquet(folder / ITEMS)
         parts = {str(name): part.drop(columns="of") for name, part in items.groupby("of", observed=True)}
+        # in an exported folder a record's `items` are names of parts, which stand where a store has paths
         path = folder / CLAIMS
         claims = json.loads(path.read_text()) if path.is_file() else None
         return cls(found[0].grid if found else folder.name, found, claims, named_once(parts.__getitem__))
@@ -99,7 +100,7 @@ class Outcome:
 
     @cached_property
     def findings(self) -> list[Finding]:
-        """The judgement of each claim; empty where none were declared."""
+        """The judgement of each claim; empty where none were declared. Raises SettingsError as `Claim.of` does."""
         if self.declaration is None or self.metric is None:
             return []
         claims = [Claim.of(one) for one in self.declaration["claims"]]
@@ -107,18 +108,21 @@ class Outcome:
 
     def export(self, folder: Path, evals: Sequence[str] | None = None) -> Path:
         """Write records, scores of items (no texts) and claims into `folder`, which is returned; `evals`: of these
-        evaluations only."""
+        evaluations only. Raises OSError where items cannot be read or files not be written."""
         folder.mkdir(parents=True, exist_ok=True)
         parts, exported = {}, []
         for record in self.records:
             wanted = [name for name in record.items if evals is None or name in evals]
+            # names in place of paths into the store, which lead nowhere on another machine
             paths = {name: f"{record.role}-{record.cell}-{name}" for name in wanted}
             scored = tuple(score for score in record.scores if evals is None or score.eval in evals)
             for name, key in paths.items():
                 parts[key] = _scores_only(self.load_items(record.items[name])).assign(of=key)
             exported.append(replace(record, items=paths, scores=scored, artifact=None))
+        # a grid without scores is exported with the columns that `read` looks for
         empty = pd.DataFrame(columns=[*NAMES, "of"])
         frame = pd.concat(parts.values(), ignore_index=True) if parts else empty
+        # the same few names repeat for every model; as categories each is stored once
         for column in (*NAMES, "of"):
             frame[column] = frame[column].astype("category")
         frame.to_parquet(folder / ITEMS, index=False, compression="zstd")
@@ -148,5 +152,6 @@ def _artifacts(record: Record) -> dict[str, Any]:
 
 def _scores_only(items: pd.DataFrame) -> pd.DataFrame:
     """What statistics read of items: names and numbers, no prompt and no answer."""
+    # by type, so that a text column added later is not exported unseen
     numbers = items.select_dtypes(["number", "bool"]).columns
     return items[[*NAMES, *(name for name in numbers if name not in NAMES)]].astype({name: str for name in NAMES})

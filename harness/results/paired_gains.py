@@ -85,7 +85,8 @@ def scores(
 ) -> ArmValues | None:
     """Scores of an arm's finished cells on the items that all of them have; null without any.
 
-    With `part`, each cell's mean is over its own part of the items, which may differ from seed to seed.
+    With `part`, each cell's mean is over its own part of the items, which may differ from seed to seed. Raises what
+    `values` raises, an OSError where items cannot be read.
     """
     found = {seeds_of(c): s for c in cells if (s := cell_score(c, metric, values, part and partial(part, c)))}
     return _stack({seed: (found[seed], None) for seed in sorted(found)}, part is not None)
@@ -96,7 +97,7 @@ def gain(
 ) -> ArmValues | None:
     """Paired gains on the seeds and items that both arms have; null without a common seed.
 
-    With `part`, on that part of the items of the method's cell, also where SFT is scored.
+    With `part`, on that part of the items of the method's cell, also where SFT is scored. Raises as `scores` does.
     """
     by_seed = {seeds_of(cell): cell for cell in cells}
     masks = {seed: part and partial(part, cell) for seed, cell in by_seed.items()}
@@ -117,6 +118,7 @@ def estimate(name: str, parts: Mapping[Any, ArmValues | None]) -> dict[str, Any]
     columns |= {f"{name}{end}": math.nan for end in ("", "_low", "_high", "_p", "_survivors")}
     if not known:
         return columns
+    # a curve of one point, (S, 1, N) for each replicate
     interval = over_replicates([cube_of([part]) for part in known]).intervals(np.ones((1, 1)))[0]
     for end, field in (("", "estimate"), ("_low", "low"), ("_high", "high"), ("_p", "p")):
         columns[f"{name}{end}"] = getattr(interval, field)
@@ -185,7 +187,8 @@ def crossovers(
     Where a line has several replicates, the crossover is over them (world_seed and teacher_seed null;
     `intervals.curve_over_replicates`). A seed that is missing at one fraction is left out at all; a line without a
     common seed at two fractions or more has no entry. The sign of losses is changed, so above 0 is better than SFT.
-    `margin` of equivalence: null is MARGIN for accuracy and none for a loss, whose unit differs.
+    `margin` of equivalence: null is MARGIN for accuracy and none for a loss, whose unit differs. Raises SettingsError
+    as `by_arm` and `crossover` do.
     """
     arms, values = by_arm(records), cache(values_of(load_items))
     sign = 1 if metric.higher_is_better else -1
@@ -201,6 +204,7 @@ def crossovers(
             lines.setdefault(line, {}).setdefault(draw, {})[arm.data_frac] = pairs
     found = {}
     for line, draws in lines.items():
+        # the same fractions in all replicates, since a fitted value has one weight for each
         fractions = sorted(set.intersection(*(set(points) for points in draws.values())))
         if len(fractions) < 2:
             continue
@@ -217,10 +221,13 @@ def cube_of(points: Sequence[ArmValues]) -> Cube:
     """Values at several points (fractions, or arms), of the seeds that all have; S is 0 if there is none."""
     seeds = [seed for seed in points[0].seeds if all(seed in point.seeds for point in points)]
     same = all(point.ids == points[0].ids for point in points)
+    # points with other items cannot be paired item by item, only by their means
     width = points[0].values.shape[1] if same else 1
     rows = [point.values[[point.seeds.index(seed) for seed in seeds]] for point in points]
     stacked = np.stack([row if same else row.mean(1, keepdims=True) for row in rows], axis=1)  # (cells, F, N or 1)
+    # cells of one data seed share its rows: they are one unit, and averaged before a variance is taken
     groups = list(_independent(seeds).values())
+    # `reshape` keeps three axes where no seed is common, (0, F, N)
     means = np.array([stacked[group].mean(0) for group in groups]).reshape(len(groups), len(points), width)
     return Cube(means, points[0].ids if same else (), points[0].strata if same else None)
 
@@ -260,7 +267,9 @@ def _stack(
     known = [frame for frame in needed if frame is not None]
     indexes = [frame.index for frame in known] or [pd.Index([])]
     same = all(index is indexes[0] or index.equals(indexes[0]) for index in indexes)
+    # a part differs from seed to seed, so all that occur are kept; else an item counts where every cell has it
     ids = indexes[0] if same else reduce(lambda a, b: a.union(b) if parts else a.intersection(b, sort=False), indexes)
+    # values of items and bare scores cannot stand in one array: where one cell has no items, all are scores, (S, 1)
     if len(known) < len(needed) or len(ids) < 2:
         rows = [own.score - (other.score if other else 0.0) for own, other in pairs.values()]
         wrong = sum(side.mismatch for side in sides)
@@ -273,12 +282,13 @@ def _stack(
 
     def by_item(side: CellScore | None) -> Array:
         frame = side.items if side else None
+        # without a frame: a diverged cell, whose every item is 0, or no partner, from which nothing is taken off
         return np.zeros(len(ids)) if frame is None else in_order(frame["value"]).to_numpy(float)
 
     values = np.stack([by_item(own) - by_item(other) for own, other in pairs.values()])  # (S, N)
     source = pd.concat([frame["source"] for frame in known]) if parts else known[0]["source"]
     strata = tuple(in_order(source).to_numpy(object))
-    sizes = np.isfinite(values).sum(1)
+    sizes = np.isfinite(values).sum(1)  # (S,); a value is NaN where the seed's part lacks the item
     if parts:
         means = np.nanmean(values, 1, keepdims=True)
         values = np.where(np.isfinite(values), (values - means) * len(ids) / sizes[:, None] + means, means)

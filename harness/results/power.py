@@ -33,7 +33,8 @@ def equivalence_power(margin: float, sd: float, replicates: int, alpha: float = 
     _check(sd, replicates)
     df = replicates - 1
     quantiles = (np.arange(POINTS) + 0.5) / POINTS  # (POINTS,) midpoints of equal slices of probability
-    error = sd * np.sqrt(chi2.ppf(quantiles, df) / df / replicates)
+    error = sd * np.sqrt(chi2.ppf(quantiles, df) / df / replicates)  # (POINTS,)
+    # both tests reject where the mean lies within `room` of 0; a variance that leaves no room shows nothing
     room = margin - stdtrit(df, 1 - alpha) * error
     scale = sd / math.sqrt(replicates)
     chance = ndtr((room - truth) / scale) - ndtr((-room - truth) / scale)
@@ -49,9 +50,13 @@ def difference_power(gain: float, sd: float, replicates: int, alpha: float = 0.0
 
 
 def detectable(sd: float, replicates: int, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The smallest gain that is found different from 0 with this power. Raises as `equivalence_power`."""
+    """The smallest gain that is found different from 0 with this power.
+
+    Raises as `equivalence_power`, and ValueError for a power below `alpha`, which a gain of 0 already has.
+    """
     _check(sd, replicates)
     high = sd
+    # power grows with the gain, so doubling finds an upper end for the root
     while difference_power(high, sd, replicates, alpha) < power:
         high *= 2
     return float(brentq(lambda gain: difference_power(gain, sd, replicates, alpha) - power, 0.0, high))
@@ -69,6 +74,7 @@ def foresee(given: Sequence[Mapping[str, Any]], frozen: FrozenPlan) -> list[str]
     """
     found = []
     for claim in map(Claim.of, given):
+        # a difference has as many units as the side with fewer
         sides = [[cell for cell in frozen.cells if matches(cell, side)] for side in claim.sides]
         draws, seeds = (
             min(len({getattr(cell, name) for cell in side}) for side in sides) for name in ("world_seed", "seed")

@@ -117,11 +117,12 @@ class Record:
         found["warnings"] = list(self.warnings)
         found["cost"] = {purpose: asdict(cost) for purpose, cost in self.cost.items()}
         found["contamination"] = {name: asdict(counts) for name, counts in self.contamination.items()}
+        # in the order they were read, so that a file is written again byte for byte
         return {name: found[name] for name in dict.fromkeys((*self.key_order, *found))}
 
 
 def read_records(text: str) -> list[Record]:
-    """The records of a `records.jsonl`. Raises SettingsError as `Record.of` does."""
+    """The records of a `records.jsonl`. Raises SettingsError as `Record.of` does, ValueError for a line not in JSON."""
     return [Record.of(json.loads(line)) for line in text.splitlines()]
 
 
@@ -131,7 +132,10 @@ def lines_of(records: Iterable[Record]) -> str:
 
 
 def records(store: Store, frozen: FrozenPlan) -> list[Record]:
-    """One record per cell, then one per reference model (base, teacher), in plan order."""
+    """One record per cell, then one per reference model (base, teacher), in plan order.
+
+    Raises OSError where a finished stage lacks a file.
+    """
     from harness.results.contamination import Contamination  # it reads tables, which planning does without
 
     facts, contamination = _Facts(store, frozen), Contamination(store, frozen)
@@ -139,6 +143,7 @@ def records(store: Store, frozen: FrozenPlan) -> list[Record]:
     seen: set[str] = set()
     for cell in frozen.cells:
         for role, reference in cell.references.items():
+            # one base or teacher is the reference of many cells, and has one record
             if reference.fingerprint not in seen:
                 seen.add(reference.fingerprint)
                 found.append(_record(store, frozen, cell.as_reference(role), facts, contamination))
@@ -151,6 +156,7 @@ class _Facts:
     def __init__(self, store: Store, frozen: FrozenPlan) -> None:
         self.store = store
         self.state_of = cache(partial(stage_state, store))
+        # what several cells use is divided among them in the amortised cost
         self.users = Counter(key for cell in frozen.cells for key in (*cell.teaching, *cell.making_teacher))
         self._read: dict[str, dict[str, Any] | None] = {}
 
@@ -234,6 +240,7 @@ def curves(store: Store, frozen: FrozenPlan) -> "pd.DataFrame":
             frame = pd.DataFrame([json.loads(line) for line in path.read_text().splitlines()])
             if frame.empty:
                 continue
+            # each stage counts its steps from its own start; a curve counts through all of them
             frames.append(frame.assign(**names, stage=number, step=frame["step"] + before))
             before += int(frame["step"].max())
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*NAMES, "stage", "step", "nll"])

@@ -53,6 +53,7 @@ class Scaling:
     def slope(self) -> tuple[float, float, float]:
         """Points of score per tenfold data at the middle of the range, with its 95 % interval."""
         x = np.log10(self.fractions)
+        # a central difference over 0.02 decades; of a line or a parabola it is the derivative itself
         step = np.array([(x[0] + x[-1]) / 2]) + np.array([[-0.01], [0.01]])
         weights = (self._weights(step[1]) - self._weights(step[0])) / 0.02
         found = self.measured.intervals(weights)[0]
@@ -68,7 +69,7 @@ class Scaling:
             raise refuse(
                 "fractions", wanted.tolist(), f"the fit holds from {self.fractions[0]:g} to {self.fractions[-1]:g} only"
             )
-        weights = self._weights(np.log10(wanted))
+        weights = self._weights(np.log10(wanted))  # (X, F)
         mean, error, df = self.measured.errors(weights)
         half = error * stdtrit(df, (1 + level) / 2)
         return Band(mean, mean - half, mean + half, *self._new(weights, mean, error, level))
@@ -83,6 +84,7 @@ class Scaling:
         between = count * self.measured.seed  # (F, F)
         spread = np.einsum("xf,fg,xg->x", weights, between, weights)
         rest = np.eye(len(self.fractions)) - self._weights(np.log10(self.fractions))
+        # F scores less the coefficients that were fitted; without any left there is no scatter to see
         free = len(self.fractions) - self.degree - 1
         scatter = np.trace(rest @ between @ rest.T) / free if free else 0.0
         half = np.sqrt(error**2 + spread + scatter) * stdtrit(max(self.measured.seed_df, 1), (1 + level) / 2)
@@ -106,12 +108,16 @@ def scaling(fractions: Sequence[float], measured: Curve) -> Scaling:
     where, measured = where[order], measured.at(order)
     degree = 2 if len(where) >= LEAST_FOR_CURVATURE else 1
     x = np.log10(where)
+    # the coefficient of the next power as a contrast of the F scores: where it is clear, the degree is too low
     contrast = np.asarray(np.linalg.pinv(_powers(x, degree + 1, x))[-1:], dtype=np.float64)
     return Scaling(where, measured, degree, measured.intervals(contrast)[0].p)
 
 
 def scalings(records: Iterable[Record], metric: Metric, load_items: LoadItems = read_items) -> dict[Arm, Scaling]:
-    """The fit of every student's arm with three fractions or more, over its replicates; its `data_frac` is null."""
+    """The fit of every student's arm with three fractions or more, over its replicates; its `data_frac` is null.
+
+    Raises SettingsError as `by_arm` does, OSError where items cannot be read.
+    """
     values = cache(values_of(load_items))
     lines: dict[Arm, dict[tuple[int | None, int | None], dict[float, ArmValues]]] = {}
     for arm, cells in by_arm(records).items():
@@ -122,6 +128,7 @@ def scalings(records: Iterable[Record], metric: Metric, load_items: LoadItems = 
             lines.setdefault(line, {}).setdefault(replicate, {})[arm.data_frac] = found
     fits = {}
     for line, draws in lines.items():
+        # one fit over replicates needs the same fractions in each
         fractions = sorted(set.intersection(*(set(points) for points in draws.values())))
         cubes = [cube_of([points[f] for f in fractions]) for points in draws.values()] if len(fractions) > 2 else []
         cubes = [cube for cube in cubes if len(cube.values)]

@@ -85,7 +85,7 @@ def simultaneous_table(records: Iterable[Record], metric: Metric, load_items: Lo
     Blocks are the seeds of one replicate, or the replicates (seeds averaged) where there are LEAST_REPLICATES or more.
     Between one and that number there is no row: the intervals would cover neither new seeds nor new replicates.
     Columns: names, gain, low, high, p, df, blocks, covers. An arm that lacks a cell SFT has is left out; the summary
-    has it.
+    has it. Raises SettingsError as `by_arm` does, OSError where items cannot be read.
     """
     values, cells = cache(values_of(load_items)), by_arm(records)
     sides: dict[Arm, dict[Arm, list[Arm]]] = {}
@@ -95,12 +95,14 @@ def simultaneous_table(records: Iterable[Record], metric: Metric, load_items: Lo
             sides.setdefault(everywhere.partner, {}).setdefault(everywhere, []).append(arm)
     rows = []
     for sft, arms in sides.items():
+        # `arms` has SFT among them
         if sft not in arms or len(arms) <= FEWEST:
             continue
         found = {
             arm: {one.world_seed: part for one in draws if (part := scores(cells[one], metric, values)) is not None}
             for arm, draws in arms.items()
         }
+        # the two-way layout has to be complete, so every arm needs SFT's seeds
         others = [arm for arm in arms if arm != sft and _seeds(found[arm]) == _seeds(found[sft])]
         blocks = _blocks([found[arm] for arm in (sft, *others)]) if len(others) >= FEWEST and found[sft] else None
         if blocks is None:
@@ -126,7 +128,7 @@ def _blocks(
     worlds = list(arms[0])
     cubes = [cube_of([arm[world] for arm in arms]) for world in worlds]
     if len(worlds) >= LEAST_REPLICATES:
-        means = np.stack([cube.values.mean((0, 2)) for cube in cubes], axis=1)
+        means = np.stack([cube.values.mean((0, 2)) for cube in cubes], axis=1)  # (A, R)
         return means[:, :, None], None, f"{len(worlds)} replicates"
     if len(worlds) > 1 or len(cubes[0].values) < 2:
         return None
@@ -136,7 +138,10 @@ def _blocks(
 
 @cache
 def critical(methods: int, df: float, level: float = 0.95) -> float:
-    """c with P(max |T_m| <= c) = level, T multivariate t with all correlations 1/2 and `df` degrees of freedom."""
+    """c with P(max |T_m| <= c) = level, T multivariate t with all correlations 1/2 and `df` degrees of freedom.
+
+    Raises ValueError where c is not between 0.1 and 200.
+    """
     return float(brentq(lambda c: _coverage(methods, df, c) - level, 0.1, 200.0))
 
 

@@ -60,6 +60,7 @@ def tidy(records: Iterable[Record]) -> pd.DataFrame:
     for record in records:
         cell = {name: getattr(record, name) for name in CELL_COLUMNS} | _costs([record])
         cell["warnings"] = "\n".join(record.warnings)
+        # one row with nulls for a cell without scores, so that it is not lost
         for score in record.scores or (None,):
             rows.append(cell | {name: getattr(score, name, None) for name in SCORE_COLUMNS})
     columns = [*CELL_COLUMNS, *SCORE_COLUMNS, *COSTS, "warnings"]
@@ -85,19 +86,23 @@ def summary(
     replicates only`). `draws` counts the replicates with a gain (without any, with a score); `gap_closed` with `_low`,
     `_high` is `paired_gains.gap_closed`. `headline` marks the rows that figures show: the pooled one, else the only
     one. `diverged` cells count as 0 in accuracy; `score_survivors` and `gain_survivors` leave them out. `note` gives
-    the reason where a gain is absent or a cell diverged.
+    the reason where a gain is absent or a cell diverged. Raises SettingsError as `by_arm` does, OSError where items
+    cannot be read.
     """
     load, arms = named_once(load_items), by_arm(records)
     wanted = list(metrics or metrics_of(records))
+    # without any score, arms still have rows, which give the reason
     wanted = [m for m in wanted if sources is None or m.source in sources] or [Metric("", "", "all")]
     rows = [row for metric in wanted for row in _rows(arms, metric, functools.cache(values_of(load)))]
     frame = pd.DataFrame(rows)
     if frame.empty:
         return frame
+    # headline rows only: an arm with several replicates is one comparison, not one for each and one over them
     family = frame["headline"] & (frame["role"] == "student")
     frame["gain_p_holm"] = math.nan
     for _, part in frame[family].groupby(["eval", "metric", "source"]):
         frame.loc[part.index, "gain_p_holm"] = holm(part["gain_p"])
+    # nulls first: models that are the same at every fraction stand above the fractions
     order = "eval metric source student corpus budget variant data_frac method teacher".split()
     return _typed(frame.sort_values(order, na_position="first", kind="stable").reset_index(drop=True))
 
@@ -106,6 +111,7 @@ def headline(frame: pd.DataFrame) -> Metric | None:
     """The metric that figures and the verdict report: verified answers where there are any, else the first."""
     found = [Metric(*key) for key in frame[["eval", "metric", "source"]].drop_duplicates().itertuples(index=False)]
     found = [metric for metric in found if metric.eval]
+    # whole evaluations before sources, accuracies before losses, then `verified`; ties to the table's order
     return min(found, key=lambda m: (m.source != "all", not m.higher_is_better, m.eval != "verified"), default=None)
 
 
@@ -121,13 +127,14 @@ def select(frame: pd.DataFrame, metric: Metric | None = None) -> pd.DataFrame:
 def write(folder: Path, records: Sequence[Record], frame: pd.DataFrame) -> list[Path]:
     """Write `results` (tidy) and `summary` as .parquet and .csv into `folder`; returns the paths.
 
-    Each file is replaced whole, so a reader never sees half of one.
+    Each file is replaced whole, so a reader never sees half of one. Raises OSError where `folder` cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, table in (("results", tidy(records)), ("summary", frame)):
         for ending in ("parquet", "csv"):
             path = folder / f"{name}.{ending}"
+            # each process writes under its own name, so two that collect one grid do not write into one file
             unfinished = folder / f".{name}.{os.getpid()}.{ending}"
             if ending == "parquet":
                 table.to_parquet(unfinished, index=False)
@@ -205,10 +212,12 @@ def _rows(arms: Mapping[Arm, list[Record]], metric: Metric, values: ItemValues) 
     for arm in arms:
         replicates.setdefault(arm._replace(world_seed=None, teacher_seed=None), []).append(arm)
     for whole, parts in replicates.items():
+        # references and SFT itself have no partner
         compared = whole.role == "student" and whole != whole.partner
         sft = {arm: arms.get(arm.partner, []) if compared else [] for arm in parts}
         own = {arm: scores_of(arm) for arm in parts}
         gains = {arm: gain(arms[arm], sft[arm], metric, values) for arm in parts}
+        # one replicate alone is its own headline row; several have a row each and one over them
         for name, group in [(arm, [arm]) for arm in parts] + [(whole, parts)] * (len(parts) > 1):
             cells, partners = ([cell for arm in group for cell in side[arm]] for side in (arms, sft))
             row = _row(name, cells, metric, {arm: own[arm] for arm in group}, {arm: gains[arm] for arm in group})
@@ -245,6 +254,7 @@ def _row(
     row |= estimate("score", own) | estimate("gain", gains)
     row |= counts | {"diverged": sum(map(diverged, cells)), "reason": reason}
     row |= {"scored_cells": sum(score_of(cell, metric) is not None for cell in cells)}
+    # costs are of finished cells: one that failed or still runs has spent only a part of its own
     warnings = dict.fromkeys(w for cell in cells for w in cell.warnings)
     return row | {"warnings": "\n".join(warnings)} | _costs(cell for cell in cells if cell.status == "done")
 
@@ -266,7 +276,7 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
         if column in TEXT_COLUMNS:
             frame[column] = frame[column].astype("string")
         elif column.endswith("seed"):
-            frame[column] = frame[column].astype("Int64")
+            frame[column] = frame[column].astype("Int64")  # which has nulls; int64 with nulls would become float
         elif frame[column].isna().all():
             frame[column] = frame[column].astype("float64")
     return frame

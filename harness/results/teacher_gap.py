@@ -35,10 +35,10 @@ def slope(gains: Array, teachers: Array, strata: Sequence[Any] | None = None, le
     if count < 3:
         raise refuse("teachers", count, "a slope over teachers needs three or more")
     halves = halves_of(items, strata)
-    weighted = np.zeros(gains.shape[1:])
+    weighted = np.zeros(gains.shape[1:])  # (S, N)
     for half in (0, 1):
         here, there = halves == half, halves != half
-        lead = teachers[:, there].mean(1) - teachers[:, there].mean()
+        lead = teachers[:, there].mean(1) - teachers[:, there].mean()  # (T,)
         if not (lead**2).sum() > 0:
             raise refuse("teachers", teachers.mean(1).tolist(), "their scores are all the same, so there is no slope")
         # least squares: the slope is a weighted mean of the gains, with weights from the other half of the items
@@ -73,7 +73,10 @@ class GapLine:
 
 
 def gap_lines(records: Iterable[Record], metric: Metric, load_items: LoadItems = read_items) -> list[GapLine]:
-    """Every line of a grid that was run under two teachers or more, where items are known; higher must be better."""
+    """Every line of a grid that was run under two teachers or more, where items are known; higher must be better.
+
+    Raises SettingsError as `by_arm` does, and as `slope` does where teachers differ on one half of the items only.
+    """
     values = cache(values_of(load_items))
     arms = by_arm(records)
     lines: dict[Arm, dict[Arm, ArmValues]] = {}
@@ -103,16 +106,18 @@ def _line(
             == (arm.teacher, arm.corpus, arm.world_seed, arm.teacher_seed)
             and one.data_frac in (None, arm.data_frac)
         ]
+        # of two teachers that fit the names none is taken: the lead would be another model's
         scored = scores(arms[own[0]], metric, values) if len(own) == 1 else None
+        # cross-fitting splits the items, so teacher and student need the same ones in the same order
         if scored is not None and scored.ids == pairs.ids:
             points.append((float(scored.values.mean()), str(arm.teacher), scored.values.mean(0), pairs))
     if len(points) < 2:
         return None
     points.sort(key=lambda point: point[0])
     seeds = [seed for seed in points[0][3].seeds if all(seed in point[3].seeds for point in points)]
-    gains = np.stack([pairs.values[[pairs.seeds.index(seed) for seed in seeds]] for *_, pairs in points])
+    gains = np.stack([pairs.values[[pairs.seeds.index(seed) for seed in seeds]] for *_, pairs in points])  # (T, S, N)
     strata = points[0][3].strata
-    told = np.stack([items for _, _, items, _ in points])
+    told = np.stack([items for _, _, items, _ in points])  # (T, N)
     differ = len(points) > 2 and len({score for score, *_ in points}) > 1 and len(seeds) > 0
     partner = scores(arms[whole.partner], metric, values)
     return GapLine(

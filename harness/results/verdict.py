@@ -80,6 +80,7 @@ def _line(part: pd.DataFrame, sign: int, crossing: Crossover | None, paired: pd.
         behind: [],
         UNCLEAR: [],
     }
+    # a p value that is NaN is below nothing, so a gain without an interval is unclear
     for row in part.to_dict("records"):
         better = sign * row["gain"] > 0
         if row["gain_p_holm"] < 0.05:
@@ -93,6 +94,7 @@ def _line(part: pd.DataFrame, sign: int, crossing: Crossover | None, paired: pd.
     text = " ".join([_who(first, *extra), _joined(clauses)])
     if crossing is None:
         return text
+    # where no parabola can be fitted or trusted, the interval by sign change speaks
     by_sign_change = crossing.status == "too few fractions" or not crossing.fits
     if by_sign_change and crossing.sign_change.last_above == part["data_frac"].max():
         return text  # clear to the last fraction run: nothing to add
@@ -150,6 +152,7 @@ def _find(crossovers: Mapping[Arm, Crossover], part: pd.DataFrame) -> Crossover 
 
 def _strength(part: pd.DataFrame, sign: int) -> float:
     """The order of lines: the largest clear gain, then the largest gain."""
+    # 1e6 is above any gain, so each line with a clear one comes before all lines without
     clear = part[part["gain_p_holm"] < 0.05]
     return float(
         (sign * clear["gain"]).max() + 1e6
@@ -192,12 +195,14 @@ def _lost(frame: pd.DataFrame, metric: Metric | None) -> str:
     wanted = (
         frame["eval"] == "" if metric is None else (frame[["eval", "metric", "source"]] == list(metric)).all(axis=1)
     )
+    # rows over replicates would count the cells of each replicate twice
     rows = frame[wanted & ~frame["pooled"] & (frame["role"] == "student")]
     counts = {status: int(rows[status].sum()) for status in ("failed", "missing", "running")}
     total = sum(counts.values()) + int(rows["done"].sum())
     parts = [f"{count} {status}" for status, count in counts.items() if count]
     reasons = rows.loc[rows["failed"] > 0, "reason"].dropna().unique()
     why = f" ({reasons[0]})" if len(reasons) else ""
+    # a finished cell may lack this one evaluation, and would be in no count above
     unscored = int(rows["done"].sum() - rows["scored_cells"].sum())
     parts += [f"{unscored} finished without this score"] if unscored and metric is not None else []
     return f"Of {total} cells, {_joined(parts)}{why}." if parts else ""

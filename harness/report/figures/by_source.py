@@ -27,7 +27,11 @@ MOST = 3
 
 
 def gains_by_source(records: Sequence[Record], load_items: LoadItems, metric: Metric) -> pd.DataFrame:
-    """The rows of `table.summary` for every source of one evaluation and metric, with a gain."""
+    """The rows of `table.summary` for every source of one evaluation and metric, with a gain.
+
+    Raises as `summary` does.
+    """
+    # canary facts are in no training data, so a gain on them does not come from the data
     wanted = [one for one in metrics_of(records) if one[:2] == metric[:2] and one.source not in (ALL, "canary")]
     frame = summary(records, load_items, None, wanted)
     return frame[frame["headline"] & frame["gain"].notna()] if len(frame) and "gain" in frame else frame.iloc[:0]
@@ -41,6 +45,7 @@ def sources(rows: pd.DataFrame, ax: "Axes", order: Sequence[str]) -> "Axes":
     ax.axvline(0, color=GREY, lw=0.8)
     for number, (method, teacher) in enumerate(arms):
         part = rows[(rows["method"] == method) & (rows["teacher"].fillna("") == teacher)].set_index("source")
+        # arms of one source stand above one another, centred on its row
         place = [order.index(source) + 0.22 * (number - (len(arms) - 1) / 2) for source in part.index]
         style: dict[str, Any] = {"color": colour_of(method)}
         ax.hlines(place, part["gain_low"], part["gain_high"], lw=1.3, **style)
@@ -63,17 +68,19 @@ def sources(rows: pd.DataFrame, ax: "Axes", order: Sequence[str]) -> "Axes":
 
 def source_figure(rows: pd.DataFrame, path: Path) -> list[Path]:
     """Write `path`.png and `path`.svg of `gains_by_source` at the first and last fraction; nothing where there are not
-    two sources."""
+    two sources. Raises OSError where files cannot be written."""
     if rows.empty or rows["source"].nunique() < 2:
         return []
     rows = largest_panel(rows)
     taught = rows[rows["teacher"].notna()]
     rows = taught if len(taught) else rows  # controls without a teacher are in the other figures
+    # the arms with the largest mean gain, since a panel has room for three
     strength = rows.groupby(["method", rows["teacher"].fillna("")])["gain"].mean().sort_values(ascending=False)
     kept = list(strength.index[:MOST])
     rows = rows[[key in kept for key in zip(rows["method"], rows["teacher"].fillna(""), strict=True)]]
     fractions = sorted(rows["data_frac"].dropna().unique())
     shown = fractions if len(fractions) < 3 else [fractions[0], fractions[-1]]
+    # one order for all panels, so that a source is on the same line in each
     order = rows.groupby("source")["gain"].mean().sort_values().index.tolist()
     note = "Bars: 95 % intervals, not adjusted for the number of sources, so exploratory. "
     note += f"Band: margin of equality, {MARGIN:g}."
@@ -82,8 +89,10 @@ def source_figure(rows: pd.DataFrame, path: Path) -> list[Path]:
     for ax, fraction in zip(axes, shown, strict=True):
         sources(rows[rows["data_frac"] == fraction], ax, order)
         ax.set_title(f"{percent(fraction)} of the data", loc="left", fontsize=9.5)
+    # an arm may lack a fraction; the panel with most arms explains them all
     fullest = max(axes, key=lambda ax: len(ax.get_legend_handles_labels()[1]))
     fullest.legend(fontsize=7.5, frameon=False, loc="lower right", handletextpad=0.3)
+    # one scale, so that lengths can be compared between panels
     low, high = min(ax.get_xlim()[0] for ax in axes), max(ax.get_xlim()[1] for ax in axes)
     for ax in axes:
         ax.set_xlim(low, high)

@@ -40,8 +40,10 @@ def pareto(rows: pd.DataFrame, ax: "Axes", cost: str = "total", unit: str = "flo
         ax.plot([x, x], [row["score_low"], row["score_high"]], color=colour, lw=1.1, alpha=0.85)
         ax.plot(x, y, "o", color=colour, markersize=5.5)
         ends.append((x, y, names[row["method"], row["teacher"] if isinstance(row["teacher"], str) else ""], colour))
+        # rows come from cheap to dear: a point is on the front if it beats the best of the cheaper ones
         if not front or (y > front[-1][1] if higher else y < front[-1][1]):
             front.append((x, y))
+    # a step: at a cost between two points of the front, the cheaper one has the best score there is
     ax.step(*zip(*front, strict=True), where="post", color=GREY, lw=0.9, ls=(0, (2, 2)), zorder=1)
     ax.set_xscale("log")
     ax.tick_params(which="minor", labelsize=8)
@@ -52,7 +54,10 @@ def pareto(rows: pd.DataFrame, ax: "Axes", cost: str = "total", unit: str = "flo
 
 
 def pareto_figure(frame: pd.DataFrame, path: Path, metric: Metric | None = None, unit: str = "flops") -> list[Path]:
-    """Write `path`.png and `path`.svg at the smallest fraction with three arms or more; nothing where there is none."""
+    """Write `path`.png and `path`.svg at the smallest fraction with three arms or more; nothing where there is none.
+
+    Raises OSError where files cannot be written.
+    """
     metric = metric or (headline(frame) if len(frame) else None)
     if metric is None:
         return []
@@ -61,6 +66,7 @@ def pareto_figure(frame: pd.DataFrame, path: Path, metric: Metric | None = None,
     if rows.empty:
         return []
     rows = largest_panel(rows)
+    # scores differ with the amount of data, so arms are compared at one fraction; two of them make no front
     counts = rows.groupby("data_frac").size()
     fractions = counts[counts > 2].index.tolist()
     if not fractions:
@@ -69,6 +75,7 @@ def pareto_figure(frame: pd.DataFrame, path: Path, metric: Metric | None = None,
     shown = rows[rows["data_frac"] == fraction]
     longest = max(len(name) for name in names_of(dict.fromkeys(_keys(shown))).values())
     note = "Bars: 95 % intervals. Dashed line: the Pareto front; no cheaper arm has a better score."
+    # a panel that leaves out arms of unknown cost would show a front that is none
     known = [cost for cost in COSTS if shown[f"{cost}_{unit}"].notna().all()]
     figure, axes = panel_figure(
         len(known),

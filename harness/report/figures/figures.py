@@ -37,7 +37,10 @@ class Picture:
 
 
 def pictures(outcome: Outcome, folder: Path) -> list[Picture]:
-    """Every figure that the outcome's records allow, drawn into `folder`; the same bytes for the same records."""
+    """Every figure that the outcome's records allow, drawn into `folder`; the same bytes for the same records.
+
+    Raises OSError where items cannot be read or files not be written, SettingsError as `summary` and `gap_lines` do.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     return [found for draw in FIGURES if (found := draw(outcome, folder)) is not None]
 
@@ -63,6 +66,7 @@ def crossover(outcome: Outcome, folder: Path) -> Picture | None:
 def methods(outcome: Outcome, folder: Path) -> Picture | None:
     """Many methods side by side, where lines would be too many."""
     rows = arms_of(outcome.summary, outcome.metric, outcome.simultaneous) if len(outcome.summary) else None
+    # up to MANY arms the lines of the crossover figure can be told apart
     if rows is None or rows["name"].nunique() <= MANY:
         return None
     forest_figure(outcome.summary, folder / "methods", outcome.metric, outcome.simultaneous)
@@ -118,6 +122,7 @@ def cost(outcome: Outcome, folder: Path) -> Picture | None:
 
 def lead(outcome: Outcome, folder: Path) -> Picture | None:
     """Gain against the teacher's lead."""
+    # a teacher's lead is a higher score; `gap_lines` does not turn losses round
     if outcome.metric is None or not outcome.metric.higher_is_better:
         return None
     lines = gap_lines(outcome.records, outcome.metric, outcome.load_items)
@@ -134,6 +139,7 @@ def lead(outcome: Outcome, folder: Path) -> Picture | None:
 def setting(outcome: Outcome, folder: Path) -> Picture | None:
     """Score and gain along a numeric setting of a method."""
     found = setting_figure(outcome.summary, folder / "setting", outcome.metric) if len(outcome.summary) else []
+    # the figure chose its setting by the same function, so the words are of the same rows
     chosen = along(select(outcome.summary, outcome.metric)) if found else None
     if chosen is None:
         return None
@@ -154,6 +160,7 @@ def progress(outcome: Outcome, folder: Path) -> Picture | None:
     return _picture("Training curves", alt, training_figure(outcome.load_curves(), folder / "training"))
 
 
+# in the order of the page
 FIGURES: tuple[Callable[[Outcome, Path], Picture | None], ...] = (
     crossover,
     methods,
@@ -174,10 +181,12 @@ def _scores(students: pd.DataFrame) -> str:
     """Each line's first and last score in words."""
     told = []
     names = names_of(dict.fromkeys(zip(students["method"], students["teacher"].fillna(""), strict=True)))
+    # `groupby` drops null keys, and with them SFT, which has no teacher
     for key, part in students.fillna({"teacher": ""}).groupby([*_apart(students), *LINE], sort=False):
         *place, method, teacher = map(str, key)
         part = part.sort_values("data_frac")
         first, last = part.iloc[0], part.iloc[-1]
+        # the ends of a line, since a description is read in one go
         text = f"{' '.join([*place, names[method, teacher]])} {first['score']:.3f} at {percent(first['data_frac'])}"
         told.append(text if len(part) == 1 else f"{text} to {last['score']:.3f} at {percent(last['data_frac'])}")
     return "; ".join(told)
@@ -185,6 +194,7 @@ def _scores(students: pd.DataFrame) -> str:
 
 def _gains(outcome: Outcome) -> str:
     """Every gain of the figure in words."""
+    # each arm's own interval, as the figure of lines has it; no simultaneous ones
     rows = arms_of(outcome.summary, outcome.metric)
     if rows.empty:
         return "no gain over SFT, because no method and SFT share a seed and a fraction."

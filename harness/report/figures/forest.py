@@ -45,6 +45,7 @@ def arms_of(frame: pd.DataFrame, metric: Metric | None, simultaneous: pd.DataFra
         found = {"low": "gain_low", "high": "gain_high", "p": "gain_p_holm", "covers": "gain_covers"}
         theirs = theirs[[*KEYS, *found]].rename(columns=found).astype({"teacher": rows["teacher"].dtype})
         joined = rows.drop(columns=found.values()).merge(theirs, on=KEYS)
+        # all or none: simultaneous and single intervals side by side would not be told apart
         at_once = len(joined) == len(rows)
         rows = joined if at_once else rows
     rows["at_once"] = at_once
@@ -56,7 +57,9 @@ def arms_of(frame: pd.DataFrame, metric: Metric | None, simultaneous: pd.DataFra
 
 def forest(rows: pd.DataFrame, axes: "list[Axes]") -> "list[Axes]":
     """Draw one student, corpus and budget (rows as `arms_of` gives them), an axis per fraction, smallest first."""
+    # one order for all columns: an arm is on the same row at each fraction
     order = rows.groupby("name")["gain"].mean().sort_values().index.tolist()
+    # zero is always in view, so that every dot stands on its side of it
     low, high = min(0.0, rows["gain_low"].min()), max(0.0, rows["gain_high"].max())
     room = 0.04 * (high - low)
     for ax, (fraction, part) in zip(axes, rows.groupby("data_frac"), strict=True):
@@ -84,7 +87,7 @@ def forest_figure(
 ) -> list[Path]:
     """Write `path`.png and `path`.svg, a row of columns per student, corpus and budget; nothing where there is no gain.
 
-    Files are the same bytes for the same summary.
+    Files are the same bytes for the same summary. Raises OSError where files cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -96,7 +99,9 @@ def forest_figure(
     panels = [part for _, part in rows.groupby(PANEL[:3], dropna=False)]
     aside = 0.3 + 0.068 * rows["name"].str.len().max()  # names stand left of the first column, inches a letter
     columns = max(part["data_frac"].nunique() for part in panels)
+    # inches: room for title and note, and a row for each arm
     heights = [1.5 + 0.24 * part["name"].nunique() for part in panels]
+    # few columns grow wider, until title and note have room
     wide = max(2.3, (LEAST_WIDTH - aside - 0.3) / columns)
     width = aside + wide * columns + 0.3
     figure = Figure(figsize=(width, sum(heights)), facecolor="white")
@@ -110,6 +115,7 @@ def forest_figure(
         part.text(0.12 / width, 1 - 0.28 / height, title(metric, "by method"), fontsize=12, weight="bold", va="center")
         part.text(0.12 / width, 1 - 0.55 / height, subtitle(shown), fontsize=8.5, color=GREY, va="center")
         covers = shown["gain_covers"].iloc[0]
+        # simultaneous p values hold for all arms already, so Holm is not named with them
         kind = ("simultaneous 95 % intervals", "") if shown["at_once"].all() else ("95 % intervals", " after Holm")
         note = f"{kind[0]} over {covers}; filled: differs from zero{kind[1]}; band: margin of equality, {MARGIN:g}"
         part.text(0.12 / width, 0.10 / height, note, fontsize=7.5, color=GREY, va="bottom")

@@ -36,6 +36,7 @@ def gap(line: GapLine, ax: "Axes") -> "Axes":
         ax.plot(x, found.estimate, "o", color=colour, markersize=5.5)
     heading = f"{line.names['method']}, {percent(line.names['data_frac'])} of the data"
     if line.slope is not None:
+        # the line goes through the mean of the points, as a least-squares fit does
         middle = np.mean([one.estimate for one in line.gains])
         ends = np.array([lead.min(), lead.max()])
         ax.plot(ends, middle + line.slope.estimate * (ends - lead.mean()), color=colour, lw=0.9, alpha=0.6)
@@ -49,15 +50,19 @@ def gap(line: GapLine, ax: "Axes") -> "Axes":
 def name_teachers(line: GapLine, ax: "Axes") -> None:
     """Each teacher's name above its bar, aside or higher where neighbours are; limits of the axes are settled."""
     lead, tops = line.scores - line.sft, [one.high for one in line.gains]
+    # in points on the page, (T, 2), because letters have their size there
     bars = ax.transData.transform(np.column_stack([lead, tops])) * 72 / ax.figure.dpi
     widths = LETTER * np.array([len(name) for name in line.teachers])
     apart = bars[:, 0] - bars[:, :1]  # (T, T): how far right of a bar the others are
+    # whether another bar stands where the name would reach, on either side
     right, left = (((way > 0) & (way < widths[:, None])).any(1) for way in (apart, -apart))
     shares = 0.5 + 0.5 * (right.astype(float) - left)  # of a name that lies left of its bar
     taken: list[tuple[float, float, float]] = []
+    # names that have to lie aside are placed first; those in the middle find room around them
     for number in np.argsort(shares == 0.5, kind="stable"):
         (across, top), width, share = bars[number], widths[number], shares[number]
         start, end = across - share * width, across + (1 - share) * width
+        # above every bar that the name spans, then a line higher for each name that is in its way
         place = bars[(start - 2 < bars[:, 0]) & (bars[:, 0] < end + 2), 1].max() + 3
         while any(start < other and one < end and abs(place - height) < HEIGHT for one, other, height in taken):
             place += HEIGHT
@@ -76,7 +81,10 @@ def name_teachers(line: GapLine, ax: "Axes") -> None:
 
 
 def gap_figure(lines: Sequence[GapLine], metric: Metric, path: Path) -> list[Path]:
-    """Write `path`.png and `path`.svg, a panel per line of three teachers or more; nothing where there is none."""
+    """Write `path`.png and `path`.svg, a panel per line of three teachers or more; nothing where there is none.
+
+    Raises OSError where files cannot be written.
+    """
     shown = [line for line in lines if line.slope is not None][:4]
     if not shown:
         return []
@@ -87,6 +95,7 @@ def gap_figure(lines: Sequence[GapLine], metric: Metric, path: Path) -> list[Pat
         "items to the teachers' scores on the other half, so that their shared noise makes no slope."
     )
     figure, axes = panel_figure(len(shown), "Does the gain follow the teacher's lead?", told, note)
+    # one scale for all panels; names are placed when it is settled, since it moves the bars
     low = high = 0.0
     for ax, line in zip(axes, shown, strict=True):
         gap(line, ax)

@@ -50,6 +50,7 @@ def subtitle(rows: pd.DataFrame) -> str:
 
 def name_ends(ax: "Axes", ends: Sequence[tuple[Any, ...]], gap: float = 11.5) -> None:
     """Names at the right ends, moved apart to `gap` points, with a hairline where one had to move."""
+    # names are moved apart on the page: equal steps of the scale are not equal room for letters
     bottom, top = _points(ax, ax.get_ylim())
     wanted = _points(ax, [y for _, y, _, _ in ends])
     right = ax.get_xlim()[1]
@@ -80,12 +81,14 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     order = np.argsort(wanted, kind="stable")
     offsets = gap * np.arange(len(order))
     blocks: list[list[float]] = []  # [mean of wanted minus offset, number]: pool adjacent violators
+    # less its offset, `gap` apart means no smaller than the one before: a monotone least-squares fit
     for target in np.asarray(wanted, dtype=float)[order] - offsets:
         blocks.append([float(target), 1])
         while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
             (a, n), (b, m) = blocks[-2], blocks.pop()
             blocks[-1] = [(a * n + b * m) / (n + m), n + m]
     fitted = np.concatenate([[value] * int(number) for value, number in blocks]) if blocks else np.array([])
+    # clipped before the offsets are added, so that the gaps between names stay
     fitted = np.clip(fitted, low, max(low, high - gap * (len(order) - 1))) + offsets
     places = np.empty(len(order))
     places[order] = fitted
@@ -104,6 +107,7 @@ def name_references(ax: "Axes", rows: pd.DataFrame) -> list[tuple[Any, ...]]:
     """
     style: dict[str, Any] = {"color": GREY, "linewidth": 0.9, "linestyle": (0, (1, 2)), "zorder": 1}
     models = [part.sort_values("data_frac") for _, part in rows.groupby(["role", "teacher"], dropna=False, sort=False)]
+    # a model that is the same at every fraction has no place on the axis: a rule over its whole width
     rules = [part.iloc[0] for part in models if part["data_frac"].isna().all()]
     heights = _points(ax, [row["score"] for row in rules])
     for row, height, place in zip(rules, heights, spread(heights, 9.5, -1e9, 1e9), strict=True):

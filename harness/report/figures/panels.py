@@ -30,7 +30,9 @@ def panel_figure(
 
     width, height = panels * size[0], size[1]
     figure = Figure(figsize=(width, height), facecolor="white")
+    # without pyplot, which keeps every figure in a global and picks a backend by the display
     FigureCanvasAgg(figure)
+    # heights follow from the wrapped lines, so that no note runs into an axis
     lines = textwrap.wrap(note, int((width - 0.3) / LETTER))
     heads = textwrap.wrap(subtitle, int((width - 0.3) / (1.15 * LETTER)))
     under, above = 0.66 + 0.14 * len(lines), 0.85 + 0.15 * len(heads)
@@ -66,5 +68,6 @@ def dress(ax: "Axes", heading: str, across: str, up: str) -> None:
 def largest_panel(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of the student, corpus and budget that has most of them; figures of one panel show that."""
     sizes = rows.groupby(PANEL, dropna=False, sort=False)["score"].transform("size")
+    # of panels of one size, the first in the table
     first = rows[sizes == sizes.max()].iloc[0]
     return rows[(rows[PANEL] == first[PANEL]).all(axis=1)]

@@ -53,7 +53,7 @@ def crossover_figure(
     """Write the crossover figure as `path`.png and `path`.svg, with a row per student, corpus and budget on one scale.
 
     `size` is in inches, of a row; it grows wider where long names need it. Files are the same bytes for the
-    same summary. Without any score the figure says so.
+    same summary. Without any score the figure says so. Raises OSError where files cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -78,6 +78,7 @@ def crossover_figure(
         left = 0.75 / width
         axes = [part.add_axes((left + half, under / height, *panel)) for half in (0, 0.5)]
         for ax, column in zip(axes, ("score", "gain"), strict=True):
+            # one scale for all panels: the limits take in the ends of all rows, shown here or not
             ends = rows[[column, f"{column}_low", f"{column}_high"]].stack()
             ax.update_datalim([(1, y) for y in (ends.min(), ends.max()) if np.isfinite(y)], updatex=False)
         crossover(shown, axes[0], axes[1], crossovers)
@@ -90,11 +91,12 @@ def crossover_figure(
 
 
 def save(figure: "Figure", path: Path) -> list[Path]:
-    """Write `path`.png and `path`.svg, the same bytes for the same figure."""
+    """Write `path`.png and `path`.svg, the same bytes for the same figure. Raises OSError where it cannot write."""
     import matplotlib
 
     paths = [path.with_name(f"{path.name}.{ending}") for ending in ("png", "svg")]
     path.parent.mkdir(parents=True, exist_ok=True)
+    # for the same bytes: ids in an SVG are random without a salt, and files would hold a date or a version
     with _SAVING, matplotlib.rc_context({"svg.hashsalt": "harness"}):
         figure.savefig(paths[0], dpi=200, metadata={"Software": None})
         figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
@@ -151,6 +153,7 @@ def gain_curves(frame: pd.DataFrame, ax: "Axes", crossovers: Mapping[Arm, Crosso
     _fractions(ax, lines)
     sets = [(who, f.pieces) for who, part in lines.items() for f in _found(crossovers, part) if f.pieces and f.fits]
     for number, (who, pieces) in enumerate(sets):
+        # in points below zero, so that sets of several methods lie under one another at any scale
         under = offset_copy(ax.transData, ax.get_figure(root=True), y=-4.0 * (number + 1), units="points")
         bar: dict[str, Any] = {"linewidth": 3, "alpha": 0.7, "solid_capstyle": "butt", "zorder": 2}
         for low, high in pieces:
@@ -176,6 +179,7 @@ def _draw(ax: "Axes", lines: Mapping[Any, pd.DataFrame], column: str, band: bool
         ax.plot(x, y, linestyle="", markersize=5.5, zorder=4, **style)
         for run in _runs(part["data_frac"].to_numpy(float), fractions):
             ax.plot(x[run], y[run], color=style["color"], linewidth=1.6, linestyle=dashes, zorder=3)
+            # one seed: its interval excludes seed variance, and a band would look like that of several
             if band and not alone.any():
                 ax.fill_between(x[run], low[run], high[run], color=style["color"], alpha=0.14, linewidth=0, zorder=1)
         for single, dashes in ((False, "solid"), (True, (0, (2, 1.5)))):
@@ -210,6 +214,7 @@ def _lines(rows: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
 
 def _styles(lines: Mapping[tuple[str, str], pd.DataFrame]) -> dict[tuple[str, str], dict[str, Any]]:
     """Colour of the method; marker and dash of the teacher: the one with most points first, the second's open."""
+    # in order of name, so that panels with the same methods give them the same colours
     unknown = sorted({method for method, _ in lines} - COLOURS.keys())
     colours = COLOURS | {method: SPARE[number % len(SPARE)] for number, method in enumerate(unknown)}
     points: Counter[str] = Counter()
@@ -252,6 +257,7 @@ def _fractions(ax: "Axes", lines: Mapping[Any, pd.DataFrame]) -> None:
     ax.set_xscale("log")
     if not fractions:
         return
+    # labels of more than eight ticks would run together: every second one, the last among them
     shown = [f for n, f in enumerate(fractions) if len(fractions) <= 8 or n % 2 == (len(fractions) - 1) % 2]
     ax.set_xticks(shown, [percent(f) for f in shown])
     ax.xaxis.set_minor_locator(NullLocator())

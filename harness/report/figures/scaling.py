@@ -27,9 +27,11 @@ def scaling(fits: Mapping[Arm, Scaling], ax: "Axes") -> "Axes":
     names = names_of(dict.fromkeys((arm.method, arm.teacher or "") for arm in fits))
     ends, ticks = [], sorted({float(f) for fit in fits.values() for f in fit.fractions})
     for arm, fit in fits.items():
+        # within the range that was run: a fit refuses to extrapolate
         x = np.geomspace(fit.fractions[0], fit.fractions[-1], POINTS)
         band, colour = fit.at(x), colour_of(arm.method)
         ax.fill_between(x, band.low, band.high, color=colour, alpha=0.16, lw=0)
+        # NaN where one seed gives no spread; then matplotlib draws nothing
         for edge in (band.new_low, band.new_high):
             ax.plot(x, edge, color=colour, lw=0.8, alpha=0.7, linestyle=(0, (1, 2)))
         ax.plot(x, band.mean, color=colour, lw=1.6)
@@ -37,13 +39,17 @@ def scaling(fits: Mapping[Arm, Scaling], ax: "Axes") -> "Axes":
         ends.append((x[-1], band.mean[-1], names[arm.method, arm.teacher or ""], colour))
     ax.set_xscale("log")
     ax.set_xticks(ticks, [percent(tick) for tick in ticks])
+    # ticks at fractions that were run, and nowhere else
     ax.minorticks_off()
     name_ends(ax, ends)
     return ax
 
 
 def scaling_figure(fits: Mapping[Arm, Scaling], metric: Metric, path: Path) -> list[Path]:
-    """Write `path`.png and `path`.svg for the student, corpus and budget with most fits; nothing without one."""
+    """Write `path`.png and `path`.svg for the student, corpus and budget with most fits; nothing without one.
+
+    Raises OSError where files cannot be written.
+    """
     panels: dict[tuple[str, ...], dict[Arm, Scaling]] = {}
     for arm, fit in fits.items():
         panels.setdefault((arm.student, arm.corpus, arm.budget), {})[arm] = fit

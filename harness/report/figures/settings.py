@@ -30,16 +30,21 @@ def settings_of(method: str) -> dict[str, str]:
 
 
 def along(rows: pd.DataFrame) -> tuple[str, str, pd.DataFrame] | None:
-    """The method and setting with most numeric values among labels that vary in it alone, and its rows with `x`."""
+    """The method and setting with most numeric values among labels that vary in it alone, and its rows with `x`.
+
+    Raises SettingsError for a method that this version does not have.
+    """
     found: Counter[tuple[str, str]] = Counter()
     for label in rows["method"].unique():
         told = settings_of(label)
+        # where two settings vary at once, a curve along one would mix in the other
         if len(told) == 1:
             (name, value), method = next(iter(told.items())), label.partition("[")[0]
             found[method, name] += _number(value) is not None
     if not found:
         return None
     (method, name), _ = found.most_common(1)[0]
+    # a label without brackets is the method with its default, which is a point of the curve too
     default = _number(str(getattr(load_method(method)(), name, None)))
     x = [
         default
@@ -61,6 +66,7 @@ def setting(rows: pd.DataFrame, ax: "Axes", column: str = "score") -> "Axes":
         ax.plot(part["x"], part[column], "o-", color=colour, markersize=5, lw=1.5)
         ax.vlines(part["x"], part[f"{column}_low"], part[f"{column}_high"], color=colour, lw=1.1)
         ends.append((part["x"].iloc[-1], part[column].iloc[-1], percent(float(str(fraction))), colour))
+    # a value of 0, such as no share at all, has no place on a log axis
     if rows["x"].min() > 0:
         ax.set_xscale("log")
     values = sorted(rows["x"].unique())
@@ -73,7 +79,10 @@ def setting(rows: pd.DataFrame, ax: "Axes", column: str = "score") -> "Axes":
 
 
 def setting_figure(frame: pd.DataFrame, path: Path, metric: Metric | None = None) -> list[Path]:
-    """Write `path`.png and `path`.svg with score and gain; nothing where no setting has three values."""
+    """Write `path`.png and `path`.svg with score and gain; nothing where no setting has three values.
+
+    Raises SettingsError as `along` does, OSError where files cannot be written.
+    """
     metric = metric or (headline(frame) if len(frame) else None)
     if metric is None:
         return []
@@ -84,6 +93,7 @@ def setting_figure(frame: pd.DataFrame, path: Path, metric: Metric | None = None
         return []
     method, name, chosen = found
     chosen = largest_panel(chosen)
+    # SFT of the same panel, for the rules
     rows = rows[(rows[PANEL] == chosen[PANEL].iloc[0]).all(axis=1)]
     note = "Bars: 95 % intervals. Dotted: fine-tuning on the same rows."
     figure, axes = panel_figure(2, f"{method} by {name.replace('_', ' ')}", subtitle(chosen), note, aside=0.75)

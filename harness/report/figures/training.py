@@ -29,9 +29,11 @@ def training(rows: pd.DataFrame, ax: "Axes") -> "Axes":
     for (method, teacher), part in rows.groupby(["method", "teacher"], sort=False):
         colour, lines = colour_of(str(method)), []
         for _, one in part.groupby(["world_seed", "seed"]):
+            # steps differ by their rows, which the mean evens out; a centred window does not move the curve sideways
             line = one.groupby("step")["nll"].mean().rolling(WINDOW, min_periods=1, center=True).mean()
             ax.plot(line.index, line, color=colour, lw=0.6, alpha=0.35)
             lines.append(line)
+        # by step: seeds may have logged different ones
         mean = pd.concat(lines, axis=1).sort_index().mean(axis=1)
         ax.plot(mean.index, mean, color=colour, lw=1.8)
         ends.append((mean.index[-1], mean.iloc[-1], names[str(method), str(teacher)], colour))
@@ -43,7 +45,11 @@ def training(rows: pd.DataFrame, ax: "Axes") -> "Axes":
 
 
 def training_figure(frame: pd.DataFrame, path: Path) -> list[Path]:
-    """Write `path`.png and `path`.svg at the first and last fraction of the largest panel; nothing without a log."""
+    """Write `path`.png and `path`.svg at the first and last fraction of the largest panel; nothing without a log.
+
+    Raises OSError where files cannot be written.
+    """
+    # the NLL of text that a student generated is not of the data's rows
     rows = frame[frame["sequences"] == "given"] if "sequences" in frame else frame.iloc[:0]
     rows = rows[rows["nll"].notna()]
     if rows.empty:

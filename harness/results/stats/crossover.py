@@ -80,8 +80,8 @@ def crossover(
     """Confidence set for the crossover of `gains` (S, F) or (S, F, N) at F fractions; strata (N,) are items' sources.
 
     Or of a curve in the order of `fractions`. Above 0 is better than SFT; `delta` and the equivalence `margin`
-    are declared before the run, in the metric's unit. Raises SettingsError on fractions that are not distinct
-    or not in (0, 1].
+    are declared before the run, in the metric's unit. Raises SettingsError for gains of another shape or that are not
+    finite, for fractions that are not distinct or not in (0, 1], and for a margin that is not above 0.
     """
     if not isinstance(gains, Curve):
         values = np.asarray(gains, dtype=float)
@@ -101,12 +101,12 @@ def crossover(
     if len(where) < LEAST_FRACTIONS:
         return _crossover("too few fractions", (), (), *common)
 
-    x = np.log10(where)
+    x = np.log10(where)  # (F,)
     grid = np.linspace(x[0], x[-1], GRID)
     # each fitted value is a linear contrast of the F gains, the same for every seed
     weights = _powers(grid, DEGREE, x) @ np.linalg.pinv(_powers(x, DEGREE, x))  # (GRID, F)
     intervals = measured.intervals(weights, level)
-    low, high = (np.array([getattr(i, end) - delta for i in intervals]) for end in ("low", "high"))
+    low, high = (np.array([getattr(i, end) - delta for i in intervals]) for end in ("low", "high"))  # (GRID,)
     inside = ~((low > 0) | (high < 0))  # (GRID,); no interval at all (NaN) excludes nothing
     fitted = weights @ measured.mean - delta  # (GRID,)
     lack_of_fit_p = _next_coefficient_p(x, measured)
@@ -116,6 +116,7 @@ def crossover(
     edges = np.flatnonzero(np.diff(np.concatenate([[0], inside.astype(int), [0]])))
     runs = [(int(a), int(b) - 1) for a, b in edges.reshape(-1, 2)]
     pieces = tuple((float(10 ** grid[a]), float(10 ** grid[b])) for a, b in runs)
+    # a root lies between two grid points of opposite sign; their middle is at most half a step from it
     flips = np.flatnonzero(np.signbit(fitted[1:]) != np.signbit(fitted[:-1]))
     roots = tuple(float(10 ** ((grid[i] + grid[i + 1]) / 2)) for i in flips)
     (first, last), ends = runs[0], (0, GRID - 1)
@@ -125,6 +126,7 @@ def crossover(
     elif first == ends[0] or last == ends[1]:
         status = "unbounded"
     else:
+        # inside the range: equal signs on both sides are a curve that comes near delta and turns back
         status = "crosses" if fitted[first - 1] * fitted[last + 1] < 0 else "several"
     return _crossover(status, pieces, roots, *common, lack_of_fit_p=lack_of_fit_p)
 
@@ -159,7 +161,9 @@ def _sign_change(where: Array, measured: Curve, delta: float, margin: float | No
     """The interval by sign change: Bonferroni over the fractions, so all its statements hold together."""
     intervals = measured.intervals(np.eye(len(where)), 1 - (1 - level) / len(where))
     above = [i for i, interval in enumerate(intervals) if interval.low > delta]
+    # a fraction below delta that comes before the last clear gain does not mark where gains end
     after = range(above[-1] + 1 if above else 0, len(where))
+    # without a margin no interval lies within it, so no gain is called equal to delta
     near = margin or 0.0
     equivalent = [i for i in after if delta - near < intervals[i].low and intervals[i].high < delta + near]
     below = [i for i in after if intervals[i].high < delta]

@@ -70,6 +70,7 @@ class Curve:
         estimate, error, df = self.errors(weights)
         nothing_known = self.seeds < 2 and not self.item_df
         with np.errstate(invalid="ignore", divide="ignore"):
+            # an error of 0 gives an interval without width and no p value; an unknown error (NaN) stays NaN
             half = np.where(error > 0, error * stdtrit(df, (1 + level) / 2), error)
             p = np.where(error > 0, 2 * stdtr(df, -np.abs(estimate) / error), math.nan)
         return [
@@ -89,16 +90,20 @@ class Curve:
     def errors(self, weights: Array) -> tuple[Array, Array, Array]:
         """Estimates, standard errors and Satterthwaite degrees of freedom of `weights @ mean`, each (X,)."""
         seed, item, overlap = (
+            # quadratic forms of covariances, (X,) each: below 0 by rounding only
             np.clip(np.einsum("xf,fg,xg->x", weights, part, weights), 0, None)
             for part in (self.seed, self.item, self.overlap)
         )
         # each part alone is a lower bound of the variance: with few seeds the estimated seed part can be far too small
-        variance = np.maximum(seed + item - overlap, np.maximum(seed, item))
+        variance = np.maximum(seed + item - overlap, np.maximum(seed, item))  # (X,)
         seed_df = max(self.seed_df, 1)
         item_df = max(self.item_df, 1)
+        # Satterthwaite: each part has its own df, and the overlap that of the residual of a two-way layout
         spread = seed**2 / seed_df + item**2 / item_df + overlap**2 / (seed_df * item_df)
         with np.errstate(invalid="ignore", divide="ignore"):
             df = np.where(spread > 0, variance**2 / spread, math.inf)
+        # a sum of parts has at least the smallest of their df; the overlap, which is subtracted, can take the formula
+        # below that bound
         known_df = [seed_df] * (self.seeds > 1) + [item_df] * (self.item_df > 0)
         least = min(known_df, default=1)
         error = np.sqrt(variance) if self.seeds > 1 or self.item_df else np.full(len(weights), math.nan)
@@ -116,10 +121,11 @@ def curve(values: ArrayLike, strata: Sequence[Any] | None = None) -> Curve:
         raise refuse("values", array.shape, "statistics need finite numbers of shape (seeds, fractions, items)")
     seeds, fractions, items = array.shape
     zero = np.zeros((fractions, fractions))
-    seed = _covariance(array.mean(2)) / seeds if seeds > 1 else zero
+    seed = _covariance(array.mean(2)) / seeds if seeds > 1 else zero  # (F, F), of the mean over seeds
     item, overlap, item_df = zero.copy(), zero.copy(), 0
     for members in _strata(strata, items):
         block, size = array[:, :, members], len(members)
+        # scores without items: `_strata` leaves a single item alone only where there is no other
         if size < 2:
             continue
         share = (size / items) ** 2 / size  # a stratum's weight squared, over its size: stratified sampling
@@ -128,7 +134,7 @@ def curve(values: ArrayLike, strata: Sequence[Any] | None = None) -> Curve:
         if seeds > 1:
             # what is left without seed and item effects is in both other parts, and is subtracted once
             rest = block - block.mean(0) - block.mean(2, keepdims=True) + block.mean((0, 2))[:, None]  # (S, F, n)
-            flat = rest.transpose(0, 2, 1).reshape(-1, fractions)
+            flat = rest.transpose(0, 2, 1).reshape(-1, fractions)  # (S n, F)
             overlap += share / seeds * (flat.T @ flat) / ((seeds - 1) * (size - 1))
     return Curve(array.mean((0, 2)), seed, item, overlap, seeds, seeds - 1, item_df)
 
@@ -148,9 +154,12 @@ def curve_over_replicates(
     if len(values) == 1:
         return curve(values[0], strata[0])
     if len(values) >= LEAST_REPLICATES:
+        # replicates stand where `curve` has seeds; where each has items of its own, the spread between replicates
+        # contains theirs, and they are averaged away
         means = np.stack([one.mean(0) if same_items else one.mean((0, 2))[:, None] for one in values])  # (R, F, N or 1)
         return curve(means, strata[0] if same_items else None)
     parts = [curve(*one) for one in zip(values, strata, strict=True)]
+    # variances of R independent replicates add, and their mean has the sum over R squared
     seed, item, overlap = (
         np.sum([getattr(part, name) for part in parts], axis=0) / len(parts) ** 2
         for name in ("seed", "item", "overlap")
@@ -169,6 +178,7 @@ def seeds_and_items(scores: ArrayLike, strata: Sequence[Any] | None = None, leve
     """Interval of the mean of `scores` (S, N), or (S,) without items, over new seeds and new items.
 
     The paired version is the same function on `method - sft`. One seed: item variance only, and flagged.
+    Raises SettingsError as `curve` does.
     """
     array = np.asarray(scores, dtype=float)
     array = array[:, None] if array.ndim == 1 else array
@@ -201,10 +211,13 @@ def ratio(parts: Curve, level: float = 0.95) -> tuple[float, float, float]:
     _, bottom = parts.intervals(np.eye(2), level)
     if not bottom.low > 0:
         return math.nan, math.nan, math.nan
+    # Fieller: a ratio r fits where a t test does not reject that above - r * below is 0; its df is taken at the
+    # estimate
     found = above / below
     df = parts.errors(np.array([[1.0, -found]]))[2]
     t = stdtrit(df[0], (1 + level) / 2)
     v_above, v_below, v_difference = errors**2
+    # covariance of the two means, from var(a - b) = var(a) + var(b) - 2 cov(a, b)
     shared = (v_above + v_below - v_difference) / 2
     a, b, c = below**2 - t**2 * v_below, above * below - t**2 * shared, above**2 - t**2 * v_above
     if a <= 0:  # its df differs from the denominator's own, so the set may still be no interval
