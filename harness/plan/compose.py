@@ -47,7 +47,10 @@ class Composed:
 
 
 def presets_folder() -> Path:
-    """The folder with `conf/` and `experiments/`: the checkout's, or the installed package's copy."""
+    """The folder with `conf/` and `experiments/`: the checkout's, or the installed package's copy.
+
+    Raises SettingsError where neither is there.
+    """
     here = Path(__file__).resolve().parents[1]
     for folder in (here.parent, here / "_presets"):
         if (folder / "conf" / f"{CONFIG}.yaml").is_file():
@@ -80,6 +83,7 @@ def register() -> None:
 def hydra_ready() -> Iterator[None]:
     """Hydra initialised on our presets; inside a Hydra program, that program's own initialisation."""
     register()
+    # Hydra refuses a second initialisation
     if GlobalHydra.instance().is_initialized():
         yield
         return
@@ -117,9 +121,10 @@ def compose(arguments: Sequence[str], sweep: Mapping[str, Any] | None = None) ->
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn Hydra's and OmegaConf's errors into one sentence that names the field and what is allowed."""
+    """Turn Hydra's and OmegaConf's errors into a SettingsError: one sentence with the field and what is allowed."""
     try:
         yield
+    # SettingsError is a ValueError, and is a sentence already
     except SettingsError:
         raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -169,6 +174,7 @@ def _sentence(error: BaseException) -> str:
     causes = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
+    # OmegaConf wraps what `__post_init__` of a dataclass raises, so a refusal may be several causes deep
     for cause in causes:
         if isinstance(cause, SettingsError):
             return str(cause)
@@ -202,6 +208,8 @@ class _Composer:
         self.typed: dict[str, Any] = {}
 
     def cell(self, point: Mapping[str, Any]) -> Cell:
+        # a group changes what is composed; a nested value is set on a copy of the config; a plain field of Cell is
+        # replaced without Hydra
         groups = {key: value for key, value in point.items() if _is_group(key)}
         nested = {key: value for key, value in point.items() if key not in groups and key not in CELL_FIELDS}
         values = {
@@ -211,6 +219,7 @@ class _Composer:
 
     def fields(self, groups: Mapping[str, Any], nested: Mapping[str, Any]) -> dict[str, Any]:
         """The cell's fields for one choice of groups and one set of nested values."""
+        # repr, because values may be lists, which cannot be keys of a dict
         name = repr((groups, nested))
         if name not in self.cells:
             config = self.config(groups)

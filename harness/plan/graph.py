@@ -94,6 +94,7 @@ class Stage:
             "kind": self.kind,
             "name": self.name,
             "version": MAKERS[self.kind][1],
+            # several threads add in another order than one does, which rounds differently
             "threads": 1 if self.largest_model < FEW_PARAMETERS else None,
             "settings": plain(self.settings),
             "where": plain(self.where),
@@ -102,11 +103,12 @@ class Stage:
 
     @classmethod
     def of(cls, specs: Mapping[str, Mapping[str, Any]]) -> dict[str, "Stage"]:
-        """Stages by key from their `spec()`s; refused where this code would give one another key."""
+        """Stages by key from their `spec()`s. Raises SettingsError where this code would give one another key."""
         made: dict[str, Stage] = {}
 
         def visit(key: str) -> Stage:
             if key not in made:
+                # inputs first, because a key is a hash over the inputs' fingerprints
                 spec = specs[key]
                 inputs = {role: visit(upstream) for role, upstream in spec["inputs"].items()}
                 made[key] = cls(spec["kind"], spec["name"], spec["settings"], inputs, spec["where"])
@@ -120,6 +122,7 @@ class Stage:
 
     def base_model(self) -> "Stage":
         """The stage of the base model from which this model was trained or rounded."""
+        # a trained model has its start model, a rounded one the model it was made from
         before = next((self.inputs[role] for role in ("start", "model") if role in self.inputs), None)
         return self if before is None else before.base_model()
 
