@@ -63,7 +63,7 @@ def declare(store: Store, frozen: FrozenPlan, given: Sequence[Mapping[str, Any]]
 
     Of a difference, the arm with the fewer finished cells counts: cells shared with an earlier grid may be SFT's, or
     one side of the difference. Changed claims are kept beside those they replace. Raises SettingsError for a claim that
-    names no arm of the grid or several, before anything is computed.
+    names no arm of the grid or several, before anything is computed; OSError where the file cannot be read or written.
     """
     if not given:
         return
@@ -81,9 +81,11 @@ def declare(store: Store, frozen: FrozenPlan, given: Sequence[Mapping[str, Any]]
     kept = json.loads(path.read_text()) if path.is_file() else []
     said = [asdict(claim) for claim in claims]
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    # a grid that continues declares the same claims again; the first date and count are those that matter
     if kept and kept[-1]["sha256"] == digest:
         return
     finished = [all(map(store.done, cell.evaluations.values())) for cell in cells]
+    # as a share, because arms may have different numbers of cells
     least_known = [min(sides, key=lambda arm: sum(finished[n] for n in arm) / len(arm)) for sides in arms]
     about = {n for arm in least_known for n in arm}
     now = datetime.now(UTC).isoformat(timespec="seconds")

@@ -52,6 +52,7 @@ def train_stage(
         "index": index,
         "loss_on": loss_on,
     }
+    # only these generate while they train
     if phase.sequences in ("student", "interleaved"):
         settings["max_new_tokens"] = max_new_tokens
     if lora is not None:
@@ -108,6 +109,7 @@ def lora_of(student: Student) -> dict[str, float] | None:
     """The adapters a student is trained by, every value filled in; None where all its weights are trained."""
     if student.lora_rank is None:
         return None
+    # filled in before it is hashed: the default and the same value set by hand are one stage
     alpha = 2 * student.lora_rank if student.lora_alpha is None else student.lora_alpha
     return {"rank": student.lora_rank, "alpha": float(alpha), "dropout": float(student.lora_dropout)}
 
@@ -117,6 +119,8 @@ def _lesson_rows(rows: CellRows, lesson: Lesson, model: Stage) -> Stage:
     cell, teacher = rows.cell, rows.cell.teacher
     if lesson.corpus is None:
         assert cell.data_seed is not None
+        # a matched teacher sees the student's own rows, hence its fraction and data seed; any other one has rows that
+        # do not vary with the cell
         matched = teacher.data_frac == "match"
         if matched and cell.corpus.answers == "none":
             raise refuse(
@@ -139,6 +143,7 @@ def _lesson_rows(rows: CellRows, lesson: Lesson, model: Stage) -> Stage:
             "teacher.lessons", "answers: none", "a teacher is fine-tuned on answers", "set its corpus to answers: given"
         )
     own = mixture_stage(cell, corpus)
+    # rows that the cell holds out must not reach its student through the teacher
     disjoint = corpus_name(corpus) == corpus_name(cell.corpus) == "mini"  # one held-out set per world
     exclude = None if disjoint else rows.mixture
     return subset_stage(own, model, 1.0, cell.teacher_seed, corpus.max_length, exclude, overlap=rows.dropped_by(own))
