@@ -112,7 +112,7 @@ class Serve:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Serve":
-        """From plain settings. Raises SettingsError for unknown names, with the list of real ones, and for bad values."""
+        """From plain settings. Raises SettingsError for bad values, and for unknown names with the real ones."""
         check_known("slurm.serve", settings, cls)
         if not settings.get("command"):
             raise refuse("slurm.serve.command", None, "it starts the server", "see slurm/example_a100.yaml")
@@ -183,7 +183,7 @@ class Cluster:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Cluster":
-        """The cluster of plain settings. Raises SettingsError for unknown names, with the real ones, and for bad values."""
+        """The cluster of plain settings. Raises SettingsError for bad values, and for unknown names."""
         check_known("slurm", settings, cls)
         if settings.get("serve") is not None:
             settings = {**settings, "serve": Serve.of(settings["serve"])}

@@ -21,7 +21,7 @@ def names_in(folder: Iterable[str]) -> tuple[str, ...]:
 
 
 def load_from(package: str, folder: Iterable[str], name: str, setting: str) -> ModuleType:
-    """The file of one kind, imported. Raises SettingsError that names `setting` and the real kinds for an unknown name."""
+    """The file of one kind, imported. Raises SettingsError for an unknown name, with `setting` and the real ones."""
     # checked before the import, so that only the name of a file of the folder is ever imported
     check_choice(setting, name, names_in(folder))
     return importlib.import_module(f"{package}.{name}")

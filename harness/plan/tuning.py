@@ -53,7 +53,7 @@ class Tune:
         return cls(**settings)
 
     def axes_of(self, method: str) -> dict[str, list[Any]]:
-        """The axes one arm is tried on, numbers in ascending order. Raises SettingsError for an axis that is no list."""
+        """The axes one arm is tried on, numbers in ascending order. Raises SettingsError where one is no list."""
         axes = {**self.axes, **self.arms.get(method, {})}
         for name, values in axes.items():
             if not isinstance(values, Sequence) or isinstance(values, str) or not values:
