@@ -66,7 +66,7 @@ def estimate(stage: Stage) -> Estimate:
     if stage.kind == "train":
         return _train(stage)
     if stage.kind in ("labels", "synthesize"):
-        # labels may not visit every row of their blocks; synthetic rows are a number, or a ratio to the human rows
+        # answers of the visited rows alone where these are fewer; synthetic rows are a number, or a ratio to human rows
         rows, response, row_tokens = _rows(stage.inputs["rows" if stage.kind == "labels" else "subset"])
         if stage.kind == "labels":
             answers = min(rows, _visited(stage, rows)) * stage.settings["samples_per_prompt"]

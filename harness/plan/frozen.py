@@ -222,7 +222,7 @@ def frozen_plan(store: Store, grid: str) -> FrozenPlan:
 
 def _fields_of(kind: type[FrozenModel], given: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the given values that are fields of `kind`, lists as tuples."""
-    # fields with a default were added later, so a plan may lack them
+    # a plan of an earlier version may lack fields that have a default
     for one in fields(kind):
         if one.name not in given and one.default is MISSING and one.default_factory is MISSING:
             raise refuse("cell", given.get("fingerprint"), f"it has no `{one.name}`", "plan its grid again")

@@ -57,6 +57,7 @@ def make_mixture(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path
     kind, world_seed = where["corpus"]["kind"], where["world_seed"]
     corpus = corpus_from(where["corpus"])
     corpus.check()
+    # two passes: which rows are held out is known only when all prompts have been hashed
     spool = out / "rows.parquet"
     seen = _spool(corpus, world_seed, spool)
     provenance: dict[str, Any] = corpus.provenance()
@@ -113,6 +114,7 @@ def choose_heldout(
     taken, held = np.zeros(count, dtype=np.int64), np.zeros(len(unique), dtype=bool)
 
     def take(prompt: int, must_fit: bool) -> None:
+        # all sources that have this prompt
         span = slice(first_pair[prompt], first_pair[prompt + 1])
         touched, rows = pair_source[span], pair_rows[span]
         fits = bool((taken[touched] + rows <= wanted[touched]).all())

@@ -114,6 +114,7 @@ def inconsistent(answer: str, samples: Sequence[str], least: float) -> str:
     The vote of self-consistency (arXiv 2203.11171): equal final numbers or equal texts agree; an empty
     sample (cut by the length limit) agrees with nothing.
     """
+    # an answer that is tied with another for the most votes is kept
     votes = Counter(_vote(sample) for sample in samples if sample)
     mine = votes[_vote(answer)]
     agreed = mine >= least * len(samples) and mine == max(votes.values(), default=0)
@@ -170,6 +171,7 @@ class Judge:
         limits = self.limits
         if reason := wrong_length(row, limits.least_prompt_tokens, limits.least_answer_tokens):
             return reason
+        # scored prompts come first: a row that repeats one is counted as contamination, whatever else it is
         for name, known in (("held-out", self.heldout), ("validation", self.validation)):
             if known.has(row.prompt):
                 return f"{name} prompt"
@@ -179,6 +181,7 @@ class Judge:
             return "repeats a scored item"
         if _hash(row.prompt) in self.human_prompts:
             return "copy of a human row"
+        # only with a limit: prompts of a corpus of templates are all alike
         if limits.near_duplicate and self.human_pool.nearest(row.prompt, limits.near_duplicate).index >= 0:
             return "like a human row"
         return copied(row) or (unverified(row) if limits.verified else "")
@@ -212,6 +215,7 @@ def measures(kept: Sequence[Pair], human: Sequence[Pair]) -> dict[str, float]:
     within 0.7 of another, `distinct_share` different prompts as a share of rows.
     """
     found: dict[str, float] = {"distinct_share": len({_hash(prompt) for prompt, _ in kept}) / max(len(kept), 1)}
+    # distinct-n falls as rows are added, so it is compared at equal numbers
     matched = min(len(kept), len(human))
     for name, pairs in (("", kept), ("human_", human)):
         for size in (1, 2, 3):

@@ -58,8 +58,10 @@ def make_synthesize(
     Raises SettingsError where the tokenizers differ, the corpus cannot verify answers that are to be verified, or fewer
     than a tenth of the rows could be kept; Preempted when a stop is requested.
     """
+    # before a teacher is loaded
     truth = _truth(inputs["mixture"], settings["verified"])
     teacher = open_teacher(inputs["teacher"], device_of(machine), url=settings.get("where", {}).get("teacher_url"))
+    # the rows it keeps are trained by a student with the subset's ids
     _check_tokenizer(inputs["subset"], inputs["mixture"], teacher.tokenizer, "a teacher's rows")
     human = _human_pairs(inputs)
     partial_output = PartialOutput(settings, inputs, ROWS_AT_ONCE, teacher.spent)
@@ -208,6 +210,7 @@ def _check_tokenizer(subset: Path, mixture: Path, tokenizer: Any, what: str) -> 
             f"{what} cannot be used: the rows were rendered with tokenizer {rendered_with[:12]} and the "
             f"teacher has {own[:12]}; choose a teacher and a student with the same tokenizer."
         )
+    # equal tokenizers may have different chat templates, so one row is rendered again and compared
     first = load_from_disk(subset / "train")[0]
     _, _, messages = next(read_batches(mixture / "train.parquet", np.array([first["row"]])))
     if render(tokenizer, messages[0], len(first["input_ids"])).input_ids != first["input_ids"]:
