@@ -70,6 +70,7 @@ class ItemIndex:
             table = self._tables[n]
             at, gram = table.find(ids, at, hashes)
             turn = turn_of[at]
+            # a short item is repeated within one turn, which must consist mostly of it
             if n < self.size:
                 mostly = 2 * n > lengths[turn]
                 row, item, _ = table.postings(row_of[turn[mostly]], gram[mostly])
@@ -78,6 +79,7 @@ class ItemIndex:
             else:
                 pairs.append(self._half(table, row_of[turn], gram))
         found = Overlaps(*(np.concatenate(column) for column in zip(NONE, *pairs, strict=True)))
+        # pairs were found by size of n-gram; callers get them by row, then by item
         order = np.lexsort((found.item, found.row))
         return Overlaps(*(column[order] for column in found))
 
@@ -108,10 +110,12 @@ class ItemIndex:
 
         Rows with the same set of n-grams are compared once, so common wording costs no more in many rows than in one.
         """
+        # row and n-gram as one number: an n-gram that a row has twice counts once
         row, gram = np.divmod(np.unique(row * len(table.grams) + gram), len(table.grams))
         begins = np.flatnonzero(np.diff(row, prepend=-1))
         if not len(begins):
             return NONE
+        # a set of n-grams is known by the sum of random 64-bit numbers, which does not depend on their order
         sets = np.add.reduceat(table.codes[gram], begins)
         _, first, set_of = np.unique(sets, return_index=True, return_inverse=True)
         taken = np.repeat(np.isin(np.arange(len(begins)), first), np.diff(np.append(begins, len(row))))
@@ -129,6 +133,7 @@ class ItemIndex:
         pair, place = np.divmod(keys, longest)
         begins = np.flatnonzero(np.diff(pair, prepend=-1))
         new = np.minimum(np.diff(place, append=0), self.size)  # words up to the next n-gram, which covers the rest
+        # the last n-gram of a pair covers all its words; the difference to the next pair's place means nothing
         new[np.append(begins[1:], len(pair)) - 1] = self.size
         row, item = np.divmod(pair[begins], len(self._lengths))
         share = np.add.reduceat(new, begins) / self._lengths[item]
@@ -161,6 +166,8 @@ class _Table:
         assert (self.grams[number] == grams[order]).all(), "two n-grams of items have one hash"
         self._first = np.append(first, len(hashes))
         self._shift = np.uint64(64 - max(16, (8 * len(self._hashes)).bit_length()))
+        # a table of the hashes' first bits: most words of rows are in no item, and one look-up drops them before the
+        # binary search
         self._maybe = np.zeros(1 << (64 - int(self._shift)), dtype=bool)
         self._maybe[self._hashes >> self._shift] = True
         self.codes = np.random.default_rng(1).integers(0, 1 << 64, len(self.grams), dtype=np.uint64)
@@ -171,6 +178,7 @@ class _Table:
         maybe = self._maybe[hashes >> self._shift]
         at, hashes = at[maybe], hashes[maybe]
         gram = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
+        # hashes may collide, so the words decide
         same = (ids[at[:, None] + np.arange(self.size)] == self.grams[gram]).all(1)
         return at[same], gram[same]
 
@@ -194,6 +202,7 @@ def _windows(ids: np.ndarray, codes: np.ndarray, sizes: Sequence[int]) -> Iterat
     ends = np.where(ids == 0, np.arange(len(ids)), len(ids))
     known = np.minimum.accumulate(ends[::-1])[::-1] - np.arange(len(ids))  # words up to the next 0
     for n in range(1, max(sizes, default=0) + 1):
+        # the hash of n words is that of n - 1 words and one term more, so all sizes cost one pass
         hashes[: len(ids) - n + 1] += coded[n - 1 :] * np.uint64(pow(MULTIPLIER, n - 1, 1 << 64))
         if n in sizes:
             at = np.flatnonzero(known >= n)
@@ -204,6 +213,7 @@ def _portions(table: _Table, row: np.ndarray, gram: np.ndarray) -> Iterator[tupl
     """The postings of rows' n-grams, about `AT_ONCE` at a time, all those of one row together."""
     before = np.cumsum(table.count(gram)) - table.count(gram)
     begins = np.flatnonzero(np.diff(row, prepend=-1))
+    # a row's postings stay together: its share of an item is counted over all its n-grams
     portion = np.repeat(before[begins] // AT_ONCE, np.diff(np.append(begins, len(row))))
     for number in np.unique(portion):
         mine = portion == number
@@ -217,6 +227,7 @@ def _spread(counts: np.ndarray, first: np.ndarray) -> np.ndarray:
 
 def _in_common(lists: Sequence[Sequence[str]]) -> int:
     """The number of first words common to all lists; at most one fewer than the shortest list has."""
+    # one word at least is left of every text
     shortest = min(map(len, lists)) - 1
     first = lists[0]
     return next((n for n in range(shortest) if any(one[n] != first[n] for one in lists)), max(shortest, 0))

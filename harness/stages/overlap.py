@@ -79,7 +79,7 @@ def _items(settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> tuple[pa.
             inputs["heldout"] / "heldout.parquet", columns=["source", "id", "prompt_hash", "messages"]
         )
         prompts = [
-            # what the user says is the item: a training row that has the same answer repeats nothing
+            # the item is what the user says; its answer is no part of it
             " ".join(word for turn in row if turn["role"] == "user" for word in words(turn["content"]))
             for row in table["messages"].to_pylist()
         ]

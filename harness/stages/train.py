@@ -52,7 +52,8 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     subset as a teacher with a tokenizer of its own renders it), `labels`, `synthetic`.
     `metrics["validation_nll"]` is in nats per token of the cell's own validation rows, the same for every
     objective. Raises DivergedError at a loss that is not a number, ValueError where an input or the data's answers are
-    missing, SettingsError where teacher and student do not fit, Preempted where the process has to stop.
+    missing, SettingsError where teacher and student do not fit or a FLOP budget does not pay for one step, Preempted
+    where the process has to stop.
     """
     phase = TrainingPhase.of(settings["stage"])
     budget, seed = Budget(**settings["budget"]), settings["seed"]

@@ -129,6 +129,10 @@ def corpus_name(corpus: object) -> str:
 
 
 def corpus_from(settings: Mapping[str, Any]) -> Any:
-    """The corpus instance of plain settings, `{"kind": name, ...its fields}`."""
+    """The corpus instance of plain settings, `{"kind": name, ...its fields}`.
+
+    Raises SettingsError for an unknown kind, and for values that the corpus refuses.
+    """
+    # a copy, because `pop` would take the kind out of the caller's settings
     fields = dict(settings)
     return load_corpus(fields.pop("kind"))(**fields)

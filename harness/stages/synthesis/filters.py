@@ -171,7 +171,7 @@ class Judge:
         limits = self.limits
         if reason := wrong_length(row, limits.least_prompt_tokens, limits.least_answer_tokens):
             return reason
-        # scored prompts come first: a row that repeats one is counted as contamination, whatever else it is
+        # before the comparison with human rows: a row that is like both is counted as contamination
         for name, known in (("held-out", self.heldout), ("validation", self.validation)):
             if known.has(row.prompt):
                 return f"{name} prompt"

@@ -76,7 +76,7 @@ class Synthesis:
                 self.judge.reject(reason)
                 continue
             self._keep(row, candidate, rendered[row.number])
-            # rows after this one are not judged, and count neither as kept nor as rejected
+            # rows after this one count as not generated: neither asked for, kept nor rejected
             if len(self.judge.kept) == wanted:
                 break
 
