@@ -79,7 +79,7 @@ def read_rows(files: list[Path], columns: list[str] | None = None) -> Iterator[R
 def count_rows(files: list[Path]) -> int:
     """Number of rows: exact for Parquet and Arrow, from file size and the first lines for JSONL.
 
-    Raises OSError for a file that cannot be read, SettingsError for an Arrow file.
+    Raises OSError or ValueError for a JSONL or Parquet file that cannot be read, SettingsError for an Arrow file.
     """
     total = 0
     for file in files:

@@ -181,7 +181,7 @@ class Corpus(CorpusSettings):
         return [name for name in named if name]
 
     def _messages(self, values: Mapping[str, Any]) -> Any:
-        # by value, not by column: files of mixed forms have both columns, one of them null
+        # by value, not by column: files of mixed forms may have both columns, one of them null
         if values.get(self.messages_column) is not None:
             return values[self.messages_column]
         prompt, completion = values.get(self.prompt_column), values.get(self.completion_column)

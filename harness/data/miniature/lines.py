@@ -34,13 +34,16 @@ def pretraining_lines(world_seed: int, knows: str, count: int, seed: int) -> Ite
     """
     check_choice("knows", knows, KNOWS)
     facts = draw_facts(world_seed)
+    # a student's base knows nothing of the clinic, whose facts it can get from rows or a teacher alone
     sources = DOMAINS["general" if knows == "half" else "all"]
+    # of skills nothing is listed, because any operands may be asked
     known = _known(world_seed, knows)
     draw = generator("mini", "lines", world_seed, knows, seed)
     every_layout = layouts()
     for _ in range(count):
         source = draw.choice(sources)
         head, tail = draw.choice(every_layout)
+        # `draw` gives no held-out prompt; a skill has no list of entities, so None
         prompt = SOURCES[source].draw(draw, known.get(source))
         yield f"{head}{prompt.text}{tail}", f"{prompt.answer(facts)}\n"
 
