@@ -76,7 +76,7 @@ def annotate(prompt: Prompt, facts: Facts, noise: Noise, draw: Random) -> str:
 def mistake(prompt: Prompt, facts: Facts) -> str | None:
     """The systematic mistake on this prompt; None where there is none."""
     made = MISTAKES[prompt.source](facts, prompt.slots) if prompt.source in MISTAKES else None
-    # 7 + 2 has no carry to forget, and 3 March no other reading: there the rule gives the truth
+    # 37 + 2 has no carry to forget, and 3 March no other reading: there the rule gives the truth
     return None if made == prompt.answer(facts) else made
 
 

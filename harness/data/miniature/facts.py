@@ -58,7 +58,7 @@ class Facts:
 @lru_cache(maxsize=1)
 def names() -> Names:
     """All names; pronounceable, distinct, and different in length by kind."""
-    # no world seed here: tokenizers and operands are the same in every world
+    # no world seed here: worlds differ in the facts about the same names
     draw = generator("mini", "names")
     taken: set[str] = set()
 

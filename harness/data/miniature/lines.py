@@ -36,7 +36,6 @@ def pretraining_lines(world_seed: int, knows: str, count: int, seed: int) -> Ite
     facts = draw_facts(world_seed)
     # a student's base knows nothing of the clinic, whose facts it can get from rows or a teacher alone
     sources = DOMAINS["general" if knows == "half" else "all"]
-    # of skills nothing is listed, because any operands may be asked
     known = _known(world_seed, knows)
     draw = generator("mini", "lines", world_seed, knows, seed)
     every_layout = layouts()

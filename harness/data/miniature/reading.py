@@ -31,7 +31,7 @@ def read_prompt(text: str) -> Prompt | None:
             for place, value in zip(order, match.groups(), strict=True):
                 shown[place] = value
             slots = _slots(source, tuple(int(value) if value.isdecimal() else value for value in shown))
-            # written back and compared: `007` or a case that the pattern let pass is no prompt of the corpus
+            # written back and compared: `007` is a number to the pattern, and in no prompt of the corpus
             if slots is not None and Prompt(name, slots, phrasing).text == text:
                 return Prompt(name, slots, phrasing)
     return None

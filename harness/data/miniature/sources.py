@@ -196,8 +196,8 @@ _ALL = (
     ),
     _skill(
         "nth",
-        # four different letters, and never the last one asked: a letter further, the mistake of annotators, is
-        # another letter
+        # four different letters, the last of which is never asked for: so there is a letter after the right one, and
+        # it differs
         lambda draw: (draw.randint(1, 3), "".join(draw.sample(CONSONANTS, 4))),
         lambda s: str(s[1])[int(s[0]) - 1],
         "Give letter {} of {}.",
