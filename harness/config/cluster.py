@@ -56,6 +56,7 @@ class Resources:
     def fits(self, kind: str, name: str, parameters: float) -> bool:
         """Whether the rule is for a stage of this kind and name with a model of so many parameters."""
         named = not self.names or any(fnmatchcase(name, pattern) for pattern in self.names)
+        # a rule without a bound fits any size, so it belongs at the end of the list
         large = self.parameters is not None and parameters > self.parameters
         return named and not large and (not self.kinds or kind in self.kinds)
 
@@ -77,6 +78,7 @@ class Resources:
 
     def check_batch(self, batch_size: int) -> None:
         """Raise SettingsError where so many rows a step do not divide among the processes."""
+        # a remainder would give some processes more rows than others
         if batch_size % self.count:
             raise refuse(
                 "budget.batch_size",

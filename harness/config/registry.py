@@ -35,7 +35,8 @@ def name_of(instance: object) -> str:
 def public_face(package: str, names: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
     """A package's `__getattr__`: its public names by the module that has them, imported at first use.
 
-    Imported late, so that reading one name of a package does not load all of it (PEP 562).
+    Imported late, so that reading one name of a package does not load all of it (PEP 562). The function raises
+    AttributeError for any other name.
     """
     home = {name: module for module, found in names.items() for name in found}
 

@@ -69,6 +69,7 @@ def declare(store: Store, frozen: FrozenPlan, given: Sequence[Mapping[str, Any]]
         return
     claims = [Claim.of(one) for one in given]
     cells = frozen.cells
+    # by claim and side, the places of the cells that it names
     arms = [[[n for n, cell in enumerate(cells) if matches(cell, side)] for side in claim.sides] for claim in claims]
     for claim, sides in zip(claims, arms, strict=True):
         for side, places in zip(claim.sides, sides, strict=True):
@@ -92,6 +93,7 @@ def declare(store: Store, frozen: FrozenPlan, given: Sequence[Mapping[str, Any]]
     counts = {"cells": len(about), "cells_finished": sum(finished[n] for n in about)}
     entry = {"sha256": digest, "declared": now, **counts, "claims": said}
     path.parent.mkdir(parents=True, exist_ok=True)
+    # added, never replaced: a claim that was changed after results were seen stays visible
     write_json(path, [*kept, entry])
 
 
@@ -104,7 +106,10 @@ def when_declared(kept: Mapping[str, Any]) -> str:
 
 
 def declared(store: Store, grid: str) -> dict[str, Any] | None:
-    """The claims in force of a grid as they were kept: `sha256`, `declared`, `cells`, `cells_finished`, `claims`."""
+    """The claims in force of a grid as they were kept: `sha256`, `declared`, `cells`, `cells_finished`, `claims`.
+
+    None where none were declared. Raises OSError where they cannot be read.
+    """
     path = store.grid_folder(grid) / "claims.json"
     return json.loads(path.read_text())[-1] if path.is_file() else None
 

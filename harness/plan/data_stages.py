@@ -39,7 +39,10 @@ class CellRows:
 
     @classmethod
     def of(cls, cell: Cell, tokenizer: Stage) -> "CellRows":
-        """The rows of a cell with seeds, rendered for the tokenizer of its student's base model."""
+        """The rows of a cell with seeds, rendered for the tokenizer of its student's base model.
+
+        Raises as `mixture_stage`.
+        """
         assert cell.data_seed is not None, "Cell.with_seeds fills the seeds in"
         return cls(cell, mixture_stage(cell, cell.corpus), tokenizer)
 
@@ -82,7 +85,7 @@ class CellRows:
         """Where rows (a mixture, or synthetic ones) are compared with every item the cell is scored on.
 
         The cell's own mixture is compared for its held-out rows. Neither the number of items that are scored nor the
-        model that answers them is part of the stage.
+        model that answers them is part of the stage. Raises SettingsError where `evals.data_dir` lacks files.
         """
         # an evaluation that is no benchmark scores held-out rows
         scores_heldout = len(self.benchmarks) < len(set(self.cell.evals.names))
@@ -117,7 +120,10 @@ class CellRows:
 
 
 def mixture_stage(cell: Cell, corpus: Any) -> Stage:
-    """The whole corpus as rows, with its held-out split."""
+    """The whole corpus as rows, with its held-out split.
+
+    Raises SettingsError where the corpus finds no data, OSError where its files cannot be read.
+    """
     # lengths cut a row when it is rendered or generated, and a mixture is text, so they are settings of later stages
     identity = {
         name: value

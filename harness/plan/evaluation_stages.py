@@ -27,7 +27,7 @@ LENGTHS = {"prompt_tokens": 128, "new_tokens": 32, "batch_size": 1, "repeats": 3
 
 
 def evaluate_stages(rows: CellRows, model: Stage) -> dict[str, Stage]:
-    """The stages that score one model, by evaluation."""
+    """The stages that score one model, by evaluation. Raises SettingsError where `evals.data_dir` lacks files."""
     return {name: _evaluate_stage(rows, name, model) for name in sorted(set(rows.cell.evals.names))}
 
 
@@ -67,7 +67,7 @@ class Deployment:
 
 
 def deployments(rows: CellRows, model: Stage) -> dict[str, Deployment]:
-    """A trained model in each of the cell's `measure.formats`, by format."""
+    """A trained model in each of the cell's `measure.formats`, by format. Raises as `evaluate_stages`."""
     # a teacher that is rounded already is measured and scored from the weights before rounding, so that nothing is
     # rounded twice
     whole = model.inputs["model"] if model.kind == "quantise" else model

@@ -156,6 +156,7 @@ def freeze(
     were asked for.
     """
     asked = [tuned[one.fingerprint].asked if one.fingerprint in tuned else one.cell for one in plan.cells]
+    # labelled together, because a setting is named only where it varies in the grid
     labels = _labels(plan.cells, asked)
     cells = [
         _freeze_cell(cell_plan, label, tuned.get(cell_plan.fingerprint))
@@ -185,6 +186,7 @@ def thaw(frozen: FrozenPlan, targets: Iterable[str]) -> Part:
     # every stage is made again from its spec, which compares its key with the stored one
     stages = Stage.of(frozen.stages)
     wanted = {key: stages[key] for key in targets}
+    # a dict keeps the first place of each stage, which is before all that use it
     needed = {stage.key: stage for target in wanted.values() for stage in target.ancestry()}
     taught = (cell for cell in frozen.cells if cell.making_teacher and cell.teacher != "self")
     teachers = (cell.making_teacher[-1] for cell in taught)

@@ -75,6 +75,7 @@ class Stage:
     @cached_property
     def parameters(self) -> int:
         """About how many parameters the model has that the stage makes or scores; 0 where there is none."""
+        # from the settings alone: nothing is loaded while a grid is planned
         model = self.base_model().where.get("model")
         return 0 if model is None else model_of(model).parameters()
 

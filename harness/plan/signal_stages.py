@@ -51,6 +51,7 @@ def phase_signal(rows: CellRows, phase: TrainingPhase, teacher: Stage | None) ->
     if not phase.uses_teacher:
         return PhaseSignal()
     assert teacher is not None, "a method that needs a teacher and has none was refused"
+    # a teacher that labels or generates before training need not be there while the phase runs
     live = phase.queries_teacher and rows.cell.signal.kind == "live"
     return PhaseSignal(_prepared(rows, phase, teacher), _live(rows, phase, teacher) if live else {})
 
@@ -66,6 +67,7 @@ def _prepared(rows: CellRows, phase: TrainingPhase, teacher: Stage) -> dict[str,
 
 
 def _live(rows: CellRows, phase: TrainingPhase, teacher: Stage) -> dict[str, Stage]:
+    # one tokenizer: the teacher scores the student's own ids
     if phase.divergence not in CROSS:
         return {"teacher": teacher}
     return {"teacher": teacher, "teacher_rows": rows.rendered_for(base_stage(rows.cell, rows.cell.teacher))}

@@ -274,7 +274,10 @@ def _save(tally: _Tally, folder: Path) -> None:
 
 
 def read_batches(path: Path, chosen: np.ndarray) -> Iterator[tuple[np.ndarray, list[str], list[list[dict[str, str]]]]]:
-    """Row numbers, ids and messages of the chosen rows (ascending), about `ROWS_AT_ONCE` at a time."""
+    """Row numbers, ids and messages of the chosen rows (ascending), about `ROWS_AT_ONCE` at a time.
+
+    Raises OSError where the file cannot be read.
+    """
     at = done = 0
     rows: list[np.ndarray] = []
     waiting: list[pa.RecordBatch] = []

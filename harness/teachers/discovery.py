@@ -32,7 +32,10 @@ def address_file(store: Store, key: str) -> Path:
 
 
 def read_address(file: Path) -> dict[str, Any] | None:
-    """The content of an address file; None where there is none, because no job serves."""
+    """The content of an address file; None where there is none, because no job serves.
+
+    Raises OSError where it cannot be read.
+    """
     try:
         return json.loads(file.read_text())
     except FileNotFoundError:
@@ -80,7 +83,10 @@ class DiscoveredEndpoint(HttpEndpoint):
     def request(
         self, path: str, body: dict[str, Any] | None = None, stopped: threading.Event | None = None
     ) -> dict[str, Any]:
-        """As `HttpEndpoint.request`, and a server that is restarted meanwhile is waited for."""
+        """As `HttpEndpoint.request`, and a server that is restarted meanwhile is waited for.
+
+        Raises as both that method and `endpoint_at`.
+        """
         stopped = stopped or threading.Event()
         while True:
             url = self.url

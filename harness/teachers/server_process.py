@@ -35,7 +35,10 @@ class ServerProcess:
         self._child, self.log = child, log
 
     def ended(self) -> str | None:
-        """How the server ended, with the last line of its output; None while it runs."""
+        """How the server ended, with the last line of its output; None while it runs.
+
+        Raises OSError where the log cannot be read.
+        """
         code = self._child.poll()
         if code is None:
             return None

@@ -110,7 +110,8 @@ class Corpus(CorpusSettings):
     def size(self, family: str = "words") -> Size | None:
         """Rows from the files' metadata, tokens from the first rows' characters, four to a token.
 
-        Where none of these rows has an answer, an answer is assumed to have `max_new_tokens`.
+        Where none of these rows has an answer, an answer is assumed to have `max_new_tokens`. Raises SettingsError
+        where the path has no data.
         """
         # how many rows the chosen sources have is known only after all are read
         if self.sources is not None:

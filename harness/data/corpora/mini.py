@@ -144,7 +144,10 @@ class Corpus(CorpusSettings):
 
     @staticmethod
     def pretraining_facts(world_seed: int, knows: str) -> frozenset[str]:
-        """The questions that a miniature's pre-training answered (`asks`); see `miniature.lines.pretraining_facts`."""
+        """The questions that a miniature's pre-training answered (`asks`); see `miniature.lines.pretraining_facts`.
+
+        Raises SettingsError for another `knows` than `half` and `all`.
+        """
         return pretraining_facts(world_seed, knows)
 
     def provenance(self) -> dict[str, Any]:

@@ -99,7 +99,7 @@ class LmEvalModel(TemplateLM):
         )
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Answers, each cut before the first of its stop texts."""
+        """Answers, each cut before the first of its stop texts. Raises ValueError for an unknown generation option."""
         draws: defaultdict[str, int] = defaultdict(int)
         texts = [""] * len(requests)
         waiting: dict[str, list[tuple[int, str, int, list[int]]]] = defaultdict(list)

@@ -127,6 +127,7 @@ class Known:
     def __init__(self, prompts: Sequence[str], near_duplicate: float) -> None:
         self._hashes = {_hash(prompt) for prompt in prompts}
         self._near_duplicate = near_duplicate
+        # the pool is filled only where it is searched: every word of every text is indexed
         self._pool = TextPool(prompts) if near_duplicate else TextPool()
         self._ngrams = Ngrams(prompts, COPIED_NGRAM)
 
@@ -136,6 +137,7 @@ class Known:
 
     def like(self, prompt: str) -> bool:
         """Whether the prompt is copied from known ones, or within `near_duplicate` of one."""
+        # n-grams first: they find a copy that stands inside a longer text, which ROUGE-L rates low
         if self._ngrams.share_of(prompt) > COPIED_SHARE:
             return True
         return bool(self._near_duplicate) and self._pool.nearest(prompt, self._near_duplicate).index >= 0

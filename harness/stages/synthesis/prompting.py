@@ -49,7 +49,8 @@ class SyntheticPrompter:
     ) -> None:
         """`settings`: `examples_in_context`, `seed`, `sampling_temperature`, `max_new_tokens`, `max_length`.
 
-        `pairs`: the human rows by source; examples are drawn from them and from nothing else.
+        `pairs`: the human rows by source; examples are drawn from them and from nothing else. Raises SettingsError
+        where the template ends no turn.
         """
         self.teacher, self.tokenizer, self.settings = teacher, teacher.tokenizer, settings
         self.sources = sorted(pairs)
@@ -63,7 +64,7 @@ class SyntheticPrompter:
         self.prompt_stops = {self.end} | ({first} if first in self.tokenizer.added_tokens_decoder else set())
 
     def generate(self, numbers: Sequence[int]) -> list[GeneratedRow]:
-        """A prompt and an answer for each number."""
+        """A prompt and an answer for each number. Raises SettingsError where a server fails."""
         shown = [self.examples(number) for number in numbers]
         place = {"role": "user", "content": PLACE}
         texts = self._texts([[*_conversation(examples), place] for _, examples in shown], generation_prompt=False)
@@ -85,7 +86,10 @@ class SyntheticPrompter:
         ]
 
     def answer(self, rows: Sequence[GeneratedRow], draw: str) -> list[str]:
-        """An answer to each row's prompt after its examples, empty where it was cut; `draw` names the draw."""
+        """An answer to each row's prompt after its examples, empty where it was cut; `draw` names the draw.
+
+        Raises SettingsError where a server fails.
+        """
         if not rows:
             return []
         conversations = [[*_conversation(row.examples), {"role": "user", "content": row.prompt}] for row in rows]
