@@ -178,7 +178,7 @@ def _sentence(error: BaseException) -> str:
     causes = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
-    # OmegaConf wraps what `__post_init__` of a dataclass raises, so a refusal may be several causes deep
+    # a refusal may lie several causes deep; it says more than the error that OmegaConf made of it
     for cause in causes:
         if isinstance(cause, SettingsError):
             return str(cause)

@@ -20,7 +20,10 @@ from harness.plan.graph import Stage
 
 
 def base_stage(cell: Cell, model: Model) -> Stage:
-    """A model before this study trains it: the pretrained model itself, pruned, or with fresh weights."""
+    """A model before this study trains it: the pretrained model itself, pruned, or with fresh weights.
+
+    Raises OSError where a file of a local model cannot be read.
+    """
     return Stage(
         "base",
         model.name,

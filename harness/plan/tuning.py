@@ -213,7 +213,7 @@ def plan_searches(cells: Sequence[Cell], tune: Tune) -> list[Search]:
         raise refuse("tune.axes", tune.axes, "there is nothing to choose from", "give a setting two values or more")
     for one in searches:
         for trial in one.trials:
-            # composed and thrown away: a value that cannot be set is refused before anything is trained
+            # made and thrown away: a value that cannot be set is refused before anything is trained
             with_values(one.cell, trial.values)
     return searches
 

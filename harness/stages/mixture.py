@@ -61,6 +61,7 @@ def make_mixture(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path
     spool = out / "rows.parquet"
     seen = _spool(corpus, world_seed, spool)
     provenance: dict[str, Any] = corpus.provenance()
+    # after reading: `provenance` has the hashes of the files that were read
     _check_files(settings["corpus"].get("files"), provenance)
 
     dropped = Counter(provenance.get("dropped", {}))
@@ -254,6 +255,7 @@ def _spool(corpus: Any, world_seed: int, spool: Path) -> _Seen:
             if example.source not in numbers:
                 numbers[example.source] = len(numbers)
             prompt, row = prompt_hash(example.messages), row_hash(example.messages)
+            # 16 hex digits are the 64 bits that an array entry holds
             seen.prompts.append(int(prompt[:16], 16))
             seen.rows.append(int(row[:16], 16))
             seen.sources.append(numbers[example.source])
@@ -302,6 +304,7 @@ def _write(spool: Path, path: Path, kept: np.ndarray, schema: pa.Schema) -> None
 
 def _repeats(rows: np.ndarray) -> np.ndarray:
     """Mask (n,) of the rows that are exact repeats of an earlier one."""
+    # `np.unique` gives the first place of each value; all others are repeats
     repeated = np.ones(len(rows), dtype=bool)
     repeated[np.unique(rows, return_index=True)[1]] = False
     return repeated

@@ -85,6 +85,7 @@ class LiveTeacher:
                 f"{_name(student_tokenizer)} (tokenizer {hashes[1][:12]}) token by token: their tokenizers "
                 "differ; choose a teacher and a student with the same tokenizer, or method=cross_kd."
             )
+        # the template too: with equal ids it may still put other marks around a turn
         if render(tokenizer, PROBE, 1000) != render(student_tokenizer, PROBE, 1000):
             raise SettingsError(
                 f"teacher {_name(tokenizer)} cannot teach student {_name(student_tokenizer)} token by token: their "

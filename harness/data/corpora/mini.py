@@ -120,7 +120,7 @@ class Corpus(CorpusSettings):
         facts = draw_facts(world_seed)
         train_sources = DOMAINS[self.domain]
         for row in range(self._train_rows()):
-            # rows are numbered before sources are left out, so a filtered corpus has the same rows of those it keeps
+            # rows are numbered before sources are left out, so a filtered corpus keeps its sources' rows
             source = train_sources[row % len(train_sources)]
             if self._keeps(source):
                 yield self._train_row(source, row // len(train_sources), world_seed, facts)
@@ -208,7 +208,7 @@ class Corpus(CorpusSettings):
 
     def _heldout_rows(self, source: str, world_seed: int, facts: Facts) -> Iterator[Example]:
         convention = self._convention(source)
-        # prompts from one generator and each answer from another, so that the noise moves no prompt
+        # prompts from one generator and each answer from its own, so that a change of the answers moves no prompt
         prompts = SOURCES[source].heldout(generator("mini", "heldout", world_seed, source))
         for number, prompt in enumerate(islice(prompts, self.heldout_per_source)):
             draw = generator("mini", "heldout answer", world_seed, source, number)

@@ -137,7 +137,7 @@ class Known:
 
     def like(self, prompt: str) -> bool:
         """Whether the prompt is copied from known ones, or within `near_duplicate` of one."""
-        # n-grams first: they find a copy that stands inside a longer text, which ROUGE-L rates low
+        # n-grams too: they find a prompt that is a piece of a longer known one, which ROUGE-L rates low
         if self._ngrams.share_of(prompt) > COPIED_SHARE:
             return True
         return bool(self._near_duplicate) and self._pool.nearest(prompt, self._near_duplicate).index >= 0

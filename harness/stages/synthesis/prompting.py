@@ -56,7 +56,7 @@ class SyntheticPrompter:
         self.sources = sorted(pairs)
         self.pairs = [pairs[source] for source in self.sources]
         self.end = end_of_turn_id(self.tokenizer)
-        # what the template writes between a prompt and its answer, found with a word that no prompt has
+        # what the template writes between a prompt and its answer, found with a placeholder
         rendered = self._texts([[{"role": "user", "content": PLACE}]], generation_prompt=True)[0]
         self.after_prompt = rendered.partition(PLACE)[2]
         first = self._ids(self.after_prompt)[0]

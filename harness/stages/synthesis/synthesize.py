@@ -130,6 +130,7 @@ def _likelihoods(
         else:
             try:
                 nll, _ = served_nll(teacher, rows)
+            # the rows are made by then, and a measure is not worth losing them
             except SettingsError as error:
                 return {}, read, [f"teacher_nll was not measured: {error}"]
         found[f"{name}teacher_nll"] = nll
@@ -188,6 +189,7 @@ def _human_pairs(inputs: Mapping[str, Path]) -> dict[str, list[Pair]]:
     table = pq.read_table(inputs["mixture"] / "train.parquet", columns=["messages", "source"])
     pairs: dict[str, list[Pair]] = {}
     for row in table.take(pa.array(list(numbers), pa.int64())).to_pylist():
+        # a system turn would be taken for the prompt
         spoken = [turn for turn in row["messages"] if turn["role"] != "system"]
         pairs.setdefault(row["source"], []).append((spoken[0]["content"], spoken[1]["content"]))
     return pairs
