@@ -69,6 +69,7 @@ class Resources:
     @property
     def tasks_per_node(self) -> int:
         """Processes per node."""
+        # a job without a GPU still needs a process
         return self.processes or max(1, self.gpus)
 
     @property

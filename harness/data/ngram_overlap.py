@@ -49,7 +49,7 @@ class ItemIndex:
     def __init__(self, items: Sequence[Sequence[str]], size: int = SIZE, share: float = SHARE) -> None:
         """`items`: the words of each; an item without words overlaps nothing."""
         self.size, self.share = size, share
-        self._lengths = np.array([len(item) for item in items], dtype=np.int64)
+        self._lengths = np.array([len(item) for item in items], dtype=np.int64)  # (items,)
         self._numbers: dict[str, int] = {}
         for item in items:
             for word in item:
@@ -94,13 +94,13 @@ class ItemIndex:
                 ids.append(0)
                 lengths.append(len(own))
                 row_of.append(row)
-        counts = np.array(lengths, dtype=np.int64)
-        turn_of = np.repeat(np.arange(len(counts)), counts + 1)
+        counts = np.array(lengths, dtype=np.int64)  # (U,)
+        turn_of = np.repeat(np.arange(len(counts)), counts + 1)  # (W,)
         return np.array(ids, dtype=np.int64), turn_of, counts, np.array(row_of, dtype=np.int64)
 
     def _table(self, size: int, items: Sequence[Sequence[str]], numbers: Sequence[int]) -> "_Table":
         ids = np.array([self._numbers.get(word, 0) for one in numbers for word in (*items[one], "")], dtype=np.int64)
-        lengths = self._lengths[numbers] + 1
+        lengths = self._lengths[numbers] + 1  # (items of this size,), a 0 after each item
         item_of, first = np.repeat(numbers, lengths), np.repeat(np.cumsum(lengths) - lengths, lengths)
         ((_, at, hashes),) = _windows(ids, self._codes, [size])
         return _Table(size, hashes, ids[at[:, None] + np.arange(size)], item_of[at], at - first[at])
@@ -112,11 +112,11 @@ class ItemIndex:
         """
         # row and n-gram as one number: an n-gram that a row has twice counts once
         row, gram = np.divmod(np.unique(row * len(table.grams) + gram), len(table.grams))
-        begins = np.flatnonzero(np.diff(row, prepend=-1))
+        begins = np.flatnonzero(np.diff(row, prepend=-1))  # (rows,)
         if not len(begins):
             return NONE
         # a set of n-grams is known by the sum of random 64-bit numbers, which does not depend on their order
-        sets = np.add.reduceat(table.codes[gram], begins)
+        sets = np.add.reduceat(table.codes[gram], begins)  # (rows,)
         _, first, set_of = np.unique(sets, return_index=True, return_inverse=True)
         taken = np.repeat(np.isin(np.arange(len(begins)), first), np.diff(np.append(begins, len(row))))
         number = np.repeat(set_of, np.diff(np.append(begins, len(row))))
@@ -131,12 +131,12 @@ class ItemIndex:
         longest = int(self._lengths.max())
         keys = np.unique((row * len(self._lengths) + item) * longest + place)
         pair, place = np.divmod(keys, longest)
-        begins = np.flatnonzero(np.diff(pair, prepend=-1))
+        begins = np.flatnonzero(np.diff(pair, prepend=-1))  # (pairs,)
         new = np.minimum(np.diff(place, append=0), self.size)  # words up to the next n-gram, which covers the rest
         # the last n-gram of a pair covers all its words; the difference to the next pair's place means nothing
         new[np.append(begins[1:], len(pair)) - 1] = self.size
         row, item = np.divmod(pair[begins], len(self._lengths))
-        share = np.add.reduceat(new, begins) / self._lengths[item]
+        share = np.add.reduceat(new, begins) / self._lengths[item]  # (pairs,)
         enough = share > self.share
         return Overlaps(row[enough], item[enough], share[enough])
 
@@ -175,9 +175,9 @@ class _Table:
 
     def find(self, ids: np.ndarray, at: np.ndarray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Places in `ids` where an n-gram of an item begins, and the n-gram's number."""
-        maybe = self._maybe[hashes >> self._shift]
+        maybe = self._maybe[hashes >> self._shift]  # (m,)
         at, hashes = at[maybe], hashes[maybe]
-        gram = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
+        gram = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)  # (m,)
         # hashes may collide, so the words decide
         same = (ids[at[:, None] + np.arange(self.size)] == self.grams[gram]).all(1)
         return at[same], gram[same]
@@ -198,8 +198,8 @@ NONE = Overlaps(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zer
 
 def _windows(ids: np.ndarray, codes: np.ndarray, sizes: Sequence[int]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """For each size (ascending) the places at which n-grams without a 0 begin, and their hashes."""
-    coded, hashes = codes[ids], np.zeros(len(ids), dtype=np.uint64)
-    ends = np.where(ids == 0, np.arange(len(ids)), len(ids))
+    coded, hashes = codes[ids], np.zeros(len(ids), dtype=np.uint64)  # both (W,)
+    ends = np.where(ids == 0, np.arange(len(ids)), len(ids))  # (W,)
     known = np.minimum.accumulate(ends[::-1])[::-1] - np.arange(len(ids))  # words up to the next 0
     for n in range(1, max(sizes, default=0) + 1):
         # the hash of n words is that of n - 1 words and one term more, so all sizes cost one pass

@@ -86,12 +86,12 @@ def total_steps(budget: Budget, response_tokens: Sequence[int] | np.ndarray, see
         return max(1, round(budget.amount))
     if budget.kind == "epochs":
         return max(1, round(budget.amount * num_rows / budget.batch_size))
-    tokens = np.asarray(response_tokens, dtype=np.int64)
+    tokens = np.asarray(response_tokens, dtype=np.int64)  # (rows,)
     assert tokens.sum() > 0, "rows without a single scored token"
     # whole epochs score every row, so only the last one has to be walked
     whole_epochs = int(budget.amount // tokens.sum())
     left = budget.amount - whole_epochs * tokens.sum()
-    reached = np.cumsum(tokens[_epoch(num_rows, whole_epochs, seed)])
+    reached = np.cumsum(tokens[_epoch(num_rows, whole_epochs, seed)])  # (rows,)
     rows = whole_epochs * num_rows + (int(np.searchsorted(reached, left)) + 1 if left > 0 else 0)
     return max(1, -(-rows // budget.batch_size))
 
@@ -103,7 +103,7 @@ def of_like_length(batches: np.ndarray, lengths: np.ndarray, seed: int, window: 
     is then a seeded permutation. Only for pre-training: arms that are compared keep their plain order.
     """
     draw = np.random.default_rng(draw_seed(seed, "like length"))
-    grouped = np.empty_like(batches)
+    grouped = np.empty_like(batches)  # (steps, batch_size)
     # within windows, so that a visit moves by at most that many steps
     for start in range(0, len(batches), window):
         part = batches[start : start + window]
@@ -150,7 +150,7 @@ class Rows:
         numbered = "row" in dataset.column_names
         self._numbers = np.asarray(dataset.data.column("row")) if numbered else np.full(len(dataset), -1)
         if loss_on == "all":
-            lengths = np.diff(self._offsets)
+            lengths = np.diff(self._offsets)  # (rows,)
             self._span_offsets = np.arange(len(lengths) + 1)
             self._starts, self._ends = np.minimum(1, lengths), lengths
         else:

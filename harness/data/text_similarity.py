@@ -69,7 +69,7 @@ class TextPool:
         having = [self._having[key] for key in _numbered(found) if key in self._having]
         if not having:
             return Nearest(0.0, -1)
-        shared = np.bincount(np.concatenate([np.array(one) for one in having]), minlength=len(self))
+        shared = np.bincount(np.concatenate([np.array(one) for one in having]), minlength=len(self))  # (texts,)
         # ROUGE-L cannot exceed this: a common subsequence has at most the shared words
         bounds = 2 * shared / (len(found) + np.array(self._lengths))  # (texts,)
         if leave_out >= 0:
@@ -98,7 +98,7 @@ class Ngrams:
     def share_of(self, text: str) -> float:
         """Share of the text's words that lie in an n-gram of the others, 0 to 1; 0 for fewer than n words."""
         found = words(text)
-        covered = np.zeros(len(found), dtype=bool)
+        covered = np.zeros(len(found), dtype=bool)  # (words,)
         # words are marked, not counted, since n-grams overlap
         for start, gram in enumerate(_ngrams(found, self.size)):
             if gram in self._seen:

@@ -130,6 +130,7 @@ def scores_by_source(
     (nats, tokens) a mean per token. The standard error is that of a ratio of means over items
     (linearised), which for equal weights is the usual one; NaN for a single item.
     """
+    # an item of weight 0 has nothing to measure, and would count in the standard error
     measured = [(item.source, pair) for item in items if (pair := value(item)) is not None and pair[1] > 0]
     sources = sorted({source for source, _ in measured})
     # the canary measures leakage; in a mean over sources it would be one of them

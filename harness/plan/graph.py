@@ -129,6 +129,7 @@ class Stage:
 
     def ancestry(self) -> Iterator["Stage"]:
         """Every stage this one needs, inputs before those that use them, then itself; may repeat."""
+        # a stage that two others need comes twice; callers keep the first
         for stage in self.inputs.values():
             yield from stage.ancestry()
         yield self

@@ -93,10 +93,10 @@ def without_rationale(text: str) -> str:
 def _places(labels: Dataset, numbers: np.ndarray, samples: int) -> np.ndarray:
     """Index in `labels` of the answer that each visit of a row number gets, same shape as `numbers`."""
     # row and sample as one number, which a binary search finds
-    keys = np.asarray(labels["row"], dtype=np.int64) * samples + np.asarray(labels["sample"], dtype=np.int64)
-    by_key = np.argsort(keys)
+    keys = np.asarray(labels["row"], dtype=np.int64) * samples + np.asarray(labels["sample"], dtype=np.int64)  # (L,)
+    by_key = np.argsort(keys)  # (L,)
     nth: defaultdict[int, int] = defaultdict(int)
-    wanted = np.empty(numbers.size, dtype=np.int64)
+    wanted = np.empty(numbers.size, dtype=np.int64)  # (visits,)
     for visit, number in enumerate(numbers.ravel().tolist()):
         wanted[visit] = number * samples + nth[number] % samples
         nth[number] += 1

@@ -110,8 +110,8 @@ def choose_heldout(
     # by source: answered rows, and prompts that are not held out yet, both (S,)
     rows_of, left = np.bincount(sources[answered], minlength=count), np.bincount(pair_source, minlength=count)
     share = np.rint(heldout_rows * rows_of / answered.sum()).astype(np.int64)  # (S,)
-    most = len(sources) * rows_of // (MOST_HELD_OUT * answered.sum())
-    wanted = np.where((left >= 2) & (rows_of > 0), np.maximum(1, np.minimum(share, most)), 0)
+    most = len(sources) * rows_of // (MOST_HELD_OUT * answered.sum())  # (S,)
+    wanted = np.where((left >= 2) & (rows_of > 0), np.maximum(1, np.minimum(share, most)), 0)  # (S,)
     taken, held = np.zeros(count, dtype=np.int64), np.zeros(len(unique), dtype=bool)
 
     def take(prompt: int, must_fit: bool) -> None:
@@ -194,10 +194,10 @@ def _split(corpus: Any, kind: str, seen: _Seen, dropped: Counter[str]) -> _Split
         raise nothing_to_score()
     heldout = _heldout(corpus, seen, prompts, sources, answered)  # (n,)
     # `choose_heldout` holds out whole prompts, so this concerns unanswered rows and splits that the corpus sets itself
-    leaked = ~heldout & np.isin(prompts, prompts[heldout])
+    leaked = ~heldout & np.isin(prompts, prompts[heldout])  # (n,)
     if leaked.any():
         dropped["train row whose prompt is held out"] += int(leaked.sum())
-    train = ~heldout & ~leaked
+    train = ~heldout & ~leaked  # (n,)
     if not train.any():
         raise refuse(
             "corpus",
@@ -305,7 +305,7 @@ def _write(spool: Path, path: Path, kept: np.ndarray, schema: pa.Schema) -> None
 def _repeats(rows: np.ndarray) -> np.ndarray:
     """Mask (n,) of the rows that are exact repeats of an earlier one."""
     # `np.unique` gives the first place of each value; all others are repeats
-    repeated = np.ones(len(rows), dtype=bool)
+    repeated = np.ones(len(rows), dtype=bool)  # (n,)
     repeated[np.unique(rows, return_index=True)[1]] = False
     return repeated
 

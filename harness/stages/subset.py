@@ -131,7 +131,7 @@ def choose_validation(
     starts = [_generator("validation", data_seed, name).uniform(0, 1 - share) for name in names]
     phases = np.array(starts)[codes]  # (k,)
     # a row is set apart where `share` of the order up to it passes the next whole number
-    carved = np.floor((order + 1) * share + phases) > np.floor(order * share + phases)
+    carved = np.floor((order + 1) * share + phases) > np.floor(order * share + phases)  # (k,)
     # a prompt on both sides would let the validation loss fall by memory
     carved &= ~np.isin(prompts, prompts[~carved])
     if share > 0 and not carved.any() and len(codes) >= ROWS_FOR_VALIDATION:
@@ -171,17 +171,17 @@ def _training_rows(
     # rows of the smaller fraction are in earlier blocks, and keep their answers there
     if start := settings.get("block", [0])[0]:
         before, _ = choose_rows(index.codes, index.names, start, seed)
-        new = ~np.isin(chosen, before)
+        new = ~np.isin(chosen, before)  # (k,)
         chosen, order = chosen[new], order[new]
     dropped: Counter[str] = Counter()
     if "exclude" in inputs:
         others = pq.read_table(inputs["exclude"] / "heldout.parquet", columns=["prompt_hash"])
-        excluded = np.isin(index.prompts[chosen], _first_64_bits(others["prompt_hash"]))
+        excluded = np.isin(index.prompts[chosen], _first_64_bits(others["prompt_hash"]))  # (k,)
         dropped["prompt is held out in another mixture"] = int(excluded.sum())
         chosen, order = chosen[~excluded], order[~excluded]
     if "overlap" in inputs:
         pairs = pq.read_table(inputs["overlap"] / "pairs.parquet", columns=["row"])
-        repeating = np.isin(chosen, pairs["row"])
+        repeating = np.isin(chosen, pairs["row"])  # (k,)
         dropped["it repeats an item that is scored"] = int(repeating.sum())
         chosen, order = chosen[~repeating], order[~repeating]
     return chosen, order, dropped

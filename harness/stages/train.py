@@ -69,7 +69,7 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     if budget.kind == "flops":
         order = _flop_matched_visits(phase, rows, budget, settings, inputs, _sizes(model, teacher))
     else:
-        # read from the budget alone, so that all arms visit the same rows
+        # the method has no part in it, so all arms visit the same rows
         order = visiting_order(rows, budget, seed, phase.span)
     dataset, batches = _sequences(phase, subset, order, inputs, budget, seed)
     counts: dict[str, int] = {}

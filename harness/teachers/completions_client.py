@@ -218,9 +218,9 @@ class CompletionsClient:
         if not isinstance(entries, list) or len(entries) != len(row) or entries[0] is not None:
             raise self.endpoint.malformed("prompt_logprobs, one entry a token and null for the first", CURRENT)
         # -1 marks a place that no entry filled
-        ids = np.full((len(row) - 1, top_k), -1, dtype=np.int32)
-        logprobs = np.zeros(ids.shape, dtype=np.float32)
-        actual = np.zeros(len(row) - 1, dtype=np.float32)
+        ids = np.full((len(row) - 1, top_k), -1, dtype=np.int32)  # (T - 1, K)
+        logprobs = np.zeros(ids.shape, dtype=np.float32)  # (T - 1, K)
+        actual = np.zeros(len(row) - 1, dtype=np.float32)  # (T - 1,)
         for place, (token, entry) in enumerate(zip(row[1:], entries[1:], strict=True)):
             own = entry.get(str(token)) if isinstance(entry, dict) else None
             if own is None:
@@ -238,7 +238,7 @@ class CompletionsClient:
         with np.errstate(over="ignore"):
             # processed log-probabilities (scaled, or of a cut distribution) would be stored as the model's own; their
             # mass may exceed 1
-            mass = np.exp((logprobs if top_k else actual[:, None]).astype(np.float64)).sum(1)
+            mass = np.exp((logprobs if top_k else actual[:, None]).astype(np.float64)).sum(1)  # (T - 1,)
         if not (mass < 1.01).all():  # also where a value is no number
             raise self.endpoint.malformed("log-probabilities", "start it with --logprobs-mode raw_logprobs")
         return RowScores(ids, logprobs, actual)

@@ -94,7 +94,7 @@ def shard_batch(rows: Sequence[StoredRow]) -> pa.RecordBatch:
     for name in ("ids", "high", "values", "per_position"):
         parts = [getattr(row, name) for row in rows]
         # 64-bit offsets, because 512 long rows may have more values than 32 bits count
-        offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
+        offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])])  # (rows + 1,)
         columns[name] = pa.LargeListArray.from_arrays(offsets, pa.array(np.concatenate(parts)))
     return pa.record_batch(columns)
 
@@ -203,13 +203,13 @@ def _planes(vocabulary: int) -> int:
 
 
 def _packed(ids: np.ndarray, planes: int) -> np.ndarray:
-    bits = (ids[None, :] >> (16 + np.arange(planes))[:, None]) & 1
+    bits = (ids[None, :] >> (16 + np.arange(planes))[:, None]) & 1  # (planes, tokens)
     return np.packbits(bits.astype(np.uint8), axis=1).ravel()
 
 
 def _unpacked(packed: np.ndarray, planes: int, count: int) -> np.ndarray:
     # `packbits` fills the last byte of each plane with zeros; `count` cuts them off
-    bits = np.unpackbits(packed.reshape(planes, -1), axis=1, count=count)
+    bits = np.unpackbits(packed.reshape(planes, -1), axis=1, count=count)  # (planes, tokens)
     return sum((bits[plane].astype(np.int64) << (16 + plane) for plane in range(planes)), np.zeros(count, np.int64))
 
 

@@ -164,11 +164,11 @@ class CachedTeacher:
             for folder, meta in zip(folders, metas, strict=True)
             for shard in meta["shards"]
         ]
-        numbers = np.concatenate([shard.rows for shard in self._shards])
+        numbers = np.concatenate([shard.rows for shard in self._shards])  # (rows,)
         # sorted, so that a row is found by binary search, whatever the order of the caches
         self._order = np.argsort(numbers, kind="stable")
         self._numbers = numbers[self._order]
-        self._firsts = np.cumsum([0, *(len(shard.rows) for shard in self._shards)])
+        self._firsts = np.cumsum([0, *(len(shard.rows) for shard in self._shards)])  # (shards + 1,)
         twice = self._numbers[1:][self._numbers[1:] == self._numbers[:-1]]
         if len(twice):
             raise _refusal(f"row {twice[0]} is twice in {', '.join(map(str, folders))}")

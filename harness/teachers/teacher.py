@@ -112,6 +112,7 @@ class ServedTeacher:
             f"{self.server.served_model} is served over HTTP and its size is unknown: its FLOPs are not counted, so "
             "compare costs with it by tokens"
         ]
+        # text does not say how it was tokenised: the same text may have other ids
         if self.spent["reencoded"]:
             found.append(
                 f"{self.spent['reencoded']} answers came as text and were encoded by the declared tokenizer; their "
@@ -153,6 +154,7 @@ class ServedTeacher:
     def check_unchanged(self, stored: Probe) -> None:
         """Raise SettingsError unless the server answers the probe as it did when the stage `base` was made."""
         now = self.probe()
+        # not by hash: log-probabilities of one model differ in the last digits between machines
         if not now.agrees(stored):
             raise refuse(
                 "teacher.served_model",

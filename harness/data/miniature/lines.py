@@ -61,6 +61,7 @@ def pretraining_facts(world_seed: int, knows: str) -> frozenset[str]:
 def _known(world_seed: int, knows: str) -> dict[str, list[Slots]]:
     """The entities that lines may ask about, by fact source."""
     facts = draw_facts(world_seed)
+    # every entity, clinic included; the canary is in no training text
     if knows == "all":
         return {name: SOURCES[name].keys for name in DOMAINS["all"] if SOURCES[name].is_fact}
     return {

@@ -165,8 +165,10 @@ def benchmark_identity(evals: Evals, name: str) -> dict[str, Any]:
     # a server generates the answers; likelihoods come from the model in memory with or without one
     if evals.server is not None and load_benchmark(name).max_new_tokens is not None:
         card["served"] = True
+    # a revision that is not set stays null: the newest is resolved when the stage runs, and is in its receipt
     if evals.data_dir is None:
         return card | {"revision": evals.revisions.get(name)}
+    # by name and content, so that a folder may move
     return card | {"files": {path.name: file_sha256(path) for path in data_files(name, evals.data_dir)}}
 
 

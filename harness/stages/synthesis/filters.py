@@ -103,6 +103,7 @@ def copied(row: Candidate) -> str:
 
 def unverified(row: Candidate) -> str:
     """An answer that differs from the truth, or whose truth is not known."""
+    # without a truth the answer may be right, and still cannot be trusted
     if row.truth is None:
         return "truth unknown"
     return "" if verify(row.answer, row.truth) else "wrong answer"

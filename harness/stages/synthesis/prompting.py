@@ -105,7 +105,7 @@ class SyntheticPrompter:
     def examples(self, number: int) -> tuple[str, tuple[Pair, ...]]:
         """The source and the human rows that precede row `number`; all of one source, so that the new row is too."""
         generator = np.random.default_rng(draw_seed(self.settings["seed"], "examples", number))
-        sizes = np.array([len(rows) for rows in self.pairs])
+        sizes = np.array([len(rows) for rows in self.pairs])  # (sources,)
         # sources in proportion to their rows, as in the human data
         chosen = int(generator.choice(len(sizes), p=sizes / sizes.sum()))
         rows = self.pairs[chosen]
