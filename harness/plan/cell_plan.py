@@ -147,7 +147,6 @@ def plan_cell(cell: Cell) -> CellPlan:
     signals = [phase_signal(rows, phase, teacher) for phase in phases]
     train: list[Stage] = []
     for index, (phase, signal) in enumerate(zip(phases, signals, strict=True)):
-        # a phase continues from the model of the phase before it
         start = train[-1] if train else base
         inputs = {"subset": rows.subset, "start": start, **signal.inputs}
         train.append(train_phase(cell, phase, index, inputs, method))
@@ -178,6 +177,7 @@ def check_phases(cell: Cell, phases: tuple[TrainingPhase, ...]) -> str | None:
     """
     found = {phase.teacher for phase in phases if phase.uses_teacher}
     assert len(found) <= 1, "one teacher for all phases of a recipe"
+    # the teacher `self` is made here from the cell, so only a given one can be missing
     if "given" in found and cell.teacher.kind == "none":
         raise refuse(
             "teacher",

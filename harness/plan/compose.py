@@ -67,6 +67,7 @@ def register() -> None:
     """
     OmegaConf.register_new_resolver("checkout", lambda path: str(presets_folder() / path), replace=True)
     store = ConfigStore.instance()
+    # Hydra copies the store again and again; `_Shared` says why and why it need not
     store.repo = _Shared(store.repo)
     store.store(name="settings", node=Settings)
     for name in method_names():

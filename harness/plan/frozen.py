@@ -189,6 +189,7 @@ def thaw(frozen: FrozenPlan, targets: Iterable[str]) -> Part:
     # a dict keeps the first place of each stage, which is before all that use it
     needed = {stage.key: stage for target in wanted.values() for stage in target.ancestry()}
     taught = (cell for cell in frozen.cells if cell.making_teacher and cell.teacher != "self")
+    # the last of its stages is the teacher itself
     teachers = (cell.making_teacher[-1] for cell in taught)
     return Part(tuple(needed.values()), wanted, frozenset(teachers))
 

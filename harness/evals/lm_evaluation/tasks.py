@@ -110,6 +110,7 @@ def resolved(data: str, revision: str | None) -> str:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Switch off lm-eval's progress bars and its logging below errors; `runtime.progress` reports progress."""
+    # put back afterwards: the level is that of the whole process
     logger = logging.getLogger("lm_eval")
     before, logger.level = logger.level, logging.ERROR
     try:

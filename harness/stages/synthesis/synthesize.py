@@ -58,7 +58,7 @@ def make_synthesize(
     Raises SettingsError where the tokenizers differ, the corpus cannot verify answers that are to be verified, or fewer
     than a tenth of the rows could be kept; Preempted when a stop is requested.
     """
-    # before a teacher is loaded
+    # first, so that a corpus without truth is refused before a teacher is loaded
     truth = _truth(inputs["mixture"], settings["verified"])
     teacher = open_teacher(inputs["teacher"], device_of(machine), url=settings.get("where", {}).get("teacher_url"))
     # the rows it keeps are trained by a student with the subset's ids
