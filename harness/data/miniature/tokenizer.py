@@ -64,7 +64,6 @@ class Family:
     @property
     def chat_template(self) -> str:
         """Its chat template."""
-        # names are replaced with their quotes, so that `user` in a condition stays
         template = CHAT_TEMPLATE
         for name in ("user", "assistant", "end"):
             template = template.replace(f"'{name.upper()}'", f"'{getattr(self.marks, name)}'")
