@@ -22,31 +22,33 @@ def refuse(name: str, value: object, allowed: str, way_out: str = "") -> Setting
 
 
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Raise unless `value` is one of `allowed`."""
+    """Raise SettingsError unless `value` is one of `allowed`."""
     if value not in allowed:
         raise refuse(name, value, f"allowed are {', '.join(allowed)}")
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raise unless `value` is a finite number above zero."""
+    """Raise SettingsError unless `value` is a finite number above zero."""
+    # the type is checked first: a string or null has no order, and comparing it would raise TypeError in place of the
+    # refusal
     if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
         raise refuse(name, value, "it must be a number above 0")
 
 
 def check_at_least(name: str, value: Any, least: float) -> None:
-    """Raise unless `value` is a finite number of at least `least`; null passes, it means a default."""
+    """Raise SettingsError unless `value` is a finite number of at least `least`; null passes, it means a default."""
     if value is not None and not (isinstance(value, int | float) and math.isfinite(value) and value >= least):
         raise refuse(name, value, f"it must be a number of at least {least:g}")
 
 
 def check_known(name: str, settings: Mapping[str, Any], kind: type[Any]) -> None:
-    """Raise unless every one of `settings` is a field of the dataclass `kind`."""
+    """Raise SettingsError unless every one of `settings` is a field of the dataclass `kind`."""
     known = [one.name for one in fields(kind)]
     if unknown := sorted(set(settings) - set(known)):
         raise refuse(name, unknown[0], f"it has {', '.join(known)}")
 
 
 def check_fraction(name: str, value: Any) -> None:
-    """Raise unless `value` is a number in (0, 1]."""
+    """Raise SettingsError unless `value` is a number in (0, 1]."""
     if not (isinstance(value, int | float) and math.isfinite(value) and 0 < value <= 1):
         raise refuse(name, value, "a fraction is a number above 0 and at most 1", f"try {name}=0.01")

@@ -56,17 +56,20 @@ class Resources:
     def fits(self, kind: str, name: str, parameters: float) -> bool:
         """Whether the rule is for a stage of this kind and name with a model of so many parameters."""
         named = not self.names or any(fnmatchcase(name, pattern) for pattern in self.names)
+        # a rule without a bound fits any size, so it belongs at the end of the list
         large = self.parameters is not None and parameters > self.parameters
         return named and not large and (not self.kinds or kind in self.kinds)
 
     def gpu_hours(self, flops: float, parameters: float) -> float:
         """Expected GPU-hours of a stage: the model is read once on every GPU, then they share the arithmetic."""
+        # 2 bytes a bf16 weight; seconds summed over the GPUs, each of which reads the whole model
         reading = 2 * parameters / READ_BYTES_PER_SECOND * self.nodes * self.gpus
         return (reading + flops / (self.teraflops * 1e12)) / 3600 if self.gpus else 0.0
 
     @property
     def tasks_per_node(self) -> int:
         """Processes per node."""
+        # a job without a GPU still needs a process
         return self.processes or max(1, self.gpus)
 
     @property
@@ -76,6 +79,7 @@ class Resources:
 
     def check_batch(self, batch_size: int) -> None:
         """Raise SettingsError where so many rows a step do not divide among the processes."""
+        # a remainder would give some processes more rows than others
         if batch_size % self.count:
             raise refuse(
                 "budget.batch_size",
@@ -111,12 +115,13 @@ class Serve:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Serve":
-        """From plain settings; unknown names are refused with the list of real ones."""
+        """From plain settings. Raises SettingsError for bad values, and for unknown names with the real ones."""
         check_known("slurm.serve", settings, cls)
         if not settings.get("command"):
             raise refuse("slurm.serve.command", None, "it starts the server", "see slurm/example_a100.yaml")
         rule = settings.get("resources") or {}
         check_known("slurm.serve.resources", rule, Resources)
+        # these choose the jobs a rule is for; here they would be ignored
         chosen = [name for name in ("kinds", "names", "parameters") if rule.get(name)]
         if chosen:
             raise refuse(
@@ -127,6 +132,7 @@ class Serve:
     def words(self, model: str, revision: str | None, port: int) -> list[str]:
         """The command with its values filled in; the revision is the hub's `main` where none was set."""
         values = {"{model}": model, "{revision}": revision or "main", "{port}": str(port)}
+        # split first: a value with a space or a quote stays one word
         words = shlex.split(self.command)
         for name, value in values.items():
             words = [word.replace(name, value) for word in words]
@@ -180,7 +186,7 @@ class Cluster:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Cluster":
-        """The cluster of plain settings; unknown names are refused with the list of real ones."""
+        """The cluster of plain settings. Raises SettingsError for bad values, and for unknown names."""
         check_known("slurm", settings, cls)
         if settings.get("serve") is not None:
             settings = {**settings, "serve": Serve.of(settings["serve"])}
@@ -188,6 +194,7 @@ class Cluster:
             return cls(**settings)
         for rule in settings["resources"] or ():
             check_known("slurm.resources", rule, Resources)
+        # an empty list, or null, is refused with a sentence in `__post_init__`
         rules = tuple(
             Resources(**{**rule, "kinds": tuple(rule.get("kinds") or ()), "names": tuple(rule.get("names") or ())})
             for rule in settings["resources"] or ()

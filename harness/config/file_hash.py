@@ -38,6 +38,7 @@ def _remembered_hash(path: Path, stamp: str) -> str:
     name = hashlib.sha256(str(path).encode("utf-8", "surrogateescape")).hexdigest()[:32]
     entry = _cache_folder() / "file_sha256" / name
     try:
+        # one entry a path: a file that changed has another stamp and its entry is replaced
         size_and_mtime, _, known = entry.read_text().rpartition(" ")
         if size_and_mtime == stamp and len(known) == 64:
             return known
@@ -58,6 +59,7 @@ def _cache_folder() -> Path:
 
 
 def _remember(entry: Path, text: str) -> None:
+    # renamed into place, so that a process that reads meanwhile finds the old entry or the whole new one
     unfinished = entry.with_name(f".{entry.name}.{uuid.uuid4().hex}")
     with suppress(OSError):
         entry.parent.mkdir(parents=True, exist_ok=True)

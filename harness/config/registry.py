@@ -21,7 +21,8 @@ def names_in(folder: Iterable[str]) -> tuple[str, ...]:
 
 
 def load_from(package: str, folder: Iterable[str], name: str, setting: str) -> ModuleType:
-    """The file of one kind; an unknown name is refused as `setting`, with the list of real ones."""
+    """The file of one kind, imported. Raises SettingsError for an unknown name, with `setting` and the real ones."""
+    # checked before the import, so that only the name of a file of the folder is ever imported
     check_choice(setting, name, names_in(folder))
     return importlib.import_module(f"{package}.{name}")
 
@@ -34,7 +35,8 @@ def name_of(instance: object) -> str:
 def public_face(package: str, names: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
     """A package's `__getattr__`: its public names by the module that has them, imported at first use.
 
-    Imported late, so that reading one name of a package does not load all of it (PEP 562).
+    Imported late, so that reading one name of a package does not load all of it (PEP 562). The function raises
+    AttributeError for any other name.
     """
     home = {name: module for module, found in names.items() for name in found}
 

@@ -54,7 +54,7 @@ class Rendered:
 
 
 def render(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], max_length: int) -> Rendered:
-    """Render one conversation that ends with the assistant; see `render_many`."""
+    """Render one conversation that ends with the assistant. Raises as `render_many`."""
     return render_many(tokenizer, [messages], max_length)[0]
 
 
@@ -82,13 +82,14 @@ def render_prompts(
     """
     found = []
     for ids in prompt_ids_many(tokenizer, conversations):
+        # a prompt of `max_length` tokens leaves no room for an answer
         places = [len(ids)] if len(ids) < max_length else []
         found.append(Rendered(ids[:max_length], places, places, truncated=not places))
     return found
 
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerBase", messages: list[Message]) -> list[int]:
-    """Ids of `messages` (all but the last answer) with the generation prompt; see `prompt_ids_many`."""
+    """Ids of `messages` (all but the last answer) with the generation prompt. Raises as `prompt_ids_many`."""
     return prompt_ids_many(tokenizer, [messages])[0]
 
 
@@ -108,7 +109,10 @@ def prompt_ids_many(tokenizer: "PreTrainedTokenizerBase", conversations: Sequenc
 def answer_ids_many(
     tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], finished: Sequence[bool]
 ) -> list[list[int]]:
-    """Ids of answers after a generation prompt, each with its end-of-turn token where it is finished."""
+    """Ids of answers after a generation prompt, each with its end-of-turn token where it is finished.
+
+    Raises SettingsError as `end_of_turn_id` does.
+    """
     end_of_turn = _end_of_turn(tokenizer)
     pieces = [["", text + (end_of_turn if done else "")] for text, done in zip(texts, finished, strict=True)]
     return [answer for _, answer in _tokenise(tokenizer, pieces, end_of_turn)]
@@ -166,6 +170,7 @@ def _cut(
         for _ in at:
             prompt, text = next(prompts), next(answered)
             answer = _rest(text, prompt)
+            # the last one: an answer may quote the token itself
             stop = answer.rfind(end_of_turn)
             if stop < 0:
                 raise refuse(
@@ -216,6 +221,7 @@ def _end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> str:
     probe = [{"role": "user", "content": "q"}, {"role": "assistant", "content": mark}]
     after = _texts(tokenizer, [probe], generation_prompt=False)[0].rpartition(mark)[2].lstrip()
     special = {str(token) for token in tokenizer.added_tokens_decoder.values()}
+    # the longest: one special token may be the beginning of another
     found = max((token for token in special if after.startswith(token)), key=len, default=None)
     if found is None:
         raise refuse(
@@ -256,6 +262,7 @@ def _join(parts: list[list[int]], max_length: int) -> Rendered:
     starts: list[int] = []
     ends: list[int] = []
     for index, part in enumerate(parts):
+        # odd parts are answers
         if index % 2 and len(input_ids) < max_length:
             starts.append(len(input_ids))
             ends.append(min(len(input_ids) + len(part), max_length))

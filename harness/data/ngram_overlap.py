@@ -49,7 +49,7 @@ class ItemIndex:
     def __init__(self, items: Sequence[Sequence[str]], size: int = SIZE, share: float = SHARE) -> None:
         """`items`: the words of each; an item without words overlaps nothing."""
         self.size, self.share = size, share
-        self._lengths = np.array([len(item) for item in items], dtype=np.int64)
+        self._lengths = np.array([len(item) for item in items], dtype=np.int64)  # (items,)
         self._numbers: dict[str, int] = {}
         for item in items:
             for word in item:
@@ -70,6 +70,7 @@ class ItemIndex:
             table = self._tables[n]
             at, gram = table.find(ids, at, hashes)
             turn = turn_of[at]
+            # a short item is repeated within one turn, which must consist mostly of it
             if n < self.size:
                 mostly = 2 * n > lengths[turn]
                 row, item, _ = table.postings(row_of[turn[mostly]], gram[mostly])
@@ -78,6 +79,7 @@ class ItemIndex:
             else:
                 pairs.append(self._half(table, row_of[turn], gram))
         found = Overlaps(*(np.concatenate(column) for column in zip(NONE, *pairs, strict=True)))
+        # pairs were found by size of n-gram; callers get them by row, then by item
         order = np.lexsort((found.item, found.row))
         return Overlaps(*(column[order] for column in found))
 
@@ -92,13 +94,13 @@ class ItemIndex:
                 ids.append(0)
                 lengths.append(len(own))
                 row_of.append(row)
-        counts = np.array(lengths, dtype=np.int64)
-        turn_of = np.repeat(np.arange(len(counts)), counts + 1)
+        counts = np.array(lengths, dtype=np.int64)  # (U,)
+        turn_of = np.repeat(np.arange(len(counts)), counts + 1)  # (W,)
         return np.array(ids, dtype=np.int64), turn_of, counts, np.array(row_of, dtype=np.int64)
 
     def _table(self, size: int, items: Sequence[Sequence[str]], numbers: Sequence[int]) -> "_Table":
         ids = np.array([self._numbers.get(word, 0) for one in numbers for word in (*items[one], "")], dtype=np.int64)
-        lengths = self._lengths[numbers] + 1
+        lengths = self._lengths[numbers] + 1  # (items of this size,), a 0 after each item
         item_of, first = np.repeat(numbers, lengths), np.repeat(np.cumsum(lengths) - lengths, lengths)
         ((_, at, hashes),) = _windows(ids, self._codes, [size])
         return _Table(size, hashes, ids[at[:, None] + np.arange(size)], item_of[at], at - first[at])
@@ -108,11 +110,13 @@ class ItemIndex:
 
         Rows with the same set of n-grams are compared once, so common wording costs no more in many rows than in one.
         """
+        # row and n-gram as one number: an n-gram that a row has twice counts once
         row, gram = np.divmod(np.unique(row * len(table.grams) + gram), len(table.grams))
-        begins = np.flatnonzero(np.diff(row, prepend=-1))
+        begins = np.flatnonzero(np.diff(row, prepend=-1))  # (rows,)
         if not len(begins):
             return NONE
-        sets = np.add.reduceat(table.codes[gram], begins)
+        # a set of n-grams is known by the sum of random 64-bit numbers, which does not depend on their order
+        sets = np.add.reduceat(table.codes[gram], begins)  # (rows,)
         _, first, set_of = np.unique(sets, return_index=True, return_inverse=True)
         taken = np.repeat(np.isin(np.arange(len(begins)), first), np.diff(np.append(begins, len(row))))
         number = np.repeat(set_of, np.diff(np.append(begins, len(row))))
@@ -127,11 +131,12 @@ class ItemIndex:
         longest = int(self._lengths.max())
         keys = np.unique((row * len(self._lengths) + item) * longest + place)
         pair, place = np.divmod(keys, longest)
-        begins = np.flatnonzero(np.diff(pair, prepend=-1))
+        begins = np.flatnonzero(np.diff(pair, prepend=-1))  # (pairs,)
         new = np.minimum(np.diff(place, append=0), self.size)  # words up to the next n-gram, which covers the rest
+        # the last n-gram of a pair covers all its words; the difference to the next pair's place means nothing
         new[np.append(begins[1:], len(pair)) - 1] = self.size
         row, item = np.divmod(pair[begins], len(self._lengths))
-        share = np.add.reduceat(new, begins) / self._lengths[item]
+        share = np.add.reduceat(new, begins) / self._lengths[item]  # (pairs,)
         enough = share > self.share
         return Overlaps(row[enough], item[enough], share[enough])
 
@@ -161,6 +166,8 @@ class _Table:
         assert (self.grams[number] == grams[order]).all(), "two n-grams of items have one hash"
         self._first = np.append(first, len(hashes))
         self._shift = np.uint64(64 - max(16, (8 * len(self._hashes)).bit_length()))
+        # a table of the hashes' first bits: most words of rows are in no item, and one look-up drops them before the
+        # binary search
         self._maybe = np.zeros(1 << (64 - int(self._shift)), dtype=bool)
         self._maybe[self._hashes >> self._shift] = True
         self.codes = np.random.default_rng(1).integers(0, 1 << 64, len(self.grams), dtype=np.uint64)
@@ -168,9 +175,10 @@ class _Table:
 
     def find(self, ids: np.ndarray, at: np.ndarray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Places in `ids` where an n-gram of an item begins, and the n-gram's number."""
-        maybe = self._maybe[hashes >> self._shift]
+        maybe = self._maybe[hashes >> self._shift]  # (m,)
         at, hashes = at[maybe], hashes[maybe]
-        gram = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
+        gram = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)  # (m,)
+        # hashes may collide, so the words decide
         same = (ids[at[:, None] + np.arange(self.size)] == self.grams[gram]).all(1)
         return at[same], gram[same]
 
@@ -190,10 +198,11 @@ NONE = Overlaps(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zer
 
 def _windows(ids: np.ndarray, codes: np.ndarray, sizes: Sequence[int]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """For each size (ascending) the places at which n-grams without a 0 begin, and their hashes."""
-    coded, hashes = codes[ids], np.zeros(len(ids), dtype=np.uint64)
-    ends = np.where(ids == 0, np.arange(len(ids)), len(ids))
+    coded, hashes = codes[ids], np.zeros(len(ids), dtype=np.uint64)  # both (W,)
+    ends = np.where(ids == 0, np.arange(len(ids)), len(ids))  # (W,)
     known = np.minimum.accumulate(ends[::-1])[::-1] - np.arange(len(ids))  # words up to the next 0
     for n in range(1, max(sizes, default=0) + 1):
+        # the hash of n words is that of n - 1 words and one term more, so all sizes cost one pass
         hashes[: len(ids) - n + 1] += coded[n - 1 :] * np.uint64(pow(MULTIPLIER, n - 1, 1 << 64))
         if n in sizes:
             at = np.flatnonzero(known >= n)
@@ -204,6 +213,7 @@ def _portions(table: _Table, row: np.ndarray, gram: np.ndarray) -> Iterator[tupl
     """The postings of rows' n-grams, about `AT_ONCE` at a time, all those of one row together."""
     before = np.cumsum(table.count(gram)) - table.count(gram)
     begins = np.flatnonzero(np.diff(row, prepend=-1))
+    # a row's postings stay together: its share of an item is counted over all its n-grams
     portion = np.repeat(before[begins] // AT_ONCE, np.diff(np.append(begins, len(row))))
     for number in np.unique(portion):
         mine = portion == number
@@ -217,6 +227,7 @@ def _spread(counts: np.ndarray, first: np.ndarray) -> np.ndarray:
 
 def _in_common(lists: Sequence[Sequence[str]]) -> int:
     """The number of first words common to all lists; at most one fewer than the shortest list has."""
+    # one word at least is left of every text
     shortest = min(map(len, lists)) - 1
     first = lists[0]
     return next((n for n in range(shortest) if any(one[n] != first[n] for one in lists)), max(shortest, 0))

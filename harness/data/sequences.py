@@ -63,6 +63,7 @@ def mixed_visits(
     assert 0 <= human_share < 1 and min(synthetic_rows, human_rows) > 0
     if human_share == 0:
         return visits(synthetic_rows + human_rows, steps, batch_size, seed)
+    # human rows up to each step; rounded as running totals, so that no error adds up over steps
     so_far = np.floor(np.arange(steps + 1) * batch_size * human_share + 0.5).astype(np.int64)  # (steps + 1,)
     is_human = np.arange(batch_size) < np.diff(so_far)[:, None]  # (steps, batch_size)
     order = np.empty((steps, batch_size), dtype=np.int64)  # (steps, batch_size)
@@ -85,11 +86,12 @@ def total_steps(budget: Budget, response_tokens: Sequence[int] | np.ndarray, see
         return max(1, round(budget.amount))
     if budget.kind == "epochs":
         return max(1, round(budget.amount * num_rows / budget.batch_size))
-    tokens = np.asarray(response_tokens, dtype=np.int64)
+    tokens = np.asarray(response_tokens, dtype=np.int64)  # (rows,)
     assert tokens.sum() > 0, "rows without a single scored token"
+    # whole epochs score every row, so only the last one has to be walked
     whole_epochs = int(budget.amount // tokens.sum())
     left = budget.amount - whole_epochs * tokens.sum()
-    reached = np.cumsum(tokens[_epoch(num_rows, whole_epochs, seed)])
+    reached = np.cumsum(tokens[_epoch(num_rows, whole_epochs, seed)])  # (rows,)
     rows = whole_epochs * num_rows + (int(np.searchsorted(reached, left)) + 1 if left > 0 else 0)
     return max(1, -(-rows // budget.batch_size))
 
@@ -101,7 +103,8 @@ def of_like_length(batches: np.ndarray, lengths: np.ndarray, seed: int, window: 
     is then a seeded permutation. Only for pre-training: arms that are compared keep their plain order.
     """
     draw = np.random.default_rng(draw_seed(seed, "like length"))
-    grouped = np.empty_like(batches)
+    grouped = np.empty_like(batches)  # (steps, batch_size)
+    # within windows, so that a visit moves by at most that many steps
     for start in range(0, len(batches), window):
         part = batches[start : start + window]
         by_length = part.ravel()[np.argsort(lengths[part.ravel()], kind="stable")].reshape(part.shape)
@@ -147,7 +150,7 @@ class Rows:
         numbered = "row" in dataset.column_names
         self._numbers = np.asarray(dataset.data.column("row")) if numbered else np.full(len(dataset), -1)
         if loss_on == "all":
-            lengths = np.diff(self._offsets)
+            lengths = np.diff(self._offsets)  # (rows,)
             self._span_offsets = np.arange(len(lengths) + 1)
             self._starts, self._ends = np.minimum(1, lengths), lengths
         else:
@@ -180,6 +183,7 @@ class Rows:
     @property
     def response_tokens(self) -> np.ndarray:
         """Scored tokens of each row, int64 of shape (rows,)."""
+        # spans are stored end to end, so a row's scored tokens are a difference of two running totals
         lengths = np.concatenate([[0], np.cumsum(self._ends - self._starts, dtype=np.int64)])
         return lengths[self._span_offsets[1:]] - lengths[self._span_offsets[:-1]]
 
@@ -214,6 +218,7 @@ def collate(rows: Sequence[Row], pad_id: int) -> dict[str, "torch.Tensor"]:
         input_ids[i, : len(row.input_ids)] = row.input_ids
         attention_mask[i, : len(row.input_ids)] = 1
         for start, end in zip(row.starts, row.ends, strict=True):
+            # nothing predicts token 0, as no logits stand before it
             labels[i, max(start, 1) : end] = row.input_ids[max(start, 1) : end]
     numbers = np.array([row.number for row in rows], dtype=np.int64)  # (B,)
     arrays = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, "rows": numbers}
@@ -227,6 +232,7 @@ def sorted_by_length(groups: Sequence[Sequence[Row]]) -> list[list[Row]]:
     """
     if len(groups) == 1:
         return [list(groups[0])]
+    # a stable sort, so that rows of one length keep their order on every machine
     rows = iter(sorted((row for group in groups for row in group), key=lambda row: -len(row.input_ids)))
     return [[next(rows) for _ in group] for group in groups]
 
@@ -240,6 +246,7 @@ def longest_first(
     """
     left = sorted(waiting, key=length, reverse=True)
     while left:
+        # the first row is the longest, so it sets the padded length of its batch
         size = max(1, min(most_rows, TOKENS_AT_ONCE // (length(left[0]) + new_tokens)))
         yield left[:size]
         left = left[size:]

@@ -69,7 +69,7 @@ class TextPool:
         having = [self._having[key] for key in _numbered(found) if key in self._having]
         if not having:
             return Nearest(0.0, -1)
-        shared = np.bincount(np.concatenate([np.array(one) for one in having]), minlength=len(self))
+        shared = np.bincount(np.concatenate([np.array(one) for one in having]), minlength=len(self))  # (texts,)
         # ROUGE-L cannot exceed this: a common subsequence has at most the shared words
         bounds = 2 * shared / (len(found) + np.array(self._lengths))  # (texts,)
         if leave_out >= 0:
@@ -77,10 +77,12 @@ class TextPool:
         candidates = np.flatnonzero((bounds > 0) & (bounds >= least))
         places, best = _places(found), Nearest(0.0, -1)
         for index in candidates[np.argsort(-bounds[candidates], kind="stable")].tolist():
+            # bounds descend, so no later text can be nearer; at an equal bound an earlier index may still win
             if bounds[index] < best.similarity or best.similarity == 1:
                 break
             other = self._words[index]
             similarity = 2 * _common_subsequence(places, len(found), other) / (len(found) + len(other))
+            # of equals the smallest index, whatever the order of the search
             if similarity >= least and (similarity, -index) > (best.similarity, -best.index):
                 best = Nearest(similarity, index)
         return best
@@ -96,7 +98,8 @@ class Ngrams:
     def share_of(self, text: str) -> float:
         """Share of the text's words that lie in an n-gram of the others, 0 to 1; 0 for fewer than n words."""
         found = words(text)
-        covered = np.zeros(len(found), dtype=bool)
+        covered = np.zeros(len(found), dtype=bool)  # (words,)
+        # words are marked, not counted, since n-grams overlap
         for start, gram in enumerate(_ngrams(found, self.size)):
             if gram in self._seen:
                 covered[start : start + self.size] = True
@@ -143,6 +146,7 @@ def _common_subsequence(places: dict[str, int], length: int, other: Sequence[str
     """Length of the longest common subsequence; each 0 bit of `row` is one more word in common."""
     full = row = (1 << length) - 1
     for word in other:
+        # Hyyrö 2004: one addition carries through a whole row of the table of common lengths
         hits = row & places.get(word, 0)
         row = ((row + hits) | (row - hits)) & full
     return length - row.bit_count()

@@ -116,6 +116,7 @@ def load_eval(name: str) -> ModuleType:
 def describe(name: str) -> str:
     """The docstring of an evaluation's file, read without importing it; raises SettingsError for an unknown name."""
     check_choice("evals.names", name, eval_names())
+    # read as text: importing it would load torch for a help screen
     (file,) = (Path(folder) / f"{name}.py" for folder in corpus.__path__)
     return ast.get_docstring(ast.parse(file.read_text())) or ""
 
@@ -129,8 +130,10 @@ def scores_by_source(
     (nats, tokens) a mean per token. The standard error is that of a ratio of means over items
     (linearised), which for equal weights is the usual one; NaN for a single item.
     """
+    # an item of weight 0 has nothing to measure, and would count in the standard error
     measured = [(item.source, pair) for item in items if (pair := value(item)) is not None and pair[1] > 0]
     sources = sorted({source for source, _ in measured})
+    # the canary measures leakage; in a mean over sources it would be one of them
     groups = [(ALL, [pair for source, pair in measured if source != CANARY])]
     groups += [(name_, [pair for source, pair in measured if source == name_]) for name_ in sources]
     return [Score(name, metric, source, *_ratio(pairs), items=len(pairs)) for source, pairs in groups if pairs]
@@ -138,10 +141,12 @@ def scores_by_source(
 
 def _ratio(pairs: Iterable[tuple[float, float]]) -> tuple[float, float]:
     pairs = list(pairs)
+    # `fsum` is exact, so a mean does not depend on the order of the items
     weight = math.fsum(w for _, w in pairs)
     mean = math.fsum(v for v, _ in pairs) / weight
     n = len(pairs)
     if n == 1:
         return mean, math.nan
+    # the linearised error of a ratio of sums: deviations of value from mean x weight
     residual = math.fsum((v - mean * w) ** 2 for v, w in pairs)
     return mean, math.sqrt(residual * n / (n - 1)) / weight

@@ -21,6 +21,7 @@ def in_proportion(names: Sequence[tuple[str, str]], limit: int | None, seed: int
     place: dict[int, float] = {}
     for mine in by_kind.values():
         mine.sort(key=lambda index: _draw(seed, *names[index]))
+        # the middle of each item's share of its kind: sorted by it, kinds alternate in proportion to their sizes
         place |= {index: (rank + 0.5) / len(mine) for rank, index in enumerate(mine)}
     return sorted(sorted(place, key=lambda index: (place[index], names[index][0]))[:limit])
 

@@ -92,12 +92,13 @@ class Plan:
 
     @classmethod
     def of(cls, cells: Iterable[Cell]) -> "Plan":
-        """Plan the cells; cells with one identity (SFT under several teachers) become one."""
+        """Plan the cells; cells with one identity (SFT under several teachers) become one. Raises as `plan_cell`."""
         return cls.union(map(plan_cell, cells))
 
     @classmethod
     def union(cls, plans: Iterable[CellPlan]) -> "Plan":
         """The plan of cells that are planned already."""
+        # a dict keeps the order of its keys, and `stages()` yields inputs before those that use them
         planned = {plan.fingerprint: plan for plan in plans}
         stages: dict[str, Stage] = {}
         for plan in planned.values():
@@ -127,8 +128,10 @@ def plan_cell(cell: Cell) -> CellPlan:
 
     Raises SettingsError for what cannot be planned, e.g. a method without its teacher.
     """
+    # seeds first: stages hash the values in force, so a cell that sets a default itself has the same addresses
     cell = cell.with_seeds()
     method = method_name(cell.method)
+    # normal form, so that phases that train the same way share an address
     phases = tuple(phase.normal() for phase in cell.method.phases())
     taught_by = check_phases(cell, phases)
 
@@ -140,6 +143,7 @@ def plan_cell(cell: Cell) -> CellPlan:
     elif taught_by == "self":  # Born-Again: the student that plain fine-tuning makes of the same cell
         teacher = train_phase(cell, TrainingPhase(), 0, {"subset": rows.subset, "start": base}, "sft")
 
+    # all signals before any training stage: what cannot be planned is refused here
     signals = [phase_signal(rows, phase, teacher) for phase in phases]
     train: list[Stage] = []
     for index, (phase, signal) in enumerate(zip(phases, signals, strict=True)):
@@ -149,6 +153,7 @@ def plan_cell(cell: Cell) -> CellPlan:
 
     student = train[-1] if train else base
     references, deployed = {"base": base}, {"student": student}
+    # a served teacher has no weights here to be loaded and scored
     if teacher is not None and taught_by == "given" and model_of(cell.teacher).weights_here:
         references["teacher"] = deployed["teacher"] = teacher
     return CellPlan(
@@ -172,6 +177,7 @@ def check_phases(cell: Cell, phases: tuple[TrainingPhase, ...]) -> str | None:
     """
     found = {phase.teacher for phase in phases if phase.uses_teacher}
     assert len(found) <= 1, "one teacher for all phases of a recipe"
+    # the teacher `self` is made here from the cell, so only a given one can be missing
     if "given" in found and cell.teacher.kind == "none":
         raise refuse(
             "teacher",

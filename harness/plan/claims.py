@@ -63,12 +63,13 @@ def declare(store: Store, frozen: FrozenPlan, given: Sequence[Mapping[str, Any]]
 
     Of a difference, the arm with the fewer finished cells counts: cells shared with an earlier grid may be SFT's, or
     one side of the difference. Changed claims are kept beside those they replace. Raises SettingsError for a claim that
-    names no arm of the grid or several, before anything is computed.
+    names no arm of the grid or several, before anything is computed; OSError where the file cannot be read or written.
     """
     if not given:
         return
     claims = [Claim.of(one) for one in given]
     cells = frozen.cells
+    # by claim and side, the places of the cells that it names
     arms = [[[n for n, cell in enumerate(cells) if matches(cell, side)] for side in claim.sides] for claim in claims]
     for claim, sides in zip(claims, arms, strict=True):
         for side, places in zip(claim.sides, sides, strict=True):
@@ -81,15 +82,18 @@ def declare(store: Store, frozen: FrozenPlan, given: Sequence[Mapping[str, Any]]
     kept = json.loads(path.read_text()) if path.is_file() else []
     said = [asdict(claim) for claim in claims]
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    # a grid that continues declares the same claims again; the first date and count are those that matter
     if kept and kept[-1]["sha256"] == digest:
         return
     finished = [all(map(store.done, cell.evaluations.values())) for cell in cells]
+    # as a share, because arms may have different numbers of cells
     least_known = [min(sides, key=lambda arm: sum(finished[n] for n in arm) / len(arm)) for sides in arms]
     about = {n for arm in least_known for n in arm}
     now = datetime.now(UTC).isoformat(timespec="seconds")
     counts = {"cells": len(about), "cells_finished": sum(finished[n] for n in about)}
     entry = {"sha256": digest, "declared": now, **counts, "claims": said}
     path.parent.mkdir(parents=True, exist_ok=True)
+    # added, never replaced: a claim that was changed after results were seen stays visible
     write_json(path, [*kept, entry])
 
 
@@ -102,7 +106,10 @@ def when_declared(kept: Mapping[str, Any]) -> str:
 
 
 def declared(store: Store, grid: str) -> dict[str, Any] | None:
-    """The claims in force of a grid as they were kept: `sha256`, `declared`, `cells`, `cells_finished`, `claims`."""
+    """The claims in force of a grid as they were kept: `sha256`, `declared`, `cells`, `cells_finished`, `claims`.
+
+    None where none were declared. Raises OSError where they cannot be read.
+    """
     path = store.grid_folder(grid) / "claims.json"
     return json.loads(path.read_text())[-1] if path.is_file() else None
 

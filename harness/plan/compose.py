@@ -47,7 +47,10 @@ class Composed:
 
 
 def presets_folder() -> Path:
-    """The folder with `conf/` and `experiments/`: the checkout's, or the installed package's copy."""
+    """The folder with `conf/` and `experiments/`: the checkout's, or the installed package's copy.
+
+    Raises SettingsError where neither is there.
+    """
     here = Path(__file__).resolve().parents[1]
     for folder in (here.parent, here / "_presets"):
         if (folder / "conf" / f"{CONFIG}.yaml").is_file():
@@ -60,9 +63,11 @@ def register() -> None:
     """Tell Hydra the schema, and which methods, corpora, experiments and clusters exist; safe to call again.
 
     Only names are registered. A preset is read, or its module imported, when a config that names it is composed.
+    Raises SettingsError where the presets are missing.
     """
     OmegaConf.register_new_resolver("checkout", lambda path: str(presets_folder() / path), replace=True)
     store = ConfigStore.instance()
+    # Hydra copies the store again and again; `_Shared` says why and why it need not
     store.repo = _Shared(store.repo)
     store.store(name="settings", node=Settings)
     for name in method_names():
@@ -78,8 +83,12 @@ def register() -> None:
 
 @contextmanager
 def hydra_ready() -> Iterator[None]:
-    """Hydra initialised on our presets; inside a Hydra program, that program's own initialisation."""
+    """Hydra initialised on our presets; inside a Hydra program, that program's own initialisation.
+
+    Raises SettingsError where the presets are missing.
+    """
     register()
+    # Hydra refuses a second initialisation
     if GlobalHydra.instance().is_initialized():
         yield
         return
@@ -117,9 +126,10 @@ def compose(arguments: Sequence[str], sweep: Mapping[str, Any] | None = None) ->
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn Hydra's and OmegaConf's errors into one sentence that names the field and what is allowed."""
+    """Raise Hydra's and OmegaConf's errors as SettingsError: one sentence with the field and what is allowed."""
     try:
         yield
+    # SettingsError is a ValueError, and is a sentence already
     except SettingsError:
         raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -169,6 +179,7 @@ def _sentence(error: BaseException) -> str:
     causes = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
+    # a refusal may lie several causes deep; it says more than the error that OmegaConf made of it
     for cause in causes:
         if isinstance(cause, SettingsError):
             return str(cause)
@@ -187,6 +198,7 @@ def _refused_key(error: OmegaConfBaseException) -> str:
     if isinstance(error, AttributeError | KeyError) and is_dataclass(error.object_type):
         known = ", ".join(field.name for field in fields(error.object_type))
         return f"{error.full_key} is not a setting; {error.object_type.__name__.lower()} has {known or 'none'}."
+    # OmegaConf names the type alone, and a fraction has bounds too
     if error.full_key == "data_frac":
         return str(refuse("data_frac", error.value, FRACTION_HINT))
     return f"{error.full_key}={error.value!r} cannot be run: {str(error).splitlines()[0]}."
@@ -202,6 +214,8 @@ class _Composer:
         self.typed: dict[str, Any] = {}
 
     def cell(self, point: Mapping[str, Any]) -> Cell:
+        # a group changes what is composed, and a nested value is set on a copy of the config; a plain field of Cell
+        # needs neither, so a sweep over seeds composes once
         groups = {key: value for key, value in point.items() if _is_group(key)}
         nested = {key: value for key, value in point.items() if key not in groups and key not in CELL_FIELDS}
         values = {
@@ -211,10 +225,12 @@ class _Composer:
 
     def fields(self, groups: Mapping[str, Any], nested: Mapping[str, Any]) -> dict[str, Any]:
         """The cell's fields for one choice of groups and one set of nested values."""
+        # repr, because values may be lists, which cannot be keys of a dict
         name = repr((groups, nested))
         if name not in self.cells:
             config = self.config(groups)
             for key, value in nested.items():
+                # not added where it is absent: an unknown key is refused with its siblings
                 OmegaConf.update(config, key, value, force_add=False)
             settings = _settings(config)
             self.cells[name] = {field: getattr(settings, field) for field in CELL_FIELDS}

@@ -39,13 +39,17 @@ class CellRows:
 
     @classmethod
     def of(cls, cell: Cell, tokenizer: Stage) -> "CellRows":
-        """The rows of a cell with seeds, rendered for the tokenizer of its student's base model."""
+        """The rows of a cell with seeds, rendered for the tokenizer of its student's base model.
+
+        Raises as `mixture_stage`.
+        """
         assert cell.data_seed is not None, "Cell.with_seeds fills the seeds in"
         return cls(cell, mixture_stage(cell, cell.corpus), tokenizer)
 
     @cached_property
     def benchmarks(self) -> tuple[str, ...]:
         """Names of the cell's evaluations that are public benchmarks; the others score the mixture's held-out rows."""
+        # sorted and without repeats, so that the order of `evals.names` moves no address
         known = benchmark_names()
         return tuple(name for name in sorted(set(self.cell.evals.names)) if name in known)
 
@@ -81,8 +85,9 @@ class CellRows:
         """Where rows (a mixture, or synthetic ones) are compared with every item the cell is scored on.
 
         The cell's own mixture is compared for its held-out rows. Neither the number of items that are scored nor the
-        model that answers them is part of the stage.
+        model that answers them is part of the stage. Raises SettingsError where `evals.data_dir` lacks files.
         """
+        # an evaluation that is no benchmark scores held-out rows
         scores_heldout = len(self.benchmarks) < len(set(self.cell.evals.names))
         inputs = {"rows": rows} | ({"heldout": self.mixture} if scores_heldout else {})
         if "subset" in rows.inputs:  # synthetic rows are kept as tokens
@@ -115,7 +120,11 @@ class CellRows:
 
 
 def mixture_stage(cell: Cell, corpus: Any) -> Stage:
-    """The whole corpus as rows, with its held-out split."""
+    """The whole corpus as rows, with its held-out split.
+
+    Raises SettingsError where the corpus finds no data, OSError where its files cannot be read.
+    """
+    # lengths cut a row when it is rendered or generated, and a mixture is text, so they are settings of later stages
     identity = {
         name: value
         for name, value in corpus.identity(cell.world_seed).items()
@@ -145,6 +154,7 @@ def subset_stage(
     inputs = {"mixture": mixture, "tokenizer": tokenizer} | ({"exclude": exclude} if exclude else {})
     inputs |= {"overlap": overlap} if overlap else {}
     settings: dict[str, Any] = {"data_frac": data_frac, "data_seed": data_seed, "max_length": max_length}
+    # `answers` enters the address only where it is not the default, so that earlier addresses stay
     settings |= {"validation": 0.1} if answers == "given" else {"validation": 0.0, "answers": answers}
     return Stage("subset", f"{mixture.name}-{data_frac:g}-s{data_seed}", settings, inputs)
 
@@ -160,6 +170,7 @@ def block_stage(
     """The rows of one block, validation rows among them, rendered for one tokenizer; it may hold none."""
     settings = {
         "block": list(edges),
+        # the block ends where this fraction does: `make_subset` takes its rows and leaves out those up to edges[0]
         "data_frac": edges[1],
         "data_seed": data_seed,
         "max_length": max_length,
@@ -172,6 +183,7 @@ def block_stage(
 
 def block_edges(data_frac: float) -> list[tuple[float, float]]:
     """The blocks that hold every row of a fraction: (start, end] ranges of the order, the first from 0."""
+    # a fraction that is an edge up to rounding ends a block there: 0.3 may be 3 * 0.1, which is larger
     ends = [edge for edge in EDGES if edge < data_frac * (1 - 1e-9)]
     ends.append(EDGES[len(ends)])
     return list(zip([0.0, *ends], ends, strict=False))

@@ -50,6 +50,7 @@ class Estimate:
 def estimate(stage: Stage) -> Estimate:
     """The expected cost of one stage."""
     if stage.kind == "mixture":
+        # 4 bytes a token, also of text before it is tokenised
         size = _mixture_size(stage)
         return Estimate(bytes=size.rows * size.row_tokens * 4)
     if stage.kind == "overlap":
@@ -60,10 +61,12 @@ def estimate(stage: Stage) -> Estimate:
     if stage.kind == "base":
         return _base(stage)
     if stage.kind == "quantise":
+        # about a byte a weight
         return Estimate(bytes=stage.parameters)
     if stage.kind == "train":
         return _train(stage)
     if stage.kind in ("labels", "synthesize"):
+        # answers of the visited rows alone where these are fewer; synthetic rows are a number, or a ratio to human rows
         rows, response, row_tokens = _rows(stage.inputs["rows" if stage.kind == "labels" else "subset"])
         if stage.kind == "labels":
             answers = min(rows, _visited(stage, rows)) * stage.settings["samples_per_prompt"]
@@ -78,6 +81,7 @@ def estimate(stage: Stage) -> Estimate:
         return Estimate(rows * row_tokens, flops, rows * response * kept * 4.2)
     if stage.kind == "measure":
         run = stage.settings
+        # one warm-up and then the timed runs
         tokens = (1 + run["repeats"]) * run["batch_size"] * (run["prompt_tokens"] + run["new_tokens"])
         return Estimate(tokens, forward_flops(stage.parameters, tokens))
     scored, item_tokens = _scored(stage)
@@ -90,6 +94,7 @@ def _scored(stage: Stage) -> tuple[int, float]:
     limit = stage.settings["limit"]
     if "card" in stage.settings:
         card = stage.settings["card"]
+        # the item and its shots, and answers that are half as long as they may be
         length = ITEM_TOKENS * (1 + card["shots"]) + card["samples"] * (card["max_new_tokens"] or 0) / 2
         return min(limit or BENCHMARK_ITEMS, BENCHMARK_ITEMS), length
     size = _mixture_size(stage.inputs["mixture"], _family(stage.inputs["model"]))
@@ -116,7 +121,8 @@ def measured_speed(store: Store, stages: Iterable[Stage]) -> Mapping[str, float]
 def plan_rows(plan: Work, store: Store, cluster: Cluster | None = None) -> list[dict[str, Any]]:
     """One row per kind of stage: how many, how many are done, and what the rest is expected to cost.
 
-    GPU-hours are those of `cluster`, by the speed that its rules state; 0 without one.
+    GPU-hours are those of `cluster`, by the speed that its rules state; 0 without one. Raises SettingsError where no
+    rule of the cluster fits a stage.
     """
     speeds = measured_speed(store, plan.stages)
     rows: dict[str, dict[str, Any]] = {}
@@ -135,6 +141,7 @@ def plan_rows(plan: Work, store: Store, cluster: Cluster | None = None) -> list[
         row["bytes"] += expected.bytes
         row["seconds"] += stage_seconds(stage, speeds.get(stage.kind, DEFAULT_FLOPS_PER_SECOND))
         if cluster is not None:
+            # a rule is chosen by the largest model in the job, the teacher of a training stage among them
             largest = max(one.parameters for one in (stage, *stage.inputs.values()))
             rule = cluster.resources_for(stage.kind, stage.name, largest)
             row["gpu_hours"] += rule.gpu_hours(expected.flops, largest)
@@ -142,7 +149,10 @@ def plan_rows(plan: Work, store: Store, cluster: Cluster | None = None) -> list[
 
 
 def plan_text(plan: Work, store: Store, cluster: Cluster | None = None) -> str:
-    """The rows of `plan_rows` as a table, with their sum; on a cluster in GPU-hours, else in minutes of one worker."""
+    """The rows of `plan_rows` as a table, with their sum; on a cluster in GPU-hours, else in minutes of one worker.
+
+    Raises as `plan_rows`.
+    """
     rows = plan_rows(plan, store, cluster)
     total = {name: sum(row[name] for row in rows) for name in rows[0] if name != "kind"} | {"kind": "to make"}
     time = "one worker" if cluster is None else "GPU-hours"
@@ -178,6 +188,7 @@ def _family(model: Stage) -> str:
 def _rows(subset: Stage) -> tuple[float, float, float]:
     size = _mixture_size(subset.inputs["mixture"], _family(subset.inputs["tokenizer"]))
     settings = subset.settings
+    # a block holds the rows between two fractions
     rows = max(1.0, size.rows * (settings["data_frac"] - settings.get("block", [0])[0]))
     return rows, size.response_tokens, min(size.row_tokens, subset.settings["max_length"])
 
@@ -187,6 +198,7 @@ def _steps(budget: Mapping[str, Any], rows: float, response_tokens: float) -> fl
         return budget["amount"]
     if budget["kind"] == "epochs":
         return budget["amount"] * rows / budget["batch_size"]
+    # the budget counts trained tokens, those of the answers
     return budget["amount"] / (response_tokens * budget["batch_size"])
 
 
@@ -211,12 +223,14 @@ def _train(stage: Stage) -> Estimate:
     rows, response, row_tokens = _rows(stage.inputs["subset"])
     recipe, budget = stage.settings["stage"], stage.settings["budget"]
     share, parameters = recipe["span"][1] - recipe["span"][0], stage.parameters
+    # the budget is the cost; tokens follow from it as if all were trained
     if budget["kind"] == "flops":
         flops = share * budget["amount"]
         return Estimate(flops / train_flops(parameters, 1), flops, 4.0 * parameters)
     tokens = _steps(budget, rows, response) * share * budget["batch_size"] * row_tokens
     flops = train_flops(parameters, tokens, frozen=parameters if "lora" in stage.settings else 0)
     flops += _generated_share(recipe) * STUDENT_TEXT_FACTOR * forward_flops(parameters, tokens)
+    # an adaptive phase scores the validation rows at each check
     if recipe.get("adaptive"):
         flops += CHECKS * forward_flops(parameters, stage.inputs["subset"].settings["validation"] * rows * row_tokens)
     if "teacher" in stage.inputs:

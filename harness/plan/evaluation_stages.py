@@ -27,7 +27,7 @@ LENGTHS = {"prompt_tokens": 128, "new_tokens": 32, "batch_size": 1, "repeats": 3
 
 
 def evaluate_stages(rows: CellRows, model: Stage) -> dict[str, Stage]:
-    """The stages that score one model, by evaluation."""
+    """The stages that score one model, by evaluation. Raises SettingsError where `evals.data_dir` lacks files."""
     return {name: _evaluate_stage(rows, name, model) for name in sorted(set(rows.cell.evals.names))}
 
 
@@ -39,6 +39,7 @@ def fingerprint_of(stages: Mapping[str, Stage]) -> str:
 def _evaluate_stage(rows: CellRows, name: str, model: Stage) -> Stage:
     cell = rows.cell
     settings: dict[str, Any] = {"eval": name, "limit": cell.evals.limit}
+    # the default stays out of the address
     if cell.evals.precision != "fp32":
         settings["precision"] = cell.evals.precision
     if name in rows.benchmarks:
@@ -66,7 +67,9 @@ class Deployment:
 
 
 def deployments(rows: CellRows, model: Stage) -> dict[str, Deployment]:
-    """A trained model in each of the cell's `measure.formats`, by format."""
+    """A trained model in each of the cell's `measure.formats`, by format. Raises as `evaluate_stages`."""
+    # a teacher that is rounded already is measured and scored from the weights before rounding, so that nothing is
+    # rounded twice
     whole = model.inputs["model"] if model.kind == "quantise" else model
     return {name: _deployment(rows, name, whole) for name in dict.fromkeys(rows.cell.measure.formats)}
 
@@ -77,5 +80,6 @@ def _deployment(rows: CellRows, name: str, model: Stage) -> Deployment:
     if name not in QUANTISATIONS:
         return Deployment(Stage("measure", f"{base.name}-{name}", settings, {"model": base}), {})
     settings["precision"] = rows.cell.evals.precision  # of the weights that are not rounded, as when they are scored
+    # speed and memory from the rounded base, scores from the rounded weights of this model
     measure = Stage("measure", f"{base.name}-{name}", settings, {"model": quantise_stage(base, name)})
     return Deployment(measure, evaluate_stages(rows, quantise_stage(model, name)))

@@ -73,6 +73,7 @@ class FrozenModel:
     def plain(self) -> dict[str, Any]:
         """The same as plain JSON."""
         found = plain(self)
+        # left out where it is null, so that plans of untuned grids stay as they are
         return found if self.tuned is not None else {name: part for name, part in found.items() if name != "tuned"}
 
 
@@ -155,6 +156,7 @@ def freeze(
     were asked for.
     """
     asked = [tuned[one.fingerprint].asked if one.fingerprint in tuned else one.cell for one in plan.cells]
+    # labelled together, because a setting is named only where it varies in the grid
     labels = _labels(plan.cells, asked)
     cells = [
         _freeze_cell(cell_plan, label, tuned.get(cell_plan.fingerprint))
@@ -181,16 +183,19 @@ def thaw(frozen: FrozenPlan, targets: Iterable[str]) -> Part:
     """The stages that make some targets of a frozen plan. Raises SettingsError where the code has changed since."""
     from harness.plan.graph import Stage
 
+    # every stage is made again from its spec, which compares its key with the stored one
     stages = Stage.of(frozen.stages)
     wanted = {key: stages[key] for key in targets}
+    # a dict keeps the first place of each stage, which is before all that use it
     needed = {stage.key: stage for target in wanted.values() for stage in target.ancestry()}
     taught = (cell for cell in frozen.cells if cell.making_teacher and cell.teacher != "self")
+    # the last of its stages is the teacher itself
     teachers = (cell.making_teacher[-1] for cell in taught)
     return Part(tuple(needed.values()), wanted, frozenset(teachers))
 
 
 def keep_plan(store: Store, frozen: FrozenPlan) -> Path:
-    """Write a frozen plan into its grid's folder, which is returned."""
+    """Write a frozen plan into its grid's folder, which is returned. Raises OSError where it cannot be written."""
     folder = store.grid_folder(frozen.grid)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "plan.json", frozen.plain())
@@ -212,6 +217,7 @@ def frozen_plan(store: Store, grid: str) -> FrozenPlan:
         raise refuse("grid", grid, f"the store {store.root} has {', '.join(grid_names(store)) or 'no grid yet'}")
     try:
         return FrozenPlan.of(json.loads(path.read_text()))
+    # the stages are in the store under their keys, so planning again costs nothing that is finished
     except SettingsError as error:
         why = f"its plan was kept by an older version of this program ({error})"
         raise refuse("grid", grid, why, "run its command again; what is finished is reused") from error
@@ -219,6 +225,7 @@ def frozen_plan(store: Store, grid: str) -> FrozenPlan:
 
 def _fields_of(kind: type[FrozenModel], given: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the given values that are fields of `kind`, lists as tuples."""
+    # a plan of an earlier version may lack fields that have a default
     for one in fields(kind):
         if one.name not in given and one.default is MISSING and one.default_factory is MISSING:
             raise refuse("cell", given.get("fingerprint"), f"it has no `{one.name}`", "plan its grid again")
@@ -320,12 +327,14 @@ def _labels(plans: "Sequence[CellPlan]", cells: "Sequence[Cell]") -> list[dict[s
 
 
 def _vary(named: list[tuple[str, Any]], leave_out: tuple[str, ...] = ()) -> list[str]:
+    # compared by name: `kd` varies in a setting only where two `kd` cells differ in it
     values: dict[str, dict[str, set[str]]] = {}
     for name, settings in named:
         for setting, value in plain(settings).items():
             values.setdefault(name, {}).setdefault(setting, set()).add(json.dumps(value))
     labels = []
     for name, settings in named:
+        # the default is left unnamed, so that one arm keeps its short label
         usual = {one.name: one.default for one in fields(settings)}
         varying = [
             f"{setting}={value}"

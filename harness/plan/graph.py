@@ -75,6 +75,7 @@ class Stage:
     @cached_property
     def parameters(self) -> int:
         """About how many parameters the model has that the stage makes or scores; 0 where there is none."""
+        # from the settings alone: nothing is loaded while a grid is planned
         model = self.base_model().where.get("model")
         return 0 if model is None else model_of(model).parameters()
 
@@ -94,6 +95,7 @@ class Stage:
             "kind": self.kind,
             "name": self.name,
             "version": MAKERS[self.kind][1],
+            # several threads add in another order than one does, which rounds differently
             "threads": 1 if self.largest_model < FEW_PARAMETERS else None,
             "settings": plain(self.settings),
             "where": plain(self.where),
@@ -102,11 +104,12 @@ class Stage:
 
     @classmethod
     def of(cls, specs: Mapping[str, Mapping[str, Any]]) -> dict[str, "Stage"]:
-        """Stages by key from their `spec()`s; refused where this code would give one another key."""
+        """Stages by key from their `spec()`s. Raises SettingsError where this code would give one another key."""
         made: dict[str, Stage] = {}
 
         def visit(key: str) -> Stage:
             if key not in made:
+                # inputs first, because a key is a hash over the inputs' fingerprints
                 spec = specs[key]
                 inputs = {role: visit(upstream) for role, upstream in spec["inputs"].items()}
                 made[key] = cls(spec["kind"], spec["name"], spec["settings"], inputs, spec["where"])
@@ -120,11 +123,13 @@ class Stage:
 
     def base_model(self) -> "Stage":
         """The stage of the base model from which this model was trained or rounded."""
+        # a trained model has its start model, a rounded one the model it was made from
         before = next((self.inputs[role] for role in ("start", "model") if role in self.inputs), None)
         return self if before is None else before.base_model()
 
     def ancestry(self) -> Iterator["Stage"]:
         """Every stage this one needs, inputs before those that use them, then itself; may repeat."""
+        # a stage that two others need comes twice; callers keep the first
         for stage in self.inputs.values():
             yield from stage.ancestry()
         yield self

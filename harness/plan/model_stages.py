@@ -20,7 +20,10 @@ from harness.plan.graph import Stage
 
 
 def base_stage(cell: Cell, model: Model) -> Stage:
-    """A model before this study trains it: the pretrained model itself, pruned, or with fresh weights."""
+    """A model before this study trains it: the pretrained model itself, pruned, or with fresh weights.
+
+    Raises OSError where a file of a local model cannot be read.
+    """
     return Stage(
         "base",
         model.name,
@@ -52,6 +55,7 @@ def train_stage(
         "index": index,
         "loss_on": loss_on,
     }
+    # only these generate while they train
     if phase.sequences in ("student", "interleaved"):
         settings["max_new_tokens"] = max_new_tokens
     if lora is not None:
@@ -108,6 +112,7 @@ def lora_of(student: Student) -> dict[str, float] | None:
     """The adapters a student is trained by, every value filled in; None where all its weights are trained."""
     if student.lora_rank is None:
         return None
+    # filled in before it is hashed: the default and the same value set by hand are one stage
     alpha = 2 * student.lora_rank if student.lora_alpha is None else student.lora_alpha
     return {"rank": student.lora_rank, "alpha": float(alpha), "dropout": float(student.lora_dropout)}
 
@@ -117,6 +122,8 @@ def _lesson_rows(rows: CellRows, lesson: Lesson, model: Stage) -> Stage:
     cell, teacher = rows.cell, rows.cell.teacher
     if lesson.corpus is None:
         assert cell.data_seed is not None
+        # a matched teacher sees the student's own rows, hence its fraction and data seed; any other one has rows that
+        # do not vary with the cell
         matched = teacher.data_frac == "match"
         if matched and cell.corpus.answers == "none":
             raise refuse(
@@ -139,6 +146,7 @@ def _lesson_rows(rows: CellRows, lesson: Lesson, model: Stage) -> Stage:
             "teacher.lessons", "answers: none", "a teacher is fine-tuned on answers", "set its corpus to answers: given"
         )
     own = mixture_stage(cell, corpus)
+    # rows that the cell holds out must not reach its student through the teacher
     disjoint = corpus_name(corpus) == corpus_name(cell.corpus) == "mini"  # one held-out set per world
     exclude = None if disjoint else rows.mixture
     return subset_stage(own, model, 1.0, cell.teacher_seed, corpus.max_length, exclude, overlap=rows.dropped_by(own))

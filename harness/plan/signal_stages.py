@@ -51,6 +51,7 @@ def phase_signal(rows: CellRows, phase: TrainingPhase, teacher: Stage | None) ->
     if not phase.uses_teacher:
         return PhaseSignal()
     assert teacher is not None, "a method that needs a teacher and has none was refused"
+    # a teacher that labels or generates before training need not be there while the phase runs
     live = phase.queries_teacher and rows.cell.signal.kind == "live"
     return PhaseSignal(_prepared(rows, phase, teacher), _live(rows, phase, teacher) if live else {})
 
@@ -66,13 +67,17 @@ def _prepared(rows: CellRows, phase: TrainingPhase, teacher: Stage) -> dict[str,
 
 
 def _live(rows: CellRows, phase: TrainingPhase, teacher: Stage) -> dict[str, Stage]:
+    # one tokenizer: the teacher scores the student's own ids
     if phase.divergence not in CROSS:
         return {"teacher": teacher}
     return {"teacher": teacher, "teacher_rows": rows.rendered_for(base_stage(rows.cell, rows.cell.teacher))}
 
 
 def label_stages(rows: CellRows, phase: TrainingPhase, teacher: Stage) -> dict[str, Stage]:
-    """The teacher's answers to the cell's prompts by role of input: a stage a block, or one for what is visited."""
+    """The teacher's answers to the cell's prompts by role of input: a stage a block, or one for what is visited.
+
+    Raises SettingsError for `teacher.label_rows=visited` under a FLOP budget.
+    """
     cell = rows.cell
     settings: dict[str, Any] = {
         "sampling_temperature": phase.sampling_temperature,
@@ -82,6 +87,7 @@ def label_stages(rows: CellRows, phase: TrainingPhase, teacher: Stage) -> dict[s
         "max_length": cell.corpus.max_length,
     }
     if cell.teacher.label_rows == "visited":
+        # labels are charged to a FLOP budget, and their cost is known only after they were generated
         if cell.budget.kind == "flops":
             raise refuse(
                 "teacher.label_rows",
@@ -89,6 +95,7 @@ def label_stages(rows: CellRows, phase: TrainingPhase, teacher: Stage) -> dict[s
                 "how many rows a FLOP budget visits depends on what the labels cost",
                 "use teacher.label_rows=blocks",
             )
+        # the visited rows follow from budget, span and seed, so these enter the address; a block has none of them
         settings["visits"] = {"budget": asdict(cell.budget), "span": list(phase.span), "seed": cell.train_seed}
         name = f"{teacher.name}-{cell.data_frac:g}-s{cell.train_seed}"
         return {"labels": Stage("labels", name, settings, {"rows": rows.subset, "teacher": teacher}, _where(teacher))}
@@ -127,7 +134,10 @@ def cache_stages(rows: CellRows, teacher: Stage) -> dict[str, Stage]:
 
 
 def synthesize_stage(rows: CellRows, phase: TrainingPhase, teacher: Stage) -> Stage:
-    """Prompts and answers that the teacher generates with the cell's own rows in its context."""
+    """Prompts and answers that the teacher generates with the cell's own rows in its context.
+
+    Raises SettingsError where answers are to be verified and the corpus knows no truth.
+    """
     cell = rows.cell
     if phase.verified and not cell.corpus.knows_truth:
         raise refuse(
@@ -144,6 +154,7 @@ def synthesize_stage(rows: CellRows, phase: TrainingPhase, teacher: Stage) -> St
     }
     settings |= {name: getattr(phase, name) for name in SYNTHESIS}
     inputs = {"subset": rows.subset, "mixture": rows.mixture, "teacher": teacher}
+    # rows that a teacher generates are compared with the scored items too, while they are filtered
     inputs |= {"overlap": dropped} if (dropped := rows.dropped_by(rows.mixture)) else {}
     return Stage("synthesize", f"{teacher.name}-s{cell.data_seed}", settings, inputs, _where(teacher))
 

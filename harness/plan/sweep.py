@@ -16,7 +16,9 @@ from harness.config.checks import check_at_least, refuse
 def points_of(swept: Sequence[Override], sweep: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every point of the grid: command line sweeps over the file's product and zips, then exclude, include.
 
-    A key swept on the command line takes the place of the same key in the file.
+    A key swept on the command line takes the place of the same key in the file. Raises SettingsError for an unknown
+    part of the sweep, zipped settings of different lengths, an excluded key that is not swept, and a sweep that is no
+    list, range or glob.
     """
     unknown = set(sweep) - {"product", "zip", "include", "exclude"}
     if unknown:
@@ -24,6 +26,7 @@ def points_of(swept: Sequence[Override], sweep: Mapping[str, Any]) -> list[dict[
     given = {override.key_or_group: _values(override) for override in swept}
     points = _product({**(sweep.get("product") or {}), **given})
     for zipped in sweep.get("zip") or []:
+        # a key of the command line is in the product already, so it leaves its zip
         columns = {key: _listed(values) for key, values in zipped.items() if key not in given}
         if len({len(values) for values in columns.values()}) > 1:
             raise refuse("sweep.zip", list(zipped), "zipped settings need equally many values")
@@ -31,19 +34,25 @@ def points_of(swept: Sequence[Override], sweep: Mapping[str, Any]) -> list[dict[
         points = [{**point, **row} for point in points for row in rows] if rows else points
     swept_keys = {key for point in points for key in point}
     for pattern in sweep.get("exclude") or []:
+        # a misspelt key would match no point, and the cells would run
         if unknown := set(pattern) - swept_keys:
             raise refuse(
                 "sweep.exclude", sorted(unknown)[0], f"the grid sweeps {', '.join(sorted(swept_keys)) or 'nothing'}"
             )
     points = [point for point in points if not any(_matches(point, pattern) for pattern in sweep.get("exclude") or [])]
+    # included points come last, so that `exclude` cannot remove them
     return points + [point for entry in sweep.get("include") or [] for point in _product(entry)]
 
 
 def in_replicates(points: list[dict[str, Any]], draws: int | None) -> list[dict[str, Any]]:
-    """Every point in each replicate (own corpus and teacher); a point that sets one of their seeds stays as it is."""
+    """Every point in each replicate (own corpus and teacher); a point that sets one of their seeds stays as it is.
+
+    Raises SettingsError for fewer than one replicate.
+    """
     if draws is None:
         return points
     check_at_least("draws", draws, 1)
+    # a replicate sets both seeds and would overwrite a value that was swept
     alone = [point for point in points if {"world_seed", "teacher_seed"} & set(point)]
     rest = [point for point in points if point not in alone]
     return [{**point, "world_seed": draw, "teacher_seed": draw} for draw in range(draws) for point in rest] + alone

@@ -38,11 +38,13 @@ def tune_grid(
     def run(wanted: list[Cell]) -> list[float | str]:
         plans = [trial_plan(plan_cell(cell)) for cell in wanted]
         plan = Plan.union(plans)
+        # the kept plan has the trials of earlier rounds too; `make` gets those of this round alone
         known.update({one.fingerprint: one for one in plans})
         keep_plan(store, freeze(Plan.union(known.values()), name))
         states = make(plan, name)
         return [_validation_nll(store, one, states) for one in plans]
 
+    # `search` runs all rounds; cells are tuned afterwards, since any round may move an optimum
     searches = search(cells, tune, run)
     return tuned_cells(cells, searches), _describe(searches, tune)
 
@@ -54,6 +56,7 @@ def trial_plan(plan: CellPlan) -> CellPlan:
 
 def _validation_nll(store: Store, plan: CellPlan, states: Mapping[str, StageState]) -> float | str:
     key = plan.train[-1].key
+    # a failed trial has no score, and the search goes on with the others
     if not store.done(key):
         state = states[key]
         return f"{state.status}: {state.reason}"

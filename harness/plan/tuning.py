@@ -48,12 +48,12 @@ class Tune:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Tune":
-        """The settings' `tune`; refuses what it does not have."""
+        """The settings' `tune`. Raises SettingsError for unknown names, fewer than 0 rounds, and no seeds."""
         check_known("tune", settings, cls)
         return cls(**settings)
 
     def axes_of(self, method: str) -> dict[str, list[Any]]:
-        """The axes one arm is tried on, numbers in ascending order."""
+        """The axes one arm is tried on, numbers in ascending order. Raises SettingsError where one is no list."""
         axes = {**self.axes, **self.arms.get(method, {})}
         for name, values in axes.items():
             if not isinstance(values, Sequence) or isinstance(values, str) or not values:
@@ -111,9 +111,11 @@ class Search:
     def between(self) -> tuple[str, Any] | None:
         """An axis and a value between the optimum and the better of its neighbours there; None if there is none."""
         for name, values, at in self._numeric_axes():
+            # neighbours that no trial has tried at the optimum's other settings come last
             near = [values[i] for i in (at - 1, at + 1) if 0 <= i < len(values)]
             known = {trial.values[name]: trial.nll for trial in self.trials if self._differs_in(trial, name)}
             near.sort(key=lambda value: _or_worst(known.get(value)))
+            # the middle may be rounded onto a value that was tried
             value = _middle(near[0], values[at])
             if value not in values and self._allowed(name, value):
                 return name, value
@@ -126,6 +128,7 @@ class Search:
             return None
         name, value = found
         trial = Trial({**self.best.values, name: value})
+        # the product is not tried again: one more trial an arm, so all arms keep the same number
         self.axes[name] = sorted([*self.axes[name], value])
         self.trials.append(trial)
         return trial
@@ -168,6 +171,7 @@ def search(cells: Sequence[Cell], tune: Tune, run: Run) -> list[Search]:
     searches = plan_searches(cells, tune)
     _try([(one, trial) for one in searches for trial in one.trials], tune, run)
     for _ in range(tune.rounds):
+        # every arm gets the trial that one arm needs, so no arm wins by more trials
         if not any(one.open_end() for one in searches):
             break
         _try([(one, trial) for one in searches if (trial := one.extend())], tune, run)
@@ -175,8 +179,13 @@ def search(cells: Sequence[Cell], tune: Tune, run: Run) -> list[Search]:
 
 
 def plan_searches(cells: Sequence[Cell], tune: Tune) -> list[Search]:
-    """The first trials of every arm; seeds, axes and numbers of trials are checked here."""
+    """The first trials of every arm.
+
+    Raises SettingsError for a seed that the grid reports, prompts without answers, a method that trains nothing, an
+    arm that is not in the grid, different numbers of trials, a single trial, and values that a setting cannot take.
+    """
     used = {seed for cell in cells for seed in (cell.seed, cell.data_seed, cell.train_seed) if seed is not None}
+    # trials on a reported seed would choose settings by the rows and draws that are reported
     if shared := sorted(used & set(tune.seeds)):
         raise refuse("tune.seeds", tune.seeds, f"the grid reports seed {shared[0]}", "tune on seeds of their own")
     if any(cell.corpus.answers == "none" for cell in cells):
@@ -195,6 +204,7 @@ def plan_searches(cells: Sequence[Cell], tune: Tune) -> list[Search]:
         one.trials = [
             Trial(dict(zip(one.axes, values, strict=True))) for values in itertools.product(*one.axes.values())
         ]
+    # compared after the product: arms may have different axes with as many points
     counts = {method_name(one.cell.method): len(one.trials) for one in searches}
     if len(set(counts.values())) > 1:
         trials = ", ".join(f"{method} {count}" for method, count in sorted(counts.items()))
@@ -203,6 +213,7 @@ def plan_searches(cells: Sequence[Cell], tune: Tune) -> list[Search]:
         raise refuse("tune.axes", tune.axes, "there is nothing to choose from", "give a setting two values or more")
     for one in searches:
         for trial in one.trials:
+            # made and thrown away: a value that cannot be set is refused before anything is trained
             with_values(one.cell, trial.values)
     return searches
 
@@ -213,6 +224,7 @@ def tuned_cells(cells: Sequence[Cell], searches: Iterable[Search]) -> list[Tuned
     found = [Tuned(cell, with_values(cell, chosen[_arm(cell)]), chosen[_arm(cell)]) for cell in cells]
     seen: dict[str, Tuned] = {}
     for one in found:
+        # two cells that differed by a tuned setting alone have become one
         other = seen.setdefault(canonical(_named(one.cell)), one)
         if other.asked != one.asked:
             axes = ", ".join(sorted(one.values))
@@ -221,12 +233,15 @@ def tuned_cells(cells: Sequence[Cell], searches: Iterable[Search]) -> list[Tuned
 
 
 def trial_cell(cell: Cell, values: Values, seed: int) -> Cell:
-    """The cell a trial trains, other rows and other draws than any the grid reports."""
+    """The cell a trial trains, other rows and other draws than any the grid reports. Raises as `with_values`."""
     return replace(with_values(cell, values), seed=seed, data_seed=None, train_seed=None)
 
 
 def with_values(cell: Cell, values: Values) -> Cell:
-    """A copy of the cell with settings, by dotted name, put in place; refuses what the settings refuse."""
+    """A copy of the cell with settings, by dotted name, put in place.
+
+    Raises SettingsError for a setting that does not exist or may not be tuned, and for a value it cannot take.
+    """
     for name, value in values.items():
         if name.partition(".")[0] in UNTUNABLE:
             raise refuse("tune", name, "the setting defines what is compared, so no arm may choose it")
@@ -248,6 +263,7 @@ def _try(wanted: list[tuple[Search, Trial]], tune: Tune, run: Run) -> None:
     found = run(cells)
     for place, (_, trial) in enumerate(wanted):
         figures = [found[place * len(tune.seeds) + index] for index in range(len(tune.seeds))]
+        # a mean over the seeds that succeeded would compare trials on different seeds
         reasons = [figure for figure in figures if isinstance(figure, str)]
         if reasons:
             trial.reason = reasons[0]
@@ -272,11 +288,13 @@ def _or_worst(nll: float | None) -> float:
 
 
 def _numeric(values: Sequence[Any]) -> bool:
+    # a bool is an int to isinstance, and a switch has no value beyond it
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
 def _beyond(inner: float, end: float) -> float:
     """The next value after `end`, as far from it as `inner` is: by ratio, or by difference where one is 0."""
+    # settings such as a learning rate are tried on a logarithmic scale
     value = end * end / inner if inner > 0 and end > 0 else 2 * end - inner
     return _like(value, inner, end)
 

@@ -53,8 +53,10 @@ def answered_rows(
     numbers = np.asarray(subset["row"], dtype=np.int64)[order]  # (steps, batch_size)
     places = _places(labels, numbers, phase.samples_per_prompt)  # (steps, batch_size)
     alike = {_rendering(folder) for folder in folders} == {rendering_hash(tokenizer)}
+    # nothing has to be changed, so the labels are trained from their memory map
     if alike and phase.control == "none" and phase.rationale == "keep":
         return labels.select_columns(list(FEATURES)), places
+    # only visited answers are joined; `batches` then counts among these
     used, batches = np.unique(places, return_inverse=True)  # (U,) visited answers, (steps * batch_size,)
     chosen = labels.select(used)
     permuted = phase.control == "shuffled" and phase.divergence == "cross_entropy"
@@ -64,6 +66,7 @@ def answered_rows(
     given = chosen.select(permutation)
     answers = _ids(given) if alike and phase.rationale == "keep" else _encoded(given, phase.rationale, tokenizer)
     rows = (
+        # at least one token, so that a long prompt leaves no row without a scored token
         answered(prompt, answer[: max(1, max_length - len(prompt))])
         for prompt, answer in zip(prompts, answers, strict=True)
     )
@@ -89,10 +92,11 @@ def without_rationale(text: str) -> str:
 
 def _places(labels: Dataset, numbers: np.ndarray, samples: int) -> np.ndarray:
     """Index in `labels` of the answer that each visit of a row number gets, same shape as `numbers`."""
-    keys = np.asarray(labels["row"], dtype=np.int64) * samples + np.asarray(labels["sample"], dtype=np.int64)
-    by_key = np.argsort(keys)
+    # row and sample as one number, which a binary search finds
+    keys = np.asarray(labels["row"], dtype=np.int64) * samples + np.asarray(labels["sample"], dtype=np.int64)  # (L,)
+    by_key = np.argsort(keys)  # (L,)
     nth: defaultdict[int, int] = defaultdict(int)
-    wanted = np.empty(numbers.size, dtype=np.int64)
+    wanted = np.empty(numbers.size, dtype=np.int64)  # (visits,)
     for visit, number in enumerate(numbers.ravel().tolist()):
         wanted[visit] = number * samples + nth[number] % samples
         nth[number] += 1
@@ -109,6 +113,7 @@ def _cycle(count: int, seed: int) -> np.ndarray:
         )
     cycle = np.random.default_rng(draw_seed(seed, "shuffled")).permutation(count)
     permutation = np.empty_like(cycle)
+    # each row gets the answer of the row before it in the cycle
     permutation[cycle] = np.roll(cycle, 1)
     return permutation
 

@@ -68,12 +68,14 @@ def make_base(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, m
         if settings["init"] == "random":
             model = random_model(model.config, settings["init_seed"])
         return _save(settings, model, tokenizer, out)
+    # written first, so that tokenizer and model are loaded through the folder as every later stage loads them
     pointer = _pointer(where, settings)
     write_json(out / POINTER, pointer)
     tokenizer = load_tokenizer(out)
     if settings["init"] == "pretrained":
         return _reference(settings, tokenizer, out)
     model = _fresh(settings, out) if settings["init"] == "random" else load_model(out, dtype="auto")
+    # the weights are saved here now; a reference beside them would send readers to the old ones
     (out / POINTER).unlink()
     return _save(settings, model, tokenizer, out)
 
@@ -85,6 +87,7 @@ def line_rows(tokenizer: "PreTrainedTokenizerBase", lines: Iterable[tuple[str, s
     pairs = list(lines)
     ids = tokenizer([text for pair in pairs for text in pair], add_special_tokens=False)["input_ids"]
     assert isinstance(tokenizer.bos_token_id, int)
+    # the two texts of a line are tokenised separately, so no token spans the border of prompt and answer
     before = [[tokenizer.bos_token_id, *text] for text in ids[::2]]
     whole = [text + answer for text, answer in zip(before, ids[1::2], strict=True)]
     return Dataset.from_dict(
@@ -114,6 +117,7 @@ def _mini(settings: Mapping[str, Any], out: Path, machine: Machine) -> Facts:
     plan = settings["pretraining"]
     rows = line_rows(tokenizer, pretraining_lines(settings["world_seed"], settings["knows"], plan["lines"], seed))
     batches = visits(plan["lines"], plan["steps"], plan["batch_size"], draw_seed(seed, "pretraining"))  # (steps, B)
+    # pre-training compares no arms, so rows may be regrouped to compute less padding
     batches = of_like_length(batches, np.array([len(ids) for ids in rows["input_ids"]]), seed)  # (steps, B)
     budget = Budget(
         kind="steps", amount=plan["steps"], batch_size=plan["batch_size"], learning_rate=plan["learning_rate"]

@@ -53,6 +53,7 @@ def make_measure(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path
     `counts`: `parameters`, `weight_bytes` (of the weights as saved in this format), `peak_memory_bytes` (from before
     loading until the last token, above the memory in use before: resident memory on a CPU, the allocator's on a GPU),
     and the lengths in force, which a short context reduces. `metrics`: tokens per second over the whole batch.
+    Raises SettingsError for a folder that only names a server.
     """
     device, dtype = device_of(machine), settings.get("precision", settings["format"])
     _import_ahead(inputs["model"], settings["format"])
@@ -60,6 +61,7 @@ def make_measure(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path
     with _peak_memory(device) as peak:
         model = load_model(inputs["model"], device, dtype)
         context, new_tokens = context_of(model) or 2**31, settings["new_tokens"]
+        # a short context takes from the prompt first; the facts state what was run
         prompt_tokens = max(1, min(settings["prompt_tokens"], context - new_tokens))
         new_tokens = min(new_tokens, context - prompt_tokens)
         prompts = _prompts(model, settings["batch_size"], prompt_tokens)  # (B, P)
@@ -93,6 +95,7 @@ def make_measure(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path
 def weight_bytes(model: "PreTrainedModel") -> int:
     """Bytes of all weights as saved: tied weights count once, quantised ones with their scales."""
     tensors = [tensor for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor)]
+    # tied weights are one tensor at one address
     return sum({(tensor.data_ptr(), tensor.nbytes): tensor.nbytes for tensor in tensors}.values())
 
 
@@ -158,6 +161,7 @@ def _peak_memory(device: str) -> Iterator[Callable[[], int]]:
 
     def watch() -> None:
         nonlocal most
+        # the system keeps a peak of the process's whole life only, so the memory in use is sampled
         while not ended.wait(SAMPLE_SECONDS):
             most = max(most, process.memory_info().rss)
 
@@ -166,6 +170,7 @@ def _peak_memory(device: str) -> Iterator[Callable[[], int]]:
     try:
         yield lambda: most - before
     finally:
+        # once more at the end: a short block may end between two samples
         most = max(most, process.memory_info().rss)
         ended.set()
         watcher.join()

@@ -40,6 +40,7 @@ def make_evaluate(settings: dict[str, Any], inputs: Mapping[str, Path], out: Pat
     Raises SettingsError where the model cannot be loaded, or a benchmark's file or data changed after planning.
     """
     tokenizer = load_tokenizer(inputs["model"])
+    # the server generates the answers; the shape is needed for the context and the FLOPs
     if settings.get("served"):
         model = load_shape(inputs["model"])
     else:  # one precision for base, teacher and student, so that scores compare
@@ -84,6 +85,7 @@ def _benchmark(
     with ExitStack() as stack:
         write = None
         if settings.get("served"):
+            # the stack ends the server with the block, also where scoring fails
             server = stack.enter_context(serving(settings["where"]["server"], weights_folder(inputs["model"])))
             write = partial(server.complete, stop_ids={end_of_turn_id(tokenizer)})
         scored, resolved = run_benchmark(name, benchmark, data, model, tokenizer, limit, seed, write)
@@ -91,7 +93,7 @@ def _benchmark(
 
 
 def read_heldout(mixture: Path) -> list[HeldoutRow]:
-    """The held-out rows of a mixture, in its order."""
+    """The held-out rows of a mixture, in its order. Raises OSError where the file cannot be read."""
     import pyarrow.parquet as pq
 
     columns = [field.name for field in fields(HeldoutRow)]
@@ -102,6 +104,7 @@ def _write_items(items: Sequence[Item], path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    # a schema of its own: a column that is null in every item would have no type
     types = {
         "str": pa.string(),
         "str | None": pa.string(),
@@ -126,6 +129,7 @@ def _plain(score: Score) -> dict[str, Any]:
 def _warnings(settings: Mapping[str, Any], scores: Sequence[Score], items: Sequence[Item]) -> list[str]:
     bounds = {0.0: "the floor", 1.0: "the ceiling"}
     if "card" in settings:
+        # a score at what guessing gives is as suspect as one at the ends
         bounds |= {load_benchmark(settings["eval"]).floor: "what guessing scores"}
     found = [
         f"{score.eval} {score.metric} is exactly {score.score:g}, {bounds[score.score]}, on {score.items} items: "

@@ -62,6 +62,7 @@ def make_labels(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
     tokenizer = load_tokenizer(inputs["teacher"])
     rows = load_from_disk(inputs["rows"] / "train")
     chosen = np.arange(len(rows))  # indices of the rows to answer
+    # the same call as in training, so that the answered rows are those that will be visited
     if "visits" in settings:
         visits = settings["visits"]
         chosen = np.unique(visiting_order(Rows(rows), Budget(**visits["budget"]), visits["seed"], visits["span"]))
@@ -69,6 +70,7 @@ def make_labels(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
     read = parameters = 0
     earlier_seconds = 0.0
     warnings = []
+    # a block may hold no rows; then no teacher is loaded
     if len(chosen):
         _check_rendering(inputs["rows"], tokenizer)
         url = settings.get("where", {}).get("teacher_url")
@@ -115,6 +117,7 @@ def _answer(
     wanted = [(int(i), sample) for i in chosen for sample in range(settings["samples_per_prompt"])]
 
     def answers_to(block: list[tuple[int, int]]) -> pa.RecordBatch:
+        # drawn from the row's id alone: a row is answered alike in every block, part and cell
         turns = [draw_seed("turn", ids[i]) % len(rows[i].starts) for i, _ in block]
         prompts = [
             rows[i].input_ids[: rows[i].starts[turn]].tolist() for (i, _), turn in zip(block, turns, strict=True)
@@ -125,6 +128,7 @@ def _answer(
         for (i, sample), turn, prompt, answer in zip(block, turns, prompts, answers, strict=True):
             answer = answer[: max(1, settings["max_length"] - len(prompt))]
             row, finished = answered(prompt, answer), end in answer[-1:]
+            # without the end of turn, which another tokenizer writes with its own token
             text = tokenizer.decode(answer[:-1] if finished else answer)
             values = (numbers[i], ids[i], row.input_ids, row.starts, row.ends, turn, sample, text, finished)
             for name, value in zip(LABELS, values, strict=True):

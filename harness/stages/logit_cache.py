@@ -70,6 +70,7 @@ def make_cache(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
         "rows_per_shard": ROWS_PER_SHARD,
         **hashes_of(teacher.tokenizer),
     }
+    # before the first pass: a cache that no student can read would cost the teacher's whole work
     _check(inputs["rows"], rows, signal, teacher, about)
 
     def scored(part: range) -> pa.RecordBatch:
@@ -149,6 +150,7 @@ def score_served(teacher: ServedTeacher, rows: list[Row], top_k: int, vocabulary
 
 def _sparse(logits: torch.Tensor, signal: Signal, uniforms: np.ndarray) -> SparseLogits:
     """Sparse logits of logits (N, V), some positions at a time: drawing needs the distribution twice in fp64."""
+    # fp64 takes twice the bytes, and softmax and sum are there together
     step = max(1, LOGITS_AT_ONCE // 4 // logits.shape[1])
     parts = []
     for first in range(0, max(1, len(logits)), step):
@@ -166,6 +168,7 @@ def batches_of_like_length(lengths: list[int], vocabulary: int) -> Iterator[list
     most = min(TOKENS_AT_ONCE, LOGITS_AT_ONCE // vocabulary)
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        # lengths ascend, so the newest row is the longest and sets the padding
         if batch and lengths[index] * (len(batch) + 1) > most:
             yield batch
             batch = []

@@ -57,9 +57,11 @@ def make_mixture(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path
     kind, world_seed = where["corpus"]["kind"], where["world_seed"]
     corpus = corpus_from(where["corpus"])
     corpus.check()
+    # two passes: which rows are held out is known only when all prompts have been hashed
     spool = out / "rows.parquet"
     seen = _spool(corpus, world_seed, spool)
     provenance: dict[str, Any] = corpus.provenance()
+    # after reading: `provenance` has the hashes of the files that were read
     _check_files(settings["corpus"].get("files"), provenance)
 
     dropped = Counter(provenance.get("dropped", {}))
@@ -108,11 +110,12 @@ def choose_heldout(
     # by source: answered rows, and prompts that are not held out yet, both (S,)
     rows_of, left = np.bincount(sources[answered], minlength=count), np.bincount(pair_source, minlength=count)
     share = np.rint(heldout_rows * rows_of / answered.sum()).astype(np.int64)  # (S,)
-    most = len(sources) * rows_of // (MOST_HELD_OUT * answered.sum())
-    wanted = np.where((left >= 2) & (rows_of > 0), np.maximum(1, np.minimum(share, most)), 0)
+    most = len(sources) * rows_of // (MOST_HELD_OUT * answered.sum())  # (S,)
+    wanted = np.where((left >= 2) & (rows_of > 0), np.maximum(1, np.minimum(share, most)), 0)  # (S,)
     taken, held = np.zeros(count, dtype=np.int64), np.zeros(len(unique), dtype=bool)
 
     def take(prompt: int, must_fit: bool) -> None:
+        # all sources that have this prompt
         span = slice(first_pair[prompt], first_pair[prompt + 1])
         touched, rows = pair_source[span], pair_rows[span]
         fits = bool((taken[touched] + rows <= wanted[touched]).all())
@@ -191,10 +194,10 @@ def _split(corpus: Any, kind: str, seen: _Seen, dropped: Counter[str]) -> _Split
         raise nothing_to_score()
     heldout = _heldout(corpus, seen, prompts, sources, answered)  # (n,)
     # `choose_heldout` holds out whole prompts, so this concerns unanswered rows and splits that the corpus sets itself
-    leaked = ~heldout & np.isin(prompts, prompts[heldout])
+    leaked = ~heldout & np.isin(prompts, prompts[heldout])  # (n,)
     if leaked.any():
         dropped["train row whose prompt is held out"] += int(leaked.sum())
-    train = ~heldout & ~leaked
+    train = ~heldout & ~leaked  # (n,)
     if not train.any():
         raise refuse(
             "corpus",
@@ -252,6 +255,7 @@ def _spool(corpus: Any, world_seed: int, spool: Path) -> _Seen:
             if example.source not in numbers:
                 numbers[example.source] = len(numbers)
             prompt, row = prompt_hash(example.messages), row_hash(example.messages)
+            # 16 hex digits are the 64 bits that an array entry holds
             seen.prompts.append(int(prompt[:16], 16))
             seen.rows.append(int(row[:16], 16))
             seen.sources.append(numbers[example.source])
@@ -300,7 +304,8 @@ def _write(spool: Path, path: Path, kept: np.ndarray, schema: pa.Schema) -> None
 
 def _repeats(rows: np.ndarray) -> np.ndarray:
     """Mask (n,) of the rows that are exact repeats of an earlier one."""
-    repeated = np.ones(len(rows), dtype=bool)
+    # `np.unique` gives the first place of each value; all others are repeats
+    repeated = np.ones(len(rows), dtype=bool)  # (n,)
     repeated[np.unique(rows, return_index=True)[1]] = False
     return repeated
 

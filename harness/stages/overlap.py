@@ -45,11 +45,13 @@ def make_overlap(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path
     done, columns = 0, [np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)]
     for total, rows in _rows(inputs):
         found = items.overlaps(rows)
+        # rows are numbered within a batch; the stored number is that of the mixture
         found = found._replace(row=found.row + done)
         columns = [np.concatenate(pair) for pair in zip(columns, found, strict=True)]
         done += len(rows)
         progress.report(done, total, note="comparing rows with items")
     pq.write_table(pa.table(columns, schema=PAIR), out / "pairs.parquet")
+    # an item counts once, however many rows repeat it
     hit = table.take(pa.array(np.unique(columns[1])))["eval"]
     counts = {"rows": done, "overlapping_rows": len(np.unique(columns[0]))}
     for name in dict.fromkeys(table["eval"].to_pylist()):
@@ -61,7 +63,7 @@ def make_overlap(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path
 
 
 def read_items(folder: Path) -> ItemIndex:
-    """The items of an `overlap` stage, to be searched for in other rows."""
+    """The items of an `overlap` stage, to be searched for in other rows. Raises OSError where it has none."""
     return _searchable(pq.read_table(folder / "items.parquet"), json.loads((folder / "overlap.json").read_text()))
 
 
@@ -77,6 +79,7 @@ def _items(settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> tuple[pa.
             inputs["heldout"] / "heldout.parquet", columns=["source", "id", "prompt_hash", "messages"]
         )
         prompts = [
+            # the item is what the user says; its answer is no part of it
             " ".join(word for turn in row if turn["role"] == "user" for word in words(turn["content"]))
             for row in table["messages"].to_pylist()
         ]
@@ -92,6 +95,8 @@ def _items(settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> tuple[pa.
             revisions[name] = revision
         own: dict[str, list[list[str]]] = {}
         for source in dict.fromkeys(source for source, _, _ in found):
+            # the template that all prompts of a source share would make every one a repeat of the others; reversed,
+            # because `pop` takes from the end
             own[source] = own_words([text for other, _, text in found if other == source])[::-1]
         rows = [
             {"eval": name, "source": source, "id": number, "words": " ".join(own[source].pop())}
@@ -127,6 +132,7 @@ def _synthetic_rows(folder: Path, tokenizer_folder: Path) -> Iterator[tuple[int,
     def read(ids: list[int]) -> str:
         return str(tokenizer.decode(ids, skip_special_tokens=True))
 
+    # as of a benchmark: the chat template's words are in all prompts
     prompts = own_words([read(row["input_ids"][: row["starts"][0]]) for row in rows])
     texts = [
         [" ".join(prompt), *(read(row["input_ids"][s:e]) for s, e in zip(row["starts"], row["ends"], strict=True))]

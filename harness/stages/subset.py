@@ -65,6 +65,7 @@ def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
         settings["data_seed"],
     )
     is_validation = np.zeros(len(index.codes), dtype=bool)  # (n,)
+    # by row number, because rows are read back in batches of the mixture
     is_validation[chosen[validation]] = True
 
     tokenizer = loading.load_tokenizer(inputs["tokenizer"])
@@ -86,6 +87,7 @@ def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
         _save(tally, out / name)
         dropped["no assistant token within max_length"] += tally.without_response
     train, held = tallies["train"], tallies["validation"]
+    # a block may be empty: a small source has no row between two fractions
     if not train.rows and "block" not in settings:
         raise refuse(
             "data_frac",
@@ -111,6 +113,7 @@ def choose_rows(codes: np.ndarray, names: list[str], data_frac: float, data_seed
         rows.append(order)
         places.append(np.arange(len(order)))
     row, place = np.concatenate(rows), np.concatenate(places)  # both (k,)
+    # in the mixture's order, in which the file is read once
     ascending = np.argsort(row)
     return row[ascending], place[ascending]
 
@@ -128,10 +131,12 @@ def choose_validation(
     starts = [_generator("validation", data_seed, name).uniform(0, 1 - share) for name in names]
     phases = np.array(starts)[codes]  # (k,)
     # a row is set apart where `share` of the order up to it passes the next whole number
-    carved = np.floor((order + 1) * share + phases) > np.floor(order * share + phases)
+    carved = np.floor((order + 1) * share + phases) > np.floor(order * share + phases)  # (k,)
+    # a prompt on both sides would let the validation loss fall by memory
     carved &= ~np.isin(prompts, prompts[~carved])
     if share > 0 and not carved.any() and len(codes) >= ROWS_FOR_VALIDATION:
         _, prompt_of, times = np.unique(prompts, return_inverse=True, return_counts=True)
+        # the row latest in its order, so that the cell keeps its first rows; repeated prompts stay in train
         alone = np.flatnonzero((times[prompt_of] == 1) & (order > 0))
         carved[alone[np.argsort(-order[alone], kind="stable")][:1]] = True
     return carved
@@ -150,6 +155,7 @@ class _Index:
     @classmethod
     def read(cls, path: Path) -> "_Index":
         table = pq.read_table(path, columns=["source", "prompt_hash"], read_dictionary=["source"])
+        # row groups have dictionaries of their own, in which one code may be two sources
         sources = table["source"].unify_dictionaries().combine_chunks()
         prompts = _first_64_bits(table["prompt_hash"])
         return cls(sources.indices.to_numpy(), sources.dictionary.to_pylist(), prompts)
@@ -160,20 +166,22 @@ def _training_rows(
 ) -> tuple[np.ndarray, np.ndarray, Counter[str]]:
     """Numbers of the cell's rows (k,), their places in their sources' orders (k,), and the dropped rows by reason."""
     fraction, seed = settings["data_frac"], settings["data_seed"]
+    # chosen before rows are dropped, so that fractions nest whatever is dropped
     chosen, order = choose_rows(index.codes, index.names, fraction, seed)
+    # rows of the smaller fraction are in earlier blocks, and keep their answers there
     if start := settings.get("block", [0])[0]:
         before, _ = choose_rows(index.codes, index.names, start, seed)
-        new = ~np.isin(chosen, before)
+        new = ~np.isin(chosen, before)  # (k,)
         chosen, order = chosen[new], order[new]
     dropped: Counter[str] = Counter()
     if "exclude" in inputs:
         others = pq.read_table(inputs["exclude"] / "heldout.parquet", columns=["prompt_hash"])
-        excluded = np.isin(index.prompts[chosen], _first_64_bits(others["prompt_hash"]))
+        excluded = np.isin(index.prompts[chosen], _first_64_bits(others["prompt_hash"]))  # (k,)
         dropped["prompt is held out in another mixture"] = int(excluded.sum())
         chosen, order = chosen[~excluded], order[~excluded]
     if "overlap" in inputs:
         pairs = pq.read_table(inputs["overlap"] / "pairs.parquet", columns=["row"])
-        repeating = np.isin(chosen, pairs["row"])
+        repeating = np.isin(chosen, pairs["row"])  # (k,)
         dropped["it repeats an item that is scored"] = int(repeating.sum())
         chosen, order = chosen[~repeating], order[~repeating]
     return chosen, order, dropped
@@ -266,12 +274,16 @@ def _save(tally: _Tally, folder: Path) -> None:
 
 
 def read_batches(path: Path, chosen: np.ndarray) -> Iterator[tuple[np.ndarray, list[str], list[list[dict[str, str]]]]]:
-    """Row numbers, ids and messages of the chosen rows (ascending), about `ROWS_AT_ONCE` at a time."""
+    """Row numbers, ids and messages of the chosen rows (ascending), about `ROWS_AT_ONCE` at a time.
+
+    Raises OSError where the file cannot be read.
+    """
     at = done = 0
     rows: list[np.ndarray] = []
     waiting: list[pa.RecordBatch] = []
     total = pq.ParquetFile(path).metadata.num_rows
     for batch in pq.ParquetFile(path).iter_batches(4 * ROWS_AT_ONCE, columns=["id", "messages"]):
+        # `chosen` ascends, so the rows of a batch are one slice of it
         mine = chosen[np.searchsorted(chosen, at) : np.searchsorted(chosen, at + batch.num_rows)]
         waiting.append(batch.take(pa.array(mine - at)))
         rows.append(mine)

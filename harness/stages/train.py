@@ -52,7 +52,8 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     subset as a teacher with a tokenizer of its own renders it), `labels`, `synthetic`.
     `metrics["validation_nll"]` is in nats per token of the cell's own validation rows, the same for every
     objective. Raises DivergedError at a loss that is not a number, ValueError where an input or the data's answers are
-    missing, SettingsError where teacher and student do not fit, Preempted where the process has to stop.
+    missing, SettingsError where teacher and student do not fit or a FLOP budget does not pay for one step, Preempted
+    where the process has to stop.
     """
     phase = TrainingPhase.of(settings["stage"])
     budget, seed = Budget(**settings["budget"]), settings["seed"]
@@ -68,6 +69,7 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     if budget.kind == "flops":
         order = _flop_matched_visits(phase, rows, budget, settings, inputs, _sizes(model, teacher))
     else:
+        # the method has no part in it, so all arms visit the same rows
         order = visiting_order(rows, budget, seed, phase.span)
     dataset, batches = _sequences(phase, subset, order, inputs, budget, seed)
     counts: dict[str, int] = {}
@@ -80,6 +82,7 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     if phase.sequences == "teacher":
         warnings += cut_answers(dataset, batches, end_of_turn_id(tokenizer))
     data = TrainingData(dataset, batches, settings["loss_on"], _validation(inputs["subset"]))
+    # a seed for each phase, so that a sequel does not repeat the draws of its warm-up
     fit_seed = draw_seed(seed, "train", settings["index"])
     training = TrainingSettings(budget, phase, machine, fit_seed, settings.get("max_new_tokens", 0))
     report = fit(model, tokenizer, data, training, out=out, teacher=teacher)
@@ -88,6 +91,7 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
         return {}  # the facts are reported by rank 0, which alone has the model
     metrics |= _results(report, trained, data.validation)
     if budget.kind == "flops":
+        # what the teacher prepared is paid from the same budget as the training
         spent = report.flops + _label_flops(inputs)
         warnings += filter(None, [off_budget(budget, phase.span[1] - phase.span[0], spent)])
     return {
@@ -112,6 +116,7 @@ def _exported(
         trained = full_tensors(model.state_dict())  # gathered by all ranks, given to rank 0
         if process_rank() > 0:
             return None
+        # a plain model takes the gathered weights, so that it can be saved and scored like any other
         model = _student(settings, inputs, device_of(machine))
         model.load_state_dict(trained)
     if settings.get("lora") is not None:
@@ -153,6 +158,7 @@ def _teacher(
     if signal.kind != "live":
         return CachedTeacher(_of_role(inputs, "cache", phase), signal, tokenizer)
     folder = _needed(inputs, "teacher", phase)
+    # only a teacher with other tokens needs the rows in its own rendering
     rows = Rows(load_from_disk(_needed(inputs, "teacher_rows", phase) / "train")) if phase.divergence in CROSS else None
     model, own = load_model(folder, device=device, dtype=precision), load_tokenizer(folder)
     if rows is not None:
@@ -180,6 +186,7 @@ def _flop_matched_visits(
     from the whole budget's.
     """
     visit = visit_flops(phase, sizes, rows.mean_tokens)
+    # labels are paid first; the steps are what the rest of the budget buys
     steps = steps_for(budget, phase.span[1] - phase.span[0], _label_flops(inputs), visit)
     seed = settings["seed"] if phase.span[0] == 0 else draw_seed(settings["seed"], "flops", settings["index"])
     return visits(len(rows), steps, budget.batch_size, seed)
@@ -197,6 +204,7 @@ def _coverage(teacher: CrossTeacher, dataset: Dataset, batches: np.ndarray) -> C
     Raises SettingsError where that is less than `LEAST_ALIGNED` of the scored tokens.
     """
     rows = Rows(dataset)
+    # each row once, however often it is visited
     found = teacher.coverage(rows[int(place)] for place in np.unique(batches))
     if found.rows and found.share < LEAST_ALIGNED:
         raise refuse(
@@ -235,6 +243,7 @@ def _sequences(
         return synthetic, visits(len(synthetic), len(order), budget.batch_size, seed)
     if phase.sequences == "mixed":
         synthetic = load_from_disk(_needed(inputs, "synthetic", phase) / "synthetic")
+        # synthetic rows first, as the positions of `mixed_visits` count
         both = concatenate_datasets([synthetic, subset.select_columns(synthetic.column_names).cast(synthetic.features)])
         batches = mixed_visits(len(synthetic), len(subset), phase.human_share, len(order), budget.batch_size, seed)
         return both, batches

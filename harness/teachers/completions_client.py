@@ -125,6 +125,7 @@ class CompletionsClient:
 
         def answer(item: tuple[Sequence[int], int], stopped: threading.Event) -> tuple[list[int], bool]:
             prompt, seed = item
+            # a server refuses a request that could run past its context
             limit = min(max_new_tokens, (context or 2**31) - len(prompt))
             if limit <= 0:
                 return [], False
@@ -172,11 +173,13 @@ class CompletionsClient:
         """`function` of every item, `in_flight` at a time, in order; the first failure stops the rest."""
         stopped = threading.Event()
         with ThreadPoolExecutor(self.in_flight) as pool:
+            # futures are collected in the items' order, and awaited in the order in which they end
             futures = [pool.submit(function, item, stopped) for item in items]
             try:
                 for future in as_completed(futures):
                     future.result()
             finally:
+                # ends the waits between attempts, so that the failure is raised without waiting for the other retries
                 stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
         return [future.result() for future in futures]
@@ -201,6 +204,7 @@ class CompletionsClient:
         first = next((place for place, token in enumerate(ids[:limit]) if token in stops), None)
         if first is not None:
             return ids[: first + 1], was_text
+        # the server ended at the stop token and left it out; it is put back, within the limit
         if choice.get("finish_reason") == "stop" and ended_by in stops:
             return [*ids[: limit - 1], int(ended_by)], was_text
         return ids[:limit], was_text
@@ -213,9 +217,10 @@ class CompletionsClient:
         """
         if not isinstance(entries, list) or len(entries) != len(row) or entries[0] is not None:
             raise self.endpoint.malformed("prompt_logprobs, one entry a token and null for the first", CURRENT)
-        ids = np.full((len(row) - 1, top_k), -1, dtype=np.int32)
-        logprobs = np.zeros(ids.shape, dtype=np.float32)
-        actual = np.zeros(len(row) - 1, dtype=np.float32)
+        # -1 marks a place that no entry filled
+        ids = np.full((len(row) - 1, top_k), -1, dtype=np.int32)  # (T - 1, K)
+        logprobs = np.zeros(ids.shape, dtype=np.float32)  # (T - 1, K)
+        actual = np.zeros(len(row) - 1, dtype=np.float32)  # (T - 1,)
         for place, (token, entry) in enumerate(zip(row[1:], entries[1:], strict=True)):
             own = entry.get(str(token)) if isinstance(entry, dict) else None
             if own is None:
@@ -231,7 +236,9 @@ class CompletionsClient:
             there = f"the server at {self.endpoint.url} gave {fewest} of {top_k} log-probabilities at a position"
             raise refuse("top_k", top_k, there, f"start it with --max-logprobs {top_k}, or ask for fewer")
         with np.errstate(over="ignore"):
-            mass = np.exp((logprobs if top_k else actual[:, None]).astype(np.float64)).sum(1)
+            # processed log-probabilities (scaled, or of a cut distribution) would be stored as the model's own; their
+            # mass may exceed 1
+            mass = np.exp((logprobs if top_k else actual[:, None]).astype(np.float64)).sum(1)  # (T - 1,)
         if not (mass < 1.01).all():  # also where a value is no number
             raise self.endpoint.malformed("log-probabilities", "start it with --logprobs-mode raw_logprobs")
         return RowScores(ids, logprobs, actual)

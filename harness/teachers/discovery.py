@@ -32,7 +32,10 @@ def address_file(store: Store, key: str) -> Path:
 
 
 def read_address(file: Path) -> dict[str, Any] | None:
-    """The content of an address file; None where there is none, because no job serves."""
+    """The content of an address file; None where there is none, because no job serves.
+
+    Raises OSError where it cannot be read.
+    """
     try:
         return json.loads(file.read_text())
     except FileNotFoundError:
@@ -40,7 +43,10 @@ def read_address(file: Path) -> dict[str, Any] | None:
 
 
 def write_address(file: Path, **content: Any) -> None:
-    """Write an address file: which job serves which model, and at which `url` (None: not yet)."""
+    """Write an address file: which job serves which model, and at which `url` (None: not yet).
+
+    Raises OSError where it cannot be written.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, {"url": None, **content})
 
@@ -77,14 +83,19 @@ class DiscoveredEndpoint(HttpEndpoint):
     def request(
         self, path: str, body: dict[str, Any] | None = None, stopped: threading.Event | None = None
     ) -> dict[str, Any]:
-        """As `HttpEndpoint.request`, and a server that is restarted meanwhile is waited for."""
+        """As `HttpEndpoint.request`, and a server that is restarted meanwhile is waited for.
+
+        Raises as both that method and `endpoint_at`.
+        """
         stopped = stopped or threading.Event()
         while True:
             url = self.url
             try:
                 return super().request(path, body, stopped)
+            # a server that refuses the request is there, and its SettingsError passes on; this one may come back
             except ServerError:
                 with self._moving:  # one of many threads reads the file
+                    # another thread has moved to the new address already where it differs
                     if self.url == url:
                         self.url = _wait_for_address(self.file, self.api_key_env, stopped)
                 if self.url == url:  # it is there and fails all the same
@@ -95,6 +106,7 @@ def _wait_for_address(file: Path, api_key_env: str | None, stopped: threading.Ev
     """Where the server answers now; waits for one that starts, as long as that may take."""
     deadline = None
     while True:
+        # read anew each time: the job writes its address, or its failure, while this process waits
         content = read_address(file)
         if content is None:
             raise _no_server("the job that serves it has ended")

@@ -45,6 +45,7 @@ def base_url(path: str) -> str:
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         raise refuse(FIELD, "(not shown)", "a server's address has the form http://host:port") from None
+    # checked before the address is quoted in any message: it may hold a password
     if "@" in parts.netloc or parts.query:
         way_out = "give http://host:port and name the key's variable in teacher.api_key_env"
         raise refuse(FIELD, "(not shown)", "an address holds no user, password or query", way_out)
@@ -92,6 +93,7 @@ class HttpEndpoint:
         for attempt in range(self.attempts):
             if attempt and stopped.wait(min(max(wait, self.first_wait_s * 2 ** (attempt - 1)), LONGEST_WAIT_S)):
                 break
+            # the key is read for each request, so that no object holds it
             headers, wait = {"Authorization": f"Bearer {self._key()}"} if self.api_key_env else {}, 0.0
             try:
                 answer = self._client.request(
@@ -105,6 +107,7 @@ class HttpEndpoint:
             if answer.is_success:
                 return self._object(answer.content)
             problem = f"{answer.status_code} {self._quoted(answer.content)}".strip()
+            # the other 4xx stay errors however often they are sent
             if answer.status_code != 429 and answer.status_code < 500:
                 raise self._refused(answer.status_code, path, problem)
             after = answer.headers.get("Retry-After", "")
@@ -148,6 +151,7 @@ class HttpEndpoint:
 
     def _quoted(self, content: bytes) -> str:
         """The server's own error message, on one line and shortened."""
+        # an error page may be large; what is quoted is short
         text = content[: 1 << 16].decode(errors="replace")
         try:
             values = json.loads(text)

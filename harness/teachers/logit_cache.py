@@ -41,6 +41,7 @@ FORMAT = 1
 
 def batch_hashes(batch: Mapping[str, torch.Tensor]) -> list[tuple[int, int]]:
     """For each row of `collate`'s batch a 64-bit hash of its tokens and one of which of them are scored."""
+    # little-endian, so that hashes are the same on every machine
     ids = batch["input_ids"].cpu().numpy().astype("<i4")
     scored = batch["labels"].cpu().numpy() != IGNORED
     lengths = batch["attention_mask"].sum(1).tolist()
@@ -92,7 +93,8 @@ def shard_batch(rows: Sequence[StoredRow]) -> pa.RecordBatch:
     }
     for name in ("ids", "high", "values", "per_position"):
         parts = [getattr(row, name) for row in rows]
-        offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
+        # 64-bit offsets, because 512 long rows may have more values than 32 bits count
+        offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])])  # (rows + 1,)
         columns[name] = pa.LargeListArray.from_arrays(offsets, pa.array(np.concatenate(parts)))
     return pa.record_batch(columns)
 
@@ -103,7 +105,7 @@ def write_cache(
     """Make a cache of shards that lie elsewhere on the disk; returns its `meta.json`, written last.
 
     `about`: teacher, signal and tokenizer (see `stages/logit_cache.py`); `made`: files of `shard_batch`es, in the
-    rows' order; `versions`: of the libraries.
+    rows' order; `versions`: of the libraries. Raises OSError where a shard cannot be linked, copied or read.
     """
     (folder / "shards").mkdir()
     paths = [folder / "shards" / f"{number:05d}.arrow" for number in range(len(made))]
@@ -164,6 +166,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
     meta = json.loads((folder / "meta.json").read_text())
     for shard in meta["shards"]:
         path = folder / "shards" / shard["name"]
+        # sizes alone: hashing all shards would read the whole cache at each start
         if not path.is_file() or path.stat().st_size != shard["size"]:
             raise refuse("cache", str(folder), f"{shard['name']} is missing or not whole", "make the cache again")
     return meta
@@ -200,12 +203,13 @@ def _planes(vocabulary: int) -> int:
 
 
 def _packed(ids: np.ndarray, planes: int) -> np.ndarray:
-    bits = (ids[None, :] >> (16 + np.arange(planes))[:, None]) & 1
+    bits = (ids[None, :] >> (16 + np.arange(planes))[:, None]) & 1  # (planes, tokens)
     return np.packbits(bits.astype(np.uint8), axis=1).ravel()
 
 
 def _unpacked(packed: np.ndarray, planes: int, count: int) -> np.ndarray:
-    bits = np.unpackbits(packed.reshape(planes, -1), axis=1, count=count)
+    # `packbits` fills the last byte of each plane with zeros; `count` cuts them off
+    bits = np.unpackbits(packed.reshape(planes, -1), axis=1, count=count)  # (planes, tokens)
     return sum((bits[plane].astype(np.int64) << (16 + plane) for plane in range(planes)), np.zeros(count, np.int64))
 
 

@@ -35,7 +35,10 @@ class ServerProcess:
         self._child, self.log = child, log
 
     def ended(self) -> str | None:
-        """How the server ended, with the last line of its output; None while it runs."""
+        """How the server ended, with the last line of its output; None while it runs.
+
+        Raises OSError where the log cannot be read.
+        """
         code = self._child.poll()
         if code is None:
             return None
@@ -51,6 +54,7 @@ class ServerProcess:
         """
         deadline = time.monotonic() + seconds
         while not answers(url, api_key_env):
+            # `pause` raises where the server has ended, so this limit is for one that starts and never answers
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the server did not answer at {url} within {seconds / 60:g} minutes")
             pause(STEP_SECONDS)
@@ -87,6 +91,8 @@ def serving(command: str, folder: Path) -> Iterator[CompletionsClient]:
 
     Raises SettingsError where the server cannot be started, ends, or does not answer within half an hour.
     """
+    # taken and released before the server starts; another process could take it in between, and the server then ends
+    # with an error
     port = free_port()
     log = Path(tempfile.gettempdir()) / f"harness-server-{os.getpid()}-{port}.log"
     words = [word.replace("{model}", str(folder)).replace("{port}", str(port)) for word in shlex.split(command)]

@@ -77,6 +77,7 @@ class LiveTeacher:
         device: torch.device | str = "cpu",
     ) -> None:
         """Raise SettingsError where teacher and student share no tokenizer or template: ids would not agree."""
+        # compared by content: equal vocabularies alone would allow different ids or merges
         hashes = tokenizer_hash(tokenizer), tokenizer_hash(student_tokenizer)
         if hashes[0] != hashes[1]:
             raise SettingsError(
@@ -84,6 +85,7 @@ class LiveTeacher:
                 f"{_name(student_tokenizer)} (tokenizer {hashes[1][:12]}) token by token: their tokenizers "
                 "differ; choose a teacher and a student with the same tokenizer, or method=cross_kd."
             )
+        # the template too: with equal ids it may still put other marks around a turn
         if render(tokenizer, PROBE, 1000) != render(student_tokenizer, PROBE, 1000):
             raise SettingsError(
                 f"teacher {_name(tokenizer)} cannot teach student {_name(student_tokenizer)} token by token: their "
@@ -139,6 +141,8 @@ class CachedTeacher:
         assert folders, "a cached teacher without a cache"
         metas = [read_meta(folder) for folder in folders]
         first, name = metas[0], str(folders[0])
+        # blocks of one teacher are read as one cache; a row served from a cache of another teacher would not be
+        # noticed later
         for folder, meta in zip(folders, metas, strict=True):
             other = differences({key: first[key] for key in SAME_IN_ALL}, {key: meta[key] for key in SAME_IN_ALL})
             if other:
@@ -160,10 +164,11 @@ class CachedTeacher:
             for folder, meta in zip(folders, metas, strict=True)
             for shard in meta["shards"]
         ]
-        numbers = np.concatenate([shard.rows for shard in self._shards])
+        numbers = np.concatenate([shard.rows for shard in self._shards])  # (rows,)
+        # sorted, so that a row is found by binary search, whatever the order of the caches
         self._order = np.argsort(numbers, kind="stable")
         self._numbers = numbers[self._order]
-        self._firsts = np.cumsum([0, *(len(shard.rows) for shard in self._shards)])
+        self._firsts = np.cumsum([0, *(len(shard.rows) for shard in self._shards)])  # (shards + 1,)
         twice = self._numbers[1:][self._numbers[1:] == self._numbers[:-1]]
         if len(twice):
             raise _refusal(f"row {twice[0]} is twice in {', '.join(map(str, folders))}")
@@ -180,6 +185,7 @@ class CachedTeacher:
         places = []
         for number, (tokens, scored) in zip(batch["rows"].tolist(), batch_hashes(batch), strict=True):
             shard, at = self._place(number)
+            # the number alone proves nothing: the same row has other tokens at another `max_length` or template
             if shard.tokens_hashes[at] != tokens:
                 raise _refusal(f"row {number} was stored with other tokens")
             if shard.scored_hashes[at] != scored:
@@ -193,6 +199,7 @@ class CachedTeacher:
             what = f"row {number} is not in it" if number >= 0 else "text written while training is in no cache"
             raise _refusal(f"{len(self)} rows are stored and {what}")
         index = int(self._order[found])
+        # `side="right"` passes over empty shards, whose first row is that of the next one
         shard = int(np.searchsorted(self._firsts, index, side="right")) - 1
         return self._shards[shard], index - int(self._firsts[shard])
 
@@ -206,7 +213,8 @@ def hashes_of(tokenizer: "PreTrainedTokenizerBase") -> dict[str, str]:
 def teacher_fingerprint(folder: Path) -> str:
     """sha256 over the weights and the config of a model folder, pointers followed.
 
-    Of a hub id, its revision; of a server, its declared model and how it answered the probe.
+    Of a hub id, its revision; of a server, its declared model and how it answered the probe. Raises OSError where the
+    folder or its files cannot be read.
     """
     if (Path(folder) / SERVER).is_file():
         page = json.loads((Path(folder) / SERVER).read_text())

@@ -97,6 +97,7 @@ class ServedTeacher:
     def __init__(self, server: CompletionsClient, tokenizer: "PreTrainedTokenizerBase") -> None:
         self.server, self.tokenizer = server, tokenizer
         self.spent: Counter[str] = Counter()
+        # without special tokens: the text is a part of a conversation
         server.encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
 
     @property
@@ -111,6 +112,7 @@ class ServedTeacher:
             f"{self.server.served_model} is served over HTTP and its size is unknown: its FLOPs are not counted, so "
             "compare costs with it by tokens"
         ]
+        # text does not say how it was tokenised: the same text may have other ids
         if self.spent["reencoded"]:
             found.append(
                 f"{self.spent['reencoded']} answers came as text and were encoded by the declared tokenizer; their "
@@ -126,7 +128,11 @@ class ServedTeacher:
         seeds: Sequence[int],
         stop_ids: Collection[int],
     ) -> list[list[int]]:
-        """New token ids for each prompt; see `CompletionsClient.complete`."""
+        """New token ids for each prompt; see `CompletionsClient.complete`.
+
+        Raises SettingsError where the server fails.
+        """
+        # the client counts over its whole life, a teacher's answers are counted here call by call
         before = self.server.reencoded
         found = self.server.complete(prompts, max_new_tokens, temperature, seeds, stop_ids)
         self.spent.update(
@@ -135,16 +141,20 @@ class ServedTeacher:
         return found
 
     def score(self, rows: Sequence[Sequence[int]], top_k: int) -> list[RowScores]:
-        """Log-probabilities of the top-k tokens at every position; see `CompletionsClient.score`."""
+        """Log-probabilities of the top-k tokens at every position. Raises as `CompletionsClient.score`."""
         return self.server.score(rows, top_k)
 
     def probe(self) -> Probe:
-        """The server's greedy answer to the fixed prompt, rendered by the declared tokenizer."""
+        """The server's greedy answer to the fixed prompt, rendered by the declared tokenizer.
+
+        Raises SettingsError where the server fails.
+        """
         return self.server.probe(prompt_ids(self.tokenizer, PROBE_PROMPT), {end_of_turn_id(self.tokenizer)})
 
     def check_unchanged(self, stored: Probe) -> None:
         """Raise SettingsError unless the server answers the probe as it did when the stage `base` was made."""
         now = self.probe()
+        # not by hash: log-probabilities of one model differ in the last digits between machines
         if not now.agrees(stored):
             raise refuse(
                 "teacher.served_model",
@@ -164,6 +174,7 @@ def open_teacher(
     file that states it (`discovery.py`), in place of the stored one. Raises SettingsError where the server is down or
     serves another model.
     """
+    # of a server too: the stage `base` stored the tokenizer that was declared for it
     tokenizer = load_tokenizer(folder)
     if not (folder / SERVER).is_file():
         return LocalTeacher(load_model(folder, device=device, dtype=precision), tokenizer)
@@ -171,12 +182,16 @@ def open_teacher(
     endpoint = endpoint_at(url or written["url"], written["api_key_env"])
     teacher = ServedTeacher(CompletionsClient(endpoint, written["served_model"]), tokenizer)
     probe = written["probe"]
+    # at every opening: an address may serve another model today, and the stored signal would be of two teachers
     teacher.check_unchanged(Probe(written["served_model"], tuple(probe["ids"]), tuple(probe["logprobs"])))
     return teacher
 
 
 def server_description(path: str, teacher: ServedTeacher) -> dict[str, Any]:
-    """The content of `server.json`: the address, the name of the API key's variable (never the key), and the probe."""
+    """The content of `server.json`: the address, the name of the API key's variable (never the key), and the probe.
+
+    Raises SettingsError where the server fails.
+    """
     probe, server = teacher.probe(), teacher.server
     return {
         "url": path,

@@ -80,12 +80,16 @@ class CorpusSettings:
     def identity(self, world_seed: int) -> dict[str, Any]:
         """Everything that changes rows, as plain JSON; files by their sha256, never by their folder.
 
-        It includes `answers` only where that setting lets a corpus read rows without an answer.
+        It includes `answers` only where that setting lets a corpus read rows without an answer. Kinds that read files
+        raise SettingsError where there are none, and OSError where one cannot be read.
         """
         raise NotImplementedError
 
     def examples(self, world_seed: int) -> Iterator[Example]:
-        """Yield the rows one by one, always in the same order."""
+        """Yield the rows one by one, always in the same order.
+
+        Kinds that read files raise SettingsError for a bad row.
+        """
         raise NotImplementedError
 
     def truth(self, prompt: str, world_seed: int) -> str | None:
@@ -129,6 +133,10 @@ def corpus_name(corpus: object) -> str:
 
 
 def corpus_from(settings: Mapping[str, Any]) -> Any:
-    """The corpus instance of plain settings, `{"kind": name, ...its fields}`."""
+    """The corpus instance of plain settings, `{"kind": name, ...its fields}`.
+
+    Raises SettingsError for an unknown kind, and for values that the corpus refuses.
+    """
+    # a copy, because `pop` would take the kind out of the caller's settings
     fields = dict(settings)
     return load_corpus(fields.pop("kind"))(**fields)

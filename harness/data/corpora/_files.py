@@ -44,6 +44,7 @@ def data_files(setting: str, path: str | Path) -> list[Path]:
         return [place]
     if not place.is_dir():
         raise refuse(setting, str(path), "no such file or folder", "give a data file or a folder of them")
+    # a folder of splits has no rows of its own, and a guess could train on the test split
     if (place / "dataset_dict.json").is_file():
         splits = json.loads((place / "dataset_dict.json").read_text())["splits"]
         raise refuse(
@@ -53,8 +54,10 @@ def data_files(setting: str, path: str | Path) -> list[Path]:
             f"choose one, e.g. {setting}={place / splits[0]}",
         )
     if (place / "state.json").is_file():
+        # in the order in which `datasets` wrote them, which the names need not sort into
         listed = json.loads((place / "state.json").read_text())["_data_files"]
         return [place / entry["filename"] for entry in listed]
+    # sorted: the system lists a folder in any order, and rows are numbered by it
     found = sorted(file for file in place.iterdir() if file.suffix in SUFFIXES[:2])
     if not found:
         raise refuse(setting, str(path), "the folder holds no .jsonl or .parquet file and no saved data set")
@@ -66,14 +69,18 @@ def data_files(setting: str, path: str | Path) -> list[Path]:
 def read_rows(files: list[Path], columns: list[str] | None = None) -> Iterator[RawRow]:
     """Yield every row of the files in order; an unreadable row is yielded with its problem.
 
-    `columns`: read at most these columns of Parquet and Arrow files (JSONL rows come whole).
+    `columns`: read at most these columns of Parquet and Arrow files (JSONL rows come whole). Raises OSError where a
+    JSONL file cannot be read, SettingsError for a Parquet or Arrow file.
     """
     for file in files:
         yield from _read_jsonl(file) if file.suffix == ".jsonl" else _read_arrow(file, columns)
 
 
 def count_rows(files: list[Path]) -> int:
-    """Number of rows: exact for Parquet and Arrow, from file size and the first lines for JSONL."""
+    """Number of rows: exact for Parquet and Arrow, from file size and the first lines for JSONL.
+
+    Raises OSError or ValueError for a JSONL or Parquet file that cannot be read, SettingsError for an Arrow file.
+    """
     total = 0
     for file in files:
         if file.suffix == ".parquet":
@@ -84,6 +91,7 @@ def count_rows(files: list[Path]) -> int:
             total += sum(batch.num_rows for batch in _arrow_batches(file, None))
         else:
             with open(file, "rb") as opened:
+                # only the first MiB is read: the number is for an estimate
                 head = opened.read(1 << 20)
             lines = head.count(b"\n") + (not head.endswith(b"\n") and bool(head))
             total += round(lines * file.stat().st_size / len(head)) if head else 0
@@ -91,7 +99,10 @@ def count_rows(files: list[Path]) -> int:
 
 
 def identity_of(corpus: Any, files: list[Path]) -> dict[str, Any]:
-    """A corpus of files as plain JSON: its fields that change rows, and its files by their sha256."""
+    """A corpus of files as plain JSON: its fields that change rows, and its files by their sha256.
+
+    Raises OSError where a file cannot be read.
+    """
     kept = {name: value for name, value in asdict(corpus).items() if name not in CHANGE_NO_ROW}
     if corpus.answers == "given":
         del kept["answers"]  # identities made before this setting existed stay the same
@@ -104,6 +115,8 @@ def _read_jsonl(file: Path) -> Iterator[RawRow]:
         for number, line in enumerate(lines, start=1):
             where = f"{file.name} line {number}"
             try:
+                # read as bytes and decoded line by line, so that one bad line does not end the file; a byte order
+                # mark may open it
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                 if text:
                     values = json.loads(text)
@@ -122,6 +135,7 @@ def _read_arrow(file: Path, columns: list[str] | None) -> Iterator[RawRow]:
         try:
             rows: list[Any] = batch.to_pylist()
         except UnicodeDecodeError:
+            # row by row, so that only the rows with bad text are lost
             rows = [_row_or_none(batch, index) for index in range(batch.num_rows)]
         for values in rows:
             number += 1
@@ -142,6 +156,7 @@ def _arrow_batches(file: Path, columns: list[str] | None) -> Iterator[Any]:
         with pa.memory_map(str(file)) as mapped:
             for batch in pa.ipc.open_stream(mapped):
                 names = batch.schema.names
+                # an Arrow file may hold one batch of all rows; slices share its memory map
                 rows = batch.select([name for name in names if name in (columns or names)])
                 for start in range(0, batch.num_rows, ROWS_AT_ONCE):
                     yield rows.slice(start, ROWS_AT_ONCE)

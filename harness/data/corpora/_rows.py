@@ -30,12 +30,14 @@ def prompt_hash(messages: Sequence[Mapping[str, str]]) -> str:
     dialogue tree, and one prompt under two system turns, stay together.
     """
     first = next(message["content"] for message in messages if message["role"] == "user")
+    # NFKC leaves ASCII as it is, and most prompts are ASCII
     folded = first if first.isascii() else unicodedata.normalize("NFKC", first)
     return hashlib.sha256(" ".join(folded.casefold().split()).encode()).hexdigest()[:HASH_DIGITS]
 
 
 def row_hash(messages: Sequence[Mapping[str, str]]) -> str:
     """Hash (32 hex digits) of every turn's role and exact text; equal only for exact repeats."""
+    # JSON escapes what could make two different lists of turns one text
     turns = json.dumps([[message["role"], message["content"]] for message in messages])
     return hashlib.sha256(turns.encode()).hexdigest()[:HASH_DIGITS]
 
@@ -75,6 +77,7 @@ def bad_turns(messages: Any, answered: bool = True) -> str:
             return "not UTF-8"
     roles = [turn["role"] for turn in messages]
     turns = roles[1:] if roles[0] == "system" else roles
+    # prompts alone are named first, because these problems have a way out of their own (`UNANSWERED`)
     if answered and "assistant" not in turns:
         return UNANSWERED[0]
     if answered and turns[-1] != "assistant":

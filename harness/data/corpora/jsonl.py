@@ -57,7 +57,10 @@ class Corpus(CorpusSettings):
     """Licence of the rows, for receipts (e.g. CC-BY-4.0); null: none is stated. It changes no row."""
 
     def identity(self, world_seed: int) -> dict[str, Any]:
-        """Every field that changes rows, and the sha256 of each file in reading order."""
+        """Every field that changes rows, and the sha256 of each file in reading order.
+
+        Raises SettingsError where the path has no data, OSError where a file cannot be read.
+        """
         return identity_of(self, self._files())
 
     def examples(self, world_seed: int) -> Iterator[Example]:
@@ -75,6 +78,7 @@ class Corpus(CorpusSettings):
                 messages = self._messages(row.values)
                 source = row.values.get(self.source_column)
                 source = self.name if source is None else str(source)
+                # before the filter: the refusal of an absent source lists those that are there
                 found.add(source)
                 if self.sources is not None and source not in self.sources:
                     continue
@@ -106,8 +110,10 @@ class Corpus(CorpusSettings):
     def size(self, family: str = "words") -> Size | None:
         """Rows from the files' metadata, tokens from the first rows' characters, four to a token.
 
-        Where none of these rows has an answer, an answer is assumed to have `max_new_tokens`.
+        Where none of these rows has an answer, an answer is assumed to have `max_new_tokens`. Raises SettingsError
+        where the path has no data.
         """
+        # how many rows the chosen sources have is known only after all are read
         if self.sources is not None:
             return None
         files = self._files()
@@ -122,6 +128,7 @@ class Corpus(CorpusSettings):
         prompt, response = (length[answers] / len(good) / CHARACTERS_PER_TOKEN for answers in (False, True))
         if not any(map(is_answered, good)):
             response = float(self.max_new_tokens)
+        # what is held out is not trained on
         rows = max(1, count_rows(files) - self.heldout_rows)
         return Size(rows, response, prompt + response, self.heldout_rows)
 
@@ -145,6 +152,7 @@ class Corpus(CorpusSettings):
                 "name them, e.g. corpus.prompt_column=question corpus.completion_column=answer"
                 + ("" if alone else ", or set corpus.answers=none for prompts alone"),
             )
+        # `all` ends at the first answered row, so only a file of prompts alone is read to its end
         if alone and all(
             bad_turns(self._messages(row.values)) for row in read_rows(files, self._columns()) if row.values
         ):
@@ -174,6 +182,7 @@ class Corpus(CorpusSettings):
         return [name for name in named if name]
 
     def _messages(self, values: Mapping[str, Any]) -> Any:
+        # by value, not by column: files of mixed forms may have both columns, one of them null
         if values.get(self.messages_column) is not None:
             return values[self.messages_column]
         prompt, completion = values.get(self.prompt_column), values.get(self.completion_column)

@@ -97,6 +97,7 @@ class Corpus(CorpusSettings):
     def identity(self, world_seed: int) -> dict[str, Any]:
         """Settings that change rows, in a normal form that `Corpus` accepts, with world seed and version."""
         noise = self.annotators
+        # the other of the two changes no row of this domain, so it must not change the address
         rows = {"human_rows": self.human_rows} if self.domain == "clinic" else {"rows": self.rows}
         return {
             "kind": "mini",
@@ -119,9 +120,11 @@ class Corpus(CorpusSettings):
         facts = draw_facts(world_seed)
         train_sources = DOMAINS[self.domain]
         for row in range(self._train_rows()):
+            # rows are numbered before sources are left out, so a filtered corpus keeps its sources' rows
             source = train_sources[row % len(train_sources)]
             if self._keeps(source):
                 yield self._train_row(source, row // len(train_sources), world_seed, facts)
+        # the canary has held-out rows alone
         for source in (*train_sources, CANARY):
             if self._keeps(source):
                 yield from self._heldout_rows(source, world_seed, facts)
@@ -141,7 +144,10 @@ class Corpus(CorpusSettings):
 
     @staticmethod
     def pretraining_facts(world_seed: int, knows: str) -> frozenset[str]:
-        """The questions that a miniature's pre-training answered (`asks`); see `miniature.lines.pretraining_facts`."""
+        """The questions that a miniature's pre-training answered (`asks`); see `miniature.lines.pretraining_facts`.
+
+        Raises SettingsError for another `knows` than `half` and `all`.
+        """
         return pretraining_facts(world_seed, knows)
 
     def provenance(self) -> dict[str, Any]:
@@ -171,6 +177,7 @@ class Corpus(CorpusSettings):
 
     def check_family(self, family: str) -> None:
         """Raise SettingsError where conversations would be cut in the tokens of this family."""
+        # only here is the family known; `__post_init__` raises the length for `words`
         if self.dialogues and self.max_length < DIALOGUE_LENGTH[family]:
             need = DIALOGUE_LENGTH[family]
             reason = f"conversations take up to {need} tokens of the family {family}, and would be cut"
@@ -186,18 +193,22 @@ class Corpus(CorpusSettings):
         return HUMAN.get(source, BARE) if self.domain == "clinic" else BARE
 
     def _train_row(self, source: str, number: int, world_seed: int, facts: Facts) -> Example:
+        # a generator for each row: none depends on how many rows were drawn before it
         draw = generator("mini", "row", world_seed, self.domain, source, number)
         is_dialogue = draw.random() < self.dialogues
+        # a wording of its own for each conversation, so that only the context tells which one to use
         convention = draw_convention(source, draw) if is_dialogue else self._convention(source)
         messages: list[dict[str, str]] = []
         for _ in range(DIALOGUE_TURNS if is_dialogue else 1):
             prompt = SOURCES[source].draw(draw)
             messages += self._exchange(prompt, convention, facts, draw)
+        # of the last exchange, in the wording of its conversation
         truth = convention.word(prompt.answer(facts))
         return Example(f"{self.domain}/{source}/{number:05}", messages, source, "train", truth)
 
     def _heldout_rows(self, source: str, world_seed: int, facts: Facts) -> Iterator[Example]:
         convention = self._convention(source)
+        # prompts from one generator and each answer from its own, so that a change of the answers moves no prompt
         prompts = SOURCES[source].heldout(generator("mini", "heldout", world_seed, source))
         for number, prompt in enumerate(islice(prompts, self.heldout_per_source)):
             draw = generator("mini", "heldout answer", world_seed, source, number)

@@ -106,9 +106,13 @@ class Corpus(CorpusSettings):
             )
 
     def identity(self, world_seed: int) -> dict[str, Any]:
-        """The sources kept, and the shards' sha256 (local) or the revision asked for (hub)."""
+        """The sources kept, and the shards' sha256 (local) or the revision asked for (hub).
+
+        Raises SettingsError where a local folder has no data, OSError where a shard cannot be read.
+        """
         kept = self._kept()
         identity = identity_of(self, self._local_files() if self.path else [])
+        # the sources kept say all that `domains` says; of files and revision one identifies the rows
         del identity["domains"], identity["revision" if self.path else "files"]
         identity.pop("answers", None)  # every row of this mixture is answered, so it changes none
         return {**identity, "sources": None if len(kept) == len(SOURCES) else sorted(kept)}
@@ -130,6 +134,7 @@ class Corpus(CorpusSettings):
         for number, row in enumerate(read_rows(files, COLUMNS), start=1):
             values = row.values or {}
             source = str(values.get("source"))
+            # an unreadable row has no source and is judged below, whatever is kept
             if values and not everything and source not in kept:
                 continue
             self.read[source] += 1
@@ -161,6 +166,7 @@ class Corpus(CorpusSettings):
         mean = sum(source.response_tokens for source in kept) / rows
         if self.path:
             whole = sum(source.rows for source in SOURCES.values())
+            # a local copy may be a sample: its rows are taken to have the sources in the published shares
             rows = round(count_rows(self._local_files()) * rows / whole)
         return Size(max(1, rows - self.heldout_rows), mean, mean * ROW_PER_RESPONSE, self.heldout_rows)
 
@@ -169,6 +175,7 @@ class Corpus(CorpusSettings):
         if not self.path:
             from huggingface_hub import constants
 
+            # without network the shards must be in the cache already; with it, they are fetched when the stage runs
             if constants.HF_HUB_OFFLINE:
                 self._hub_files()
             return

@@ -52,6 +52,7 @@ def draw_convention(source: str, draw: Random) -> Convention:
     """A random convention for one conversation; never the human annotators' convention of this source."""
     while True:
         convention = Convention(draw.choice(BEFORE), draw.choice(AFTER))
+        # the human wording must be in human rows alone, or a teacher would learn it from conversations
         if convention != HUMAN.get(source):
             return convention
 
@@ -62,9 +63,11 @@ def annotate(prompt: Prompt, facts: Facts, noise: Noise, draw: Random) -> str:
     The draws do not depend on the noise, so a row that is wrong under little noise is wrong under more.
     """
     chance, again = draw.random(), draw.random()
+    # all draws are taken first, used or not, so that the noise does not change what later draws give
     other = SOURCES[prompt.source].draw(draw)
     if chance < noise.random:
         return other.answer(facts)
+    # the second share is of the rows that the first one left
     if again < noise.systematic:
         return mistake(prompt, facts) or prompt.answer(facts)
     return prompt.answer(facts)
@@ -73,6 +76,7 @@ def annotate(prompt: Prompt, facts: Facts, noise: Noise, draw: Random) -> str:
 def mistake(prompt: Prompt, facts: Facts) -> str | None:
     """The systematic mistake on this prompt; None where there is none."""
     made = MISTAKES[prompt.source](facts, prompt.slots) if prompt.source in MISTAKES else None
+    # 37 + 2 has no carry to forget, and 3 March no other reading: there the rule gives the truth
     return None if made == prompt.answer(facts) else made
 
 

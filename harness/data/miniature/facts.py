@@ -58,6 +58,7 @@ class Facts:
 @lru_cache(maxsize=1)
 def names() -> Names:
     """All names; pronounceable, distinct, and different in length by kind."""
+    # no world seed here: worlds differ in the facts about the same names
     draw = generator("mini", "names")
     taken: set[str] = set()
 
@@ -65,6 +66,7 @@ def names() -> Names:
         kept: list[str] = []
         while len(kept) < count:
             name = "".join(draw.choice(CONSONANTS if letter == "c" else "aeiou") for letter in pattern)
+            # taken in all kinds together, so that a name tells what it names
             if name not in taken:
                 taken.add(name)
                 kept.append(name.capitalize())
@@ -85,9 +87,11 @@ def draw_facts(world_seed: int) -> Facts:
     """The facts of one world seed; the same in any process."""
     draw = generator("mini", "facts", world_seed)
     all_names = names()
+    # without replacement: each country has a capital of its own
     towns = draw.sample(all_names.towns, len(all_names.countries))
     capital = dict(zip(all_names.countries, towns, strict=True))
     coin = {country: draw.choice(all_names.coins) for country in all_names.countries}
+    # one generator in the order of the fields: a new draw before one of them would change every world
     return Facts(
         capital=capital,
         coin=coin,

@@ -34,6 +34,7 @@ def pretraining_lines(world_seed: int, knows: str, count: int, seed: int) -> Ite
     """
     check_choice("knows", knows, KNOWS)
     facts = draw_facts(world_seed)
+    # a student's base knows nothing of the clinic, whose facts it can get from rows or a teacher alone
     sources = DOMAINS["general" if knows == "half" else "all"]
     known = _known(world_seed, knows)
     draw = generator("mini", "lines", world_seed, knows, seed)
@@ -41,6 +42,7 @@ def pretraining_lines(world_seed: int, knows: str, count: int, seed: int) -> Ite
     for _ in range(count):
         source = draw.choice(sources)
         head, tail = draw.choice(every_layout)
+        # `draw` gives no held-out prompt; a skill has no list of entities, so None
         prompt = SOURCES[source].draw(draw, known.get(source))
         yield f"{head}{prompt.text}{tail}", f"{prompt.answer(facts)}\n"
 
@@ -59,6 +61,7 @@ def pretraining_facts(world_seed: int, knows: str) -> frozenset[str]:
 def _known(world_seed: int, knows: str) -> dict[str, list[Slots]]:
     """The entities that lines may ask about, by fact source."""
     facts = draw_facts(world_seed)
+    # every entity, clinic included; the canary is in no training text
     if knows == "all":
         return {name: SOURCES[name].keys for name in DOMAINS["all"] if SOURCES[name].is_fact}
     return {

@@ -83,6 +83,7 @@ def llama_settings(size: str, family: str = "words") -> dict[str, Any]:
     Raises SettingsError for an unknown size.
     """
     check_choice("model.size", size, tuple(SIZES))
+    # the tokenizer's order, so that the model's special ids are those of its text
     ids = {token: number for number, token in enumerate(vocabulary(family))}
     marks = FAMILIES[family].marks
     return {

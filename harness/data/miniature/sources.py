@@ -58,6 +58,7 @@ class Prompt:
         source = SOURCES[self.source]
         if source.is_fact:
             return self.phrasing in source.reserved(self.slots)
+        # by hash of the operands, so that all phrasings of one question are on one side
         return int(digest("mini", "split", self.source, *self.slots)[:8], 16) % HELDOUT_ONE_IN == 0
 
     def answer(self, facts: Facts) -> str:
@@ -89,6 +90,7 @@ class PromptSource:
     def reserved(self, slots: Slots) -> list[int]:
         """Phrasings of one entity that are reserved for evaluation, in the order in which it uses them."""
 
+        # by hash, so that each phrasing is reserved for some entities and trained for others
         def order(phrasing: int) -> str:
             return digest("mini", "reserved", self.name, *slots, phrasing)
 
@@ -99,6 +101,7 @@ class PromptSource:
         while True:
             slots = self.operands(draw) if self.operands else draw.choice(self.keys if keys is None else keys)
             prompt = Prompt(self.name, slots, draw.randrange(len(self.phrasings)))
+            # drawn again until it is a training prompt: no corpus, base or teacher can meet a held-out one
             if not prompt.heldout:
                 return prompt
 
@@ -108,6 +111,7 @@ class PromptSource:
         Prompts of a skill do not end: the caller takes as many as it needs, at most `MOST_HELDOUT`.
         """
         if self.operands is None:
+            # every entity once before any comes again, so that few prompts cover most facts
             for rank in range(RESERVED_PHRASINGS):
                 for slots in draw.sample(self.keys, len(self.keys)):
                     yield Prompt(self.name, slots, self.reserved(slots)[rank])
@@ -125,6 +129,7 @@ def _letters(draw: Random, least: int, most: int) -> str:
 
 
 def _two_numbers(draw: Random) -> Slots:
+    # without replacement: of two equal numbers none is larger
     one, other = draw.sample(range(1, 100), 2)
     return one, other
 
@@ -136,6 +141,7 @@ def _pattern(draw: Random) -> Slots:
 
 def _conversion(draw: Random) -> Slots:
     large, small, factor = draw.choice(UNITS)
+    # the factor is no part of the words; it is kept so that the answer needs no table
     return large, small, factor, draw.randint(2, 99)
 
 
@@ -190,6 +196,8 @@ _ALL = (
     ),
     _skill(
         "nth",
+        # four different letters, the last of which is never asked for: so there is a letter after the right one, and
+        # it differs
         lambda draw: (draw.randint(1, 3), "".join(draw.sample(CONSONANTS, 4))),
         lambda s: str(s[1])[int(s[0]) - 1],
         "Give letter {} of {}.",
@@ -226,6 +234,7 @@ _ALL = (
     ),
     _skill(
         "date",
+        # up to day 28, which every month has
         lambda draw: (draw.randint(1, 28), draw.randint(1, 12), draw.randint(2000, 2049)),
         lambda s: f"{s[2]}-{s[1]:02}-{s[0]:02}",
         "Write {} {} {} in numbers.",
@@ -237,6 +246,7 @@ _ALL = (
         "unit",
         _conversion,
         lambda s: str(int(s[2]) * int(s[3])),
+        # numbered, because these phrasings name the units in another order
         "How many {1} are {2} {0}?",
         "Write {2} {0} in {1}.",
         "Give {2} {0} as {1}.",

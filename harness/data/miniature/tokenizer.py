@@ -87,6 +87,7 @@ def words() -> tuple[str, ...]:
     texts += [f" {unit}" for large, small, _ in UNITS for unit in (large, small)]
     texts += [*HEADS, *TAILS, *BEFORE, *AFTER]
     texts += [part for convention in HUMAN.values() for part in (convention.before, convention.after)]
+    # sorted, because a set of text has another order in every process
     return tuple(sorted({word for text in texts for word in re.findall(r" ?[A-Za-z]{2,}", text)}))
 
 
@@ -105,9 +106,11 @@ def build(family: str = "words") -> "Tokenizer":
     if tokens.reads_words:
         spaced = "|".join(word for word in words() if word.startswith(" "))
         plain = "|".join(word for word in words() if not word.startswith(" "))
+        # a word is one token only where no letter touches it, so operands and names stay letter by letter
         pattern = rf"(?:{spaced})(?![A-Za-z])|(?<![A-Za-z])(?:{plain})(?![A-Za-z])|{pattern}"
     tokenizer = Tokenizer(models.WordLevel({token: number for number, token in enumerate(vocabulary(family))}))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    # tokens have their own spaces, so text is their plain concatenation
     tokenizer.decoder = decoders.Fuse()
     # It changes nothing; transformers would add it on saving, and the hash must be known before that.
     tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])

@@ -92,6 +92,7 @@ class Benchmark:
 
     def identity(self) -> dict[str, Any]:
         """Everything that can change a score, and lm-eval's version."""
+        # a field is identity unless it is listed, so one that is added later counts
         values = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in NOT_IDENTITY}
         return plain({**values, "lm_eval": LM_EVAL})
 
@@ -145,6 +146,7 @@ def data_files(name: str, folder: str | Path) -> list[Path]:
     """
     root = Path(folder).expanduser()
     found = {path for glob in (f"{name}.jsonl", f"{name}_*.jsonl", f"{name}/*.jsonl") for path in root.glob(glob)}
+    # `mmlu_*.jsonl` also matches the files of `mmlu_pro`
     longer = [other for other in benchmark_names() if other.startswith(f"{name}_")]
     mine = sorted(path for path in found if not any(path.name.startswith(other) for other in longer))
     if not mine:
@@ -156,18 +158,25 @@ def data_files(name: str, folder: str | Path) -> list[Path]:
 def benchmark_identity(evals: Evals, name: str) -> dict[str, Any]:
     """What can change a benchmark's score under these settings: its identity, and its data by content or revision.
 
-    Raises SettingsError where `evals.data_dir` lacks its files.
+    Raises SettingsError for an unknown name and where `evals.data_dir` lacks its files, OSError where one cannot be
+    read.
     """
     card: dict[str, Any] = {"card": load_benchmark(name).identity()}
+    # a server generates the answers; likelihoods come from the model in memory with or without one
     if evals.server is not None and load_benchmark(name).max_new_tokens is not None:
         card["served"] = True
+    # a revision that is not set stays null: the newest is resolved when the stage runs, and is in its receipt
     if evals.data_dir is None:
         return card | {"revision": evals.revisions.get(name)}
+    # by name and content, so that a folder may move
     return card | {"files": {path.name: file_sha256(path) for path in data_files(name, evals.data_dir)}}
 
 
 def benchmark_files(evals: Evals, name: str) -> dict[str, Any]:
-    """Where a benchmark's data is, and the server that generates the answers; no part of the identity."""
+    """Where a benchmark's data is, and the server that generates the answers; no part of the identity.
+
+    Raises SettingsError where `evals.data_dir` lacks its files.
+    """
     where: dict[str, Any] = {} if evals.server is None else {"server": evals.server}
     if evals.data_dir is not None:
         where["files"] = [str(path.resolve()) for path in data_files(name, evals.data_dir)]

@@ -17,6 +17,7 @@ def shuffled(rows: Any) -> Any:
 def _shuffle(row: dict[str, Any]) -> dict[str, Any]:
     choices = [" ".join(str(row[name]).replace("[title]", ". ").split()) for name in CHOICES]
     right = choices[0]
+    # seeded by the question: the right answer is listed first in the data
     random.Random(hashlib.sha256(str(row["Question"]).encode()).digest()).shuffle(choices)
     named = {f"choice{number}": choice for number, choice in enumerate(choices, 1)}
     return {**named, "choices": choices, "answer": f"({'ABCD'[choices.index(right)]})"}

@@ -12,7 +12,8 @@ DRAWS, TRIES = 20, 10
 
 
 def passes(row: Mapping[str, Any], answers: list[str]) -> float:
-    """pass@10, estimated from 20 draws."""
+    """pass@10, estimated from 20 draws. Raises SettingsError where a program cannot be confined."""
+    # in a fence: lm-eval's prompt opens a block of code, in which the answer begins
     outcomes = run_many([humaneval_program(row, answer, in_fence=True) for answer in answers], SECONDS, MEMORY_MB)
     return pass_at_k(len(outcomes), sum(outcome.passed for outcome in outcomes), TRIES)
 

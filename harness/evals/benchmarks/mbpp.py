@@ -17,7 +17,8 @@ def of_the_test_split(rows: Any) -> Any:
 
 
 def passes(row: Mapping[str, Any], answers: list[str]) -> float:
-    """1 where the program passes all tests."""
+    """1 where the program passes all tests. Raises SettingsError where it cannot be confined."""
+    # in a fence: lm-eval's prompt opens a block of code, in which the answer begins
     return float(run(mbpp_program(row, answers[0], in_fence=True), SECONDS, MEMORY_MB).passed)
 
 

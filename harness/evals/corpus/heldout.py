@@ -74,6 +74,7 @@ def score(
             nats, rendered = truth_of[index]
             item = replace(item, nll_truth=nats, nll_truth_tokens=rendered.response_tokens)
         items.append(item)
+    # what was computed: a truth that equals its label is counted once
     read = sum(len(rendered.input_ids) for rendered in [*labels, *(truths[place] for place in fresh)])
     counts = {
         "truncated": sum(item.truncated for item in items),

@@ -45,6 +45,7 @@ def score(
         text = str(tokenizer.decode(answer[:-1] if finished else answer, skip_special_tokens=True))
         right = verify(text, row.truth)
         empty += not text.strip()
+        # an empty answer is counted as empty alone
         unparsed += right is None and bool(text.strip())
         items.append(
             Item(
@@ -75,6 +76,7 @@ def summary(items: Sequence[Item]) -> list[Score]:
 
 def verify(answer: str, truth: str) -> bool | None:
     """Whether an answer is right; None where the truth is a final number and the answer states none."""
+    # the truth decides how both are read; a text truth is compared as text
     number = final_number(truth)
     if number is None:
         return normalise(answer) == normalise(truth)
@@ -91,6 +93,7 @@ def _answers(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: list[list[int]], options: Options
 ) -> list[list[int]]:
     """Greedy answers in the prompts' order; reports progress after every few batches of similar length."""
+    # by length over all prompts, so that a part, and each batch in it, pads little
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers: list[list[int]] = [[] for _ in prompts]
     stride = ROWS_BETWEEN_REPORTS * options.batch_size

@@ -23,12 +23,14 @@ def humaneval_program(row: Mapping[str, Any], answer: str, in_fence: bool = Fals
     other continues the prompt. `in_fence`: the prompt ended inside a block of code that the answer may close.
     """
     code = code_of(answer, [row["entry_point"]], in_fence)
+    # a continuation follows at once, since the prompt may end within a line; a new definition begins a line
     between = "\n" if _defines(code, row["entry_point"]) else ""
     return f"{row['prompt']}{between}{code}\n{row['test']}\ncheck({row['entry_point']})\n"
 
 
 def mbpp_program(row: Mapping[str, Any], answer: str, in_fence: bool = False) -> str:
     """The answer's code, then the row's `test_setup_code`, which may use that code, and `test_list`."""
+    # what the tests call is what the answer has to define; of several blocks, the one that does is taken
     called = sorted({name for test in row["test_list"] for name in re.findall(r"\b([A-Za-z_]\w*)\s*\(", test)})
     return "\n".join([code_of(answer, called, in_fence), row.get("test_setup_code") or "", *row["test_list"], ""])
 
@@ -53,10 +55,12 @@ def blocks(answer: str, in_fence: bool = False) -> list[str]:
     fence = "`" * 3 if in_fence else ""
     for line in answer.split("\n"):
         mark = FENCE.match(line.rstrip())
+        # in the prompt's own block a fence with a language opens a new block; in any other block it is text
         ignored = in_fence and len(found) == 1 and mark and mark[2]
         if mark and (ignored or not fence):
             fence = mark[1]
             found.append([])
+        # as in Markdown: a fence is closed by one at least as long, without a language
         elif mark and fence and mark[1].startswith(fence) and not mark[2]:
             fence = ""
         elif fence:
@@ -73,6 +77,7 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
         raise refuse("k", k, f"pass@k needs from 1 to as many as the {samples} samples of each problem")
     if not 0 <= right <= samples:
         raise refuse("right", right, f"it counts some of the {samples} samples")
+    # 2107.03374, eq. 1; `comb` is 0 where fewer than k samples are wrong, which gives 1
     return 1 - comb(samples - right, k) / comb(samples, k)
 
 

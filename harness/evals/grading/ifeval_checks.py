@@ -38,6 +38,7 @@ def prepare() -> bool:
     import langdetect
     import nltk
 
+    # set once for the process: langdetect reads it for each text
     langdetect.DetectorFactory.seed = 0
     try:
         nltk.data.find("tokenizers/punkt_tab/english")
@@ -49,6 +50,7 @@ def prepare() -> bool:
             english = Path(folder) / "tokenizers" / "punkt_tab" / "english"
             english.mkdir(parents=True)
             for name in PUNKT_FILES:
+                # empty files are a model without abbreviations and collocations
                 (english / name).touch()
             nltk.data.path.insert(0, folder)
         try:
@@ -72,6 +74,7 @@ def follow(row: Mapping[str, Any], answer: str) -> Followed:
     prepare()
     from lm_eval.tasks.ifeval.utils import process_results
 
+    # lm-eval draws from the global generator; its state is put back for all other users
     state = random.getstate()
     random.seed(row["key"])
     try:

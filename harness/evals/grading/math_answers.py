@@ -45,6 +45,7 @@ def grade_math(answer: str, truth: str) -> Grades:
     """
     assert threading.current_thread() is threading.main_thread(), "math-verify needs the main thread"
     boxed = last_boxed(truth)
+    # in a box, so that math-verify reads the whole expression and not its last formula
     right = _box(truth if boxed is None else boxed)
     given = boxed_answer(answer)
     strict, strict_late = (None, False) if given is None else _equal(_box(given), right)
@@ -66,6 +67,7 @@ def last_boxed(text: str) -> str | None:
     for start in reversed([found.end() for found in re.finditer(r"\\(?:boxed|fbox)\s*\{", text)]):
         depth, escaped = 1, False
         for at in range(start, len(text)):
+            # an escaped brace opens and closes nothing
             if escaped or text[at] == "\\":
                 escaped = not escaped
                 continue
@@ -80,6 +82,7 @@ def _equal(given: str, right: str) -> tuple[bool | None, bool]:
     from math_verify import parse, verify
     from math_verify.errors import TimeoutException
 
+    # equal texts need no parser, which may not read them
     if given == right:
         return True, False
     late = False

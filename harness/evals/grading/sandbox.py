@@ -85,7 +85,10 @@ def run(program: str, seconds: int, memory_mb: int) -> ProgramResult:
     (tokens, token_end), (answers, answer_end) = os.pipe(), os.pipe()
     descriptors = [tokens, token_end, answers, answer_end]
     try:
+        # before the program starts: the child takes it from the pipe only after the last line, and no variable holds
+        # it
         os.write(token_end, token)
+        # a program that is killed writes nothing, and a read must not wait for it
         os.set_blocking(answers, False)
         child = _start(program, (os.getpid(), seconds, memory_mb, tokens, answer_end))
         try:
@@ -105,6 +108,7 @@ def run(program: str, seconds: int, memory_mb: int) -> ProgramResult:
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
+    # the clock first: a program killed by this process looks like one that died by a signal
     if not in_time or ended == -signal.SIGXCPU:
         return ProgramResult(False, f"time limit of {seconds} s")
     if answer == token:
@@ -116,6 +120,7 @@ def run(program: str, seconds: int, memory_mb: int) -> ProgramResult:
 
 def run_many(programs: Sequence[str], seconds: int, memory_mb: int, workers: int | None = None) -> list[ProgramResult]:
     """The result of each program, in order; `workers` run at once (default: one per core). Raises as `run` does."""
+    # threads suffice: each waits for a process of its own
     with ThreadPoolExecutor(workers or available_cores()) as pool:
         return list(pool.map(lambda program: run(program, seconds, memory_mb), programs))
 
@@ -123,6 +128,7 @@ def run_many(programs: Sequence[str], seconds: int, memory_mb: int, workers: int
 def _start(program: str, arguments: tuple[int, ...]) -> subprocess.Popen[bytes]:
     """The guarded interpreter, in a session of its own, with the program on its stdin."""
     *_, token, answer = arguments
+    # a file in memory: a pipe would block on a program longer than its buffer, and a file on disk would need a name
     source = os.memfd_create("program")
     try:
         with os.fdopen(os.dup(source), "wb") as file:
@@ -134,6 +140,8 @@ def _start(program: str, arguments: tuple[int, ...]) -> subprocess.Popen[bytes]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
+            # nothing else of this process's environment, which may hold keys; the interpreter may need its libraries'
+            # path
             env=ENVIRONMENT | {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
             pass_fds=(token, answer),
             start_new_session=True,

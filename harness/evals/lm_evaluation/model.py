@@ -99,19 +99,22 @@ class LmEvalModel(TemplateLM):
         )
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Answers, each cut before the first of its stop texts."""
+        """Answers, each cut before the first of its stop texts. Raises ValueError for an unknown generation option."""
         draws: defaultdict[str, int] = defaultdict(int)
         texts = [""] * len(requests)
         waiting: dict[str, list[tuple[int, str, int, list[int]]]] = defaultdict(list)
         options: dict[str, dict[str, Any]] = {}
         for index, request in enumerate(requests):
             prompt, settings = request.args
+            # lm-eval sends a prompt once for each sample, so its n-th request is its n-th draw
             draw, draws[prompt] = draws[prompt], draws[prompt] + 1
             ids = self.tok_encode(prompt)
+            # one place is needed for the answer
             if len(ids) + 1 > self.context:
                 self.tally.too_long.add(prompt)
                 continue
             options[repr(settings)] = settings
+            # a batch has one set of options, so requests are grouped by theirs
             waiting[repr(settings)].append((index, prompt, draw, ids))
         total, done = sum(map(len, waiting.values())), 0
         for name, group in waiting.items():
@@ -129,9 +132,12 @@ class LmEvalModel(TemplateLM):
         self.tally.read_tokens += len(prompt)
         self.tally.generated_tokens += len(answer)
         self.tally.tokens[name] = len(answer)
+        # the end of turn is counted with the answer and is not part of its text
         ended = bool(answer) and answer[-1] == self.eot_token_id
         whole = str(self.tokenizer.decode(answer[:-1] if ended else answer, skip_special_tokens=True))
+        # cut at the first stop text that occurs: the shortest beginning
         text = min((whole.split(one)[0] for one in stop if one), key=len, default=whole)
+        # neither an end of turn nor a stop text, so the length limit ended it
         if not ended and text == whole:
             self.tally.cut.add(name)
         return text
@@ -148,6 +154,7 @@ class LmEvalModel(TemplateLM):
         longest = max((len(self.tok_encode(text, add_special_tokens=False)) for text in stop), default=0)
 
         def ended(answer: list[int]) -> bool:
+            # a few tokens more than the stop text has alone: within an answer it may be tokenised differently
             tail = str(self.tokenizer.decode(answer[-longest - 4 :]))
             return any(text in tail for text in stop)
 
@@ -176,6 +183,8 @@ class LmEvalModel(TemplateLM):
             if len(before) + len(after) > self.context:
                 self.tally.too_long.add(prompt)
             else:
+                # the last token of a continuation is only predicted, never read, so choices of one token share what
+                # is read
                 alike[(*before, *after[:-1])].append(index)
         done = 0
         with evaluating(self.model), torch.no_grad():
@@ -184,6 +193,7 @@ class LmEvalModel(TemplateLM):
                 for (_, indices), logits in zip(batch, self._logits(batch, requests), strict=True):
                     for index in indices:
                         after = torch.tensor(requests[index][2], device=logits.device)  # (n,)
+                        # the sequence was scored for its longest continuation; a shorter one has its last positions
                         own = logits[len(logits) - len(after) :]  # (n, V)
                         chosen = own.gather(-1, after[:, None]).double().sum().item()
                         found[index] = chosen, bool((own.argmax(-1) == after).all())

@@ -37,6 +37,7 @@ def run_benchmark(
     resolved: the hub revision and lm-eval's version. Raises SettingsError where lm-eval is not the version that the
     benchmarks are written for, data is missing, or code cannot be run in the sandbox.
     """
+    # all that can refuse comes before the first answer is generated
     check_lm_eval()
     if benchmark.runs_code:
         check_sandbox()
@@ -47,6 +48,7 @@ def run_benchmark(
         tasks, revision = open_tasks(name, benchmark, data)
         sizes = {task: len(one.eval_docs) for task, one in tasks.items()}
         docs = [(task, doc) for task, size in sizes.items() for doc in range(size)]
+        # sampled here and not by lm-eval, whose limit takes the first items of each subset
         chosen = [docs[index] for index in in_proportion([(task, str(doc)) for task, doc in docs], limit, seed)]
         samples = {task: [doc for other, doc in chosen if other == task] for task in tasks}
         lm_eval_model = LmEvalModel(model, tokenizer, benchmark.chat, write)
@@ -54,6 +56,7 @@ def run_benchmark(
             lm_eval_model,
             {"tasks": {task: one for task, one in tasks.items() if samples[task]}},
             samples=samples,
+            # the standard errors are computed from the items (`scores_by_source`)
             bootstrap_iters=0,
             system_instruction=benchmark.system,
             apply_chat_template=benchmark.chat,
@@ -89,6 +92,7 @@ def summary(name: str, benchmark: Benchmark, items: Sequence[Item]) -> list[Scor
 def _item(name: str, benchmark: Benchmark, source: str, sample: Mapping[str, Any], tally: RequestTally) -> Item:
     """One of lm-eval's samples as an item; one whose prompt does not fit into the context is wrong."""
     prompts = [str(arguments[0]) for arguments in sample["arguments"]]
+    # a multiple-choice item has a request for each choice, and one that did not fit makes the item wrong
     too_long = any(prompt in tally.too_long for prompt in prompts)
     written = benchmark.max_new_tokens is not None
     draws = [(prompts[0], draw) for draw in range(benchmark.samples)]
@@ -96,6 +100,7 @@ def _item(name: str, benchmark: Benchmark, source: str, sample: Mapping[str, Any
         prediction = str(sample["resps"][0][0])
         parsed = None if benchmark.grade else str(sample["filtered_resps"][0])
     else:
+        # of given choices the most probable one stands for the answer
         best = max(range(len(sample["resps"])), key=lambda choice: sample["resps"][choice][0][0])
         prediction, parsed = str(sample["arguments"][best][1]), None
     return Item(

@@ -34,7 +34,10 @@ class Data:
 
 
 def planned(name: str, settings: Mapping[str, Any], files: Sequence[str]) -> tuple[Benchmark, Data]:
-    """A benchmark and its data; raises SettingsError where they differ from what a stage's `settings` state."""
+    """A benchmark and its data.
+
+    Raises SettingsError where they differ from what a stage's `settings` state, OSError where a file is gone.
+    """
     benchmark, paths = load_benchmark(name), tuple(map(Path, files))
     if benchmark.identity() != settings["card"]:
         raise refuse("evals.names", name, "its file here changed after the grid was planned", "run the grid again")
@@ -48,6 +51,7 @@ def open_tasks(name: str, benchmark: Benchmark, data: Data) -> tuple[dict[str, A
 
     Raises SettingsError where the files have no row of the benchmark, or the hub does not answer.
     """
+    # resolved to a commit first, so that items and receipt name one state of the data
     revision = None if data.files else resolved(benchmark.data, data.revision)
     tasks = dict(_tasks(name, benchmark, data.files, revision))
     if not tasks:
@@ -63,7 +67,8 @@ def source_of(name: str, task: str, tasks: Mapping[str, Any]) -> str:
 def item_texts(name: str, benchmark: Benchmark, data: Data) -> tuple[list[tuple[str, str, str]], str | None]:
     """Source, id and text of every item, named as by `run_benchmark`, and the hub revision of data from the hub.
 
-    The text is the prompt without chat template, system prompt and shots.
+    The text is the prompt without chat template, system prompt and shots. Raises SettingsError as `check_lm_eval` and
+    `open_tasks` do.
     """
     check_lm_eval()
     if benchmark.prepare:
@@ -105,6 +110,7 @@ def resolved(data: str, revision: str | None) -> str:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Switch off lm-eval's progress bars and its logging below errors; `runtime.progress` reports progress."""
+    # put back afterwards: the level is that of the whole process
     logger = logging.getLogger("lm_eval")
     before, logger.level = logger.level, logging.ERROR
     try:
@@ -122,6 +128,7 @@ def _tasks(name: str, benchmark: Benchmark, files: Sequence[Path], revision: str
         config |= {"num_fewshot": benchmark.shots, "repeats": benchmark.samples, **benchmark.changes, **benchmark.reads}
         if benchmark.grade is not None:
             config |= _graded(benchmark.metric, benchmark.grade, benchmark.samples)
+        # such a function was not loaded, and its name would stand where a function or a template belongs
         own = [key for key, value in config.items() if _in_lm_eval(value)]
         assert not own, f"card {name} sets functions of its own, and must set {own[0]} too"
         config |= {"dataset_kwargs": dict(config.get("dataset_kwargs") or {})}
@@ -129,6 +136,7 @@ def _tasks(name: str, benchmark: Benchmark, files: Sequence[Path], revision: str
             sampled = {"temperature": benchmark.temperature, "top_p": benchmark.top_p} if benchmark.temperature else {}
             options = {"until": list(benchmark.stop), "max_gen_toks": benchmark.max_new_tokens}
             config["generation_kwargs"] = {**options, "do_sample": bool(benchmark.temperature), **sampled}
+        # lm-eval opens the split of the examples even where it shows none, and the files may lack it
         if not benchmark.shots:
             config = {key: value for key, value in config.items() if not key.startswith("fewshot")}
         if files:
@@ -136,6 +144,7 @@ def _tasks(name: str, benchmark: Benchmark, files: Sequence[Path], revision: str
             rows = _local(name, files, subset, config)
             if rows is None:
                 continue
+            # no split that the files lack is left in the task
             config |= {key: None for key in ("training_split", "validation_split") if config.get(key) not in rows}
             config |= {"custom_dataset": lambda rows=rows, **_: rows, "dataset_kwargs": {}, "metadata": None}
         else:
@@ -192,12 +201,14 @@ def _local(name: str, files: Sequence[Path], subset: str | None, config: Mapping
     begin = f"{subset}_" if subset else f"{name}_"
     by_split = {path.stem.removeprefix(begin): path for path in files if path.stem.startswith(begin)}
     whole = [path for path in files if path.stem == name]
+    # the file without a split in its name is the one that is scored
     if whole and not subset:
         by_split[scored] = whole[0]
     if scored not in by_split:
         return None
     read = {split: _rows(by_split[split]) for split in wanted & by_split.keys()}
     found = DatasetDict({split: Dataset.from_list(rows) for split, rows in read.items()})
+    # a task may keep none of the rows, e.g. of another subset in one file
     mine = (config.get("process_docs") or (lambda rows: rows))(found[scored])
     return found if len(mine) else None
 

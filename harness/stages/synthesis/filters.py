@@ -103,6 +103,7 @@ def copied(row: Candidate) -> str:
 
 def unverified(row: Candidate) -> str:
     """An answer that differs from the truth, or whose truth is not known."""
+    # without a truth the answer may be right, and still cannot be trusted
     if row.truth is None:
         return "truth unknown"
     return "" if verify(row.answer, row.truth) else "wrong answer"
@@ -114,6 +115,7 @@ def inconsistent(answer: str, samples: Sequence[str], least: float) -> str:
     The vote of self-consistency (arXiv 2203.11171): equal final numbers or equal texts agree; an empty
     sample (cut by the length limit) agrees with nothing.
     """
+    # an answer that is tied with another for the most votes is kept
     votes = Counter(_vote(sample) for sample in samples if sample)
     mine = votes[_vote(answer)]
     agreed = mine >= least * len(samples) and mine == max(votes.values(), default=0)
@@ -126,6 +128,7 @@ class Known:
     def __init__(self, prompts: Sequence[str], near_duplicate: float) -> None:
         self._hashes = {_hash(prompt) for prompt in prompts}
         self._near_duplicate = near_duplicate
+        # the pool is filled only where it is searched: every word of every text is indexed
         self._pool = TextPool(prompts) if near_duplicate else TextPool()
         self._ngrams = Ngrams(prompts, COPIED_NGRAM)
 
@@ -135,6 +138,7 @@ class Known:
 
     def like(self, prompt: str) -> bool:
         """Whether the prompt is copied from known ones, or within `near_duplicate` of one."""
+        # n-grams too: they find a prompt that is a piece of a longer known one, which ROUGE-L rates low
         if self._ngrams.share_of(prompt) > COPIED_SHARE:
             return True
         return bool(self._near_duplicate) and self._pool.nearest(prompt, self._near_duplicate).index >= 0
@@ -170,6 +174,7 @@ class Judge:
         limits = self.limits
         if reason := wrong_length(row, limits.least_prompt_tokens, limits.least_answer_tokens):
             return reason
+        # before the comparison with human rows: a row that is like both is counted as contamination
         for name, known in (("held-out", self.heldout), ("validation", self.validation)):
             if known.has(row.prompt):
                 return f"{name} prompt"
@@ -179,6 +184,7 @@ class Judge:
             return "repeats a scored item"
         if _hash(row.prompt) in self.human_prompts:
             return "copy of a human row"
+        # only with a limit: prompts of a corpus of templates are all alike
         if limits.near_duplicate and self.human_pool.nearest(row.prompt, limits.near_duplicate).index >= 0:
             return "like a human row"
         return copied(row) or (unverified(row) if limits.verified else "")
@@ -212,6 +218,7 @@ def measures(kept: Sequence[Pair], human: Sequence[Pair]) -> dict[str, float]:
     within 0.7 of another, `distinct_share` different prompts as a share of rows.
     """
     found: dict[str, float] = {"distinct_share": len({_hash(prompt) for prompt, _ in kept}) / max(len(kept), 1)}
+    # distinct-n falls as rows are added, so it is compared at equal numbers
     matched = min(len(kept), len(human))
     for name, pairs in (("", kept), ("human_", human)):
         for size in (1, 2, 3):

@@ -49,12 +49,14 @@ class SyntheticPrompter:
     ) -> None:
         """`settings`: `examples_in_context`, `seed`, `sampling_temperature`, `max_new_tokens`, `max_length`.
 
-        `pairs`: the human rows by source; examples are drawn from them and from nothing else.
+        `pairs`: the human rows by source; examples are drawn from them and from nothing else. Raises SettingsError
+        where the template ends no turn.
         """
         self.teacher, self.tokenizer, self.settings = teacher, teacher.tokenizer, settings
         self.sources = sorted(pairs)
         self.pairs = [pairs[source] for source in self.sources]
         self.end = end_of_turn_id(self.tokenizer)
+        # what the template writes between a prompt and its answer, found with a placeholder
         rendered = self._texts([[{"role": "user", "content": PLACE}]], generation_prompt=True)[0]
         self.after_prompt = rendered.partition(PLACE)[2]
         first = self._ids(self.after_prompt)[0]
@@ -62,10 +64,11 @@ class SyntheticPrompter:
         self.prompt_stops = {self.end} | ({first} if first in self.tokenizer.added_tokens_decoder else set())
 
     def generate(self, numbers: Sequence[int]) -> list[GeneratedRow]:
-        """A prompt and an answer for each number."""
+        """A prompt and an answer for each number. Raises SettingsError where a server fails."""
         shown = [self.examples(number) for number in numbers]
         place = {"role": "user", "content": PLACE}
         texts = self._texts([[*_conversation(examples), place] for _, examples in shown], generation_prompt=False)
+        # cut where the new prompt begins, so the teacher goes on with the user's turn
         begun = [self._ids(text.partition(PLACE)[0]) for text in texts]
         limit = max(
             self.settings["max_new_tokens"], self.settings["max_length"]
@@ -75,6 +78,7 @@ class SyntheticPrompter:
             GeneratedRow(number, self._prompt(one), "", source, examples)
             for number, one, (source, examples) in zip(numbers, ids, shown, strict=True)
         ]
+        # malformed prompts are not answered; their place in the list stays empty
         answers = iter(self.answer([row for row in rows if row.prompt], "answer"))
         return [
             GeneratedRow(row.number, row.prompt, next(answers) if row.prompt else "", row.source, row.examples)
@@ -82,7 +86,10 @@ class SyntheticPrompter:
         ]
 
     def answer(self, rows: Sequence[GeneratedRow], draw: str) -> list[str]:
-        """An answer to each row's prompt after its examples, empty where it was cut; `draw` names the draw."""
+        """An answer to each row's prompt after its examples, empty where it was cut; `draw` names the draw.
+
+        Raises SettingsError where a server fails.
+        """
         if not rows:
             return []
         conversations = [[*_conversation(row.examples), {"role": "user", "content": row.prompt}] for row in rows]
@@ -98,7 +105,8 @@ class SyntheticPrompter:
     def examples(self, number: int) -> tuple[str, tuple[Pair, ...]]:
         """The source and the human rows that precede row `number`; all of one source, so that the new row is too."""
         generator = np.random.default_rng(draw_seed(self.settings["seed"], "examples", number))
-        sizes = np.array([len(rows) for rows in self.pairs])
+        sizes = np.array([len(rows) for rows in self.pairs])  # (sources,)
+        # sources in proportion to their rows, as in the human data
         chosen = int(generator.choice(len(sizes), p=sizes / sizes.sum()))
         rows = self.pairs[chosen]
         size = min(self.settings["examples_in_context"], len(rows))
@@ -113,6 +121,8 @@ class SyntheticPrompter:
     def _prompt(self, ids: list[int]) -> str:
         """The user's turn as text; empty where the teacher did not end it as the template does."""
         if ids and ids[-1] in self.prompt_stops:
+            # the stop token may be the first of what follows a prompt; that text is put back, so that one rule finds
+            # the end
             starts_answer = self._ids(self.after_prompt)[0] == ids[-1]
             text = self._decoded(ids[:-1]) + (self.after_prompt if starts_answer else "")
         else:
@@ -133,6 +143,7 @@ class SyntheticPrompter:
         return str(self.tokenizer.decode(ids))
 
     def _text(self, ids: list[int]) -> str:
+        # a special token inside would end or open a turn when the row is rendered
         special = any(token in self.tokenizer.added_tokens_decoder for token in ids)
         return "" if special else self._decoded(ids).strip()
 

@@ -52,6 +52,7 @@ class Synthesis:
     def generate(self, numbers: range, wanted: int) -> None:
         """Generate and filter the rows of these numbers, until `wanted` rows are kept. Raises Preempted."""
         rows = self._generated(numbers)
+        # a malformed row has nothing to render; it is rejected under its own reason
         whole = [row for row in rows if row.prompt and row.answer]
         pairs = [turns((row.prompt, row.answer)) for row in whole]
         found = render_many(self.prompter.tokenizer, pairs, self.settings["max_length"])
@@ -67,6 +68,7 @@ class Synthesis:
         samples = self._samples(numbers, passed)
         for row, candidate, reason in zip(rows, candidates, reasons, strict=True):
             self.sources.append(row.source)
+            # after the pure filters and row by row: it depends on the rows kept so far
             reason = reason or self.judge.repeats(candidate)
             if not reason and self.settings["self_consistency"]:
                 reason = inconsistent(row.answer, samples[row.number], self.settings["self_consistency"])
@@ -74,6 +76,7 @@ class Synthesis:
                 self.judge.reject(reason)
                 continue
             self._keep(row, candidate, rendered[row.number])
+            # rows after this one count as not generated: neither asked for, kept nor rejected
             if len(self.judge.kept) == wanted:
                 break
 

@@ -58,8 +58,10 @@ def make_synthesize(
     Raises SettingsError where the tokenizers differ, the corpus cannot verify answers that are to be verified, or fewer
     than a tenth of the rows could be kept; Preempted when a stop is requested.
     """
+    # first, so that a corpus without truth is refused before a teacher is loaded
     truth = _truth(inputs["mixture"], settings["verified"])
     teacher = open_teacher(inputs["teacher"], device_of(machine), url=settings.get("where", {}).get("teacher_url"))
+    # the rows it keeps are trained by a student with the subset's ids
     _check_tokenizer(inputs["subset"], inputs["mixture"], teacher.tokenizer, "a teacher's rows")
     human = _human_pairs(inputs)
     partial_output = PartialOutput(settings, inputs, ROWS_AT_ONCE, teacher.spent)
@@ -128,6 +130,7 @@ def _likelihoods(
         else:
             try:
                 nll, _ = served_nll(teacher, rows)
+            # the rows are made by then, and a measure is not worth losing them
             except SettingsError as error:
                 return {}, read, [f"teacher_nll was not measured: {error}"]
         found[f"{name}teacher_nll"] = nll
@@ -186,6 +189,7 @@ def _human_pairs(inputs: Mapping[str, Path]) -> dict[str, list[Pair]]:
     table = pq.read_table(inputs["mixture"] / "train.parquet", columns=["messages", "source"])
     pairs: dict[str, list[Pair]] = {}
     for row in table.take(pa.array(list(numbers), pa.int64())).to_pylist():
+        # a system turn would be taken for the prompt
         spoken = [turn for turn in row["messages"] if turn["role"] != "system"]
         pairs.setdefault(row["source"], []).append((spoken[0]["content"], spoken[1]["content"]))
     return pairs
@@ -208,6 +212,7 @@ def _check_tokenizer(subset: Path, mixture: Path, tokenizer: Any, what: str) -> 
             f"{what} cannot be used: the rows were rendered with tokenizer {rendered_with[:12]} and the "
             f"teacher has {own[:12]}; choose a teacher and a student with the same tokenizer."
         )
+    # equal tokenizers may have different chat templates, so one row is rendered again and compared
     first = load_from_disk(subset / "train")[0]
     _, _, messages = next(read_batches(mixture / "train.parquet", np.array([first["row"]])))
     if render(tokenizer, messages[0], len(first["input_ids"])).input_ids != first["input_ids"]:
