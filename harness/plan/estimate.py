@@ -1,7 +1,7 @@
 """Estimate: what a plan would cost, from settings alone, before data is tokenised or a model is loaded.
 
 Tokens come from the budget and the corpus's stated size, FLOPs from 6 N per trained and 2 N per processed
-token (harness/results/cost.py), seconds from the speed of finished stages of the same kind in the store, else
+token (models/flops.py), seconds from the speed of finished stages of the same kind in the store, else
 from a cautious figure for one CPU thread. Estimates order the work and are printed by `grid plan`.
 """
 
