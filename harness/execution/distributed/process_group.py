@@ -19,6 +19,7 @@ heartbeat it names an address in place of the rank, and takes a process that hol
 dead one.
 """
 
+import gc
 import hashlib
 import json
 import os
@@ -109,6 +110,9 @@ def _leave_group() -> None:
     # from sys.modules: a stage that failed early may have imported neither, and this must not take seconds
     distributed: Any = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_initialized():
+        # A DistributedDataParallel wrapper that outlives the group ends it in its own destructor, which joins gloo's thread
+        # while it holds the interpreter's lock; that thread may wait for the lock to drop its last work, forever.
+        gc.collect()
         distributed.destroy_process_group()
     state: Any = sys.modules.get("accelerate.state")
     if state is not None:
