@@ -110,8 +110,8 @@ def _leave_group() -> None:
     # from sys.modules: a stage that failed early may have imported neither, and this must not take seconds
     distributed: Any = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_initialized():
-        # A DistributedDataParallel wrapper that outlives the group ends it in its own destructor, which joins gloo's thread
-        # while it holds the interpreter's lock; that thread may wait for the lock to drop its last work, forever.
+        # a DistributedDataParallel wrapper that outlives the group ends it in its own destructor, which joins gloo's
+        # thread with the interpreter's lock held, and that thread may need the lock to drop its last work: a deadlock
         gc.collect()
         distributed.destroy_process_group()
     state: Any = sys.modules.get("accelerate.state")

@@ -4,6 +4,7 @@ The processes are forked from a server that has imported the trainer once; impor
 longer than all they do.
 """
 
+import gc
 import json
 import os
 import shutil
@@ -109,6 +110,7 @@ def together(rank, port, root, answers, cases, shard):
         answers.put((rank, None))
     except BaseException:
         answers.put((rank, traceback.format_exc()))
+    gc.collect()  # as `process_group` does: what was wrapped goes before the group
     torch.distributed.destroy_process_group()
 
 
