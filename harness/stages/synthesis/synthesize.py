@@ -179,7 +179,7 @@ def _warnings(kept: int, wanted: int, asked: int, reasons: str) -> list[str]:
         return []
     return [
         f"{kept} of {wanted} synthetic rows were kept after {asked} were generated (rejected: {reasons}), so the arm "
-        "trains on fewer; take a teacher that writes prompts better, or milder filters"
+        "trains on fewer; choose a teacher that generates better prompts, or loosen the filters"
     ]
 
 
