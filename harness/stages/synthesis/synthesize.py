@@ -89,7 +89,7 @@ def make_synthesize(
     if kept < max(1, LEAST_KEPT * wanted):
         raise SettingsError(
             f"synthetic_rows={wanted} cannot be reached: of {asked} generated rows, {kept} were usable "
-            f"(rejected: {reasons}); choose a teacher that can generate prompts, fewer rows, or milder filters."
+            f"(rejected: {reasons}); choose a teacher that can generate prompts, or fewer rows, or loosen the filters."
         )
     save_rows(synthesis.columns, out / "synthetic")
     found = measures(judge.kept, pairs) | rejected_shares(rejected, asked)
