@@ -181,7 +181,7 @@ class Corpus(CorpusSettings):
         if self.dialogues and self.max_length < DIALOGUE_LENGTH[family]:
             need = DIALOGUE_LENGTH[family]
             reason = f"conversations take up to {need} tokens of the family {family}, and would be cut"
-            raise refuse("corpus.max_length", self.max_length, reason, f"set it to {need} where they are")
+            raise refuse("corpus.max_length", self.max_length, reason, f"set it to {need} or more")
 
     def _keeps(self, source: str) -> bool:
         return self.sources is None or source in self.sources
