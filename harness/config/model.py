@@ -97,7 +97,8 @@ class Model:
                 "leave it to its default",
             )
         if self.init == "pruned" and not self.layers:
-            raise refuse(f"{self.setting}.layers", self.layers, "init=pruned needs the number of layers to keep")
+            way_out = f"set {self.setting}.layers to the number of layers to keep"
+            raise refuse(f"{self.setting}.layers", self.layers, "it must be at least 2 with init=pruned", way_out)
 
 
 @dataclass

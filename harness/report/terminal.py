@@ -277,9 +277,9 @@ def _find(known: Mapping[str, Any], name: str) -> str:
     digest = name.rsplit("-", 1)[-1]
     found = sorted(key for key in known if key == name or key.rsplit("-", 1)[-1].startswith(digest))
     if not found:
-        raise refuse("address", name, "no stage matches", "`grid status` lists the stages of a grid")
+        raise refuse("address", name, "no stage matches", "`grid status <grid> --cells` lists fingerprints")
     if len(found) > 1:
-        raise refuse("address", name, f"{len(found)} stages match", "give more of the fingerprint")
+        raise refuse("address", name, f"{len(found)} stages match", "give more letters of the fingerprint")
     return found[0]
 
 
