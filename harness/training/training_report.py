@@ -98,8 +98,8 @@ def find_warnings(
     if needs_warmup and first > COLD_NLL:
         found.append(
             f"cold start: the student's NLL on its rows was {first:.2f} nats per token at step {step}; "
-            "JSD, reverse KL and student-generated sequences need a warm-up there; where the method has this setting, "
-            "set method.warmup, e.g. to 0.2"
+            "JSD, reverse KL and student-generated sequences need a warm-up there; set method.warmup, e.g. 0.2, "
+            "where the method has this setting"
         )
     tenth = round(steps / 10)
     early = [nll for step, nll in gold_nll if step <= tenth]
