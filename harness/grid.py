@@ -1,6 +1,7 @@
 """The verbs on grids: `python -m harness.grid plan|status|watch|retry|cancel|explain|logs|cost|results|gc`.
 
-They read the store, and ask Slurm where the store is silent; only `retry`, `cancel` and `gc --yes` change anything.
+They read the store, and query Slurm for what the store does not record. `retry` submits or makes failed cells, `cancel`
+ends jobs, `results` writes a grid's tables, figures and receipts again, `gc --yes` deletes; other verbs change nothing.
 
     python -m harness.grid plan data_frac=0.01,1.0 method=sft,kd   what would run, and its cost
     python -m harness.grid status [grid] [--cells]                 cells by state, what runs, and every failure's reason
@@ -13,7 +14,7 @@ They read the store, and ask Slurm where the store is silent; only `retry`, `can
     python -m harness.grid results <grid>                          table, figure and verdict again
     python -m harness.grid results <grid> --by exposure            gains by what student and teacher had seen
     python -m harness.grid gc [--yes]                              artifacts no grid needs
-    python -m harness.grid cards [name]                            a public benchmark: what it asks, and how
+    python -m harness.grid cards [name]                            public benchmarks: data, prompt, metric
 """
 
 import argparse
@@ -62,7 +63,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
     parser = argparse.ArgumentParser(
         prog="python -m harness.grid", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--store", help="the store folder (default: outputs)")
+    parser.add_argument("--store", help="the store folder (default: outputs; for `plan`, the setting `store`)")
     verbs = parser.add_subparsers(dest="verb", required=True)
 
     def verb(name: str, call: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
@@ -77,7 +78,9 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
     status.add_argument("--cells", action="store_true", help="every cell in a line")
     watched = verb("watch", watch, "status again and again, until nothing runs or waits")
     watched.add_argument("grid")
-    watched.add_argument("--every", type=float, default=10.0, help="seconds between two looks (default: 10)")
+    watched.add_argument(
+        "--every", type=float, default=10.0, help="seconds between two updates of the screen (default: 10)"
+    )
     retry = verb("retry", retry_failed, "failed cells again, each class of failure by its own rule")
     retry.add_argument("grid")
     retry.add_argument("--class", dest="failure_class", help="only these, e.g. oom, timeout, node_failure, application")
@@ -179,7 +182,7 @@ def cancel(given: argparse.Namespace) -> None:
     # a command line is limited in length, and a grid may have thousands of jobs
     for first in range(0, len(jobs), CANCELLED_AT_ONCE):
         run_command("scancel", *jobs[first : first + CANCELLED_AT_ONCE])
-    print(f"{len(jobs)} jobs of {given.grid} cancelled; the same command, or retry, goes on")
+    print(f"{len(jobs)} jobs of {given.grid} cancelled; run the grid's own command again to continue")
 
 
 def show_logs(given: argparse.Namespace) -> None:
@@ -270,7 +273,8 @@ def collect_garbage(given: argparse.Namespace) -> None:
 def _existing(root: str | None) -> Store:
     store = Store.at(root or "outputs")
     if not store.root.is_dir():
-        raise refuse("store", root, "there is no such folder", "run a grid first, or name another with --store")
+        way_out = "run a grid first, or name another with --store"
+        raise refuse("store", str(store.root), "there is no such folder", way_out)
     return store
 
 

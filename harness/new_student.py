@@ -39,11 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m harness.new_student", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path, help="the folder to write; it must not exist")
-    parser.add_argument("words", nargs="*", help="as for harness.run; corpus, max_length and held-out rows are used")
-    parser.add_argument("--vocabulary", type=int, default=4096, help="tokens, marks and the 256 bytes included")
+    settings = "settings as for harness.run; corpus, max_length and the number of held-out rows count"
+    parser.add_argument("words", nargs="*", help=settings)
+    size = "vocabulary size, counting role marks and the 256 bytes"
+    parser.add_argument("--vocabulary", type=int, default=4096, help=size)
     parser.add_argument("--hidden", type=int, default=256, help=f"width, a multiple of {HEAD}")
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=0, help="of the weights")
+    parser.add_argument("--layers", type=int, default=4, help="number of decoder layers, 1 or more")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random weights")
     given = parser.parse_intermixed_args(arguments)
     try:
         print(json.dumps(make_student(given)))
@@ -63,11 +65,12 @@ def make_student(given: argparse.Namespace) -> dict[str, Any]:
     if given.out.exists():
         raise refuse("out", str(given.out), "the folder exists already", "choose another folder, or remove it")
     if given.vocabulary < LEAST_VOCABULARY:
-        raise refuse("--vocabulary", given.vocabulary, f"it is {LEAST_VOCABULARY} or more: every byte and every mark")
+        need = f"it must be {LEAST_VOCABULARY} or more: every byte and every mark"
+        raise refuse("--vocabulary", given.vocabulary, need)
     if given.hidden < HEAD or given.hidden % HEAD:
-        raise refuse("--hidden", given.hidden, f"it is a multiple of {HEAD}", "try --hidden 256")
+        raise refuse("--hidden", given.hidden, f"it must be a multiple of {HEAD}", "try --hidden 256")
     if given.layers < 1:
-        raise refuse("--layers", given.layers, "it is 1 or more")
+        raise refuse("--layers", given.layers, "it must be 1 or more")
     cell = compose(given.words).cells[0]
     with tempfile.TemporaryDirectory() as folder:
         rows = write_training_rows(cell, Path(folder))

@@ -159,10 +159,10 @@ def test_an_unknown_family_and_a_family_of_another_kind_of_model_are_refused():
 def test_conversations_that_letters_could_only_read_cut_are_refused_until_there_is_room():
     lesson = "{corpus: {kind: mini, dialogues: 1.0MORE}, budget: {amount: 5}}"
     words = ["method=seq_kd", "teacher=letters"]
-    with pytest.raises(SettingsError, match=r"mini\.max_length=128.*264 tokens of the family letters.*set it to 264"):
+    with pytest.raises(SettingsError, match=r"corpus\.max_length=128.*264 tokens of the family letters.*set it to 264"):
         check(*words, f"teacher.lessons=[{lesson.replace('MORE', '')}]")
     check(*words, f"teacher.lessons=[{lesson.replace('MORE', ', max_length: 264')}]")
-    with pytest.raises(SettingsError, match=r"mini\.max_length=128"):
+    with pytest.raises(SettingsError, match=r"corpus\.max_length=128"):
         check("method=sft", "student.family=letters", "corpus.dialogues=0.5")
     check("method=sft", "corpus.dialogues=0.5")
 

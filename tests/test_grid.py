@@ -122,7 +122,7 @@ def test_retry_takes_the_class_that_is_named_and_leaves_the_rest(store):
     try_again(store, frozen, "oom", Watcher(), told.append)
     done = [store.done(key) for one in frozen.cells for key in targets_of(one)]
     assert done == [True, True, False] and told == []
-    with pytest.raises(SettingsError, match=r"class='oom'.*failures of g are diverged"):
+    with pytest.raises(SettingsError, match=r"--class='oom'.*allowed are diverged"):
         try_again(store, frozen, "oom", Watcher(), told.append)
     try_again(store, frozen, None, Watcher(), told.append)
     assert store.done(targets_of(frozen.cells[2])[0])

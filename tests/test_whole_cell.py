@@ -262,7 +262,7 @@ def test_the_verbs_answer_from_the_store(finished, capsys):
 def test_a_plan_is_estimated_before_anything_is_made(tmp_path, capsys):
     assert grid(["--store", str(tmp_path / "store"), "plan", "data_frac=0.01,1.0", "method=sft,kd"]) == 0
     printed = capsys.readouterr().out
-    assert "4 cells asked for, 4 different" in printed and "FLOPs" in printed
+    assert "4 cells requested, 4 distinct" in printed and "FLOPs" in printed
     assert not (tmp_path / "store").exists(), "looking makes no store"
 
 

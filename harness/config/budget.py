@@ -45,7 +45,7 @@ class Budget:
         check_at_least("budget.weight_decay", self.weight_decay, 0)
         for name in ("warmup_ratio", "beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise refuse(f"budget.{name}", getattr(self, name), "it lies between 0 and below 1")
+                raise refuse(f"budget.{name}", getattr(self, name), "it must be at least 0 and below 1")
 
     @property
     def label(self) -> str:

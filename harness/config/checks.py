@@ -45,7 +45,11 @@ def check_known(name: str, settings: Mapping[str, Any], kind: type[Any]) -> None
     """Raise SettingsError unless every one of `settings` is a field of the dataclass `kind`."""
     known = [one.name for one in fields(kind)]
     if unknown := sorted(set(settings) - set(known)):
-        raise refuse(name, unknown[0], f"it has {', '.join(known)}")
+        raise refuse(
+            f"{name}.{unknown[0]}",
+            settings[unknown[0]],
+            f"there is no such setting; allowed are {', '.join(known)}",
+        )
 
 
 def check_fraction(name: str, value: Any) -> None:

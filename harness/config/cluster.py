@@ -85,7 +85,7 @@ class Resources:
                 "budget.batch_size",
                 batch_size,
                 f"the rows of a step do not divide among {self.nodes} nodes x {self.tasks_per_node} processes",
-                "change slurm.resources.nodes or processes, which move no number",
+                "change slurm.resources.nodes or processes: results stay the same",
             )
 
 
@@ -118,14 +118,18 @@ class Serve:
         """From plain settings. Raises SettingsError for bad values, and for unknown names with the real ones."""
         check_known("slurm.serve", settings, cls)
         if not settings.get("command"):
-            raise refuse("slurm.serve.command", None, "it starts the server", "see slurm/example_a100.yaml")
+            missing = "the command that starts the server is missing"
+            raise refuse("slurm.serve.command", None, missing, "see slurm/example_a100.yaml")
         rule = settings.get("resources") or {}
         check_known("slurm.serve.resources", rule, Resources)
         # these choose the jobs a rule is for; here they would be ignored
         chosen = [name for name in ("kinds", "names", "parameters") if rule.get(name)]
         if chosen:
             raise refuse(
-                f"slurm.serve.resources.{chosen[0]}", rule[chosen[0]], "it is for every server", "leave it out"
+                f"slurm.serve.resources.{chosen[0]}",
+                rule[chosen[0]],
+                "these resources are for every server, so this setting selects nothing",
+                "leave it out",
             )
         return cls(**{**settings, "resources": Resources(**{**rule, "kinds": (), "names": (), "processes": 1})})
 

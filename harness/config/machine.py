@@ -19,7 +19,7 @@ class Machine:
     threads: int = 0
     """Torch threads per worker; 0: one for models below 10 million parameters, else a fair share of the cores."""
     micro_batch_size: int | None = None
-    """Rows per forward pass; null: the whole effective batch."""
+    """At most this many rows per forward pass and process; null: the process's whole share of the batch."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     shard: bool = False

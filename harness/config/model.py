@@ -42,7 +42,7 @@ class Model:
     tokenizer: str | None = None
     """`http` only: folder or hub id of the served model's tokenizer."""
     api_key_env: str | None = None
-    """`http` only: name of the environment variable that holds the key; never the key itself."""
+    """`http` only: name of the environment variable that holds the server's API key; the key itself is no setting."""
     size: str = "small"
     """`mini` only: `tiny`, `small` or `large` (0.16, 0.36 and 0.8 million parameters)."""
     family: str = "words"
@@ -63,32 +63,42 @@ class Model:
     license: str | None = None
     """Licence of the weights as their publisher states it; null where it is unknown."""
 
+    @property
+    def setting(self) -> str:
+        """Where a person sets this model: a refusal names `student.path`, since the name of a preset is no setting."""
+        return self.name
+
     def __post_init__(self) -> None:
-        check_choice(f"{self.name}.kind", self.kind, MODEL_KINDS)
-        check_choice(f"{self.name}.init", self.init, INITS)
-        check_choice(f"{self.name}.family", self.family, FAMILIES)
-        check_choice(f"{self.name}.chat_template", self.chat_template, ("own", "tulu"))
+        check_choice(f"{self.setting}.kind", self.kind, MODEL_KINDS)
+        check_choice(f"{self.setting}.init", self.init, INITS)
+        check_choice(f"{self.setting}.family", self.family, FAMILIES)
+        check_choice(f"{self.setting}.chat_template", self.chat_template, ("own", "tulu"))
         if self.kind == "mini":
-            check_choice(f"{self.name}.size", self.size, MINI_SIZES)
+            check_choice(f"{self.setting}.size", self.size, MINI_SIZES)
         if self.kind in ("hf", "gguf") and not self.path:
             need = f"kind={self.kind} needs a path"
-            raise refuse(f"{self.name}.path", self.path, need, "give a folder, file or hub id")
+            raise refuse(f"{self.setting}.path", self.path, need, "give a folder, file or hub id")
         if not re.fullmatch("[A-Z][A-Z0-9_]*", self.api_key_env or "NONE"):
             way_out = "name the environment variable that holds the key, in capitals, e.g. VLLM_API_KEY"
-            raise refuse(f"{self.name}.api_key_env", "(not shown)", "it is no name of a variable", way_out)
+            need = "it must be the name of an environment variable"
+            raise refuse(f"{self.setting}.api_key_env", "(not shown)", need, way_out)
         if self.kind == "mini" and self.chat_template != "own":
             raise refuse(
-                f"{self.name}.chat_template",
+                f"{self.setting}.chat_template",
                 self.chat_template,
                 "a model of the miniature has its own template",
-                f"leave {self.name}.chat_template=own",
+                f"leave {self.setting}.chat_template=own",
             )
         if self.kind != "mini" and self.family != "words":
             raise refuse(
-                f"{self.name}.family", self.family, "only models of kind=mini have a family", "leave it to its default"
+                f"{self.setting}.family",
+                self.family,
+                "only models of kind=mini have a family",
+                "leave it to its default",
             )
         if self.init == "pruned" and not self.layers:
-            raise refuse(f"{self.name}.layers", self.layers, "init=pruned needs the number of layers to keep")
+            way_out = f"set {self.setting}.layers to the number of layers to keep"
+            raise refuse(f"{self.setting}.layers", self.layers, "it must be at least 2 with init=pruned", way_out)
 
 
 @dataclass
@@ -117,12 +127,16 @@ class Student(Model):
     lora_dropout: float = 0.0
     """Dropout on the inputs of each adapter, 0 to below 1."""
 
+    @property
+    def setting(self) -> str:
+        return "student"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least("student.lora_rank", self.lora_rank, 1)
         check_positive("student.lora_alpha", 1 if self.lora_alpha is None else self.lora_alpha)
         if not 0 <= self.lora_dropout < 1:
-            raise refuse("student.lora_dropout", self.lora_dropout, "it lies between 0 and below 1")
+            raise refuse("student.lora_dropout", self.lora_dropout, "it must be at least 0 and below 1")
         if self.lora_rank is None and (self.lora_alpha, self.lora_dropout) != (None, 0):
             raise refuse("student.lora_rank", None, "lora_alpha and lora_dropout need it", "try student.lora_rank=8")
 
@@ -136,8 +150,9 @@ class Teacher(Model):
     data_frac: Any = 1.0
     """Fraction of the cell's corpus that the teacher is fine-tuned on, or `match`: the rows of the cell itself."""
     label_rows: str = "blocks"
-    """Rows it answers for `seq_kd`: `blocks` (all of the fraction, in blocks that every other fraction, budget
-    and student reuses) or `visited` (only rows that the cell's budget visits; cheaper far below one epoch)."""
+    """Rows it answers for `seq_kd` and `logit_kd answers=teacher`: `blocks` (all of the fraction, in blocks that
+    every other fraction, budget and student reuses) or `visited` (only rows that the cell's budget visits; cheaper far
+    below one epoch)."""
     quantise: str | None = None
     """Number format its weights are rounded to after its fine-tuning, before it teaches and is scored: `int8`
     (LLM.int8, arXiv 2208.07339) or `nf4` (4 bits, arXiv 2305.14314); null: they are not rounded."""
@@ -146,6 +161,10 @@ class Teacher(Model):
     (the receipt reports it)."""
     acknowledge_license: bool = False
     """Train on its outputs although `distillation_allowed=no`, with the owner's permission; the receipt reports it."""
+
+    @property
+    def setting(self) -> str:
+        return "teacher"
 
     def __post_init__(self) -> None:
         super().__post_init__()

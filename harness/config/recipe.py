@@ -79,9 +79,9 @@ class TrainingPhase:
     synthetic_ratio: float = _read_by(0.0, "synthetic", "mixed")
     """Synthetic rows per human training row, instead of `synthetic_rows`; 0: `synthetic_rows` is used."""
     least_prompt_tokens: int = _read_by(1, "synthetic", "mixed")
-    """Synthetic rows with a shorter prompt are dropped; the most is what rows may have."""
+    """Fewest prompt tokens of a synthetic row; rows with a shorter prompt are dropped."""
     least_answer_tokens: int = _read_by(1, "synthetic", "mixed")
-    """Synthetic rows with a shorter answer are dropped, end-of-turn token included."""
+    """Fewest answer tokens of a synthetic row, the end-of-turn token counted; shorter ones are dropped."""
     near_duplicate: float = _read_by(0.0, "synthetic", "mixed")
     """ROUGE-L F1 from which a synthetic prompt is dropped as a near duplicate of a kept, human, validation or held-out
     one; 0: only exact duplicates are dropped."""
@@ -101,7 +101,7 @@ class TrainingPhase:
     skew: float = _read_by(0.1, "skew_forward_kl", "skew_reverse_kl")
     """Weight of the other model in the skewed side of a skew divergence (DistiLLM's alpha)."""
     divergence_temperature: float = _read_by(1.0, *TOKEN_DIVERGENCES)
-    """Temperature of both distributions inside the divergence; the loss carries its square."""
+    """Temperature of both distributions inside the divergence; the divergence is multiplied by its square."""
     cross_entropy_weight: float = _read_by(0.0, *DIVERGENCES[1:])
     """Weight of cross-entropy on the sequences' own tokens: a share for divergences of distributions,
     a factor beside the others for `features`, `relations`, `uld` and `spans`."""

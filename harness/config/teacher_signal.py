@@ -39,9 +39,9 @@ class Signal:
         check_choice("signal.kind", self.kind, KINDS)
         check_choice("signal.tail", self.tail, TAILS)
         if not (isinstance(self.top_k, int) and self.top_k >= 1):
-            raise refuse("signal.top_k", self.top_k, "it is a whole number of at least 1")
+            raise refuse("signal.top_k", self.top_k, "it must be a whole number of at least 1")
         if not (isinstance(self.samples, int) and 1 <= self.samples <= MOST_SAMPLES):
-            raise refuse("signal.samples", self.samples, f"it is a whole number from 1 to {MOST_SAMPLES}")
+            raise refuse("signal.samples", self.samples, f"it must be a whole number from 1 to {MOST_SAMPLES}")
 
     @property
     def column(self) -> str:
@@ -109,15 +109,22 @@ def check_signal(signal: Signal, phase: TrainingPhase) -> None:
         raise refuse("signal.kind", signal.kind, why, live)
     support = SUPPORTED[signal.column][phase.divergence]
     if not support.works:
-        able = [column for column, row in SUPPORTED.items() if row[phase.divergence].works]
-        raise refuse("signal", signal.column, f"not with {phase.divergence}: {support.why}", f"use {', '.join(able)}")
+        able = [_typed(column) for column, row in SUPPORTED.items() if row[phase.divergence].works]
+        why = f"not with {phase.divergence}: {support.why}"
+        raise refuse("signal", signal.column, why, f"use {', or '.join(able)}")
     if phase.divergence_temperature != 1 and signal.column not in ANY_TEMPERATURE:
         raise refuse(
-            "divergence_temperature",
+            "method.divergence_temperature",
             phase.divergence_temperature,
             f"signal {signal.column} knows the mass outside its tokens at temperature 1 only",
-            f"use {' or '.join(ANY_TEMPERATURE)}",
+            f"use {', or '.join(map(_typed, ANY_TEMPERATURE))}",
         )
+
+
+def _typed(column: str) -> str:
+    """The settings, as on a command line, that choose a column of `SUPPORTED`."""
+    kind, _, tail = column.rstrip("]").partition("[")
+    return f"signal.kind={kind}" + (f" signal.tail={tail}" if tail else "")
 
 
 def check_served(signal: Signal) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Message = dict[str, str]
 
-WAY_OUT = "set chat_template=tulu on the model"
+WAY_OUT = "set student.chat_template=tulu or teacher.chat_template=tulu"
 
 # The Tülu 3 template (open-instruct, dataset_transformation.py): role marks are plain text, an answer ends
 # with the tokenizer's end-of-sequence token, and a line break stands between turns only.

@@ -30,11 +30,11 @@ def check_model(settings: Model) -> None:
     """Raise SettingsError, in one sentence, for what would certainly fail when the model is loaded."""
     match model_of(settings):
         case MiniModel() as model:
-            _check_mini(settings.name, model)
+            _check_mini(settings.setting, model)
         case HubModel() as model:
-            _check_hub(settings.name, model)
+            _check_hub(settings.setting, model)
         case GgufModel() as model:
-            _check_gguf(settings.name, model)
+            _check_gguf(settings, model)
         case ServedModel() as model:
             _check_served(settings, model)
 
@@ -60,9 +60,10 @@ def _check_hub(name: str, model: HubModel) -> None:
         )
 
 
-def _check_gguf(name: str, model: GgufModel) -> None:
+def _check_gguf(settings: Model, model: GgufModel) -> None:
+    name = settings.setting
     if not model.file.is_file():
-        hint = "`make smollm2` fetches SmolLM2" if "smollm2" in name else "give a GGUF file"
+        hint = "`make smollm2` fetches SmolLM2" if "smollm2" in settings.name else "give a GGUF file"
         raise refuse(f"{name}.path", model.path, "no such file", hint)
     with open(model.file, "rb") as opened:
         # by its first bytes: the suffix of a name says nothing about the content
@@ -134,7 +135,7 @@ def _check_served(settings: Model, model: ServedModel) -> None:
     """Only a teacher is served, as it is; the server itself is probed when its base stage is made."""
     from harness.teachers.http_endpoint import BY_SLURM, base_url
 
-    name = settings.name
+    name = settings.setting
     # the kind first: the checks below read settings that only a teacher has
     if not isinstance(settings, Teacher):
         raise refuse(f"{name}.kind", "http", "a student is trained, so its weights must be here", "use kind=hf")
@@ -168,7 +169,7 @@ def _check_tokenizer(name: str, chat_template: str, folder: Path, field: str, pa
 
 def _check_layers(name: str, kept: int | None, present: int | None) -> None:
     if kept and present and not 2 <= kept <= present:
-        raise refuse(f"{name}.layers", kept, f"it keeps 2 to {present} layers")
+        raise refuse(f"{name}.layers", kept, f"it must be 2 to {present} with init=pruned")
 
 
 def _has_template(folder: Path) -> bool:

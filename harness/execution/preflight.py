@@ -112,7 +112,8 @@ def _check_evals(evals: Evals) -> None:
     benchmarks = [name for name in benchmark_names() if name in names]
     for name in evals.revisions:
         if name not in benchmarks:
-            raise refuse("evals.revisions", name, f"the benchmarks of evals.names are {', '.join(benchmarks)}")
+            have = ", ".join(benchmarks) or "none"
+            raise refuse("evals.revisions", name, f"the benchmarks of evals.names are {have}")
     for name in set(benchmarks):
         _check_package("evals.names", name, "a benchmark", "lm_eval", "evals")
         if load_benchmark(name).runs_code and not evals.run_code:

@@ -80,8 +80,10 @@ def failures(store: Store, frozen: FrozenPlan, failure_class: str | None) -> tup
     failed = [(cell, state) for cell, state in snapshot.cells if state.status == "failed"]
     wanted = [(cell, state) for cell, state in failed if _is(state, failure_class)]
     if not wanted:
+        if not failed:
+            raise refuse("grid", frozen.grid, "no cell of it failed", "see `grid status`")
         have = sorted({state.failure_class or "unknown" for _, state in failed})
-        raise refuse("class", failure_class, f"the failures of {frozen.grid} are {', '.join(have) or 'none'}")
+        raise refuse("--class", failure_class, f"allowed are {', '.join(have)}")
     models = [model for cell, _ in wanted for model in (cell, *cell.references.values())]
     part = thaw(frozen, [key for model in models for key in targets_of(model)])
     at = {state.stage: state.failure_class for _, state in wanted if state.stage is not None}
@@ -109,7 +111,7 @@ def smaller_batches(failed: Sequence[Failure]) -> dict[str, dict[str, Any]]:
             rows = equal_part(own, one.machine.get("micro_batch_size") or own)
             if rows == 1:
                 way_out = "set machine.gradient_checkpointing=true, or take a GPU with more memory"
-                raise refuse("class", "oom_cuda", f"{one.stage.address} ran with one row at a time", way_out)
+                raise refuse("--class", "oom_cuda", f"{one.stage.address} ran with one row at a time", way_out)
             # a divisor of the rows of a process, so that all micro-batches are of one size
             smaller = equal_part(own, rows // 2)
             found[one.stage.key] = {
@@ -136,7 +138,7 @@ def adjusted_cluster(cluster: Cluster, failed: Sequence[Failure], log: Callable[
 def _batch_size(stage: Stage) -> int:
     if stage.kind != "train":
         way_out = "take a GPU with more memory"
-        raise refuse("class", "oom_cuda", f"{stage.address} trains nothing, so it has no batch to halve", way_out)
+        raise refuse("--class", "oom_cuda", f"{stage.address} trains nothing, so it has no batch to halve", way_out)
     return stage.settings["budget"]["batch_size"]
 
 

@@ -31,7 +31,7 @@ class Method:
     replay_rows: int = 1000
     """Student-generated answers kept for replay, the latest ones."""
     divergence_temperature: float = 1.0
-    """Temperature of both distributions inside the divergence; the loss carries its square."""
+    """Temperature of both distributions inside the divergence; the divergence is multiplied by its square."""
     sampling_temperature: float = 1.0
     """Temperature at which the student generates; 0 is greedy."""
     learning_rate_scale: float = 1.0

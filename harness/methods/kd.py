@@ -32,7 +32,7 @@ class Method:
     """Weight of the teacher in the JSD's mixture, above 0 and below 1 (GKD's beta; the default is ours);
     only read by `jsd`."""
     divergence_temperature: float = 1.0
-    """Temperature of both distributions inside the divergence; the loss carries its square."""
+    """Temperature of both distributions inside the divergence; the divergence is multiplied by its square."""
     sampling_temperature: float = 1.0
     """Temperature at which the student generates; 0 is greedy. Only read where `student_share` is above 0."""
     learning_rate_scale: float = 1.0

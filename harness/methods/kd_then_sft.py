@@ -19,9 +19,10 @@ class Method:
     """Gold or student answers x a divergence from the teacher, then gold answers x cross-entropy."""
 
     sft_share: float = 0.2
-    """Share of the budget's steps spent on cross-entropy at the end, above 0 and below 1; ours."""
+    """Share of the budget's steps spent on cross-entropy at the end, above 0 and below 1; the default is our own."""
     learning_rate_scale: float = 0.3
-    """Multiplies the budget's learning rate in the last phase; ours: a large one undoes the distillation."""
+    """Factor on the budget's learning rate in the last phase; a large one undoes the distillation; the default is
+    our own."""
     first: str = "kd"
     """The distillation that comes first: `kd` (GKD with its warm-up) or `logit_kd` (forward KL on gold from the start,
     which reads none of the settings below)."""

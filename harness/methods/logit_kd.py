@@ -26,12 +26,13 @@ class Method:
     """Share of cross-entropy on these answers, 0 (only the teacher) to below 1; with noisy answers of the data
     cross-entropy costs much of the gain."""
     divergence_temperature: float = 1.0
-    """Temperature of both distributions inside the divergence; the loss carries its square."""
+    """Temperature of both distributions inside the divergence; the divergence is multiplied by its square."""
     control: str = "none"
     """`none`, or a control without the teacher's information: `shuffled` (a permuted teacher: its distributions belong
     to other positions) or `unigram` (the counts of the answers' own tokens everywhere; no teacher is run)."""
     teacher_temperature: float = 0.0
-    """Temperature at which the teacher generates, 0 is greedy; only read by `answers=teacher`, as is what follows."""
+    """Temperature at which the teacher generates, 0 is greedy; this setting and the two below are read only with
+    `answers=teacher`."""
     samples_per_prompt: int = 1
     """Answers the teacher generates to each prompt; the n-th visit of a row trains on the n-th, in a cycle."""
     rationale: str = "keep"

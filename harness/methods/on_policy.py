@@ -21,7 +21,7 @@ class Method:
     """Share of the budget's steps spent on cross-entropy first, 0 to below 1; 0 for a student that
     already answers in the data's form."""
     divergence_temperature: float = 1.0
-    """Temperature of both distributions inside the divergence; the loss carries its square."""
+    """Temperature of both distributions inside the divergence; the divergence is multiplied by its square."""
     sampling_temperature: float = 1.0
     """Temperature at which the student generates; 0 is greedy."""
     learning_rate_scale: float = 1.0

@@ -25,7 +25,7 @@ class Method:
     divergence: str = "forward_kl"
     """`forward_kl` (the paper's), `reverse_kl` or `jsd` (with the teacher's weight 0.5)."""
     divergence_temperature: float = 1.0
-    """Temperature of both distributions inside the divergence; the loss carries its square."""
+    """Temperature of both distributions inside the divergence; the divergence is multiplied by its square."""
     proposed_tokens: int = 5
     """Tokens the student drafts at a time; it changes the cost of each model, not the text."""
     accepted_top_k: int = 25

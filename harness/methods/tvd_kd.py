@@ -23,7 +23,7 @@ class Method:
     cross_entropy_weight: float = 0.0
     """Share of cross-entropy on the data's answers after the warm-up, 0 (only the teacher) to below 1."""
     divergence_temperature: float = 1.0
-    """Temperature of both distributions inside the divergence; the loss carries its square."""
+    """Temperature of both distributions inside the divergence; the divergence is multiplied by its square."""
 
     def __post_init__(self) -> None:
         check_warmup(self.warmup)

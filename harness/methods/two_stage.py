@@ -21,9 +21,9 @@ class Method:
     """Synthetic rows x cross-entropy or a divergence, human rows x a divergence or cross-entropy."""
 
     synthetic_rows: int = 1500
-    """Rows the teacher generates; the number of human rows is given, so this sets the ratio."""
+    """Rows that the teacher generates, unless `ratio` sets their number."""
     ratio: float | None = None
-    """Synthetic rows per human training row, instead of `synthetic_rows`: the same ratio at every fraction."""
+    """Synthetic rows per human training row, in place of `synthetic_rows`; it is the same at every data fraction."""
     examples_in_context: int = 3
     """Human rows in the teacher's context for each row it generates."""
     synthetic_temperature: float = 1.0
@@ -71,22 +71,22 @@ class Method:
             raise refuse(
                 "method.synthetic_share",
                 self.synthetic_share,
-                "a share lies above 0 and at most at 1",
+                "a share must be above 0 and at most 1",
                 "training without synthetic rows is method=sft or method=kd",
             )
         if not 0 <= self.human_share < 1:
             raise refuse(
                 "method.human_share",
                 self.human_share,
-                "a share lies at 0 or above and below 1",
+                "a share must be at least 0 and below 1",
                 "training on human rows alone is method=sft",
             )
         if not 0 <= self.warmup < 1:
-            raise refuse("method.warmup", self.warmup, "it is 0 or more and below 1", "or use second=sft")
+            raise refuse("method.warmup", self.warmup, "it must be at least 0 and below 1", "or set method.second=sft")
         for name in ("near_duplicate", "self_consistency"):
             value = getattr(self, name)
             if not (math.isfinite(value) and 0 <= value <= 1):
-                raise refuse(f"method.{name}", value, "a share lies between 0 (off) and 1")
+                raise refuse(f"method.{name}", value, "a share is a number from 0 (off) to 1")
         check_choice("method.first", self.first, ("sft", "logit_kd"))
         check_choice("method.second", self.second, ("kd", "logit_kd", "sft"))
         check_choice("method.order", self.order, ("synthetic_first", "human_first", "mixed"))

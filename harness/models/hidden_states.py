@@ -57,7 +57,8 @@ def layers_of(model: Any, side: str) -> torch.nn.ModuleList:
     """
     stack = getattr(model.get_decoder(), "layers", None)
     if not isinstance(stack, torch.nn.ModuleList):
-        raise refuse(side, type(model).__name__, "it keeps its layers where they cannot be found", "choose another")
+        kind = type(model).__name__
+        raise refuse(side, kind, f"no list of layers was found in {kind}", f"choose another {side}")
     return stack
 
 

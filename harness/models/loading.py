@@ -147,7 +147,7 @@ def prune_layers(model: "PreTrainedModel", layers: int) -> "PreTrainedModel":
         raise refuse(
             "init",
             "pruned",
-            f"{type(model).__name__} keeps its layers where they cannot be found",
+            f"no list of layers was found in {type(model).__name__}",
             "choose another student or init=random",
         )
     kept = kept_layers(len(stack), layers)
@@ -170,7 +170,7 @@ def kept_layers(present: int, layers: int) -> list[int]:
     Raises SettingsError unless 2 <= `layers` <= `present`.
     """
     if not 2 <= layers <= present:
-        raise refuse("layers", layers, f"it keeps 2 to {present} layers")
+        raise refuse("layers", layers, f"it must be 2 to {present} with init=pruned")
     return [round(index * (present - 1) / (layers - 1)) for index in range(layers)]
 
 

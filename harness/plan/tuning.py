@@ -54,10 +54,12 @@ class Tune:
 
     def axes_of(self, method: str) -> dict[str, list[Any]]:
         """The axes one arm is tried on, numbers in ascending order. Raises SettingsError where one is no list."""
-        axes = {**self.axes, **self.arms.get(method, {})}
+        own = self.arms.get(method, {})
+        axes = {**self.axes, **own}
         for name, values in axes.items():
             if not isinstance(values, Sequence) or isinstance(values, str) or not values:
-                raise refuse(f"tune {name}", values, "an axis is a list of values", f"try {name}: [{values}]")
+                field = f"tune.arms.{method}.{name}" if name in own else f"tune.axes.{name}"
+                raise refuse(field, values, "an axis is a list of values", f"try {name}: [{values}]")
         return {name: sorted(values) if _numeric(values) else list(values) for name, values in axes.items()}
 
 

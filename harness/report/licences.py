@@ -69,7 +69,7 @@ def judge_licences(
             flags.append(teacher_flag)
         if teacher["distillation_allowed"] == "no":
             forbidden = True
-            reasons.append(f"teacher {teacher['name']}: its licence forbids training on what it says; acknowledged")
+            reasons.append(f"teacher {teacher['name']}: its licence forbids training on its outputs; acknowledged")
         if teacher["distillation_allowed"] == "unknown":
             flags.append(NOT_STATED)
             reasons.append(f"teacher {teacher['name']}: whether its licence allows distillation is unknown")

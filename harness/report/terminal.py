@@ -199,7 +199,7 @@ def plan_lines(composed: "Composed", plan: "Plan", store: Store, cluster: "Clust
 
     done = sum(store.done(stage.key) for stage in plan.stages)
     yield (
-        f"{len(composed.cells)} cells asked for, {len(plan.cells)} different, {len(plan.stages)} stages, "
+        f"{len(composed.cells)} cells requested, {len(plan.cells)} distinct, {len(plan.stages)} stages, "
         f"{done} of them in the store"
     )
     yield plan_text(plan, store, cluster)
@@ -276,8 +276,10 @@ def _find(known: Mapping[str, Any], name: str) -> str:
     # addresses and keys end with the fingerprint, so its first letters are enough for either
     digest = name.rsplit("-", 1)[-1]
     found = sorted(key for key in known if key == name or key.rsplit("-", 1)[-1].startswith(digest))
-    if len(found) != 1:
-        raise refuse("address", name, f"{len(found)} stages match", "give more of the fingerprint; `status` lists them")
+    if not found:
+        raise refuse("address", name, "no stage matches", "`grid status <grid> --cells` lists fingerprints")
+    if len(found) > 1:
+        raise refuse("address", name, f"{len(found)} stages match", "give more letters of the fingerprint")
     return found[0]
 
 

@@ -84,7 +84,7 @@ def stoppable(checkpoints: Path) -> Iterator[None]:
             yield
             if _stop_requested:
                 # what the block made is kept; the caller must not begin another stage
-                raise Preempted("asked to stop when it was done")
+                raise Preempted("stopped on request when the stage was done")
     finally:
         _folder = None
 

@@ -145,9 +145,10 @@ def _served(settings: Mapping[str, Any], where: Mapping[str, Any], out: Path) ->
     """Describe the server (address and answer to the probe), beside the tokenizer declared for it."""
     folder = local_folder(where["tokenizer"])
     if folder is not None:
-        _check_unchanged({name: folder / name for name in settings["tokenizer"]}, settings["tokenizer"], "tokenizer")
+        files = {name: folder / name for name in settings["tokenizer"]}
+        _check_unchanged(files, settings["tokenizer"], "teacher.tokenizer")
     else:
-        folder = _snapshot("tokenizer", where["tokenizer"], where["revision"], TOKENIZER_PATTERNS)
+        folder = _snapshot("teacher.tokenizer", where["tokenizer"], where["revision"], TOKENIZER_PATTERNS)
     tokenizer = load_tokenizer(folder)
     chat.set_template(tokenizer, settings["chat_template"])
     endpoint = endpoint_at(where["path"], where["api_key_env"])

@@ -143,10 +143,10 @@ def _warnings(settings: Mapping[str, Any], scores: Sequence[Score], items: Seque
     answered = [item for item in items if item.prediction is not None]
     cut = sum(item.hit_length_limit for item in answered)
     if cut > CUT_OFF_SHARE * len(answered):
-        way_out = "the benchmark sets it" if "card" in settings else "raise corpus.max_new_tokens"
+        way_out = "the benchmark sets this limit" if "card" in settings else "raise corpus.max_new_tokens"
         found.append(
             f"{settings['eval']}: {cut} of {len(answered)} answers were cut off by max_new_tokens and may be wrong for "
-            f"that alone ({way_out})"
+            f"this reason alone; {way_out}"
         )
     if unread := sum(item.parsed == UNREAD for item in items):
         found.append(f"{settings['eval']}: {unread} of {len(items)} answers could not be parsed and count as wrong")

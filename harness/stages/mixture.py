@@ -317,14 +317,15 @@ def _warnings(
     dropped: Mapping[str, int],
     decided: bool,
 ) -> list[str]:
-    found = [f"{number} rows were left out: {reason}" for reason, number in sorted(dropped.items())]
+    found = [f"rows left out: {number}, {reason}" for reason, number in sorted(dropped.items())]
     without = sorted(name for name, row in table.items() if not row["heldout"])
     if without and not decided:
         names = ", ".join(without)
-        found.append(f"no row is held out of sources with a single prompt or no answer, so none is scored: {names}")
+        why = "each has a single prompt or no answer, so none of its rows is scored"
+        found.append(f"sources without held-out rows: {names}; {why}")
     if not decided and counts["heldout_rows"] < corpus.heldout_rows / 2:
         found.append(
-            f"{counts['heldout_rows']} rows are held out, not the {corpus.heldout_rows} asked for: "
-            f"at most one row in {MOST_HELD_OUT} of a source is, and none without an answer"
+            f"few held-out rows: {counts['heldout_rows']} in place of {corpus.heldout_rows}, since at most one row in "
+            f"{MOST_HELD_OUT} of a source is held out, and none without an answer"
         )
     return found

@@ -224,10 +224,10 @@ def _describe(
 
 
 def _warnings(settings: Mapping[str, Any], held: "_Tally", dropped: Counter[str], truncated: int) -> list[str]:
-    found = [f"{number} rows were left out: {reason}" for reason, number in sorted(dropped.items())]
+    found = [f"rows left out: {number}, {reason}" for reason, number in sorted(dropped.items())]
     if truncated:
         found.append(
-            f"{truncated} rows were cut to max_length={settings['max_length']} tokens, so their last tokens are not "
+            f"rows cut: {truncated} to max_length={settings['max_length']} tokens, so their last tokens are not "
             "trained on; raise corpus.max_length to keep them whole"
         )
     if settings["validation"] and not held.rows:

@@ -70,7 +70,7 @@ class PartialOutput:
             self.earlier_seconds += summary["seconds"]
             return path
         if preemption.stop_requested():
-            raise preemption.Preempted(f"asked to stop before part {name}")
+            raise preemption.Preempted(f"stopped on request before part {name}")
         # a copy, since `make` raises the counter in place and the part stores its own share alone
         before, started = Counter(self.tally), time.perf_counter()
         batch = make()
@@ -84,7 +84,7 @@ class PartialOutput:
             write_json(path.with_suffix(".json"), summary)
             fsync(self.folder)
         if preemption.stop_requested():
-            raise preemption.Preempted(f"asked to stop after part {name}")
+            raise preemption.Preempted(f"stopped on request after part {name}")
         return path
 
     def _read_summary(self, path: Path) -> dict[str, Any] | None:

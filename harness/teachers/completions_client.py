@@ -146,7 +146,7 @@ class CompletionsClient:
         longest = max(map(len, rows), default=0)
         if self.context is not None and longest >= self.context:
             there = f"the server at {self.endpoint.url} takes rows of at most {self.context - 1} tokens"
-            raise refuse("max_length", longest, there, f"start it with --max-model-len {longest + 1}")
+            raise refuse("corpus.max_length", longest, there, f"start it with --max-model-len {longest + 1}")
 
         def scored(row: Sequence[int], stopped: threading.Event) -> RowScores:
             ids = list(map(int, row))
@@ -234,7 +234,7 @@ class CompletionsClient:
         if (ids < 0).any():
             fewest = int((ids >= 0).sum(1).min())
             there = f"the server at {self.endpoint.url} gave {fewest} of {top_k} log-probabilities at a position"
-            raise refuse("top_k", top_k, there, f"start it with --max-logprobs {top_k}, or ask for fewer")
+            raise refuse("signal.top_k", top_k, there, f"start it with --max-logprobs {top_k}, or ask for fewer")
         with np.errstate(over="ignore"):
             # processed log-probabilities (scaled, or of a cut distribution) would be stored as the model's own; their
             # mass may exceed 1

@@ -23,7 +23,7 @@ from harness.teachers.http_endpoint import BY_SLURM, FIELD, HttpEndpoint, Server
 
 LOOK_SECONDS = 2.0
 ANSWER_SECONDS = 10.0
-WAY_OUT = "the same command, or grid retry, sends it again"
+WAY_OUT = "run the same command again, or `grid retry`, to send its job again"
 
 
 def address_file(store: Store, key: str) -> Path:
@@ -120,7 +120,7 @@ def _wait_for_address(file: Path, api_key_env: str | None, stopped: threading.Ev
         if time.monotonic() > deadline or stopped.is_set():
             raise _no_server(f"{job} did not answer within {minutes:g} minutes")
         if preemption.stop_requested():
-            raise preemption.Preempted("asked to stop while it waited for the teacher's server")
+            raise preemption.Preempted("stopped on request while it waited for the teacher's server")
         stopped.wait(LOOK_SECONDS)
 
 

@@ -89,8 +89,8 @@ class LiveTeacher:
         if render(tokenizer, PROBE, 1000) != render(student_tokenizer, PROBE, 1000):
             raise SettingsError(
                 f"teacher {_name(tokenizer)} cannot teach student {_name(student_tokenizer)} token by token: their "
-                "chat templates differ, so the teacher would judge rows it never writes; set student.chat_template and "
-                "teacher.chat_template to the same template, e.g. tulu."
+                "chat templates differ, so the teacher would score rows in a format that is not its own; set "
+                "student.chat_template and teacher.chat_template to the same template, e.g. tulu."
             )
         self.model = model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
         self.parameters = count_parameters(model)
@@ -196,7 +196,7 @@ class CachedTeacher:
     def _place(self, number: int) -> tuple[Shard, int]:
         found = np.searchsorted(self._numbers, number)
         if found == len(self._numbers) or self._numbers[found] != number:
-            what = f"row {number} is not in it" if number >= 0 else "text written while training is in no cache"
+            what = f"row {number} is not in it" if number >= 0 else "text generated during training is in no cache"
             raise _refusal(f"{len(self)} rows are stored and {what}")
         index = int(self._order[found])
         # `side="right"` passes over empty shards, whose first row is that of the next one

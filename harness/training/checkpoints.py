@@ -184,7 +184,7 @@ class Resumable(SFTTrainer):
         self.checkpoints.clock()
         self.accelerator.wait_for_everyone()
         if wanted >= STOP:
-            raise preemption.Preempted(f"asked to stop after step {step} of {self.state.max_steps}")
+            raise preemption.Preempted(f"stopped on request after step {step} of {self.state.max_steps}")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)

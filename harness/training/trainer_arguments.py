@@ -33,7 +33,8 @@ def trainer_arguments(
     processes = process_count()
     if batch_size % processes:
         reason = f"the rows of a step do not divide among the {processes} processes that train"
-        raise refuse("budget.batch_size", batch_size, reason, "start another number of them, which moves no number")
+        way_out = "start another number of processes: results stay the same"
+        raise refuse("budget.batch_size", batch_size, reason, way_out)
     own = batch_size // processes
     micro = equal_part(own, machine.micro_batch_size or own)
     return SFTConfig(

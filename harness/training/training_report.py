@@ -98,7 +98,8 @@ def find_warnings(
     if needs_warmup and first > COLD_NLL:
         found.append(
             f"cold start: the student's NLL on its rows was {first:.2f} nats per token at step {step}; "
-            "JSD, reverse KL and student-generated sequences need a warm-up there"
+            "JSD, reverse KL and student-generated sequences need a warm-up there; set method.warmup, e.g. 0.2, "
+            "where the method has this setting"
         )
     tenth = round(steps / 10)
     early = [nll for step, nll in gold_nll if step <= tenth]
@@ -106,5 +107,8 @@ def find_warnings(
     if tenth >= 5 and len(early) >= 2 and first > SETTLED_NLL:
         before, after = np.mean(early[:window]), np.mean(early[-window:])
         if after > MOVED * before:
-            found.append(f"not moved: NLL {before:.2f}, then {after:.2f} after {tenth} of {steps} steps")
+            found.append(
+                f"loss does not fall: the NLL was {before:.2f} nats per token at first, "
+                f"and {after:.2f} after {tenth} of {steps} steps"
+            )
     return found

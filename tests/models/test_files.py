@@ -128,7 +128,7 @@ def test_a_missing_shard_is_refused_by_name(folder, tmp_path):
         ({"kind": "hf", "path": "gpt2"}, "org/name"),
         ({"kind": "gguf", "path": "/no/such/file.gguf"}, "no such file"),
         ({"kind": "mini", "size": "huge"}, "tiny"),
-        ({"kind": "mini", "init": "pruned", "layers": 9}, "keeps 2 to 3"),
+        ({"kind": "mini", "init": "pruned", "layers": 9}, "must be 2 to 3 with init=pruned"),
     ],
 )
 def test_what_certainly_fails_is_refused_before_anything_runs(settings, said):
@@ -226,12 +226,12 @@ def test_a_served_teacher_is_its_name_revision_template_and_tokenizer_and_never_
     ("settings", "said"),
     [
         ({"kind": Student}, "its weights must be here"),
-        ({"lessons": [Lesson()]}, r"t\.lessons=1 .*used as it is"),
-        ({"init": "random"}, r"t\.init='random' .*used as it is"),
-        ({"served_model": None}, r"t\.served_model=None .*kind=http needs it"),
-        ({"path": None}, r"t\.path=None .*kind=http needs it"),
+        ({"lessons": [Lesson()]}, r"teacher\.lessons=1 .*used as it is"),
+        ({"init": "random"}, r"teacher\.init='random' .*used as it is"),
+        ({"served_model": None}, r"teacher\.served_model=None .*kind=http needs it"),
+        ({"path": None}, r"teacher\.path=None .*kind=http needs it"),
         ({"path": "node7"}, "http://host:port"),
-        ({"tokenizer": "/no/such/folder"}, r"t\.tokenizer='/no/such/folder' .*org/name"),
+        ({"tokenizer": "/no/such/folder"}, r"teacher\.tokenizer='/no/such/folder' .*org/name"),
     ],
 )
 def test_a_served_teacher_that_cannot_work_is_refused_before_anything_runs(settings, said):
@@ -241,7 +241,7 @@ def test_a_served_teacher_that_cannot_work_is_refused_before_anything_runs(setti
 
 def test_a_key_in_the_place_of_its_variables_name_is_refused_and_not_repeated():
     with pytest.raises(
-        SettingsError, match=r"t\.api_key_env='\(not shown\)' .*name the environment variable"
+        SettingsError, match=r"teacher\.api_key_env='\(not shown\)' .*name the environment variable"
     ) as refusal:
         served("org/name", api_key_env="sk-secret")
     assert "secret" not in str(refusal.value)

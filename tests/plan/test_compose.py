@@ -93,7 +93,7 @@ def test_an_experiment_at_the_papers_scale_is_another_file():
         (["scale=paper", "experiments=data_scaling_clean"], ["'data_scaling_clean'", "strong_teacher"]),
         (["scale=huge"], ["scale='huge'", "mini, paper"]),
         (["draws=0"], ["draws=0", "at least 1"]),
-        (["student.size=huge"], ["mini.size='huge'", "tiny, small, large"]),
+        (["student.size=huge"], ["student.size='huge'", "tiny, small, large"]),
         (["bugdet.amount=3"], ["bugdet is not a setting", "budget"]),
         (["budget.amuont=3"], ["budget.amuont is not a setting", "amount"]),
         (["budget.kind=days"], ["budget.kind='days'", "epochs, steps, trained_tokens, flops"]),
@@ -102,7 +102,7 @@ def test_an_experiment_at_the_papers_scale_is_another_file():
         (["method=kd", "method.student_share=2"], ["student_share=2", "between 0 and 1"]),
         (["method=sft", "method.temperature=2"], ["method.temperature is not a setting"]),
         (["teacher.data_frac=2"], ["teacher.data_frac=2"]),
-        (["student=hf"], ["path"]),
+        (["student=hf"], ["student.path=None"]),
         (["data_frac=0.1,,"], ["data_frac"]),
     ],
 )

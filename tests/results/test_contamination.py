@@ -131,7 +131,7 @@ def test_rows_are_dropped_on_request_and_nothing_is_left_to_count(asked, counted
     for record in done.records:
         assert record.contamination["pubmedqa"].own == record.contamination["pubmedqa"].teacher_only == 0
     kd = by_method(done.records)["logit_kd"]
-    assert kd.status == "done" and "2 rows were left out: it repeats an item that is scored" in kd.warnings
+    assert kd.status == "done" and "rows left out: 2, it repeats an item that is scored" in kd.warnings
     store, frozen = Store(counted[1]), frozen_plan(Store(counted[1]), "dropped")
     folders = [store.folder(key) for key, spec in frozen.stages.items() if spec["kind"] == "subset"]
     told = [json.loads((folder / "subset.json").read_text())["dropped"] for folder in folders]

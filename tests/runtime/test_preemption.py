@@ -37,7 +37,7 @@ def test_a_signal_ends_what_does_not_poll_and_asks_what_does(tmp_path, number):
         assert preemption.folder() == tmp_path and not preemption.stop_requested()
         tell(number)
     reached = []
-    with pytest.raises(Preempted, match="when it was done"), preemption.stoppable(tmp_path):
+    with pytest.raises(Preempted, match="stopped on request when the stage was done"), preemption.stoppable(tmp_path):
         with preemption.polling():
             tell(number)
             reached.append(preemption.stop_requested())
@@ -73,7 +73,7 @@ def test_an_attempt_that_is_told_to_stop_is_written_down_as_preempted_and_keeps_
 
 def test_what_is_published_is_done_however_late_the_signal_and_its_checkpoints_are_gone(tmp_path):
     store, stage = Store.open(tmp_path), Stage("train", "two", {"polls": True})
-    with pytest.raises(Preempted, match="when it was done"):
+    with pytest.raises(Preempted, match="stopped on request when the stage was done"):
         attempt(store, stage.spec(), "tests.runtime.test_preemption:make", Machine())
     assert store.done(stage.key) and store.attempts(stage.key)[-1]["outcome"] == "done"
     assert not store.checkpoints(stage.key).exists()

@@ -145,7 +145,7 @@ def test_a_server_is_written_down_with_its_probe_and_the_declared_tokenizer(fold
         assert load_tokenizer(tmp_path / "one").chat_template == load_tokenizer(folder).chat_template
         with pytest.raises(SettingsError, match=r"teacher\.served_model='tiny'.*served over HTTP"):
             load_model(tmp_path / "one")
-        with pytest.raises(SettingsError, match=r"tokenizer=.*changed after"):
+        with pytest.raises(SettingsError, match=r"teacher\.tokenizer=.*changed after"):
             make(teacher, tmp_path / "two", tokenizer={"tokenizer.json": "0" * 64})
         fake.served = ("another",)
         with pytest.raises(SettingsError, match="serves another"):

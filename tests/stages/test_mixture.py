@@ -108,7 +108,7 @@ def test_every_source_keeps_a_prompt_to_train_on_and_a_single_prompt_is_never_he
 def test_the_heldout_rows_are_few_where_the_source_is_small_and_the_report_says_so(tmp_path):
     _, facts = mixture(tmp_path, [row(f"p{i}", "a") for i in range(20)], {"heldout_rows": 1000})
     assert facts["counts"]["heldout_rows"] == 4
-    assert any("4 rows are held out, not the 1000 asked for" in said for said in facts["warnings"])
+    assert any("few held-out rows: 4 in place of 1000," in said for said in facts["warnings"])
 
 
 def alone(prompt, source="one"):
@@ -128,7 +128,7 @@ def test_only_answered_rows_are_held_out_and_their_prompts_are_not_trained_on(tm
     assert [written["sources"][name]["heldout"] for name in ("one", "tests", "web")] == [6, 9, 0]
     assert written["dropped"] == {"train row whose prompt is held out": 6}
     assert facts["counts"]["unanswered_rows"] == 80 - 6 + 2
-    assert any("none is scored: web" in said for said in facts["warnings"])
+    assert any("sources without held-out rows: web;" in said for said in facts["warnings"])
 
 
 def test_where_all_rows_are_answered_the_same_ones_are_held_out_whether_answers_are_trained_or_not(tmp_path):
@@ -157,7 +157,7 @@ def test_dropped_rows_are_counted_by_reason(tmp_path):
     out, facts = mixture(tmp_path, rows, {"on_bad_row": "drop"})
     assert json.loads((out / "mixture.json").read_text())["dropped"] == {"empty content": 2, "no messages": 1}
     assert facts["counts"]["dropped_rows"] == 3
-    assert "2 rows were left out: empty content" in facts["warnings"]
+    assert "rows left out: 2, empty content" in facts["warnings"]
 
 
 def test_a_corpus_without_rows_is_refused(tmp_path):
@@ -191,7 +191,7 @@ def test_a_corpus_that_sets_its_split_is_obeyed_and_leaking_train_rows_are_dropp
     out, facts = mixture(tmp_path, [row("p", "a")])
     assert columns(out / "train.parquet", "id") == [["a"]]
     assert columns(out / "heldout.parquet", "id", "truth") == [["c"], ["c"]]
-    assert "1 rows were left out: train row whose prompt is held out" in facts["warnings"]
+    assert "rows left out: 1, train row whose prompt is held out" in facts["warnings"]
 
 
 def test_the_real_mixture_of_eight_sources_is_split_in_proportion(tmp_path):

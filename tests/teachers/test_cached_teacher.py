@@ -155,7 +155,7 @@ def test_a_row_that_is_not_stored_is_refused_by_number(world):
     with pytest.raises(SettingsError, match="12 rows are stored and row 11 is not in it"):
         teacher.sparse_logits(batch_of([6, 11]))
     batch = batch_of([6])
-    with pytest.raises(SettingsError, match="text written while training"):
+    with pytest.raises(SettingsError, match="text generated during training"):
         teacher.sparse_logits(batch | {"rows": torch.tensor([-1])})
 
 

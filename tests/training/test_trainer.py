@@ -261,12 +261,12 @@ def test_a_cold_start_and_a_loss_that_stands_still_are_told_and_nothing_else():
     settled = [(step, 0.4) for step in range(1, 101)]
     found = [find_warnings(curve, 100) for curve in (still, falling, settled, [])]
     assert [[text.split(":")[0] for text in warnings] for warnings in found] == [
-        ["cold start", "not moved"],
+        ["cold start", "loss does not fall"],
         ["cold start"],
         [],
         [],
     ]
-    assert [text.split(":")[0] for text in find_warnings(still, 100, needs_warmup=False)] == ["not moved"]
+    assert [text.split(":")[0] for text in find_warnings(still, 100, needs_warmup=False)] == ["loss does not fall"]
 
 
 def test_only_what_a_cold_student_cannot_learn_from_warns_of_a_cold_start():

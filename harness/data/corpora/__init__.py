@@ -70,12 +70,11 @@ class CorpusSettings:
     ones. The fine-tuning of a teacher is not affected."""
 
     def __post_init__(self) -> None:
-        name = corpus_name(self)
-        check_positive(f"{name}.max_length", self.max_length)
-        check_positive(f"{name}.max_new_tokens", self.max_new_tokens)
-        check_positive(f"{name}.heldout_rows", self.heldout_rows)
-        check_choice(f"{name}.on_bad_row", self.on_bad_row, ON_BAD_ROW)
-        check_choice(f"{name}.answers", self.answers, ANSWERS)
+        check_positive("corpus.max_length", self.max_length)
+        check_positive("corpus.max_new_tokens", self.max_new_tokens)
+        check_positive("corpus.heldout_rows", self.heldout_rows)
+        check_choice("corpus.on_bad_row", self.on_bad_row, ON_BAD_ROW)
+        check_choice("corpus.answers", self.answers, ANSWERS)
 
     def identity(self, world_seed: int) -> dict[str, Any]:
         """Everything that changes rows, as plain JSON; files by their sha256, never by their folder.

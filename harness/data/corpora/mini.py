@@ -66,22 +66,22 @@ class Corpus(CorpusSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("mini.noise", self.noise, tuple(NOISE))
-        check_choice("mini.domain", self.domain, tuple(DOMAINS))
+        check_choice("corpus.noise", self.noise, tuple(NOISE))
+        check_choice("corpus.domain", self.domain, tuple(DOMAINS))
         for name in ("random_noise", "systematic_noise", "dialogues"):
             share = getattr(self, name)
             if share is not None and not (math.isfinite(share) and 0 <= share <= 1):
-                raise refuse(f"mini.{name}", share, "a share lies between 0 and 1")
-        check_positive("mini.rows", self.rows)
-        check_positive("mini.human_rows", self.human_rows)
+                raise refuse(f"corpus.{name}", share, "a share lies between 0 and 1")
+        check_positive("corpus.rows", self.rows)
+        check_positive("corpus.human_rows", self.human_rows)
         if not 1 <= self.heldout_per_source <= MOST_HELDOUT:
             raise refuse(
-                "mini.heldout_per_source",
+                "corpus.heldout_per_source",
                 self.heldout_per_source,
                 f"a source has 1 to {MOST_HELDOUT} distinct held-out prompts",
             )
         for source in self.sources or ():
-            check_choice("mini.sources", source, (*DOMAINS[self.domain], CANARY))
+            check_choice("corpus.sources", source, (*DOMAINS[self.domain], CANARY))
         if self.dialogues:
             self.max_length = max(self.max_length, DIALOGUE_LENGTH["words"])
 
@@ -181,7 +181,7 @@ class Corpus(CorpusSettings):
         if self.dialogues and self.max_length < DIALOGUE_LENGTH[family]:
             need = DIALOGUE_LENGTH[family]
             reason = f"conversations take up to {need} tokens of the family {family}, and would be cut"
-            raise refuse("mini.max_length", self.max_length, reason, f"set it to {need} where they are")
+            raise refuse("corpus.max_length", self.max_length, reason, f"set it to {need} or more")
 
     def _keeps(self, source: str) -> bool:
         return self.sources is None or source in self.sources

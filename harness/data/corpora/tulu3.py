@@ -238,5 +238,6 @@ def _license_warnings(licenses: dict[str, str]) -> list[str]:
     unclear = sorted(name for name, license in licenses.items() if license.startswith("not "))
     found = [f"not for commercial use: {', '.join(closed)}; leave them out with corpus.sources"] if closed else []
     if unclear:
-        found.append(f"no licence on the card: {', '.join(unclear)}; ask their publisher before you share a model")
+        names = ", ".join(unclear)
+        found.append(f"no licence on the card: {names}; ask the publisher of these sources before you share a model")
     return found

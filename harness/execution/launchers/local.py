@@ -107,7 +107,7 @@ class WorkerPool:
         if self.store.done(worker.key):  # it stopped after the stage was published
             yield AttemptResult(worker.key, "done")
         elif code == EXIT_CODE:
-            yield AttemptResult(worker.key, "failed", "preempted", "it was asked to stop; the next run continues it")
+            yield AttemptResult(worker.key, "failed", "preempted", "stopped on request; the next run continues it")
         else:
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             hint = ", as the kernel does when memory runs out" if code == -signal.SIGKILL else ""

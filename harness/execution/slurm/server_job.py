@@ -118,7 +118,7 @@ class ServerJob:
         try:
             process.wait_until_ready(url, key, seconds, lambda seconds: self._watch(process, seconds))
         except TimeoutError as error:
-            raise self._failed(str(error), "slurm.serve.ready_minutes gives it more") from error
+            raise self._failed(str(error), "raise slurm.serve.ready_minutes") from error
         with closing(HttpEndpoint(url, key)) as endpoint:
             # the context is read for the check that comes with it: it raises where the server lists other models
             _ = CompletionsClient(endpoint, self.server.model).context
@@ -133,7 +133,7 @@ class ServerJob:
                 time.sleep(SIGNAL_SECONDS)
             if preemption.stop_requested():
                 self.signal = preemption.received()  # the first, where the job's end brings another
-                raise preemption.Preempted("the server was asked to stop")
+                raise preemption.Preempted("the server was stopped on request")
             if ended is not None:
                 raise self._failed(ended)
             if (left := end - time.monotonic()) <= 0:

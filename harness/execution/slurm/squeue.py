@@ -122,13 +122,15 @@ def run_command(*command: str, patience: float | None = None) -> str:
         try:
             answer = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
         except subprocess.TimeoutExpired as error:
-            raise SettingsError(f"{command[0]} did not answer within {SECONDS:g} s; is the controller up?") from error
+            raise SettingsError(
+                f"{command[0]} did not answer within {SECONDS:g} s; check that the controller runs"
+            ) from error
         if not answer.returncode:
             return answer.stdout
         # only an absent controller is waited for; any other refusal is taken as final
         if "Unable to contact" not in answer.stderr or time.monotonic() > end:
             reason = (answer.stderr.strip().splitlines() or ["no reason given"])[0]
-            raise SettingsError(f"{' '.join(command[:3])} failed: {reason}; is this a login node of the cluster?")
+            raise SettingsError(f"{' '.join(command[:3])} failed: {reason}; run it on a login node of the cluster")
         time.sleep(AGAIN_SECONDS)
 
 

@@ -122,7 +122,7 @@ def _make_stage(
     """One stage; where another job is making it, that one is waited for."""
     key = spec["key"]
     if not store.done(key) and not store.claimed(key) and stuck(store.attempts(key)):
-        reason = f"stopped {STUCK_AFTER} times in a row without getting further; give it more time or memory"
+        reason = f"stopped {STUCK_AFTER} times in a row without progress; give it more time or memory"
         record_failure(store, spec, "stuck", reason)
         return AttemptResult(key, "failed", "stuck", reason)
     others = alone if coordinator is None else partial(coordinator.stage, all_make=spec["kind"] in TOGETHER)
@@ -145,7 +145,7 @@ def requeue(restarts: int) -> None:
     if job is None:
         return
     if int(os.environ.get("SLURM_RESTART_COUNT", "0")) >= restarts:
-        print(f"harness: not queued again after {restarts} restarts; slurm.restarts allows more", flush=True)
+        print(f"harness: not queued again after {restarts} restarts; raise slurm.restarts to allow more", flush=True)
         return
     # a refusal is not checked: the checkpoint is kept, and the process ends with its exit code in either case
     subprocess.run(["scontrol", "requeue", job], timeout=REQUEUE_SECONDS, check=False)

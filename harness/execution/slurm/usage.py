@@ -74,7 +74,7 @@ def check_gpu_hours(work: Work, store: Store, cluster: Cluster, grid: str) -> No
             "slurm.gpu_hours",
             cluster.gpu_hours,
             f"{grid} has used {spent:,.1f} GPU-hours and its rest is expected to use {expected:,.1f} more",
-            "run the command again with a higher slurm.gpu_hours (null: no limit), or ask for fewer cells",
+            "run the command again with a higher slurm.gpu_hours (null: no limit), or plan fewer cells",
         )
 
 

@@ -89,7 +89,7 @@ def make_synthesize(
     if kept < max(1, LEAST_KEPT * wanted):
         raise SettingsError(
             f"synthetic_rows={wanted} cannot be reached: of {asked} generated rows, {kept} were usable "
-            f"(rejected: {reasons}); choose a teacher that can generate prompts, fewer rows, or milder filters."
+            f"(rejected: {reasons}); choose a teacher that can generate prompts, or fewer rows, or loosen the filters."
         )
     save_rows(synthesis.columns, out / "synthetic")
     found = measures(judge.kept, pairs) | rejected_shares(rejected, asked)
@@ -179,7 +179,7 @@ def _warnings(kept: int, wanted: int, asked: int, reasons: str) -> list[str]:
         return []
     return [
         f"{kept} of {wanted} synthetic rows were kept after {asked} were generated (rejected: {reasons}), so the arm "
-        "trains on fewer; take a teacher that writes prompts better, or milder filters"
+        "trains on fewer; choose a teacher that generates better prompts, or loosen the filters"
     ]
 
 

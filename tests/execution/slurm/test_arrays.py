@@ -142,7 +142,7 @@ def test_resources_follow_the_kind_of_stage_and_the_largest_model():
         ({"name": "x", "serve": {"resources": {"gpus": 4}}}, ["slurm.serve.command=None"]),
         ({"name": "x", "serve": {"command": "{port}", "resources": {"nodes": 2}}}, ["slurm.serve.resources.nodes=2"]),
         ({"name": "x", "serve": {"command": "{port}", "resources": {"kinds": ["base"]}}}, ["every server"]),
-        ({"name": "x", "serve": {"command": "{port}", "gpus": 1}}, ["slurm.serve='gpus'", "ready_minutes"]),
+        ({"name": "x", "serve": {"command": "{port}", "gpus": 1}}, ["slurm.serve.gpus=1", "ready_minutes"]),
     ],
 )
 def test_a_cluster_file_that_cannot_be_meant_is_refused(settings, words):

@@ -183,7 +183,7 @@ def test_one_that_may_not_be_queued_again_says_so_to_those_who_wait(commands, tm
     process, _ = job.serving()
     process.send_signal(signal.SIGUSR2)
     code, said = ended(process)
-    assert code == 75 and "slurm.restarts allows more" in said and not (commands / "sent").exists()
+    assert code == 75 and "raise slurm.restarts to allow more" in said and not (commands / "sent").exists()
     assert "3 restarts" in read_address(job.file)["failed"] and not job.note.exists()
 
 
