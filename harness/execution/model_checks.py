@@ -89,21 +89,22 @@ def _check_folder(name: str, model: HubModel, folder: Path) -> None:
         raise refuse(field, model.path, f"its config.json is not JSON ({error})", way_out) from error
     _check_layers(name, model.kept_layers, config.get("num_hidden_layers"))
     if model.init != "random":
-        for file in weight_files(folder, field, model.path):
+        files = weight_files(folder, field, model.path)
+        for file in files:
             if not file.is_file():
                 raise refuse(field, model.path, f"the weights {file.name} are missing", way_out)
             with open(file, "rb") as opened:
                 # such a pointer is a short text file in the place of the weights: the file exists, and holds no model
                 if opened.read(8) == b"version ":
                     raise refuse(field, model.path, f"{file.name} is a Git LFS pointer", "git lfs pull")
-        _check_tensors(folder, field, model.path)
+        _check_tensors(folder, files, field, model.path)
     _check_tokenizer(name, model.chat_template, folder, field, model.path)
 
 
-def _check_tensors(folder: Path, field: str, path: str | None) -> None:
+def _check_tensors(folder: Path, files: list[Path], field: str, path: str | None) -> None:
     """Refuse, from the headers of the files alone, weights that would not be loaded, and ids without an embedding."""
     try:
-        shapes = tensor_shapes(folder)
+        shapes = tensor_shapes(files)
     except (ValueError, KeyError, TypeError) as error:
         raise refuse(
             field, path, f"a .safetensors file is damaged ({error})", "fetch the model's folder again"

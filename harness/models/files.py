@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from harness.config.checks import refuse
@@ -84,13 +85,13 @@ def weight_files(folder: Path, field: str, path: str | None) -> list[Path]:
     return found
 
 
-def tensor_shapes(folder: Path) -> dict[str, list[int]]:
-    """Shapes by tensor name, from the headers of a folder's .safetensors files; other formats are left out.
+def tensor_shapes(files: Iterable[Path]) -> dict[str, list[int]]:
+    """Shapes by tensor name, from the headers of those of the `weight_files` that are .safetensors.
 
     Raises OSError where a file cannot be read, and ValueError where its header is not one of safetensors.
     """
     found: dict[str, list[int]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in (one for one in files if one.suffix == ".safetensors"):
         with open(file, "rb") as opened:
             # the format begins with the header's length (8 bytes, little-endian), then JSON: name -> {shape, ...}
             length = int.from_bytes(opened.read(8), "little")

@@ -25,6 +25,7 @@ from harness.models.files import (
     tokenizer_files,
     tokenizer_fingerprint_of_folder,
     tokenizer_json_fingerprint,
+    weight_files,
 )
 
 
@@ -157,7 +158,9 @@ class HubModel(_WeightFiles):
         """By the folder's config, else its weights; of a hub id by its name (`8B`, `135M`), or a billion."""
         if (folder := local_folder(self.path)) is not None:
             stated = decoder_parameters(json.loads((folder / "config.json").read_text()), self.kept_layers)
-            return stated or sum(map(math.prod, tensor_shapes(folder).values())) or 10**9
+            if stated is not None:
+                return stated
+            return sum(map(math.prod, tensor_shapes(weight_files(folder, "path", self.path)).values())) or 10**9
         named = re.search(r"(\d+(?:\.\d+)?)\s*([MB])(?![a-z])", self.path, re.IGNORECASE)
         return round(float(named[1]) * {"m": 1e6, "b": 1e9}[named[2].lower()]) if named else 10**9
 

@@ -17,7 +17,7 @@ import torch
 from harness.config.checks import SettingsError, refuse
 from harness.config.machine import Machine
 from harness.data.chat import end_of_turn_id, render
-from harness.models.files import SERVER, read_pointer, tensor_shapes, tokenizer_json_fingerprint
+from harness.models.files import SERVER, read_pointer, tensor_shapes, tokenizer_json_fingerprint, weight_files
 from harness.runtime.processes import local_rank, process_count
 from harness.store.fingerprint import fingerprint
 
@@ -237,7 +237,8 @@ def _not_the_models(path: str, found: Mapping[str, Collection[str]]) -> Settings
 def _of_other_size(folder: Path, files: Path) -> list[str]:
     """Names of weights whose shape in the files is not the model's."""
     model = {name: list(weight.shape) for name, weight in load_shape(folder).state_dict().items()}
-    return [name for name, shape in tensor_shapes(files).items() if model.get(name, shape) != shape]
+    stored = tensor_shapes(weight_files(files, "path", str(files))) if files.is_dir() else {}
+    return [name for name, shape in stored.items() if model.get(name, shape) != shape]
 
 
 def _with_plain_kernels(model: "PreTrainedModel") -> "PreTrainedModel":

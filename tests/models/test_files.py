@@ -12,7 +12,7 @@ from transformers import GPT2Config, OPTConfig
 from harness.config.checks import SettingsError
 from harness.config.model import Lesson, Model, Student, Teacher
 from harness.execution.model_checks import check_model
-from harness.models.files import tokenizer_fingerprint_of_folder
+from harness.models.files import tensor_shapes, tokenizer_fingerprint_of_folder, weight_files
 from harness.models.kinds import GgufModel, HubModel, MiniModel, NoModel, ServedModel, model_of
 from harness.models.loading import random_model
 from harness.store.store import write_json
@@ -296,3 +296,13 @@ def test_parameters_are_estimated_for_configs_of_other_shapes(tmp_path, kind):
         sizes = {name: config.pop(name) for name in ("hidden_size", "intermediate_size", "vocab_size")}
         write_json(tmp_path / "config.json", config | ({"text_config": sizes} if kind == "nested" else {}))
     assert model_of(hf(tmp_path)).parameters() == pytest.approx(model.num_parameters(), rel=0.15)
+
+
+def test_weights_that_loading_does_not_read_are_not_checked(folder, tmp_path):
+    """Some publishers lay a second copy under other names beside the shards that the index lists."""
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    names = load_file(copy / "model.safetensors")
+    write_json(copy / "model.safetensors.index.json", {"weight_map": dict.fromkeys(names, "model.safetensors")})
+    save_file({f"module.{name}": one for name, one in names.items()}, copy / "consolidated.safetensors")
+    check_model(hf(copy))
+    assert set(tensor_shapes(weight_files(copy, "path", None))) == set(names)
