@@ -35,7 +35,7 @@ HOSTILE = {
     ),
     "sleep": ("import time; time.sleep(1000)", "time limit"),
     "allocation": ("x = bytearray(10**11)", "MemoryError"),
-    "growth": ("x = []\nwhile True: x.append(bytearray(2**20))", "MemoryError"),
+    "growth": ("x = []\nwhile True: x.append(bytearray(2**26))", "MemoryError"),
     "recursion": ("import sys\nsys.setrecursionlimit(10**9)\nf = lambda: f()\nf()", "signal 11|limit|MemoryError"),
     "write outside": ("open(MARKER, 'w').write('here')", "PermissionError"),
     "append": ("open(VICTIM, 'a').write('more')", "PermissionError"),
