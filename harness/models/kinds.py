@@ -293,6 +293,15 @@ def surely_alike(one: TypedModel, other: TypedModel) -> bool:
     return vocabularies[0].difference(vocabularies[1]) is None
 
 
+def surely_equal(one: TypedModel, other: TypedModel) -> bool:
+    """Whether files alone show that two models have one tokenizer, added tokens included, and render alike."""
+    if not surely_alike(one, other):
+        return False
+    fingerprints = one.tokenizer_fingerprint(), other.tokenizer_fingerprint()
+    # of one path they are equal, whether the files are here or not
+    return fingerprints[0] == fingerprints[1]
+
+
 RENDERING = ("family", "path", "revision", "tokenizer", "chat_template")
 """Fields that decide how a kind of model renders a conversation."""
 SIZES = {

@@ -12,7 +12,7 @@ from harness.config.checks import refuse
 from harness.config.recipe import CROSS, TrainingPhase
 from harness.data.corpora import corpus_name
 from harness.methods import method_name
-from harness.models.kinds import ServedModel, TypedModel, model_of, surely_alike
+from harness.models.kinds import ServedModel, TypedModel, model_of, surely_alike, surely_equal
 from harness.plan.data_stages import CellRows
 from harness.plan.graph import Stage
 from harness.plan.model_stages import base_stage
@@ -72,16 +72,17 @@ def _live(rows: CellRows, phase: TrainingPhase, teacher: Stage) -> dict[str, Sta
     if phase.divergence in CROSS:
         return {"teacher": teacher, "teacher_rows": rows.rendered_for(base_stage(rows.cell, rows.cell.teacher))}
     # the teacher scores the student's own ids, or the same conversation in its own chat template
-    own = may_differ(rows.cell, phase) and rows.cell.teacher.rendering == "own"
+    alike = phase.teacher == "self" or surely_alike(model_of(rows.cell.student), model_of(rows.cell.teacher))
+    own = not alike and rows.cell.teacher.rendering == "own"
     if own and phase.sequences != "synthetic":  # synthetic rows come with the teacher's rendering of them
         return {"teacher": teacher, "teacher_reading": rows.rendered_for(teacher.base_model(), ROOM)}
     return {"teacher": teacher}
 
 
 def may_differ(cell: Cell, phase: TrainingPhase) -> bool:
-    """Whether a phase's teacher may render rows otherwise than the student: files do not show that they agree."""
+    """Whether a phase's teacher may have other tokens or another template than the student, as far as files tell."""
     # the teacher `self` is the student before
-    return phase.teacher == "given" and not surely_alike(model_of(cell.student), model_of(cell.teacher))
+    return phase.teacher == "given" and not surely_equal(model_of(cell.student), model_of(cell.teacher))
 
 
 def label_stages(rows: CellRows, phase: TrainingPhase, teacher: Stage) -> dict[str, Stage]:
@@ -142,7 +143,9 @@ def cache_stages(rows: CellRows, phase: TrainingPhase, teacher: Stage) -> dict[s
         # kept in the student's tokens, at the scored positions of its own rendering
         student = base_stage(cell, cell.student)
         inputs = [{"rows": block, "teacher": teacher, "student": student} for block in rows.blocks(student)]
-        if cell.teacher.rendering == "own":
+        if surely_alike(model_of(cell.student), model_of(cell.teacher)):
+            pass  # the teacher reads the student's rendering, which is its own
+        elif cell.teacher.rendering == "own":
             for one, read in zip(inputs, rows.blocks(teacher.base_model(), ROOM), strict=True):
                 one["teacher_rows"] = read
         else:
