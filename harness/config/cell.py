@@ -62,10 +62,30 @@ class Cell:
         student, teacher = self.student, self.teacher
         if student.init_seed is None:
             student = replace(student, init_seed=self.world_seed)
+        if teacher.several:
+            teacher = _with_seeds(teacher, self.teacher_seed)
         if teacher.init_seed is None:
             teacher = replace(teacher, init_seed=self.teacher_seed)
         data_seed, train_seed = (self.seed if seed is None else seed for seed in (self.data_seed, self.train_seed))
         return replace(self, student=student, teacher=teacher, data_seed=data_seed, train_seed=train_seed)
+
+    def with_each_teacher(self) -> tuple["Cell", ...]:
+        """The cell once for each of its teachers: itself, or with each member of `teacher=several` in its place."""
+        if not self.teacher.several:
+            return (self,)
+        return tuple(replace(self, teacher=one.teacher) for one in self.teacher.members)
+
+
+def _with_seeds(teacher: Teacher, seed: int) -> Teacher:
+    """A teacher of several with its members' seeds filled in; of one member for all rows, that member itself."""
+    members = [
+        one if one.teacher.init_seed is not None else replace(one, teacher=replace(one.teacher, init_seed=seed))
+        for one in teacher.members
+    ]
+    # the same teacher has the same addresses, whether it is named alone or as the only member
+    if len(members) == 1 and members[0].sources is None and members[0].share in (None, 1):
+        return members[0].teacher
+    return replace(teacher, members=members)
 
 
 @dataclass

@@ -7,7 +7,9 @@ student = Student(name="mini", size="tiny")
 """
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from omegaconf import MISSING
@@ -16,7 +18,8 @@ from harness.config.budget import Budget
 from harness.config.checks import check_at_least, check_choice, check_fraction, check_positive, refuse
 
 QUANTISATIONS = ("int8", "nf4")
-MODEL_KINDS = ("none", "mini", "hf", "gguf", "http")
+MODEL_KINDS = ("none", "mini", "hf", "gguf", "http", "several")
+COMBINE = ("by_row", "mean")
 INITS = ("pretrained", "random", "pruned")
 FAMILIES = ("words", "letters")
 MINI_SIZES = ("tiny", "small", "large")
@@ -30,7 +33,7 @@ class Model:
     """Readable name, used in tables and addresses; not part of identity."""
     kind: str = "mini"
     """`mini` (built and pre-trained here), `hf` (folder or hub id), `gguf` (one file), `http` (a teacher
-    served over HTTP by an OpenAI-compatible completions server), `none`."""
+    served over HTTP by an OpenAI-compatible completions server), `several` (a teacher of `members`), `none`."""
     path: str | None = None
     """Folder or hub id (`hf`), file (`gguf`), or the server's address (`http`: http://host:port, `$NAME` of a
     variable that holds it, or `slurm`: the cluster serves it; never identity); null for `mini`."""
@@ -133,6 +136,8 @@ class Student(Model):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.kind == "several":
+            raise refuse("student.kind", "several", "only a teacher has members", "choose one model as the student")
         check_at_least("student.lora_rank", self.lora_rank, 1)
         check_positive("student.lora_alpha", 1 if self.lora_alpha is None else self.lora_alpha)
         if not 0 <= self.lora_dropout < 1:
@@ -164,6 +169,14 @@ class Teacher(Model):
     (the receipt reports it)."""
     acknowledge_license: bool = False
     """Train on its outputs although `distillation_allowed=no`, with the owner's permission; the receipt reports it."""
+    members: list[Any] = field(default_factory=list)
+    """Of `kind=several`, its teachers: each entry names a `preset` of conf/teacher, may set that teacher's fields
+    (`path`, `quantise`, ...), and has a `share` (of the rows, or the weight in the mean; equal where none is set) or
+    `sources`, whose rows it teaches: `[{preset: weak, share: 0.4}, {preset: strong, share: 0.6}]`."""
+    combine: str = "by_row"
+    """Of `kind=several`: `by_row` (each row has one teacher: the first member whose `sources` has the row's source,
+    else a member without `sources`, drawn by share from the row's id) or `mean` (at each position the mean of the
+    members' probabilities, weighted by share; Bucila et al. 2006)."""
 
     @property
     def setting(self) -> str:
@@ -171,6 +184,14 @@ class Teacher(Model):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_choice("teacher.combine", self.combine, COMBINE)
+        if self.kind == "several":
+            self._check_several()
+        elif self.members or self.combine != "by_row":
+            name = "members" if self.members else "combine"
+            raise refuse(
+                f"teacher.{name}", getattr(self, name), "only teacher=several has members", "set teacher=several"
+            )
         answer = str(self.distillation_allowed).lower()
         self.distillation_allowed = {"true": "yes", "false": "no"}.get(
             answer, answer
@@ -182,3 +203,43 @@ class Teacher(Model):
         check_choice("teacher.label_rows", self.label_rows, ("blocks", "visited"))
         if self.data_frac != "match":
             check_fraction("teacher.data_frac", self.data_frac)
+
+    @property
+    def several(self) -> bool:
+        """Whether it is a teacher of members."""
+        return self.kind == "several"
+
+    def _check_several(self) -> None:
+        """Raise SettingsError for a field that the members have, each its own."""
+        kept = ("name", "kind", "members", "combine", "init_seed")
+        for one in fields(self):
+            usual = one.default_factory() if one.default_factory is not NO_DEFAULT else one.default
+            if one.name not in kept and getattr(self, one.name) != usual:
+                way_out = f"set it in an entry of teacher.members, e.g. {{preset: weak, {one.name}: ...}}"
+                raise refuse(f"teacher.{one.name}", getattr(self, one.name), "each member has its own", way_out)
+
+
+@dataclass
+class Member:
+    """One of the teachers of `teacher=several`."""
+
+    teacher: Teacher
+    """The teacher itself."""
+    share: float | None = None
+    """Its share of the rows that no member's `sources` has, or its weight in the mean, above 0 and at most 1; null for
+    all members: equal shares."""
+    sources: list[str] | None = None
+    """The corpus's sources whose rows it teaches; null: it takes its share of the others."""
+
+
+def name_of_members(members: Sequence[Member], combine: str) -> str:
+    """The name of a teacher of several, by its composition: `weak+strong`, `weak+strong[mean]`, `weak(arith)+strong`.
+
+    Shares are named where they are not equal.
+    """
+    names = [one.teacher.name + (f"({','.join(one.sources)})" if one.sources else "") for one in members]
+    shares = [one.share for one in members if not one.sources]
+    told = ["mean"] * (combine == "mean")
+    if len(set(shares)) > 1:
+        told.append("/".join(f"{share or 0:g}" for share in shares))
+    return "+".join(names) + (f"[{' '.join(told)}]" if told else "")

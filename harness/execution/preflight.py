@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from contextlib import closing
 from typing import Any
 
+from harness.config.cell import Cell
 from harness.config.checks import refuse
 from harness.config.evaluation import Evals
 from harness.config.machine import Machine
@@ -41,14 +42,14 @@ def preflight(plan: Plan, machine: Machine | None = None) -> None:
         _once(checked, repr((cell.student, cell.corpus)), lambda cell=cell: _check_family(cell.student, [cell.corpus]))
         _once(checked, repr(cell.evals), lambda cell=cell: _check_evals(cell.evals))
         _once(checked, repr(cell.measure), lambda cell=cell: _check_formats(cell.measure.formats))
-        if cell_plan.taught_by == "given":
+        for cell in cell_plan.cell.with_each_teacher() if cell_plan.taught_by == "given" else ():
             _once(checked, repr(cell.teacher), lambda cell=cell: _check_teacher(cell.teacher, machine))
             read = [cell.corpus, *(corpus_from(one.corpus) for one in cell.teacher.lessons if one.corpus is not None)]
             _once(checked, repr((cell.teacher, read)), lambda cell=cell, read=read: _check_family(cell.teacher, read))
             _once(
                 checked,
                 repr((cell.student, cell.teacher, cell.signal, cell.method)),
-                lambda cell_plan=cell_plan: _check_pair(cell_plan, machine),
+                lambda cell_plan=cell_plan, cell=cell: _check_pair(cell_plan, cell, machine),
             )
 
 
@@ -123,16 +124,17 @@ def _check_evals(evals: Evals) -> None:
             raise refuse("evals.names", name, "scoring it runs model-generated code, in a sandbox", way_out)
 
 
-def _check_pair(cell_plan: CellPlan, machine: Machine | None) -> None:
-    """Raise SettingsError unless the teacher can give its signal to this student.
+def _check_pair(cell_plan: CellPlan, cell: Cell, machine: Machine | None) -> None:
+    """Raise SettingsError unless the teacher of `cell` can give its signal to this student.
 
-    They must share a vocabulary wherever the teacher scores the student's tokens, and a server must score given text.
+    `cell` is the planned one, or that with one of its several teachers. They must share a vocabulary wherever the
+    teacher scores the student's tokens, and a server must score given text.
     """
-    student, teacher = cell_plan.cell.student, cell_plan.cell.teacher
+    student, teacher = cell.student, cell.teacher
     taught_by = model_of(teacher)
     if not taught_by.weights_here and cell_plan.stored_signal:
         check_served(cell_plan.cell.signal)
-    inputs = [stage.inputs for stage in cell_plan.train]
+    inputs = [{role.partition(":")[0] for role in stage.inputs} for stage in cell_plan.train]
     live = any("teacher" in given and "teacher_rows" not in given for given in inputs)
     if not (live or cell_plan.stored_signal):
         return  # only text is taken from the teacher, or each model processes its own tokens

@@ -150,9 +150,11 @@ def tracking(track: str, grid: str | None) -> dict[str, Any]:
 def _config_of(store: Store, spec: Mapping[str, Any]) -> dict[str, Any]:
     """What runs are sorted by: method, data_frac, seed, student, teacher and budget, where the stage has them."""
     inputs = {role.partition(":")[0]: store.manifest(key) for role, key in spec["inputs"].items()}
-    # a student that learns from stored labels, rows or logits has its teacher as their input, not as its own
-    labelled = next((inputs[role] for role in ("labels", "synthetic", "cache") if role in inputs), None)
-    teacher = inputs.get("teacher") or (store.manifest(labelled["inputs"]["teacher"]) if labelled else None)
+    # a student that learns from stored labels, rows or logits has its teachers as their inputs, not as its own
+    made = [role for role in spec["inputs"] if role.partition(":")[0] in ("labels", "synthetic", "cache")]
+    live = [key for role, key in spec["inputs"].items() if role.partition(":")[0] == "teacher"]
+    stored = (store.manifest(spec["inputs"][role])["inputs"]["teacher"] for role in made)
+    teachers = [store.manifest(key) for key in dict.fromkeys(live or stored)]
     about = {
         "kind": spec["kind"],
         "key": spec["key"],
@@ -160,7 +162,7 @@ def _config_of(store: Store, spec: Mapping[str, Any]) -> dict[str, Any]:
         "data_frac": inputs.get("subset", {"settings": {}})["settings"].get("data_frac"),
         "seed": spec["settings"].get("seed", spec["settings"].get("init_seed")),
         "student": _pretrained_base(store, spec)["name"],
-        "teacher": None if teacher is None else _pretrained_base(store, teacher)["name"],
+        "teacher": "+".join(_pretrained_base(store, one)["name"] for one in teachers) or None,
         "budget": spec["settings"].get("budget"),
         "settings": spec["settings"],
     }

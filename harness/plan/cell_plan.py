@@ -21,6 +21,7 @@ from harness.plan.data_stages import CellRows
 from harness.plan.evaluation_stages import Deployment, deployments, evaluate_stages, fingerprint_of
 from harness.plan.graph import Stage
 from harness.plan.model_stages import base_stage, teacher_stage, train_phase
+from harness.plan.several import check_different, check_several, composition, each_teachers_rows, several_signal
 from harness.plan.signal_stages import check_answers, phase_signal
 from harness.store.fingerprint import fingerprint
 
@@ -40,13 +41,15 @@ class CellPlan:
     taught_by: str | None
     """`given` (the cell's teacher), `self` (its own fine-tuned student) or None."""
     teacher: Stage | None
-    """The teacher after its fine-tuning."""
+    """The teacher after its fine-tuning; None where there are several."""
     references: Mapping[str, Mapping[str, Stage]]
     """The same of the models the student is compared with: base, and teacher where there is one."""
     deployments: Mapping[str, Mapping[str, Deployment]] = field(default_factory=dict)
     """Measured models, by role (student, teacher) and number format; no part of the cell's identity."""
     overlaps: tuple[Stage, ...] = ()
     """Decontamination: the rows that student and teacher train on are compared with the scored items."""
+    members: tuple[Stage, ...] = ()
+    """The teachers after their fine-tuning, where there are several."""
 
     @property
     def fingerprint(self) -> str:
@@ -74,6 +77,8 @@ class CellPlan:
 
     def making_teacher(self) -> Iterator[Stage]:
         """The stages that make the teacher; for the teacher `self` its training alone, as its base is the student's."""
+        for member in self.members:
+            yield from member.ancestry()
         if self.teacher is not None:
             yield from self.teacher.ancestry() if self.taught_by == "given" else (self.teacher,)
 
@@ -114,7 +119,9 @@ class Plan:
     @cached_property
     def teachers(self) -> frozenset[str]:
         """Keys of the cells' given teachers."""
-        given = (cell.teacher for cell in self.cells if cell.taught_by == "given")
+        given = (
+            teacher for cell in self.cells if cell.taught_by == "given" for teacher in (cell.teacher, *cell.members)
+        )
         return frozenset(teacher.key for teacher in given if teacher is not None)
 
     @property
@@ -137,25 +144,34 @@ def plan_cell(cell: Cell) -> CellPlan:
 
     base = base_stage(cell, cell.student)
     rows = CellRows.of(cell, base)
-    teacher = None
-    if taught_by == "given":
+    teacher, members = None, list[Stage]()
+    if taught_by == "given" and cell.teacher.several:
+        members = [teacher_stage(own) for own in each_teachers_rows(rows)]
+        check_different(cell, members)
+    elif taught_by == "given":
         teacher = teacher_stage(rows)
     elif taught_by == "self":  # Born-Again: the student that plain fine-tuning makes of the same cell
         teacher = train_phase(cell, TrainingPhase(), 0, {"subset": rows.subset, "start": base}, "sft")
 
     # all signals before any training stage: what cannot be planned is refused here
-    signals = [phase_signal(rows, phase, teacher) for phase in phases]
+    signals = [
+        several_signal(rows, phase, members) if members else phase_signal(rows, phase, teacher) for phase in phases
+    ]
     train: list[Stage] = []
     for index, (phase, signal) in enumerate(zip(phases, signals, strict=True)):
         start = train[-1] if train else base
         inputs = {"subset": rows.subset, "start": start, **signal.inputs}
-        train.append(train_phase(cell, phase, index, inputs, method))
+        taught = composition(cell, phase) if members and phase.uses_teacher else None
+        train.append(train_phase(cell, phase, index, inputs, method, taught))
 
     student = train[-1] if train else base
     references, deployed = {"base": base}, {"student": student}
     # a served teacher has no weights here to be loaded and scored
     if teacher is not None and taught_by == "given" and model_of(cell.teacher).weights_here:
         references["teacher"] = deployed["teacher"] = teacher
+    for place, (member, one) in enumerate(zip(members, cell.teacher.members, strict=False)):
+        if model_of(one.teacher).weights_here:
+            references[f"teacher:{place}"] = member  # scored, and measured where it teaches alone
     return CellPlan(
         cell=cell,
         train=tuple(train),
@@ -166,6 +182,7 @@ def plan_cell(cell: Cell) -> CellPlan:
         references={role: evaluate_stages(rows, model) for role, model in references.items()},
         deployments={role: deployments(rows, model) for role, model in deployed.items()},
         overlaps=rows.overlaps(train),
+        members=tuple(members),
     )
 
 
@@ -185,8 +202,11 @@ def check_phases(cell: Cell, phases: tuple[TrainingPhase, ...]) -> str | None:
             f"method={method_name(cell.method)} needs a teacher",
             "choose one, e.g. teacher=weak, or method=sft",
         )
+    if "given" in found and cell.teacher.several:
+        check_several(cell, phases)
     for phase in phases:
-        served = phase.teacher == "given" and isinstance(model_of(cell.teacher), ServedModel)
+        alone = phase.teacher == "given" and not cell.teacher.several
+        served = alone and isinstance(model_of(cell.teacher), ServedModel)
         check_signal(cell.signal, phase, served)
     check_answers(cell, phases)
     return next(iter(found), None)

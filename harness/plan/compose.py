@@ -10,7 +10,7 @@ cells are composed in a second or two. All input errors leave here as `SettingsE
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config.cell import Cell, Settings
-from harness.config.checks import SettingsError, check_choice, refuse
+from harness.config.checks import SettingsError, check_choice, check_fraction, refuse
 from harness.config.cluster import DEFAULTS
+from harness.config.model import Member, Teacher, name_of_members
 from harness.data.corpora import corpus_names, load_corpus
 from harness.methods import load_method, method_names
 from harness.plan.sweep import first_value, in_replicates, points_of
@@ -259,7 +260,52 @@ def _settings(config: DictConfig) -> Settings:
         raise refuse("method", None, f"allowed are {', '.join(method_names())}")
     settings = OmegaConf.to_object(config)
     assert isinstance(settings, Settings)
+    if settings.teacher.several:
+        settings.teacher = _with_members(settings.teacher)
     return settings
+
+
+def _with_members(teacher: Teacher) -> Teacher:
+    """A teacher of several with its entries as members, named after them unless it was given a name."""
+    members = [_member(f"teacher.members[{place}]", entry) for place, entry in enumerate(teacher.members)]
+    named = teacher.name if teacher.name != "several" or not members else name_of_members(members, teacher.combine)
+    return replace(teacher, name=named, members=members)
+
+
+def _member(where: str, entry: Any) -> Member:
+    """The member that an entry describes: a preset, its overrides, and a share or sources."""
+    if not isinstance(entry, Mapping):
+        raise refuse(where, entry, "an entry names a preset", "write e.g. {preset: weak, share: 0.5}")
+    own, preset = dict(entry), entry.get("preset")
+    presets = tuple(
+        path.stem
+        for path in sorted((presets_folder() / "conf" / "teacher").glob("*.yaml"))
+        if path.stem not in ("none", "several")
+    )
+    check_choice(f"{where}.preset", preset, presets)
+    given = {name: own.pop(name, None) for name in ("preset", "share", "sources")}
+    allowed = [one.name for one in fields(Teacher) if one.name not in ("members", "combine")]
+    for name in own:
+        if name not in allowed:
+            raise refuse(f"{where}.{name}", own[name], f"allowed are preset, share, sources, {', '.join(allowed)}")
+    check_fraction(f"{where}.share", 1 if given["share"] is None else given["share"])
+    sources = given["sources"]
+    if sources is not None and not (isinstance(sources, list) and sources and all(isinstance(s, str) for s in sources)):
+        raise refuse(
+            f"{where}.sources", sources, "it is a list of sources of the corpus", "write e.g. sources: [arith]"
+        )
+    config = _teacher_preset(str(preset)).copy()
+    for name, value in own.items():
+        OmegaConf.update(config, f"teacher.{name}", value, force_add=False)
+    found = OmegaConf.to_object(config.teacher)
+    assert isinstance(found, Teacher)
+    return Member(found, given["share"], sources)
+
+
+@functools.cache
+def _teacher_preset(name: str) -> DictConfig:
+    """A composed config with one preset of conf/teacher; presets do not change while a program runs."""
+    return hydra_compose(CONFIG, [f"teacher={name}"])
 
 
 def _at_scale(arguments: Sequence[str]) -> list[str]:

@@ -233,15 +233,33 @@ def _train(stage: Stage) -> Estimate:
     # an adaptive phase scores the validation rows at each check
     if recipe.get("adaptive"):
         flops += CHECKS * forward_flops(parameters, stage.inputs["subset"].settings["validation"] * rows * row_tokens)
-    if "teacher" in stage.inputs:
+    if teachers := _live_teachers(stage):
         times = (
             2 if recipe["sequences"] == "interleaved" else 1
         )  # the teacher processes the text once more while it is generated
         read = tokens
         if "teacher_rows" in stage.inputs:  # the same rows, in the teacher's own tokens
             read *= _rows(stage.inputs["teacher_rows"])[2] / row_tokens
-        flops += times * forward_flops(stage.inputs["teacher"].parameters, read)
+        flops += sum(times * share * forward_flops(teacher.parameters, read) for teacher, share in teachers)
     return Estimate(tokens, flops, 4.0 * parameters)
+
+
+def _live_teachers(stage: Stage) -> list[tuple[Stage, float]]:
+    """The teachers that run while a stage trains, and the part of its rows that each is expected to read."""
+    if "teacher" in stage.inputs:
+        return [(stage.inputs["teacher"], 1.0)]
+    found = [one for role, one in stage.inputs.items() if role.partition(":")[0] == "teacher"]
+    if not found:
+        return []
+    composition = stage.settings["teachers"]
+    members = composition["members"]
+    if composition["combine"] == "mean":
+        return [(teacher, 1.0) for teacher in found]
+    # how many rows the named sources have is known later: each such member is taken to have an equal part
+    named = sum("sources" in one for one in members)
+    left = 1 - named / len(members) if named < len(members) else 0.0
+    shares = [left * one["share"] if "share" in one else 1 / len(members) for one in members]
+    return list(zip(found, shares, strict=True))
 
 
 def _generated_share(recipe: Mapping[str, Any]) -> float:

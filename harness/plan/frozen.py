@@ -116,6 +116,11 @@ class FrozenCell(FrozenModel):
         """A reference model of the cell, with the cell's corpus, seeds and settings."""
         reference = self.references[role]
         own = {one.name: getattr(reference, one.name) for one in fields(FrozenModel)}
+        # one of several teachers is recorded as it is where it teaches alone
+        role, _, place = role.partition(":")
+        if place:
+            member = self.settings["teacher"]["members"][int(place)]
+            own["settings"] = {**self.settings, "teacher": member["teacher"]}
         return replace(self, role=role, **own)
 
 
@@ -189,8 +194,15 @@ def thaw(frozen: FrozenPlan, targets: Iterable[str]) -> Part:
     # a dict keeps the first place of each stage, which is before all that use it
     needed = {stage.key: stage for target in wanted.values() for stage in target.ancestry()}
     taught = (cell for cell in frozen.cells if cell.making_teacher and cell.teacher != "self")
-    # the last of its stages is the teacher itself
-    teachers = (cell.making_teacher[-1] for cell in taught)
+    # the last of its stages is the teacher itself; of several teachers the references name each
+    teachers = (
+        key
+        for cell in taught
+        for key in (
+            cell.making_teacher[-1],
+            *(one.train[-1] for role, one in cell.references.items() if role.startswith("teacher:")),
+        )
+    )
     return Part(tuple(needed.values()), wanted, frozenset(teachers))
 
 
@@ -243,20 +255,22 @@ def _freeze_cell(plan: "CellPlan", label: Mapping[str, Any], tuned: "Tuned | Non
     cell = plan.cell
     references: dict[str, FrozenModel] = {}
     for role, evaluations in plan.references.items():
+        place = role.partition(":")[2]
+        teacher = cell.teacher.members[int(place)].teacher if place else cell.teacher
         needs = tuple(dict.fromkeys(_needs(evaluations.values())))
         references[role] = FrozenModel(
             fingerprint=fingerprint_of(evaluations),
             evaluations={name: stage.key for name, stage in evaluations.items()},
             needs=needs,
-            method=role,
+            method=role.partition(":")[0],
             train=tuple(key for key in needs if key.startswith(("train-", "base-"))),
             teaching=(),
             making_teacher=(),
             # a teacher trained on the cell's own rows is another one at every fraction
-            data_frac=cell.data_frac if role == "teacher" and cell.teacher.data_frac == "match" else None,
+            data_frac=cell.data_frac if role != "base" and teacher.data_frac == "match" else None,
             budget="",
             student=cell.student.name if role == "base" else "",
-            teacher=None if role == "base" else cell.teacher.name,
+            teacher=None if role == "base" else teacher.name,
             tuned={},
         )
     return FrozenCell(
@@ -295,11 +309,9 @@ def settings_of(plan: "CellPlan") -> dict[str, Any]:
     settings = {name: plain(getattr(cell, name)) for name in names}
     if cell.student.lora_rank is None:  # described as it was before students could have adapters
         settings["student"] = {k: v for k, v in settings["student"].items() if not k.startswith("lora_")}
-    for role in ("student", "teacher"):
-        if settings[role]["family"] == "words":  # and as models were when minis had one tokenizer
-            del settings[role]["family"]
-    if settings["teacher"]["rendering"] == "own":
-        del settings["teacher"]["rendering"]
+    if settings["student"]["family"] == "words":  # and as models were when minis had one tokenizer
+        del settings["student"]["family"]
+    settings["teacher"] = _teacher_settings(settings["teacher"])
     settings["method"] = {"name": method_name(cell.method), **plain(cell.method)}
     if settings["method"].get("estimator") == "full":
         del settings["method"]["estimator"]
@@ -310,6 +322,14 @@ def settings_of(plan: "CellPlan") -> dict[str, Any]:
     if cell.corpus.answers == "given":  # described as it was before prompts could stand alone
         del settings["corpus"]["answers"]
     return settings
+
+
+def _teacher_settings(found: dict[str, Any]) -> dict[str, Any]:
+    """A teacher's settings without those that are younger than the first plans and have their defaults."""
+    members = [{**one, "teacher": _teacher_settings(one["teacher"])} for one in found["members"]]
+    left_out = {"family": "words", "rendering": "own", "members": [], "combine": "by_row"}
+    told = {name: value for name, value in found.items() if name not in left_out or value != left_out[name]}
+    return told | ({"members": members, "combine": found["combine"]} if members else {})
 
 
 def _labels(plans: "Sequence[CellPlan]", cells: "Sequence[Cell]") -> list[dict[str, str]]:

@@ -61,7 +61,11 @@ class Stage:
                 "kind": self.kind,
                 "version": MAKERS[self.kind][1],
                 "settings": self.settings,
-                "inputs": {role: stage.fingerprint for role, stage in self.inputs.items() if role not in DERIVED},
+                "inputs": {
+                    role: stage.fingerprint
+                    for role, stage in self.inputs.items()
+                    if role.partition(":")[0] not in DERIVED
+                },
             }
         )
 
@@ -85,7 +89,8 @@ class Stage:
     @property
     def largest_model(self) -> int:
         """Parameters of the largest model that the stage makes, scores or runs as a teacher."""
-        return max([self.parameters, *(stage.parameters for role, stage in self.inputs.items() if role == "teacher")])
+        teachers = [stage.parameters for role, stage in self.inputs.items() if role.partition(":")[0] == "teacher"]
+        return max([self.parameters, *teachers])
 
     def spec(self) -> dict[str, Any]:
         """All that a worker needs to make the stage, as plain JSON; inputs by key.

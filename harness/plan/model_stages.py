@@ -48,6 +48,7 @@ def train_stage(
     signal: Mapping[str, Any] | None = None,
     rendering: str = "own",
     where: Mapping[str, Any] | None = None,
+    teachers: Mapping[str, Any] | None = None,
 ) -> Stage:
     """The stage of one training phase; a value that the phase does not read stays out of its identity."""
     settings: dict[str, Any] = {
@@ -66,17 +67,29 @@ def train_stage(
         settings["signal"] = dict(signal)
     if rendering != "own":
         settings["rendering"] = rendering
+    if teachers is not None:
+        settings["teachers"] = dict(teachers)
     return Stage("train", name, settings, inputs, where or {})
 
 
-def train_phase(cell: Cell, phase: TrainingPhase, index: int, inputs: Mapping[str, Stage], name: str) -> Stage:
-    """The student after one phase of its method, named after it; `index` is the phase's place in the recipe."""
+def train_phase(
+    cell: Cell,
+    phase: TrainingPhase,
+    index: int,
+    inputs: Mapping[str, Stage],
+    name: str,
+    teachers: Mapping[str, Any] | None = None,
+) -> Stage:
+    """The student after one phase of its method, named after it; `index` is the phase's place in the recipe.
+
+    `teachers`: of a phase that several teachers take part in, which of them teaches what (`several.composition`).
+    """
     assert cell.train_seed is not None
     # of a teacher that reads the student's rendering anyway the setting moves no number
-    taught_by = model_of(cell.teacher)
-    served = phase.teacher == "given" and isinstance(taught_by, ServedModel)
+    taught_by = None if cell.teacher.several else model_of(cell.teacher)
+    server = taught_by if phase.teacher == "given" and isinstance(taught_by, ServedModel) else None
     reads = "teacher" in inputs and phase.teacher == "given" and phase.divergence not in CROSS
-    differs = reads and not surely_alike(model_of(cell.student), taught_by)
+    differs = reads and taught_by is not None and not surely_alike(model_of(cell.student), taught_by)
     return train_stage(
         f"{name}-{cell.data_frac:g}-s{cell.train_seed}",
         phase,
@@ -86,9 +99,10 @@ def train_phase(cell: Cell, phase: TrainingPhase, index: int, inputs: Mapping[st
         inputs,
         max_new_tokens=cell.corpus.max_new_tokens,
         lora=lora_of(cell.student),
-        signal=cell.signal.identity(phase, served),
+        signal=cell.signal.identity(phase, server is not None),
         rendering=cell.teacher.rendering if differs else "own",
-        where={"teacher_url": taught_by.path} if served and "teacher" in inputs else None,
+        where={"teacher_url": server.path} if server is not None and "teacher" in inputs else None,
+        teachers=teachers,
     )
 
 

@@ -51,7 +51,8 @@ def judge_licences(
 ) -> LicenceVerdict:
     """What the licences of a student's weights, its rows (source, licence) and its teacher say together.
 
-    `teacher`: `name`, `license`, `distillation_allowed` and `acknowledge_license`; null where it has no teacher.
+    `teacher`: `name`, `license`, `distillation_allowed` and `acknowledge_license`, or `members` with these; null where
+    it has no teacher.
     """
     named: dict[str, list[str]] = {}
     for source, license in sources:
@@ -63,22 +64,29 @@ def judge_licences(
         reasons.append(f"student's start weights: {student_flag}")
         flags.append(student_flag)
     forbidden = False
-    if teacher is not None:
-        if teacher_flag := flag_of(teacher["license"]):
-            reasons.append(f"teacher {teacher['name']}: {teacher_flag}")
+    for one in teachers_in(teacher):
+        if teacher_flag := flag_of(one["license"]):
+            reasons.append(f"teacher {one['name']}: {teacher_flag}")
             flags.append(teacher_flag)
-        if teacher["distillation_allowed"] == "no":
+        if one["distillation_allowed"] == "no":
             forbidden = True
-            reasons.append(f"teacher {teacher['name']}: its licence forbids training on its outputs; acknowledged")
-        if teacher["distillation_allowed"] == "unknown":
+            reasons.append(f"teacher {one['name']}: its licence forbids training on its outputs; acknowledged")
+        if one["distillation_allowed"] == "unknown":
             flags.append(NOT_STATED)
-            reasons.append(f"teacher {teacher['name']}: whether its licence allows distillation is unknown")
+            reasons.append(f"teacher {one['name']}: whether its licence allows distillation is unknown")
     if forbidden:
         # the gravest finding is the verdict; the reasons list all of them
         return LicenceVerdict("not allowed as stated", reasons)
     if NON_COMMERCIAL in flags:
         return LicenceVerdict("not for commercial use", reasons)
     return LicenceVerdict("unclear" if flags else "nothing stated stands against use", reasons)
+
+
+def teachers_in(teacher: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """The teachers that a receipt's `teacher` has: none, itself, or its members."""
+    if teacher is None:
+        return []
+    return teacher.get("members") or [teacher]
 
 
 def hub_license(student: str | None, verdict: LicenceVerdict) -> dict[str, str]:

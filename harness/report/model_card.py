@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from harness.evals.benchmarks import LM_EVAL, benchmark_names, load_benchmark
-from harness.report.licences import LicenceVerdict, hub_license
+from harness.report.licences import LicenceVerdict, hub_license, teachers_in
 from harness.results.breakdown import FEW
 from harness.results.comparison import CLEAR
 
@@ -134,8 +134,10 @@ def _extra(receipt: Receipt) -> str:
 
 
 def _scores(receipt: Receipt) -> str:
-    roles = [role for role in ROLES if any(role in score["against"] for score in receipt["scores"])]
-    head = ["evaluation", "this model [95 %]", "items", *(f"gain over {ROLES[role]} [95 %]" for role in roles)]
+    found = dict.fromkeys(role for score in receipt["scores"] for role in score["against"])
+    roles = [*(role for role in ROLES if role in found), *(role for role in found if role not in ROLES)]
+    names = [ROLES.get(role, role) for role in roles]  # of several teachers the role has the name
+    head = ["evaluation", "this model [95 %]", "items", *(f"gain over {name} [95 %]" for name in names)]
     rows = []
     for score in receipt["scores"]:
         lower = "" if score["higher_is_better"] else " (lower is better)"
@@ -158,7 +160,7 @@ def _lost(lost: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for one in lost:
         difference = f"{one['gain']:+.3f} {_interval(one, '+.3f')}"
-        row = [f"{one['eval']} {one['metric']}", one["source"], ROLES[one["against"]], difference]
+        row = [f"{one['eval']} {one['metric']}", one["source"], ROLES.get(one["against"], one["against"]), difference]
         rows.append([*row, f"{one['score']:.3f}", f"{one['other']:.3f}", one["items"]])
     head = ["evaluation", "source", "worse than", "difference [95 %]", "this model", "the other", "items"]
     return f"Clearly worse means {TESTED}.\n\n{_table(head, rows)}"
@@ -237,16 +239,28 @@ def _data(receipt: Receipt) -> str:
     ]
     lines += [f"Made by the teacher beforehand, in blocks that other cells may share: {written}."] * bool(written)
     lines.append(f"Start weights: {receipt['student']['license'] or 'no licence stated'}.")
-    if teacher is not None:
-        allowed = teacher["distillation_allowed"]
-        lines.append(f"Teacher: {teacher['license'] or 'no licence stated'}; distillation allowed: {allowed}.")
+    for one in teachers_in(teacher):
+        name = f"Teacher {one['name']}{_taught(teacher, one)}" if len(teachers_in(teacher)) > 1 else "Teacher"
+        allowed = one["distillation_allowed"]
+        lines.append(f"{name}: {one['license'] or 'no licence stated'}; distillation allowed: {allowed}.")
     reasons = _listed(licences["reasons"])
     lines.append(f"**By what is stated: {licences['says']}.**" + (f"\n\n{reasons}" if reasons else ""))
     return "\n\n".join(lines) + "\n\nNames of licences are as publishers state them; this is no legal advice."
 
 
+def _taught(teacher: Mapping[str, Any], member: Mapping[str, Any]) -> str:
+    """What one of several teachers teaches, in words."""
+    if member["sources"]:
+        return f" ({', '.join(member['sources'])})"
+    share = "an equal share" if member["share"] is None else f"{member['share']:g}"
+    return f" ({share} of the mean)" if teacher["combine"] == "mean" else f" ({share} of the rows)"
+
+
 def _recipe(receipt: Receipt) -> str:
-    parts = {"student": receipt["student"], "teacher": receipt["teacher"], "method": receipt["recipe"]}
+    teacher = receipt["teacher"] or {}
+    parts = {"student": receipt["student"], "teacher": {n: v for n, v in teacher.items() if n != "members"}}
+    parts |= {f"teacher {one['name']}": one for one in teacher.get("members", [])}
+    parts |= {"method": receipt["recipe"]}
     parts |= {"budget": receipt["budget"], "tuned by trials": receipt["tuned"]}
     parts |= {"seeds": {name: receipt[name] for name in ("data_seed", "train_seed", "world_seed", "teacher_seed")}}
     lines = [f"- {name}: {_values(values)}" for name, values in parts.items() if values]

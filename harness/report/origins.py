@@ -17,6 +17,7 @@ from harness.data.corpora.tulu3 import REPOSITORY
 from harness.models.files import HUB_ID, local_folder, read_pointer
 from harness.plan.frozen import FrozenCell, FrozenPlan
 from harness.report.licences import flag_of
+from harness.results.contamination import teachers_of
 from harness.store.store import Store
 
 WRITTEN = {"labels": "answers", "cache": "rows", "synthetic": "kept"}
@@ -71,7 +72,10 @@ class Origins:
         return model | self._hub(settings, self._base(cell.train[0]))
 
     def teacher(self, cell: FrozenCell) -> dict[str, Any] | None:
-        """The same of the teacher, with what its licence says of distillation; null where there is none."""
+        """The same of the teacher, with what its licence says of distillation; null where there is none.
+
+        Of several teachers `combine` and `members`, each with its share or sources.
+        """
         settings = cell.settings["teacher"]
         if settings is None:
             return None
@@ -79,13 +83,21 @@ class Origins:
         if settings == "self":
             student = cell.settings["student"]
             return {"name": "self", "license": student["license"], "distillation_allowed": "yes"}
+        if not settings.get("members"):
+            return self._teacher(settings, cell.making_teacher[-1])
+        made = teachers_of(self._stages, cell.train)
+        members = [
+            {"share": one["share"], "sources": one["sources"], **self._teacher(one["teacher"], key)}
+            for one, key in zip(settings["members"], made, strict=True)
+        ]
+        return {"name": settings["name"], "combine": settings["combine"], "members": members}
+
+    def _teacher(self, settings: Mapping[str, Any], made: str) -> dict[str, Any]:
+        """One teacher's settings, fine-tunings and place on the hub; `made`: the stage that made it."""
         names = ["name", "kind", "size", "init", "layers", "license", "served_model", "quantise"]
         names += ["distillation_allowed", "acknowledge_license"]
-        made = cell.making_teacher
-        lessons = sum(self._stages[key]["kind"] == "train" for key in made)
-        base = self._base(made[-1])
-        model = {name: settings[name] for name in names} | _family(settings) | {"lessons": lessons}
-        return model | self._hub(settings, base)
+        model = {name: settings[name] for name in names} | _family(settings) | {"lessons": self._lessons(made)}
+        return model | self._hub(settings, self._base(made))
 
     def provenance(self, cell: FrozenCell) -> dict[str, Any]:
         """Code, versions and machine of the last training stage, and what else the cell's stages were made with."""
@@ -135,6 +147,12 @@ class Origins:
             if kind in WRITTEN:
                 found[kind] += self._manifest(key)["facts"]["counts"][WRITTEN[kind]]
         return dict(found)
+
+    def _lessons(self, key: str) -> int:
+        """How many fine-tunings made a teacher."""
+        stage = self._stages[key]
+        before = stage["inputs"].get("start") or stage["inputs"].get("model")
+        return (stage["kind"] == "train") + (0 if before is None else self._lessons(before))
 
     def _base(self, key: str) -> str:
         """The base stage that a model was before it was trained or rounded."""

@@ -9,7 +9,7 @@ numbers in the docstrings of their files.
 import importlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from harness.methods import method_names
@@ -64,7 +64,32 @@ def _compared(students: Sequence[Record]) -> str:
         named.append(f"{method} ({cited})" if cited else method)
     teachers = _values(students, "teacher")
     taught = f", with {'teachers' if len(teachers) > 1 else 'teacher'} {_joined(teachers)}" if teachers else ""
-    return f"We trained {_joined(_values(students, 'student'))} with {_joined(named)}{taught}."
+    text = f"We trained {_joined(_values(students, 'student'))} with {_joined(named)}{taught}."
+    return " ".join([text, *_several(students)])
+
+
+def _several(students: Sequence[Record]) -> Iterator[str]:
+    """A sentence for each teacher that is several: how its members share the rows, or their probabilities."""
+    found = {}
+    for record in students:
+        settings = record.settings.get("teacher")
+        if record.teacher and isinstance(settings, Mapping) and settings.get("members"):
+            found[record.teacher] = settings
+    for name, settings in found.items():
+        members = [(one["teacher"]["name"], one["share"], one["sources"]) for one in settings["members"]]
+        weights = _joined(one if share is None else f"{one} ({share:g})" for one, share, _ in members)
+        if settings["combine"] == "mean":
+            equally = "weighted equally" if all(share is None for _, share, _ in members) else "weighted as given"
+            yield f"{name} is the mean of the members' probabilities, {equally}: {weights} (Bucila et al. 2006)."
+            continue
+        own = [f"those of {_joined(sources)} by {member}" for member, _, sources in members if sources]
+        others = [one for one in members if not one[2]]
+        drawn = _joined(one[0] if one[1] is None else f"{one[0]} ({one[1]:g})" for one in others)
+        if others:
+            shares = "in equal shares" if all(one[1] is None for one in others) and len(others) > 1 else ""
+            rest = "the others " if own else ""
+            own.append(f"{rest}by {drawn}{', drawn by row ' + shares if len(others) > 1 else ''}".rstrip())
+        yield f"Each row of {name} was taught by one member: {'; '.join(own)}."
 
 
 def _data(students: Sequence[Record]) -> str:

@@ -140,7 +140,9 @@ class _Receipts:
                 if seeds_of(sft) == seeds_of(record):
                     found["sft"] = sft
         for role, reference in self._cells[record.cell].references.items():
-            found[role] = self._records[reference.fingerprint]
+            # of several teachers each is a comparison of its own
+            name = f"teacher {reference.teacher}" if role.startswith("teacher:") else role
+            found[role if name in found else name] = self._records[reference.fingerprint]
         return found
 
     def _score(self, record: Record, others: Mapping[str, Record], metric: Metric) -> dict[str, Any]:
@@ -185,7 +187,7 @@ class _Receipts:
                 first = Metric(**receipt["headline"]) if receipt["headline"] else Metric("", "")
                 why = name_diverged([other], first) or f"{other.status}: {other.reason}"
                 yield f"{role} is not finished: {why}"
-        if record.teacher and "teacher" not in others:
+        if record.teacher and not any(role.startswith("teacher") for role in others):
             own = record.teacher == "self"
             yield (
                 "its teacher is the SFT student of the same cell"

@@ -59,16 +59,23 @@ def training_of(stages: Mapping[str, Any], key: str) -> Training:
     return Training(tuple(subsets), tuple(synthetic), key)
 
 
-def teacher_of(stages: Mapping[str, Any], train: Iterable[str]) -> str | None:
-    """The stage that made the teacher of train stages, whether it is live or made labels, text or caches."""
+def teachers_of(stages: Mapping[str, Any], train: Iterable[str]) -> tuple[str, ...]:
+    """The stages that made the teachers of train stages, whether they are live or made labels, text or caches.
+
+    None for a student without a teacher, and several in the order of the cell's members.
+    """
+    found: dict[str, str] = {}
     for key in train:
         for role, upstream in stages[key]["inputs"].items():
-            if role == "teacher":
-                return upstream
+            name, *place = role.split(":")
+            # the member's place, where there are several teachers; blocks of one teacher's labels are of the first
+            member = place[0] if "teachers" in stages[key]["settings"] and place else "0"
+            if name == "teacher":
+                found.setdefault(member, upstream)
             # a teacher that is not live stands behind the stage that wrote its labels, text or cache
-            if role not in ("subset", "start") and "teacher" in stages[upstream]["inputs"]:
-                return stages[upstream]["inputs"]["teacher"]
-    return None
+            elif name not in ("subset", "start") and "teacher" in stages[upstream]["inputs"]:
+                found.setdefault(member, stages[upstream]["inputs"]["teacher"])
+    return tuple(found[member] for member in sorted(found, key=int))
 
 
 def row_numbers(folder: Path) -> np.ndarray:
@@ -100,8 +107,8 @@ class Contamination:
         name = HELDOUT if "mixture" in self._stages[evaluated]["inputs"] else evaluation
         compared = {self._stages[key]["inputs"]["rows"]: key for key in cell.overlaps}
         own = training_of(self._stages, self._stages[evaluated]["inputs"]["model"])
-        teacher = teacher_of(self._stages, cell.train)
-        lessons = training_of(self._stages, teacher).subsets if teacher else ()
+        taught = [training_of(self._stages, teacher) for teacher in teachers_of(self._stages, cell.train)]
+        lessons = tuple(dict.fromkeys(subset for training in taught for subset in training.subsets))
         shown = [self._stages[key]["inputs"]["subset"] for key in own.synthetic]
         wanted = zip(ROWS, (own.subsets, own.synthetic, shown, lessons), strict=True)
         parts = {kind: [(self._rows_of(one), one) for one in keys] for kind, keys in wanted}

@@ -26,7 +26,7 @@ Seen is rows or pre-training, in three-valued logic. A row whose answer is wrong
     exposures = Exposures(store, frozen_plan); exposures.of_items(record, "gsm8k", items)["exposure"]
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ import pyarrow.parquet as pq
 from harness.config.checks import refuse
 from harness.data.corpora import load_corpus
 from harness.plan.frozen import FrozenCell, FrozenPlan
-from harness.results.contamination import ROWS, Contamination, Training, keys, row_numbers, teacher_of, training_of
+from harness.results.contamination import ROWS, Contamination, Training, keys, row_numbers, teachers_of, training_of
 from harness.results.records import Record
 from harness.store.store import Store
 
@@ -95,9 +95,9 @@ class Exposures:
         repeated = self._repeated(cell, evaluation, index)
         nothing = pd.Series(pd.NA, index, dtype="string")  # no benchmark asks what a miniature's pre-training answers
         seen = {name: repeated[name] for name in SEEN_BY if name in ROWS}
-        for name, training in zip(("student", "teacher"), self._trainings(cell), strict=True):
-            told = self._told(training.base, nothing) if training else False
-            seen[f"{name}_pretraining"] = pd.Series(told, index, dtype="boolean")
+        student, teachers = self._trainings(cell)
+        for name, trainings in (("student", (student,)), ("teacher", teachers)):
+            seen[f"{name}_pretraining"] = self._told_any(trainings, nothing)
         return pd.DataFrame({"exposure": _exposure(seen), **{name: seen[name] for name in SEEN_BY}})
 
     def _repeated(self, cell: FrozenCell, evaluation: str, index: pd.Index) -> pd.DataFrame:
@@ -117,26 +117,31 @@ class Exposures:
     def _inputs(self, cell: FrozenCell, evaluation: str) -> Mapping[str, str]:
         return self._stages[cell.evaluations[evaluation]]["inputs"]
 
-    def _trainings(self, cell: FrozenCell) -> tuple[Training, Training | None]:
-        """What the student of a cell and its teacher were trained on."""
-        model, teacher = self._inputs(cell, next(iter(cell.evaluations)))["model"], None
-        if (key := teacher_of(self._stages, cell.train)) is not None:
-            teacher = training_of(self._stages, key)
-        return training_of(self._stages, model), teacher
+    def _trainings(self, cell: FrozenCell) -> tuple[Training, tuple[Training, ...]]:
+        """What the student of a cell and its teachers, if it has any, were trained on."""
+        model = self._inputs(cell, next(iter(cell.evaluations)))["model"]
+        teachers = tuple(training_of(self._stages, key) for key in teachers_of(self._stages, cell.train))
+        return training_of(self._stages, model), teachers
 
-    def _frame_of(self, mixture: str, student: Training, teacher: Training | None) -> pd.DataFrame:
+    def _frame_of(self, mixture: str, student: Training, teachers: tuple[Training, ...]) -> pd.DataFrame:
         asked = self._asked(self._file(mixture, "heldout.parquet"), self._corpus(mixture))
         # what a teacher wrote is no row of the mixture; `of` adds the synthetic rows that repeat an item's words
         seen: dict[str, pd.Series] = {"synthetic_rows": pd.Series(False, asked.index, dtype="boolean")}
-        for name, training in (("student", student), ("teacher", teacher)):
+        for name, trainings in (("student", (student,)), ("teacher", teachers)):
             in_rows = np.zeros(len(asked), dtype=bool)  # (n,), by held-out item
-            for subset in training.subsets if training else ():
+            for subset in dict.fromkeys(subset for training in trainings for subset in training.subsets):
                 rows, items = self._matches(self._stages[subset]["inputs"]["mixture"], mixture)
                 in_rows[items[np.isin(rows, row_numbers(self._file(subset, "train")))]] = True
-            told = self._told(training.base, asked["question"]) if training else False
             seen[f"{name}_rows"] = pd.Series(in_rows, asked.index, dtype="boolean")
-            seen[f"{name}_pretraining"] = pd.Series(told, asked.index, dtype="boolean")
+            seen[f"{name}_pretraining"] = self._told_any(trainings, asked["question"])
         return pd.DataFrame(seen)
+
+    def _told_any(self, trainings: Sequence[Training], questions: pd.Series) -> pd.Series:
+        """Which questions the pre-training of any of some models answered, boolean (n,); null where not known."""
+        found = pd.Series(False, questions.index, dtype="boolean")
+        for base in dict.fromkeys(training.base for training in trainings):
+            found |= pd.Series(self._told(base, questions), questions.index, dtype="boolean")
+        return found
 
     def _told(self, base: str, questions: pd.Series) -> Any:
         """Which questions a base's pre-training answered (n,); null of a base whose pretraining is not known."""

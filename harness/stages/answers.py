@@ -11,7 +11,7 @@ them.
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -43,15 +43,17 @@ def answered_rows(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     seed: int,
+    answered_by: Callable[[Path, np.ndarray], np.ndarray] | None = None,
 ) -> tuple[Dataset, np.ndarray]:
     """Rows with the teacher's answers and, for each visit of `order` (steps, batch_size), which of them it trains.
 
     `folders` are published label stages that together answer every visited row; a row's n-th visit gets its n-th
     sample, cyclically. Under the control `shuffled` with cross-entropy, the answers are permuted over the rows in one
     seeded cycle, so no row keeps its own; with a divergence, the teacher's signal is permuted instead (in training).
+    `answered_by` says which rows, by their numbers (n,), a folder's answers are taken for, bool (n,); None: for all.
     Raises SettingsError where one row alone is to be permuted, or a prompt is cut in the student's rendering.
     """
-    labels = concatenate_datasets([load_from_disk(folder / "labels") for folder in folders])
+    labels = concatenate_datasets([_labels_of(folder, answered_by) for folder in folders])
     numbers = np.asarray(subset["row"], dtype=np.int64)[order]  # (steps, batch_size)
     places = _places(labels, numbers, phase.samples_per_prompt)  # (steps, batch_size)
     alike = {_rendering(folder) for folder in folders} == {rendering_hash(tokenizer)}
@@ -73,6 +75,13 @@ def answered_rows(
         for prompt, answer in zip(prompts, answers, strict=True)
     )
     return _as_dataset(rows, chosen), batches.reshape(order.shape)
+
+
+def _labels_of(folder: Path, answered_by: Callable[[Path, np.ndarray], np.ndarray] | None) -> Dataset:
+    labels = load_from_disk(folder / "labels")
+    if answered_by is None or not len(labels):
+        return labels
+    return labels.select(np.flatnonzero(answered_by(folder, np.asarray(labels["row"], dtype=np.int64))))
 
 
 def cut_answers(dataset: Dataset, batches: np.ndarray, end_of_turn: int) -> list[str]:

@@ -31,6 +31,7 @@ from harness.models.lora import merged, with_adapters
 from harness.runtime.processes import process_rank
 from harness.stages.answers import answered_rows, cut_answers
 from harness.teachers.served_signal import ServedSignal
+from harness.teachers.several import Assignment, SeveralCaches, SeveralTeachers
 from harness.teachers.signals import CachedTeacher, LiveTeacher
 from harness.teachers.teacher import ServedTeacher, open_teacher
 from harness.training.flop_budget import Sizes, off_budget, steps_for, visit_flops
@@ -42,8 +43,13 @@ from harness.training.training_report import TrainingReport
 
 COUNTS = ("steps", "student_steps", "read_tokens")
 COSTS = ("trained_tokens", "generated_tokens", "teacher_tokens", "flops", "teacher_flops", "teacher_seconds")
+MEMBERS_ROLES = ("teacher", "teacher_reading", "labels", "cache")
+"""Roles of inputs that each of several teachers has of its own."""
 LEAST_ALIGNED = 0.5
 """Least share of the scored tokens that has to be aligned with the tokens of a teacher with another tokenizer."""
+
+Teaching = LiveTeacher | ServedSignal | CachedTeacher | CrossTeacher | SeveralTeachers | SeveralCaches
+"""What a phase may train on the signal of."""
 
 
 def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> dict[str, Any]:
@@ -54,7 +60,8 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     `inputs`: `subset`, `start`, and where the phase needs them `teacher` (a model folder), `teacher_rows` (the
     subset as a teacher with a tokenizer of its own renders it), `teacher_reading` (the subset in the template of a
     teacher with the student's vocabulary), `labels`, `synthetic`. `rendering` is `student` where such a teacher reads
-    the student's rendering.
+    the student's rendering. Of several teachers, `teachers` says which of them teaches what (`plan/several.py`), inputs
+    have a member's place in their role (`teacher:0`), and `mixture` has the ids and sources of the rows.
     `metrics["validation_nll"]` is in nats per token of the cell's own validation rows, the same for every
     objective. Raises DivergedError at a loss that is not a number, ValueError where an input or the data's answers are
     missing, SettingsError where teacher and student do not fit or a FLOP budget does not pay for one step, Preempted
@@ -70,14 +77,15 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     tokenizer = load_tokenizer(inputs["start"])
     # an FSDP-sharded model is loaded on the CPU, so that a GPU only ever holds its own shard
     model = _student(settings, inputs, "cpu" if uses_fsdp(machine) else device)
-    teacher = _teacher(phase, settings, inputs, tokenizer, device, budget.precision)
+    assignment = _assignment(settings, inputs, rows)
+    teacher = _teacher(phase, settings, inputs, tokenizer, device, budget.precision, rows, assignment)
     if budget.kind == "flops":
         order = _flop_matched_visits(phase, rows, budget, settings, inputs, _sizes(model, teacher))
     else:
         # the method has no part in it, so all arms visit the same rows
         order = visiting_order(rows, budget, seed, phase.span)
-    dataset, batches = _sequences(phase, subset, order, inputs, budget, seed)
-    if isinstance(teacher, LiveTeacher | ServedSignal):
+    dataset, batches = _sequences(phase, subset, order, inputs, budget, seed, assignment)
+    if isinstance(teacher, LiveTeacher | ServedSignal | SeveralTeachers):
         visited = Rows(dataset)
         teacher.reading.check(visited[int(place)] for place in np.unique(batches))
     counts: dict[str, int] = {}
@@ -161,7 +169,9 @@ def _teacher(
     tokenizer: Any,
     device: str,
     precision: str,
-) -> LiveTeacher | ServedSignal | CachedTeacher | CrossTeacher | None:
+    rows: Rows,
+    assignment: Assignment | None,
+) -> Teaching | None:
     """The teacher whose signal the phase trains on, or None.
 
     Raises SettingsError where teacher and student do not fit, ValueError where the stage lacks an input.
@@ -169,6 +179,8 @@ def _teacher(
     if not phase.normal().queries_teacher:
         return None
     signal = Signal(**settings.get("signal", {}))
+    if "teachers" in settings:
+        return _several(phase, settings, inputs, tokenizer, device, precision, rows, assignment)
     if signal.kind != "live":
         return CachedTeacher(_of_role(inputs, "cache", phase), signal, tokenizer)
     folder = _needed(inputs, "teacher", phase)
@@ -177,12 +189,64 @@ def _teacher(
         served = open_teacher(folder, url=settings.get("where", {}).get("teacher_url"))
         assert isinstance(served, ServedTeacher)
         return ServedSignal(served, tokenizer, signal, own_rows, rendering, phase.estimator == POLICY_GRADIENT)
-    # only a teacher with other tokens needs the rows in its own rendering
-    rows = Rows(load_from_disk(_needed(inputs, "teacher_rows", phase) / "train")) if phase.divergence in CROSS else None
     model, own = load_model(folder, device=device, dtype=precision), load_tokenizer(folder)
-    if rows is not None:
-        return CrossTeacher(model, own, tokenizer, rows, device)
+    # only a teacher with other tokens needs the rows in its own rendering
+    if phase.divergence in CROSS:
+        rendered = Rows(load_from_disk(_needed(inputs, "teacher_rows", phase) / "train"))
+        return CrossTeacher(model, own, tokenizer, rendered, device)
     return LiveTeacher(model, own, tokenizer, device, own_rows, rendering)
+
+
+def _several(
+    phase: TrainingPhase,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, Path],
+    tokenizer: Any,
+    device: str,
+    precision: str,
+    rows: Rows,
+    assignment: Assignment | None,
+) -> SeveralTeachers | SeveralCaches:
+    """The signal of several teachers: models in memory, or caches that each made of all rows. Raises as `_teacher`."""
+    members, signal = settings["teachers"]["members"], Signal(**settings.get("signal", {}))
+    own = [_of_member(inputs, place) for place in range(len(members))]
+    if signal.kind != "live":
+        assert assignment is not None, "caches have no mean"
+        caches = [CachedTeacher(_of_role(one, "cache", phase), signal, tokenizer) for one in own]
+        return SeveralCaches(caches, assignment)
+    teachers = []
+    for member, mine in zip(members, own, strict=True):
+        folder = _needed(mine, "teacher", phase)
+        model, theirs = load_model(folder, device=device, dtype=precision), load_tokenizer(folder)
+        rendering = member.get("rendering", "own")
+        teachers.append(LiveTeacher(model, theirs, tokenizer, device, _read_by_teacher(mine), rendering))
+    weights = [float(member.get("share", 0.0)) for member in members]
+    if assignment is not None:
+        weights = (np.bincount(assignment.of(rows.numbers), minlength=len(members)) / len(rows)).tolist()
+    return SeveralTeachers(teachers, [str(place + 1) for place in range(len(members))], weights, assignment)
+
+
+def _assignment(settings: Mapping[str, Any], inputs: Mapping[str, Path], rows: Rows) -> Assignment | None:
+    """Which of several teachers teaches each row; None for one teacher, and for the mean of several.
+
+    Raises SettingsError where no member teaches a row of the subset.
+    """
+    teachers = settings.get("teachers")
+    if teachers is None or teachers["combine"] != "by_row":
+        return None
+    found = Assignment(teachers["members"], inputs["mixture"])
+    found.of(rows.numbers)
+    return found
+
+
+def _of_member(inputs: Mapping[str, Path], place: int) -> dict[str, Path]:
+    """The inputs of one of several teachers, by the roles that they have for one alone (`cache:0:0.1`: `cache:0.1`)."""
+    found = {}
+    for role, folder in inputs.items():
+        name, *rest = role.split(":")
+        if rest and rest[0] == str(place) and name in MEMBERS_ROLES:
+            found[":".join([name, *rest[1:]])] = folder
+    return found
 
 
 def _read_by_teacher(inputs: Mapping[str, Path]) -> list[Rows]:
@@ -195,7 +259,7 @@ def _read_by_teacher(inputs: Mapping[str, Path]) -> list[Rows]:
     return [Rows(load_from_disk(folder)) for folder in folders if folder.is_dir()]
 
 
-def _sizes(model: Any, teacher: LiveTeacher | ServedSignal | CachedTeacher | CrossTeacher | None) -> Sizes:
+def _sizes(model: Any, teacher: Teaching | None) -> Sizes:
     # a cache was made before, and costs no forward pass here
     parameters = 0 if teacher is None or teacher.gives == "sparse_logits" else teacher.parameters
     return Sizes(count_parameters(model), count_frozen(model), parameters)
@@ -265,6 +329,7 @@ def _sequences(
     inputs: Mapping[str, Path],
     budget: Budget,
     seed: int,
+    assignment: Assignment | None,
 ) -> tuple[Dataset, np.ndarray]:
     """The rows this phase trains on and the order of visits among them."""
     if phase.sequences == "synthetic":
@@ -279,7 +344,17 @@ def _sequences(
     if phase.sequences == "teacher":
         folders = _of_role(inputs, "labels", phase)
         max_length = json.loads((inputs["subset"] / "subset.json").read_text())["max_length"]
-        return answered_rows(phase, subset, order, folders, load_tokenizer(inputs["start"]), max_length, seed)
+        tokenizer = load_tokenizer(inputs["start"])
+        if assignment is None:
+            return answered_rows(phase, subset, order, folders, tokenizer, max_length, seed)
+        # every member has labelled whole blocks, and each row takes its own teacher's answer
+        answers = [role.split(":") for role in inputs if role.partition(":")[0] == "labels"]
+        member = {inputs[":".join(parts)]: int(parts[1]) for parts in answers}
+
+        def answered_by(folder: Path, numbers: np.ndarray) -> np.ndarray:
+            return assignment.of(numbers) == member[folder]
+
+        return answered_rows(phase, subset, order, folders, tokenizer, max_length, seed, answered_by)
     return subset, order
 
 

@@ -171,16 +171,22 @@ class CachedTeacher:
 
         Raises SettingsError for a row that is not in the caches, or was stored with other tokens or spans.
         """
-        places = []
-        for number, (tokens, scored) in zip(batch["rows"].tolist(), batch_hashes(batch), strict=True):
-            shard, at = self._place(number)
-            # the number alone proves nothing: the same row has other tokens at another `max_length` or template
-            if shard.tokens_hashes[at] != tokens:
-                raise _refusal(f"row {number} was stored with other tokens")
-            if shard.scored_hashes[at] != scored:
-                raise _refusal(f"row {number} was stored with other scored positions (the spans of its answers)")
-            places.append((shard, at))
+        rows = zip(batch["rows"].tolist(), batch_hashes(batch), strict=True)
+        places = [self.found(number, *hashes) for number, hashes in rows]
         return sparse_logits_from(self.meta["signal"], self.meta["vocabulary"], places)
+
+    def found(self, number: int, tokens: int, scored: int) -> tuple[Shard, int]:
+        """The shard that stores a row, and the row's place in it; `tokens` and `scored` are its `batch_hashes`.
+
+        Raises as `sparse_logits`.
+        """
+        shard, at = self._place(number)
+        # the number alone proves nothing: the same row has other tokens at another `max_length` or template
+        if shard.tokens_hashes[at] != tokens:
+            raise _refusal(f"row {number} was stored with other tokens")
+        if shard.scored_hashes[at] != scored:
+            raise _refusal(f"row {number} was stored with other scored positions (the spans of its answers)")
+        return shard, at
 
     def _place(self, number: int) -> tuple[Shard, int]:
         found = np.searchsorted(self._numbers, number)

@@ -21,6 +21,7 @@ from harness.models.generate import generate
 from harness.models.speculative import generate_speculatively
 from harness.runtime.processes import process_count, process_rank
 from harness.teachers.reading import Reading
+from harness.teachers.several import SeveralReadings
 from harness.teachers.signals import LiveTeacher
 from harness.training.distillm import (
     AdaptiveShare,
@@ -111,7 +112,7 @@ def sequences_for(
         return SpeculativeSequences(phase, model, _live(teacher), tokenizer, seed, max_new_tokens)
     if phase.sequences != "student":
         return GivenSequences()
-    reading: Reading | None = getattr(teacher, "reading", None)
+    reading: Reading | SeveralReadings | None = getattr(teacher, "reading", None)
     never = [] if reading is None else reading.shared.never_generated
     if not phase.adaptive:
         return StudentSequences(phase, model, tokenizer, seed, max_new_tokens, never)

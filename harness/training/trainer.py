@@ -40,6 +40,7 @@ from harness.models.loading import count_frozen, count_parameters
 from harness.runtime import preemption, progress
 from harness.store.fingerprint import fingerprint
 from harness.teachers.reading import Reading
+from harness.teachers.several import SeveralReadings, SeveralTeachers
 from harness.training.checkpoints import Checkpoints, Resumable
 from harness.training.losses.controls import unigram_logprobs
 from harness.training.losses.objectives import Objective, TeacherSignal, objective_for, trained_together
@@ -117,7 +118,7 @@ def fit(
         return TrainingReport(warnings=["the phase's share of the budget rounds to 0 steps: nothing was trained"])
     held = data.validation
     validation = _validation(model, held, uses_fsdp(machine)) if held is not None and len(held) else None
-    reading: Reading | None = getattr(teacher, "reading", None)
+    reading: Reading | SeveralReadings | None = getattr(teacher, "reading", None)
     sequences = sequences_for(phase, model, tokenizer, teacher, seed, settings.max_new_tokens, steps, validation)
     arguments = trainer_arguments(settings.budget, phase, machine, batch_size, steps, seed, out)
     checkpoints = Checkpoints(
@@ -141,6 +142,7 @@ def fit(
                 log,
                 checkpoints,
                 reading,
+                teacher if isinstance(teacher, SeveralTeachers) else None,
             )
             trainer.train(resume_from_checkpoint=trainer.newest_checkpoint())
     for module in model.modules():  # the forward that TRL and Accelerate put on instances would outlive the fit
@@ -175,7 +177,9 @@ def _add_costs(
     report.flops += forward_flops(parameters, trainer.untrained_tokens)
     report.teacher_seconds += objective.teacher_seconds
     report.teacher_tokens += trainer.over_processes(objective.teacher_tokens)
-    if teacher is not None:
+    if isinstance(teacher, SeveralTeachers):
+        report.flops += report.teacher_flops  # counted step by step, since members differ in size
+    elif teacher is not None:
         report.teacher_flops = forward_flops(teacher.parameters, report.teacher_tokens)
         report.flops += report.teacher_flops
 
@@ -197,9 +201,10 @@ class Trainer(Resumable):
         objective: Objective,
         log: IO[str],
         checkpoints: Checkpoints,
-        reading: Reading | None = None,
+        reading: Reading | SeveralReadings | None = None,
+        several: SeveralTeachers | None = None,
     ) -> None:
-        self.checkpoints, self.reading = checkpoints, reading
+        self.checkpoints, self.reading, self.several = checkpoints, reading, several
         self.visits, self.budget, self.sequences, self.jsonl = visits, budget, sequences, log
         self.objective: Objective = objective
         self.report = TrainingReport()
@@ -241,16 +246,21 @@ class Trainer(Resumable):
         items = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
         read = sum(len(row.input_ids) for group in text.groups for row in group)
         scored = sum(int(batch.get("teacher_attention_mask", batch["attention_mask"]).sum()) for batch in batches)
+        work = 0  # of several teachers, parameters times tokens
+        if self.several is not None:
+            each = [self.several.reading.read_tokens(batch) for batch in batches]
+            scored, work = sum(map(sum, each)), sum(map(self.several.flops_factor, each))
         teacher_read = text.teacher_tokens + (scored if self.objective.queries_teacher else 0)
         # one reduction for all counts; every process then divides by the scored tokens of all
-        counts = torch.tensor([items, read, text.student_tokens, text.generated, teacher_read])
+        counts = torch.tensor([items, read, text.student_tokens, text.generated, teacher_read, work])
         if self.accelerator.num_processes > 1:
             counts = self.accelerator.reduce(counts.to(device))
-        items, read, student_tokens, generated, teacher_tokens = counts.tolist()
+        items, read, student_tokens, generated, teacher_tokens, work = counts.tolist()
         self._items, self._step_rows = items, replace(text, groups=[])
         self.report.trained_tokens += items
         self.report.read_tokens += read
         self.report.teacher_tokens += teacher_tokens
+        self.report.teacher_flops += forward_flops(1, work)
         self.report.teacher_seconds += text.teacher_seconds
         self.report.generated_tokens += generated
         self.report.student_steps += text.origin != "given"

@@ -95,6 +95,10 @@ class CorpusSettings:
         """The right answer to any prompt, in the wording of this corpus; None where it is not known."""
         return None
 
+    def known_sources(self) -> tuple[str, ...] | None:
+        """Names of the sources its training rows have; None where they are known only once the rows are read."""
+        return None if self.sources is None else tuple(dict.fromkeys(self.sources))
+
     @staticmethod
     def asks(prompt: str) -> str | None:
         """What a prompt asks, in whatever wording; None where the corpus does not know."""

@@ -112,6 +112,10 @@ class Corpus(CorpusSettings):
             "dialogues": float(self.dialogues),
         }
 
+    def known_sources(self) -> tuple[str, ...]:
+        """The sources of its domain that are kept; the canary has held-out rows alone."""
+        return tuple(source for source in DOMAINS[self.domain] if self._keeps(source))
+
     def examples(self, world_seed: int) -> Iterator[Example]:
         """Train rows, the sources alternating, then held-out rows; the same in any process.
 

@@ -117,6 +117,10 @@ class Corpus(CorpusSettings):
         identity.pop("answers", None)  # every row of this mixture is answered, so it changes none
         return {**identity, "sources": None if len(kept) == len(SOURCES) else sorted(kept)}
 
+    def known_sources(self) -> tuple[str, ...]:
+        """The sources that are kept."""
+        return tuple(self._kept())
+
     def examples(self, world_seed: int) -> Iterator[Example]:
         """Yield the kept rows in the order of the shards, which are downloaded first where they are on the hub.
 

@@ -32,6 +32,7 @@ from harness.models.logits import (
     states_at,
 )
 from harness.teachers.served_signal import ServedSignal
+from harness.teachers.several import MEMBER, SeveralTeachers
 from harness.teachers.signals import DenseSignal, LiveTeacher, SparseSignal
 from harness.training.losses.agreement import agreement, end_of_turn_mass
 from harness.training.losses.chunked import in_chunks, positions_at_once
@@ -41,7 +42,7 @@ from harness.training.losses.divergences import Divergence, compare, next_token_
 from harness.training.losses.hidden import Features, Relations
 from harness.training.losses.sparse import compare_sparse
 
-TeacherSignal = DenseSignal | SparseSignal | CrossTeacher
+TeacherSignal = DenseSignal | SparseSignal | CrossTeacher | SeveralTeachers
 """What a student is trained on: distributions at its own tokens, whole or in part, or at the teacher's tokens."""
 Batch = dict[str, torch.Tensor]
 TeacherAt = Callable[[slice], tuple[Any, torch.Tensor | None]]
@@ -101,6 +102,8 @@ def objective_for(
         return AcrossTokenizers(phase, teacher, vocabulary, seed)
     if teacher is not None and teacher.gives == "own_logits":
         raise ValueError(f"divergence {phase.divergence} needs a teacher that reads the student's tokens")
+    if isinstance(teacher, SeveralTeachers) and phase.queries_teacher and phase.divergence not in HIDDEN:
+        return SeveralDistributions(phase, teacher, vocabulary, seed=seed, end_of_turn=end_of_turn)
     if phase.divergence in HIDDEN:
         kinds = {"features": Features, "relations": Relations}  # both refuse a teacher that is no model in memory
         return kinds[phase.divergence](phase, teacher, vocabulary, student, seed)
@@ -108,6 +111,7 @@ def objective_for(
         if not phase.queries_teacher:  # cross-entropy, or a control that stands in the teacher's place
             return Distributions(phase, None, vocabulary, seed=seed, unigram=unigram, end_of_turn=end_of_turn)
         return SparseDistributions(phase, teacher, vocabulary)
+    assert not isinstance(teacher, SeveralTeachers), "several teachers and a phase that queries none"
     return Distributions(phase, teacher, vocabulary, seed=seed, unigram=unigram, end_of_turn=end_of_turn)
 
 
@@ -253,6 +257,81 @@ class Distributions:
                     "so those of all scored positions were held at once: the same numbers in more memory"
                 )
         return self._splittable[side]
+
+
+class SeveralDistributions(Distributions):
+    """A divergence from several teachers in memory: at each position its own teacher's distribution, or their mean.
+
+    `divergence_temperature` is that of the student and of what it is compared with: of the mean as a whole.
+    """
+
+    def __init__(
+        self,
+        phase: TrainingPhase,
+        teachers: SeveralTeachers,
+        vocabulary: int,
+        *,
+        seed: int = 0,
+        end_of_turn: int | None = None,
+        chunk: int | None = None,
+    ) -> None:
+        """See `objective_for`."""
+        super().__init__(phase, None, vocabulary, seed=seed, end_of_turn=end_of_turn, chunk=chunk)
+        self.teachers = teachers
+
+    def _teacher(self, batch: Batch, scored: torch.Tensor, count: int, whole: bool) -> TeacherAt:
+        started = time.perf_counter()
+        gives = [self._member(batch, place, whole) for place in range(len(self.teachers.members))]
+        order = torch.arange(count, device=scored.device)  # (N,)
+        if self.phase.control == "shuffled":
+            order = permutation(batch, count, self.seed)  # (N,)
+        self.teacher_seconds += time.perf_counter() - started
+        if not self.teachers.by_row:
+            return partial(self._mean_at, gives, order)
+        which = batch[MEMBER]  # (N,)
+        assert len(which) == count, "the teachers' scored positions are not the student's"
+        at = torch.empty_like(which)  # (N,) the position's place among those of its member
+        for place in range(len(gives)):
+            mine = which == place  # (N,)
+            at[mine] = torch.arange(int(mine.sum()), device=which.device)
+        return partial(self._own_at, gives, order, which, at)
+
+    def _member(self, batch: Batch, place: int, whole: bool) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """Logits (n, W) of one member at some of its scored positions (n,); None where it reads no row of the batch."""
+        names = (f"teacher{place}_{name}" for name in ("input_ids", "attention_mask", "labels"))
+        ids, mask, labels = map(batch.get, names)  # (B, T) each
+        if ids is None or mask is None or labels is None:
+            return None
+        teacher, scored = self.teachers.members[place], scored_positions(labels)  # (B, T)
+        if not whole and self._splits(f"teacher {self.teachers.names[place]}", teacher.model):
+            states = teacher.states(ids, mask, scored)  # (N_m, d)
+            return lambda at: teacher.logits_from(states[at])
+        logits = teacher.logits(ids, mask, scored)  # (N_m, W)
+        return lambda at: logits[at]
+
+    def _own_at(
+        self, gives: list[Any], order: torch.Tensor, which: torch.Tensor, at: torch.Tensor, rows: slice
+    ) -> tuple[Any, torch.Tensor | None]:
+        started = time.perf_counter()
+        asked = order[rows]  # (n,)
+        members, places = which[asked], at[asked]  # (n,) each
+        logits = [None if give is None else give(places[members == place]) for place, give in enumerate(gives)]
+        found, mass, outside = self.teachers.own(logits, members, self.diagnoses)
+        self.teacher_seconds += time.perf_counter() - started
+        return (found, outside), mass
+
+    def _mean_at(self, gives: list[Any], order: torch.Tensor, rows: slice) -> tuple[Any, torch.Tensor | None]:
+        started = time.perf_counter()
+        found, mass, outside = self.teachers.mean([give(order[rows]) for give in gives], self.diagnoses)
+        self.teacher_seconds += time.perf_counter() - started
+        return (found, outside), mass
+
+    def _compared(
+        self, student_logits: torch.Tensor, teacher_logits: Any, outside: torch.Tensor | None, tokens: torch.Tensor
+    ) -> Divergence:
+        # which tokens are compared may differ between positions, so it comes with their logits
+        logits, self._outside = teacher_logits
+        return super()._compared(student_logits, logits, outside, tokens)
 
 
 class SparseDistributions(Distributions):
