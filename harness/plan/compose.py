@@ -292,7 +292,7 @@ def _member(where: str, entry: Any) -> Member:
     sources = given["sources"]
     if sources is not None and not (isinstance(sources, list) and sources and all(isinstance(s, str) for s in sources)):
         raise refuse(
-            f"{where}.sources", sources, "it is a list of sources of the corpus", "write e.g. sources: [arith]"
+            f"{where}.sources", sources, "it is a list of the corpus's sources", "write e.g. sources: [add]"
         )
     config = _teacher_preset(str(preset)).copy()
     for name, value in own.items():
