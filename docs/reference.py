@@ -37,6 +37,7 @@ SECTIONS = (
     ("Budget", "budget.", "Budget"),
     ("Evals", "evals.", "Evaluations"),
     ("Measure", "measure.", "Deployment measurements"),
+    ("Member", "teacher.members[].", "One of several teachers"),
     ("Launch", "launch.", "Launching"),
     ("Machine", "machine.", "Machine"),
     ("Cluster", "slurm.", "Cluster"),

@@ -224,7 +224,7 @@ class Member:
     """One of the teachers of `teacher=several`."""
 
     teacher: Teacher
-    """The teacher itself."""
+    """The teacher itself: in an entry, a `preset` and those of its fields that differ from it."""
     share: float | None = None
     """Its share of the rows that no member's `sources` has, or its weight in the mean, above 0 and at most 1; null for
     all members: equal shares."""

@@ -77,19 +77,18 @@ def _several(students: Sequence[Record]) -> Iterator[str]:
             found[record.teacher] = settings
     for name, settings in found.items():
         members = [(one["teacher"]["name"], one["share"], one["sources"]) for one in settings["members"]]
-        weights = _joined(one if share is None else f"{one} ({share:g})" for one, share, _ in members)
+        drawn = [one if share is None else f"{one} ({share:g})" for one, share, sources in members if not sources]
         if settings["combine"] == "mean":
-            equally = "weighted equally" if all(share is None for _, share, _ in members) else "weighted as given"
-            yield f"{name} is the mean of the members' probabilities, {equally}: {weights} (Bucila et al. 2006)."
+            yield f"{name} is the mean of the probabilities of {_joined(drawn)} (Bucila et al. 2006)."
             continue
-        own = [f"those of {_joined(sources)} by {member}" for member, _, sources in members if sources]
-        others = [one for one in members if not one[2]]
-        drawn = _joined(one[0] if one[1] is None else f"{one[0]} ({one[1]:g})" for one in others)
-        if others:
-            shares = "in equal shares" if all(one[1] is None for one in others) and len(others) > 1 else ""
-            rest = "the others " if own else ""
-            own.append(f"{rest}by {drawn}{', drawn by row ' + shares if len(others) > 1 else ''}".rstrip())
-        yield f"Each row of {name} was taught by one member: {'; '.join(own)}."
+        parts = [f"{one} those of {_joined(sources)}" for one, _, sources in members if sources]
+        if drawn:
+            rest = " the others" if parts else ""
+            chosen = (
+                f" or {drawn[-1]}, drawn by the row's id".join([", ".join(drawn[:-1]), ""]) if drawn[1:] else drawn[0]
+            )
+            parts.append(chosen + rest)
+        yield f"{name} gave each row one teacher: {'; '.join(parts)}."
 
 
 def _data(students: Sequence[Record]) -> str:

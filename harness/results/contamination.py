@@ -69,7 +69,7 @@ def teachers_of(stages: Mapping[str, Any], train: Iterable[str]) -> tuple[str, .
         for role, upstream in stages[key]["inputs"].items():
             name, *place = role.split(":")
             # the member's place, where there are several teachers; blocks of one teacher's labels are of the first
-            member = place[0] if "teachers" in stages[key]["settings"] and place else "0"
+            member = place[0] if "teachers" in stages[key].get("settings", {}) and place else "0"
             if name == "teacher":
                 found.setdefault(member, upstream)
             # a teacher that is not live stands behind the stage that wrote its labels, text or cache

@@ -63,3 +63,20 @@ def test_where_all_is_stated_and_free_the_card_takes_the_start_weights_licence()
     assert (verdict.says, verdict.clear) == ("nothing stated stands against use", True)
     assert hub_license("Apache-2.0", verdict) == {"license": "apache-2.0"}
     assert hub_license("ODC-BY-1.0", verdict) == {"license": "odc-by"}
+
+
+def test_every_one_of_several_teachers_counts():
+    closed = {
+        "name": "closed",
+        "license": "CC-BY-NC-4.0",
+        "distillation_allowed": "unknown",
+        "acknowledge_license": False,
+    }
+    several = {"name": "big+closed", "combine": "mean", "members": [FREE, closed]}
+    verdict = judge_licences("MIT", [("rows", "MIT")], several)
+    assert verdict.says == "not for commercial use"
+    assert verdict.reasons == [
+        "teacher closed: non-commercial",
+        "teacher closed: whether its licence allows distillation is unknown",
+    ]
+    assert judge_licences("MIT", [("rows", "MIT")], several | {"members": [FREE, FREE]}).clear
