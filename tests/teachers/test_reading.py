@@ -96,8 +96,8 @@ def test_a_teacher_reads_its_own_rendering_token_by_token_and_scores_the_student
     student, teacher = (tokenizer(family) for family in pair)
     (row,), read = rows, reading.rows(rows[0])
     assert reading.own and len(read) == 1
-    # nothing of these answers is changed by a template, so it is the teacher's own rendering to the last token; a student
-    # under Qwen 3's template has an empty block of reasoning in its answers, which the teacher then reads as well
+    # nothing of these answers is changed by a template, so it is the teacher's own rendering to the last token; a
+    # student under Qwen 3's template has an empty block of reasoning in its answers, which the teacher then reads too
     block = EMPTY if pair[0] == "qwen3" else ""
     thinking = [
         {**turn, "content": block + turn["content"]} if turn["role"] == "assistant" else turn for turn in conversation
