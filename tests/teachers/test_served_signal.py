@@ -59,7 +59,7 @@ def test_with_few_tokens_named_it_is_a_bound_that_the_own_token_tightens(served,
     phase, batch = TrainingPhase(divergence=divergence).normal(), collate(ROWS, 0)
     whole = float(measured(phase, LiveTeacher(tiny_llama(seed=1), TOKENIZER, TOKENIZER), batch)[0].sum)
     bounds = [float(measured(phase, signal(served[1], top_k=k), batch)[0].sum) for k in (1, 8, 64)]
-    assert bounds == sorted(bounds) and 0 < bounds[0] and bounds[-1] <= whole * (1 + 1e-5)
+    assert bounds == sorted(bounds) and bounds[0] > 0 and bounds[-1] <= whole * (1 + 1e-5)
     sparse = signal(served[1], top_k=8).sparse_logits(batch)
     tokens = torch.cat([batch["labels"][i, 1:][batch["labels"][i, 1:] != -100] for i in range(len(ROWS))])
     own = [(sparse.ids[n] == tokens[n]).any() for n in range(len(tokens))]
