@@ -46,6 +46,25 @@ def read_pointer(folder: Path) -> tuple[str, str | None]:
     return pointer["path"], pointer["revision"]
 
 
+def template_of_folder(folder: Path) -> str | None:
+    """The chat template of a folder's tokenizer, as loading finds it; None where it has none.
+
+    Raises ValueError where a file that states it is not JSON.
+    """
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            values = json.loads((folder / name).read_text(encoding="utf-8"))
+            found = values.get("chat_template") if isinstance(values, dict) else None
+            # older files list several templates, of which conversations are rendered by this one
+            if isinstance(found, list):
+                found = {one["name"]: one["template"] for one in found}.get("default")
+            if found:
+                return str(found)
+    return None
+
+
 def tokenizer_fingerprint_of_folder(path: Path) -> str | None:
     """The fingerprint of a folder's tokenizer.json; None when the folder has only other tokenizer files."""
     file = Path(path) / "tokenizer.json"

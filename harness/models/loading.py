@@ -16,7 +16,7 @@ import torch
 
 from harness.config.checks import SettingsError, refuse
 from harness.config.machine import Machine
-from harness.data.chat import end_of_turn_id, render
+from harness.data.chat import end_of_turn_id, fix_template, render
 from harness.models.files import SERVER, read_pointer, tensor_shapes, tokenizer_json_fingerprint, weight_files
 from harness.runtime.processes import local_rank, process_count
 from harness.store.fingerprint import fingerprint
@@ -44,10 +44,11 @@ def device_of(machine: Machine) -> str:
     return f"cuda:{local_rank() % torch.cuda.device_count()}" if process_count() > 1 else "cuda"
 
 
-def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+def load_tokenizer(folder: Path, fixed: bool = True) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model folder; padding falls back to end-of-sequence (masks come from lengths).
 
-    A folder that points elsewhere for its weights may have a tokenizer of its own (a chat template was set).
+    A folder that points elsewhere for its weights may have a tokenizer of its own (a chat template was set). A template
+    that would print today's date prints one fixed date; `fixed=False` leaves it as published.
     """
     from transformers import AutoTokenizer
 
@@ -55,6 +56,8 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     if (Path(folder) / "tokenizer_config.json").is_file():
         path, revision = str(folder), None
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision or "main")
+    if fixed:
+        fix_template(tokenizer)
     return _with_padding(tokenizer)
 
 
