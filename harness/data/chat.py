@@ -191,7 +191,17 @@ def end_of_turn_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 def opening_of(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     """The mark with which this tokenizer's generation prompt begins reasoning; None where it begins none."""
-    return opened_by(_texts(tokenizer, [[{"role": "user", "content": "q"}]], generation_prompt=True)[0])
+    return opened_by(prompt_tail(tokenizer))
+
+
+def prompt_tail(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """What this tokenizer's generation prompt ends with where it begins reasoning, or begins and ends it; else empty.
+
+    Raises SettingsError where the template rejects a conversation of one turn.
+    """
+    tail = THINKING.search(_texts(tokenizer, [[{"role": "user", "content": "q"}]], generation_prompt=True)[0])
+    assert tail is not None, "the expression matches nothing at the end"
+    return tail[0]
 
 
 def set_template(tokenizer: "PreTrainedTokenizerBase", chat_template: str) -> None:

@@ -16,7 +16,8 @@ import torch
 
 from harness.config.checks import SettingsError, refuse
 from harness.config.machine import Machine
-from harness.data.chat import end_of_turn_id, fix_template, render
+from harness.data.chat import end_of_turn_id, fix_template, prompt_tail, render, render_rows
+from harness.data.reasoning import MARKS
 from harness.models.files import SERVER, read_pointer, tensor_shapes, tokenizer_json_fingerprint, weight_files
 from harness.runtime.processes import local_rank, process_count
 from harness.store.fingerprint import fingerprint
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 PROBE = [{"role": "user", "content": "Say yes."}, {"role": "assistant", "content": "yes"}]
 """A conversation whose rendering is compared to see whether two chat templates are the same."""
+REASONED = [{"role": "user", "content": "Say no."}, {"role": "assistant", "content": "<think>\nso\n</think>\n\nno"}]
+"""An earlier turn of such a conversation, with reasoning that a template may drop."""
 NAMED_KEYS = 3
 """How many weights of each kind a refusal names."""
 DTYPES: dict[str, Any] = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": "auto"}
@@ -195,7 +198,17 @@ def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 def rendering_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
     """sha256 over the tokenizer and how its chat template renders a conversation: ids agree where it does."""
-    return fingerprint([tokenizer_hash(tokenizer), render(tokenizer, PROBE, 1000).input_ids])
+    found: list[Any] = [tokenizer_hash(tokenizer), render(tokenizer, PROBE, 1000).input_ids]
+    if not any(mark in str(tokenizer.chat_template) for mark in MARKS):
+        return fingerprint(found)
+    # with thinking on and off the same ids may be rendered, and a prompt end elsewhere in them
+    if prompt_tail(tokenizer):
+        found.append(render(tokenizer, PROBE, 1000).starts)
+    # a template may differ from another in what it does to earlier turns alone
+    rows = render_rows(tokenizer, [[*REASONED, *PROBE]], 1000)[0]
+    if len(rows) > 1:
+        found.append([row.input_ids for row in rows])
+    return fingerprint(found)
 
 
 def count_parameters(model: "PreTrainedModel") -> int:

@@ -23,7 +23,8 @@ from datasets import Dataset, Features, List, Value, load_from_disk
 from harness.config.budget import Budget
 from harness.config.checks import refuse
 from harness.config.machine import Machine
-from harness.data.chat import end_of_turn_id, opening_of
+from harness.data.chat import end_of_turn_id
+from harness.data.reasoning import opened_by, prompt_end
 from harness.data.sequences import Rows, answered, draw_seed, visiting_order
 from harness.models.flops import forward_flops
 from harness.models.loading import device_of, load_tokenizer, rendering_hash, tokenizer_hash
@@ -114,8 +115,6 @@ def _answer(
     rows, numbers, ids = Rows(dataset), dataset["row"], dataset["id"]
     tokenizer = teacher.tokenizer
     end = end_of_turn_id(tokenizer)
-    # where the prompt begins the reasoning, its mark is no part of what is generated
-    begun = f"{opened}\n" if (opened := opening_of(tokenizer)) else ""
     wanted = [(int(i), sample) for i in chosen for sample in range(settings["samples_per_prompt"])]
 
     def answers_to(block: list[tuple[int, int]]) -> pa.RecordBatch:
@@ -131,7 +130,10 @@ def _answer(
             answer = answer[: max(1, settings["max_length"] - len(prompt))]
             row, finished = answered(prompt, answer), end in answer[-1:]
             # without the end of turn, which another tokenizer writes with its own token
-            text = begun + str(tokenizer.decode(answer[:-1] if finished else answer))
+            text = str(tokenizer.decode(answer[:-1] if finished else answer))
+            # where the prompt begins the reasoning, its mark is no part of what is generated
+            if opened := opened_by(prompt_end(tokenizer, prompt)):
+                text = f"{opened}\n{text}"
             values = (numbers[i], ids[i], row.input_ids, row.starts, row.ends, turn, sample, text, finished)
             for name, value in zip(LABELS, values, strict=True):
                 found[name].append(value)
