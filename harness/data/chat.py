@@ -33,7 +33,7 @@ from harness.data.chat_template import (
     with_date,
     with_thinking,
 )
-from harness.data.reasoning import CLOSING, answer_of, opened_by
+from harness.data.reasoning import CHANNEL, CLOSING, FINAL, answer_of, opened_by
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -171,9 +171,9 @@ def answer_ids_many(
     Raises SettingsError as `end_of_turn_id` does.
     """
     end_of_turn = _end_of_turn(tokenizer)
-    opened = opening_of(tokenizer)
+    opened, channel = opening_of(tokenizer), _channel_of(tokenizer, end_of_turn)
     pieces = [
-        ["", _continued(text, opened, done) + (end_of_turn if done else "")]
+        ["", _continued(text, opened, channel, done) + (end_of_turn if done else "")]
         for text, done in zip(texts, finished, strict=True)
     ]
     return [answer for _, answer in _tokenise(tokenizer, pieces, end_of_turn)]
@@ -342,8 +342,17 @@ def _answer(text: str, prompt: str, content: str) -> str:
     return reasoning + (rest if rest.startswith(closing) else AFTER_REASONING.format(closing=closing) + rest.lstrip())
 
 
-def _continued(text: str, opened: str | None, finished: bool) -> str:
-    """An answer as it stands after a generation prompt that has begun reasoning with `opened`."""
+def _channel_of(tokenizer: "PreTrainedTokenizerBase", end_of_turn: str) -> str:
+    """What names the channel of an answer under this template (gpt-oss); empty where it has no channels."""
+    probe = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    ((_, answer),) = _turns(tokenizer, [probe], end_of_turn)[0]
+    return FINAL if answer.startswith(FINAL) else ""
+
+
+def _continued(text: str, opened: str | None, channel: str, finished: bool) -> str:
+    """An answer as it stands after a generation prompt that has begun reasoning with `opened`, in its channel."""
+    if channel and not text.startswith(CHANNEL) and (text or finished):
+        return channel + text
     if opened is None:
         return text
     if text.lstrip().startswith(opened):

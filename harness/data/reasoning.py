@@ -28,8 +28,8 @@ CLOSING = {
 CHANNEL, FINAL = "<|channel|>", "<|channel|>final<|message|>"
 """gpt-oss writes each part of its turn to a named channel; the answer is in the channel `final`."""
 MARKS = (*CLOSING, *CLOSING.values(), CHANNEL)
-TAIL_TOKENS = 8
-"""Tokens at the end of a prompt that hold the mark and the white space after it, if there is one."""
+TAIL_TOKENS = 32
+"""Tokens at the end of a prompt that hold the mark and the white space after it, also where each is one character."""
 
 
 def answer_of(text: str, prompt: str = "") -> str | None:

@@ -319,6 +319,8 @@ def test_trls_training_template_keeps_a_conversation_in_one_row():
         ("qwen3_5_think", "hm\n</think>\n\na", True, "hm\n</think>\n\na<|im_end|>"),
         ("qwen3_5_think", "<think>\nhm", False, "hm"),
         ("qwen3_5_think", "", False, ""),
+        ("gptoss", "a", True, "<|channel|>final<|message|>a<|return|>"),
+        ("gptoss", "<|channel|>final<|message|>a", True, "<|channel|>final<|message|>a<|return|>"),
     ],
 )
 def test_an_answer_follows_what_the_generation_prompt_began(family, text, finished, expected):
