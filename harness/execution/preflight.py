@@ -142,6 +142,12 @@ def _check_pair(cell_plan: CellPlan) -> None:
     inputs = [stage.inputs for stage in cell_plan.train]
     scores = any("synthetic" in given or ("teacher" in given and "teacher_rows" not in given) for given in inputs)
     visited = any("labels" in given for given in inputs)  # answers to prompts in the student's own tokens
+    if visited and teacher.thinking != student.thinking:
+        reason = (
+            f"with teacher.label_rows=visited it answers the student's prompts, and student.thinking={student.thinking}"
+        )
+        way_out = "set teacher.label_rows=blocks, or both to the same value"
+        raise refuse("teacher.thinking", teacher.thinking, reason, way_out)
     if not (scores or visited or cell_plan.stored_signal):
         return  # only text is taken from the teacher, or each model processes its own tokens
     mine, theirs = model_of(student).tokenizer_fingerprint(), taught_by.tokenizer_fingerprint()

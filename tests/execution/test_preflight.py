@@ -6,9 +6,11 @@ from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.config.model import Teacher
 from harness.execution.preflight import preflight
+from harness.models.loading import save_model
 from harness.plan.cell_plan import Plan
 from harness.plan.compose import compose
 from tests.doubles import byte_tokenizer, save_tiny, tiny_llama
+from tests.thinking import family_tokenizer
 
 
 def check(*arguments):
@@ -133,3 +135,15 @@ def test_formats_are_checked_by_name_and_by_package(monkeypatch):
     check("method=sft")
     with pytest.raises(SettingsError, match=r"measure\.formats='int8'.*bitsandbytes.*harness\[quantise\]"):
         check("method=sft", "measure=deploy")
+
+
+def test_a_teacher_that_answers_the_students_prompts_has_no_thinking_of_its_own(tmp_path):
+    tokenizer = family_tokenizer("qwen3")
+    save_model(tiny_llama(len(tokenizer)), tokenizer, tmp_path / "qwen3")
+    path = tmp_path / "qwen3"
+    pair = ("method=seq_kd", "student=hf", f"student.path={path}", "teacher=hf", f"teacher.path={path}")
+    check(*pair, "teacher.thinking=true")
+    check(*pair, "teacher.label_rows=visited")
+    check(*pair, "teacher.label_rows=visited", "teacher.thinking=true", "student.thinking=true")
+    with pytest.raises(SettingsError, match=r"teacher\.thinking=True.*visited.*student\.thinking=None.*blocks"):
+        check(*pair, "teacher.label_rows=visited", "teacher.thinking=true")
