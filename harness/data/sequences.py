@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 IGNORED = -100  # the label of a token that is processed and not scored (the value torch ignores)
 
 Item = TypeVar("Item")
+TURN = 1 << 32
+"""What a row's number adds for each turn before its own, where a conversation is rendered as one row a turn."""
 TOKENS_AT_ONCE = 1 << 14  # padded tokens of one batch that is scored or generated from
 
 
@@ -38,9 +40,10 @@ class Row:
     starts: Sequence[int]
     ends: Sequence[int]
     number: int = -1
-    """The row's number in its mixture, the key of stored signals; -1 for text generated during training."""
+    """The row's number, the key of stored signals: that of its conversation in the mixture, with its turn in the upper
+    32 bits where each turn has a row of its own; below 0 for synthetic rows, -1 for text generated during training."""
     turn: int = 0
-    """Which of its conversation's assistant turns the first span is."""
+    """Which of the assistant's turns in the row of this number the first span is."""
     source: int | None = None
     """Of text generated during training, the number of the row whose prompt it answers."""
 
@@ -139,6 +142,11 @@ def draw_seed(*parts: int | str) -> int:
     """A 64-bit seed from the parts that name a draw, e.g. `draw_seed(train_seed, "coin", step)`."""
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+def conversation_of(number: Any) -> Any:
+    """The number in the mixture of the conversation that a row of this number (or an array of them) is a turn of."""
+    return number % TURN
 
 
 class Rows:

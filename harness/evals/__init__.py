@@ -24,6 +24,8 @@ ALL = "all"
 CANARY = "canary"
 UNREAD = "[invalid]"
 """Stands in `Item.parsed` for an answer in which nothing was found that could be compared."""
+UNCLOSED = "unclosed_reasoning"
+"""Name of the count of answers that were begun with reasoning and ended within it, so that no answer is there."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Item:
     source: str
     prompt_hash: str
     prediction: str | None = None
-    """The model's answer."""
+    """The model's answer, without its reasoning."""
     target: str | None = None
     """The right answer it was compared with."""
     score: float | None = None
@@ -76,7 +78,7 @@ class Item:
     cluster: str | None = None
     """Items of one cluster (a passage, a story) are not independent."""
     tokens: int | None = None
-    """Tokens of the model's answer."""
+    """Tokens of the model's answer, its reasoning included."""
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,17 @@ from pathlib import Path
 
 from harness.config.checks import check_choice, refuse
 from harness.config.model import Model, Teacher
+from harness.data.chat import no_date, no_switch
+from harness.data.chat_template import reads_date, thinking_switch
 from harness.models.files import (
     HUB_ID,
-    TEMPLATE_FILES,
     TOKENIZER_FILES,
     local_folder,
+    template_of_folder,
     tensor_shapes,
     weight_files,
 )
-from harness.models.kinds import GgufModel, HubModel, MiniModel, ServedModel, model_of
+from harness.models.kinds import GgufModel, HubModel, MiniModel, ServedModel, chosen_template, model_of
 
 WRAPPERS = {"_orig_mod.": "torch.compile", "module.": "DistributedDataParallel"}
 """What stands before every weight's name where a wrapped model was saved, and what wrapped it."""
@@ -98,7 +100,7 @@ def _check_folder(name: str, model: HubModel, folder: Path) -> None:
                 if opened.read(8) == b"version ":
                     raise refuse(field, model.path, f"{file.name} is a Git LFS pointer", "git lfs pull")
         _check_tensors(folder, files, field, model.path)
-    _check_tokenizer(name, model.chat_template, folder, field, model.path)
+    _check_tokenizer(name, model, folder, field, model.path)
 
 
 def _check_tensors(folder: Path, files: list[Path], field: str, path: str | None) -> None:
@@ -153,28 +155,30 @@ def _check_served(settings: Model, model: ServedModel) -> None:
     if folder is None and not HUB_ID.fullmatch(model.tokenizer or ""):
         raise refuse(field, model.tokenizer, "no such folder, and a hub id has the form org/name")
     if folder is not None:
-        _check_tokenizer(name, model.chat_template, folder, field, model.tokenizer)
+        _check_tokenizer(name, model, folder, field, model.tokenizer)
 
 
-def _check_tokenizer(name: str, chat_template: str, folder: Path, field: str, path: str | None) -> None:
+def _check_tokenizer(name: str, model: HubModel | ServedModel, folder: Path, field: str, path: str | None) -> None:
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise refuse(field, path, f"it has no {' or '.join(TOKENIZER_FILES)}", "fetch the model's folder again")
-    if chat_template == "own" and not _has_template(folder):
-        raise refuse(
-            f"{name}.chat_template",
-            "own",
-            "the folder's tokenizer has no chat template",
-            f"set {name}.chat_template=tulu",
-        )
+    try:
+        own, template = template_of_folder(folder), chosen_template(model.chat_template, folder)
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"the file with its chat template cannot be read ({error})"
+        raise refuse(field, path, reason, "fetch the model's folder again") from error
+    chosen = model.chat_template
+    if chosen != "tulu" and own is None:
+        reason, way_out = "the folder's tokenizer has no chat template", f"set {name}.chat_template=tulu"
+        raise refuse(f"{name}.chat_template", chosen, reason, way_out)
+    if template is None:
+        reason, way_out = "TRL has no training template for this model's own", f"set {name}.chat_template=own"
+        raise refuse(f"{name}.chat_template", chosen, reason, way_out)
+    if model.thinking is not None and thinking_switch(template) is None:
+        raise no_switch(f"{name}.thinking", model.thinking)
+    if model.template_date is not None and not reads_date(template):
+        raise no_date(f"{name}.template_date", model.template_date)
 
 
 def _check_layers(name: str, kept: int | None, present: int | None) -> None:
     if kept and present and not 2 <= kept <= present:
         raise refuse(f"{name}.layers", kept, f"it must be 2 to {present} with init=pruned")
-
-
-def _has_template(folder: Path) -> bool:
-    if any((folder / name).is_file() for name in TEMPLATE_FILES):
-        return True
-    config = folder / "tokenizer_config.json"
-    return config.is_file() and bool(json.loads(config.read_text()).get("chat_template"))

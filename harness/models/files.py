@@ -47,6 +47,25 @@ def read_pointer(folder: Path) -> tuple[str, str | None]:
     return pointer["path"], pointer["revision"]
 
 
+def template_of_folder(folder: Path) -> str | None:
+    """The chat template of a folder's tokenizer, as loading finds it; None where it has none.
+
+    Raises ValueError where a file that states it is not JSON.
+    """
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            values = json.loads((folder / name).read_text(encoding="utf-8"))
+            found = values.get("chat_template") if isinstance(values, dict) else None
+            # older files list several templates, of which conversations are rendered by this one
+            if isinstance(found, list):
+                found = {one["name"]: one["template"] for one in found}.get("default")
+            if found:
+                return str(found)
+    return None
+
+
 def tokenizer_fingerprint_of_folder(path: Path) -> str | None:
     """The fingerprint of a folder's tokenizer.json; None when the folder has only other tokenizer files."""
     file = Path(path) / "tokenizer.json"
@@ -71,21 +90,11 @@ def tokenizer_json_fingerprint(text: str) -> str:
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
-def template_of_folder(folder: Path, chat_template: str) -> str | None:
-    """sha256 of a folder's chat template and of the special tokens that it may write; `chat_template` as in a setting.
-
-    None where the folder has no template, or several with names.
-    """
+def end_marks_of_folder(folder: Path) -> list[str | None]:
+    """Texts of the special tokens that a chat template may write: begin and end of a sequence."""
     settings = _json_of(folder / "tokenizer_config.json") | _json_of(folder / "special_tokens_map.json")
-    own = settings.get("chat_template") or _json_of(folder / "chat_template.json").get("chat_template")
-    if (folder / "chat_template.jinja").is_file():
-        own = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    text = own if chat_template == "own" else chat_template
-    if not isinstance(text, str):
-        return None
     tokens = [settings.get(name) for name in ("bos_token", "eos_token")]
-    marks = [token.get("content") if isinstance(token, dict) else token for token in tokens]
-    return hashlib.sha256(json.dumps([text, *marks]).encode()).hexdigest()
+    return [token.get("content") if isinstance(token, dict) else token for token in tokens]
 
 
 def _json_of(file: Path) -> dict[str, Any]:

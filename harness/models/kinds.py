@@ -13,12 +13,17 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
 from harness.config.file_hash import file_sha256
 from harness.config.model import Model
+from harness.data.chat import TULU_TEMPLATE
+from harness.data.chat_template import DEFAULT_DATE, prints_today, training_template
+from harness.data.reasoning import MARKS
 from harness.models.files import (
+    end_marks_of_folder,
     local_folder,
     read_files,
     template_of_folder,
@@ -45,6 +50,11 @@ class TypedModel(ABC):
 
         `world_seed` enters for a pre-trained miniature only. A hub revision that is not named stays null.
         """
+
+    @property
+    def reasons(self) -> bool:
+        """Whether its prompts may lead to reasoning before an answer, as far as files tell."""
+        return False
 
     @abstractmethod
     def parameters(self) -> int:
@@ -150,13 +160,27 @@ class _WeightFiles(_StartWeights):
 
     path: str = ""
     chat_template: str = "own"
+    thinking: bool | None = None
+    template_date: str | None = None
 
     def _start(self) -> dict[str, Any]:
         identity = super()._start()
         if self.init == "random":
             assert self.init_seed is not None, "Cell.with_seeds fills it in"
             identity["init_seed"] = self.init_seed
-        return identity | {"chat_template": self.chat_template}
+        return identity | template_identity(self, self.template_folder)
+
+    @property
+    def template_folder(self) -> Path | None:
+        """The folder here whose tokenizer has the chat template; None where it is known only once it is loaded."""
+        return None
+
+    @property
+    def reasons(self) -> bool:
+        """Whether the chat template has marks of reasoning; False where it is known only once it is loaded."""
+        folder = self.template_folder
+        template = None if folder is None else chosen_template(self.chat_template, folder)
+        return template is not None and any(mark in template for mark in MARKS)
 
 
 @dataclass(frozen=True)
@@ -171,6 +195,10 @@ class HubModel(_WeightFiles):
         if folder is None:
             return self._start() | {"path": self.path, "revision": self.revision}
         return self._start() | {"files": {file.name: file_sha256(file) for file in read_files(folder)}}
+
+    @property
+    def template_folder(self) -> Path | None:
+        return local_folder(self.path)
 
     def parameters(self) -> int:
         """By the folder's config, else its weights; of a hub id by its name (`8B`, `135M`), or a billion."""
@@ -192,7 +220,7 @@ class HubModel(_WeightFiles):
 
     def template(self) -> str | None:
         folder = local_folder(self.path)
-        return None if folder is None else template_of_folder(folder, self.chat_template)
+        return None if folder is None else _template(self, folder)
 
 
 @dataclass(frozen=True)
@@ -228,6 +256,8 @@ class ServedModel(TypedModel):
     revision: str | None = None
     tokenizer: str | None = None
     chat_template: str = "own"
+    thinking: bool | None = None
+    template_date: str | None = None
     api_key_env: str | None = None
 
     def identity(self, world_seed: int) -> dict[str, Any]:
@@ -239,7 +269,7 @@ class ServedModel(TypedModel):
         return {
             "kind": self.kind,
             "init": "pretrained",
-            "chat_template": self.chat_template,
+            **template_identity(self, folder),
             "served_model": self.served_model,
             "revision": self.revision,
             "tokenizer": tokenizer,
@@ -259,7 +289,45 @@ class ServedModel(TypedModel):
 
     def template(self) -> str | None:
         folder = local_folder(self.tokenizer)
-        return None if folder is None else template_of_folder(folder, self.chat_template)
+        return None if folder is None else _template(self, folder)
+
+
+def template_identity(model: "_WeightFiles | ServedModel", folder: Path | None) -> dict[str, Any]:
+    """What decides how a model's prompts are rendered, besides the files of its tokenizer in `folder`.
+
+    A setting at its default stays out, except for a template here that would print today's date: the fixed date enters.
+    """
+    identity: dict[str, Any] = {"chat_template": model.chat_template}
+    if model.chat_template == "trl":
+        identity["trl"] = version("trl")
+    if model.thinking is not None:
+        identity["thinking"] = model.thinking
+    template = None if folder is None else chosen_template(model.chat_template, folder)
+    if model.template_date is not None:
+        identity["template_date"] = model.template_date
+    elif template is not None and prints_today(template):
+        identity["template_date"] = DEFAULT_DATE
+    return identity
+
+
+def _template(model: "_WeightFiles | ServedModel", folder: Path) -> str | None:
+    """What decides how a model's chat template renders text, as one string; None where it has no template."""
+    text = chosen_template(model.chat_template, folder)
+    settings = template_identity(model, folder)
+    del settings["chat_template"]  # the text itself is compared
+    return None if text is None else json.dumps([text, *end_marks_of_folder(folder), settings])
+
+
+def chosen_template(chat_template: str, folder: Path) -> str | None:
+    """The chat template that the setting `chat_template` gives a tokenizer in a folder; None where there is none."""
+    own = template_of_folder(folder)
+    match chat_template:
+        case "tulu":
+            return TULU_TEMPLATE
+        case "trl":
+            return None if own is None else training_template(own)
+        case _:
+            return own
 
 
 KINDS: dict[str, type[TypedModel]] = {
@@ -302,7 +370,7 @@ def surely_equal(one: TypedModel, other: TypedModel) -> bool:
     return fingerprints[0] == fingerprints[1]
 
 
-RENDERING = ("family", "path", "revision", "tokenizer", "chat_template")
+RENDERING = ("family", "path", "revision", "tokenizer", "chat_template", "thinking", "template_date")
 """Fields that decide how a kind of model renders a conversation."""
 SIZES = {
     "width": ("hidden_size", "n_embd", "d_model"),

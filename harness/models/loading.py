@@ -16,7 +16,8 @@ import torch
 
 from harness.config.checks import SettingsError, refuse
 from harness.config.machine import Machine
-from harness.data.chat import end_of_turn_id, render
+from harness.data.chat import end_of_turn_id, fix_template, prompt_tail, render, render_rows
+from harness.data.reasoning import MARKS
 from harness.models.files import SERVER, read_pointer, tensor_shapes, tokenizer_json_fingerprint, weight_files
 from harness.models.vocabulary import Vocabulary, vocabulary_of_json
 from harness.runtime.processes import local_rank, process_count
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 PROBE = [{"role": "user", "content": "Say yes."}, {"role": "assistant", "content": "yes"}]
 """A conversation whose rendering is compared to see whether two chat templates are the same."""
+REASONED = [{"role": "user", "content": "Say no."}, {"role": "assistant", "content": "<think>\nso\n</think>\n\nno"}]
+"""An earlier turn of such a conversation, with reasoning that a template may drop."""
 NAMED_KEYS = 3
 """How many weights of each kind a refusal names."""
 DTYPES: dict[str, Any] = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": "auto"}
@@ -45,10 +48,11 @@ def device_of(machine: Machine) -> str:
     return f"cuda:{local_rank() % torch.cuda.device_count()}" if process_count() > 1 else "cuda"
 
 
-def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+def load_tokenizer(folder: Path, fixed: bool = True) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model folder; padding falls back to end-of-sequence (masks come from lengths).
 
-    A folder that points elsewhere for its weights may have a tokenizer of its own (a chat template was set).
+    A folder that points elsewhere for its weights may have a tokenizer of its own (a chat template was set). A template
+    that would print today's date prints one fixed date; `fixed=False` leaves it as published.
     """
     from transformers import AutoTokenizer
 
@@ -56,6 +60,8 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     if (Path(folder) / "tokenizer_config.json").is_file():
         path, revision = str(folder), None
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision or "main")
+    if fixed:
+        fix_template(tokenizer)
     return _with_padding(tokenizer)
 
 
@@ -202,7 +208,17 @@ def _tokenizer_json(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 def rendering_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
     """sha256 over the tokenizer and how its chat template renders a conversation: ids agree where it does."""
-    return fingerprint([tokenizer_hash(tokenizer), render(tokenizer, PROBE, 1000).input_ids])
+    found: list[Any] = [tokenizer_hash(tokenizer), render(tokenizer, PROBE, 1000).input_ids]
+    if not any(mark in str(tokenizer.chat_template) for mark in MARKS):
+        return fingerprint(found)
+    # with thinking on and off the same ids may be rendered, and a prompt end elsewhere in them
+    if prompt_tail(tokenizer):
+        found.append(render(tokenizer, PROBE, 1000).starts)
+    # a template may differ from another in what it does to earlier turns alone
+    rows = render_rows(tokenizer, [[*REASONED, *PROBE]], 1000)[0]
+    if len(rows) > 1:
+        found.append([row.input_ids for row in rows])
+    return fingerprint(found)
 
 
 def count_parameters(model: "PreTrainedModel") -> int:

@@ -71,7 +71,7 @@ def make_base(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, m
     # written first, so that tokenizer and model are loaded through the folder as every later stage loads them
     pointer = _pointer(where, settings)
     write_json(out / POINTER, pointer)
-    tokenizer = load_tokenizer(out)
+    tokenizer = load_tokenizer(out, fixed=False)
     if settings["init"] == "pretrained":
         return _reference(settings, tokenizer, out)
     model = _fresh(settings, out) if settings["init"] == "random" else load_model(out, dtype="auto")
@@ -133,9 +133,10 @@ def _mini(settings: Mapping[str, Any], out: Path, machine: Machine) -> Facts:
 
 
 def _reference(settings: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase", out: Path) -> Facts:
-    """Leave the weights where they are; save a tokenizer only where another chat template is set."""
-    if settings["chat_template"] != "own":
-        chat.set_template(tokenizer, settings["chat_template"])
+    """Leave the weights where they are; save a tokenizer only where its chat template is changed."""
+    before = tokenizer.chat_template
+    _set_template(tokenizer, settings)
+    if tokenizer.chat_template != before or "template_date" in settings:
         tokenizer.save_pretrained(out)
     chat.end_of_turn_id(tokenizer)  # raises where the template cannot be trained on, before anything is computed
     return {"counts": {"vocabulary": len(tokenizer)}, "tokenizer_hash": tokenizer_hash(tokenizer)}
@@ -149,8 +150,8 @@ def _served(settings: Mapping[str, Any], where: Mapping[str, Any], out: Path) ->
         _check_unchanged(files, settings["tokenizer"], "teacher.tokenizer")
     else:
         folder = _snapshot("teacher.tokenizer", where["tokenizer"], where["revision"], TOKENIZER_PATTERNS)
-    tokenizer = load_tokenizer(folder)
-    chat.set_template(tokenizer, settings["chat_template"])
+    tokenizer = load_tokenizer(folder, fixed=False)
+    _set_template(tokenizer, settings)
     endpoint = endpoint_at(where["path"], where["api_key_env"])
     teacher = ServedTeacher(CompletionsClient(endpoint, settings["served_model"]), tokenizer)
     description = server_description(where["path"], teacher)
@@ -164,13 +165,19 @@ def _save(settings: Mapping[str, Any], model: Any, tokenizer: "PreTrainedTokeniz
     """Prune the model and set its template where the settings say so, then write the folder."""
     if settings["init"] == "pruned":
         model = prune_layers(model, settings["layers"])
-    chat.set_template(tokenizer, settings.get("chat_template", "own"))
+    _set_template(tokenizer, settings)
     chat.end_of_turn_id(tokenizer)
     save_model(model.to("cpu"), tokenizer, out)
     return {
         "counts": {"parameters": count_parameters(model), "vocabulary": len(tokenizer)},
         "tokenizer_hash": tokenizer_hash(tokenizer),
     }
+
+
+def _set_template(tokenizer: "PreTrainedTokenizerBase", settings: Mapping[str, Any]) -> None:
+    """Set the chat template of a model's settings, with its thinking and its date."""
+    chat.set_template(tokenizer, settings.get("chat_template", "own"))
+    chat.fix_template(tokenizer, settings.get("thinking"), settings.get("template_date"))
 
 
 def _fresh(settings: Mapping[str, Any], out: Path) -> "PreTrainedModel":

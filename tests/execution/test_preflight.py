@@ -6,9 +6,11 @@ from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.config.model import Teacher
 from harness.execution.preflight import preflight
+from harness.models.loading import save_model
 from harness.plan.cell_plan import Plan
 from harness.plan.compose import compose
 from tests.doubles import byte_tokenizer, save_tiny, tiny_llama
+from tests.thinking import family_tokenizer
 
 
 def check(*arguments):
@@ -139,3 +141,21 @@ def test_formats_are_checked_by_name_and_by_package(monkeypatch):
     check("method=sft")
     with pytest.raises(SettingsError, match=r"measure\.formats='int8'.*bitsandbytes.*harness\[quantise\]"):
         check("method=sft", "measure=deploy")
+
+
+def test_a_teacher_that_thinks_otherwise_answers_visited_rows_in_its_own_rendering(tmp_path):
+    tokenizer = family_tokenizer("qwen3")
+    save_model(tiny_llama(len(tokenizer)), tokenizer, tmp_path / "qwen3")
+    path = tmp_path / "qwen3"
+    pair = ("method=seq_kd", "student=hf", f"student.path={path}", "teacher=hf", f"teacher.path={path}")
+    visited = (*pair, "teacher.label_rows=visited")
+    check(*pair, "teacher.thinking=true")
+
+    def reads_its_own(*words):
+        (cell,) = Plan.of(compose(list(words)).cells).cells
+        check(*words)
+        return ["teacher_reading" in stage.inputs for stage in cell.teaching]
+
+    assert reads_its_own(*visited) == [False]
+    assert reads_its_own(*visited, "teacher.thinking=true", "student.thinking=true") == [False]
+    assert reads_its_own(*visited, "teacher.thinking=true") == [True]

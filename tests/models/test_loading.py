@@ -8,9 +8,10 @@ from safetensors.torch import load_file, save_file
 
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
-from harness.data.chat import set_template
+from harness.data.chat import fix_template, render, set_template
 from harness.models.files import tokenizer_fingerprint_of_folder
 from harness.models.loading import (
+    PROBE,
     count_parameters,
     device_of,
     kept_layers,
@@ -18,11 +19,14 @@ from harness.models.loading import (
     load_tokenizer,
     prune_layers,
     random_model,
+    rendering_hash,
     save_model,
     tokenizer_hash,
 )
+from harness.store.fingerprint import fingerprint
 from harness.store.store import write_json
 from tests.doubles import byte_tokenizer, save_tiny, tiny_llama
+from tests.thinking import family_tokenizer
 
 IDS = torch.tensor([[3, 110, 111, 4, 112, 5]])
 
@@ -136,3 +140,18 @@ def test_weights_that_are_not_the_models_are_refused_by_name(tmp_path, kind):
     save_file(change(load_file(file)), file, {"format": "pt"})
     with pytest.raises(SettingsError, match=names):
         load_model(tmp_path)
+
+
+def test_two_renderings_that_differ_in_thinking_or_in_earlier_turns_alone_are_not_alike():
+    found = {}
+    for name, settings in {"own": {}, "off": {"thinking": False}, "on": {"thinking": True}}.items():
+        tokenizer = family_tokenizer("qwen3")
+        fix_template(tokenizer, **settings)
+        found[name] = rendering_hash(tokenizer)
+    training = family_tokenizer("qwen3")
+    set_template(training, "trl")
+    assert found["own"] == found["on"]
+    assert len({found["own"], found["off"], rendering_hash(training)}) == 3
+    # of a template that knows nothing of reasoning it is what it was
+    plain = byte_tokenizer()
+    assert rendering_hash(plain) == fingerprint([tokenizer_hash(plain), render(plain, PROBE, 1000).input_ids])

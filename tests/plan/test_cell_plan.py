@@ -6,12 +6,14 @@ import pytest
 
 from harness.config.checks import SettingsError
 from harness.methods import method_name, method_names
+from harness.models.loading import save_model
 from harness.plan.cell_plan import Plan, plan_cell
 from harness.plan.compose import compose
 from harness.plan.data_stages import block_edges
 from harness.plan.frozen import freeze
 from harness.store.fingerprint import fingerprint
-from tests.doubles import byte_tokenizer
+from tests.doubles import byte_tokenizer, tiny_llama
+from tests.thinking import family_tokenizer
 
 
 def cells(*arguments):
@@ -376,3 +378,19 @@ def test_a_teacher_behind_a_server_and_a_cells_own_student_are_not_measured(tmp_
     served = [f"teacher.tokenizer={tmp_path}", "teacher.served_model=big", "teacher.path=http://here:1"]
     for asked in (["method=seq_kd", "teacher=served", *served], ["method=self_kd"], ["method=sft"]):
         assert set(plan_cell(cells(*asked)[0]).deployments) == {"student"}
+
+
+def test_scores_of_answers_without_their_reasoning_have_an_address_of_their_own(tmp_path):
+    found = {}
+    for family in ("qwen2_5", "qwen3"):
+        tokenizer = family_tokenizer(family)
+        save_model(tiny_llama(len(tokenizer)), tokenizer, tmp_path / family)
+        hf = ("student=hf", f"student.path={tmp_path / family}", "student.name=s")
+        (cell,) = cells("method=sft", "evals.names=[heldout,verified]", *hf)
+        found[family] = {name: stage.settings for name, stage in plan_cell(cell).evaluations.items()}
+    # a family whose answers have none keeps the address it had
+    assert not any("reasoning" in settings for settings in found["qwen2_5"].values())
+    assert {name: settings.get("reasoning") for name, settings in found["qwen3"].items()} == {
+        "heldout": None,
+        "verified": "removed",
+    }

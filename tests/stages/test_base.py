@@ -13,10 +13,12 @@ from harness.config.model import Model, Teacher
 from harness.data.chat import TULU_TEMPLATE, end_of_turn_id, prompt_ids
 from harness.models.files import tokenizer_json_fingerprint
 from harness.models.kinds import model_of
-from harness.models.loading import load_model, load_tokenizer
+from harness.models.loading import load_model, load_tokenizer, save_model
 from harness.stages.base import line_rows, make_base
+from harness.store.store import write_json
 from tests.doubles import save_tiny, tiny_llama
 from tests.fake_server import FakeServer
+from tests.thinking import family_tokenizer
 
 CPU = Machine(device="cpu")
 IDS = torch.tensor([[3, 110, 111, 4, 112, 5]])
@@ -93,7 +95,7 @@ def test_the_revision_that_was_found_is_recorded(tmp_path, monkeypatch, folder):
 
     snapshot = shutil.copytree(folder, tmp_path / "snapshots" / ("a" * 40))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(snapshot))
-    monkeypatch.setattr("harness.stages.base.load_tokenizer", lambda out: load_tokenizer(snapshot))
+    monkeypatch.setattr("harness.stages.base.load_tokenizer", lambda out, **_: load_tokenizer(snapshot))
     make(Model(name="s", kind="hf", path="org/name"), tmp_path / "out")
     pointer = json.loads((tmp_path / "out" / "model.json").read_text())
     assert pointer == {"path": "org/name", "revision": "a" * 40}
@@ -152,3 +154,20 @@ def test_a_server_is_written_down_with_its_probe_and_the_declared_tokenizer(fold
             make(teacher, tmp_path / "three")
     assert not (tmp_path / "three" / "server.json").exists()
     json.dumps(facts)
+
+
+def test_thinking_and_the_date_are_written_into_the_template_of_the_artifact(tmp_path):
+    published = family_tokenizer("smollm3")
+    save_model(tiny_llama(len(published)), published, tmp_path / "published")
+    (tmp_path / "old").mkdir()
+    found = {}
+    for name, asked in {"none": {}, "set": {"thinking": False, "template_date": "2025-02-03"}}.items():
+        make(Model(name="s", kind="hf", path=str(tmp_path / "published"), **asked), tmp_path / name)
+        found[name] = load_tokenizer(tmp_path / name).apply_chat_template(
+            [{"role": "user", "content": "q"}], tokenize=False, add_generation_prompt=True
+        )
+    assert "26 July 2024" in found["none"] and found["none"].endswith("assistant\n")
+    assert "03 February 2025" in found["set"] and found["set"].endswith("assistant\n<think>\n\n</think>\n\n")
+    # a reference that was made before dates were fixed has no tokenizer of its own
+    write_json(tmp_path / "old" / "model.json", {"path": str(tmp_path / "published"), "revision": None})
+    assert load_tokenizer(tmp_path / "old").chat_template == load_tokenizer(tmp_path / "none").chat_template

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from harness.config.checks import SettingsError
 from harness.config.recipe import TOKEN_DIVERGENCES, TrainingPhase
-from harness.data.chat import TULU_TEMPLATE, answer_ids_many, end_of_turn_id, prompt_ids, render
-from harness.data.sequences import Row, Rows, answered, collate
+from harness.data.chat import TULU_TEMPLATE, answer_ids_many, end_of_turn_id, prompt_ids, render, render_rows
+from harness.data.sequences import TURN, Row, Rows, answered, collate
 from harness.models.logits import logits_at, scored_positions, scored_tokens
 from harness.teachers.reading import Reading, SharedVocabulary, render_alike
 from harness.teachers.signals import LiveTeacher
@@ -91,7 +91,7 @@ def paired(student, teacher, conversations, rendering="own"):
 def test_a_teacher_reads_its_own_rendering_token_by_token_and_scores_the_students_tokens(pair, name):
     conversation = CONVERSATIONS[name]
     if "qwen3" in pair and "turns" in name:
-        pytest.skip("rendered turn by turn; see test_turn_by_turn")
+        return  # rendered turn by turn, as the next test has it
     reading, rows = paired(*pair, [conversation])
     student, teacher = (tokenizer(family) for family in pair)
     (row,), read = rows, reading.rows(rows[0])
@@ -109,6 +109,28 @@ def test_a_teacher_reads_its_own_rendering_token_by_token_and_scores_the_student
     assert len(tokens) == len(their_tokens) > 0 and tokens.count(mine) == their_tokens.count(end) >= 1
     assert their_tokens == [end if token == mine else token for token in tokens]
     assert int(scored_positions(batch["labels"]).sum()) == len(tokens)
+
+
+def test_a_teacher_whose_template_rewrites_earlier_turns_reads_each_turn_by_itself():
+    conversation = CONVERSATIONS["system and turns"]
+    student, teacher = tokenizer("chatml"), tokenizer("qwen3")
+    separate = render_rows(teacher, [conversation], 1000)[0]
+    assert len(separate) == 3, "Qwen 3 drops what it wrote before earlier answers"
+    own = dataset(separate, [5 + turn * TURN for turn in range(3)])
+    (row,) = dataset([render(student, conversation, 1000)], [5])
+    reading = Reading(student, teacher, [own])
+    read = reading.rows(row)
+    assert [one.input_ids.tolist() for one in read] == [one.input_ids for one in separate]
+    tokens, theirs = (scored_tokens(collate(rows, 0)["labels"]).tolist() for rows in ([row], read))
+    assert tokens == theirs, "both families end a turn with one token"
+    # and a student with a row a turn has a teacher that reads whole conversations
+    whole = dataset([render(student, conversation, 1000)], [5])
+    back = Reading(teacher, student, [whole])
+    for turn, one in enumerate(own):
+        (found,) = back.rows(one)
+        assert found.starts == [len(found.input_ids) - (one.ends[0] - one.starts[0])]
+        prefix = render(student, conversation, 1000)
+        assert found.input_ids[: found.starts[0]].tolist() == prefix.input_ids[: prefix.starts[turn]]
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
