@@ -20,18 +20,20 @@ import pandas as pd
 from harness.config.checks import refuse
 from harness.plan.claims import Claim, declared
 from harness.plan.frozen import SEEDS, FrozenPlan
-from harness.results.arms import Arm, Metric
+from harness.plan.metrics import MACRO_AVERAGE
+from harness.results.arms import Arm, Metric, metrics_of
 from harness.results.findings import Finding, judge
 from harness.results.items import LoadItems, named_once, read_items
 from harness.results.paired_gains import crossovers
 from harness.results.records import Record, curves, lines_of, read_records, records
 from harness.results.simultaneous import simultaneous_table
 from harness.results.stats.crossover import Crossover
-from harness.results.table import headline, summary, tidy
+from harness.results.suite import suite_of
+from harness.results.table import reported_metric, summary, tidy
 from harness.results.verdict import verdict
 from harness.store.store import Store, write_json, write_text
 
-RECORDS, ITEMS, CLAIMS = "records.jsonl", "items.parquet", "claims.json"
+RECORDS, ITEMS, CLAIMS, PRIMARY = "records.jsonl", "items.parquet", "claims.json", "primary_metric.json"
 NAMES = ("eval", "id", "source", "prompt_hash")
 NAMED = (*"cell role method student teacher corpus budget data_frac".split(), *SEEDS, "status")
 
@@ -48,12 +50,16 @@ class Outcome:
     """From a path in a record's `items` to the scores of single items."""
     load_curves: Callable[[], pd.DataFrame] | None = None
     """Training curves (`records.curves`); null for an exported folder, which has none."""
+    primary: Metric | None = None
+    """The grid's primary metric; null where its plan names none, as those of earlier versions."""
 
     @classmethod
     def of(cls, store: Store, frozen: FrozenPlan) -> "Outcome":
         """Of a grid in a store, by its frozen plan. Raises OSError where a finished stage lacks a file."""
         claims = declared(store, frozen.grid)
-        return cls(frozen.grid, records(store, frozen), claims, named_once(read_items), partial(curves, store, frozen))
+        primary = frozen.primary_metric and Metric.named(frozen.primary_metric)
+        load_curves = partial(curves, store, frozen)
+        return cls(frozen.grid, records(store, frozen), claims, named_once(read_items), load_curves, primary or None)
 
     @classmethod
     def read(cls, folder: Path) -> "Outcome":
@@ -66,7 +72,10 @@ class Outcome:
         # in an exported folder a record's `items` are names of parts, which stand where a store has paths
         path = folder / CLAIMS
         claims = json.loads(path.read_text()) if path.is_file() else None
-        return cls(found[0].grid if found else folder.name, found, claims, named_once(parts.__getitem__))
+        path = folder / PRIMARY
+        primary = Metric.named(json.loads(path.read_text())["primary_metric"]) if path.is_file() else None
+        grid = found[0].grid if found else folder.name
+        return cls(grid, found, claims, named_once(parts.__getitem__), primary=primary)
 
     @cached_property
     def results(self) -> pd.DataFrame:
@@ -76,12 +85,12 @@ class Outcome:
     @cached_property
     def summary(self) -> pd.DataFrame:
         """One row per arm x evaluation x metric, over seeds and replicates (`table.summary`)."""
-        return summary(self.records, self.load_items)
+        return summary(self.records, self.load_items, primary=self.primary)
 
     @cached_property
     def metric(self) -> Metric | None:
-        """The metric of figures and verdict; null without any score."""
-        return headline(self.summary) if len(self.summary) else None
+        """The metric of figures, verdict, decision and claims (`table.reported_metric`); null without any score."""
+        return reported_metric(self.summary, self.primary, self.records)
 
     @cached_property
     def crossovers(self) -> dict[Arm, Crossover]:
@@ -107,15 +116,20 @@ class Outcome:
         return judge(self.records, claims, self.metric, self.load_items)
 
     def export(self, folder: Path, evals: Sequence[str] | None = None) -> Path:
-        """Write records, scores of items (no texts) and claims into `folder`, which is returned; `evals`: of these
-        evaluations only. Raises OSError where items cannot be read or files not be written."""
+        """Write records, scores of items (no texts), claims and the primary metric into `folder`, which is returned.
+
+        `evals`: of these evaluations only; a macro-average is exported with all of its benchmarks, and the primary
+        metric with its evaluation. Raises OSError where items cannot be read or files not be written.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         parts, exported = {}, []
         for record in self.records:
             wanted = [name for name in record.items if evals is None or name in evals]
             # names in place of paths into the store, which lead nowhere on another machine
             paths = {name: f"{record.role}-{record.cell}-{name}" for name in wanted}
-            scored = tuple(score for score in record.scores if evals is None or score.eval in evals)
+            suite = suite_of(record.settings)
+            kept = None if evals is None else {*evals, *([MACRO_AVERAGE] * bool(suite and set(suite) <= set(evals)))}
+            scored = tuple(score for score in record.scores if kept is None or score.eval in kept)
             for name, key in paths.items():
                 parts[key] = _scores_only(self.load_items(record.items[name])).assign(of=key)
             exported.append(replace(record, items=paths, scores=scored, artifact=None))
@@ -129,6 +143,8 @@ class Outcome:
         write_text(folder / RECORDS, lines_of(exported))
         if self.declaration is not None:
             write_json(folder / CLAIMS, self.declaration)
+        if self.primary is not None and (evals is None or self.primary in metrics_of(exported)):
+            write_json(folder / PRIMARY, {"primary_metric": self.primary.name})
         return folder
 
     def logged(self) -> dict[str, Any]:
