@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from harness.config.checks import refuse
+from harness.evals import ALL
 from harness.plan.claims import Claim, declared
 from harness.plan.frozen import SEEDS, FrozenPlan
 from harness.plan.metrics import MACRO_AVERAGE
@@ -118,8 +119,9 @@ class Outcome:
     def export(self, folder: Path, evals: Sequence[str] | None = None) -> Path:
         """Write records, scores of items (no texts), claims and the primary metric into `folder`, which is returned.
 
-        `evals`: of these evaluations only; a macro-average is exported with all of its benchmarks, and the primary
-        metric with its evaluation. Raises OSError where items cannot be read or files not be written.
+        `evals`: of these evaluations only; a macro-average is exported with all of its benchmarks. Raises SettingsError
+        where the primary metric is not among them and several others are, of which none would be the one to report;
+        OSError where items cannot be read or files not be written.
         """
         folder.mkdir(parents=True, exist_ok=True)
         parts, exported = {}, []
@@ -128,11 +130,16 @@ class Outcome:
             # names in place of paths into the store, which lead nowhere on another machine
             paths = {name: f"{record.role}-{record.cell}-{name}" for name in wanted}
             suite = suite_of(record.settings)
-            kept = None if evals is None else {*evals, *([MACRO_AVERAGE] * bool(suite and set(suite) <= set(evals)))}
-            scored = tuple(score for score in record.scores if kept is None or score.eval in kept)
+            whole = evals is None or bool(suite and set(suite) <= set(evals))
+            scored = tuple(
+                score
+                for score in record.scores
+                if evals is None or score.eval in evals or (whole and score.eval == MACRO_AVERAGE)
+            )
             for name, key in paths.items():
                 parts[key] = _scores_only(self.load_items(record.items[name])).assign(of=key)
             exported.append(replace(record, items=paths, scores=scored, artifact=None))
+        kept = self._exported_metric(exported, evals)
         # a grid without scores is exported with the columns that `read` looks for
         empty = pd.DataFrame(columns=[*NAMES, "of"])
         frame = pd.concat(parts.values(), ignore_index=True) if parts else empty
@@ -143,9 +150,21 @@ class Outcome:
         write_text(folder / RECORDS, lines_of(exported))
         if self.declaration is not None:
             write_json(folder / CLAIMS, self.declaration)
-        if self.primary is not None and (evals is None or self.primary in metrics_of(exported)):
-            write_json(folder / PRIMARY, {"primary_metric": self.primary.name})
+        (folder / PRIMARY).unlink(missing_ok=True)  # of an export that was here before
+        if kept is not None:
+            write_json(folder / PRIMARY, {"primary_metric": kept.name})
         return folder
+
+    def _exported_metric(self, exported: Sequence[Record], evals: Sequence[str] | None) -> Metric | None:
+        """The primary metric where it is exported; null where one metric at most could be taken for it."""
+        scored = metrics_of(exported)
+        if self.primary is None or evals is None or self.primary in scored:
+            return self.primary
+        others = [metric.label for metric in scored if metric.source == ALL and metric.higher_is_better]
+        if len(others) > 1:
+            why = f"it leaves out the primary metric, {self.primary.label}, and keeps {', '.join(others)}"
+            raise refuse("evals", list(evals), why, "export the primary metric's evaluations too")
+        return None
 
     def logged(self) -> dict[str, Any]:
         """What a grid's run in Weights & Biases shows: the verdict in words, and tables of results and artifacts."""

@@ -15,7 +15,6 @@ Uncertainty comes from the items, like that of any metric (`items.macro_values`)
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -38,18 +37,11 @@ def floor_of(name: str) -> float:
     return load_benchmark(name).floor
 
 
-def with_macro_average(
-    scores: Sequence[Score], settings: Mapping[str, Any], evals: Iterable[str] | None = None
-) -> tuple[Score, ...]:
-    """The scores of one model with its macro-averages, where every benchmark of its suite has a score.
-
-    `evals`: the evaluations whose scores are wanted at all; a suite that they do not hold whole has no macro-average.
-    """
+def with_macro_average(scores: Sequence[Score], settings: Mapping[str, Any]) -> tuple[Score, ...]:
+    """The scores of one model with its macro-averages, where every benchmark of its suite has a score."""
     own = [score for score in scores if score.eval != MACRO_AVERAGE]
-    suite = suite_of(settings)
-    if not suite or (evals is not None and not set(suite) <= set(evals)) or lacking(own, settings):
-        return tuple(own)
-    return (*own, *macro_scores({name: _whole(own, name) for name in suite}))  # type: ignore[misc]
+    found = {name: whole for name in suite_of(settings) if (whole := _whole(own, name)) is not None}
+    return (*own, *macro_scores(found)) if found and not lacking(own, settings) else tuple(own)
 
 
 def lacking(scores: Iterable[Score], settings: Mapping[str, Any]) -> list[str]:
@@ -67,8 +59,8 @@ def macro_scores(scores: Mapping[str, Score]) -> list[Score]:
             floor = floor_of(name) if metric == RESCALED else 0.0
             # a single item has no standard error; JSON holds that as null
             error = math.nan if score.standard_error is None else score.standard_error
-            share = {"score": (score.score - floor) / (1 - floor), "standard_error": error / (1 - floor)}
-            parts.append(replace(score, eval=MACRO_AVERAGE, metric=metric, source=name, **share))
+            value, error = (score.score - floor) / (1 - floor), error / (1 - floor)
+            parts.append(Score(MACRO_AVERAGE, metric, name, value, error, score.items))
         mean = math.fsum(part.score for part in parts) / len(parts)
         # benchmarks are independent: the variance of their mean is the sum of their variances over their number squared
         error = math.sqrt(math.fsum(part.standard_error**2 for part in parts)) / len(parts)
