@@ -4,7 +4,7 @@ Everything is computed from the grid's records and the scores of single items, a
 
     outcome = Outcome.of(store, frozen_plan)
     outcome.summary, outcome.verdict, outcome.findings
-    outcome.export(Path("shared/data_scaling"))     # three small files without weights, texts or rows
+    outcome.export(Path("shared/data_scaling"))     # small files without weights, texts or rows
     Outcome.read(Path("shared/data_scaling")).summary
 """
 
