@@ -20,7 +20,17 @@ from numpy.typing import NDArray
 from harness.evals import ALL
 from harness.results.arms import Metric
 from harness.results.breakdown import FEW
-from harness.results.items import ItemsOf, LoadItems, cell_score, enough, items_of, means_of, parts_of, values_of
+from harness.results.items import (
+    ItemsOf,
+    LoadItems,
+    cell_score,
+    enough,
+    items_of,
+    means_of,
+    named,
+    parts_of,
+    values_of,
+)
 from harness.results.paired_gains import estimate, gain
 from harness.results.records import Record
 from harness.results.stats.intervals import Array, Interval, holm, seeds_and_items
@@ -67,7 +77,8 @@ class Comparison:
     """
 
     def __init__(self, load_items: LoadItems) -> None:
-        self._values = values_of(lru_cache(FILES_AT_ONCE)(load_items))
+        # named once a file, from which several metrics are read
+        self._values = values_of(lru_cache(FILES_AT_ONCE)(lambda path: named(load_items(path))))
         self._known: dict[tuple[ItemsOf | None, Metric], ModelScore | None] = {}
         self._names: list[tuple[NDArray[Any], NDArray[Any]]] = []  # ids and sources, which most models share
 

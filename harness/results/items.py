@@ -121,7 +121,7 @@ def cell_score(
         some = items[mask(items)] if items is not None and known else pd.DataFrame()
         return None if some.empty else CellScore(float(_values(some).mean()), some.assign(value=_values(some)))
     # one item has no spread from which a variance could follow
-    if items is None or not enough(items["source"].to_numpy()):
+    if items is None or len(items) < 2:
         return CellScore(score)
     return CellScore(score, items) if known else CellScore(score, mismatch=True)
 
@@ -171,22 +171,25 @@ def means_of(total: Array, count: Array, sources: Array) -> Array:
 
 
 def macro_values(parts: Mapping[str, pd.DataFrame | None], rescale: bool) -> pd.DataFrame | None:
-    """Values per item whose mean is the mean over benchmarks, from `item_values` of each; null where one has none.
+    """Values per item whose mean is the mean over benchmarks, from `item_values` of each.
 
-    Columns as in `item_values`; `source` is the benchmark, WITHIN and the source. `rescale`: 0 is a benchmark's floor.
+    Null where a benchmark has no two items: its mean has no variance then. Columns as in `item_values`; `source` is the
+    benchmark, WITHIN and the source. `rescale`: a benchmark's floor is 0.
     """
-    frames = []
-    for name, frame in sorted(parts.items()):
-        if frame is None:
-            return None
+    frames, known = [], {name: frame for name, frame in sorted(parts.items()) if frame is not None and len(frame) > 1}
+    if len(known) < len(parts):
+        return None
+    items = sum(map(len, known.values()))
+    for name, frame in known.items():
         floor = floor_of(name) if rescale else 0.0
-        total = (frame["total"] - floor * frame["count"]) / (1 - floor)
+        total = (frame["total"].to_numpy(float) - floor * frame["count"].to_numpy(float)) / (1 - floor)
+        # each benchmark counts the same, whatever the number of its items
+        value = linearised(total, frame["count"].to_numpy(float)) * (items / (len(known) * len(frame)))
         # a space comes before all letters of a name, so that the names stay in order
         index = pd.Index(f"{name} " + frame.index.to_numpy(object), dtype=object, name=ITEM)
-        source = f"{name}{WITHIN}" + frame["source"].astype(object)
-        frames.append(frame.assign(total=total, source=source).set_axis(index))
-    whole = pd.concat(frames)
-    return whole.assign(value=_values(whole))
+        source = f"{name}{WITHIN}" + frame["source"].to_numpy(object)
+        frames.append(frame.assign(total=total, value=value, source=source).set_axis(index))
+    return pd.concat(frames)
 
 
 def values_on(items: pd.DataFrame, ids: pd.Index) -> pd.DataFrame:

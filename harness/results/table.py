@@ -140,7 +140,9 @@ def reported_metric(frame: pd.DataFrame, primary: Metric | None, records: Iterab
         return None
     if primary is None:
         return headline(frame)
-    if primary.name == VERIFIED and primary not in metrics_of(records) and any(r.status == "done" for r in records):
+    records = list(records)
+    planned = primary.name == VERIFIED and any(record.status == "done" for record in records)
+    if planned and not any(primary == (one.eval, one.metric, one.source) for r in records for one in r.scores):
         return headline(frame[frame["eval"] != primary.eval])
     return primary
 

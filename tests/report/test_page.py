@@ -320,3 +320,19 @@ def test_every_part_of_a_report_names_the_primary_metric_and_what_it_is_of(tmp_p
     frame = pd.read_csv(tmp_path / "tables" / "claims.csv")
     assert list(frame["metric"])[:2] == ["macro_average rescaled"] * 2 and frame["metric"][2].startswith("gsm8k ")
     assert set(pd.read_csv(tmp_path / "tables" / "decision.csv")["metric"]) == {"macro_average rescaled"}
+
+
+def test_a_report_without_any_score_in_the_primary_metric_says_so_and_reports_no_other(tmp_path):
+    records, load_items = suite({"kd": {0.03: (0.2, 0.1), 1.0: (0.0, 0.0)}}, seeds=2)
+    lost = [
+        changed(
+            one, scores=[s for s in one.plain()["scores"] if s["eval"] == "gpqa"], status="failed", reason="no disk"
+        )
+        for one in records
+    ]
+    outcome = Outcome("g", lost, CLAIMS, load_items, primary=Metric("macro_average", "rescaled"))
+    one, page, _ = written(outcome, tmp_path)
+    assert "No verdict: no cell has a score in macro_average rescaled. Of 8 cells, 8 failed (no disk)." in page.text
+    assert [finding.verdict for finding in one.findings] == ["no answer", "no answer"] and one.pictures == []
+    assert {decision.choice for _, places in one.lines for decision in places} == {"no answer"}
+    assert methods_paragraph(outcome).count("figures show macro_average rescaled.") == 1
