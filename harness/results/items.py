@@ -225,6 +225,5 @@ def item_values(items: pd.DataFrame, metric: Metric) -> pd.DataFrame | None:
 
 
 def _values(items: pd.DataFrame) -> pd.Series:
-    columns = (items[name].to_numpy() for name in ("total", "count", "source"))
-    total, count, sources = columns
-    return pd.Series(means_of(total.astype(float), count.astype(float), sources), items.index)
+    total, count = (items[name].to_numpy(float) for name in ("total", "count"))
+    return pd.Series(means_of(total, count, items["source"].to_numpy()), items.index)

@@ -57,13 +57,13 @@ def macro_scores(scores: Mapping[str, Score]) -> list[Score]:
         parts = []
         for name, score in sorted(scores.items()):
             floor = floor_of(name) if metric == RESCALED else 0.0
-            # a single item has no standard error; JSON holds that as null
-            error = math.nan if score.standard_error is None else score.standard_error
-            value, error = (score.score - floor) / (1 - floor), error / (1 - floor)
-            parts.append(Score(MACRO_AVERAGE, metric, name, value, error, score.items))
+            # a single item has no standard error; JSON, from which scores are read, holds that as null
+            error: Any = None if score.standard_error is None else score.standard_error / (1 - floor)
+            parts.append(Score(MACRO_AVERAGE, metric, name, (score.score - floor) / (1 - floor), error, score.items))
         mean = math.fsum(part.score for part in parts) / len(parts)
+        errors = [part.standard_error for part in parts]
         # benchmarks are independent: the variance of their mean is the sum of their variances over their number squared
-        error = math.sqrt(math.fsum(part.standard_error**2 for part in parts)) / len(parts)
+        error = None if None in errors else math.sqrt(math.fsum(one**2 for one in errors)) / len(parts)
         found += [Score(MACRO_AVERAGE, metric, ALL, mean, error, sum(part.items for part in parts)), *parts]
     return found
 

@@ -54,6 +54,12 @@ def test_below_its_floor_a_score_is_negative_and_guessing_is_zero():
     assert macro_scores({**low, "gpqa": replace(GPQA, score=0.25)})[0].score == 0.0
 
 
+def test_without_a_standard_error_of_one_benchmark_there_is_none_of_the_mean():
+    found = macro_scores({"gpqa": replace(GPQA, standard_error=None, items=1), "gsm8k": GSM8K})
+    assert [one.standard_error for one in found if one.source in ("all", "gpqa")] == [None] * 4
+    assert json.dumps([vars(one) for one in found], allow_nan=False)
+
+
 @pytest.mark.parametrize("score", [None, math.nan, math.inf])
 def test_without_a_finite_score_of_every_benchmark_there_is_no_macro_average(score):
     heldout = Score("heldout", "nll", "all", 1.0, 0.1, 30)
