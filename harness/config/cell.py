@@ -96,6 +96,9 @@ class Settings(Cell):
     `teacher_seed` 0, 1, ...; null: the two seeds stay as they are set."""
     claims: list[Any] = field(default_factory=list)
     """Claims that the grid tests, hashed before its first cell runs (harness/results/findings.py)."""
+    primary_metric: str | None = None
+    """Metric on which claims, verdict, decision and crossover rest, e.g. `macro_average.rescaled`, `bbh` or
+    `heldout.nll`; it changes no artifact. Null: the default, which `grid plan` prints (harness/plan/metrics.py)."""
     scale: str = "mini"
     """Scale of an experiment: `mini` (the miniature) or `paper` (real models on a cluster: its file in
     experiments/paper)."""

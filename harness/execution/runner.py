@@ -16,11 +16,12 @@ from harness.execution.executor import execute
 from harness.execution.preflight import preflight
 from harness.execution.view import view_of
 from harness.plan.cell_plan import Plan, plan_cell
-from harness.plan.claims import declare
+from harness.plan.claims import check_claims, declare
 from harness.plan.compose import Composed
 from harness.plan.estimate import plan_text
 from harness.plan.frozen import FrozenPlan, freeze, keep_plan
 from harness.plan.graph import Again
+from harness.plan.metrics import grid_metrics, primary_metric
 from harness.plan.trials import tune_grid
 from harness.plan.tuning import Tune
 from harness.store.status import StageState, stage_state
@@ -93,16 +94,20 @@ def _settled(
     `make` makes the trials' plan under a grid's name, and returns the states of its stages.
     """
     settings, chosen, trials = composed.settings, {}, None
+    # before the trials, which take compute; trials change no evaluation
+    known = grid_metrics(plan.cell for plan in planned.cells)
+    primary = primary_metric(settings.primary_metric, known)
+    check_claims(settings.claims, known)
     if settings.tune:
         tuned, trials = tune_grid(composed.cells, Tune.of(settings.tune), wanted_name(settings, planned), store, make)
         plans = [plan_cell(one.cell) for one in tuned]
         # arms whose trials chose other settings are other cells, with other stages
         planned = Plan.union(plans)
         chosen = {plan.fingerprint: one for plan, one in zip(plans, tuned, strict=True)}
-    frozen = freeze(planned, _name(settings, planned, store), chosen, settings.track)
+    frozen = freeze(planned, _name(settings, planned, store), chosen, settings.track, primary)
     # Claims are kept before anything of the grid is made, with the count of its cells that were finished already. They
     # come before the plan, so claims that are refused leave no plan behind.
-    declare(store, frozen, settings.claims)
+    declare(store, frozen, settings.claims, known)
     folder = keep_plan(store, frozen)
     if trials is not None:
         write_json(folder / "tuning.json", trials)

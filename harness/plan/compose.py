@@ -99,7 +99,7 @@ def hydra_ready() -> Iterator[None]:
 def compose(arguments: Sequence[str], sweep: Mapping[str, Any] | None = None) -> Composed:
     """All cells of the overrides `arguments` (commas and ranges sweep) and of a sweep from a file.
 
-    Raises SettingsError for unknown names and keys, and values a setting cannot take.
+    Raises SettingsError for unknown names and keys, values a setting cannot take, and a swept `primary_metric`.
     """
     with hydra_ready(), plain_errors():
         overrides = OverridesParser.create().parse_overrides(_at_scale(arguments))
@@ -119,6 +119,9 @@ def compose(arguments: Sequence[str], sweep: Mapping[str, Any] | None = None) ->
         points = in_replicates(points_of(swept, {**first.sweep, **(sweep or {})}), first.draws)
         composer = _Composer([_text(override) for override in fixed])
         cells = tuple(composer.cell(point) for point in points)
+    if given := [point["primary_metric"] for point in points if "primary_metric" in point]:
+        way_out = "give one, and let a claim name its own `metric`"
+        raise refuse("primary_metric", list(dict.fromkeys(given)), "a grid has one primary metric", way_out)
     if not cells:
         raise SettingsError("the grid is empty: `exclude` removed every cell; loosen it")
     return Composed(cells, first)

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from harness.plan.claims import when_declared
 from harness.plan.frozen import FrozenPlan
+from harness.plan.metrics import MACRO_AVERAGE
 from harness.report import tables
 from harness.report.figures.figures import Picture, pictures
 from harness.report.origins import made_with
@@ -22,6 +23,7 @@ from harness.report.sheet import Sheet
 from harness.results.decision import Decision, advice, decisions, frame_of, place_of
 from harness.results.findings import Finding
 from harness.results.outcome import Outcome
+from harness.results.suite import describe_suite
 from harness.store.store import Store, write_text
 
 FIRST_RECEIPTS = 6
@@ -91,7 +93,7 @@ def chapter(
         grid=outcome.grid,
         slug=slug(outcome.grid),
         counts=_counts(outcome),
-        metric=f"{metric.eval} {metric.metric}{lower}" if metric else "no score",
+        metric=f"{metric.label}{_suite(outcome)}{lower}" if metric else "no score",
         advice=advice(found),
         lines=list(lines.items()),
         shared_changes=tables.shared_changes(found),
@@ -138,6 +140,12 @@ def _write(made: Chapter, outcome: Outcome, found: Sequence[Decision], out: Path
             written.append(f"{sheet.name}.tex")
     links = [(name, (part / name).as_posix()) for name in written]
     return links + [(Path(link).name, link) for _, link in made.pictures]
+
+
+def _suite(outcome: Outcome) -> str:
+    """The benchmarks of the metric, where it is a macro-average."""
+    whole = outcome.metric is not None and outcome.metric.eval == MACRO_AVERAGE
+    return f" of {describe_suite(outcome.records)}" if whole else ""
 
 
 def _counts(outcome: Outcome) -> str:

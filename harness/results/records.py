@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 from harness.config.checks import refuse
 from harness.evals import Score
 from harness.plan.frozen import FrozenCell, FrozenPlan, targets_of
+from harness.plan.metrics import MACRO_AVERAGE
 from harness.results.cost import Cost, cell_cost
+from harness.results.suite import lacking, suite_of, with_macro_average
 from harness.store.status import cell_state, stage_state
 from harness.store.store import Store
 
@@ -191,6 +193,13 @@ def _record(
             counts, more = contamination.repeated(cell, name, scores, items[name])
             repeated |= {} if counts is None else {name: counts}
             warnings += more
+    # plans of earlier versions name no primary metric, and their records stay as they were
+    if frozen.primary_metric is not None:
+        lost = lacking(scores, cell.settings)
+        # of a cell that is not evaluated yet, all are lacking, which needs no warning
+        if lost and state.status != "running" and {score.eval for score in scores} & set(suite_of(cell.settings)):
+            warnings.append(f"{MACRO_AVERAGE}: not computed, because there is no score of {', '.join(lost)}")
+        scores = list(with_macro_average(scores, cell.settings))
     return Record(
         role=cell.role,
         method=cell.method,

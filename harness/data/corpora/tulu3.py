@@ -105,6 +105,11 @@ class Corpus(CorpusSettings):
                 "set either corpus.path or corpus.revision",
             )
 
+    @property
+    def may_have_truth(self) -> bool:
+        """The mixture has answers, and no column of truths."""
+        return False
+
     def identity(self, world_seed: int) -> dict[str, Any]:
         """The sources kept, and the shards' sha256 (local) or the revision asked for (hub).
 

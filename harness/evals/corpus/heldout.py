@@ -26,6 +26,8 @@ from harness.runtime import progress
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+METRICS = ("nll",)
+METRICS_OF_TRUTH = ("nll_truth",)
 UNLIMITED = 1 << 30
 
 

@@ -23,6 +23,7 @@ from harness.runtime import progress
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+METRICS_OF_TRUTH = ("accuracy",)
 ROWS_BETWEEN_REPORTS = 4  # batches
 
 
