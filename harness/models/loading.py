@@ -80,13 +80,44 @@ def weights_folder(folder: Path) -> Path:
     return Path(path) if Path(path).is_dir() else Path(snapshot_download(path, revision=revision))
 
 
-def load_shape(folder: Path) -> "PreTrainedModel":
-    """The model of a folder without its weights (on torch's `meta` device), for parameter counts and the config."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def load_config(folder: Path) -> "PretrainedConfig":
+    """The config that the causal model of a model folder is made from.
+
+    Multimodal models keep the sizes of their decoder under `text_config`. Where the architecture is the decoder alone,
+    its config is that part: a flat config gets those values, and of a composite one the nested config is taken. A
+    model saved from it has a flat config. Raises SettingsError where no causal language model can be made of it.
+    """
+    from transformers import AutoConfig, PretrainedConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     path, revision = read_pointer(Path(folder))
+    way_out = "choose a decoder whose architecture ends in ForCausalLM"
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision or "main")
+    except ValueError as error:  # an unknown model_type, or one whose code would come with the model
+        reason = f"transformers has no model for its config.json ({str(error).strip().splitlines()[0]})"
+        raise refuse("path", path, reason, way_out) from error
+    nested = getattr(config, "text_config", None)
+    if isinstance(nested, Mapping):  # this architecture's class does not know the key, and left its own sizes alone
+        values, _ = PretrainedConfig.get_config_dict(path, revision=revision or "main")
+        of_decoder = {key: value for key, value in nested.items() if key not in ("model_type", "architectures")}
+        config = type(config).from_dict({**values, **of_decoder, "text_config": None})
+        del config.text_config
+    elif nested is not None:
+        decoder = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(nested), None)
+        config = nested if getattr(decoder, "__name__", None) in (config.architectures or []) else config
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        named = ", ".join(config.architectures or []) or config.model_type
+        raise refuse("path", path, f"its architecture {named} is not a causal language model", way_out)
+    return config
+
+
+def load_shape(folder: Path) -> "PreTrainedModel":
+    """The model of a folder without its weights (on torch's `meta` device), for parameter counts and the config."""
+    from transformers import AutoModelForCausalLM
+
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, revision=revision))
+        return AutoModelForCausalLM.from_config(load_config(folder))
 
 
 def load_quantised(folder: Path, to: str, device: str = "cpu") -> "PreTrainedModel":
@@ -210,6 +241,7 @@ def _from_pretrained(folder: Path, device: str, dtype: str, **more: Any) -> "Pre
 
     path, revision = read_pointer(Path(folder))
     where: dict[str, Any] = {"revision": revision or "main", "dtype": DTYPES[dtype], "device_map": device}
+    where["config"] = load_config(folder)
     loader: Any = AutoModelForCausalLM  # its types do not know that the report is returned beside the model
     try:
         model, loaded = loader.from_pretrained(path, output_loading_info=True, **where, **more)

@@ -22,10 +22,11 @@ from harness.config.machine import Machine
 from harness.config.recipe import TrainingPhase
 from harness.data import chat
 from harness.data.sequences import draw_seed, of_like_length, visits
-from harness.models.files import POINTER, SERVER, local_folder, read_pointer
+from harness.models.files import POINTER, SERVER, local_folder
 from harness.models.loading import (
     count_parameters,
     device_of,
+    load_config,
     load_gguf,
     load_model,
     load_tokenizer,
@@ -41,7 +42,7 @@ from harness.teachers.teacher import ServedTeacher, server_description
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 Facts = dict[str, Any]
 TOKENIZER_PATTERNS = ["*.json", "*.jinja", "*.model", "merges.txt"]
@@ -74,7 +75,8 @@ def make_base(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, m
     tokenizer = load_tokenizer(out)
     if settings["init"] == "pretrained":
         return _reference(settings, tokenizer, out)
-    model = _fresh(settings, out) if settings["init"] == "random" else load_model(out, dtype="auto")
+    fresh = settings["init"] == "random"
+    model = random_model(load_config(out), settings["init_seed"]) if fresh else load_model(out, dtype="auto")
     # the weights are saved here now; a reference beside them would send readers to the old ones
     (out / POINTER).unlink()
     return _save(settings, model, tokenizer, out)
@@ -173,20 +175,15 @@ def _save(settings: Mapping[str, Any], model: Any, tokenizer: "PreTrainedTokeniz
     }
 
 
-def _fresh(settings: Mapping[str, Any], out: Path) -> "PreTrainedModel":
-    from transformers import AutoConfig
-
-    path, revision = read_pointer(out)
-    return random_model(AutoConfig.from_pretrained(path, revision=revision or "main"), settings["init_seed"])
-
-
 def _pointer(where: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str | None]:
     """The reference to a model: an absolute folder whose files are as planned, or hub id and revision."""
     folder = local_folder(where["path"])
     if folder is not None:
         _check_unchanged({name: folder / name for name in settings["files"]}, settings["files"])
+        load_config(folder)
         return {"path": str(folder.resolve()), "revision": None}
     fetched = _snapshot("path", where["path"], where["revision"], HUB_FILES)
+    load_config(fetched)  # raises, before anything is computed, where no causal model can be made of it
     return {"path": where["path"], "revision": fetched.name}  # a snapshot's folder is named by its revision
 
 
