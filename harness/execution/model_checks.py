@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.checks import check_choice, refuse
+from harness.config.hub import check_cached
 from harness.config.model import Model, Teacher
 from harness.models.files import (
+    HUB_FILES,
     HUB_ID,
+    HUB_TOKENIZER_FILES,
     TEMPLATE_FILES,
     TOKENIZER_FILES,
+    check_downloaded,
+    hub_model,
     local_folder,
     tensor_shapes,
     weight_files,
@@ -53,14 +58,18 @@ def _check_hub(name: str, model: HubModel) -> None:
     folder = local_folder(model.path)
     if folder is not None:
         _check_folder(name, model, folder)
-    # nothing is downloaded here, so of a hub id only the form is checked
-    elif not HUB_ID.fullmatch(model.path):
+        return
+    if not HUB_ID.fullmatch(model.path):
         raise refuse(
             f"{name}.path",
             model.path,
             "no such folder, and a hub id has the form org/name",
             "give an existing folder or a hub id",
         )
+    # nothing is downloaded here; where nothing will be, what is missing is refused at once
+    repository = hub_model(name, model.path, model.revision)
+    if (cached := check_cached(repository, HUB_FILES)) is not None:
+        check_downloaded(repository, cached)
 
 
 def _check_gguf(settings: Model, model: GgufModel) -> None:
@@ -173,7 +182,9 @@ def _check_served(settings: Model, model: ServedModel) -> None:
     field = f"{name}.tokenizer"
     if folder is None and not HUB_ID.fullmatch(model.tokenizer or ""):
         raise refuse(field, model.tokenizer, "no such folder, and a hub id has the form org/name")
-    if folder is not None:
+    if folder is None:
+        check_cached(hub_model(name, str(model.tokenizer), model.revision, "tokenizer"), HUB_TOKENIZER_FILES)
+    else:
         _check_tokenizer(name, model.chat_template, folder, field, model.tokenizer)
 
 

@@ -15,9 +15,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.config.checks import SettingsError, refuse
+from harness.config.hub import fetch
 from harness.config.machine import Machine
 from harness.data.chat import end_of_turn_id, render
-from harness.models.files import SERVER, read_pointer, tensor_shapes, tokenizer_json_fingerprint, weight_files
+from harness.models.files import (
+    HUB_FILES,
+    SERVER,
+    hub_model,
+    read_pointer,
+    tensor_shapes,
+    tokenizer_json_fingerprint,
+    weight_files,
+)
 from harness.runtime.processes import local_rank, process_count
 from harness.store.fingerprint import fingerprint
 
@@ -51,11 +60,8 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
-    path, revision = read_pointer(Path(folder))
-    if (Path(folder) / "tokenizer_config.json").is_file():
-        path, revision = str(folder), None
-    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision or "main")
-    return _with_padding(tokenizer)
+    own = (Path(folder) / "tokenizer_config.json").is_file()
+    return _with_padding(AutoTokenizer.from_pretrained(folder if own else weights_folder(folder)))
 
 
 def load_model(folder: Path, device: str = "cpu", dtype: str = "fp32") -> "PreTrainedModel":
@@ -73,11 +79,12 @@ def load_model(folder: Path, device: str = "cpu", dtype: str = "fp32") -> "PreTr
 
 
 def weights_folder(folder: Path) -> Path:
-    """The folder on this machine that has a model folder's weights, downloaded from the hub where it names a hub id."""
-    from huggingface_hub import snapshot_download
+    """The folder on this machine that has a model folder's weights, downloaded from the hub where it names a hub id.
 
+    Raises SettingsError where the hub does not give them and its cache does not have them.
+    """
     path, revision = read_pointer(Path(folder))
-    return Path(path) if Path(path).is_dir() else Path(snapshot_download(path, revision=revision))
+    return Path(path) if Path(path).is_dir() else fetch(hub_model("model", path, revision), HUB_FILES)
 
 
 def load_config(folder: Path) -> "PretrainedConfig":
@@ -90,16 +97,16 @@ def load_config(folder: Path) -> "PretrainedConfig":
     from transformers import AutoConfig, PretrainedConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    path, revision = read_pointer(Path(folder))
+    path = str(weights_folder(folder))
     way_out = "choose a decoder whose architecture ends in ForCausalLM"
     try:
-        config = AutoConfig.from_pretrained(path, revision=revision or "main")
+        config = AutoConfig.from_pretrained(path)
     except ValueError as error:  # an unknown model_type, or one whose code would come with the model
         reason = f"transformers has no model for its config.json ({str(error).strip().splitlines()[0]})"
         raise refuse("path", path, reason, way_out) from error
     nested = getattr(config, "text_config", None)
     if isinstance(nested, Mapping):  # this architecture's class does not know the key, and left its own sizes alone
-        values, _ = PretrainedConfig.get_config_dict(path, revision=revision or "main")
+        values, _ = PretrainedConfig.get_config_dict(path)
         of_decoder = {key: value for key, value in nested.items() if key not in ("model_type", "architectures")}
         config = type(config).from_dict({**values, **of_decoder, "text_config": None})
         del config.text_config
@@ -239,9 +246,8 @@ def count_frozen(model: "PreTrainedModel") -> int:
 def _from_pretrained(folder: Path, device: str, dtype: str, **more: Any) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
-    path, revision = read_pointer(Path(folder))
-    where: dict[str, Any] = {"revision": revision or "main", "dtype": DTYPES[dtype], "device_map": device}
-    where["config"] = load_config(folder)
+    path = str(weights_folder(folder))
+    where: dict[str, Any] = {"config": load_config(folder), "dtype": DTYPES[dtype], "device_map": device}
     loader: Any = AutoModelForCausalLM  # its types do not know that the report is returned beside the model
     try:
         model, loaded = loader.from_pretrained(path, output_loading_info=True, **where, **more)
