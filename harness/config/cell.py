@@ -97,8 +97,9 @@ class Settings(Cell):
     claims: list[Any] = field(default_factory=list)
     """Claims that the grid tests, hashed before its first cell runs (harness/results/findings.py)."""
     scale: str = "mini"
-    """Scale of an experiment: `mini` (the miniature) or `paper` (real models on a cluster: its file in
-    experiments/paper)."""
+    """Scale of an experiment: `mini` (the miniature), `paper` (real models on a cluster: its file in
+    experiments/paper) or `rehearsal` (the same file with stand-ins of random weights, in minutes on a CPU: it shows
+    that the grid runs, and its numbers mean nothing)."""
     tune: dict[str, Any] = field(default_factory=dict)
     """Tuning of every arm before the grid runs: `seeds`, `rounds`, `axes`, `arms` (harness/plan/tuning.py)."""
     experiments: Any = None

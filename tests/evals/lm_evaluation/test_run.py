@@ -12,9 +12,9 @@ from harness.evals.benchmarks import INVENTED, REAL, benchmark_names, data_files
 from harness.evals.lm_evaluation.model import LmEvalModel
 from harness.evals.lm_evaluation.run import Data, check_lm_eval, run_benchmark, summary
 from harness.evals.lm_evaluation.tasks import open_tasks
+from harness.stand_ins.benchmark_items import ITEMS, write_items
 from tests.doubles import byte_tokenizer, tiny_llama
 from tests.fake_hub import COMMIT, FakeHub, Repository
-from tests.invented_items import ITEMS, write_items
 from tests.real import DATA
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install -e '.[evals]'")
