@@ -153,6 +153,9 @@ class Teacher(Model):
     """Rows it answers for `seq_kd` and `logit_kd answers=teacher`: `blocks` (all of the fraction, in blocks that
     every other fraction, budget and student reuses) or `visited` (only rows that the cell's budget visits; cheaper far
     below one epoch)."""
+    rendering: str = "own"
+    """What it reads where its chat template is not the student's: `own` (the same conversation in its own template and
+    system prompt) or `student` (the student's rendering); each side's end-of-turn token stands for the other's."""
     quantise: str | None = None
     """Number format its weights are rounded to after its fine-tuning, before it teaches and is scored: `int8`
     (LLM.int8, arXiv 2208.07339) or `nf4` (4 bits, arXiv 2305.14314); null: they are not rounded."""
@@ -175,6 +178,7 @@ class Teacher(Model):
         check_choice("teacher.distillation_allowed", self.distillation_allowed, ("yes", "no", "unknown"))
         if self.quantise is not None:
             check_choice("teacher.quantise", self.quantise, QUANTISATIONS)
+        check_choice("teacher.rendering", self.rendering, ("own", "student"))
         check_choice("teacher.label_rows", self.label_rows, ("blocks", "visited"))
         if self.data_frac != "match":
             check_fraction("teacher.data_frac", self.data_frac)

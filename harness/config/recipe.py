@@ -96,6 +96,9 @@ class TrainingPhase:
 
     label_smoothing: float = _read_by(0.0, "cross_entropy")
     """Share of each target spread evenly over the vocabulary."""
+    estimator: str = field(default="full", metadata={"readers": frozenset({"reverse_kl"}), "young": True})
+    """How the reverse KL is computed: `full` (over the vocabulary) or `policy_gradient` (from the token that the
+    student sampled: its advantage log P - log Q, without gradient, times the gradient of log Q)."""
     jsd_teacher_weight: float = _read_by(0.5, "jsd")
     """Weight of the teacher in the generalised JSD's mixture (GKD's beta)."""
     skew: float = _read_by(0.1, "skew_forward_kl", "skew_reverse_kl")
@@ -120,6 +123,9 @@ class TrainingPhase:
         check_choice("sequences", self.sequences, SEQUENCES)
         check_choice("divergence", self.divergence, DIVERGENCES)
         check_choice("control", self.control, CONTROLS)
+        check_choice("estimator", self.estimator, ("full", "policy_gradient"))
+        if self.estimator == "policy_gradient" and self.divergence == "reverse_kl":
+            self._check_policy_gradient()
         if not 0 <= self.span[0] < self.span[1] <= 1:
             raise refuse("span", self.span, "a phase trains a part of the budget, 0 <= start < end <= 1")
 
@@ -156,6 +162,19 @@ class TrainingPhase:
         readers = self.__dataclass_fields__[name].metadata.get("readers")
         return readers is None or bool(readers & {self.sequences, self.divergence})
 
+    def _check_policy_gradient(self) -> None:
+        """Raise SettingsError unless the text is what the estimate is unbiased on: the student's own samples."""
+        wanted = {"sequences": "student", "student_share": 1.0, "sampling_temperature": 1.0, "sampling_top_p": 1.0}
+        wanted |= {"divergence_temperature": 1.0, "control": "none"}
+        for name, value in wanted.items():
+            if getattr(self, name) != value:
+                raise refuse(
+                    f"method.{name}",
+                    getattr(self, name),
+                    f"the policy gradient's mean is the reverse KL's gradient only at {value}",
+                    f"set method.{name}={value}, or method.estimator=full",
+                )
+
     def normal(self) -> "TrainingPhase":
         """The same phase in normal form: phases that train the same way are equal."""
         phase = replace(self, span=(round(self.span[0], 9), round(self.span[1], 9)))  # 1 - 0.9 is 0.1
@@ -181,7 +200,12 @@ class TrainingPhase:
     def identity(self) -> dict[str, Any]:
         """Every value the normal form reads, as plain JSON types."""
         phase = self.normal()
-        values = {one.name: getattr(phase, one.name) for one in fields(phase) if phase.reads(one.name)}
+        values = {
+            one.name: getattr(phase, one.name)
+            for one in fields(phase)
+            # a value that came later has no part in the identity at its default, so that earlier addresses stay
+            if phase.reads(one.name) and not (one.metadata.get("young") and getattr(phase, one.name) == one.default)
+        }
         return values | {"span": [float(share) for share in phase.span]}
 
     @classmethod

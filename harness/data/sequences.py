@@ -38,7 +38,11 @@ class Row:
     starts: Sequence[int]
     ends: Sequence[int]
     number: int = -1
-    """The row's number in its mixture, the key of stored signals; -1 for generated text."""
+    """The row's number in its mixture, the key of stored signals; -1 for text generated during training."""
+    turn: int = 0
+    """Which of its conversation's assistant turns the first span is."""
+    source: int | None = None
+    """Of text generated during training, the number of the row whose prompt it answers."""
 
 
 def visits(num_rows: int, steps: int, batch_size: int, seed: int) -> np.ndarray:
@@ -149,6 +153,8 @@ class Rows:
         self._ids, self._offsets = _flat(dataset, "input_ids")
         numbered = "row" in dataset.column_names
         self._numbers = np.asarray(dataset.data.column("row")) if numbered else np.full(len(dataset), -1)
+        turned = "turn" in dataset.column_names
+        self._turns = np.asarray(dataset.data.column("turn")) if turned else np.zeros(len(dataset), dtype=np.int32)
         if loss_on == "all":
             lengths = np.diff(self._offsets)  # (rows,)
             self._span_offsets = np.arange(len(lengths) + 1)
@@ -170,10 +176,16 @@ class Rows:
             starts=self._starts[first:last].tolist(),
             ends=self._ends[first:last].tolist(),
             number=int(self._numbers[index]),
+            turn=int(self._turns[index]),
         )
 
     def __iter__(self) -> Iterator[Row]:
         return (self[index] for index in range(len(self)))
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """The rows' numbers, int64 of shape (rows,)."""
+        return self._numbers
 
     @property
     def mean_tokens(self) -> float:
@@ -190,15 +202,19 @@ class Rows:
 
 def prompt_of(row: Row, seed: int) -> list[int]:
     """The ids before one assistant turn of the row, gold history included; the turn is drawn by seed."""
+    return row.input_ids[: row.starts[drawn_turn(row, seed)]].tolist()
+
+
+def drawn_turn(row: Row, seed: int) -> int:
+    """Which of the row's spans a seed draws."""
     assert row.starts, "a row without an assistant turn cannot be a prompt"
-    turn = seed % len(row.starts)
-    return row.input_ids[: row.starts[turn]].tolist()
+    return seed % len(row.starts)
 
 
-def answered(prompt: Sequence[int], answer: Sequence[int]) -> Row:
-    """The row of a prompt and a generated answer, scored on the answer alone."""
+def answered(prompt: Sequence[int], answer: Sequence[int], turn: int = 0, source: int | None = None) -> Row:
+    """The row of a prompt and a generated answer, scored on the answer alone; see `Row` for `turn` and `source`."""
     ids = np.asarray([*prompt, *answer], dtype=np.int32)
-    return Row(input_ids=ids, starts=[len(prompt)], ends=[len(ids)])
+    return Row(input_ids=ids, starts=[len(prompt)], ends=[len(ids)], turn=turn, source=source)
 
 
 def collate(rows: Sequence[Row], pad_id: int) -> dict[str, "torch.Tensor"]:

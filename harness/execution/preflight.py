@@ -6,21 +6,23 @@ downloaded and neither torch nor transformers is imported.
 
 import importlib.util
 from collections.abc import Iterable
+from contextlib import closing
 from typing import Any
 
 from harness.config.checks import refuse
 from harness.config.evaluation import Evals
 from harness.config.machine import Machine
 from harness.config.model import QUANTISATIONS, Model, Student, Teacher
-from harness.config.teacher_signal import check_served
+from harness.config.teacher_signal import POLICY_GRADIENT, check_served
 from harness.data.corpora import corpus_from
 from harness.evals import eval_names
 from harness.evals.benchmarks import benchmark_names, load_benchmark
 from harness.execution.model_checks import check_model
-from harness.methods import method_name
 from harness.models.kinds import MiniModel, ServedModel, model_of
 from harness.plan.cell_plan import CellPlan, Plan
 from harness.runtime.processes import visible_gpus
+from harness.teachers.completions_client import CompletionsClient
+from harness.teachers.discovery import endpoint_at
 from harness.teachers.http_endpoint import BY_SLURM
 
 
@@ -46,7 +48,7 @@ def preflight(plan: Plan, machine: Machine | None = None) -> None:
             _once(
                 checked,
                 repr((cell.student, cell.teacher, cell.signal, cell.method)),
-                lambda cell_plan=cell_plan: _check_pair(cell_plan),
+                lambda cell_plan=cell_plan: _check_pair(cell_plan, machine),
             )
 
 
@@ -121,35 +123,36 @@ def _check_evals(evals: Evals) -> None:
             raise refuse("evals.names", name, "scoring it runs model-generated code, in a sandbox", way_out)
 
 
-def _check_pair(cell_plan: CellPlan) -> None:
+def _check_pair(cell_plan: CellPlan, machine: Machine | None) -> None:
     """Raise SettingsError unless the teacher can give its signal to this student.
 
-    They must share a tokenizer wherever the teacher scores or generates the student's tokens, and a teacher whose
-    logits are read live must have its weights here.
+    They must share a vocabulary wherever the teacher scores the student's tokens, and a server must score given text.
     """
     student, teacher = cell_plan.cell.student, cell_plan.cell.teacher
     taught_by = model_of(teacher)
-    if not taught_by.weights_here and any("teacher" in stage.inputs for stage in cell_plan.train):
-        raise refuse(
-            "method",
-            method_name(cell_plan.cell.method),
-            f"it reads its teacher's logits while it trains, and teacher={teacher.name} is served over HTTP",
-            "use signal.kind=top_k where the method trains on the data's own text (logit_kd, or two_stage with "
-            "method.second=logit_kd), choose seq_kd, or a teacher with weights here",
-        )
     if not taught_by.weights_here and cell_plan.stored_signal:
         check_served(cell_plan.cell.signal)
     inputs = [stage.inputs for stage in cell_plan.train]
-    scores = any("synthetic" in given or ("teacher" in given and "teacher_rows" not in given) for given in inputs)
-    visited = any("labels" in given for given in inputs)  # answers to prompts in the student's own tokens
-    if not (scores or visited or cell_plan.stored_signal):
+    live = any("teacher" in given and "teacher_rows" not in given for given in inputs)
+    if not (live or cell_plan.stored_signal):
         return  # only text is taken from the teacher, or each model processes its own tokens
-    mine, theirs = model_of(student).tokenizer_fingerprint(), taught_by.tokenizer_fingerprint()
-    if mine is not None and theirs is not None and mine != theirs:
+    mine, theirs = model_of(student).vocabulary(), taught_by.vocabulary()
+    if mine is not None and theirs is not None and (difference := mine.difference(theirs)):
         raise refuse(
             "teacher",
             teacher.name,
-            f"its tokenizer ({theirs[:12]}) is not that of student={student.name} "
-            f"({mine[:12]}), so their token ids mean different things",
-            "choose a teacher of the same family" + (", or set teacher.label_rows=blocks" if visited else ""),
+            f"its tokenizer is not that of student={student.name}, so their token ids mean different things: "
+            f"{difference}",
+            "choose a teacher of the same family, or method=seq_kd or cross_kd, which take another tokenizer",
         )
+    if machine is not None and isinstance(taught_by, ServedModel) and taught_by.path != BY_SLURM:
+        estimators = {phase.estimator for phase in cell_plan.cell.method.phases() if phase.queries_teacher}
+        _check_scoring(taught_by, 0 if estimators == {POLICY_GRADIENT} else cell_plan.cell.signal.top_k)
+
+
+def _check_scoring(model: ServedModel, top_k: int) -> None:
+    """Raise SettingsError unless the server scores text that it is given, naming `top_k` tokens a position."""
+    assert model.path is not None and model.served_model is not None
+    with closing(endpoint_at(model.path, model.api_key_env)) as endpoint:
+        # any ids will do: what they mean is checked when the server is probed
+        CompletionsClient(endpoint, model.served_model).score([[0, 1, 2]], top_k)

@@ -5,9 +5,10 @@ without gradient through the sampling; the same recipe as `kd.py` with these val
 It is not MiniLLM (arXiv 2306.08543), whose gradient is that of a policy over whole sequences.
 
     Method(warmup=0.2, sampling_temperature=1.0)
+    Method(estimator="policy_gradient")
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.config.recipe import TrainingPhase
 from harness.methods import kd
@@ -26,13 +27,17 @@ class Method:
     """Temperature at which the student generates; 0 is greedy."""
     learning_rate_scale: float = 1.0
     """Multiplies the budget's learning rate after the warm-up."""
+    estimator: str = "full"
+    """`full`: the reverse KL over the vocabulary. `policy_gradient`: from the sampled token alone, whose advantage is
+    the teacher's log-probability minus the student's (on-policy distillation, Thinking Machines 2025); a teacher needs
+    to give one log-probability a token."""
 
     def __post_init__(self) -> None:
         self.phases()  # `kd` checks the values
 
     def phases(self) -> tuple[TrainingPhase, ...]:
         """The warm-up, a phase that methods share, and the distillation."""
-        return kd.Method(
+        *warmup, distillation = kd.Method(
             warmup=self.warmup,
             student_share=1.0,
             divergence="reverse_kl",
@@ -40,3 +45,4 @@ class Method:
             sampling_temperature=self.sampling_temperature,
             learning_rate_scale=self.learning_rate_scale,
         ).phases()
+        return (*warmup, replace(distillation, estimator=self.estimator))

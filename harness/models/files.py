@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from harness.config.checks import refuse
 from harness.config.hub import HubRepository
@@ -79,6 +80,27 @@ def tokenizer_json_fingerprint(text: str) -> str:
     deciding = {name: values.get(name) for name in ("model", "normalizer", "pre_tokenizer")}
     deciding["added"] = sorted((token["id"], token["content"]) for token in values.get("added_tokens") or [])
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+
+def template_of_folder(folder: Path, chat_template: str) -> str | None:
+    """sha256 of a folder's chat template and of the special tokens that it may write; `chat_template` as in a setting.
+
+    None where the folder has no template, or several with names.
+    """
+    settings = _json_of(folder / "tokenizer_config.json") | _json_of(folder / "special_tokens_map.json")
+    own = settings.get("chat_template") or _json_of(folder / "chat_template.json").get("chat_template")
+    if (folder / "chat_template.jinja").is_file():
+        own = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    text = own if chat_template == "own" else chat_template
+    if not isinstance(text, str):
+        return None
+    tokens = [settings.get(name) for name in ("bos_token", "eos_token")]
+    marks = [token.get("content") if isinstance(token, dict) else token for token in tokens]
+    return hashlib.sha256(json.dumps([text, *marks]).encode()).hexdigest()
+
+
+def _json_of(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 @functools.lru_cache(maxsize=64)

@@ -44,6 +44,7 @@ def generate(
     top_p: float = 1.0,
     ended: Callable[[list[int]], bool] | None = None,
     share_prefix: bool = False,
+    never: Sequence[int] = (),
 ) -> list[list[int]]:
     """New token ids for each prompt, in the prompts' order, the stop token included where it was reached.
 
@@ -52,7 +53,7 @@ def generate(
     distribution at that temperature, or from its nucleus of `top_p`. `seeds`: one for each prompt, or one
     from which row i gets its own. `stop_ids` defaults to the tokenizer's end of turn; `ended` says of an
     answer so far whether it ends there too (a text that stops it). `share_prefix`: the common prefix of all prompts
-    (worked examples) is processed once. The model is put in eval mode meanwhile.
+    (worked examples) is processed once. Tokens of `never` are not generated. The model is put in eval mode meanwhile.
     """
     assert temperature >= 0 and 0 < top_p <= 1 and all(len(prompt) > 0 for prompt in prompts)
     if isinstance(seeds, int):
@@ -70,7 +71,7 @@ def generate(
             limits = [min(max_new_tokens, (context or 2**31) - len(prompts[row])) for row in rows]
             draws = np.stack([row_uniforms(seeds[row], max_new_tokens) for row in rows]) if temperature else None
             batch = _DecodingBatch(model, [prompts[row] for row in rows], limits, pad_id, context, prefix)
-            for row, answer in zip(rows, batch.run(temperature, top_p, draws, stops, ended), strict=True):
+            for row, answer in zip(rows, batch.run(temperature, top_p, draws, stops, ended, never), strict=True):
                 answers[row] = answer
     return answers
 
@@ -135,6 +136,7 @@ class _DecodingBatch:
         draws: np.ndarray | None,
         stops: set[int],
         ended: Callable[[list[int]], bool] | None = None,
+        never: Sequence[int] = (),
     ) -> list[list[int]]:
         """Decode until every row has stopped or reached its limit."""
         answers: list[list[int]] = [[] for _ in self.limits]
@@ -152,7 +154,10 @@ class _DecodingBatch:
             )
             cache = with_room(output.past_key_values)
             uniforms = None if draws is None else draws[slots, step]
-            chosen = choose(output.logits[:, -1], temperature, uniforms, top_p)  # (B,)
+            logits = output.logits[:, -1]  # (B, V)
+            if never:
+                logits[:, never] = -torch.inf
+            chosen = choose(logits, temperature, uniforms, top_p)  # (B,)
             for slot, token in enumerate(chosen.tolist()):
                 row = slots[slot]
                 if not done[row]:

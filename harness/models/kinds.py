@@ -21,12 +21,14 @@ from harness.config.model import Model
 from harness.models.files import (
     local_folder,
     read_files,
+    template_of_folder,
     tensor_shapes,
     tokenizer_files,
     tokenizer_fingerprint_of_folder,
     tokenizer_json_fingerprint,
     weight_files,
 )
+from harness.models.vocabulary import Vocabulary, vocabulary_of_folder, vocabulary_of_json
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,14 @@ class TypedModel(ABC):
     @abstractmethod
     def tokenizer_fingerprint(self) -> str | None:
         """sha256 of what decides its token ids; None where that is known only once the tokenizer is loaded."""
+
+    def vocabulary(self) -> Vocabulary | None:
+        """What its token ids mean; None where that is known only once the tokenizer is loaded."""
+        return None
+
+    def template(self) -> str | None:
+        """What decides how its chat template renders text; None where that is known only once it is loaded."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -125,6 +135,14 @@ class MiniModel(_StartWeights):
 
         return tokenizer_json_fingerprint(tokenizer_json(self.family))
 
+    def vocabulary(self) -> Vocabulary | None:
+        from harness.data.miniature.tokenizer import tokenizer_json
+
+        return vocabulary_of_json(tokenizer_json(self.family))
+
+    def template(self) -> str | None:
+        return self.family
+
 
 @dataclass(frozen=True)
 class _WeightFiles(_StartWeights):
@@ -167,6 +185,14 @@ class HubModel(_WeightFiles):
     def tokenizer_fingerprint(self) -> str | None:
         folder = local_folder(self.path)
         return None if folder is None else tokenizer_fingerprint_of_folder(folder)
+
+    def vocabulary(self) -> Vocabulary | None:
+        folder = local_folder(self.path)
+        return None if folder is None else vocabulary_of_folder(folder)
+
+    def template(self) -> str | None:
+        folder = local_folder(self.path)
+        return None if folder is None else template_of_folder(folder, self.chat_template)
 
 
 @dataclass(frozen=True)
@@ -227,6 +253,14 @@ class ServedModel(TypedModel):
         folder = local_folder(self.tokenizer)
         return None if folder is None else tokenizer_fingerprint_of_folder(folder)
 
+    def vocabulary(self) -> Vocabulary | None:
+        folder = local_folder(self.tokenizer)
+        return None if folder is None else vocabulary_of_folder(folder)
+
+    def template(self) -> str | None:
+        folder = local_folder(self.tokenizer)
+        return None if folder is None else template_of_folder(folder, self.chat_template)
+
 
 KINDS: dict[str, type[TypedModel]] = {
     kind.kind: kind for kind in (NoModel, MiniModel, HubModel, GgufModel, ServedModel)
@@ -244,6 +278,32 @@ def model_of(settings: Model | Mapping[str, Any]) -> TypedModel:
     return kind(**{one.name: values[one.name] for one in fields(kind) if one.name in values})
 
 
+def surely_alike(one: TypedModel, other: TypedModel) -> bool:
+    """Whether files alone show that two models render every conversation as the same token ids.
+
+    False where their renderings differ and where that is known only once the tokenizers are loaded.
+    """
+    where = [(model.kind, *(getattr(model, name, None) for name in RENDERING)) for model in (one, other)]
+    if where[0] == where[1]:
+        return True
+    templates, vocabularies = (one.template(), other.template()), (one.vocabulary(), other.vocabulary())
+    if None in templates or None in vocabularies or templates[0] != templates[1]:
+        return False
+    assert vocabularies[0] is not None and vocabularies[1] is not None
+    return vocabularies[0].difference(vocabularies[1]) is None
+
+
+def surely_equal(one: TypedModel, other: TypedModel) -> bool:
+    """Whether files alone show that two models have one tokenizer, added tokens included, and render alike."""
+    if not surely_alike(one, other):
+        return False
+    fingerprints = one.tokenizer_fingerprint(), other.tokenizer_fingerprint()
+    # of one path they are equal, whether the files are here or not
+    return fingerprints[0] == fingerprints[1]
+
+
+RENDERING = ("family", "path", "revision", "tokenizer", "chat_template")
+"""Fields that decide how a kind of model renders a conversation."""
 SIZES = {
     "width": ("hidden_size", "n_embd", "d_model"),
     "layers": ("num_hidden_layers", "n_layer", "num_layers"),

@@ -27,6 +27,7 @@ from harness.models.files import (
     tokenizer_json_fingerprint,
     weight_files,
 )
+from harness.models.vocabulary import Vocabulary, vocabulary_of_json
 from harness.runtime.processes import local_rank, process_count
 from harness.store.fingerprint import fingerprint
 
@@ -217,6 +218,15 @@ def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
 
     Raises SettingsError for a tokenizer without a `tokenizer.json`.
     """
+    return tokenizer_json_fingerprint(_tokenizer_json(tokenizer))
+
+
+def vocabulary_of(tokenizer: "PreTrainedTokenizerBase") -> Vocabulary:
+    """What the tokenizer's ids mean. Raises SettingsError for a tokenizer without a `tokenizer.json`."""
+    return vocabulary_of_json(_tokenizer_json(tokenizer))
+
+
+def _tokenizer_json(tokenizer: "PreTrainedTokenizerBase") -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise refuse(
@@ -225,7 +235,7 @@ def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
             "only fast tokenizers can be compared",
             "save the model with a tokenizer.json",
         )
-    return tokenizer_json_fingerprint(backend.to_str())
+    return str(backend.to_str())
 
 
 def rendering_hash(tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -20,6 +20,8 @@ import torch
 from harness.data.sequences import IGNORED
 from harness.models.fsdp import layers_left_out
 
+RULED_OUT = -1e6
+"""Logit of a token that is left out: its probability is 0, and unlike -inf it leaves no NaN in a mixture's gradient."""
 TOLERANCE = 1e-2
 """Two ways to the same logits may differ by this share of the largest: rounding of bf16, never a scale."""
 
@@ -162,6 +164,20 @@ def at_least_fp32(logits: torch.Tensor) -> torch.Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def logsumexp_outside(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Log of the summed exponentials of all logits (N, V) but those at `ids` (N, K); -inf where none is left. (N,)."""
-    return logits.scatter(1, ids, -torch.inf).logsumexp(-1)
+def ruled_out(logits: torch.Tensor, outside: torch.Tensor | None) -> torch.Tensor:
+    """Logits (N, V) under which the tokens of `outside`, bool (V,), have probability 0; None: the logits themselves."""
+    if outside is None:
+        return logits
+    return at_least_fp32(logits).masked_fill(outside.to(logits.device), RULED_OUT)
+
+
+def logsumexp_outside(logits: torch.Tensor, ids: torch.Tensor, used: torch.Tensor | None = None) -> torch.Tensor:
+    """Log of the summed exponentials of all logits (N, V) but those at `ids` (N, K); -inf where none is left. (N,).
+
+    Where `used`, bool (N, K), is False the id is not left out.
+    """
+    if used is None:
+        return logits.scatter(1, ids, -torch.inf).logsumexp(-1)
+    # counted, because an unused place may repeat an id that another place uses
+    named = torch.zeros_like(logits, dtype=torch.int8).scatter_add_(1, ids, used.to(torch.int8))  # (N, V)
+    return logits.masked_fill(named > 0, -torch.inf).logsumexp(-1)

@@ -16,7 +16,7 @@ from harness.config.checks import refuse
 from harness.config.recipe import TrainingPhase
 from harness.config.teacher_signal import check_signal
 from harness.methods import method_name
-from harness.models.kinds import model_of
+from harness.models.kinds import ServedModel, model_of
 from harness.plan.data_stages import CellRows
 from harness.plan.evaluation_stages import Deployment, deployments, evaluate_stages, fingerprint_of
 from harness.plan.graph import Stage
@@ -56,7 +56,7 @@ class CellPlan:
     @property
     def stored_signal(self) -> bool:
         """Whether a phase reads the teacher's logits from a cache."""
-        return any("signal" in stage.settings for stage in self.train)
+        return any(stage.settings.get("signal", {}).get("kind", "live") != "live" for stage in self.train)
 
     @property
     def teacher_name(self) -> str | None:
@@ -186,6 +186,7 @@ def check_phases(cell: Cell, phases: tuple[TrainingPhase, ...]) -> str | None:
             "choose one, e.g. teacher=weak, or method=sft",
         )
     for phase in phases:
-        check_signal(cell.signal, phase)
+        served = phase.teacher == "given" and isinstance(model_of(cell.teacher), ServedModel)
+        check_signal(cell.signal, phase, served)
     check_answers(cell, phases)
     return next(iter(found), None)

@@ -58,8 +58,8 @@ class CellRows:
         """The cell's fraction of the rows, rendered for the student's tokenizer."""
         return self.rendered_for(self.tokenizer)
 
-    def rendered_for(self, tokenizer: Stage) -> Stage:
-        """The rows of `subset`, rendered for another model's tokenizer."""
+    def rendered_for(self, tokenizer: Stage, room: int = 1) -> Stage:
+        """The rows of `subset`, rendered for another model's tokenizer, at most `room` times as long."""
         cell = self.cell
         assert cell.data_seed is not None
         return subset_stage(
@@ -67,17 +67,18 @@ class CellRows:
             tokenizer,
             cell.data_frac,
             cell.data_seed,
-            cell.corpus.max_length,
+            room * cell.corpus.max_length,
             answers=cell.corpus.answers,
             overlap=self.dropped_by(self.mixture),
         )
 
-    def blocks(self, tokenizer: Stage) -> list[Stage]:
-        """The blocks that hold every row of the cell's fraction, rendered for one tokenizer."""
+    def blocks(self, tokenizer: Stage, room: int = 1) -> list[Stage]:
+        """The blocks that hold every row of the cell's fraction, rendered for one tokenizer as `rendered_for` does."""
         cell = self.cell
         assert cell.data_seed is not None
+        length = room * cell.corpus.max_length
         return [
-            block_stage(self.mixture, tokenizer, edges, cell.data_seed, cell.corpus.max_length, cell.corpus.answers)
+            block_stage(self.mixture, tokenizer, edges, cell.data_seed, length, cell.corpus.answers)
             for edges in block_edges(cell.data_frac)
         ]
 

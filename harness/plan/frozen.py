@@ -298,9 +298,14 @@ def settings_of(plan: "CellPlan") -> dict[str, Any]:
     for role in ("student", "teacher"):
         if settings[role]["family"] == "words":  # and as models were when minis had one tokenizer
             del settings[role]["family"]
+    if settings["teacher"]["rendering"] == "own":
+        del settings["teacher"]["rendering"]
     settings["method"] = {"name": method_name(cell.method), **plain(cell.method)}
-    if plan.stored_signal:
-        settings["method"]["signal"] = cell.signal.identity()
+    if settings["method"].get("estimator") == "full":
+        del settings["method"]["estimator"]
+    # what is known of the teacher's distributions, where that is not all of them
+    for signal in (stage.settings["signal"] for stage in plan.train if "signal" in stage.settings):
+        settings["method"]["signal"] = plain(signal)
     settings["corpus"] = {"kind": corpus_name(cell.corpus), **plain(cell.corpus)}
     if cell.corpus.answers == "given":  # described as it was before prompts could stand alone
         del settings["corpus"]["answers"]

@@ -32,6 +32,9 @@ MAKERS: dict[str, tuple[str, int]] = {
 
 FEW_PARAMETERS = 10**7
 """Models below it train and generate on one thread on every machine, unless `machine.threads` is set."""
+DERIVED = ("teacher_reading", "student")
+"""Roles of inputs that follow from a stage's other inputs, and so have no part in its identity: the rows as its teacher
+renders them, and the base model of the student that they are rendered for."""
 TOGETHER = ("train",)
 """Kinds that all processes of a job make together; rank 0 makes any other alone."""
 Again = Mapping[str, Mapping[str, Any]]
@@ -58,7 +61,7 @@ class Stage:
                 "kind": self.kind,
                 "version": MAKERS[self.kind][1],
                 "settings": self.settings,
-                "inputs": {role: stage.fingerprint for role, stage in self.inputs.items()},
+                "inputs": {role: stage.fingerprint for role, stage in self.inputs.items() if role not in DERIVED},
             }
         )
 

@@ -12,9 +12,9 @@ from harness.config.budget import Budget
 from harness.config.cell import Cell
 from harness.config.checks import refuse
 from harness.config.model import Lesson, Model, Student
-from harness.config.recipe import TrainingPhase
+from harness.config.recipe import CROSS, TrainingPhase
 from harness.data.corpora import corpus_from, corpus_name
-from harness.models.kinds import model_of
+from harness.models.kinds import ServedModel, model_of, surely_alike
 from harness.plan.data_stages import CellRows, mixture_stage, subset_stage
 from harness.plan.graph import Stage
 
@@ -47,6 +47,8 @@ def train_stage(
     loss_on: str = "assistant",
     lora: Mapping[str, float] | None = None,
     signal: Mapping[str, Any] | None = None,
+    rendering: str = "own",
+    where: Mapping[str, Any] | None = None,
 ) -> Stage:
     """The stage of one training phase; a value that the phase does not read stays out of its identity."""
     settings: dict[str, Any] = {
@@ -63,13 +65,19 @@ def train_stage(
         settings["lora"] = dict(lora)
     if signal is not None:
         settings["signal"] = dict(signal)
-    return Stage("train", name, settings, inputs)
+    if rendering != "own":
+        settings["rendering"] = rendering
+    return Stage("train", name, settings, inputs, where or {})
 
 
 def train_phase(cell: Cell, phase: TrainingPhase, index: int, inputs: Mapping[str, Stage], name: str) -> Stage:
     """The student after one phase of its method, named after it; `index` is the phase's place in the recipe."""
     assert cell.train_seed is not None
-    stored = phase.queries_teacher and cell.signal.kind != "live"
+    # of a teacher that reads the student's rendering anyway the setting moves no number
+    taught_by = model_of(cell.teacher)
+    served = phase.teacher == "given" and isinstance(taught_by, ServedModel)
+    reads = "teacher" in inputs and phase.teacher == "given" and phase.divergence not in CROSS
+    differs = reads and not surely_alike(model_of(cell.student), taught_by)
     return train_stage(
         f"{name}-{cell.data_frac:g}-s{cell.train_seed}",
         phase,
@@ -79,7 +87,9 @@ def train_phase(cell: Cell, phase: TrainingPhase, index: int, inputs: Mapping[st
         inputs,
         max_new_tokens=cell.corpus.max_new_tokens,
         lora=lora_of(cell.student),
-        signal=cell.signal.identity() if stored else None,
+        signal=cell.signal.identity(phase, served),
+        rendering=cell.teacher.rendering if differs else "own",
+        where={"teacher_url": taught_by.path} if served and "teacher" in inputs else None,
     )
 
 

@@ -12,11 +12,13 @@ from harness.config.checks import refuse
 from harness.config.recipe import CROSS, TrainingPhase
 from harness.data.corpora import corpus_name
 from harness.methods import method_name
-from harness.models.kinds import ServedModel, TypedModel, model_of
+from harness.models.kinds import ServedModel, TypedModel, model_of, surely_alike, surely_equal
 from harness.plan.data_stages import CellRows
 from harness.plan.graph import Stage
 from harness.plan.model_stages import base_stage
 
+ROOM = 2
+"""How many times as long a row may be in the teacher's chat template: marks and a system prompt of its own."""
 SYNTHESIS = (
     "synthetic_rows",
     "synthetic_ratio",
@@ -62,15 +64,25 @@ def _prepared(rows: CellRows, phase: TrainingPhase, teacher: Stage) -> dict[str,
     if phase.sequences in ("synthetic", "mixed"):
         return {"synthetic": synthesize_stage(rows, phase, teacher)}
     if phase.queries_teacher and rows.cell.signal.kind != "live":
-        return cache_stages(rows, teacher)
+        return cache_stages(rows, phase, teacher)
     return {}
 
 
 def _live(rows: CellRows, phase: TrainingPhase, teacher: Stage) -> dict[str, Stage]:
-    # one tokenizer: the teacher scores the student's own ids
-    if phase.divergence not in CROSS:
-        return {"teacher": teacher}
-    return {"teacher": teacher, "teacher_rows": rows.rendered_for(base_stage(rows.cell, rows.cell.teacher))}
+    if phase.divergence in CROSS:
+        return {"teacher": teacher, "teacher_rows": rows.rendered_for(base_stage(rows.cell, rows.cell.teacher))}
+    # the teacher scores the student's own ids, or the same conversation in its own chat template
+    alike = phase.teacher == "self" or surely_alike(model_of(rows.cell.student), model_of(rows.cell.teacher))
+    own = not alike and rows.cell.teacher.rendering == "own"
+    if own and phase.sequences != "synthetic":  # synthetic rows come with the teacher's rendering of them
+        return {"teacher": teacher, "teacher_reading": rows.rendered_for(teacher.base_model(), ROOM)}
+    return {"teacher": teacher}
+
+
+def may_differ(cell: Cell, phase: TrainingPhase) -> bool:
+    """Whether a phase's teacher may have other tokens or another template than the student, as far as files tell."""
+    # the teacher `self` is the student before
+    return phase.teacher == "given" and not surely_equal(model_of(cell.student), model_of(cell.teacher))
 
 
 def label_stages(rows: CellRows, phase: TrainingPhase, teacher: Stage) -> dict[str, Stage]:
@@ -98,7 +110,10 @@ def label_stages(rows: CellRows, phase: TrainingPhase, teacher: Stage) -> dict[s
         # the visited rows follow from budget, span and seed, so these enter the address; a block has none of them
         settings["visits"] = {"budget": asdict(cell.budget), "span": list(phase.span), "seed": cell.train_seed}
         name = f"{teacher.name}-{cell.data_frac:g}-s{cell.train_seed}"
-        return {"labels": Stage("labels", name, settings, {"rows": rows.subset, "teacher": teacher}, _where(teacher))}
+        inputs = {"rows": rows.subset, "teacher": teacher}
+        if may_differ(cell, phase):
+            inputs["teacher_reading"] = rows.rendered_for(teacher.base_model(), ROOM)
+        return {"labels": Stage("labels", name, settings, inputs, _where(teacher))}
     return {
         f"labels:{block.settings['data_frac']:g}": Stage(
             "labels",
@@ -111,7 +126,7 @@ def label_stages(rows: CellRows, phase: TrainingPhase, teacher: Stage) -> dict[s
     }
 
 
-def cache_stages(rows: CellRows, teacher: Stage) -> dict[str, Stage]:
+def cache_stages(rows: CellRows, phase: TrainingPhase, teacher: Stage) -> dict[str, Stage]:
     """The teacher's logits on the data's own answers, cached block by block, by role of input."""
     cell = rows.cell
     settings: dict[str, Any] = {
@@ -121,15 +136,29 @@ def cache_stages(rows: CellRows, teacher: Stage) -> dict[str, Stage]:
     }
     if _model_of(teacher).weights_here:  # a server has a precision of its own
         settings["precision"] = cell.budget.precision
+    inputs: list[dict[str, Stage]] = [
+        {"rows": block, "teacher": teacher} for block in rows.blocks(teacher.base_model())
+    ]
+    if may_differ(cell, phase):
+        # kept in the student's tokens, at the scored positions of its own rendering
+        student = base_stage(cell, cell.student)
+        inputs = [{"rows": block, "teacher": teacher, "student": student} for block in rows.blocks(student)]
+        if surely_alike(model_of(cell.student), model_of(cell.teacher)):
+            pass  # the teacher reads the student's rendering, which is its own
+        elif cell.teacher.rendering == "own":
+            for one, read in zip(inputs, rows.blocks(teacher.base_model(), ROOM), strict=True):
+                one["teacher_rows"] = read
+        else:
+            settings["rendering"] = "student"
     return {
-        f"cache:{block.settings['data_frac']:g}": Stage(
+        f"cache:{one['rows'].settings['data_frac']:g}": Stage(
             "cache",
-            f"{teacher.name}-{cell.signal.kind}-block-{block.settings['data_frac']:g}",
+            f"{teacher.name}-{cell.signal.kind}-block-{one['rows'].settings['data_frac']:g}",
             settings,
-            {"rows": block, "teacher": teacher},
+            one,
             _where(teacher),
         )
-        for block in rows.blocks(teacher.base_model())
+        for one in inputs
     }
 
 
@@ -156,6 +185,8 @@ def synthesize_stage(rows: CellRows, phase: TrainingPhase, teacher: Stage) -> St
     inputs = {"subset": rows.subset, "mixture": rows.mixture, "teacher": teacher}
     # rows that a teacher generates are compared with the scored items too, while they are filtered
     inputs |= {"overlap": dropped} if (dropped := rows.dropped_by(rows.mixture)) else {}
+    if may_differ(cell, phase):
+        inputs["student"] = base_stage(cell, cell.student)  # its tokenizer renders the rows that are kept
     return Stage("synthesize", f"{teacher.name}-s{cell.data_seed}", settings, inputs, _where(teacher))
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, concatenate_datasets, load_from_disk
+from datasets import Dataset, Features, Value, concatenate_datasets, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
 from harness.config.checks import refuse
@@ -27,6 +27,8 @@ from harness.data.sequences import Row, Rows, answered, draw_seed
 from harness.models.loading import rendering_hash
 from harness.stages.labels import FEATURES
 
+ANSWERED = Features(FEATURES | {"turn": Value("int32")})
+"""Columns of rows to train on, and which of its conversation's turns each answers."""
 ROWS_AT_ONCE = 1000
 MANY_CUT = 0.05  # share of answers cut by the length limit above which there is a warning
 RATIONALE = re.compile(r"\A\s*<think>.*?(</think>\s*|\Z)", re.DOTALL)
@@ -55,7 +57,7 @@ def answered_rows(
     alike = {_rendering(folder) for folder in folders} == {rendering_hash(tokenizer)}
     # nothing has to be changed, so the labels are trained from their memory map
     if alike and phase.control == "none" and phase.rationale == "keep":
-        return labels.select_columns(list(FEATURES)), places
+        return labels.select_columns([*FEATURES, "turn"]), places
     # only visited answers are joined; `batches` then counts among these
     used, batches = np.unique(places, return_inverse=True)  # (U,) visited answers, (steps * batch_size,)
     chosen = labels.select(used)
@@ -147,16 +149,17 @@ def _encoded(labels: Dataset, rationale: str, tokenizer: PreTrainedTokenizerBase
 
 def _as_dataset(rows: Iterator[Row], chosen: Dataset) -> Dataset:
     tables = []
-    for part in _parts(zip(rows, chosen["row"], chosen["id"], strict=True), ROWS_AT_ONCE):
+    for part in _parts(zip(rows, chosen["row"], chosen["id"], chosen["turn"], strict=True), ROWS_AT_ONCE):
         values = {
-            "row": [number for _, number, _ in part],
-            "id": [name for _, _, name in part],
-            "input_ids": [row.input_ids for row, _, _ in part],
-            "starts": [list(row.starts) for row, _, _ in part],
-            "ends": [list(row.ends) for row, _, _ in part],
+            "row": [number for _, number, _, _ in part],
+            "id": [name for _, _, name, _ in part],
+            "input_ids": [row.input_ids for row, *_ in part],
+            "starts": [list(row.starts) for row, *_ in part],
+            "ends": [list(row.ends) for row, *_ in part],
+            "turn": [turn for *_, turn in part],
         }
-        tables.append(pa.table(values, schema=FEATURES.arrow_schema))
-    return Dataset(pa.concat_tables(tables), fingerprint="answers").cast(FEATURES)
+        tables.append(pa.table(values, schema=ANSWERED.arrow_schema))
+    return Dataset(pa.concat_tables(tables), fingerprint="answers").cast(ANSWERED)
 
 
 def _parts(values: Iterable, size: int) -> Iterator[list]:

@@ -72,7 +72,10 @@ def make_labels(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
     warnings = []
     # a block may hold no rows; then no teacher is loaded
     if len(chosen):
-        _check_rendering(inputs["rows"], tokenizer)
+        if "teacher_reading" in inputs:  # the same rows in the teacher's own tokens and template
+            rows, chosen = _as_the_teacher_reads(inputs["teacher_reading"], np.asarray(rows["row"])[chosen])
+        else:
+            _check_rendering(inputs["rows"], tokenizer)
         url = settings.get("where", {}).get("teacher_url")
         teacher = open_teacher(inputs["teacher"], device_of(machine), settings["precision"], url)
         partial_output = PartialOutput(settings, inputs, ROWS_PER_PART, teacher.spent)
@@ -92,6 +95,17 @@ def make_labels(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
     }
     earlier = {"earlier_seconds": earlier_seconds} if earlier_seconds else {}
     return {"cost": cost, "counts": counts, "warnings": warnings, **earlier}
+
+
+def _as_the_teacher_reads(folder: Path, numbers: np.ndarray) -> tuple[Dataset, np.ndarray]:
+    """The rows as the teacher's template renders them, and the places of those with these numbers, in their order."""
+    rows = load_from_disk(folder / "train")
+    places = {number: place for place, number in reversed(list(enumerate(rows["row"])))}
+    missing = [int(number) for number in numbers if number not in places]
+    if missing:
+        reason = f"the teacher's own rendering of row {missing[0]} has no answer in it"
+        raise refuse("corpus.max_length", f"row {missing[0]}", reason, "raise corpus.max_length")
+    return rows, np.array([places[number] for number in numbers.tolist()])
 
 
 def _check_rendering(rows: Path, tokenizer: "PreTrainedTokenizerBase") -> None:

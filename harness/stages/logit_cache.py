@@ -19,21 +19,25 @@ import numpy as np
 import pyarrow as pa
 import torch
 from datasets import load_from_disk
+from torch.nn import functional
 
 from harness.config.checks import SettingsError, refuse
 from harness.config.machine import Machine
 from harness.config.teacher_signal import Signal, check_served
-from harness.data.sequences import Row, Rows, collate, draw_seed
+from harness.data.sequences import IGNORED, Row, Rows, collate, draw_seed
 from harness.models.flops import forward_flops
-from harness.models.loading import device_of
+from harness.models.loading import device_of, load_tokenizer
 from harness.models.logits import logits_at, scored_positions
 from harness.runtime import progress
 from harness.runtime.provenance import provenance
 from harness.store.partial_output import PartialOutput
 from harness.teachers.logit_cache import ROWS_PER_SHARD, StoredRow, batch_hashes, shard_batch, stored_row, write_cache
+from harness.teachers.reading import Reading
+from harness.teachers.served_signal import scored_by_server
 from harness.teachers.signals import hashes_of, teacher_fingerprint
-from harness.teachers.sparse_logits import SparseLogits, sampled_of, top_k_named, top_k_of
+from harness.teachers.sparse_logits import SparseLogits, sampled_of, top_k_of
 from harness.teachers.teacher import LocalTeacher, ServedTeacher, open_teacher
+from harness.training.training_report import outside_warnings
 
 LOGITS_AT_ONCE = 2**26  # numbers in a batch's logits, padding included: 256 MiB, 500 positions of 128k tokens
 TOKENS_AT_ONCE = 2**13
@@ -45,9 +49,12 @@ def make_cache(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     `settings`: `signal` (`Signal.stored()`), `seed` (of drawn tokens), `max_length` (tokens of a row), optionally
     `precision` (`fp32`) of a model in memory, and `where.teacher_url` where a server listens now. `inputs`: `rows`
     (a folder with a data set `train/` like a subset's, of row, id, input_ids, starts, ends), `teacher` (a model
-    folder). Returns cost, counts and bytes per scored token. Raises SettingsError where the teacher has another
-    tokenizer than the rows, too short a context or a vocabulary smaller than `top_k`, and where a server returns
-    fewer tokens, serves another model than before or cannot give the kind of signal; Preempted when it is to stop.
+    folder). Where teacher and student may render rows differently, also `student` (a folder with its tokenizer), in
+    whose tokens the logits are then kept, and `teacher_rows` (the same rows as the teacher renders them), or the
+    setting `rendering` (`student`). Returns cost, counts and bytes per scored token. Raises SettingsError where the
+    teacher shares no vocabulary with the rows' tokenizer or has too short a context or a vocabulary smaller than
+    `top_k`, and where a server returns fewer tokens, serves another model than before or cannot give the kind of
+    signal; Preempted when it is to stop.
     """
     signal = Signal(**settings["signal"])
     assert signal.kind != "live", "a live teacher is not cached"
@@ -58,7 +65,10 @@ def make_cache(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     served = isinstance(teacher, ServedTeacher)
     if served:
         check_served(signal)
-    vocabulary = len(teacher.tokenizer)
+    student = load_tokenizer(inputs["student"]) if "student" in inputs else teacher.tokenizer
+    own_rows = [Rows(load_from_disk(inputs["teacher_rows"] / "train"))] if "teacher_rows" in inputs else []
+    reading = Reading(student, teacher.tokenizer, own_rows, settings.get("rendering", "own"))
+    vocabulary = len(student)
     about = {
         "signal": signal.stored(),
         "seed": settings["seed"] if signal.kind == "sampled" else None,
@@ -68,17 +78,18 @@ def make_cache(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
         "vocabulary": vocabulary,
         "max_length": settings["max_length"],
         "rows_per_shard": ROWS_PER_SHARD,
-        **hashes_of(teacher.tokenizer),
+        **hashes_of(student),
     }
     # before the first pass: a cache that no student can read would cost the teacher's whole work
-    _check(inputs["rows"], rows, signal, teacher, about)
+    _check(inputs["rows"], rows, signal, teacher, about, reading)
+    outside = MassOutside()
 
     def scored(part: range) -> pa.RecordBatch:
         some = [rows[index] for index in part]
         if isinstance(teacher, ServedTeacher):
-            return shard_batch(score_served(teacher, some, signal.top_k, vocabulary))
+            return shard_batch(score_served(teacher, some, signal.top_k, vocabulary, reading, outside))
         seeds = [draw_seed(settings["seed"], "sampled logits", ids[index]) for index in part]
-        return shard_batch(score(teacher.model, some, signal, seeds, vocabulary))
+        return shard_batch(score(teacher.model, some, signal, seeds, vocabulary, reading, outside))
 
     shards = PartialOutput(settings, inputs, ROWS_PER_SHARD)
     made: list[Path] = []
@@ -94,16 +105,42 @@ def make_cache(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
         "metrics": {
             "bytes_per_token": meta["bytes"] / max(meta["positions"], 1),
             "kept_tokens_per_token": meta["kept_tokens"] / max(meta["positions"], 1),
+            **outside.metrics,
         },
-        "warnings": teacher.warnings,
+        "warnings": teacher.warnings + outside_warnings(outside.metrics),
         **({"earlier_seconds": shards.earlier_seconds} if shards.earlier_seconds else {}),
     }
 
 
-def score(model: Any, rows: list[Row], signal: Signal, seeds: list[int], vocabulary: int) -> list[StoredRow]:
+class MassOutside:
+    """The teacher's probability of tokens that the student does not have, over the positions scored here."""
+
+    def __init__(self) -> None:
+        self.sum, self.positions = 0.0, 0
+
+    def add(self, mass: torch.Tensor | None) -> None:
+        """Take in the mass (n,) of some positions; None where every token is the student's."""
+        if mass is not None:
+            self.sum, self.positions = self.sum + float(mass.sum()), self.positions + len(mass)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """`teacher_mass_outside`, the mean; nothing where there is no such token."""
+        return {"teacher_mass_outside": self.sum / self.positions} if self.positions else {}
+
+
+def score(
+    model: Any,
+    rows: list[Row],
+    signal: Signal,
+    seeds: list[int],
+    vocabulary: int,
+    reading: Reading,
+    outside: MassOutside,
+) -> list[StoredRow]:
     """Sparse logits of a model in memory for these rows, in their order; `seeds`, one a row, are for `sampled` alone.
 
-    `vocabulary` is the tokenizer's: the logits of a padded output layer are cut to it.
+    `vocabulary` is the student's: the logits are cut to it, and what the teacher gives other tokens goes to `outside`.
     """
     found: dict[int, StoredRow] = {}
     samples = signal.samples if signal.kind == "sampled" else 0
@@ -117,34 +154,41 @@ def score(model: Any, rows: list[Row], signal: Signal, seeds: list[int], vocabul
             [np.random.default_rng(seeds[index]).random((n, samples)) for index, n in zip(indices, counts, strict=True)]
         )
         with torch.no_grad():
-            tensors = (tensor.to(model.device) for tensor in (batch["input_ids"], batch["attention_mask"], scored))
-            logits = logits_at(model, *tensors)[:, :vocabulary]  # (N, V)
+            read = batch | reading.tensors([rows[index] for index in indices], pad_id=0)
+            names = ("input_ids", "attention_mask", "labels")
+            ids, mask, labels = (read.get(f"teacher_{name}", batch[name]).to(model.device) for name in names)
+            whole = logits_at(model, ids, mask, scored_positions(labels))  # (N, W)
+            outside.add(reading.shared.mass_outside(whole))
+            logits = reading.shared.of_teacher(whole)  # (N, V)
             sparse = _sparse(logits, signal, uniforms).to("cpu")
         for index, hashes, end, n in zip(indices, batch_hashes(batch), ends, counts, strict=True):
             found[index] = stored_row(rows[index].number, hashes, sparse[end - n : end], samples, vocabulary)
     return [found[index] for index in range(len(rows))]
 
 
-def score_served(teacher: ServedTeacher, rows: list[Row], top_k: int, vocabulary: int) -> list[StoredRow]:
-    """Top-k logits that a server returns for these rows, in their order.
+def score_served(
+    teacher: ServedTeacher, rows: list[Row], top_k: int, vocabulary: int, reading: Reading, outside: MassOutside
+) -> list[StoredRow]:
+    """Top-k logits that a server returns for these rows, in their order; see `score` for the other arguments.
 
-    Raises SettingsError where it returns fewer than `top_k` tokens, or a token id beyond the `vocabulary`.
+    Raises SettingsError where it returns fewer than `top_k` tokens, or a token id that its tokenizer does not have.
     """
-    found = []
-    for row, scores in zip(rows, teacher.score([row.input_ids.tolist() for row in rows], top_k), strict=True):
+    read = [reading.rows(row) for row in rows]
+    texts = [one for sequences in read for one in sequences]
+    labels = [collate([one], pad_id=0)["labels"][0].numpy() for one in texts]  # (T,) each
+    ids, scored = [one.input_ids.tolist() for one in texts], [one[1:] != IGNORED for one in labels]
+    sparse = scored_by_server(teacher, ids, scored, top_k, reading, own_token=False)
+    outside.add(sparse.outside)
+    # the place of a token that the student does not have stays in the file, unused
+    missing = top_k - sparse.ids.shape[1]
+    wide = functional.pad(sparse.ids, (0, missing), value=-1)  # (N, K)
+    kept = SparseLogits("top_k", wide, functional.pad(sparse.logprobs, (0, missing), value=-torch.inf), sparse.tail)
+    found, first = [], 0
+    for row in rows:
         batch = collate([row], pad_id=0)
-        # (T - 1,): entry t of the scores is about token t + 1, as logits at t are
-        scored = scored_positions(batch["labels"])[0, :-1].numpy()
-        ids = scores.ids[scored]
-        if ids.max(initial=0) >= vocabulary:
-            raise refuse(
-                "teacher.tokenizer",
-                str(teacher.tokenizer.name_or_path),
-                f"it has {vocabulary} tokens and the server at {teacher.server.endpoint.url} names token {ids.max()}",
-                "give the tokenizer of the model that is served",
-            )
-        sparse = top_k_named(ids, scores.logprobs[scored], vocabulary)
-        found.append(stored_row(row.number, batch_hashes(batch)[0], sparse, 0, vocabulary))
+        last = first + int((batch["labels"] != IGNORED).sum())
+        found.append(stored_row(row.number, batch_hashes(batch)[0], kept[first:last], 0, vocabulary))
+        first = last
     return found
 
 
@@ -178,7 +222,12 @@ def batches_of_like_length(lengths: list[int], vocabulary: int) -> Iterator[list
 
 
 def _check(
-    folder: Path, rows: Rows, signal: Signal, teacher: LocalTeacher | ServedTeacher, about: Mapping[str, Any]
+    folder: Path,
+    rows: Rows,
+    signal: Signal,
+    teacher: LocalTeacher | ServedTeacher,
+    about: Mapping[str, Any],
+    reading: Reading,
 ) -> None:
     """Raise SettingsError, before the first forward pass, where the cache could not be used."""
     if len(rows) and rows[0].number < 0:
@@ -193,8 +242,15 @@ def _check(
                 f"the teacher's logits cannot be stored: the rows were rendered with tokenizer {rendered[:12]} and "
                 f"the teacher has {about['tokenizer'][:12]}; choose a teacher and a student with the same tokenizer."
             )
+    reading.check(rows)
     longest = max((len(row.input_ids) for row in rows), default=0)  # a block may hold no rows
-    limits = {"corpus.max_length": about["max_length"], "the teacher's context": teacher.longest_row or longest}
-    for name, limit in limits.items():
-        if longest > limit:
-            raise refuse(name, limit, f"a row has {longest} tokens", "render the rows with a smaller corpus.max_length")
+    read = longest
+    if reading.own:
+        read = max((len(one.input_ids) for row in rows for one in reading.rows(row)), default=0)
+    limits = {
+        "corpus.max_length": (longest, about["max_length"]),
+        "the teacher's context": (read, teacher.longest_row or read),
+    }
+    for name, (length, limit) in limits.items():
+        if length > limit:
+            raise refuse(name, limit, f"a row has {length} tokens", "render the rows with a smaller corpus.max_length")

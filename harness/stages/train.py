@@ -21,15 +21,18 @@ from harness.config.budget import Budget
 from harness.config.checks import refuse
 from harness.config.machine import Machine
 from harness.config.recipe import CROSS, TrainingPhase
-from harness.config.teacher_signal import Signal
+from harness.config.teacher_signal import POLICY_GRADIENT, Signal
 from harness.data.chat import end_of_turn_id
 from harness.data.sequences import Rows, draw_seed, mixed_visits, visiting_order, visits
+from harness.models.files import SERVER
 from harness.models.fsdp import full_tensors, uses_fsdp
 from harness.models.loading import count_frozen, count_parameters, device_of, load_model, load_tokenizer, save_model
 from harness.models.lora import merged, with_adapters
 from harness.runtime.processes import process_rank
 from harness.stages.answers import answered_rows, cut_answers
+from harness.teachers.served_signal import ServedSignal
 from harness.teachers.signals import CachedTeacher, LiveTeacher
+from harness.teachers.teacher import ServedTeacher, open_teacher
 from harness.training.flop_budget import Sizes, off_budget, steps_for, visit_flops
 from harness.training.losses.alignment import Coverage
 from harness.training.losses.cross_tokenizer import CrossTeacher
@@ -49,7 +52,9 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     `settings`: `stage` (a TrainingPhase's values), `budget`, `seed`, `index` (place in the recipe), `loss_on`,
     `max_new_tokens` where the student generates, and `lora` where adapters are trained, to be merged at the end.
     `inputs`: `subset`, `start`, and where the phase needs them `teacher` (a model folder), `teacher_rows` (the
-    subset as a teacher with a tokenizer of its own renders it), `labels`, `synthetic`.
+    subset as a teacher with a tokenizer of its own renders it), `teacher_reading` (the subset in the template of a
+    teacher with the student's vocabulary), `labels`, `synthetic`. `rendering` is `student` where such a teacher reads
+    the student's rendering.
     `metrics["validation_nll"]` is in nats per token of the cell's own validation rows, the same for every
     objective. Raises DivergedError at a loss that is not a number, ValueError where an input or the data's answers are
     missing, SettingsError where teacher and student do not fit or a FLOP budget does not pay for one step, Preempted
@@ -65,13 +70,16 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     tokenizer = load_tokenizer(inputs["start"])
     # an FSDP-sharded model is loaded on the CPU, so that a GPU only ever holds its own shard
     model = _student(settings, inputs, "cpu" if uses_fsdp(machine) else device)
-    teacher = _teacher(phase, Signal(**settings.get("signal", {})), inputs, tokenizer, device, budget.precision)
+    teacher = _teacher(phase, settings, inputs, tokenizer, device, budget.precision)
     if budget.kind == "flops":
         order = _flop_matched_visits(phase, rows, budget, settings, inputs, _sizes(model, teacher))
     else:
         # the method has no part in it, so all arms visit the same rows
         order = visiting_order(rows, budget, seed, phase.span)
     dataset, batches = _sequences(phase, subset, order, inputs, budget, seed)
+    if isinstance(teacher, LiveTeacher | ServedSignal):
+        visited = Rows(dataset)
+        teacher.reading.check(visited[int(place)] for place in np.unique(batches))
     counts: dict[str, int] = {}
     metrics: dict[str, Any] = {}
     warnings: list[str] = []
@@ -147,26 +155,47 @@ def _student(settings: Mapping[str, Any], inputs: Mapping[str, Path], device: st
 
 
 def _teacher(
-    phase: TrainingPhase, signal: Signal, inputs: Mapping[str, Path], tokenizer: Any, device: str, precision: str
-) -> LiveTeacher | CachedTeacher | CrossTeacher | None:
+    phase: TrainingPhase,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, Path],
+    tokenizer: Any,
+    device: str,
+    precision: str,
+) -> LiveTeacher | ServedSignal | CachedTeacher | CrossTeacher | None:
     """The teacher whose signal the phase trains on, or None.
 
     Raises SettingsError where teacher and student do not fit, ValueError where the stage lacks an input.
     """
     if not phase.normal().queries_teacher:
         return None
+    signal = Signal(**settings.get("signal", {}))
     if signal.kind != "live":
         return CachedTeacher(_of_role(inputs, "cache", phase), signal, tokenizer)
     folder = _needed(inputs, "teacher", phase)
+    own_rows, rendering = _read_by_teacher(inputs), settings.get("rendering", "own")
+    if (folder / SERVER).is_file():
+        served = open_teacher(folder, url=settings.get("where", {}).get("teacher_url"))
+        assert isinstance(served, ServedTeacher)
+        return ServedSignal(served, tokenizer, signal, own_rows, rendering, phase.estimator == POLICY_GRADIENT)
     # only a teacher with other tokens needs the rows in its own rendering
     rows = Rows(load_from_disk(_needed(inputs, "teacher_rows", phase) / "train")) if phase.divergence in CROSS else None
     model, own = load_model(folder, device=device, dtype=precision), load_tokenizer(folder)
     if rows is not None:
         return CrossTeacher(model, own, tokenizer, rows, device)
-    return LiveTeacher(model, own, tokenizer, device)
+    return LiveTeacher(model, own, tokenizer, device, own_rows, rendering)
 
 
-def _sizes(model: Any, teacher: LiveTeacher | CachedTeacher | CrossTeacher | None) -> Sizes:
+def _read_by_teacher(inputs: Mapping[str, Path]) -> list[Rows]:
+    """The rows as the teacher's own template renders them, those of the corpus and synthetic ones, where there are."""
+    folders = [
+        inputs[role] / name
+        for role, name in (("teacher_reading", "train"), ("synthetic", "teacher_reading"))
+        if role in inputs
+    ]
+    return [Rows(load_from_disk(folder)) for folder in folders if folder.is_dir()]
+
+
+def _sizes(model: Any, teacher: LiveTeacher | ServedSignal | CachedTeacher | CrossTeacher | None) -> Sizes:
     # a cache was made before, and costs no forward pass here
     parameters = 0 if teacher is None or teacher.gives == "sparse_logits" else teacher.parameters
     return Sizes(count_parameters(model), count_frozen(model), parameters)

@@ -9,7 +9,8 @@ served only if its tokens and its scored positions are those the teacher scored.
         row, tokens_hash, scored_hash
         ids             the low 16 bits of each stored token's id
         high            planes of the bits above 16, packed by row: V = 128256 needs 17 bits, so one plane
-        values          `top_k`: log-probabilities (float16). `sampled`: draws of the token (uint8)
+        values          `top_k`: log-probabilities (float16), not a number in a place without a token. `sampled`:
+                        draws of the token (uint8)
         per_position    `top_k`: log of the mass outside the K tokens (float16). `sampled`: distinct tokens (uint8)
 
 A position takes 4 K + 2 + K/8 bytes as top-K at that vocabulary, 266 at K = 64; 3.1 a distinct token if sampled.
@@ -73,7 +74,10 @@ def stored_row(number: int, hashes: tuple[int, int], sparse: SparseLogits, sampl
         values = (sparse.logprobs[used].double().exp() * samples).round().to(torch.uint8)  # (stored tokens,)
         per_position = used.sum(-1).to(torch.uint8)  # (n,)
     else:
-        values, per_position = sparse.logprobs.half().ravel(), sparse.tail.half()  # (n K,), (n,)
+        # an unused place has no token: not a number stands for it, and any id
+        known = sparse.logprobs.masked_fill(sparse.ids < 0, torch.nan)  # (n, K)
+        values, per_position = known.half().ravel(), sparse.tail.half()  # (n K,), (n,)
+        ids = np.maximum(ids, 0)
     return StoredRow(
         number,
         *hashes,
@@ -186,6 +190,8 @@ def sparse_logits_from(signal: Mapping[str, Any], vocabulary: int, rows: Sequenc
         ids |= np.concatenate(high)
     if signal["kind"] == "top_k":
         shape = (-1, signal["top_k"])
+        ids[np.isnan(values)] = -1
+        values = np.nan_to_num(values, nan=-np.inf, neginf=-np.inf)
         logprobs, tail = (torch.from_numpy(array.astype(np.float32)) for array in (values, per_position))
         return SparseLogits("top_k", torch.from_numpy(ids).view(shape), logprobs.view(shape), tail)
     # positions have different numbers of tokens: the first places of each row of (N, K) are used, K the largest number

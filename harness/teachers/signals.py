@@ -1,13 +1,14 @@
 """Teacher signals: a teacher's next-token distributions at the scored positions of given token ids.
 
-The ids are made elsewhere (`models/generate.py`), and the comparison with the student is `training/losses/`. A dense
-signal gives logits over the whole vocabulary: the live teacher, which can also give hidden states first and the
-logits of some of them later (`models/logits.py`). A sparse signal gives top-k or sampled tokens: the cached teacher,
+The ids are made elsewhere (`models/generate.py`), what a teacher reads in their place and which of its tokens are
+compared is `reading.py`, and the comparison with the student is `training/losses/`. A dense signal gives logits over
+the teacher's whole output layer: the live teacher, which can also give hidden states first and the logits of some of
+them later (`models/logits.py`). A sparse signal gives top-k or sampled tokens: the cached teacher,
 which serves what `logit_cache.py` stored and refuses every other row. The caches' tokenizer, chat template, teacher
 and kind of signal are checked when they are opened, each row's number, tokens and scored positions at every look-up.
 
     teacher = LiveTeacher(load_model(folder), teacher_tokenizer, student_tokenizer)
-    teacher.logits(input_ids, attention_mask, scored)      # (N, V), no gradient
+    teacher.logits(input_ids, attention_mask, scored)      # (N, W), no gradient
     teacher = CachedTeacher([folder], Signal(kind="top_k"), student_tokenizer)
     teacher.sparse_logits(batch)                           # SparseLogits of the batch's N scored positions
 """
@@ -25,11 +26,13 @@ from harness.config.checks import SettingsError
 from harness.config.file_hash import file_sha256
 from harness.config.teacher_signal import Signal
 from harness.data.chat import render
+from harness.data.sequences import Rows
 from harness.models.files import SERVER, WEIGHTS, local_folder, read_pointer
 from harness.models.loading import PROBE, count_parameters, tokenizer_hash
 from harness.models.logits import logits_at, logits_from, states_at
 from harness.store.fingerprint import differences, fingerprint
 from harness.teachers.logit_cache import Shard, batch_hashes, read_meta, sparse_logits_from
+from harness.teachers.reading import Reading
 from harness.teachers.sparse_logits import SparseLogits
 
 if TYPE_CHECKING:
@@ -37,15 +40,17 @@ if TYPE_CHECKING:
 
 
 class DenseSignal(Protocol):
-    """A teacher that gives logits over the whole vocabulary for any tokens of the student."""
+    """A teacher that gives logits over its whole output layer for any text of the student."""
 
     gives: Literal["logits"]
     """Tells the kinds of signal apart; the objective is chosen by it."""
     parameters: int
     """Parameters of the teacher, for FLOP estimates."""
+    reading: Reading
+    """What it reads for the student's rows, and which columns of its logits are the student's tokens."""
 
     def logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
-        """Teacher logits (N, V) at the N True positions of `scored` (B, T), without gradient."""
+        """Teacher logits (N, W) at the N True positions of `scored` (B, T) in what it reads, without gradient."""
         ...
 
 
@@ -75,28 +80,16 @@ class LiveTeacher:
         tokenizer: "PreTrainedTokenizerBase",
         student_tokenizer: "PreTrainedTokenizerBase",
         device: torch.device | str = "cpu",
+        own_rows: Sequence[Rows] = (),
+        rendering: str = "own",
     ) -> None:
-        """Raise SettingsError where teacher and student share no tokenizer or template: ids would not agree."""
-        # compared by content: equal vocabularies alone would allow different ids or merges
-        hashes = tokenizer_hash(tokenizer), tokenizer_hash(student_tokenizer)
-        if hashes[0] != hashes[1]:
-            raise SettingsError(
-                f"teacher {_name(tokenizer)} (tokenizer {hashes[0][:12]}) cannot teach student "
-                f"{_name(student_tokenizer)} (tokenizer {hashes[1][:12]}) token by token: their tokenizers "
-                "differ; choose a teacher and a student with the same tokenizer, or method=cross_kd."
-            )
-        # the template too: with equal ids it may still put other marks around a turn
-        if render(tokenizer, PROBE, 1000) != render(student_tokenizer, PROBE, 1000):
-            raise SettingsError(
-                f"teacher {_name(tokenizer)} cannot teach student {_name(student_tokenizer)} token by token: their "
-                "chat templates differ, so the teacher would score rows in a format that is not its own; set "
-                "student.chat_template and teacher.chat_template to the same template, e.g. tulu."
-            )
+        """See `Reading` for `own_rows` and `rendering`, and for the SettingsError where the two cannot be paired."""
+        self.reading = Reading(student_tokenizer, tokenizer, own_rows, rendering)
         self.model = model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
         self.parameters = count_parameters(model)
 
     def logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
-        """Teacher logits (N, V) at the N True positions of `scored` (B, T), without gradient."""
+        """Teacher logits (N, W) at the N True positions of `scored` (B, T), without gradient."""
         self.model.eval()  # a caller may have put a shared module back into train mode
         with torch.no_grad():
             return logits_at(self.model, input_ids, attention_mask, scored)
@@ -108,13 +101,9 @@ class LiveTeacher:
             return states_at(self.model, input_ids, attention_mask, scored)
 
     def logits_from(self, states: torch.Tensor) -> torch.Tensor:
-        """Teacher logits (n, V) of hidden states (n, d) that `states` gave, without gradient."""
+        """Teacher logits (n, W) of hidden states (n, d) that `states` gave, without gradient."""
         with torch.no_grad():
             return logits_from(self.model, states)
-
-
-def _name(tokenizer: "PreTrainedTokenizerBase") -> str:
-    return repr(str(tokenizer.name_or_path or "in memory"))
 
 
 SAME_IN_ALL = ("signal", "seed", "teacher", "precision", "tokenizer", "chat_template", "vocabulary", "max_length")

@@ -17,7 +17,7 @@ Shapes: N scored positions, V vocabulary, K tokens a position.
     compare_sparse(stage, "tail", student_logits, top_k_of(teacher_logits, 64), tokens).sum.backward()
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,19 +37,23 @@ class SparseLogits:
     kind: str
     """`top_k` or `sampled`."""
     ids: torch.Tensor
-    """Token ids, int64 (N, K), all different in a row; of `sampled`, unused places have the id 0."""
+    """Token ids, int64 (N, K), all different in a row but for unused places: `top_k` -1 there, `sampled` 0."""
     logprobs: torch.Tensor
-    """`top_k`: log-probabilities at temperature 1. `sampled`: log of the token's share of the draws, -inf in
-    unused places. (N, K)."""
+    """`top_k`: log-probabilities at temperature 1. `sampled`: log of the token's share of the draws. -inf in unused
+    places. (N, K)."""
     tail: torch.Tensor
     """`top_k`: log of the mass outside the K tokens. `sampled`: -inf. (N,)."""
+    own: torch.Tensor | None = None
+    """Log-probability (N,) of the text's own token; None where it is not known apart from the K tokens."""
+    outside: torch.Tensor | None = None
+    """Mass (N,) of tokens that the student does not have, already left out; None where there is none."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, positions: slice) -> "SparseLogits":
         """The same for some of the positions, for comparing in chunks: sums and counts add up."""
-        return SparseLogits(self.kind, self.ids[positions], self.logprobs[positions], self.tail[positions])
+        return self._each(lambda values: values[positions])
 
     @classmethod
     def of(cls, parts: "Sequence[SparseLogits]") -> "SparseLogits":
@@ -61,7 +65,12 @@ class SparseLogits:
 
     def to(self, device: torch.device | str) -> "SparseLogits":
         """The same on another device."""
-        return SparseLogits(self.kind, self.ids.to(device), self.logprobs.to(device), self.tail.to(device))
+        return self._each(lambda values: values.to(device))
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "SparseLogits":
+        """The same with every tensor changed."""
+        own, outside = (None if one is None else change(one) for one in (self.own, self.outside))
+        return SparseLogits(self.kind, change(self.ids), change(self.logprobs), change(self.tail), own, outside)
 
 
 def top_k_of(logits: torch.Tensor, top_k: int) -> SparseLogits:
@@ -76,12 +85,13 @@ def top_k_of(logits: torch.Tensor, top_k: int) -> SparseLogits:
 
 
 def top_k_named(ids: np.ndarray, logprobs: np.ndarray, vocabulary: int) -> SparseLogits:
-    """The top-k tokens as a server returns them: `ids` and fp32 `logprobs` (N, K), in descending order.
+    """The tokens that a server names: `ids` (-1 in unused places) and fp32 `logprobs` (N, K).
 
-    The tail is what their mass leaves of 1, at least `LEAST_TAIL` unless K is the whole vocabulary.
+    The tail is what their mass leaves of 1, at least `LEAST_TAIL` unless the whole vocabulary is named.
     """
     mass = np.exp(logprobs.astype(np.float64)).sum(-1)  # (N,)
-    tail = np.log1p(-np.minimum(mass, 1 - LEAST_TAIL)) if ids.shape[1] < vocabulary else np.full(len(ids), -np.inf)
+    everything = (ids >= 0).sum(-1) >= vocabulary  # (N,)
+    tail = np.where(everything, -np.inf, np.log1p(-np.minimum(mass, 1 - LEAST_TAIL)))  # (N,)
     return SparseLogits(
         "top_k",
         torch.from_numpy(ids.astype(np.int64)),

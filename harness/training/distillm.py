@@ -115,11 +115,17 @@ class ReplayBuffer:
     def state(self) -> list[dict[str, Any]]:
         """The stored rows, oldest first, as plain JSON types."""
         return [
-            {"input_ids": row.input_ids.tolist(), "starts": list(row.starts), "ends": list(row.ends)}
+            {
+                "input_ids": row.input_ids.tolist(),
+                "starts": list(row.starts),
+                "ends": list(row.ends),
+                "turn": row.turn,
+                "source": row.source,
+            }
             for row in self._rows
         ]
 
     def restore(self, state: Sequence[dict[str, Any]]) -> None:
         """Hold exactly the rows of a `state`."""
         self._rows.clear()
-        self.add(Row(np.asarray(row["input_ids"], dtype=np.int32), row["starts"], row["ends"]) for row in state)
+        self.add(Row(**{**row, "input_ids": np.asarray(row["input_ids"], dtype=np.int32)}) for row in state)

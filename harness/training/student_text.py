@@ -10,16 +10,17 @@ by the visit's seed, and the prompt is that turn with the gold history before it
     step = sequences.rows(0, groups)     # groups: micro-batches of (position in the visiting order, row)
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.config.checks import refuse
 from harness.config.recipe import TrainingPhase
-from harness.data.sequences import Row, answered, draw_seed, prompt_of
+from harness.data.sequences import Row, answered, draw_seed, drawn_turn, prompt_of
 from harness.models.generate import generate
 from harness.models.speculative import generate_speculatively
 from harness.runtime.processes import process_count, process_rank
+from harness.teachers.reading import Reading
 from harness.teachers.signals import LiveTeacher
 from harness.training.distillm import (
     AdaptiveShare,
@@ -110,8 +111,10 @@ def sequences_for(
         return SpeculativeSequences(phase, model, _live(teacher), tokenizer, seed, max_new_tokens)
     if phase.sequences != "student":
         return GivenSequences()
+    reading: Reading | None = getattr(teacher, "reading", None)
+    never = [] if reading is None else reading.shared.never_generated
     if not phase.adaptive:
-        return StudentSequences(phase, model, tokenizer, seed, max_new_tokens)
+        return StudentSequences(phase, model, tokenizer, seed, max_new_tokens, never)
     if validation is None:
         raise refuse(
             "method",
@@ -119,7 +122,7 @@ def sequences_for(
             "its student share follows the validation loss, and this cell has no validation rows",
             "take a larger data_frac, or method=on_policy",
         )
-    return AdaptiveSequences(phase, model, tokenizer, seed, max_new_tokens, steps, validation)
+    return AdaptiveSequences(phase, model, tokenizer, seed, max_new_tokens, steps, validation, never)
 
 
 class GivenSequences(Sequences):
@@ -140,10 +143,12 @@ class StudentSequences(Sequences):
         tokenizer: "PreTrainedTokenizerBase",
         seed: int,
         max_new_tokens: int,
+        never: Sequence[int] = (),
     ) -> None:
+        """`never` are tokens that the student's text may not have, since its teacher does not know them."""
         assert max_new_tokens > 0, "the student's answers need room for at least one token"
         self.phase, self.model, self.tokenizer = phase, model, tokenizer
-        self.seed, self.max_new_tokens = seed, max_new_tokens
+        self.seed, self.max_new_tokens, self.never = seed, max_new_tokens, never
 
     def rows(self, step: int, groups: list[list[Visit]]) -> StepRows:
         """The student's answers to the visits' prompts, or the rows as they are."""
@@ -163,10 +168,11 @@ class StudentSequences(Sequences):
             phase.sampling_temperature,
             seeds,
             top_p=phase.sampling_top_p,
+            never=self.never,
         )
         generated = sum(map(len, answers))
         return StepRows(
-            _grouped(groups, map(answered, prompts, answers)),
+            _grouped(groups, _answered(groups, seeds, prompts, answers)),
             origin="student",
             student_tokens=generated + sum(map(len, prompts)),
             generated=generated,
@@ -185,8 +191,9 @@ class AdaptiveSequences(StudentSequences):
         max_new_tokens: int,
         steps: int,
         validation: Validation,
+        never: Sequence[int] = (),
     ) -> None:
-        super().__init__(phase, model, tokenizer, seed, max_new_tokens)
+        super().__init__(phase, model, tokenizer, seed, max_new_tokens, never)
         assert steps > 0
         self.steps, self.validation = steps, validation
         self.share, self.buffer = AdaptiveShare(phase.student_share), ReplayBuffer(phase.replay_rows)
@@ -256,7 +263,7 @@ class SpeculativeSequences(Sequences):
         text = generate_speculatively(*models, self.tokenizer, prompts, self.max_new_tokens, self.phase, seeds)
         kept, read = sum(map(len, text.answers)), text.proposed + sum(map(len, prompts))
         return StepRows(
-            _grouped(groups, map(answered, prompts, text.answers)),
+            _grouped(groups, _answered(groups, seeds, prompts, text.answers)),
             origin="interleaved",
             student_tokens=read,
             generated=text.proposed,
@@ -271,6 +278,15 @@ def _prompts(groups: list[list[Visit]], seed: int) -> tuple[list[list[int]], lis
     visits = [visit for group in groups for visit in group]
     seeds = [draw_seed(seed, "student text", position) for position, _ in visits]
     return [prompt_of(row, own) for (_, row), own in zip(visits, seeds, strict=True)], seeds
+
+
+def _answered(
+    groups: list[list[Visit]], seeds: list[int], prompts: list[list[int]], answers: list[list[int]]
+) -> Iterator[Row]:
+    """The rows of generated answers, each with the row and the turn that it answers."""
+    visited = (row for group in groups for _, row in group)
+    for row, seed, prompt, answer in zip(visited, seeds, prompts, answers, strict=True):
+        yield answered(prompt, answer, turn=row.turn + drawn_turn(row, seed), source=row.number)
 
 
 def _grouped(groups: list[list[Visit]], rows: Iterable[Row]) -> list[list[Row]]:
@@ -288,5 +304,14 @@ def _live(teacher: "TeacherSignal | None") -> "PreTrainedModel":
             type(teacher).__name__,
             "speculative KD (method=skd) needs a teacher that is a model in memory, to accept or replace tokens",
             "give a model folder, or choose a method on fixed text, e.g. method=logit_kd",
+        )
+    reading = teacher.reading
+    if not reading.as_it_is or reading.shared.outside is not None:
+        raise refuse(
+            "method",
+            "skd",
+            "in speculative KD student and teacher write one text together, and here their chat templates or tokens "
+            "differ",
+            "give both the same template, or choose another method, e.g. method=on_policy",
         )
     return teacher.model  # type: ignore[return-value]

@@ -39,13 +39,14 @@ from harness.models.fsdp import shard_with_fsdp, uses_fsdp
 from harness.models.loading import count_frozen, count_parameters
 from harness.runtime import preemption, progress
 from harness.store.fingerprint import fingerprint
+from harness.teachers.reading import Reading
 from harness.training.checkpoints import Checkpoints, Resumable
 from harness.training.losses.controls import unigram_logprobs
 from harness.training.losses.objectives import Objective, TeacherSignal, objective_for, trained_together
 from harness.training.nll import mean_nll
 from harness.training.student_text import Sequences, StepRows, Validation, sequences_for
 from harness.training.trainer_arguments import learning_rate_share, trainer_arguments
-from harness.training.training_report import TrainingReport, find_warnings
+from harness.training.training_report import TrainingReport, find_warnings, outside_warnings
 
 
 class DivergedError(RuntimeError):
@@ -116,6 +117,7 @@ def fit(
         return TrainingReport(warnings=["the phase's share of the budget rounds to 0 steps: nothing was trained"])
     held = data.validation
     validation = _validation(model, held, uses_fsdp(machine)) if held is not None and len(held) else None
+    reading: Reading | None = getattr(teacher, "reading", None)
     sequences = sequences_for(phase, model, tokenizer, teacher, seed, settings.max_new_tokens, steps, validation)
     arguments = trainer_arguments(settings.budget, phase, machine, batch_size, steps, seed, out)
     checkpoints = Checkpoints(
@@ -138,6 +140,7 @@ def fit(
                 objective,
                 log,
                 checkpoints,
+                reading,
             )
             trainer.train(resume_from_checkpoint=trainer.newest_checkpoint())
     for module in model.modules():  # the forward that TRL and Accelerate put on instances would outlive the fit
@@ -146,7 +149,7 @@ def fit(
     report = trainer.report
     _add_costs(report, trainer, model, objective, teacher)
     report.warnings += find_warnings(trainer.gold_nll, steps, report.gold_end_mass, phase.needs_warmup)
-    report.warnings += sequences.warnings() + objective.warnings
+    report.warnings += sequences.warnings() + objective.warnings + outside_warnings(report.diagnostics)
     report.seconds = time.perf_counter() - started + report.earlier_seconds
     return report
 
@@ -194,8 +197,9 @@ class Trainer(Resumable):
         objective: Objective,
         log: IO[str],
         checkpoints: Checkpoints,
+        reading: Reading | None = None,
     ) -> None:
-        self.checkpoints = checkpoints
+        self.checkpoints, self.reading = checkpoints, reading
         self.visits, self.budget, self.sequences, self.jsonl = visits, budget, sequences, log
         self.objective: Objective = objective
         self.report = TrainingReport()
@@ -229,18 +233,24 @@ class Trainer(Resumable):
         self.objective.diagnoses = step == 1 or step % 10 == 0
         groups = [group for _, group in zip(range(num_batches), epoch_iterator, strict=False)]
         text = self.sequences.rows(self.state.global_step, groups)
-        batches = [collate(group, self.pad_id) for group in sorted_by_length(text.groups)]  # (B, T) tensors each
+        micro_batches = sorted_by_length(text.groups)
+        batches = [collate(group, self.pad_id) for group in micro_batches]  # (B, T) tensors each
+        if self.reading is not None:
+            for batch, group in zip(batches, micro_batches, strict=True):
+                batch.update(self.reading.tensors(group, self.pad_id))
         items = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
         read = sum(len(row.input_ids) for group in text.groups for row in group)
+        scored = sum(int(batch.get("teacher_attention_mask", batch["attention_mask"]).sum()) for batch in batches)
+        teacher_read = text.teacher_tokens + (scored if self.objective.queries_teacher else 0)
         # one reduction for all counts; every process then divides by the scored tokens of all
-        counts = torch.tensor([items, read, text.student_tokens, text.generated, text.teacher_tokens])
+        counts = torch.tensor([items, read, text.student_tokens, text.generated, teacher_read])
         if self.accelerator.num_processes > 1:
             counts = self.accelerator.reduce(counts.to(device))
         items, read, student_tokens, generated, teacher_tokens = counts.tolist()
         self._items, self._step_rows = items, replace(text, groups=[])
         self.report.trained_tokens += items
         self.report.read_tokens += read
-        self.report.teacher_tokens += teacher_tokens + (read if self.objective.queries_teacher else 0)
+        self.report.teacher_tokens += teacher_tokens
         self.report.teacher_seconds += text.teacher_seconds
         self.report.generated_tokens += generated
         self.report.student_steps += text.origin != "given"

@@ -14,6 +14,7 @@ import numpy as np
 COLD_NLL = 3.0  # nats per token; above it the JSD of student and teacher has almost no gradient
 MOVED = 0.98  # the NLL after a tenth of the steps must be below this share of the first
 END_MASS = 1e-4  # mean probability of ending a turn; a teacher below it where rows end never lets a student stop
+MUCH_OUTSIDE = 0.01  # mean probability that a teacher gives to tokens which the student does not have
 SETTLED_NLL = 1.0  # nats per token; a student that starts below it need not move
 
 
@@ -77,6 +78,17 @@ class TrainingReport:
         if given and self.gold_end_mass is None:
             self.gold_end_mass = means.get("teacher_end_mass")
         return means
+
+
+def outside_warnings(diagnostics: Mapping[str, float]) -> list[str]:
+    """A warning where the teacher gives more than `MUCH_OUTSIDE` of its mass to tokens that the student lacks."""
+    mass = diagnostics.get("teacher_mass_outside", 0.0)
+    if mass <= MUCH_OUTSIDE:
+        return []
+    return [
+        f"the teacher gives {mass:.1%} of its probability to tokens that the student does not have; they are left out "
+        "and the rest is renormalised, so the student learns another distribution than the teacher's"
+    ]
 
 
 def find_warnings(

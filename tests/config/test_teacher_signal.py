@@ -4,20 +4,21 @@ import pytest
 
 from harness.config.checks import SettingsError
 from harness.config.recipe import HIDDEN, TOKEN_DIVERGENCES, TrainingPhase
-from harness.config.teacher_signal import SUPPORTED, TAILS, Signal, check_signal
+from harness.config.teacher_signal import POLICY_GRADIENT, SUPPORTED, TAILS, Signal, check_signal
 
 SIGNALS = [Signal(), *(Signal(kind="top_k", tail=tail) for tail in TAILS), Signal(kind="sampled")]
 
 
 def test_the_table_has_every_signal_and_every_divergence():
-    assert {signal.column for signal in SIGNALS} == set(SUPPORTED)
-    assert all(set(row) == set(TOKEN_DIVERGENCES) for row in SUPPORTED.values())
+    columns = {signal.column() for signal in SIGNALS} | {Signal(tail=tail).column(served=True) for tail in TAILS}
+    assert columns == set(SUPPORTED)
+    assert all(set(row) == {*TOKEN_DIVERGENCES, POLICY_GRADIENT} for row in SUPPORTED.values())
 
 
-@pytest.mark.parametrize("signal", SIGNALS, ids=lambda signal: signal.column)
+@pytest.mark.parametrize("signal", SIGNALS, ids=lambda signal: signal.column())
 @pytest.mark.parametrize("divergence", TOKEN_DIVERGENCES)
 def test_what_the_table_refuses_is_refused_in_one_sentence_with_its_reason(signal, divergence):
-    support, phase = SUPPORTED[signal.column][divergence], TrainingPhase(divergence=divergence)
+    support, phase = SUPPORTED[signal.column()][divergence], TrainingPhase(divergence=divergence)
     if support.works:
         return check_signal(signal, phase)
     with pytest.raises(SettingsError) as refused:
@@ -26,7 +27,8 @@ def test_what_the_table_refuses_is_refused_in_one_sentence_with_its_reason(signa
     assert divergence in said and support.why in said and "\n" not in said
     ways_out = said.rstrip(".").rpartition("; use ")[2].split(", or ")
     named = [Signal(**dict(word.removeprefix("signal.").split("=") for word in words.split())) for words in ways_out]
-    assert [one.column for one in named] == [column for column, row in SUPPORTED.items() if row[divergence].works]
+    able = [column for column, row in SUPPORTED.items() if row[divergence].works and not column.startswith("served")]
+    assert [one.column() for one in named] == able
 
 
 def test_the_pairs_that_methods_rule_out_are_ruled_out():
@@ -35,7 +37,7 @@ def test_the_pairs_that_methods_rule_out_are_ruled_out():
     assert all(SUPPORTED["live"][name].works and SUPPORTED["top_k[tail]"][name].works for name in TOKEN_DIVERGENCES)
 
 
-@pytest.mark.parametrize("signal", SIGNALS[1:], ids=lambda signal: signal.column)
+@pytest.mark.parametrize("signal", SIGNALS[1:], ids=lambda signal: signal.column())
 def test_another_temperature_is_reached_on_the_kept_tokens_alone(signal):
     phase = TrainingPhase(divergence="forward_kl", divergence_temperature=2.0)
     if signal.tail == "renormalise":
@@ -63,7 +65,7 @@ def test_phases_that_need_the_teacher_itself_are_refused_a_cache(phase):
             check_signal(signal, phase)
 
 
-@pytest.mark.parametrize("signal", SIGNALS, ids=lambda signal: signal.column)
+@pytest.mark.parametrize("signal", SIGNALS, ids=lambda signal: signal.column())
 def test_a_signal_is_checked_only_where_the_phase_in_normal_form_reads_the_teachers_logits(signal):
     never, gold, own = (
         TrainingPhase(),
@@ -81,10 +83,14 @@ def test_a_signal_is_checked_only_where_the_phase_in_normal_form_reads_the_teach
 
 
 def test_a_value_that_the_kind_does_not_read_is_no_identity_and_the_tail_is_not_stored():
-    assert Signal(top_k=5, samples=9).identity() == {"kind": "live"}
-    assert Signal(kind="sampled", top_k=5).identity() == Signal(kind="sampled").identity()
+    phase = TrainingPhase(divergence="forward_kl")
+    assert Signal(top_k=5, samples=9).identity(phase) is None
+    assert Signal(kind="top_k").identity(TrainingPhase()) is None, "cross-entropy reads no teacher"
+    assert Signal(kind="sampled", top_k=5).identity(phase) == Signal(kind="sampled").identity(phase)
     zero, tail = Signal(kind="top_k", tail="zero"), Signal(kind="top_k")
-    assert zero.stored() == tail.stored() and zero.identity() != tail.identity()
+    assert zero.stored() == tail.stored() and zero.identity(phase) != tail.identity(phase)
+    asked = {"kind": "live", "top_k": 5, "tail": "tail"}
+    assert Signal(top_k=5).identity(phase, served=True) == asked, "a server names so many tokens"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 
 from harness.config.checks import SettingsError
 from harness.teachers.signals import LiveTeacher
-from tests.doubles import byte_tokenizer, tiny_llama
+from tests.doubles import bpe_tokenizer, byte_tokenizer, tiny_llama
 
 IDS = torch.tensor([[10, 11, 12, 13, 14], [20, 21, 22, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
@@ -27,8 +27,7 @@ def test_a_teacher_is_frozen_and_its_dropout_changes_nothing():
 
 
 def test_a_teacher_with_another_tokenizer_is_refused_and_both_are_named():
-    other = byte_tokenizer()
-    other.add_tokens(["<|extra|>"])
+    other = bpe_tokenizer("byte-level")
     other.name_or_path, student = "the-teacher", byte_tokenizer()
     student.name_or_path = "the-student"
     with pytest.raises(SettingsError, match=r"the-teacher.*the-student.*method=cross_kd"):

@@ -3,7 +3,7 @@
 `synthesize.py` sets the number of rows and measures those that are kept. Each batch of generated text is a part of
 the stage's partial output, so a stopped stage generates nothing twice; the filters run again.
 
-    synthesis = Synthesis(prompter, judge, settings, truth, partial_output)
+    synthesis = Synthesis(prompter, tokenizer, judge, settings, truth, partial_output)
     synthesis.generate(range(256), wanted=100)
     synthesis.columns, synthesis.rendered           # the rows kept so far
 """
@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
 
 from harness.data.chat import Rendered, render_many
 from harness.stages.labels import FEATURES
@@ -32,11 +33,14 @@ class Synthesis:
     def __init__(
         self,
         prompter: SyntheticPrompter,
+        tokenizer: PreTrainedTokenizerBase,
         judge: Judge,
         settings: Mapping[str, Any],
         truth: Truth | None,
         partial_output: PartialOutput,
     ) -> None:
+        """`tokenizer` renders the rows that are kept: the student's."""
+        self.tokenizer = tokenizer
         self.prompter, self.judge, self.settings = prompter, judge, settings
         self.truth, self.partial_output = truth, partial_output
         self.columns: dict[str, list[Any]] = {name: [] for name in FEATURES}
@@ -55,7 +59,7 @@ class Synthesis:
         # a malformed row has nothing to render; it is rejected under its own reason
         whole = [row for row in rows if row.prompt and row.answer]
         pairs = [turns((row.prompt, row.answer)) for row in whole]
-        found = render_many(self.prompter.tokenizer, pairs, self.settings["max_length"])
+        found = render_many(self.tokenizer, pairs, self.settings["max_length"])
         rendered = {row.number: one for row, one in zip(whole, found, strict=True)}
         candidates = [self._candidate(row, rendered.get(row.number)) for row in rows]
         reasons = [self.judge.reason(row) for row in candidates]

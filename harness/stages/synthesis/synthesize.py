@@ -23,18 +23,18 @@ from datasets import Dataset, load_from_disk
 
 from harness.config.checks import SettingsError, refuse
 from harness.config.machine import Machine
-from harness.data.chat import Rendered, render
+from harness.data.chat import Rendered, render, render_many
 from harness.data.corpora import corpus_from, load_corpus
 from harness.data.sequences import Rows
 from harness.evals.corpus.verified import verify
 from harness.models.flops import forward_flops
-from harness.models.loading import device_of, tokenizer_hash
+from harness.models.loading import device_of, load_tokenizer, tokenizer_hash
 from harness.runtime import progress
-from harness.stages.labels import save_rows
+from harness.stages.labels import FEATURES, save_rows
 from harness.stages.overlap import read_items
 from harness.stages.subset import read_batches
 from harness.stages.synthesis.filters import FILTERS, MEASURED_ROWS, Judge, Limits, measures, rejected_shares
-from harness.stages.synthesis.prompting import Pair, SyntheticPrompter
+from harness.stages.synthesis.prompting import Pair, SyntheticPrompter, turns
 from harness.stages.synthesis.requests import Synthesis, Truth
 from harness.store.partial_output import PartialOutput
 from harness.store.store import write_json
@@ -62,7 +62,8 @@ def make_synthesize(
     truth = _truth(inputs["mixture"], settings["verified"])
     teacher = open_teacher(inputs["teacher"], device_of(machine), url=settings.get("where", {}).get("teacher_url"))
     # the rows it keeps are trained by a student with the subset's ids
-    _check_tokenizer(inputs["subset"], inputs["mixture"], teacher.tokenizer, "a teacher's rows")
+    student = load_tokenizer(inputs["student"]) if "student" in inputs else teacher.tokenizer
+    _check_tokenizer(inputs["subset"], inputs["mixture"], student, "a teacher's rows")
     human = _human_pairs(inputs)
     partial_output = PartialOutput(settings, inputs, ROWS_AT_ONCE, teacher.spent)
     pairs = [pair for rows in human.values() for pair in rows]
@@ -77,7 +78,8 @@ def make_synthesize(
     )
     # A row depends on its number alone, so generating more rows changes no earlier one.
     wanted = settings["synthetic_rows"] or max(1, round(settings["synthetic_ratio"] * len(pairs)))
-    synthesis = Synthesis(SyntheticPrompter(teacher, settings, human), judge, settings, truth, partial_output)
+    prompter = SyntheticPrompter(teacher, settings, human)
+    synthesis = Synthesis(prompter, student, judge, settings, truth, partial_output)
     while len(judge.kept) < wanted and len(synthesis.sources) < ASKED_AT_MOST * wanted:
         first = len(synthesis.sources)
         synthesis.generate(range(first, min(first + ROWS_AT_ONCE, ASKED_AT_MOST * wanted)), wanted)
@@ -95,6 +97,9 @@ def make_synthesize(
     found = measures(judge.kept, pairs) | rejected_shares(rejected, asked)
     found |= _lengths(synthesis.rendered) | _right_shares(judge.kept, truth)
     written, gold = load_from_disk(out / "synthetic"), load_from_disk(inputs["subset"] / "train")
+    if "student" in inputs:  # the teacher reads both in its own tokens and template
+        written = _rendered(teacher.tokenizer, judge.kept, written["row"], settings["max_length"], out)
+        gold = _rendered(teacher.tokenizer, pairs, range(len(pairs)), settings["max_length"])
     likelihoods, read, warnings = _likelihoods(teacher, {"": written, "human_": gold})
     found |= likelihoods
     counts = {"asked": asked, "kept": kept, "wanted": wanted}
@@ -113,6 +118,25 @@ def make_synthesize(
         "warnings": _warnings(kept, wanted, asked, reasons) + teacher.warnings + warnings,
         **({"earlier_seconds": partial_output.earlier_seconds} if partial_output.earlier_seconds else {}),
     }
+
+
+def _rendered(
+    tokenizer: Any, pairs: Sequence[Pair], numbers: Sequence[int], max_length: int, out: Path | None = None
+) -> Dataset:
+    """Prompts and answers as the teacher renders them, with these numbers; kept in `out/teacher_reading`."""
+    room = 2 * max_length  # marks and a system prompt of its own
+    found = render_many(tokenizer, [turns(pair) for pair in pairs], room)
+    columns = {
+        "row": list(numbers),
+        "id": [f"{number}" for number in numbers],
+        "input_ids": [one.input_ids for one in found],
+        "starts": [one.starts for one in found],
+        "ends": [one.ends for one in found],
+    }
+    if out is not None:
+        save_rows(columns, out / "teacher_reading")
+        return load_from_disk(out / "teacher_reading")
+    return Dataset.from_dict(columns, features=FEATURES)
 
 
 def _likelihoods(

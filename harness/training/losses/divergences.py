@@ -28,7 +28,7 @@ import torch
 from torch.nn import functional
 
 from harness.config.recipe import TrainingPhase
-from harness.models.logits import at_least_fp32
+from harness.models.logits import at_least_fp32, ruled_out
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,18 @@ def cross_entropy(student_logits: torch.Tensor, tokens: torch.Tensor, label_smoo
 
 
 def compare(
-    phase: TrainingPhase, student_logits: torch.Tensor, teacher_logits: torch.Tensor | None, tokens: torch.Tensor
+    phase: TrainingPhase,
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor | None,
+    tokens: torch.Tensor,
+    outside: torch.Tensor | None = None,
 ) -> Divergence:
     """What a training phase minimises: its divergence, mixed with cross-entropy by its weight.
 
     `(1 - w) divergence + w cross-entropy`, w = `phase.cross_entropy_weight`. Both logits are (N, V), the teacher's
-    without gradient; `tokens` (N,) are those to be predicted. Raises ValueError where a divergence from a teacher
-    gets no teacher logits.
+    without gradient; `tokens` (N,) are those to be predicted. Tokens that the teacher does not have, `outside` bool
+    (V,), are left out of the divergence (the teacher's logits rule them out) and not of the cross-entropy. Raises
+    ValueError where a divergence from a teacher gets no teacher logits.
     """
     phase = phase.normal()
     if phase.divergence == "cross_entropy":
@@ -72,7 +77,7 @@ def compare(
     if teacher_logits is None:
         raise ValueError(f"divergence {phase.divergence} needs the teacher's logits and got none")
     temperature, weight = phase.divergence_temperature, phase.cross_entropy_weight
-    student, teacher = next_token_logprobs(student_logits, teacher_logits, temperature)  # (N, V), (N, V)
+    student, teacher = next_token_logprobs(ruled_out(student_logits, outside), teacher_logits, temperature)  # (N, V)
     total = between(phase, student, teacher) * temperature**2
     # the likelihood is reported under every objective; its graph is built only where it is part of the loss
     with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
@@ -80,6 +85,23 @@ def compare(
     if weight:
         total = (1 - weight) * total + weight * nll.sum
     return Divergence(total, len(tokens), nll.diagnostics)
+
+
+def policy_gradient(student_logits: torch.Tensor, teacher_logprobs: torch.Tensor, tokens: torch.Tensor) -> Divergence:
+    """A reverse KL whose gradient is estimated from tokens (N,) that the student sampled at temperature 1.
+
+    A token's advantage is log P - log Q, without gradient, and the gradient is that of -advantage log Q: its mean over
+    tokens drawn from Q is the gradient of KL(Q || P), since the mean of the gradient of log Q is 0 (Williams 1992; as a
+    loss of distillation, Thinking Machines 2025). The value is the sum of log Q - log P, an estimate of the KL.
+    `student_logits` (N, V); `teacher_logprobs` (N,), the teacher's log-probability of each token. A constant that is
+    added to them at a position, as the mass of tokens that are not compared, moves the value and not the mean gradient.
+    """
+    own = cross_entropy(student_logits, tokens)
+    logprobs = torch.log_softmax(at_least_fp32(student_logits), dim=-1).gather(1, tokens[:, None])[:, 0]  # (N,)
+    advantage = teacher_logprobs.to(logprobs.dtype) - logprobs.detach()  # (N,)
+    # log Q minus itself is 0 and has its gradient: the value stays the estimate of the KL
+    total = -(advantage + advantage * (logprobs - logprobs.detach())).sum()
+    return Divergence(total, len(tokens), {"student_nll": own.diagnostics["student_nll"]})
 
 
 def next_token_logprobs(

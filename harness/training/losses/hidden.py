@@ -44,7 +44,8 @@ from harness.models.hidden_states import (
     relative_error,
     uniform_map,
 )
-from harness.models.logits import logits_at, scored_positions, scored_tokens
+from harness.models.logits import logits_at, ruled_out, scored_positions, scored_tokens
+from harness.teachers.reading import Reading
 from harness.training.losses.divergences import Divergence, cross_entropy, kl, next_token_logprobs
 
 if TYPE_CHECKING:
@@ -76,6 +77,15 @@ class Hidden:
                 f"divergence {phase.divergence} reads the teacher's hidden states, which are not stored or served",
                 "use a teacher that is in memory",
             )
+        self.reading: Reading = self.teacher.reading
+        if self.reading.own:
+            raise refuse(
+                "teacher.rendering",
+                "own",
+                f"divergence {phase.divergence} compares states position by position, and in its own chat template "
+                "the teacher has other positions",
+                "set teacher.rendering=student",
+            )
 
     def compare(self, model: Any, batch: dict[str, torch.Tensor]) -> Divergence:
         """The summed loss of a micro-batch; diagnostics gain `hidden`, the sum of H_t without its weight."""
@@ -85,7 +95,8 @@ class Hidden:
             logits = logits_at(model, input_ids, attention_mask, scored)[:, : self.vocabulary]  # (N, V)
         started = time.perf_counter()
         with caught(self._modules(self.teacher_model, "teacher"), self._cut(scored)) as teacher:
-            teacher_logits = self._run_teacher(input_ids, attention_mask, scored)
+            teacher_ids = batch.get("teacher_input_ids", input_ids)  # (B, T), with the teacher's own end of turn
+            teacher_logits = self._run_teacher(teacher_ids, attention_mask, scored)
         self.teacher_seconds += time.perf_counter() - started
 
         # under autocast the squares and products of states would be made in bf16
@@ -99,6 +110,7 @@ class Hidden:
         if self.phase.cross_entropy_weight:
             total = total + self.phase.cross_entropy_weight * own.sum
         if teacher_logits is not None:
+            logits = ruled_out(logits, self.reading.shared.outside)
             student_logprobs, teacher_logprobs = next_token_logprobs(logits, teacher_logits)  # (N, V), (N, V)
             total = total + self.phase.forward_kl_weight * kl(teacher_logprobs, student_logprobs)
         return Divergence(total, len(tokens), diagnostics)
@@ -108,7 +120,7 @@ class Hidden:
     ) -> torch.Tensor | None:
         # the teacher's output layer is worth running only for the KL
         if self.phase.forward_kl_weight:
-            return self.teacher.logits(input_ids, attention_mask, scored)[:, : self.vocabulary]
+            return self.reading.shared.of_teacher(self.teacher.logits(input_ids, attention_mask, scored))
         with torch.no_grad():
             decoder = self.teacher_model.eval().get_decoder()
             decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)

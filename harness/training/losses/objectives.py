@@ -13,29 +13,40 @@ tokenizers in `cross_tokenizer.py`.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 
 from harness.config.recipe import CROSS, HIDDEN, TOKEN_DIVERGENCES, TrainingPhase
-from harness.config.teacher_signal import check_signal
+from harness.config.teacher_signal import POLICY_GRADIENT, check_signal
 from harness.models.fsdp import is_fsdp_sharded
-from harness.models.logits import agrees, logits_at, logits_from, scored_positions, scored_tokens, states_at
+from harness.models.logits import (
+    agrees,
+    logits_at,
+    logits_from,
+    ruled_out,
+    scored_positions,
+    scored_tokens,
+    states_at,
+)
+from harness.teachers.served_signal import ServedSignal
 from harness.teachers.signals import DenseSignal, LiveTeacher, SparseSignal
 from harness.training.losses.agreement import agreement, end_of_turn_mass
 from harness.training.losses.chunked import in_chunks, positions_at_once
 from harness.training.losses.controls import permutation
 from harness.training.losses.cross_tokenizer import AcrossTokenizers, CrossTeacher
-from harness.training.losses.divergences import Divergence, compare
+from harness.training.losses.divergences import Divergence, compare, next_token_logprobs, policy_gradient
 from harness.training.losses.hidden import Features, Relations
 from harness.training.losses.sparse import compare_sparse
 
 TeacherSignal = DenseSignal | SparseSignal | CrossTeacher
 """What a student is trained on: distributions at its own tokens, whole or in part, or at the teacher's tokens."""
 Batch = dict[str, torch.Tensor]
-TeacherAt = Callable[[slice], Any]
-"""What a teacher gives at a slice of the scored positions: logits (n, V), sparse logits, or None without a teacher."""
+TeacherAt = Callable[[slice], tuple[Any, torch.Tensor | None]]
+"""What a teacher gives at a slice of the scored positions: logits (n, V), sparse logits, or None without a teacher;
+and the probability (n,) that it gives tokens the student does not have, None where it is not known or there is none."""
 
 BESIDE = "objective_weights"  # the name of an objective's weights in the student while both are trained
 
@@ -145,6 +156,8 @@ class Distributions:
         self.queries_teacher = phase.divergence != "cross_entropy" and phase.control != "unigram"
         self.teacher_seconds, self.diagnoses = 0.0, False
         self.warnings: list[str] = []
+        self._shared = None if teacher is None else teacher.reading.shared
+        self._outside = None if self._shared is None else self._shared.outside  # (V,)
         self._chunk = chunk
         self._splittable: dict[str, bool] = {}
 
@@ -159,22 +172,22 @@ class Distributions:
         teacher = self._teacher(batch, scored, len(tokens), whole=len(tokens) <= size)
         if len(tokens) <= size or not self._splits("student", model):
             logits = self._cut(logits_at(model, input_ids, attention_mask, scored))  # (N, V)
-            return self._compared(logits, teacher(slice(None)), tokens)
+            return self._compared(logits, *teacher(slice(None)), tokens)
 
         def part(states: torch.Tensor, rows: slice) -> Divergence:
             logits = self._cut(logits_from(model, states))  # (n, V)
-            return self._compared(logits, teacher(rows), tokens[rows])
+            return self._compared(logits, *teacher(rows), tokens[rows])
 
         return in_chunks(states_at(model, input_ids, attention_mask, scored), size, part)
 
     def _teacher(self, batch: Batch, scored: torch.Tensor, count: int, whole: bool) -> TeacherAt:
         """Logits of the teacher, or of the control in its place, at the `count` scored positions."""
         if self.phase.divergence == "cross_entropy":
-            return lambda rows: None
+            return lambda rows: (None, None)
         if self.phase.control == "unigram":
             assert self.unigram is not None
             everywhere = self.unigram.to(scored.device).expand(count, -1)  # (N, V)
-            return lambda rows: everywhere[rows]
+            return lambda rows: (everywhere[rows], None)
         teacher = self.teacher
         assert teacher is not None
         started = time.perf_counter()
@@ -182,32 +195,50 @@ class Distributions:
         if self.phase.control == "shuffled":
             order = permutation(batch, count, self.seed)  # (N,)
         ids_and_mask = batch["input_ids"], batch["attention_mask"]
+        if "teacher_input_ids" in batch:  # the same answers in the teacher's own rendering
+            ids_and_mask = batch["teacher_input_ids"], batch["teacher_attention_mask"]
+            scored = scored_positions(batch["teacher_labels"])
+            assert int(scored.sum()) == count, "the teacher's scored positions are not the student's"
         at: TeacherAt
         # only a model in memory can give hidden states first and the logits of a chunk later
         if not whole and isinstance(teacher, LiveTeacher) and self._splits("teacher", teacher.model):
             states = teacher.states(*ids_and_mask, scored)[order]  # (N, d)
             at = partial(self._from_states, teacher, states)
         else:
-            logits = self._cut(teacher.logits(*ids_and_mask, scored))[order]  # (N, V)
-            at = logits.__getitem__
+            logits, outside = self._of_teacher(teacher.logits(*ids_and_mask, scored)[order])  # (N, V), (N,)
+            at = lambda rows: (logits[rows], None if outside is None else outside[rows])  # noqa: E731
         self.teacher_seconds += time.perf_counter() - started
         return at
 
-    def _from_states(self, teacher: LiveTeacher, states: torch.Tensor, rows: slice) -> torch.Tensor:
+    def _from_states(self, teacher: LiveTeacher, states: torch.Tensor, rows: slice) -> tuple[Any, torch.Tensor | None]:
         started = time.perf_counter()
-        logits = self._cut(teacher.logits_from(states[rows]))  # (n, V)
+        found = self._of_teacher(teacher.logits_from(states[rows]))  # (n, V), (n,)
         self.teacher_seconds += time.perf_counter() - started
-        return logits
+        return found
+
+    def _of_teacher(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The teacher's logits (n, V) of the student's tokens, and its mass (n,) outside them where it is diagnosed."""
+        assert self._shared is not None
+        return self._shared.of_teacher(logits), self._shared.mass_outside(logits) if self.diagnoses else None
 
     def _cut(self, logits: torch.Tensor) -> torch.Tensor:
         # heads may be padded beyond the vocabulary, each by its own amount: no arm sees the padding
         return logits[:, : self.vocabulary]
 
-    def _compared(self, student_logits: torch.Tensor, teacher_logits: Any, tokens: torch.Tensor) -> Divergence:
-        """The loss at n scored positions, from logits (n, V) and tokens (n,)."""
-        found = compare(self.phase, student_logits, teacher_logits, tokens)
+    def _compared(
+        self, student_logits: torch.Tensor, teacher_logits: Any, outside: torch.Tensor | None, tokens: torch.Tensor
+    ) -> Divergence:
+        """The loss at n scored positions, from logits (n, V), the teacher's mass (n,) outside them, and tokens (n,)."""
+        if self.phase.estimator == POLICY_GRADIENT:
+            _, teacher_logprobs = next_token_logprobs(student_logits, teacher_logits)  # (n, V)
+            own = teacher_logprobs.gather(1, tokens[:, None])[:, 0]  # (n,)
+            found = policy_gradient(ruled_out(student_logits, self._outside), own, tokens)
+        else:
+            found = compare(self.phase, student_logits, teacher_logits, tokens, self._outside)
+        if outside is not None:
+            found.diagnostics["teacher_mass_outside"] = outside.sum()
         if self.diagnoses and teacher_logits is not None:
-            found.diagnostics.update(agreement(student_logits, teacher_logits))
+            found.diagnostics.update(agreement(ruled_out(student_logits, self._outside), teacher_logits))
             if self.end_of_turn is not None and self.phase.control == "none":
                 found.diagnostics.update(end_of_turn_mass(teacher_logits, tokens, self.end_of_turn))
         return found
@@ -236,15 +267,28 @@ class SparseDistributions(Distributions):
         chunk: int | None = None,
     ) -> None:
         """Raises SettingsError where the phase's divergence cannot be computed from the teacher's signal."""
-        check_signal(teacher.signal, phase)
+        served = isinstance(teacher, ServedSignal)
+        check_signal(replace(teacher.signal, kind="live") if served else teacher.signal, phase, served)
         super().__init__(phase, None, vocabulary, chunk=chunk)
-        self.signal, self.queries_teacher = teacher, False
+        # a server reads the text of each step; a cache was made of it before
+        self.signal, self.queries_teacher = teacher, served
+        self._outside = teacher.reading.shared.outside if isinstance(teacher, ServedSignal) else None
 
     def _teacher(self, batch: Batch, scored: torch.Tensor, count: int, whole: bool) -> TeacherAt:
         started = time.perf_counter()
         sparse = self.signal.sparse_logits(batch).to(scored.device)  # N positions, K tokens each
         self.teacher_seconds += time.perf_counter() - started
-        return sparse.__getitem__
+        return lambda rows: (sparse[rows], None if sparse.outside is None else sparse.outside[rows])
 
-    def _compared(self, student_logits: torch.Tensor, teacher_logits: Any, tokens: torch.Tensor) -> Divergence:
-        return compare_sparse(self.phase, self.signal.signal.tail, student_logits, teacher_logits, tokens)
+    def _compared(
+        self, student_logits: torch.Tensor, teacher_logits: Any, outside: torch.Tensor | None, tokens: torch.Tensor
+    ) -> Divergence:
+        if self.phase.estimator == POLICY_GRADIENT:
+            found = policy_gradient(ruled_out(student_logits, self._outside), teacher_logits.own, tokens)
+        else:
+            found = compare_sparse(
+                self.phase, self.signal.signal.tail, student_logits, teacher_logits, tokens, self._outside
+            )
+        if outside is not None:
+            found.diagnostics["teacher_mass_outside"] = outside.sum()
+        return found

@@ -8,40 +8,56 @@ from functools import partial
 
 import torch
 
+from harness.config.checks import refuse
 from harness.config.recipe import TrainingPhase
-from harness.config.teacher_signal import Signal, check_signal
-from harness.models.logits import at_least_fp32, logsumexp_outside
+from harness.config.teacher_signal import SUPPORTED, Signal
+from harness.models.logits import RULED_OUT, at_least_fp32, logsumexp_outside, ruled_out
 from harness.teachers.sparse_logits import SparseLogits
 from harness.training.losses.divergences import Divergence, between
 
 
 def compare_sparse(
-    phase: TrainingPhase, tail: str, student_logits: torch.Tensor, sparse: SparseLogits, tokens: torch.Tensor
+    phase: TrainingPhase,
+    tail: str,
+    student_logits: torch.Tensor,
+    sparse: SparseLogits,
+    tokens: torch.Tensor,
+    outside: torch.Tensor | None = None,
 ) -> Divergence:
     """What a training phase minimises, from a teacher's sparse logits; the counterpart of `divergences.compare`.
 
     `student_logits` (N, V), `sparse` of N positions and K tokens, `tokens` (N,) those to be predicted; `tail` is one
-    of `teacher_signal.TAILS` and read for `top_k` only. Diagnostics, summed over positions: `student_nll`,
-    `kept_student_mass`, and for `top_k` `kept_teacher_mass`. Raises SettingsError where the stage's divergence cannot
-    be computed from this kind of logits.
+    of `teacher_signal.TAILS` and read for `top_k` only; `outside` as in `divergences.compare`. Diagnostics, summed
+    over positions: `student_nll`, `kept_student_mass`, and for `top_k` `kept_teacher_mass`. Raises SettingsError where
+    the stage's divergence cannot be computed from this kind of logits.
     """
-    phase, logits = phase.normal(), at_least_fp32(student_logits)  # (N, V)
+    phase, own = phase.normal(), at_least_fp32(student_logits)  # (N, V)
+    logits = ruled_out(own, outside)  # (N, V), of the tokens that the teacher has
     assert len(sparse) == len(logits) == len(tokens), "positions differ"
-    check_signal(Signal(kind=sparse.kind, tail=tail), phase)
+    support = SUPPORTED[Signal(kind=sparse.kind, tail=tail).column()][phase.divergence]
+    if not support.works:
+        raise refuse("signal", sparse.kind, f"not with {phase.divergence}: {support.why}")
     temperature, weight = phase.divergence_temperature, phase.cross_entropy_weight
     weights = partial(rounded_log_weights, like=logits)
     teacher = sparse.logprobs.to(logits.dtype)  # (N, K)
-    chosen = logits.gather(1, sparse.ids)  # (N, K), the student's logits of the same tokens
-    everything = sparse.ids.shape[1] == logits.shape[1]  # then there is no tail
+    ids = sparse.ids.clamp(min=0)  # (N, K)
+    chosen = logits.gather(1, ids)  # (N, K), the student's logits of the same tokens
+    unused = sparse.ids < 0 if sparse.kind == "top_k" else teacher == -torch.inf  # (N, K)
+    gaps = sparse.kind == "top_k" and bool(unused.any())
+    if gaps:  # finite, so that two events of probability 0 leave no NaN in a mixture
+        chosen, teacher = chosen.masked_fill(unused, RULED_OUT), teacher.masked_fill(unused, RULED_OUT)
+    everything = sparse.ids.shape[1] == logits.shape[1] and not gaps  # then there is no tail
     in_tail = sparse.kind == "top_k" and tail == "tail" and not everything
     if in_tail:
         # the tail's logit from the tokens themselves: 1 - the mass of the K would lose a small tail in rounding
-        rest = logsumexp_outside(logits, sparse.ids)  # (N,)
+        rest = logsumexp_outside(logits, ids, ~unused if gaps else None)  # (N,)
+        rest = rest.clamp(min=RULED_OUT) if gaps else rest  # finite also where every token is named
         normaliser = torch.logaddexp(chosen.logsumexp(-1), rest)  # (N,)
     else:
         normaliser = logits.logsumexp(-1)  # (N,)
     student = chosen - normaliser[:, None]  # (N, K) log-probabilities over the whole vocabulary
-    nll = (normaliser - logits.gather(1, tokens[:, None])[:, 0]).sum()
+    likelihood = normaliser if outside is None else own.logsumexp(-1)  # (N,)
+    nll = (likelihood - own.gather(1, tokens[:, None])[:, 0]).sum()
 
     if sparse.kind == "sampled":
         total = -(teacher.exp() * student).sum()
@@ -60,8 +76,8 @@ def compare_sparse(
         total = (1 - weight) * total + weight * nll
     diagnostics = {"student_nll": nll.detach()}
     with torch.no_grad():
-        # an unused place of `sampled` repeats the id 0, whose mass must not be counted for it
-        diagnostics["kept_student_mass"] = student.exp().masked_fill(teacher == -torch.inf, 0.0).sum()
+        # an unused place has the id of another token, whose mass must not be counted for it
+        diagnostics["kept_student_mass"] = student.exp().masked_fill(unused, 0.0).sum()
         if sparse.kind == "top_k":
             diagnostics["kept_teacher_mass"] = teacher.exp().sum()
     return Divergence(total, len(tokens), diagnostics)

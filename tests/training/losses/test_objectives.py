@@ -212,14 +212,14 @@ def test_padding_on_the_left_gives_the_same_loss():
 
 @pytest.mark.parametrize("chunk", [None, 4])
 def test_heads_padded_beyond_the_vocabulary_are_cut_alike(chunk):
-    wise = tiny_llama(seed=1)
-    wise.get_output_embeddings().weight.data[250:] = 9.0  # padding that would take most of the mass
-    data = batch(limit=250)
-    found, _, _ = measured(wise=teacher(model=wise), vocabulary=250, data=data, chunk=chunk)
+    wise, model = tiny_llama(seed=1, vocab_size=VOCABULARY + 10), tiny_llama(vocab_size=VOCABULARY + 2)
+    wise.get_output_embeddings().weight.data[VOCABULARY:] = 9.0  # padding that would take most of the mass
+    data = batch()
+    found, _, _ = measured(model=model, wise=teacher(model=wise), data=data, chunk=chunk)
     inputs = {"input_ids": data["input_ids"], "attention_mask": data["attention_mask"]}
     mask = data["labels"][:, 1:] != -100
     with torch.no_grad():
-        p, q = (m(**inputs).logits[:, :-1][mask][:, :250].log_softmax(-1) for m in (wise, tiny_llama()))
+        p, q = (m(**inputs).logits[:, :-1][mask][:, :VOCABULARY].log_softmax(-1) for m in (wise, model))
     assert found.sum.item() == pytest.approx((p.exp() * (p - q)).sum().item(), rel=1e-4)
 
 
