@@ -20,12 +20,12 @@ from harness.stand_ins.shapes import STAND_INS
 
 SERVER = "$HARNESS_REHEARSAL_SERVER"
 """The address of the stand-ins' server, which `python -m harness.rehearsal` starts and sets."""
-STEPS = 4
-AMOUNTS = {"steps": STEPS, "epochs": 1, "trained_tokens": 1000, "flops": 4e9}
+STEPS = 10
+"""So many that a share of a tenth has a step of its own."""
+AMOUNTS = {"steps": STEPS, "epochs": 1, "trained_tokens": 3000, "flops": 4e9}
 """By kind of budget, its amount: a few steps each."""
-CORPUS_SIZE = {"max_length": 192, "max_new_tokens": 12, "heldout_rows": 40}
+CORPUS_SIZE = {"max_length": 192, "max_new_tokens": 24, "heldout_rows": 40}
 METHOD_SIZE = {"synthetic_rows": 24, "buffer_size": 16}
-BUDGET_SIZE = {"min_steps": STEPS, "least_steps_per_phase": None}
 BATCH = 8
 ITEMS = 2
 T = TypeVar("T")
@@ -85,8 +85,9 @@ def _corpus(corpus: Any, folder: Path) -> Any:
 
 
 def _small(budget: Budget) -> Budget:
+    floor = {} if budget.kind == "flops" else {"min_steps": STEPS}
     small = replace(budget, amount=AMOUNTS[budget.kind], batch_size=BATCH)
-    return _sized(small, {name: size for name, size in BUDGET_SIZE.items() if getattr(small, name, None) is not None})
+    return _sized(small, {**floor, "least_steps_per_phase": None})
 
 
 def _sized(settings: Any, sizes: dict[str, Any]) -> Any:

@@ -14,8 +14,7 @@ from harness.stand_ins.models import write_models
 
 def make(folder: Path) -> None:
     """Write the models, the mixture and the benchmarks' items. Raises OSError where the folder cannot be written."""
-    texts = write_mixture(folder / CORPUS)
-    write_models(folder / MODELS, texts)
+    write_models(folder / MODELS, write_mixture(folder / CORPUS))
     for name in ITEMS:
         write_items(name, folder / BENCHMARKS)
 

@@ -3,7 +3,7 @@
 Every source has its share of rows and the shape of its conversations: several turns, a system turn, long answers, code,
 other scripts, rows that are repeated. The text is drawn from a few words; nothing of the real mixture is in it.
 
-    texts = write_mixture(Path("tulu-3-sft-mixture"))       # data/train-00000-of-00003.parquet, ...
+    conversations = write_mixture(Path("tulu-3-sft-mixture"))       # data/train-00000-of-00003.parquet, ...
 """
 
 import random
@@ -13,8 +13,8 @@ from typing import Any
 
 from harness.data.corpora.tulu3 import COLUMNS, SOURCES
 
-ROWS = 480
-"""About how many rows the mixture has."""
+ROWS = 1300
+"""About how many rows the mixture has: at 1 % the largest source still has a row to set apart for validation."""
 LEAST_ROWS = 6
 """Of every source, so that each has held-out, validation and training rows."""
 REPEATED = "tulu_hard_coded_repeated_10"
@@ -38,8 +38,8 @@ SYSTEM = ("no_robots", "wildjailbreak", "hard_coded")
 LONG = ("personahub_math", "numinamath", "personas-math", "evol_codealpaca")
 
 
-def write_mixture(folder: Path, seed: int = 0) -> list[str]:
-    """Write the shards under `folder`/data; returns the text of every turn, on which tokenizers are trained."""
+def write_mixture(folder: Path, seed: int = 0) -> list[list[dict[str, str]]]:
+    """Write the shards under `folder`/data; returns the conversations in order."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -50,7 +50,7 @@ def write_mixture(folder: Path, seed: int = 0) -> list[str]:
         part = rows[shard * per_shard : (shard + 1) * per_shard]
         table = pa.table({name: [row[name] for row in part] for name in COLUMNS})
         pq.write_table(table, folder / "data" / f"train-{shard:05d}-of-{SHARDS:05d}.parquet")
-    return [turn["content"] for row in rows for turn in row["messages"]]
+    return [row["messages"] for row in rows]
 
 
 def _rows(draw: random.Random) -> Iterator[dict[str, Any]]:
@@ -86,7 +86,7 @@ def _question(domain: str, draw: random.Random) -> str:
 
 
 def _answer(source: str, domain: str, draw: random.Random) -> str:
-    sentences = draw.randint(12, 30) if _is(source, LONG) else draw.randint(1, 2)
+    sentences = draw.randint(5, 9) if _is(source, LONG) else draw.randint(1, 2)
     if domain == "code":
         name, amount = draw.choice(WORDS), draw.randint(2, 99)
         return "\n".join([f"def {name}(x):", *(f"    x = x + {amount}" for _ in range(sentences)), "    return x"])

@@ -3,7 +3,7 @@
 write_models(Path("models"), texts)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +14,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 SHARD = "24KB"
+SHORT = 160
+"""Characters of the conversations that teach a model the form of turns."""
+STEPS, ROWS_PER_STEP, IN_A_ROW, LEARNING_RATE = 90, 16, 4, 5e-3
+Conversation = Sequence[Mapping[str, str]]
 
 
-def write_models(folder: Path, texts: Sequence[str]) -> None:
-    """Write every stand-in's Hugging Face folder; tokenizers are trained on `texts`."""
+def write_models(folder: Path, conversations: Sequence[Conversation]) -> None:
+    """Write every stand-in's Hugging Face folder; tokenizers are trained on the conversations' texts."""
+    texts = [turn["content"] for messages in conversations for turn in messages]
     tokenizers: dict[Family, Any] = {}
     for hub_id, stand_in in STAND_INS.items():
         if stand_in.family not in tokenizers:
             tokenizers[stand_in.family] = tokenizer_of(stand_in.family, texts)
-        _write(folder / folder_of(hub_id), stand_in, tokenizers[stand_in.family])
+        _write(folder / folder_of(hub_id), stand_in, tokenizers[stand_in.family], conversations)
 
 
 def tokenizer_of(family: Family, texts: Sequence[str]) -> "PreTrainedTokenizerFast":
@@ -48,7 +53,9 @@ def tokenizer_of(family: Family, texts: Sequence[str]) -> "PreTrainedTokenizerFa
     return tokenizer
 
 
-def _write(folder: Path, stand_in: StandIn, tokenizer: "PreTrainedTokenizerFast") -> None:
+def _write(
+    folder: Path, stand_in: StandIn, tokenizer: "PreTrainedTokenizerFast", conversations: Sequence[Conversation]
+) -> None:
     import torch
     from transformers import LlamaConfig
 
@@ -70,5 +77,36 @@ def _write(folder: Path, stand_in: StandIn, tokenizer: "PreTrainedTokenizerFast"
         pad_token_id=tokenizer.pad_token_id,
     )
     model: Any = random_model(config, stand_in.seed)
+    with torch.no_grad():  # padding is the mean of the other rows, as `resize_token_embeddings` makes it
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            layer.weight[len(tokenizer) :] = layer.weight[: len(tokenizer)].mean(0)
+    if stand_in.writes:
+        _learn_form(model, tokenizer, conversations, stand_in.seed)
     model.to(torch.bfloat16).save_pretrained(folder, max_shard_size=SHARD)
     tokenizer.save_pretrained(folder)
+
+
+def _learn_form(
+    model: Any, tokenizer: "PreTrainedTokenizerFast", conversations: Sequence[Conversation], seed: int
+) -> None:
+    """Train a few steps on all tokens of short conversations in a row, so that the model begins and ends turns.
+
+    It is shown conversations as the synthesis of rows shows them: some of one kind, one after the other.
+    """
+    import torch
+
+    short = [one for one in conversations if len(one) == 2 and sum(len(turn["content"]) for turn in one) < SHORT]
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    for _ in range(STEPS):
+        starts = torch.randint(len(short) - IN_A_ROW, (ROWS_PER_STEP,), generator=generator).tolist()
+        shown = [[turn for one in short[start : start + IN_A_ROW] for turn in one] for start in starts]
+        texts = [tokenizer.apply_chat_template(one, tokenize=False) for one in shown]
+        rows = [ids[:CONTEXT] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        longest = max(map(len, rows))
+        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])  # (B, T)
+        lengths = torch.tensor([len(row) for row in rows])
+        labels = ids.masked_fill(torch.arange(longest) >= lengths[:, None], -100)  # (B, T)
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()

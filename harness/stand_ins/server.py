@@ -116,13 +116,16 @@ def _prompt_logprobs(model: Any, prompt: list[int], top_k: int) -> list[dict[str
         scores = torch.log_softmax(model(torch.tensor([prompt])).logits[0].float(), -1)  # (T, V)
     found: list[dict[str, Any] | None] = [None]
     for place, token in enumerate(prompt[1:]):
-        entries = {str(one): _entry(scores[place], one) for one in scores[place].topk(top_k).indices.tolist()}
-        found.append(entries | {str(token): _entry(scores[place], token)})
+        # ranks by place, since tokens of bf16 weights may tie
+        top = scores[place].topk(top_k).indices.tolist()
+        entries = {str(one): _entry(scores[place], one, rank) for rank, one in enumerate(top, start=1)}
+        own = _entry(scores[place], token, int((scores[place] >= scores[place][token]).sum()))
+        found.append({str(token): own} | entries)
     return found
 
 
-def _entry(scores: "torch.Tensor", token: int) -> dict[str, Any]:
-    return {"logprob": float(scores[token]), "rank": 1 + int((scores > scores[token]).sum())}
+def _entry(scores: "torch.Tensor", token: int, rank: int) -> dict[str, Any]:
+    return {"logprob": float(scores[token]), "rank": rank}
 
 
 if __name__ == "__main__":

@@ -70,6 +70,8 @@ class StandIn:
     layers: int
     tied: bool
     seed: int
+    writes: bool = False
+    """Whether it has learnt the form of the mixture's conversations, so that it can write synthetic prompts."""
 
 
 STAND_INS = {
@@ -77,7 +79,7 @@ STAND_INS = {
     "meta-llama/Llama-3.2-3B": StandIn(LLAMA, 32, 3, True, 2),
     "meta-llama/Llama-3.1-8B": StandIn(LLAMA, 48, 2, False, 3),
     "meta-llama/Llama-3.1-70B": StandIn(LLAMA, 64, 3, False, 4),
-    "meta-llama/Llama-3.3-70B-Instruct": StandIn(INSTRUCT, 64, 3, False, 5),
+    "meta-llama/Llama-3.3-70B-Instruct": StandIn(INSTRUCT, 64, 3, False, 5, writes=True),
     "allenai/Llama-3.1-Tulu-3-8B-SFT": StandIn(TULU, 48, 2, False, 6),
     "allenai/Llama-3.1-Tulu-3-70B-SFT": StandIn(TULU, 64, 3, False, 7),
     "allenai/Llama-3.1-Tulu-3-70B": StandIn(TULU, 64, 3, False, 8),
