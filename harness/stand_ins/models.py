@@ -3,7 +3,7 @@
 write_models(Path("models"), texts)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ SHARD = "24KB"
 SHORT = 160
 """Characters of the conversations that teach a model the form of turns."""
 STEPS, ROWS_PER_STEP, IN_A_ROW, LEARNING_RATE = 90, 16, 4, 5e-3
-Conversation = Sequence[Mapping[str, str]]
+Conversation = list[dict[str, str]]
 
 
 def write_models(folder: Path, conversations: Sequence[Conversation]) -> None:
