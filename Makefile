@@ -7,7 +7,7 @@ QUICK := $(if $(quick),_quick)
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env grid study rehearsal smollm2 notebooks benchmarks docs lint test test-browser test-notebooks test-slurm clean
+.PHONY: help env grid study rehearsal smollm2 notebooks benchmarks docs lint test test-browser test-notebooks test-slurm test-vllm clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -74,6 +74,10 @@ test-notebooks: env  ## every notebook, from its stored results and from a live 
 
 test-slurm: env  ## the tests on a real Slurm, which slurm/dev_cluster starts and stops
 	$(BIN)/python -m pytest -n 0 -m cluster tests/cluster
+
+test-vllm: env smollm2  ## the tests on a real vLLM for CPUs, in .vllm (3.5 GB), which serves SmolLM2
+	PYTHON=$(PYTHON) tests/vllm/install .vllm
+	HARNESS_VLLM=$(CURDIR)/.vllm/bin/vllm $(BIN)/python -m pytest -n 0 -m vllm tests/vllm
 
 clean:  ## remove the environment and the built site
 	rm -rf $(VENV) site
