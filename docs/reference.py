@@ -115,6 +115,35 @@ def benchmarks() -> str:
     return "\n".join(lines) + "\n"
 
 
+def signals() -> str:
+    """What each divergence can be computed from, on which text, and how exact it is."""
+    from harness.config.recipe import TOKEN_DIVERGENCES
+    from harness.config.teacher_signal import POLICY_GRADIENT, SUPPORTED, TEXTS
+
+    names = (*TOKEN_DIVERGENCES, POLICY_GRADIENT)
+    grades = {
+        "exact": "exact",
+        "a lower": "bound",
+        "biased": "biased",
+        "unbiased": "unbiased",
+        "an unbiased": "unbiased",
+    }
+    lines = ["| signal | text | " + " | ".join(f"`{name}`" for name in names) + " |", "|---" * (len(names) + 2) + "|"]
+    notes: dict[str, str] = {}
+    for column, row in SUPPORTED.items():
+        cells = []
+        for name in names:
+            support = row[name]
+            grade = (
+                next(word for start, word in grades.items() if support.why.startswith(start)) if support.works else "no"
+            )
+            note = support.why if support.works else f"refused: {support.why}"
+            number = notes.setdefault(note, str(len(notes) + 1))
+            cells.append(f"{grade} <sup>{number}</sup>")
+        lines.append(f"| `{column}` | {', '.join(TEXTS[column.partition('[')[0]])} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *(f"{number}. {_prose(text)}" for text, number in notes.items())])
+
+
 def evaluations() -> str:
     """Every evaluation of held-out rows, by the text at the top of its file."""
     import harness.evals.corpus
@@ -184,6 +213,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "benchmarks": benchmarks,
     "corpora": corpora,
     "evaluations": evaluations,
+    "signals": signals,
     "experiments": experiments,
     "grid-verbs": grid_verbs,
     "make-targets": make_targets,

@@ -155,6 +155,7 @@ class Reading:
                 "templates differ and the rows were not rendered for the teacher; set teacher.rendering=student, or "
                 "student.chat_template and teacher.chat_template to the same template, e.g. tulu."
             )
+        self._before = self._before_answers(student, teacher) if self.own else np.array([], dtype=np.int32)
         self._numbers = [rows.numbers for rows in self._rows]
         self._order = [np.argsort(numbers, kind="stable") for numbers in self._numbers]
 
@@ -187,7 +188,10 @@ class Reading:
                 pieces.append((ids, starts, ends))
                 context = theirs.input_ids[: theirs.starts[span]]
             before = place, span
-            ids += [context, answers[start:end]]
+            answer = answers[start:end]
+            begun = np.array_equal(answer[: len(self._before)], self._before)
+            context = context if begun else np.concatenate([context, self._before])
+            ids += [context, answer]
             starts.append((ends[-1] if ends else 0) + len(context))
             ends.append(starts[-1] + end - start)
         return [
@@ -217,6 +221,17 @@ class Reading:
                 for one in self.rows(row):
                     odd = one.input_ids[np.isin(one.input_ids, foreign) & ~np.isin(one.input_ids, self._marks)]
                     _refuse_token(row, odd, self.shared.foreign, "teacher", "student")
+
+    def _before_answers(self, student: "PreTrainedTokenizerBase", teacher: "PreTrainedTokenizerBase") -> np.ndarray:
+        """Ids that the teacher's template writes between its generation prompt and an answer without reasoning.
+
+        Qwen 3 writes an empty block of reasoning there: a teacher that reads none expects its own reasoning to begin.
+        """
+        mine, theirs = (render(one, PROBE, 1000) for one in (student, teacher))
+        answer = self.shared.exchanged(np.array(mine.input_ids[mine.starts[0] : mine.ends[0]], dtype=np.int32))
+        own = np.array(theirs.input_ids[theirs.starts[0] : theirs.ends[0]], dtype=np.int32)
+        ends_alike = len(own) > len(answer) and np.array_equal(own[len(own) - len(answer) :], answer)
+        return own[: len(own) - len(answer)] if ends_alike else own[:0]
 
     def _rendering(self, number: int, turn: int) -> tuple[int, Row, int]:
         """The teacher's row that has this turn of a conversation: its place, the row, and which span the turn is."""
