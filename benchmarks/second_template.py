@@ -10,6 +10,7 @@ standing for each other and without. Needs `make smollm2` and a JSONL file of co
 
 import argparse
 import copy
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ def main() -> None:
     model = model.float()
     other = copy.deepcopy(tokenizer)
     other.chat_template, other.eos_token = TULU_TEMPLATE, "<|endoftext|>"
-    lines = options.file.read_text().splitlines()[: 40 * (options.rows + 4 * options.steps)]
+    with options.file.open(encoding="utf-8") as opened:
+        lines = list(itertools.islice(opened, 40 * (options.rows + 4 * options.steps)))
     conversations = [json.loads(line)["messages"] for line in lines]
     short = [one for one in conversations if sum(len(turn["content"]) for turn in one) < 4 * options.length]
     pairs = [

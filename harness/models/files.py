@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.checks import refuse
+from harness.config.hub import HubRepository
 
 POINTER = "model.json"  # in an artifact: {"path": folder or hub id, "revision": hub revision or null}
 SERVER = "server.json"  # in an artifact: the model is served over HTTP; see `teachers.server_description`
@@ -25,6 +26,10 @@ _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "adde
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 _READ_SUFFIXES = (*WEIGHTS, ".json", ".jinja", ".model", ".txt")  # what loading may read
 _NEVER_READ = ("generation_config.json", "trainer_state.json")
+HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+"""What is fetched of a model on the hub: no pickled weights, no code."""
+HUB_TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "merges.txt")
+"""What is fetched of a served model's tokenizer."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -64,6 +69,12 @@ def template_of_folder(folder: Path) -> str | None:
             if found:
                 return str(found)
     return None
+
+
+def hub_model(setting: str, path: str, revision: str | None, field: str = "path") -> HubRepository:
+    """A model on the hub, or with `field="tokenizer"` its tokenizer, as set by `setting`: `student` or `teacher`."""
+    names = (f"{setting}.{field}", f"{setting}.revision")
+    return HubRepository(path, *names, revision, instead=f"give a local folder by {names[0]}")
 
 
 def tokenizer_fingerprint_of_folder(path: Path) -> str | None:
@@ -114,6 +125,21 @@ def weight_files(folder: Path, field: str, path: str | None) -> list[Path]:
     if not found:
         raise refuse(field, path, "the folder has no weights (.safetensors or .bin)", "fetch it again")
     return found
+
+
+def check_downloaded(repository: HubRepository, folder: Path) -> None:
+    """Raise SettingsError unless a hub model's files in the cache are whole: its config, and all of its weights."""
+    if not (folder / "config.json").is_file():
+        way_out = f"choose a model in the format of transformers, or {repository.instead}"
+        raise refuse(repository.setting, repository.id, "the cache has no config.json of it", way_out)
+    if not any(file.suffix in WEIGHTS or file.name.endswith(".index.json") for file in folder.iterdir()):
+        way_out = f"choose a revision that has them (`hf download {repository.id}`), or {repository.instead}"
+        raise refuse(repository.setting, repository.id, "the cache has no .safetensors weights of it", way_out)
+    absent = [file.name for file in weight_files(folder, repository.setting, repository.id) if not file.is_file()]
+    if absent:
+        why = f"its download in the cache is incomplete: {absent[0]} is missing"
+        way_out = f"`hf download {repository.id}` without HF_HUB_OFFLINE finishes it, or {repository.instead}"
+        raise refuse(repository.setting, repository.id, why, way_out)
 
 
 def tensor_shapes(files: Iterable[Path]) -> dict[str, list[int]]:

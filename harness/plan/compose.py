@@ -10,7 +10,7 @@ cells are composed in a second or two. All input errors leave here as `SettingsE
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,11 @@ from harness.config.cluster import DEFAULTS
 from harness.data.corpora import corpus_names, load_corpus
 from harness.methods import load_method, method_names
 from harness.plan.sweep import first_value, in_replicates, points_of
+from harness.stand_ins import ensure
 
 CONFIG = "config"
 CELL_FIELDS = tuple(field.name for field in fields(Cell))
+SCALES = ("mini", "paper", "rehearsal")
 FRACTION_HINT = "a fraction is a number above 0 and at most 1; try data_frac=0.01"
 
 
@@ -124,7 +126,16 @@ def compose(arguments: Sequence[str], sweep: Mapping[str, Any] | None = None) ->
         raise refuse("primary_metric", list(dict.fromkeys(given)), "a grid has one primary metric", way_out)
     if not cells:
         raise SettingsError("the grid is empty: `exclude` removed every cell; loosen it")
-    return Composed(cells, first)
+    return _rehearsal(cells, first) if first.scale == "rehearsal" else Composed(cells, first)
+
+
+def _rehearsal(cells: Sequence[Cell], settings: Settings) -> Composed:
+    """The cells with stand-ins, which are made in the store's folder where they are not there yet."""
+    from harness.plan.rehearsal import rehearsed
+
+    folder = ensure(Path(settings.store) / "rehearsal")
+    name = str(settings.experiments).removesuffix("_paper")
+    return Composed(rehearsed(cells, folder), replace(settings, experiments=f"{name}_rehearsal"))
 
 
 @contextmanager
@@ -266,15 +277,15 @@ def _settings(config: DictConfig) -> Settings:
 
 
 def _at_scale(arguments: Sequence[str]) -> list[str]:
-    """With `scale=paper`, the experiment's file for real models in place of the miniature's."""
+    """With `scale=paper` or `rehearsal`, the experiment's file for real models in place of the miniature's."""
     chosen = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     scale, slug = chosen.get("scale", "mini"), chosen.get("experiments")
-    check_choice("scale", scale, ("mini", "paper"))
+    check_choice("scale", scale, SCALES)
     if scale == "mini":
         return list(arguments)
     there = sorted(path.stem for path in (presets_folder() / "experiments" / "paper").glob("*.yaml"))
     if slug not in there:
-        raise refuse("experiments", slug, f"scale=paper needs one of {', '.join(there)}")
+        raise refuse("experiments", slug, f"scale={scale} needs one of {', '.join(there)}")
     return [f"experiments=paper/{slug}" if argument == f"experiments={slug}" else argument for argument in arguments]
 
 

@@ -31,6 +31,7 @@ def base_stage(cell: Cell, model: Model) -> Stage:
         where={
             "model": {name: getattr(model, name) for name in Model.__dataclass_fields__},
             "world_seed": cell.world_seed,
+            "setting": model.setting,  # for messages; of a model that is student and teacher, one of the two
         },
     )
 

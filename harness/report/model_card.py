@@ -15,6 +15,7 @@ from harness.plan.metrics import MACRO_AVERAGE, RAW, RESCALED
 from harness.report.licences import LicenceVerdict, hub_license
 from harness.results.breakdown import FEW
 from harness.results.comparison import CLEAR
+from harness.results.records import REHEARSAL
 
 if TYPE_CHECKING:  # huggingface_hub is imported where a card is written, and by no table or status screen
     from huggingface_hub import EvalResult, ModelCardData
@@ -53,6 +54,8 @@ def card_text(receipt: Receipt) -> str:
 
 def verdict(receipt: Receipt) -> str:
     """Whether the student beat plain fine-tuning, in one sentence; an SFT student is compared with its base model."""
+    if REHEARSAL in receipt["budget"]["label"]:
+        return f"{REHEARSAL[0].upper()}{REHEARSAL[1:]}; the weights are those of a stand-in."
     first = receipt["headline"]
     score = None if first is None else _named(receipt["scores"], first)
     if score is None or score["score"] is None:

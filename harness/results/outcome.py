@@ -26,7 +26,7 @@ from harness.results.arms import Arm, Metric, metrics_of
 from harness.results.findings import Finding, judge
 from harness.results.items import LoadItems, named_once, read_items
 from harness.results.paired_gains import crossovers
-from harness.results.records import Record, curves, lines_of, read_records, records
+from harness.results.records import REHEARSAL, Record, curves, lines_of, read_records, records
 from harness.results.simultaneous import simultaneous_table
 from harness.results.stats.crossover import Crossover
 from harness.results.suite import suite_of
@@ -93,6 +93,11 @@ class Outcome:
         """The metric of figures, verdict, decision and claims (`table.reported_metric`); null without any score."""
         return reported_metric(self.summary, self.primary, self.records)
 
+    @property
+    def rehearsal(self) -> bool:
+        """Whether stand-ins of random weights were trained, so that no number means anything."""
+        return any(REHEARSAL in record.budget for record in self.records)
+
     @cached_property
     def crossovers(self) -> dict[Arm, Crossover]:
         """Each line's crossover with SFT (`paired_gains.crossovers`)."""
@@ -105,7 +110,12 @@ class Outcome:
 
     @cached_property
     def verdict(self) -> str:
-        """The result of the grid and its certainty, in sentences."""
+        """The result of the grid and its certainty, in sentences; of a rehearsal that there is none."""
+        if self.rehearsal:
+            students = [record for record in self.records if record.role == "student"]
+            done = sum(record.status == "done" for record in students)
+            why = "models of random weights stand in for real ones, and rows and items are made up"
+            return f"No verdict ({REHEARSAL}): {why}. {done} of {len(students)} cells ran to the end."
         return verdict(self.summary, self.crossovers, self.metric)
 
     @cached_property
@@ -114,7 +124,8 @@ class Outcome:
         if self.declaration is None or self.metric is None:
             return []
         claims = [Claim.of(one) for one in self.declaration["claims"]]
-        return judge(self.records, claims, self.metric, self.load_items)
+        found = judge(self.records, claims, self.metric, self.load_items)
+        return [replace(one, verdict="rehearsal") for one in found] if self.rehearsal else found
 
     def export(self, folder: Path, evals: Sequence[str] | None = None) -> Path:
         """Write records, scores of items (no texts), claims and the primary metric into `folder`, which is returned.

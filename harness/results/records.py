@@ -20,6 +20,7 @@ from harness.plan.frozen import FrozenCell, FrozenPlan, targets_of
 from harness.plan.metrics import MACRO_AVERAGE
 from harness.results.cost import Cost, cell_cost
 from harness.results.suite import lacking, suite_of, with_macro_average
+from harness.stand_ins import LICENSE as STAND_IN
 from harness.store.status import cell_state, stage_state
 from harness.store.store import Store
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from harness.results.contamination import Contamination
+
+REHEARSAL = "rehearsal: numbers mean nothing"
+"""What every result of models with random weights shows (`scale=rehearsal`)."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +184,7 @@ def _record(
     store: Store, frozen: FrozenPlan, cell: FrozenCell, facts: _Facts, contamination: "Contamination"
 ) -> Record:
     state = cell_state(facts.state_of, frozen.addresses(cell.needs), targets_of(cell))
+    rehearsal = cell.settings.get("student", {}).get("license") == STAND_IN
     own = [key for key in cell.needs if key not in cell.making_teacher]
     said = [warning for stage in facts.of(own) for warning in stage.get("warnings", [])]
     scores: list[Score] = []
@@ -206,7 +211,8 @@ def _record(
         student=cell.student,
         teacher=cell.teacher,
         corpus=cell.corpus,
-        budget=cell.budget,
+        # the budget is named in every table and figure
+        budget=f"{cell.budget} ({REHEARSAL})" if rehearsal else cell.budget,
         data_frac=cell.data_frac,
         seed=cell.seed,
         data_seed=cell.data_seed,

@@ -1,5 +1,7 @@
 """Preflight: pairs and parts that cannot work are refused from their files alone."""
 
+import json
+
 import pytest
 
 from harness.config.checks import SettingsError
@@ -159,3 +161,31 @@ def test_a_teacher_that_thinks_otherwise_answers_visited_rows_in_its_own_renderi
     assert reads_its_own(*visited) == [False]
     assert reads_its_own(*visited, "teacher.thinking=true", "student.thinking=true") == [False]
     assert reads_its_own(*visited, "teacher.thinking=true") == [True]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"architectures": ["BertForMaskedLM"]}, "BertForMaskedLM is not a causal language model"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification is not"),
+        ({"architectures": ["BartForConditionalGeneration"], "is_encoder_decoder": True}, "is an encoder-decoder"),
+        (None, "holds no settings of a model"),
+    ],
+)
+def test_a_folder_that_is_no_causal_language_model_is_refused_before_the_run(changes, reason, tmp_path):
+    folder = save_tiny(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps([] if changes is None else config | changes))
+    with pytest.raises(SettingsError, match=rf"student\.path=.*{reason}"):
+        check("method=sft", "student=hf", f"student.path={folder}")
+
+
+def test_layers_of_a_nested_config_bound_what_pruning_keeps(tmp_path):
+    folder = save_tiny(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] = {name: config.pop(name) for name in ("hidden_size", "num_hidden_layers")}
+    (folder / "config.json").write_text(json.dumps(config))
+    pruned = ["method=sft", "student=hf", f"student.path={folder}", "student.init=pruned"]
+    check(*pruned, "student.layers=2")
+    with pytest.raises(SettingsError, match=r"student\.layers=3 .*it must be 2 to 2"):
+        check(*pruned, "student.layers=3")

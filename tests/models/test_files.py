@@ -17,6 +17,7 @@ from harness.models.kinds import GgufModel, HubModel, MiniModel, NoModel, Served
 from harness.models.loading import random_model, save_model
 from harness.store.store import write_json
 from tests.doubles import byte_tokenizer, save_tiny, tiny_llama
+from tests.fake_hub import point_at
 from tests.thinking import family_tokenizer
 
 
@@ -38,7 +39,13 @@ def served(tokenizer, kind=Teacher, **settings):
     return kind(**{**values, "tokenizer": str(tokenizer), **settings})
 
 
-def test_a_complete_folder_a_hub_id_and_a_mini_pass_and_are_named_by_what_they_are(folder):
+@pytest.fixture
+def online(monkeypatch, tmp_path):
+    """Not in offline mode, in which a hub id that is not cached is refused; nothing is fetched here either."""
+    point_at(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache")
+
+
+def test_a_complete_folder_a_hub_id_and_a_mini_pass_and_are_named_by_what_they_are(folder, online):
     models = (hf(folder), hf("org/name-1.5B"), mini(size="small"), Model(name="n", kind="none"))
     for model in models:
         check_model(model)
@@ -140,6 +147,16 @@ def test_what_certainly_fails_is_refused_before_anything_runs(settings, said):
         check_model(Model(name="student", **settings))
 
 
+@pytest.mark.parametrize(
+    ("model", "setting"),
+    [(lambda: hf("org/name"), r"student\.path"), (lambda: served("org/name"), r"teacher\.tokenizer")],
+)
+def test_offline_a_hub_id_that_is_not_cached_is_refused_before_anything_runs(model, setting, monkeypatch, tmp_path):
+    point_at(monkeypatch, "http://127.0.0.1:9", tmp_path, offline=True)
+    with pytest.raises(SettingsError, match=rf"^{setting}='org/name' .*HF_HUB_OFFLINE is set"):
+        check_model(model())
+
+
 def test_a_file_that_only_ends_in_gguf_is_refused(tmp_path):
     (tmp_path / "x.gguf").write_bytes(b"not a model")
     with pytest.raises(SettingsError, match="no GGUF"):
@@ -210,7 +227,7 @@ def test_planning_a_model_imports_neither_torch_nor_transformers(folder):
     assert done.stdout.strip() == "[]"
 
 
-def test_a_served_teacher_is_its_name_revision_template_and_tokenizer_and_never_its_address(folder, tmp_path):
+def test_a_served_teacher_is_its_name_revision_template_and_tokenizer_and_never_its_address(folder, tmp_path, online):
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "model.safetensors").unlink()
     one, other = served(folder), served(copy, path="$TEACHER_URL", api_key_env="KEY", name="another")

@@ -12,8 +12,10 @@ from harness.evals import UNREAD
 from harness.evals.benchmarks import INVENTED, REAL, benchmark_names, data_files, load_benchmark
 from harness.evals.lm_evaluation.model import LmEvalModel
 from harness.evals.lm_evaluation.run import Data, check_lm_eval, run_benchmark, summary
+from harness.evals.lm_evaluation.tasks import open_tasks
+from harness.stand_ins.benchmark_items import ITEMS, write_items
 from tests.doubles import byte_tokenizer, tiny_llama
-from tests.invented_items import ITEMS, write_items
+from tests.fake_hub import COMMIT, FakeHub, Repository
 from tests.real import DATA
 from tests.thinking import chat, family_tokenizer
 
@@ -280,3 +282,44 @@ def test_a_server_gets_no_stop_text_for_a_model_that_may_reason(family, sent):
 def test_a_choice_is_scored_after_reasoning_that_the_prompt_begins(choices, end):
     model = LmEvalModel(tiny_llama(), family_tokenizer("qwen3_5_think"), chat=True, choices=choices)
     assert model.apply_chat_template(chat("q")).endswith("<|im_start|>assistant\n" + end)
+
+
+@pytest.mark.parametrize(
+    ("fault", "token", "sentence"),
+    [
+        ("gated", None, r"evals\.names='{data}' .*accept it at {hub}/datasets/{data}, then `hf auth login`"),
+        ("gated", "hf_secret", r"accept it at {hub}/datasets/{data} with the account of your token"),
+        ("refused", "hf_secret", r"the hub refuses the token \(401\)"),
+        ("status", None, r"the hub at {hub} answers 503; .*, or give its JSON lines by evals\.data_dir"),
+    ],
+)
+def test_a_benchmark_that_the_hub_does_not_give_is_refused_in_one_sentence(
+    fault, token, sentence, monkeypatch, tmp_path
+):
+    benchmark = load_benchmark("pubmedqa")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "README.md").write_text("items\n")
+    with FakeHub({benchmark.data: Repository(tmp_path / "data", fault)}) as hub:
+        hub.use(monkeypatch, tmp_path / "cache", token)
+        with pytest.raises(SettingsError, match=sentence.format(hub=hub.url, data=benchmark.data)) as refusal:
+            open_tasks("pubmedqa", benchmark, Data())
+    assert "\n" not in str(refusal.value) and "secret" not in str(refusal.value)
+
+
+def test_a_revision_that_a_benchmark_does_not_have_is_refused_by_its_setting(monkeypatch, tmp_path):
+    benchmark = load_benchmark("pubmedqa")
+    with FakeHub({benchmark.data: Repository(tmp_path)}) as hub:
+        hub.use(monkeypatch, tmp_path / "cache")
+        with pytest.raises(SettingsError, match=r"^evals\.revisions\.pubmedqa='v9' .*no such revision"):
+            open_tasks("pubmedqa", benchmark, Data(revision="v9"))
+
+
+def test_a_benchmark_is_read_from_the_hub_at_the_commit_that_its_record_names(monkeypatch, tmp_path):
+    benchmark = load_benchmark("pubmedqa")
+    rows = ITEMS["pubmedqa"]["pubmedqa.jsonl"]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "README.md").write_text("---\nconfigs:\n- {config_name: pqa_labeled, data_files: train.jsonl}\n---\n")
+    with FakeHub({benchmark.data: Repository(tmp_path, "gated")}) as hub:
+        hub.use(monkeypatch, tmp_path / "cache", "accepted")
+        tasks, revision = open_tasks("pubmedqa", benchmark, Data())
+    assert revision == COMMIT and len(tasks["pubmedqa"].eval_docs) == len(rows)
