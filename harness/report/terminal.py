@@ -195,6 +195,7 @@ def plan_lines(composed: "Composed", plan: "Plan", store: Store, cluster: "Clust
     Raises SettingsError as `foresee` does.
     """
     from harness.plan.estimate import plan_text
+    from harness.plan.phase_steps import short_phases_warning
     from harness.results.power import foresee
 
     done = sum(store.done(stage.key) for stage in plan.stages)
@@ -203,6 +204,7 @@ def plan_lines(composed: "Composed", plan: "Plan", store: Store, cluster: "Clust
         f"{done} of them in the store"
     )
     yield plan_text(plan, store, cluster)
+    yield from (f"warning: {line}" for line in short_phases_warning(plan))
     if composed.settings.claims:
         yield "claims, without items' variance and before Holm:"
         yield from (f"  {line}" for line in foresee(composed.settings.claims, freeze(plan, "")))
