@@ -193,6 +193,11 @@ def _rows(subset: Stage) -> tuple[float, float, float]:
     return rows, size.response_tokens, min(size.row_tokens, subset.settings["max_length"])
 
 
+def expected_rows(subset: Stage) -> float:
+    """About how many rows a fraction holds, validation rows among them, by the size that its corpus states."""
+    return _rows(subset)[0]
+
+
 def _training_rows(subset: Stage) -> float:
     """Rows of a fraction without those that are set apart for validation."""
     return max(1.0, _rows(subset)[0] * (1 - subset.settings["validation"]))

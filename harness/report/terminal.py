@@ -11,12 +11,13 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config.checks import refuse
 from harness.plan.frozen import FrozenPlan, freeze, frozen_plan, grid_names
+from harness.runtime.processes import visible_gpus
 from harness.store.fingerprint import differences
 from harness.store.store import Store, write_text
 
@@ -195,6 +196,7 @@ def plan_lines(composed: "Composed", plan: "Plan", store: Store, cluster: "Clust
     Raises SettingsError as `foresee` does.
     """
     from harness.plan.estimate import plan_text
+    from harness.plan.memory import memory_lines
     from harness.plan.phase_steps import short_phases_warning
     from harness.results.power import foresee
 
@@ -204,6 +206,10 @@ def plan_lines(composed: "Composed", plan: "Plan", store: Store, cluster: "Clust
         f"{done} of them in the store"
     )
     yield plan_text(plan, store, cluster)
+    machine = composed.settings.machine
+    if cluster is None and machine.device == "auto" and not visible_gpus():
+        machine = replace(machine, device="cpu")
+    yield from memory_lines(plan, store, machine, cluster)
     yield from (f"warning: {line}" for line in short_phases_warning(plan))
     if composed.settings.claims:
         yield "claims, without items' variance and before Holm:"

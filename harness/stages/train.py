@@ -87,6 +87,8 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     fit_seed = draw_seed(seed, "train", settings["index"])
     training = TrainingSettings(budget, phase, machine, fit_seed, settings.get("max_new_tokens", 0))
     report = fit(model, tokenizer, data, training, out=out, teacher=teacher)
+    # a sharded student is about to be whole on rank 0's GPU, where a live teacher would leave no room for it
+    teacher = None
     trained = _exported(model, tokenizer, settings, inputs, out, machine)
     if trained is None:
         return {}  # the facts are reported by rank 0, which alone has the model
