@@ -15,6 +15,7 @@ from typing import Any
 from harness.config.cluster import Cluster
 from harness.config.recipe import CHECKS
 from harness.data.corpora import Size, corpus_from
+from harness.evals.benchmarks import load_benchmark
 from harness.models.flops import forward_flops, train_flops
 from harness.plan.graph import Stage, Work
 from harness.store.fingerprint import canonical
@@ -28,7 +29,7 @@ LINE_TOKENS = {"words": 21.0, "letters": 36.0}  # of a raw question and answer o
 BENCHMARK_ITEMS, ITEM_TOKENS = (
     1000,
     200,
-)  # of a benchmark before its download; tokens of a prompt, or of one shot
+)  # of a benchmark whose number of items is not known; tokens of a prompt, or of one shot
 STUDENT_TEXT_FACTOR = 2.0  # generating costs about as much again as training on what was generated
 
 
@@ -96,7 +97,8 @@ def _scored(stage: Stage) -> tuple[int, float]:
         card = stage.settings["card"]
         # the item and its shots, and answers that are half as long as they may be
         length = ITEM_TOKENS * (1 + card["shots"]) + card["samples"] * (card["max_new_tokens"] or 0) / 2
-        return min(limit or BENCHMARK_ITEMS, BENCHMARK_ITEMS), length
+        items = load_benchmark(stage.settings["eval"]).items or BENCHMARK_ITEMS
+        return min(limit or items, items), length
     size = _mixture_size(stage.inputs["mixture"], _family(stage.inputs["model"]))
     length = size.row_tokens + (size.response_tokens if stage.settings["eval"] == "verified" else 0)
     return min(limit or size.heldout_rows, size.heldout_rows), length

@@ -3,10 +3,12 @@
 import pytest
 
 from harness.config.cluster import Cluster
+from harness.evals.benchmarks import benchmark_names, load_benchmark
 from harness.plan.cell_plan import Plan
 from harness.plan.compose import compose
 from harness.plan.estimate import estimate, measured_speed, plan_rows, plan_text, stage_seconds
 from harness.store.store import Store
+from tests import real
 
 
 def train(*arguments):
@@ -114,3 +116,22 @@ def test_the_tokens_of_another_family_are_its_own():
     plan = Plan.of(compose(["corpus.rows=1200", "method=seq_kd", "teacher=weak,letters"]).cells)
     bases = {one.name: estimate(one).tokens for one in plan.stages if one.kind == "base" and one.name != "mini"}
     assert bases["letters"] / bases["weak"] == pytest.approx(36 / 21)
+
+
+def test_a_benchmark_is_priced_at_the_items_its_publication_counts():
+    suite = ["student=llama_1b", "corpus=tulu3", "method=untrained", "evals=paper", "evals.names=[bbh,gsm8k]"]
+
+    def flops(*more):
+        stages = Plan.of(compose([*suite, *more]).cells).stages
+        return {one.settings["eval"]: estimate(one) for one in stages if one.kind == "evaluate"}
+
+    whole, some = flops(), flops("evals.limit=1000")
+    assert whole["bbh"].tokens == pytest.approx(6.511 * some["bbh"].tokens)
+    assert whole["gsm8k"].tokens == pytest.approx(1.319 * some["gsm8k"].tokens)
+    assert all(isinstance(load_benchmark(name).items, int) for name in benchmark_names())
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "humaneval", "ifeval", "pubmedqa"])
+def test_a_published_file_has_as_many_items_as_its_benchmark_states(name):
+    file = "gsm8k_test" if name == "gsm8k" else "pubmedqa_test" if name == "pubmedqa" else name
+    assert len(real.benchmark(file)) == load_benchmark(name).items
