@@ -19,8 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-MINI = ("corpus.rows=200", "corpus.max_length=24", "budget.amount=2")
-REAL = ("budget.amount=2", "budget.batch_size=4", "student.kind=gguf", "student.name=real", "corpus=jsonl")
+MINI = ("corpus.rows=200", "corpus.max_length=24", "budget.amount=2", "student.init=random")
+MINI += ("teacher.init=random", "teacher.lessons=[]")  # what a model has learned takes no memory
+REAL = ("budget.amount=1", "budget.batch_size=2", "student.kind=gguf", "student.name=real", "corpus=jsonl")
 CASES: dict[str, tuple[str, ...]] = {
     "sft": ("method=sft",),
     "sft, 512 rows a step": ("method=sft", "budget.batch_size=512"),
@@ -37,8 +38,8 @@ REAL_CASES: dict[str, tuple[str, ...]] = {
     "sft, micro-batches": ("method=sft", "corpus.max_length=128", "machine.micro_batch_size=1"),
     "sft, gradient checkpointing": (
         "method=sft",
-        "corpus.max_length=512",
-        "machine.micro_batch_size=2",
+        "corpus.max_length=256",
+        "machine.micro_batch_size=1",
         "machine.gradient_checkpointing=true",
     ),
     "sft, bf16": ("method=sft", "corpus.max_length=128", "budget.precision=bf16"),
@@ -82,18 +83,22 @@ def long_rows() -> Iterator[dict[str, Any]]:
 
 def measured(arguments: list[str]) -> dict[str, float]:
     """Peak and estimate, in MB, of the last training stage of the one cell of some arguments."""
-    from harness.execution.runner import run_grid
+    from harness.execution.executor import execute
+    from harness.execution.view import PlainView
     from harness.plan.cell_plan import Plan
     from harness.plan.compose import compose
+    from harness.plan.frozen import Part
     from harness.plan.memory import Placement, stage_memory
     from harness.stages.train import make_train
     from harness.store.store import Store
 
-    small = ("evals.names=[heldout]", "evals.limit=2", "evals.overlap=none", "measure.formats=[]")
+    small = ("evals.names=[heldout]", "evals.overlap=none", "measure.formats=[]")
     composed = compose([*small, "machine.device=cpu", "launch.kind=inline", *arguments])
     machine, store = composed.settings.machine, Store.open(composed.settings.store)
     stage = Plan.of(composed.cells).cells[0].train[-1]
-    run_grid(composed, stream=sys.stderr)  # its inputs, and everything that is imported on the way
+    *before, _ = {one.key: one for one in stage.ancestry()}.values()
+    wanted = {one.key: one for one in stage.inputs.values()}
+    execute(Part(tuple(before), wanted, frozenset()), store, composed.settings, PlainView(sys.stderr))
     inputs = {role: store.folder(one.key) for role, one in stage.inputs.items()}
     with tempfile.TemporaryDirectory() as out, allocations() as peak:
         make_train(dict(stage.settings), inputs, Path(out), machine)
@@ -146,7 +151,9 @@ def _apart(arguments: list[str]) -> dict[str, float]:
     command = [sys.executable, __file__, "--measure", *arguments]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
-    return json.loads(run.stdout.splitlines()[-1])
+    found = json.loads(run.stdout.splitlines()[-1])
+    print(*arguments, found, file=sys.stderr)
+    return found
 
 
 if __name__ == "__main__":
