@@ -45,6 +45,7 @@ benchmarks: env  ## side-by-side measurements, each printing a ratio (on a machi
 	$(BIN)/python benchmarks/against_trl.py --shape mini --rounds 5
 	$(BIN)/python benchmarks/against_trl.py --shape small
 	$(BIN)/python benchmarks/objective_memory.py
+	$(BIN)/python benchmarks/memory_estimate.py
 	$(BIN)/python benchmarks/cached_teacher.py
 	$(BIN)/python benchmarks/gpu_objectives.py $(GPU)
 	$(BIN)/python benchmarks/planning.py

@@ -80,19 +80,19 @@ def mixed_visits(
 
 
 def total_steps(budget: Budget, response_tokens: Sequence[int] | np.ndarray, seed: int) -> int:
-    """Optimizer steps of a whole budget over rows with these many scored tokens each; at least 1.
+    """Optimizer steps of a whole budget over rows with these many scored tokens each; at least 1 and `min_steps`.
 
     Not for a budget of FLOPs, whose steps depend on the models too (`training/flop_budget.py`).
 
     The kind `trained_tokens` walks the visiting order until that many gold response tokens are scored, so every
     arm on the same rows takes the same number of steps, whatever text it trains on.
     """
-    num_rows = len(response_tokens)
+    num_rows, least = len(response_tokens), budget.min_steps or 1
     assert budget.kind != "flops", "the steps of a FLOP budget depend on the models"
     if budget.kind == "steps":
-        return max(1, round(budget.amount))
+        return max(least, round(budget.amount))
     if budget.kind == "epochs":
-        return max(1, round(budget.amount * num_rows / budget.batch_size))
+        return max(least, round(budget.amount * num_rows / budget.batch_size))
     tokens = np.asarray(response_tokens, dtype=np.int64)  # (rows,)
     assert tokens.sum() > 0, "rows without a single scored token"
     # whole epochs score every row, so only the last one has to be walked
@@ -100,7 +100,7 @@ def total_steps(budget: Budget, response_tokens: Sequence[int] | np.ndarray, see
     left = budget.amount - whole_epochs * tokens.sum()
     reached = np.cumsum(tokens[_epoch(num_rows, whole_epochs, seed)])  # (rows,)
     rows = whole_epochs * num_rows + (int(np.searchsorted(reached, left)) + 1 if left > 0 else 0)
-    return max(1, -(-rows // budget.batch_size))
+    return max(least, -(-rows // budget.batch_size))
 
 
 def of_like_length(batches: np.ndarray, lengths: np.ndarray, seed: int, window: int = 25) -> np.ndarray:
@@ -136,6 +136,13 @@ def visiting_order(rows: "Rows", budget: Budget, seed: int, span: Sequence[float
     """
     steps = total_steps(budget, rows.response_tokens, seed)
     return span_of(visits(len(rows), steps, budget.batch_size, seed), span)
+
+
+def steps_on(num_rows: int, budget: Budget, span: Sequence[float]) -> int:
+    """Optimizer steps of a stage with this span of a budget that counts epochs of the stage's own rows."""
+    assert budget.counts_own_rows
+    # epochs are a number of rows, whatever their tokens
+    return len(span_of(np.arange(total_steps(budget, np.ones(num_rows), seed=0)), span))
 
 
 def draw_seed(*parts: int | str) -> int:

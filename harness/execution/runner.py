@@ -22,6 +22,7 @@ from harness.plan.estimate import plan_text
 from harness.plan.frozen import FrozenPlan, freeze, keep_plan
 from harness.plan.graph import Again
 from harness.plan.metrics import grid_metrics, primary_metric
+from harness.plan.phase_steps import short_phases_warning
 from harness.plan.trials import tune_grid
 from harness.plan.tuning import Tune
 from harness.store.status import StageState, stage_state
@@ -38,6 +39,8 @@ def run_grid(composed: Composed, stream: TextIO | None = None) -> FrozenPlan:
     store = Store.open(settings.store)
     planned = Plan.of(composed.cells)
     preflight(planned, settings.machine)
+    for line in short_phases_warning(planned):
+        print(f"warning: {line}", file=stream or sys.stderr)
     with view_of(stream or sys.stderr) as view:
 
         def make(plan: Plan, grid: str) -> Mapping[str, StageState]:
@@ -64,6 +67,8 @@ def submit_grid(composed: Composed, log: Callable[[str], None] = print) -> Froze
     store = Store.open(settings.store)
     planned = Plan.of(composed.cells)
     preflight(planned)  # without a machine: the devices of a login node say nothing about those of the nodes
+    for line in short_phases_warning(planned):
+        log(f"warning: {line}")
 
     def send(plan: Plan, grid: str) -> None:
         log(plan_text(plan, store, cluster))

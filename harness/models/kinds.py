@@ -201,12 +201,17 @@ class HubModel(_WeightFiles):
         return local_folder(self.path)
 
     def parameters(self) -> int:
-        """By the folder's config, else its weights; of a hub id by its name (`8B`, `135M`), or a billion."""
+        """By the folder's config, else its weights; of a hub id by its published config where it is one of the
+        presets', else by its name (`8B`, `135M`), or a billion."""
         if (folder := local_folder(self.path)) is not None:
             stated = decoder_parameters(json.loads((folder / "config.json").read_text()), self.kept_layers)
             if stated is not None:
                 return stated
             return sum(map(math.prod, tensor_shapes(weight_files(folder, "path", self.path)).values())) or 10**9
+        if self.path in PUBLISHED:
+            published = decoder_parameters(PUBLISHED[self.path], self.kept_layers)
+            assert published is not None, "its sizes stand in this file"
+            return published
         named = re.search(r"(\d+(?:\.\d+)?)\s*([MB])(?![a-z])", self.path, re.IGNORECASE)
         return round(float(named[1]) * {"m": 1e6, "b": 1e9}[named[2].lower()]) if named else 10**9
 
@@ -381,21 +386,65 @@ SIZES = {
 """What configs call one size: Llama and most others first, then GPT-2, OPT and MPT."""
 
 
+def sizes_of(config: Mapping[str, Any]) -> dict[str, int] | None:
+    """Width, layers, heads and inner width of a decoder by its config, which may state them under `text_config`; None
+    where one of them or the vocabulary is missing."""
+    config = {**config, **(config.get("text_config") or {})}
+    sizes = {size: next((int(config[name]) for name in names if config.get(name)), 0) for size, names in SIZES.items()}
+    sizes["inner"] = sizes["inner"] or 4 * sizes["width"]  # GPT-2 writes null for it
+    return sizes if all(sizes.values()) and "vocab_size" in config else None
+
+
 def decoder_parameters(config: Mapping[str, Any], layers: int | None = None) -> int | None:
     """Parameters of a decoder by its config: attention with grouped heads, MLP, norms, embeddings.
 
     Exact for Llama-like decoders, whose MLP is gated; of others biases and learned positions are left out. Sizes may
     stand under `text_config`. None where the config does not state them.
     """
-    config = {**config, **(config.get("text_config") or {})}
-    sizes = {size: next((int(config[name]) for name in names if config.get(name)), 0) for size, names in SIZES.items()}
-    gated = config.get("intermediate_size") is not None
-    sizes["inner"] = sizes["inner"] or 4 * sizes["width"]  # GPT-2 writes null for it
-    if not all(sizes.values()) or "vocab_size" not in config:
+    sizes = sizes_of(config)
+    if sizes is None:
         return None
+    config = {**config, **(config.get("text_config") or {})}
+    gated = config.get("intermediate_size") is not None
     width, heads = sizes["width"], sizes["heads"]
     head = config.get("head_dim") or width // heads
     keys = (config.get("num_key_value_heads") or heads) * head
     layer = 2 * width * heads * head + 2 * width * keys + (3 if gated else 2) * width * sizes["inner"] + 2 * width
     embeddings = config["vocab_size"] * width * (1 if config.get("tie_word_embeddings") else 2)
     return (layers or sizes["layers"]) * layer + width + embeddings
+
+
+def _published(
+    layers: int, width: int, heads: int, key_heads: int, inner: int, vocabulary: int, tied: bool
+) -> dict[str, Any]:
+    return {
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_heads,
+        "intermediate_size": inner,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": tied,
+    }
+
+
+# Tülu 3 adds a padding token, and its embeddings are padded to a multiple of 8
+_LLAMA_8B, _LLAMA_70B = (
+    {name: _published(*body, vocabulary, False) for name, vocabulary in (("llama", 128_256), ("tulu", 128_264))}
+    for body in ((32, 4096, 32, 8, 14_336), (80, 8192, 64, 8, 28_672))
+)
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "HuggingFaceTB/SmolLM2-135M": _published(30, 576, 9, 3, 1536, 49_152, True),
+    "HuggingFaceTB/SmolLM2-1.7B": _published(24, 2048, 32, 32, 8192, 49_152, True),
+    "meta-llama/Llama-3.2-1B": _published(16, 2048, 32, 8, 8192, 128_256, True) | {"head_dim": 64},
+    "meta-llama/Llama-3.2-3B": _published(28, 3072, 24, 8, 8192, 128_256, True),
+    "meta-llama/Llama-3.1-8B": _LLAMA_8B["llama"],
+    "meta-llama/Llama-3.3-70B-Instruct": _LLAMA_70B["llama"],
+    "allenai/Llama-3.1-Tulu-3-8B-SFT": _LLAMA_8B["tulu"],
+    "allenai/Llama-3.1-Tulu-3-70B-SFT": _LLAMA_70B["tulu"],
+    "allenai/Llama-3.1-Tulu-3-70B": _LLAMA_70B["tulu"],
+    "allenai/OLMo-2-0425-1B": _published(16, 2048, 16, 16, 8192, 100_352, False),
+    "Qwen/Qwen2.5-1.5B": _published(28, 1536, 12, 2, 8960, 151_936, True),
+    "Qwen/Qwen2.5-72B-Instruct": _published(80, 8192, 64, 8, 29_568, 152_064, False),
+}
+"""Sizes of the presets' models as their configs on the hub state them, for estimates where no file is at hand."""

@@ -300,7 +300,7 @@ def settings_of(plan: "CellPlan") -> dict[str, Any]:
 
     cell = plan.cell
     names = ("student", "teacher", "data_frac", "budget", "evals", *SEEDS)
-    settings = {name: plain(getattr(cell, name)) for name in names}
+    settings = {name: plain(getattr(cell, name)) for name in names} | {"budget": plain(cell.budget.identity())}
     if cell.student.lora_rank is None:  # described as it was before students could have adapters
         settings["student"] = {k: v for k, v in settings["student"].items() if not k.startswith("lora_")}
     for role in ("student", "teacher"):

@@ -11,13 +11,14 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config.checks import refuse
 from harness.plan.frozen import FrozenPlan, freeze, frozen_plan, grid_names
 from harness.plan.metrics import MACRO_AVERAGE
+from harness.runtime.processes import visible_gpus
 from harness.store.fingerprint import differences
 from harness.store.store import Store, write_text
 
@@ -200,7 +201,9 @@ def plan_lines(composed: "Composed", plan: "Plan", store: Store, cluster: "Clust
     """
     from harness.plan.claims import check_claims
     from harness.plan.estimate import plan_text
+    from harness.plan.memory import memory_lines
     from harness.plan.metrics import grid_metrics, primary_metric, short_name
+    from harness.plan.phase_steps import short_phases_warning
     from harness.results.power import foresee
 
     done = sum(store.done(stage.key) for stage in plan.stages)
@@ -214,6 +217,11 @@ def plan_lines(composed: "Composed", plan: "Plan", store: Store, cluster: "Clust
     yield plan_text(plan, store, cluster)
     others = ", ".join(short_name(metric) for metric in known if metric != primary)
     yield f"primary metric: {short_name(primary)}" + (f" (others: {others})" if others else "")
+    machine = composed.settings.machine
+    if cluster is None and machine.device == "auto" and not visible_gpus():
+        machine = replace(machine, device="cpu")
+    yield from memory_lines(plan, store, machine, cluster)
+    yield from (f"warning: {line}" for line in short_phases_warning(plan))
     if composed.settings.claims:
         yield "claims, without items' variance and before Holm:"
         yield from (f"  {line}" for line in foresee(composed.settings.claims, freeze(plan, "")))

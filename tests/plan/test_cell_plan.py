@@ -82,6 +82,9 @@ def test_kd_and_its_control_share_the_warm_up():
         "teacher.acknowledge_license=true",
         "measure=deploy",
         "measure.formats=[]",
+        "budget.min_steps=null",
+        "budget.epochs_of=phase",  # under steps no epoch is counted
+        "budget.least_steps_per_phase=5",
     ],
 )
 def test_what_cannot_change_a_number_keeps_the_address(override):
@@ -102,6 +105,7 @@ def test_what_cannot_change_a_number_keeps_the_address(override):
         "budget.amount=301",
         "budget.learning_rate=2e-3",
         "budget.batch_size=16",
+        "budget.min_steps=10",
         "method.student_share=0.4",
         "method.warmup=0.1",
         "corpus.noise=clean",
@@ -160,6 +164,47 @@ def test_two_stage_and_its_controls_train_on_the_same_synthetic_rows():
 def test_verifying_synthetic_rows_of_a_corpus_without_a_verifier_is_refused_when_planning():
     with pytest.raises(SettingsError, match=r"method\.verified=True.*corpus=tulu3"):
         Plan.of(cells("method=two_stage", "method.verified=true", "corpus=tulu3", "teacher=writer"))
+
+
+def test_epochs_of_its_own_rows_change_a_phase_on_synthetic_rows_and_the_shares_that_divide_a_part():
+    asked = ["method=two_stage", "budget=epochs"]
+    whole, own = (plan_cell(cells(*asked, f"budget.epochs_of={one}")[0]) for one in ("cell", "phase"))
+    assert [stage.settings["stage"]["span"] for stage in whole.train] == [[0.0, 0.9], [0.9, 1.0]]
+    assert [stage.settings["stage"]["span"] for stage in own.train] == [[0.0, 1.0], [0.0, 1.0]]
+    assert [stage.settings["budget"].get("epochs_of") for stage in own.train] == ["phase", None]
+    order = cells(*asked, "method.order=human_first", "budget.epochs_of=phase")[0]  # a warm-up of a fifth, then kd
+    spans = [stage.settings["stage"]["span"] for stage in plan_cell(order).train]
+    assert spans == [[0.0, 0.2], [0.2, 1.0], [0.0, 1.0]]
+
+
+@pytest.mark.parametrize("method", ["sft", "kd", "seq_kd", "kd_then_sft"])
+def test_epochs_of_its_own_rows_keep_the_address_of_a_cell_on_its_human_rows(method):
+    asked = [f"method={method}", "budget=epochs"]
+    one, other = (plan_cell(cells(*asked, f"budget.epochs_of={of}")[0]) for of in ("cell", "phase"))
+    assert one.fingerprint == other.fingerprint
+
+
+def test_a_budget_names_its_floor_and_whose_epochs_it_counts():
+    asked = ["method=sft", "budget=tulu3", "budget.min_steps=200"]
+    (floor,), (own,) = cells(*asked), cells(*asked, "budget.epochs_of=phase")
+    assert floor.budget.label == "2 epochs x 128 rows, at least 200 steps"
+    assert own.budget.label == "2 epochs of each phase's rows x 128 rows, at least 200 steps"
+    (frozen,) = freeze(Plan.of([floor]), "g").cells
+    assert frozen.budget == floor.budget.label and frozen.settings["budget"]["min_steps"] == 200
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (["budget.min_steps=0"], "budget.min_steps=0"),
+        (["budget.min_steps=9", "budget=flops"], "budget.min_steps=9.*equal FLOPs"),
+        (["budget.epochs_of=rows"], "budget.epochs_of='rows'.*cell, phase"),
+        (["budget.least_steps_per_phase=0"], "budget.least_steps_per_phase=0"),
+    ],
+)
+def test_a_floor_or_a_count_of_epochs_that_means_nothing_is_refused(override, said):
+    with pytest.raises(SettingsError, match=said):
+        cells("method=sft", *override)
 
 
 # Written down on 2026-11-22. A change that moves one renames everybody's finished work: bump the stage's version

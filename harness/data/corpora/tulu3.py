@@ -82,6 +82,11 @@ class Corpus(CorpusSettings):
     domains: list[str] | None = None
     """Keep only sources of these domains: general, knowledge, math, code, multilingual, instruction_following, safety;
     null keeps all."""
+    max_length: int = 4096
+    """Longest rendered row in tokens, as Tülu 3's recipe has it; longer rows are truncated and counted."""
+    max_new_tokens: int = 2048
+    """Length limit of generated text (teacher labels, student text, answers), in tokens: four times the mixture's mean
+    answer of 489 tokens (ours)."""
     on_bad_row: str = "drop"
     """`drop` (leave bad rows out and count them; the default, because the hub's rows cannot be corrected) or `refuse`
     (stop at the first)."""
