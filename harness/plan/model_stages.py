@@ -74,7 +74,7 @@ def train_phase(cell: Cell, phase: TrainingPhase, index: int, inputs: Mapping[st
     assert cell.train_seed is not None
     # of a teacher that reads the student's rendering anyway the setting moves no number
     taught_by = model_of(cell.teacher)
-    served = phase.teacher == "given" and isinstance(taught_by, ServedModel)
+    served = taught_by if phase.teacher == "given" and isinstance(taught_by, ServedModel) else None
     reads = "teacher" in inputs and phase.teacher == "given" and phase.divergence not in CROSS
     differs = reads and not surely_alike(model_of(cell.student), taught_by)
     return train_stage(
@@ -86,9 +86,9 @@ def train_phase(cell: Cell, phase: TrainingPhase, index: int, inputs: Mapping[st
         inputs,
         max_new_tokens=cell.corpus.max_new_tokens,
         lora=lora_of(cell.student),
-        signal=cell.signal.identity(phase, served),
+        signal=cell.signal.identity(phase, served is not None),
         rendering=cell.teacher.rendering if differs else "own",
-        where={"teacher_url": taught_by.path} if served and "teacher" in inputs else None,
+        where={"teacher_url": served.path} if served is not None and "teacher" in inputs else None,
     )
 
 

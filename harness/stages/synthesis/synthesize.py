@@ -124,7 +124,7 @@ def _rendered(
     """Prompts and answers as the teacher renders them, with these numbers; kept in `out/teacher_reading`."""
     room = 2 * max_length  # marks and a system prompt of its own
     found = render_many(tokenizer, [turns(pair) for pair in pairs], room)
-    columns = {
+    columns: dict[str, list[Any]] = {
         "row": list(numbers),
         "id": [f"{number}" for number in numbers],
         "input_ids": [one.input_ids for one in found],
