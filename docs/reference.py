@@ -116,6 +116,35 @@ def benchmarks() -> str:
     return "\n".join(lines) + "\n"
 
 
+def signals() -> str:
+    """What each divergence can be computed from, on which text, and how exact it is."""
+    from harness.config.recipe import TOKEN_DIVERGENCES
+    from harness.config.teacher_signal import POLICY_GRADIENT, SUPPORTED, TEXTS
+
+    names = (*TOKEN_DIVERGENCES, POLICY_GRADIENT)
+    grades = {
+        "exact": "exact",
+        "a lower": "bound",
+        "biased": "biased",
+        "unbiased": "unbiased",
+        "an unbiased": "unbiased",
+    }
+    lines = ["| signal | text | " + " | ".join(f"`{name}`" for name in names) + " |", "|---" * (len(names) + 2) + "|"]
+    notes: dict[str, str] = {}
+    for column, row in SUPPORTED.items():
+        cells = []
+        for name in names:
+            support = row[name]
+            grade = (
+                next(word for start, word in grades.items() if support.why.startswith(start)) if support.works else "no"
+            )
+            note = support.why if support.works else f"refused: {support.why}"
+            number = notes.setdefault(note, str(len(notes) + 1))
+            cells.append(f"{grade} <sup>{number}</sup>")
+        lines.append(f"| `{column}` | {', '.join(TEXTS[column.partition('[')[0]])} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *(f"{number}. {_prose(text)}" for text, number in notes.items())])
+
+
 def evaluations() -> str:
     """Every evaluation of held-out rows, by the text at the top of its file."""
     import harness.evals.corpus
@@ -140,6 +169,125 @@ def experiments() -> str:
     for path in sorted((ROOT / "experiments" / "paper").glob("*.yaml")):
         page = f"[`{path.stem}`](../experiments/{path.stem}.md)"
         lines.append(f"| {page} | {_text(_comment(path))} |")
+    return "\n".join(lines) + "\n"
+
+
+PAPER, TULU, OURS = "paper", "Tülu 3", "ours"
+SOURCES: dict[str, tuple[str, str]] = {
+    "student": (PAPER, "sizes are the paper's; base models of Llama 3.2 and 3.1 are our reading of them"),
+    "teacher": (PAPER, "a 70B Llama trained on the same data; this release is ours"),
+    "method": (PAPER, "supervised fine-tuning and GKD"),
+    "corpus": (PAPER, "the Tülu 3 SFT mixture"),
+    "data_frac": (OURS, "the paper's fractions are not public"),
+    "seed": (OURS, ""),
+    "evals.names": (PAPER, "BBH, GPQA, IFEval; GSM8K, MATH, MBPP are its reviewers' request; heldout is ours"),
+    "evals.precision": (OURS, "precision of the weights while a model is scored"),
+    "budget.kind": (TULU, ""),
+    "budget.amount": (TULU, "2 epochs"),
+    "budget.batch_size": (TULU, "128 rows a step; 32 in the scarce-domain experiments (ours)"),
+    "budget.learning_rate": (TULU, "of its 8B model; for 1B and 3B there is no recipe, so there it is ours"),
+    "budget.warmup_ratio": (TULU, ""),
+    "budget.schedule": (TULU, ""),
+    "budget.weight_decay": (TULU, ""),
+    "budget.beta2": (OURS, "PyTorch's default"),
+    "budget.max_grad_norm": (OURS, ""),
+    "budget.precision": (TULU, "activations; weights and optimizer stay fp32 here"),
+    "budget.min_steps": (OURS, "in force below about 2 % of the mixture; a warm-up of a fifth has 50 steps"),
+    "budget.epochs_of": (OURS, "of synthetic rows; elsewhere it changes nothing"),
+    "budget.least_steps_per_phase": (OURS, "a plan below it is refused"),
+    "method.warmup": (OURS, "of kd"),
+    "method.student_share": (OURS, "of kd: GKD's lambda"),
+    "method.divergence": (PAPER, "of kd: the generalised Jensen-Shannon divergence"),
+    "method.jsd_teacher_weight": (OURS, "of kd: GKD's beta"),
+    "method.divergence_temperature": (OURS, "of kd"),
+    "method.sampling_temperature": (OURS, "of kd"),
+    "method.learning_rate_scale": (OURS, "of kd"),
+    "corpus.max_length": (TULU, ""),
+    "corpus.max_new_tokens": (OURS, "four times the mean answer of the mixture, 489 tokens"),
+    "corpus.heldout_rows": (OURS, ""),
+    "signal.kind": (OURS, ""),
+    "signal.top_k": (OURS, "what a served teacher names at each position"),
+    "signal.tail": (OURS, "all other tokens as one event"),
+    "machine.micro_batch_size": (OURS, "moves no number"),
+    "machine.gradient_checkpointing": (OURS, "moves no number"),
+}
+"""Where each value of the paper's first figure comes from, and a remark; what the paper does not state is ours."""
+
+
+def paper_values() -> str:
+    """Every value in force for the paper's first figure, from its presets, with its source."""
+    from harness.data.corpora import corpus_name
+    from harness.methods import method_name
+    from harness.plan.compose import compose
+
+    composed = compose(["experiments=data_scaling", "scale=paper"])
+    cell = next(one for one in composed.cells if method_name(one.method) == "kd")
+    named = {
+        "student": [one.student.path for one in composed.cells],
+        "teacher": [one.teacher.served_model or one.teacher.path for one in composed.cells],
+        "method": [method_name(one.method) for one in composed.cells],
+        "corpus": [corpus_name(cell.corpus)],
+        "data_frac": [f"{one.data_frac:g}" for one in composed.cells],
+        "seed": [str(one.seed) for one in composed.cells],
+    }
+    lines = ["| setting | value | source | remark |", "|---|---|---|---|"]
+    for name, (source, remark) in SOURCES.items():
+        if name in named:
+            value = ", ".join(dict.fromkeys(map(str, named[name])))
+        else:
+            group, _, field = name.partition(".")
+            found = getattr(composed.settings.machine if group == "machine" else getattr(cell, group), field)
+            value = ", ".join(map(str, found)) if isinstance(found, list) else str(found)
+        lines.append(f"| `{name}` | {_text(value)} | {source} | {_text(remark)} |")
+    return "\n".join(lines) + "\n"
+
+
+def paper_costs() -> str:
+    """What the paper's first figure is expected to cost by the plan's own estimate, by student."""
+    from harness.config.cluster import Cluster
+    from harness.models.kinds import PUBLISHED, decoder_parameters
+    from harness.plan.cell_plan import Plan
+    from harness.plan.compose import compose
+    from harness.plan.estimate import estimate, plan_rows
+    from harness.store.store import Store
+
+    composed = compose(["experiments=data_scaling", "scale=paper", "slurm=example_h100"])
+    cluster, nothing = Cluster.of(composed.settings.slurm), Store(Path("no-such-store"))
+    lines = [
+        "| student | cells | GPU-hours | on 8 GPUs | on 64 GPUs | store | tokens the teacher scores | its FLOPs |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    names = list(dict.fromkeys(cell.student.name for cell in composed.cells))
+    for name in [*names, "all"]:
+        plan = Plan.of(cell for cell in composed.cells if name in (cell.student.name, "all"))
+        rows = plan_rows(plan, nothing, cluster)
+        hours, size = (sum(row[what] for row in rows) for what in ("gpu_hours", "bytes"))
+        scored = [one for one in plan.stages if one.kind == "train" and "teacher" in one.inputs]
+        tokens = sum(estimate(one).tokens for one in scored)
+        served = composed.cells[0].teacher.served_model
+        flops = 2 * (decoder_parameters(PUBLISHED[served]) or 0) * tokens
+        lines.append(
+            f"| {name} | {len(plan.cells)} | {hours:,.0f} | {hours / 8:,.0f} h | {hours / 64:,.1f} h | "
+            f"{size / 1e9:,.0f} GB | {tokens:.1e} | {flops:.1e} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def paper_memory() -> str:
+    """The largest stage of each kind of the paper's experiments on slurm/example_h100.yaml, by the plan's estimate."""
+    from harness.config.cluster import Cluster
+    from harness.plan.cell_plan import Plan
+    from harness.plan.compose import compose
+    from harness.plan.memory import largest
+    from harness.store.store import Store
+
+    lines = ["| experiment | stage | GB of each GPU | made of |", "|---|---|---|---|"]
+    for slug in ("data_scaling", "two_stage", "methods_full_data"):
+        composed = compose([f"experiments={slug}", "scale=paper", "slurm=example_h100"])
+        plan = Plan.of(cell for cell in composed.cells if cell.seed == 0)
+        cluster = Cluster.of(composed.settings.slurm)
+        for stage, peak in largest(plan, Store(Path("no-such-store")), composed.settings.machine, cluster).values():
+            lines.append(f"| `{slug}` | {stage.kind} {stage.name} | {peak.total / 1e9:.1f} | {peak.describe()} |")
     return "\n".join(lines) + "\n"
 
 
@@ -185,12 +333,16 @@ TABLES: dict[str, Callable[[], str]] = {
     "benchmarks": benchmarks,
     "corpora": corpora,
     "evaluations": evaluations,
+    "signals": signals,
     "experiments": experiments,
     "grid-verbs": grid_verbs,
     "make-targets": make_targets,
     "method-settings": method_settings,
     "methods": methods,
     "other-commands": other_commands,
+    "paper-costs": paper_costs,
+    "paper-memory": paper_memory,
+    "paper-values": paper_values,
     "presets": presets,
     "python-functions": python_functions,
     "settings": settings,

@@ -49,7 +49,7 @@ def plan(cells: Iterable[Cell]) -> Plan:
     return Plan.of(cells)
 
 
-RUN_SETTINGS = ("claims", "grid", "launch", "machine", "retry", "track", "tune")
+RUN_SETTINGS = ("claims", "grid", "launch", "machine", "primary_metric", "retry", "track", "tune")
 """Of `harness.config.cell.Settings`, what `run` takes: the others are settings of cells, or of a command line."""
 
 
@@ -119,10 +119,13 @@ def gains(name: str, by: str | Sequence[str] = "exposure", store: str = "outputs
     `by`: `exposure`, `source` or others of `harness.results.breakdown.BY`; several are crossed. Raises SettingsError
     where the store has no such grid, for an unknown name in `by`, and where exposure cannot be read.
     """
+    from harness.results.arms import Metric
     from harness.results.breakdown import breakdown
 
     found, exposures = _records_and_exposures(name, store)
-    return breakdown(found, [by] if isinstance(by, str) else by, exposures)
+    primary = frozen_plan(Store.at(store), name).primary_metric
+    named = Metric.named(primary) if primary else None
+    return breakdown(found, [by] if isinstance(by, str) else by, exposures, primary=named)
 
 
 def curves(name: str, store: str = "outputs") -> "pd.DataFrame":

@@ -104,7 +104,8 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
 def show_plan(given: argparse.Namespace) -> None:
     """Cells, unique stages, what the store already has, and the expected cost of the rest.
 
-    Raises SettingsError for what cannot be planned, and where `slurm.gpu_hours` would be exceeded.
+    Raises SettingsError for what cannot be planned, and where `slurm.gpu_hours` or `slurm.gpu_memory_gb` would be
+    exceeded.
     """
     from harness.config.cluster import Cluster
     from harness.execution.preflight import preflight
@@ -112,6 +113,7 @@ def show_plan(given: argparse.Namespace) -> None:
     from harness.execution.slurm.usage import check_gpu_hours
     from harness.plan.cell_plan import Plan
     from harness.plan.compose import compose
+    from harness.plan.memory import check_memory
     from harness.report.terminal import plan_lines
 
     composed = compose(given.overrides)
@@ -122,6 +124,7 @@ def show_plan(given: argparse.Namespace) -> None:
     # printed before the limit is checked, so a plan that exceeds it is shown with its cost
     print(*plan_lines(composed, plan, store, cluster), sep="\n")
     if cluster is not None:
+        check_memory(plan, store, settings.machine, cluster)
         check_gpu_hours(plan, store, cluster, wanted_name(settings, plan))
 
 

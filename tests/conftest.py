@@ -64,3 +64,12 @@ def forked():
 
     yield server
     forkserver._forkserver._stop()
+
+
+@pytest.fixture(scope="session")
+def stand_ins(tmp_path_factory):
+    """The stand-ins of rehearsals, made once for all test workers."""
+    from harness.stand_ins import ensure
+
+    base = tmp_path_factory.getbasetemp()
+    return ensure((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "rehearsal")

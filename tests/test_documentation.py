@@ -223,3 +223,20 @@ def test_the_example_of_an_evaluation_scores_a_model(saved, monkeypatch):
     assert len(scored.items) == 3 and {item.score for item in scored.items} <= {0.0, 1.0}
     assert scored.generated_tokens <= 9
     assert {score.source: score.items for score in evaluation.summary(scored.items)} == {"all": 3, "a": 2, "b": 1}
+
+
+def test_every_value_of_the_papers_first_figure_has_a_source_and_those_of_tulu_are_its_recipe():
+    from harness.config.budget import Budget
+    from harness.methods import load_method
+
+    rows = re.findall(r"^\| `([\w.]+)` \| (.*?) \| (paper|Tülu 3|ours) \|", REFERENCE.paper_values(), re.M)
+    values = {name: value for name, value, _ in rows}
+    assert len(rows) == len(REFERENCE.SOURCES)
+    assert {f"budget.{field.name}" for field in fields(Budget)} <= set(values)
+    assert {f"method.{field.name}" for field in fields(load_method("kd"))} <= set(values)
+    # open-instruct's command for 8B
+    recipe = {"kind": "epochs", "amount": "2.0", "batch_size": "128", "learning_rate": "5e-06", "warmup_ratio": "0.03"}
+    recipe |= {"schedule": "linear", "weight_decay": "0.0", "precision": "bf16"}
+    expected = {f"budget.{name}": value for name, value in recipe.items()} | {"corpus.max\\_length": "4096"}
+    found = {name: value for name, value, source in rows if source == "Tülu 3"}
+    assert found == {name.replace("\\", ""): value for name, value in expected.items()}

@@ -193,6 +193,32 @@ def test_a_receipt_says_what_the_student_was_made_of(finished):
     assert written["seq_kd"]["labels"] >= 216 and written["logit_kd"] == {}
 
 
+def test_the_primary_metric_is_in_the_plan_and_another_one_computes_nothing(finished):
+    store = Store(finished.folder.parent.parent)
+    assert frozen_plan(store, "small").primary_metric == "verified.accuracy"
+    assert "(verified accuracy)" in finished.verdict
+    made = store.published()
+    small = {**SMALL, "measure__formats": [["fp32"]]}
+    cells = harness.grid(method=["sft", "sft_restart", "kd", "logit_kd", "seq_kd"], **small)
+    settings = {"grid": "by_nll", "primary_metric": "heldout.nll", "launch": Launch(kind="inline")}
+    again = harness.run(cells, store=str(store.root), **settings)
+    assert store.published() == made and frozen_plan(store, "by_nll").primary_metric == "heldout.nll"
+    assert "(heldout nll, lower is better)" in again.verdict
+    assert {receipt["headline"]["eval"] for receipt in receipts_of(again).values()} == {"heldout"}
+    assert {receipt["headline"]["eval"] for receipt in receipts_of(finished).values()} == {"verified"}
+    # the report and the breakdown read the same plan
+    (page, *_) = harness.report("by_nll", store=str(store.root))
+    assert "heldout nll, lower is better" in page.read_text()
+    assert set(harness.gains("by_nll", by="source", store=str(store.root))["eval"]) == {"heldout"}
+    # a plan of an earlier version names no metric, and is reported on verified accuracy
+    path = store.grid_folder("by_nll") / "plan.json"
+    plan = json.loads(path.read_text())
+    del plan["primary_metric"]
+    path.write_text(json.dumps(plan))
+    old = harness.read("by_nll", store=str(store.root))
+    assert old.metric == finished.outcome.metric and old.verdict == finished.verdict
+
+
 def test_an_unchanged_receipt_is_left_alone_and_a_changed_one_is_written_again(finished, capsys):
     root = finished.folder.parent.parent
     receipts = [folder / "RECEIPT.md" for folder in finished.models]

@@ -116,9 +116,13 @@ class Settings(Cell):
     `teacher_seed` 0, 1, ...; null: the two seeds stay as they are set."""
     claims: list[Any] = field(default_factory=list)
     """Claims that the grid tests, hashed before its first cell runs (harness/results/findings.py)."""
+    primary_metric: str | None = None
+    """Metric on which claims, verdict, decision and crossover rest, e.g. `macro_average.rescaled`, `bbh` or
+    `heldout.nll`; it changes no artifact. Null: the default, which `grid plan` prints (harness/plan/metrics.py)."""
     scale: str = "mini"
-    """Scale of an experiment: `mini` (the miniature) or `paper` (real models on a cluster: its file in
-    experiments/paper)."""
+    """Scale of an experiment: `mini` (the miniature), `paper` (real models on a cluster: its file in
+    experiments/paper) or `rehearsal` (the same file with stand-ins of random weights, in minutes on a CPU: it shows
+    that the grid runs, and its numbers mean nothing)."""
     tune: dict[str, Any] = field(default_factory=dict)
     """Tuning of every arm before the grid runs: `seeds`, `rounds`, `axes`, `arms` (harness/plan/tuning.py)."""
     experiments: Any = None

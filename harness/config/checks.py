@@ -9,6 +9,7 @@ code 2.
 import math
 from collections.abc import Mapping
 from dataclasses import fields
+from datetime import date
 from typing import Any
 
 
@@ -56,3 +57,13 @@ def check_fraction(name: str, value: Any) -> None:
     """Raise SettingsError unless `value` is a number in (0, 1]."""
     if not (isinstance(value, int | float) and math.isfinite(value) and 0 < value <= 1):
         raise refuse(name, value, "a fraction is a number above 0 and at most 1", f"try {name}=0.01")
+
+
+def check_date(name: str, value: Any) -> None:
+    """Raise SettingsError unless `value` is a day written YYYY-MM-DD."""
+    try:
+        valid = isinstance(value, str) and date.fromisoformat(value).isoformat() == value
+    except ValueError:
+        valid = False
+    if not valid:
+        raise refuse(name, value, "it must be a day written YYYY-MM-DD", f"try {name}=2024-07-26")

@@ -174,6 +174,9 @@ class Cluster:
     gpu_hours: float | None = None
     """Limit of a grid's GPU-hours, used and expected ones together; a grid above it is refused before it is submitted.
     Null: no limit."""
+    gpu_memory_gb: float | None = None
+    """Memory of one GPU, in GB. A grid with a stage that is expected to take more is refused before it is submitted,
+    with the settings that would help. Null: not compared."""
     resources: Sequence[Resources] = field(default_factory=lambda: (Resources(),))
     """Rules for the resources of a job; the first that fits is used."""
     serve: Serve | None = None
@@ -185,6 +188,7 @@ class Cluster:
         check_positive("slurm.notice_seconds", self.notice_seconds)
         check_at_least("slurm.pack_minutes", self.pack_minutes, 0)
         check_at_least("slurm.gpu_hours", self.gpu_hours, 0)
+        check_positive("slurm.gpu_memory_gb", 1 if self.gpu_memory_gb is None else self.gpu_memory_gb)
         if not self.resources:
             raise refuse("slurm.resources", [], "a job needs a rule for its resources", "give at least one")
 

@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from harness.config.budget import Budget
-from harness.config.checks import check_at_least, check_choice, check_fraction, check_positive, refuse
+from harness.config.checks import check_at_least, check_choice, check_date, check_fraction, check_positive, refuse
 
 QUANTISATIONS = ("int8", "nf4")
 MODEL_KINDS = ("none", "mini", "hf", "gguf", "http", "several")
@@ -62,7 +62,14 @@ class Model:
     """`mini` only: the share of the miniature corpus's facts in its pre-training, `half` or `all` (also those of the
     scarce domain)."""
     chat_template: str = "own"
-    """`own` (the tokenizer's) or `tulu` (the Tülu 3 template, set on the tokenizer)."""
+    """`own` (the tokenizer's), `tulu` (the Tülu 3 template, set on the tokenizer) or `trl` (the training template that
+    TRL has for the tokenizer's own, which renders earlier turns as they were when they were last)."""
+    thinking: bool | None = None
+    """Thinking on or off in every prompt, where the chat template has a switch for it (Qwen 3, SmolLM3); null: the
+    template's own default."""
+    template_date: str | None = None
+    """Date that the chat template prints (YYYY-MM-DD), where it prints one (Llama 3); null: 2024-07-26 in a template
+    that would print today's date, and a template's own date otherwise."""
     license: str | None = None
     """Licence of the weights as their publisher states it; null where it is unknown."""
 
@@ -75,7 +82,7 @@ class Model:
         check_choice(f"{self.setting}.kind", self.kind, MODEL_KINDS)
         check_choice(f"{self.setting}.init", self.init, INITS)
         check_choice(f"{self.setting}.family", self.family, FAMILIES)
-        check_choice(f"{self.setting}.chat_template", self.chat_template, ("own", "tulu"))
+        check_choice(f"{self.setting}.chat_template", self.chat_template, ("own", "tulu", "trl"))
         if self.kind == "mini":
             check_choice(f"{self.setting}.size", self.size, MINI_SIZES)
         if self.kind in ("hf", "gguf") and not self.path:
@@ -92,6 +99,12 @@ class Model:
                 "a model of the miniature has its own template",
                 f"leave {self.setting}.chat_template=own",
             )
+        for name in ("thinking", "template_date"):
+            if self.kind in ("mini", "none") and getattr(self, name) is not None:
+                reason = f"a model of kind={self.kind} has no chat template that reads it"
+                raise refuse(f"{self.setting}.{name}", getattr(self, name), reason, f"leave {self.setting}.{name}=null")
+        if self.template_date is not None:
+            check_date(f"{self.setting}.template_date", self.template_date)
         if self.kind != "mini" and self.family != "words":
             raise refuse(
                 f"{self.setting}.family",

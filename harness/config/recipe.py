@@ -7,6 +7,7 @@ phase does not read has no part in its identity, so a new kind of divergence, wi
     TrainingPhase(divergence="jsd", jsd_teacher_weight=0.0).normal().divergence    # "forward_kl"
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -130,6 +131,11 @@ class TrainingPhase:
             raise refuse("span", self.span, "a phase trains a part of the budget, 0 <= start < end <= 1")
 
     @property
+    def other_rows(self) -> bool:
+        """Whether it trains on other rows than the cell's human ones: synthetic rows, alone or mixed with them."""
+        return self.sequences in ("synthetic", "mixed")
+
+    @property
     def uses_teacher(self) -> bool:
         """Whether a teacher is part of this phase's identity."""
         return self.reads("teacher") and not (self._unheard and self.sequences in ("gold", "student"))
@@ -212,6 +218,26 @@ class TrainingPhase:
     def of(cls, identity: dict[str, Any]) -> "TrainingPhase":
         """The phase an identity was taken from."""
         return cls(**{**identity, "span": tuple(identity["span"])})
+
+
+def spans_of_own_rows(phases: Sequence[TrainingPhase]) -> tuple[TrainingPhase, ...]:
+    """The phases with spans of the part of training on their own rows: those on human rows divide one budget, those on
+    synthetic rows another, each in proportion to the shares of the recipe.
+
+    `(synthetic 0 to 0.9, human 0.9 to 1)` becomes `(synthetic 0 to 1, human 0 to 1)`.
+    """
+    totals: dict[bool, float] = {}
+    for phase in phases:
+        totals[phase.other_rows] = totals.get(phase.other_rows, 0.0) + phase.span[1] - phase.span[0]
+    if len(totals) == 1:
+        return tuple(phases)
+    found, begun = [], dict.fromkeys(totals, 0.0)
+    for phase in phases:
+        whole, start = totals[phase.other_rows], begun[phase.other_rows]
+        end = start + phase.span[1] - phase.span[0]
+        begun[phase.other_rows] = end
+        found.append(replace(phase, span=(start / whole, min(1.0, end / whole))).normal())
+    return tuple(found)
 
 
 CHECKS = 10

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 IGNORED = -100  # the label of a token that is processed and not scored (the value torch ignores)
 
 Item = TypeVar("Item")
+TURN = 1 << 32
+"""What a row's number adds for each turn before its own, where a conversation is rendered as one row a turn."""
 TOKENS_AT_ONCE = 1 << 14  # padded tokens of one batch that is scored or generated from
 
 
@@ -38,9 +40,10 @@ class Row:
     starts: Sequence[int]
     ends: Sequence[int]
     number: int = -1
-    """The row's number in its mixture, the key of stored signals; -1 for text generated during training."""
+    """The row's number, the key of stored signals: that of its conversation in the mixture, with its turn in the upper
+    32 bits where each turn has a row of its own; below 0 for synthetic rows, -1 for text generated during training."""
     turn: int = 0
-    """Which of its conversation's assistant turns the first span is."""
+    """Which of the assistant's turns in the row of this number the first span is."""
     source: int | None = None
     """Of text generated during training, the number of the row whose prompt it answers."""
 
@@ -77,19 +80,19 @@ def mixed_visits(
 
 
 def total_steps(budget: Budget, response_tokens: Sequence[int] | np.ndarray, seed: int) -> int:
-    """Optimizer steps of a whole budget over rows with these many scored tokens each; at least 1.
+    """Optimizer steps of a whole budget over rows with these many scored tokens each; at least 1 and `min_steps`.
 
     Not for a budget of FLOPs, whose steps depend on the models too (`training/flop_budget.py`).
 
     The kind `trained_tokens` walks the visiting order until that many gold response tokens are scored, so every
     arm on the same rows takes the same number of steps, whatever text it trains on.
     """
-    num_rows = len(response_tokens)
+    num_rows, least = len(response_tokens), budget.min_steps or 1
     assert budget.kind != "flops", "the steps of a FLOP budget depend on the models"
     if budget.kind == "steps":
-        return max(1, round(budget.amount))
+        return max(least, round(budget.amount))
     if budget.kind == "epochs":
-        return max(1, round(budget.amount * num_rows / budget.batch_size))
+        return max(least, round(budget.amount * num_rows / budget.batch_size))
     tokens = np.asarray(response_tokens, dtype=np.int64)  # (rows,)
     assert tokens.sum() > 0, "rows without a single scored token"
     # whole epochs score every row, so only the last one has to be walked
@@ -97,7 +100,7 @@ def total_steps(budget: Budget, response_tokens: Sequence[int] | np.ndarray, see
     left = budget.amount - whole_epochs * tokens.sum()
     reached = np.cumsum(tokens[_epoch(num_rows, whole_epochs, seed)])  # (rows,)
     rows = whole_epochs * num_rows + (int(np.searchsorted(reached, left)) + 1 if left > 0 else 0)
-    return max(1, -(-rows // budget.batch_size))
+    return max(least, -(-rows // budget.batch_size))
 
 
 def of_like_length(batches: np.ndarray, lengths: np.ndarray, seed: int, window: int = 25) -> np.ndarray:
@@ -135,10 +138,22 @@ def visiting_order(rows: "Rows", budget: Budget, seed: int, span: Sequence[float
     return span_of(visits(len(rows), steps, budget.batch_size, seed), span)
 
 
+def steps_on(num_rows: int, budget: Budget, span: Sequence[float]) -> int:
+    """Optimizer steps of a stage with this span of a budget that counts epochs of the stage's own rows."""
+    assert budget.counts_own_rows
+    # epochs are a number of rows, whatever their tokens
+    return len(span_of(np.arange(total_steps(budget, np.ones(num_rows), seed=0)), span))
+
+
 def draw_seed(*parts: int | str) -> int:
     """A 64-bit seed from the parts that name a draw, e.g. `draw_seed(train_seed, "coin", step)`."""
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+def conversation_of(number: Any) -> Any:
+    """The number in the mixture of the conversation that a row of this number (or an array of them) is a turn of."""
+    return number % TURN
 
 
 class Rows:

@@ -1,8 +1,9 @@
 """Evaluations: scoring a model item by item, on a corpus's held-out rows or on a public benchmark.
 
 An evaluation is a file of `corpus/` with two functions: `score(model, tokenizer, rows, options) -> Scored`, the results
-item by item, and `summary(items) -> list[Score]`, pure arithmetic on them. The file's name is the evaluation's name;
-nothing else needs to change to add one. Items are stored, so a new statistic needs no new run. Rows of the source
+item by item, and `summary(items) -> list[Score]`, pure arithmetic on them. `METRICS` names the metrics of all rows and
+`METRICS_OF_TRUTH` those of rows with a known truth. The file's name is the evaluation's name; nothing else needs to
+change to add one. Items are stored, so a new statistic needs no new run. Rows of the source
 `canary` (facts that are in no training data) are scored on their own and never enter `all`. Public benchmarks are in
 `benchmarks/` and give the same items.
 
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
-from harness.config.checks import check_choice
+from harness.config.checks import check_choice, refuse
 from harness.config.registry import load_from, names_in
 from harness.evals import corpus
 
@@ -24,6 +25,8 @@ ALL = "all"
 CANARY = "canary"
 UNREAD = "[invalid]"
 """Stands in `Item.parsed` for an answer in which nothing was found that could be compared."""
+UNCLOSED = "unclosed_reasoning"
+"""Name of the count of answers that were begun with reasoning and ended within it, so that no answer is there."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Item:
     source: str
     prompt_hash: str
     prediction: str | None = None
-    """The model's answer."""
+    """The model's answer, without its reasoning."""
     target: str | None = None
     """The right answer it was compared with."""
     score: float | None = None
@@ -76,7 +79,7 @@ class Item:
     cluster: str | None = None
     """Items of one cluster (a passage, a story) are not independent."""
     tokens: int | None = None
-    """Tokens of the model's answer."""
+    """Tokens of the model's answer, its reasoning included."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +118,40 @@ def load_eval(name: str) -> ModuleType:
 
 def describe(name: str) -> str:
     """The docstring of an evaluation's file, read without importing it; raises SettingsError for an unknown name."""
+    return ast.get_docstring(_parsed(name)) or ""
+
+
+def metrics_of_eval(name: str, truth: bool = True) -> tuple[str, ...]:
+    """The metrics that an evaluation's file states, read without importing it; `truth`: those of known truths too.
+
+    Raises SettingsError for an unknown name and for a file that states none.
+    """
+    wanted = ("METRICS", "METRICS_OF_TRUTH") if truth else ("METRICS",)
+    stated = {
+        target.id: ast.literal_eval(line.value)
+        for line in _parsed(name).body
+        if isinstance(line, ast.Assign)
+        for target in line.targets
+        if isinstance(target, ast.Name) and target.id in ("METRICS", "METRICS_OF_TRUTH")
+    }
+    if not stated:
+        way_out = 'add METRICS = ("...",), or METRICS_OF_TRUTH where the truth of a row is needed'
+        raise refuse("evals.names", name, "its file does not state the metrics that summary() returns", way_out)
+    return tuple(metric for constant in wanted for metric in stated.get(constant, ()))
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether a larger value of the metric is the better one; losses are better when lower."""
+    return not any(word in metric for word in ("nll", "loss", "perplexity"))
+
+
+def _parsed(name: str) -> ast.Module:
+    """The file of an evaluation as a syntax tree."""
     check_choice("evals.names", name, eval_names())
+    # an added evaluation may lie in another folder of the package's path
+    file = next(file for folder in corpus.__path__ if (file := Path(folder) / f"{name}.py").is_file())
     # read as text: importing it would load torch for a help screen
-    (file,) = (Path(folder) / f"{name}.py" for folder in corpus.__path__)
-    return ast.get_docstring(ast.parse(file.read_text())) or ""
+    return ast.parse(file.read_text())
 
 
 def scores_by_source(

@@ -7,21 +7,31 @@ import importlib.util
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from harness.config.checks import check_choice, refuse
+from harness.config.hub import check_cached
 from harness.config.model import Model, Teacher
+from harness.data.chat import no_date, no_switch
+from harness.data.chat_template import reads_date, thinking_switch
 from harness.models.files import (
+    HUB_FILES,
     HUB_ID,
-    TEMPLATE_FILES,
+    HUB_TOKENIZER_FILES,
     TOKENIZER_FILES,
+    check_downloaded,
+    hub_model,
     local_folder,
+    template_of_folder,
     tensor_shapes,
     weight_files,
 )
-from harness.models.kinds import GgufModel, HubModel, MiniModel, ServedModel, model_of
+from harness.models.kinds import GgufModel, HubModel, MiniModel, ServedModel, chosen_template, model_of
 
 WRAPPERS = {"_orig_mod.": "torch.compile", "module.": "DistributedDataParallel"}
 """What stands before every weight's name where a wrapped model was saved, and what wrapped it."""
+CAUSAL = ("ForCausalLM", "ForConditionalGeneration")
+"""How architectures end that can be causal language models; some multimodal ones generate text under the second."""
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 """How the names of token embeddings end: Llama and most others, GPT-2, GPT-NeoX, Bloom."""
 
@@ -50,14 +60,18 @@ def _check_hub(name: str, model: HubModel) -> None:
     folder = local_folder(model.path)
     if folder is not None:
         _check_folder(name, model, folder)
-    # nothing is downloaded here, so of a hub id only the form is checked
-    elif not HUB_ID.fullmatch(model.path):
+        return
+    if not HUB_ID.fullmatch(model.path):
         raise refuse(
             f"{name}.path",
             model.path,
             "no such folder, and a hub id has the form org/name",
             "give an existing folder or a hub id",
         )
+    # nothing is downloaded here; where nothing will be, what is missing is refused at once
+    repository = hub_model(name, model.path, model.revision)
+    if (cached := check_cached(repository, HUB_FILES)) is not None:
+        check_downloaded(repository, cached)
 
 
 def _check_gguf(settings: Model, model: GgufModel) -> None:
@@ -87,7 +101,11 @@ def _check_folder(name: str, model: HubModel, folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise refuse(field, model.path, f"its config.json is not JSON ({error})", way_out) from error
-    _check_layers(name, model.kept_layers, config.get("num_hidden_layers"))
+    if not isinstance(config, dict) or not config:
+        raise refuse(field, model.path, "its config.json holds no settings of a model", way_out)
+    _check_architecture(config, field, model.path)
+    sizes = config | (config.get("text_config") or {})
+    _check_layers(name, model.kept_layers, sizes.get("num_hidden_layers"))
     if model.init != "random":
         files = weight_files(folder, field, model.path)
         for file in files:
@@ -98,7 +116,21 @@ def _check_folder(name: str, model: HubModel, folder: Path) -> None:
                 if opened.read(8) == b"version ":
                     raise refuse(field, model.path, f"{file.name} is a Git LFS pointer", "git lfs pull")
         _check_tensors(folder, files, field, model.path)
-    _check_tokenizer(name, model.chat_template, folder, field, model.path)
+    _check_tokenizer(name, model, folder, field, model.path)
+
+
+def _check_architecture(config: dict[str, Any], field: str, path: str | None) -> None:
+    """Refuse what is certainly no causal language model; the base stage knows every architecture and refuses the rest.
+
+    `AutoModelForCausalLM` would load the decoder of some of these alone and leave its head at random values.
+    """
+    named = [str(name) for name in config.get("architectures") or []]
+    other_task = [name for name in named if "For" in name and not name.endswith(CAUSAL)]
+    if config.get("is_encoder_decoder") or (named and len(other_task) == len(named)):
+        what = ", ".join(named) or str(config.get("model_type"))
+        why = "an encoder-decoder" if config.get("is_encoder_decoder") else "not a causal language model"
+        way_out = "choose a decoder whose architecture ends in ForCausalLM"
+        raise refuse(field, path, f"its architecture {what} is {why}", way_out)
 
 
 def _check_tensors(folder: Path, files: list[Path], field: str, path: str | None) -> None:
@@ -152,29 +184,33 @@ def _check_served(settings: Model, model: ServedModel) -> None:
     field = f"{name}.tokenizer"
     if folder is None and not HUB_ID.fullmatch(model.tokenizer or ""):
         raise refuse(field, model.tokenizer, "no such folder, and a hub id has the form org/name")
-    if folder is not None:
-        _check_tokenizer(name, model.chat_template, folder, field, model.tokenizer)
+    if folder is None:
+        check_cached(hub_model(name, str(model.tokenizer), model.revision, "tokenizer"), HUB_TOKENIZER_FILES)
+    else:
+        _check_tokenizer(name, model, folder, field, model.tokenizer)
 
 
-def _check_tokenizer(name: str, chat_template: str, folder: Path, field: str, path: str | None) -> None:
+def _check_tokenizer(name: str, model: HubModel | ServedModel, folder: Path, field: str, path: str | None) -> None:
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise refuse(field, path, f"it has no {' or '.join(TOKENIZER_FILES)}", "fetch the model's folder again")
-    if chat_template == "own" and not _has_template(folder):
-        raise refuse(
-            f"{name}.chat_template",
-            "own",
-            "the folder's tokenizer has no chat template",
-            f"set {name}.chat_template=tulu",
-        )
+    try:
+        own, template = template_of_folder(folder), chosen_template(model.chat_template, folder)
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"the file with its chat template cannot be read ({error})"
+        raise refuse(field, path, reason, "fetch the model's folder again") from error
+    chosen = model.chat_template
+    if chosen != "tulu" and own is None:
+        reason, way_out = "the folder's tokenizer has no chat template", f"set {name}.chat_template=tulu"
+        raise refuse(f"{name}.chat_template", chosen, reason, way_out)
+    if template is None:
+        reason, way_out = "TRL has no training template for this model's own", f"set {name}.chat_template=own"
+        raise refuse(f"{name}.chat_template", chosen, reason, way_out)
+    if model.thinking is not None and thinking_switch(template) is None:
+        raise no_switch(f"{name}.thinking", model.thinking)
+    if model.template_date is not None and not reads_date(template):
+        raise no_date(f"{name}.template_date", model.template_date)
 
 
 def _check_layers(name: str, kept: int | None, present: int | None) -> None:
     if kept and present and not 2 <= kept <= present:
         raise refuse(f"{name}.layers", kept, f"it must be 2 to {present} with init=pruned")
-
-
-def _has_template(folder: Path) -> bool:
-    if any((folder / name).is_file() for name in TEMPLATE_FILES):
-        return True
-    config = folder / "tokenizer_config.json"
-    return config.is_file() and bool(json.loads(config.read_text()).get("chat_template"))

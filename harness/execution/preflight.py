@@ -21,6 +21,7 @@ from harness.evals.benchmarks import benchmark_names, load_benchmark
 from harness.execution.model_checks import check_model
 from harness.models.kinds import MiniModel, ServedModel, model_of
 from harness.plan.cell_plan import CellPlan, Plan
+from harness.plan.phase_steps import check_phase_steps
 from harness.runtime.processes import visible_gpus
 from harness.teachers.completions_client import CompletionsClient
 from harness.teachers.discovery import endpoint_at
@@ -34,6 +35,7 @@ def preflight(plan: Plan, machine: Machine | None = None) -> None:
     """
     if machine is not None and machine.device == "cuda" and not visible_gpus():
         raise refuse("machine.device", "cuda", "no GPU is visible here", "set machine.device=auto")
+    check_phase_steps(plan)
     checked: set[str] = set()
     for cell_plan in plan.cells:
         cell = cell_plan.cell

@@ -16,11 +16,13 @@ from harness.execution.executor import execute
 from harness.execution.preflight import preflight
 from harness.execution.view import view_of
 from harness.plan.cell_plan import Plan, plan_cell
-from harness.plan.claims import declare
+from harness.plan.claims import check_claims, declare
 from harness.plan.compose import Composed
 from harness.plan.estimate import plan_text
 from harness.plan.frozen import FrozenPlan, freeze, keep_plan
 from harness.plan.graph import Again
+from harness.plan.metrics import grid_metrics, primary_metric
+from harness.plan.phase_steps import short_phases_warning
 from harness.plan.trials import tune_grid
 from harness.plan.tuning import Tune
 from harness.store.status import StageState, stage_state
@@ -37,6 +39,8 @@ def run_grid(composed: Composed, stream: TextIO | None = None) -> FrozenPlan:
     store = Store.open(settings.store)
     planned = Plan.of(composed.cells)
     preflight(planned, settings.machine)
+    for line in short_phases_warning(planned):
+        print(f"warning: {line}", file=stream or sys.stderr)
     with view_of(stream or sys.stderr) as view:
 
         def make(plan: Plan, grid: str) -> Mapping[str, StageState]:
@@ -63,6 +67,8 @@ def submit_grid(composed: Composed, log: Callable[[str], None] = print) -> Froze
     store = Store.open(settings.store)
     planned = Plan.of(composed.cells)
     preflight(planned)  # without a machine: the devices of a login node say nothing about those of the nodes
+    for line in short_phases_warning(planned):
+        log(f"warning: {line}")
 
     def send(plan: Plan, grid: str) -> None:
         log(plan_text(plan, store, cluster))
@@ -93,16 +99,20 @@ def _settled(
     `make` makes the trials' plan under a grid's name, and returns the states of its stages.
     """
     settings, chosen, trials = composed.settings, {}, None
+    # before the trials, which take compute; trials change no evaluation
+    known = grid_metrics(plan.cell for plan in planned.cells)
+    primary = primary_metric(settings.primary_metric, known)
+    check_claims(settings.claims, known)
     if settings.tune:
         tuned, trials = tune_grid(composed.cells, Tune.of(settings.tune), wanted_name(settings, planned), store, make)
         plans = [plan_cell(one.cell) for one in tuned]
         # arms whose trials chose other settings are other cells, with other stages
         planned = Plan.union(plans)
         chosen = {plan.fingerprint: one for plan, one in zip(plans, tuned, strict=True)}
-    frozen = freeze(planned, _name(settings, planned, store), chosen, settings.track)
+    frozen = freeze(planned, _name(settings, planned, store), chosen, settings.track, primary)
     # Claims are kept before anything of the grid is made, with the count of its cells that were finished already. They
     # come before the plan, so claims that are refused leave no plan behind.
-    declare(store, frozen, settings.claims)
+    declare(store, frozen, settings.claims, known)
     folder = keep_plan(store, frozen)
     if trials is not None:
         write_json(folder / "tuning.json", trials)

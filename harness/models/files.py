@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.checks import refuse
+from harness.config.hub import HubRepository
 
 POINTER = "model.json"  # in an artifact: {"path": folder or hub id, "revision": hub revision or null}
 SERVER = "server.json"  # in an artifact: the model is served over HTTP; see `teachers.server_description`
@@ -25,6 +26,10 @@ _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "adde
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 _READ_SUFFIXES = (*WEIGHTS, ".json", ".jinja", ".model", ".txt")  # what loading may read
 _NEVER_READ = ("generation_config.json", "trainer_state.json")
+HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+"""What is fetched of a model on the hub: no pickled weights, no code."""
+HUB_TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "merges.txt")
+"""What is fetched of a served model's tokenizer."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -45,6 +50,31 @@ def read_pointer(folder: Path) -> tuple[str, str | None]:
         return str(folder), None
     pointer = json.loads((folder / POINTER).read_text())
     return pointer["path"], pointer["revision"]
+
+
+def template_of_folder(folder: Path) -> str | None:
+    """The chat template of a folder's tokenizer, as loading finds it; None where it has none.
+
+    Raises ValueError where a file that states it is not JSON.
+    """
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            values = json.loads((folder / name).read_text(encoding="utf-8"))
+            found = values.get("chat_template") if isinstance(values, dict) else None
+            # older files list several templates, of which conversations are rendered by this one
+            if isinstance(found, list):
+                found = {one["name"]: one["template"] for one in found}.get("default")
+            if found:
+                return str(found)
+    return None
+
+
+def hub_model(setting: str, path: str, revision: str | None, field: str = "path") -> HubRepository:
+    """A model on the hub, or with `field="tokenizer"` its tokenizer, as set by `setting`: `student` or `teacher`."""
+    names = (f"{setting}.{field}", f"{setting}.revision")
+    return HubRepository(path, *names, revision, instead=f"give a local folder by {names[0]}")
 
 
 def tokenizer_fingerprint_of_folder(path: Path) -> str | None:
@@ -71,21 +101,11 @@ def tokenizer_json_fingerprint(text: str) -> str:
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
-def template_of_folder(folder: Path, chat_template: str) -> str | None:
-    """sha256 of a folder's chat template and of the special tokens that it may write; `chat_template` as in a setting.
-
-    None where the folder has no template, or several with names.
-    """
+def end_marks_of_folder(folder: Path) -> list[str | None]:
+    """Texts of the special tokens that a chat template may write: begin and end of a sequence."""
     settings = _json_of(folder / "tokenizer_config.json") | _json_of(folder / "special_tokens_map.json")
-    own = settings.get("chat_template") or _json_of(folder / "chat_template.json").get("chat_template")
-    if (folder / "chat_template.jinja").is_file():
-        own = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    text = own if chat_template == "own" else chat_template
-    if not isinstance(text, str):
-        return None
     tokens = [settings.get(name) for name in ("bos_token", "eos_token")]
-    marks = [token.get("content") if isinstance(token, dict) else token for token in tokens]
-    return hashlib.sha256(json.dumps([text, *marks]).encode()).hexdigest()
+    return [token.get("content") if isinstance(token, dict) else token for token in tokens]
 
 
 def _json_of(file: Path) -> dict[str, Any]:
@@ -105,6 +125,21 @@ def weight_files(folder: Path, field: str, path: str | None) -> list[Path]:
     if not found:
         raise refuse(field, path, "the folder has no weights (.safetensors or .bin)", "fetch it again")
     return found
+
+
+def check_downloaded(repository: HubRepository, folder: Path) -> None:
+    """Raise SettingsError unless a hub model's files in the cache are whole: its config, and all of its weights."""
+    if not (folder / "config.json").is_file():
+        way_out = f"choose a model in the format of transformers, or {repository.instead}"
+        raise refuse(repository.setting, repository.id, "the cache has no config.json of it", way_out)
+    if not any(file.suffix in WEIGHTS or file.name.endswith(".index.json") for file in folder.iterdir()):
+        way_out = f"choose a revision that has them (`hf download {repository.id}`), or {repository.instead}"
+        raise refuse(repository.setting, repository.id, "the cache has no .safetensors weights of it", way_out)
+    absent = [file.name for file in weight_files(folder, repository.setting, repository.id) if not file.is_file()]
+    if absent:
+        why = f"its download in the cache is incomplete: {absent[0]} is missing"
+        way_out = f"`hf download {repository.id}` without HF_HUB_OFFLINE finishes it, or {repository.instead}"
+        raise refuse(repository.setting, repository.id, why, way_out)
 
 
 def tensor_shapes(files: Iterable[Path]) -> dict[str, list[int]]:

@@ -13,12 +13,17 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
 from harness.config.file_hash import file_sha256
 from harness.config.model import Model
+from harness.data.chat import TULU_TEMPLATE
+from harness.data.chat_template import DEFAULT_DATE, prints_today, training_template
+from harness.data.reasoning import MARKS
 from harness.models.files import (
+    end_marks_of_folder,
     local_folder,
     read_files,
     template_of_folder,
@@ -45,6 +50,11 @@ class TypedModel(ABC):
 
         `world_seed` enters for a pre-trained miniature only. A hub revision that is not named stays null.
         """
+
+    @property
+    def reasons(self) -> bool:
+        """Whether its prompts may lead to reasoning before an answer, as far as files tell."""
+        return False
 
     @abstractmethod
     def parameters(self) -> int:
@@ -150,13 +160,27 @@ class _WeightFiles(_StartWeights):
 
     path: str = ""
     chat_template: str = "own"
+    thinking: bool | None = None
+    template_date: str | None = None
 
     def _start(self) -> dict[str, Any]:
         identity = super()._start()
         if self.init == "random":
             assert self.init_seed is not None, "Cell.with_seeds fills it in"
             identity["init_seed"] = self.init_seed
-        return identity | {"chat_template": self.chat_template}
+        return identity | template_identity(self, self.template_folder)
+
+    @property
+    def template_folder(self) -> Path | None:
+        """The folder here whose tokenizer has the chat template; None where it is known only once it is loaded."""
+        return None
+
+    @property
+    def reasons(self) -> bool:
+        """Whether the chat template has marks of reasoning; False where it is known only once it is loaded."""
+        folder = self.template_folder
+        template = None if folder is None else chosen_template(self.chat_template, folder)
+        return template is not None and any(mark in template for mark in MARKS)
 
 
 @dataclass(frozen=True)
@@ -172,13 +196,22 @@ class HubModel(_WeightFiles):
             return self._start() | {"path": self.path, "revision": self.revision}
         return self._start() | {"files": {file.name: file_sha256(file) for file in read_files(folder)}}
 
+    @property
+    def template_folder(self) -> Path | None:
+        return local_folder(self.path)
+
     def parameters(self) -> int:
-        """By the folder's config, else its weights; of a hub id by its name (`8B`, `135M`), or a billion."""
+        """By the folder's config, else its weights; of a hub id by its published config where it is one of the
+        presets', else by its name (`8B`, `135M`), or a billion."""
         if (folder := local_folder(self.path)) is not None:
             stated = decoder_parameters(json.loads((folder / "config.json").read_text()), self.kept_layers)
             if stated is not None:
                 return stated
             return sum(map(math.prod, tensor_shapes(weight_files(folder, "path", self.path)).values())) or 10**9
+        if self.path in PUBLISHED:
+            published = decoder_parameters(PUBLISHED[self.path], self.kept_layers)
+            assert published is not None, "its sizes stand in this file"
+            return published
         named = re.search(r"(\d+(?:\.\d+)?)\s*([MB])(?![a-z])", self.path, re.IGNORECASE)
         return round(float(named[1]) * {"m": 1e6, "b": 1e9}[named[2].lower()]) if named else 10**9
 
@@ -192,7 +225,7 @@ class HubModel(_WeightFiles):
 
     def template(self) -> str | None:
         folder = local_folder(self.path)
-        return None if folder is None else template_of_folder(folder, self.chat_template)
+        return None if folder is None else _template(self, folder)
 
 
 @dataclass(frozen=True)
@@ -228,6 +261,8 @@ class ServedModel(TypedModel):
     revision: str | None = None
     tokenizer: str | None = None
     chat_template: str = "own"
+    thinking: bool | None = None
+    template_date: str | None = None
     api_key_env: str | None = None
 
     def identity(self, world_seed: int) -> dict[str, Any]:
@@ -239,7 +274,7 @@ class ServedModel(TypedModel):
         return {
             "kind": self.kind,
             "init": "pretrained",
-            "chat_template": self.chat_template,
+            **template_identity(self, folder),
             "served_model": self.served_model,
             "revision": self.revision,
             "tokenizer": tokenizer,
@@ -259,7 +294,45 @@ class ServedModel(TypedModel):
 
     def template(self) -> str | None:
         folder = local_folder(self.tokenizer)
-        return None if folder is None else template_of_folder(folder, self.chat_template)
+        return None if folder is None else _template(self, folder)
+
+
+def template_identity(model: "_WeightFiles | ServedModel", folder: Path | None) -> dict[str, Any]:
+    """What decides how a model's prompts are rendered, besides the files of its tokenizer in `folder`.
+
+    A setting at its default stays out, except for a template here that would print today's date: the fixed date enters.
+    """
+    identity: dict[str, Any] = {"chat_template": model.chat_template}
+    if model.chat_template == "trl":
+        identity["trl"] = version("trl")
+    if model.thinking is not None:
+        identity["thinking"] = model.thinking
+    template = None if folder is None else chosen_template(model.chat_template, folder)
+    if model.template_date is not None:
+        identity["template_date"] = model.template_date
+    elif template is not None and prints_today(template):
+        identity["template_date"] = DEFAULT_DATE
+    return identity
+
+
+def _template(model: "_WeightFiles | ServedModel", folder: Path) -> str | None:
+    """What decides how a model's chat template renders text, as one string; None where it has no template."""
+    text = chosen_template(model.chat_template, folder)
+    settings = template_identity(model, folder)
+    del settings["chat_template"]  # the text itself is compared
+    return None if text is None else json.dumps([text, *end_marks_of_folder(folder), settings])
+
+
+def chosen_template(chat_template: str, folder: Path) -> str | None:
+    """The chat template that the setting `chat_template` gives a tokenizer in a folder; None where there is none."""
+    own = template_of_folder(folder)
+    match chat_template:
+        case "tulu":
+            return TULU_TEMPLATE
+        case "trl":
+            return None if own is None else training_template(own)
+        case _:
+            return own
 
 
 KINDS: dict[str, type[TypedModel]] = {
@@ -302,7 +375,7 @@ def surely_equal(one: TypedModel, other: TypedModel) -> bool:
     return fingerprints[0] == fingerprints[1]
 
 
-RENDERING = ("family", "path", "revision", "tokenizer", "chat_template")
+RENDERING = ("family", "path", "revision", "tokenizer", "chat_template", "thinking", "template_date")
 """Fields that decide how a kind of model renders a conversation."""
 SIZES = {
     "width": ("hidden_size", "n_embd", "d_model"),
@@ -313,21 +386,65 @@ SIZES = {
 """What configs call one size: Llama and most others first, then GPT-2, OPT and MPT."""
 
 
+def sizes_of(config: Mapping[str, Any]) -> dict[str, int] | None:
+    """Width, layers, heads and inner width of a decoder by its config, which may state them under `text_config`; None
+    where one of them or the vocabulary is missing."""
+    config = {**config, **(config.get("text_config") or {})}
+    sizes = {size: next((int(config[name]) for name in names if config.get(name)), 0) for size, names in SIZES.items()}
+    sizes["inner"] = sizes["inner"] or 4 * sizes["width"]  # GPT-2 writes null for it
+    return sizes if all(sizes.values()) and "vocab_size" in config else None
+
+
 def decoder_parameters(config: Mapping[str, Any], layers: int | None = None) -> int | None:
     """Parameters of a decoder by its config: attention with grouped heads, MLP, norms, embeddings.
 
     Exact for Llama-like decoders, whose MLP is gated; of others biases and learned positions are left out. Sizes may
     stand under `text_config`. None where the config does not state them.
     """
-    config = {**config, **(config.get("text_config") or {})}
-    sizes = {size: next((int(config[name]) for name in names if config.get(name)), 0) for size, names in SIZES.items()}
-    gated = config.get("intermediate_size") is not None
-    sizes["inner"] = sizes["inner"] or 4 * sizes["width"]  # GPT-2 writes null for it
-    if not all(sizes.values()) or "vocab_size" not in config:
+    sizes = sizes_of(config)
+    if sizes is None:
         return None
+    config = {**config, **(config.get("text_config") or {})}
+    gated = config.get("intermediate_size") is not None
     width, heads = sizes["width"], sizes["heads"]
     head = config.get("head_dim") or width // heads
     keys = (config.get("num_key_value_heads") or heads) * head
     layer = 2 * width * heads * head + 2 * width * keys + (3 if gated else 2) * width * sizes["inner"] + 2 * width
     embeddings = config["vocab_size"] * width * (1 if config.get("tie_word_embeddings") else 2)
     return (layers or sizes["layers"]) * layer + width + embeddings
+
+
+def _published(
+    layers: int, width: int, heads: int, key_heads: int, inner: int, vocabulary: int, tied: bool
+) -> dict[str, Any]:
+    return {
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_heads,
+        "intermediate_size": inner,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": tied,
+    }
+
+
+# Tülu 3 adds a padding token, and its embeddings are padded to a multiple of 8
+_LLAMA_8B, _LLAMA_70B = (
+    {name: _published(*body, vocabulary, False) for name, vocabulary in (("llama", 128_256), ("tulu", 128_264))}
+    for body in ((32, 4096, 32, 8, 14_336), (80, 8192, 64, 8, 28_672))
+)
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "HuggingFaceTB/SmolLM2-135M": _published(30, 576, 9, 3, 1536, 49_152, True),
+    "HuggingFaceTB/SmolLM2-1.7B": _published(24, 2048, 32, 32, 8192, 49_152, True),
+    "meta-llama/Llama-3.2-1B": _published(16, 2048, 32, 8, 8192, 128_256, True) | {"head_dim": 64},
+    "meta-llama/Llama-3.2-3B": _published(28, 3072, 24, 8, 8192, 128_256, True),
+    "meta-llama/Llama-3.1-8B": _LLAMA_8B["llama"],
+    "meta-llama/Llama-3.3-70B-Instruct": _LLAMA_70B["llama"],
+    "allenai/Llama-3.1-Tulu-3-8B-SFT": _LLAMA_8B["tulu"],
+    "allenai/Llama-3.1-Tulu-3-70B-SFT": _LLAMA_70B["tulu"],
+    "allenai/Llama-3.1-Tulu-3-70B": _LLAMA_70B["tulu"],
+    "allenai/OLMo-2-0425-1B": _published(16, 2048, 16, 16, 8192, 100_352, False),
+    "Qwen/Qwen2.5-1.5B": _published(28, 1536, 12, 2, 8960, 151_936, True),
+    "Qwen/Qwen2.5-72B-Instruct": _published(80, 8192, 64, 8, 29_568, 152_064, False),
+}
+"""Sizes of the presets' models as their configs on the hub state them, for estimates where no file is at hand."""

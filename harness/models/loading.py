@@ -15,9 +15,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.config.checks import SettingsError, refuse
+from harness.config.hub import fetch
 from harness.config.machine import Machine
-from harness.data.chat import end_of_turn_id, render
-from harness.models.files import SERVER, read_pointer, tensor_shapes, tokenizer_json_fingerprint, weight_files
+from harness.data.chat import end_of_turn_id, fix_template, prompt_tail, render, render_rows
+from harness.data.reasoning import MARKS
+from harness.models.files import (
+    HUB_FILES,
+    SERVER,
+    hub_model,
+    read_pointer,
+    tensor_shapes,
+    tokenizer_json_fingerprint,
+    weight_files,
+)
 from harness.models.vocabulary import Vocabulary, vocabulary_of_json
 from harness.runtime.processes import local_rank, process_count
 from harness.store.fingerprint import fingerprint
@@ -27,6 +37,8 @@ if TYPE_CHECKING:
 
 PROBE = [{"role": "user", "content": "Say yes."}, {"role": "assistant", "content": "yes"}]
 """A conversation whose rendering is compared to see whether two chat templates are the same."""
+REASONED = [{"role": "user", "content": "Say no."}, {"role": "assistant", "content": "<think>\nso\n</think>\n\nno"}]
+"""An earlier turn of such a conversation, with reasoning that a template may drop."""
 NAMED_KEYS = 3
 """How many weights of each kind a refusal names."""
 DTYPES: dict[str, Any] = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": "auto"}
@@ -45,17 +57,18 @@ def device_of(machine: Machine) -> str:
     return f"cuda:{local_rank() % torch.cuda.device_count()}" if process_count() > 1 else "cuda"
 
 
-def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+def load_tokenizer(folder: Path, fixed: bool = True) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model folder; padding falls back to end-of-sequence (masks come from lengths).
 
-    A folder that points elsewhere for its weights may have a tokenizer of its own (a chat template was set).
+    A folder that points elsewhere for its weights may have a tokenizer of its own (a chat template was set). A template
+    that would print today's date prints one fixed date; `fixed=False` leaves it as published.
     """
     from transformers import AutoTokenizer
 
-    path, revision = read_pointer(Path(folder))
-    if (Path(folder) / "tokenizer_config.json").is_file():
-        path, revision = str(folder), None
-    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision or "main")
+    own = (Path(folder) / "tokenizer_config.json").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(folder if own else weights_folder(folder))
+    if fixed:
+        fix_template(tokenizer)
     return _with_padding(tokenizer)
 
 
@@ -74,20 +87,52 @@ def load_model(folder: Path, device: str = "cpu", dtype: str = "fp32") -> "PreTr
 
 
 def weights_folder(folder: Path) -> Path:
-    """The folder on this machine that has a model folder's weights, downloaded from the hub where it names a hub id."""
-    from huggingface_hub import snapshot_download
+    """The folder on this machine that has a model folder's weights, downloaded from the hub where it names a hub id.
 
+    Raises SettingsError where the hub does not give them and its cache does not have them.
+    """
     path, revision = read_pointer(Path(folder))
-    return Path(path) if Path(path).is_dir() else Path(snapshot_download(path, revision=revision))
+    return Path(path) if Path(path).is_dir() else fetch(hub_model("model", path, revision), HUB_FILES)
+
+
+def load_config(folder: Path) -> "PretrainedConfig":
+    """The config that the causal model of a model folder is made from.
+
+    Multimodal models keep the sizes of their decoder under `text_config`. Where the architecture is the decoder alone,
+    its config is that part: a flat config gets those values, and of a composite one the nested config is taken. A
+    model saved from it has a flat config. Raises SettingsError where no causal language model can be made of it.
+    """
+    from transformers import AutoConfig, PretrainedConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    path = str(weights_folder(folder))
+    way_out = "choose a decoder whose architecture ends in ForCausalLM"
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except ValueError as error:  # an unknown model_type, or one whose code would come with the model
+        reason = f"transformers has no model for its config.json ({str(error).strip().splitlines()[0]})"
+        raise refuse("path", path, reason, way_out) from error
+    nested = getattr(config, "text_config", None)
+    if isinstance(nested, Mapping):  # this architecture's class does not know the key, and left its own sizes alone
+        values, _ = PretrainedConfig.get_config_dict(path)
+        of_decoder = {key: value for key, value in nested.items() if key not in ("model_type", "architectures")}
+        config = type(config).from_dict({**values, **of_decoder, "text_config": None})
+        del config.text_config
+    elif nested is not None:
+        decoder = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(nested), None)
+        config = nested if getattr(decoder, "__name__", None) in (config.architectures or []) else config
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        named = ", ".join(config.architectures or []) or config.model_type
+        raise refuse("path", path, f"its architecture {named} is not a causal language model", way_out)
+    return config
 
 
 def load_shape(folder: Path) -> "PreTrainedModel":
     """The model of a folder without its weights (on torch's `meta` device), for parameter counts and the config."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    path, revision = read_pointer(Path(folder))
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, revision=revision))
+        return AutoModelForCausalLM.from_config(load_config(folder))
 
 
 def load_quantised(folder: Path, to: str, device: str = "cpu") -> "PreTrainedModel":
@@ -202,7 +247,17 @@ def _tokenizer_json(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 def rendering_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
     """sha256 over the tokenizer and how its chat template renders a conversation: ids agree where it does."""
-    return fingerprint([tokenizer_hash(tokenizer), render(tokenizer, PROBE, 1000).input_ids])
+    found: list[Any] = [tokenizer_hash(tokenizer), render(tokenizer, PROBE, 1000).input_ids]
+    if not any(mark in str(tokenizer.chat_template) for mark in MARKS):
+        return fingerprint(found)
+    # with thinking on and off the same ids may be rendered, and a prompt end elsewhere in them
+    if prompt_tail(tokenizer):
+        found.append(render(tokenizer, PROBE, 1000).starts)
+    # a template may differ from another in what it does to earlier turns alone
+    rows = render_rows(tokenizer, [[*REASONED, *PROBE]], 1000)[0]
+    if len(rows) > 1:
+        found.append([row.input_ids for row in rows])
+    return fingerprint(found)
 
 
 def count_parameters(model: "PreTrainedModel") -> int:
@@ -218,8 +273,8 @@ def count_frozen(model: "PreTrainedModel") -> int:
 def _from_pretrained(folder: Path, device: str, dtype: str, **more: Any) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
-    path, revision = read_pointer(Path(folder))
-    where: dict[str, Any] = {"revision": revision or "main", "dtype": DTYPES[dtype], "device_map": device}
+    path = str(weights_folder(folder))
+    where: dict[str, Any] = {"config": load_config(folder), "dtype": DTYPES[dtype], "device_map": device}
     loader: Any = AutoModelForCausalLM  # its types do not know that the report is returned beside the model
     try:
         model, loaded = loader.from_pretrained(path, output_loading_info=True, **where, **more)

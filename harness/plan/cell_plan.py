@@ -13,7 +13,7 @@ from functools import cached_property
 
 from harness.config.cell import Cell
 from harness.config.checks import refuse
-from harness.config.recipe import TrainingPhase
+from harness.config.recipe import TrainingPhase, spans_of_own_rows
 from harness.config.teacher_signal import check_signal
 from harness.methods import method_name
 from harness.models.kinds import ServedModel, model_of
@@ -140,6 +140,8 @@ def plan_cell(cell: Cell) -> CellPlan:
     method = method_name(cell.method)
     # normal form, so that phases that train the same way share an address
     phases = tuple(phase.normal() for phase in cell.method.phases())
+    if cell.budget.counts_own_rows:
+        phases = spans_of_own_rows(phases)
     taught_by = check_phases(cell, phases)
 
     base = base_stage(cell, cell.student)

@@ -12,6 +12,7 @@ from typing import Any
 
 from harness.config.checks import check_known, check_positive, refuse
 from harness.plan.frozen import FrozenPlan
+from harness.plan.metrics import earlier_default, full_name
 from harness.store.store import Store, write_json
 
 COLUMNS = ("method", "teacher", "student", "corpus", "budget", "data_frac")
@@ -36,6 +37,8 @@ class Claim:
 
     sd: float = 0.02
     """Standard deviation of such a gain between replicates, taken from an earlier grid; used by `foresee` only."""
+    metric: str | None = None
+    """The metric it is about, as in `primary_metric`; null: the grid's primary metric."""
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "Claim":
@@ -57,17 +60,40 @@ class Claim:
         """The arms it names."""
         return (self.gain,) if self.less is None else (self.gain, self.less)
 
+    def plain(self) -> dict[str, Any]:
+        """The same as plain JSON, which is hashed; without `metric` where it is null, as claims were kept before."""
+        found = asdict(self)
+        return found if self.metric is not None else {name: value for name, value in found.items() if name != "metric"}
 
-def declare(store: Store, frozen: FrozenPlan, given: Sequence[Mapping[str, Any]]) -> None:
+
+def check_claims(given: Sequence[Mapping[str, Any]], known: Sequence[str]) -> list[Claim]:
+    """The claims of a file, each about a metric of `known` (`metrics.grid_metrics`) or about the primary metric.
+
+    Raises SettingsError as `Claim.of` does, and for a metric that the grid will not have.
+    """
+    claims = [Claim.of(one) for one in given]
+    for claim in claims:
+        if claim.metric is not None:
+            full_name(f"claims.{claim.name}.metric", claim.metric, known)
+    return claims
+
+
+def declare(
+    store: Store, frozen: FrozenPlan, given: Sequence[Mapping[str, Any]], known: Sequence[str] | None = None
+) -> None:
     """Keep a grid's claims with their hash, and how many of the cells they are about were finished then.
+
+    `known` are the metrics that the grid will have (`metrics.grid_metrics`); null: not known, and not looked at.
+    The hash covers the primary metric too, unless it is the one that claims rested on before a grid named any.
 
     Of a difference, the arm with the fewer finished cells counts: cells shared with an earlier grid may be SFT's, or
     one side of the difference. Changed claims are kept beside those they replace. Raises SettingsError for a claim that
-    names no arm of the grid or several, before anything is computed; OSError where the file cannot be read or written.
+    names no arm of the grid or several, or an unknown metric, before anything is computed; OSError where the file
+    cannot be read or written.
     """
     if not given:
         return
-    claims = [Claim.of(one) for one in given]
+    claims = [Claim.of(one) for one in given] if known is None else check_claims(given, known)
     cells = frozen.cells
     # by claim and side, the places of the cells that it names
     arms = [[[n for n, cell in enumerate(cells) if matches(cell, side)] for side in claim.sides] for claim in claims]
@@ -80,8 +106,11 @@ def declare(store: Store, frozen: FrozenPlan, given: Sequence[Mapping[str, Any]]
                 raise refuse(f"claims.{claim.name}", dict(side), f"it {what}, which has {', '.join(known)}")
     path = store.grid_folder(frozen.grid) / "claims.json"
     kept = json.loads(path.read_text()) if path.is_file() else []
-    said = [asdict(claim) for claim in claims]
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    said, primary = [claim.plain() for claim in claims], frozen.primary_metric
+    # a primary metric that was changed after results were seen is another declaration; the one of earlier versions
+    # stays out, so that the hashes of claims that were kept by them stay
+    bound = said if known is None or primary in (None, earlier_default(known)) else {"claims": said, "metric": primary}
+    digest = hashlib.sha256(json.dumps(bound, sort_keys=True).encode()).hexdigest()
     # a grid that continues declares the same claims again; the first date and count are those that matter
     if kept and kept[-1]["sha256"] == digest:
         return
@@ -92,6 +121,7 @@ def declare(store: Store, frozen: FrozenPlan, given: Sequence[Mapping[str, Any]]
     now = datetime.now(UTC).isoformat(timespec="seconds")
     counts = {"cells": len(about), "cells_finished": sum(finished[n] for n in about)}
     entry = {"sha256": digest, "declared": now, **counts, "claims": said}
+    entry |= {} if primary is None else {"primary_metric": primary}
     path.parent.mkdir(parents=True, exist_ok=True)
     # added, never replaced: a claim that was changed after results were seen stays visible
     write_json(path, [*kept, entry])
@@ -106,7 +136,8 @@ def when_declared(kept: Mapping[str, Any]) -> str:
 
 
 def declared(store: Store, grid: str) -> dict[str, Any] | None:
-    """The claims in force of a grid as they were kept: `sha256`, `declared`, `cells`, `cells_finished`, `claims`.
+    """The claims in force of a grid as they were kept: `sha256`, `declared`, `cells`, `cells_finished`, `claims`, and
+    `primary_metric` where it was recorded.
 
     None where none were declared. Raises OSError where they cannot be read.
     """

@@ -31,9 +31,11 @@ from harness.config.model import Member, Teacher, name_of_members
 from harness.data.corpora import corpus_names, load_corpus
 from harness.methods import load_method, method_names
 from harness.plan.sweep import first_value, in_replicates, points_of
+from harness.stand_ins import ensure
 
 CONFIG = "config"
 CELL_FIELDS = tuple(field.name for field in fields(Cell))
+SCALES = ("mini", "paper", "rehearsal")
 FRACTION_HINT = "a fraction is a number above 0 and at most 1; try data_frac=0.01"
 
 
@@ -100,7 +102,7 @@ def hydra_ready() -> Iterator[None]:
 def compose(arguments: Sequence[str], sweep: Mapping[str, Any] | None = None) -> Composed:
     """All cells of the overrides `arguments` (commas and ranges sweep) and of a sweep from a file.
 
-    Raises SettingsError for unknown names and keys, and values a setting cannot take.
+    Raises SettingsError for unknown names and keys, values a setting cannot take, and a swept `primary_metric`.
     """
     with hydra_ready(), plain_errors():
         overrides = OverridesParser.create().parse_overrides(_at_scale(arguments))
@@ -120,9 +122,21 @@ def compose(arguments: Sequence[str], sweep: Mapping[str, Any] | None = None) ->
         points = in_replicates(points_of(swept, {**first.sweep, **(sweep or {})}), first.draws)
         composer = _Composer([_text(override) for override in fixed])
         cells = tuple(composer.cell(point) for point in points)
+    if given := [point["primary_metric"] for point in points if "primary_metric" in point]:
+        way_out = "give one, and let a claim name its own `metric`"
+        raise refuse("primary_metric", list(dict.fromkeys(given)), "a grid has one primary metric", way_out)
     if not cells:
         raise SettingsError("the grid is empty: `exclude` removed every cell; loosen it")
-    return Composed(cells, first)
+    return _rehearsal(cells, first) if first.scale == "rehearsal" else Composed(cells, first)
+
+
+def _rehearsal(cells: Sequence[Cell], settings: Settings) -> Composed:
+    """The cells with stand-ins, which are made in the store's folder where they are not there yet."""
+    from harness.plan.rehearsal import rehearsed
+
+    folder = ensure(Path(settings.store) / "rehearsal")
+    name = str(settings.experiments).removesuffix("_paper")
+    return Composed(rehearsed(cells, folder), replace(settings, experiments=f"{name}_rehearsal"))
 
 
 @contextmanager
@@ -291,9 +305,7 @@ def _member(where: str, entry: Any) -> Member:
     check_fraction(f"{where}.share", 1 if given["share"] is None else given["share"])
     sources = given["sources"]
     if sources is not None and not (isinstance(sources, list) and sources and all(isinstance(s, str) for s in sources)):
-        raise refuse(
-            f"{where}.sources", sources, "it is a list of the corpus's sources", "write e.g. sources: [add]"
-        )
+        raise refuse(f"{where}.sources", sources, "it is a list of the corpus's sources", "write e.g. sources: [add]")
     config = _teacher_preset(str(preset)).copy()
     for name, value in own.items():
         OmegaConf.update(config, f"teacher.{name}", value, force_add=False)
@@ -309,15 +321,15 @@ def _teacher_preset(name: str) -> DictConfig:
 
 
 def _at_scale(arguments: Sequence[str]) -> list[str]:
-    """With `scale=paper`, the experiment's file for real models in place of the miniature's."""
+    """With `scale=paper` or `rehearsal`, the experiment's file for real models in place of the miniature's."""
     chosen = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     scale, slug = chosen.get("scale", "mini"), chosen.get("experiments")
-    check_choice("scale", scale, ("mini", "paper"))
+    check_choice("scale", scale, SCALES)
     if scale == "mini":
         return list(arguments)
     there = sorted(path.stem for path in (presets_folder() / "experiments" / "paper").glob("*.yaml"))
     if slug not in there:
-        raise refuse("experiments", slug, f"scale=paper needs one of {', '.join(there)}")
+        raise refuse("experiments", slug, f"scale={scale} needs one of {', '.join(there)}")
     return [f"experiments=paper/{slug}" if argument == f"experiments={slug}" else argument for argument in arguments]
 
 

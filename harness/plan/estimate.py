@@ -15,6 +15,7 @@ from typing import Any
 from harness.config.cluster import Cluster
 from harness.config.recipe import CHECKS
 from harness.data.corpora import Size, corpus_from
+from harness.evals.benchmarks import load_benchmark
 from harness.models.flops import forward_flops, train_flops
 from harness.plan.graph import Stage, Work
 from harness.store.fingerprint import canonical
@@ -28,7 +29,7 @@ LINE_TOKENS = {"words": 21.0, "letters": 36.0}  # of a raw question and answer o
 BENCHMARK_ITEMS, ITEM_TOKENS = (
     1000,
     200,
-)  # of a benchmark before its download; tokens of a prompt, or of one shot
+)  # of a benchmark whose number of items is not known; tokens of a prompt, or of one shot
 STUDENT_TEXT_FACTOR = 2.0  # generating costs about as much again as training on what was generated
 
 
@@ -71,7 +72,7 @@ def estimate(stage: Stage) -> Estimate:
         if stage.kind == "labels":
             answers = min(rows, _visited(stage, rows)) * stage.settings["samples_per_prompt"]
         else:
-            answers = stage.settings["synthetic_rows"] or rows * stage.settings["synthetic_ratio"]
+            answers = _synthetic_rows(stage)
         tokens = answers * (row_tokens + response)
         return Estimate(tokens, forward_flops(stage.inputs["teacher"].parameters, tokens), answers * row_tokens * 4)
     if stage.kind == "cache":
@@ -96,7 +97,8 @@ def _scored(stage: Stage) -> tuple[int, float]:
         card = stage.settings["card"]
         # the item and its shots, and answers that are half as long as they may be
         length = ITEM_TOKENS * (1 + card["shots"]) + card["samples"] * (card["max_new_tokens"] or 0) / 2
-        return min(limit or BENCHMARK_ITEMS, BENCHMARK_ITEMS), length
+        items = load_benchmark(stage.settings["eval"]).items or BENCHMARK_ITEMS
+        return min(limit or items, items), length
     size = _mixture_size(stage.inputs["mixture"], _family(stage.inputs["model"]))
     length = size.row_tokens + (size.response_tokens if stage.settings["eval"] == "verified" else 0)
     return min(limit or size.heldout_rows, size.heldout_rows), length
@@ -193,13 +195,54 @@ def _rows(subset: Stage) -> tuple[float, float, float]:
     return rows, size.response_tokens, min(size.row_tokens, subset.settings["max_length"])
 
 
-def _steps(budget: Mapping[str, Any], rows: float, response_tokens: float) -> float:
+def expected_rows(subset: Stage) -> float:
+    """About how many rows a fraction holds, validation rows among them, by the size that its corpus states."""
+    return _rows(subset)[0]
+
+
+def _training_rows(subset: Stage) -> float:
+    """Rows of a fraction without those that are set apart for validation."""
+    return max(1.0, _rows(subset)[0] * (1 - subset.settings["validation"]))
+
+
+def _synthetic_rows(synthesize: Stage) -> float:
+    """Rows that a teacher generates: a number, or a ratio to the human training rows."""
+    given = synthesize.settings["synthetic_rows"]
+    return float(given or _training_rows(synthesize.inputs["subset"]) * synthesize.settings["synthetic_ratio"])
+
+
+def train_steps(stage: Stage) -> int:
+    """About how many optimizer steps a training stage makes; 0 where its share of the budget rounds to none.
+
+    The number of rows is that which the corpus states, and a teacher is taken to keep all synthetic rows.
+    """
+    recipe, budget = stage.settings["stage"], stage.settings["budget"]
+    start, end = recipe["span"]
+    if budget["kind"] == "flops":
+        prepared = sum(
+            estimate(one).flops
+            for role, one in stage.inputs.items()
+            if role.partition(":")[0] in ("labels", "synthetic", "cache")
+        )
+        step = _token_flops(stage) * _rows(stage.inputs["subset"])[2] * budget["batch_size"]
+        return max(0, int(((end - start) * budget["amount"] - prepared) / step))
+    rows = _training_rows(stage.inputs["subset"])
+    if budget.get("epochs_of") == "phase":
+        human = rows if recipe["sequences"] == "mixed" else 0
+        rows = _synthetic_rows(stage.inputs["synthetic"]) + human
+    steps = _steps(budget, rows, _rows(stage.inputs["subset"])[1])
+    return round(end * steps) - round(start * steps)
+
+
+def _steps(budget: Mapping[str, Any], rows: float, response_tokens: float) -> int:
+    """Steps of a whole budget that does not count FLOPs."""
     if budget["kind"] == "steps":
-        return budget["amount"]
-    if budget["kind"] == "epochs":
-        return budget["amount"] * rows / budget["batch_size"]
-    # the budget counts trained tokens, those of the answers
-    return budget["amount"] / (response_tokens * budget["batch_size"])
+        steps = budget["amount"]
+    elif budget["kind"] == "epochs":
+        steps = budget["amount"] * rows / budget["batch_size"]
+    else:  # trained tokens, those of the answers
+        steps = budget["amount"] / (response_tokens * budget["batch_size"])
+    return max(budget.get("min_steps") or 1, round(steps))
 
 
 def _visited(labels: Stage, rows: float) -> float:
@@ -207,7 +250,8 @@ def _visited(labels: Stage, rows: float) -> float:
     if visits is None:
         return rows
     budget, (start, end) = visits["budget"], visits["span"]
-    return _steps(budget, rows, _rows(labels.inputs["rows"])[1]) * budget["batch_size"] * (end - start)
+    whole = _steps(budget, rows, _rows(labels.inputs["rows"])[1])
+    return (round(end * whole) - round(start * whole)) * budget["batch_size"]
 
 
 def _base(stage: Stage) -> Estimate:
@@ -220,28 +264,34 @@ def _base(stage: Stage) -> Estimate:
 
 
 def _train(stage: Stage) -> Estimate:
-    rows, response, row_tokens = _rows(stage.inputs["subset"])
     recipe, budget = stage.settings["stage"], stage.settings["budget"]
-    share, parameters = recipe["span"][1] - recipe["span"][0], stage.parameters
+    parameters, size = stage.parameters, 4.0 * stage.parameters
     # the budget is the cost; tokens follow from it as if all were trained
     if budget["kind"] == "flops":
-        flops = share * budget["amount"]
-        return Estimate(flops / train_flops(parameters, 1), flops, 4.0 * parameters)
-    tokens = _steps(budget, rows, response) * share * budget["batch_size"] * row_tokens
-    flops = train_flops(parameters, tokens, frozen=parameters if "lora" in stage.settings else 0)
-    flops += _generated_share(recipe) * STUDENT_TEXT_FACTOR * forward_flops(parameters, tokens)
+        flops = (recipe["span"][1] - recipe["span"][0]) * budget["amount"]
+        return Estimate(flops / train_flops(parameters, 1), flops, size)
+    row_tokens = _rows(stage.inputs["subset"])[2]
+    tokens = train_steps(stage) * budget["batch_size"] * row_tokens
+    flops = _token_flops(stage) * tokens
     # an adaptive phase scores the validation rows at each check
     if recipe.get("adaptive"):
-        flops += CHECKS * forward_flops(parameters, stage.inputs["subset"].settings["validation"] * rows * row_tokens)
-    if teachers := _live_teachers(stage):
-        times = (
-            2 if recipe["sequences"] == "interleaved" else 1
-        )  # the teacher processes the text once more while it is generated
-        read = tokens
+        subset = stage.inputs["subset"]
+        flops += CHECKS * forward_flops(parameters, subset.settings["validation"] * _rows(subset)[0] * row_tokens)
+    return Estimate(tokens, flops, size)
+
+
+def _token_flops(stage: Stage) -> float:
+    """FLOPs of training on a token, those of the student's own generation and of a live teacher among them."""
+    recipe, parameters = stage.settings["stage"], stage.parameters
+    flops = train_flops(parameters, 1, frozen=parameters if "lora" in stage.settings else 0)
+    flops += _generated_share(recipe) * STUDENT_TEXT_FACTOR * forward_flops(parameters, 1)
+    for teacher, times in _live_teachers(stage):
+        # the teacher processes the text once more while it is generated
+        times *= 2.0 if recipe["sequences"] == "interleaved" else 1.0
         if "teacher_rows" in stage.inputs:  # the same rows, in the teacher's own tokens
-            read *= _rows(stage.inputs["teacher_rows"])[2] / row_tokens
-        flops += sum(times * share * forward_flops(teacher.parameters, read) for teacher, share in teachers)
-    return Estimate(tokens, flops, 4.0 * parameters)
+            times *= _rows(stage.inputs["teacher_rows"])[2] / _rows(stage.inputs["subset"])[2]
+        flops += times * forward_flops(teacher.parameters, 1)
+    return flops
 
 
 def _live_teachers(stage: Stage) -> list[tuple[Stage, float]]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from harness.config.model import QUANTISATIONS
 from harness.evals.benchmarks import benchmark_files, benchmark_identity
+from harness.models.kinds import model_of
 from harness.plan.data_stages import CellRows
 from harness.plan.graph import Stage
 from harness.plan.model_stages import quantise_stage
@@ -42,6 +43,9 @@ def _evaluate_stage(rows: CellRows, name: str, model: Stage) -> Stage:
     # the default stays out of the address
     if cell.evals.precision != "fp32":
         settings["precision"] = cell.evals.precision
+    # scores of such models were once of answers with their reasoning; other models' addresses stay as they were
+    if name != "heldout" and model_of(model.base_model().where["model"]).reasons:
+        settings["reasoning"] = "removed"
     if name in rows.benchmarks:
         settings, where = settings | benchmark_identity(cell.evals, name), benchmark_files(cell.evals, name)
         return Stage("evaluate", f"{model.name}-{name}", settings, {"model": model}, where)

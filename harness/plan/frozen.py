@@ -135,17 +135,21 @@ class FrozenPlan:
     cells: tuple[FrozenCell, ...]
     track: str | None = None
     """Whether the grid is logged to Weights & Biases, as `Settings.track`; null for trials."""
+    primary_metric: str | None = None
+    """The metric on which claims and verdict rest, in full (`metrics.primary_metric`); null for trials, and for plans
+    of earlier versions."""
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "FrozenPlan":
         """From plain JSON (`plan.json`). Raises SettingsError where a cell lacks a key."""
         cells = tuple(FrozenCell.of(cell) for cell in given["cells"])
-        return cls(given["grid"], given["stages"], cells, given.get("track"))
+        return cls(given["grid"], given["stages"], cells, given.get("track"), given.get("primary_metric"))
 
     def plain(self) -> dict[str, Any]:
         """The same as plain JSON."""
         found = {"grid": self.grid, "stages": self.stages, "cells": [cell.plain() for cell in self.cells]}
-        return found if self.track is None else {**found, "track": self.track}
+        more = {"track": self.track, "primary_metric": self.primary_metric}
+        return found | {name: value for name, value in more.items() if value is not None}
 
     def addresses(self, keys: Iterable[str]) -> dict[str, str]:
         """The addresses of some stages, by key."""
@@ -153,7 +157,11 @@ class FrozenPlan:
 
 
 def freeze(
-    plan: "Plan", grid: str, tuned: "Mapping[str, Tuned]" = MappingProxyType({}), track: str | None = None
+    plan: "Plan",
+    grid: str,
+    tuned: "Mapping[str, Tuned]" = MappingProxyType({}),
+    track: str | None = None,
+    primary_metric: str | None = None,
 ) -> FrozenPlan:
     """The frozen plan: every stage's spec, every cell with its labels and the keys of its stages.
 
@@ -167,7 +175,7 @@ def freeze(
         _freeze_cell(cell_plan, label, tuned.get(cell_plan.fingerprint))
         for cell_plan, label in zip(plan.cells, labels, strict=True)
     ]
-    return FrozenPlan(grid, {stage.key: stage.spec() for stage in plan.stages}, tuple(cells), track)
+    return FrozenPlan(grid, {stage.key: stage.spec() for stage in plan.stages}, tuple(cells), track, primary_metric)
 
 
 @dataclass(frozen=True)
@@ -306,7 +314,7 @@ def settings_of(plan: "CellPlan") -> dict[str, Any]:
 
     cell = plan.cell
     names = ("student", "teacher", "data_frac", "budget", "evals", *SEEDS)
-    settings = {name: plain(getattr(cell, name)) for name in names}
+    settings = {name: plain(getattr(cell, name)) for name in names} | {"budget": plain(cell.budget.identity())}
     if cell.student.lora_rank is None:  # described as it was before students could have adapters
         settings["student"] = {k: v for k, v in settings["student"].items() if not k.startswith("lora_")}
     if settings["student"]["family"] == "words":  # and as models were when minis had one tokenizer

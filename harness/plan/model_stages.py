@@ -5,7 +5,6 @@ train_phase(cell, phase, 0, {"subset": rows.subset, "start": base}, "sft").addre
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from harness.config.budget import Budget
@@ -31,6 +30,7 @@ def base_stage(cell: Cell, model: Model) -> Stage:
         where={
             "model": {name: getattr(model, name) for name in Model.__dataclass_fields__},
             "world_seed": cell.world_seed,
+            "setting": model.setting,  # for messages; of a model that is student and teacher, one of the two
         },
     )
 
@@ -53,7 +53,7 @@ def train_stage(
     """The stage of one training phase; a value that the phase does not read stays out of its identity."""
     settings: dict[str, Any] = {
         "stage": phase.identity(),
-        "budget": asdict(budget),
+        "budget": budget.on(phase.other_rows).identity(),
         "seed": seed,
         "index": index,
         "loss_on": loss_on,

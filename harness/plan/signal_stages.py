@@ -4,7 +4,7 @@ phase_signal(rows, phase, teacher).prepared    # {"labels:0.01": ..., "labels:0.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from harness.config.cell import Cell
@@ -108,7 +108,11 @@ def label_stages(rows: CellRows, phase: TrainingPhase, teacher: Stage) -> dict[s
                 "use teacher.label_rows=blocks",
             )
         # the visited rows follow from budget, span and seed, so these enter the address; a block has none of them
-        settings["visits"] = {"budget": asdict(cell.budget), "span": list(phase.span), "seed": cell.train_seed}
+        settings["visits"] = {
+            "budget": cell.budget.on(phase.other_rows).identity(),
+            "span": list(phase.span),
+            "seed": cell.train_seed,
+        }
         name = f"{teacher.name}-{cell.data_frac:g}-s{cell.train_seed}"
         inputs = {"rows": rows.subset, "teacher": teacher}
         if may_differ(cell, phase):

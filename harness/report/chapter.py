@@ -6,13 +6,14 @@ one = chapter(outcome, Path("outputs/reports/g"), Path("."), store, frozen_plan)
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
 from harness.plan.claims import when_declared
 from harness.plan.frozen import FrozenPlan
+from harness.plan.metrics import MACRO_AVERAGE
 from harness.report import tables
 from harness.report.figures.figures import Picture, pictures
 from harness.report.origins import made_with
@@ -22,6 +23,8 @@ from harness.report.sheet import Sheet
 from harness.results.decision import Decision, advice, decisions, frame_of, place_of
 from harness.results.findings import Finding
 from harness.results.outcome import Outcome
+from harness.results.records import REHEARSAL
+from harness.results.suite import describe_suite
 from harness.store.store import Store, write_text
 
 FIRST_RECEIPTS = 6
@@ -74,7 +77,8 @@ def chapter(
     `store` and `frozen` are those of a grid in a store; without them there are no receipts and no provenance. Raises
     OSError where a file of the outcome cannot be read, or one of the chapter not be written.
     """
-    found = decisions(outcome.summary, outcome.metric)
+    # random weights have gains too, and a decision on them could be mistaken for one
+    found = [] if outcome.rehearsal else decisions(outcome.summary, outcome.metric)
     drawn = pictures(outcome, out / "figures" / part)
     lines: dict[str, list[Decision]] = {}
     for one in found:
@@ -85,14 +89,16 @@ def chapter(
     receipts += [tables.receipts_sheet(links[FIRST_RECEIPTS:], more=True)] if links[FIRST_RECEIPTS:] else []
     scored = [tables.scores_sheet(outcome), tables.references_sheet(outcome)]
     scored += [tables.simultaneous_sheet(outcome), tables.costs_sheet(outcome)]
+    if outcome.rehearsal:
+        scored = [replace(sheet, title=f"{sheet.title} ({REHEARSAL})") for sheet in scored]
     metric = outcome.metric
     lower = "" if metric is None or metric.higher_is_better else ", lower is better"
     made = Chapter(
         grid=outcome.grid,
         slug=slug(outcome.grid),
         counts=_counts(outcome),
-        metric=f"{metric.eval} {metric.metric}{lower}" if metric else "no score",
-        advice=advice(found),
+        metric=f"{metric.label}{_suite(outcome)}{lower}" if metric else "no score",
+        advice=[f"{REHEARSAL[0].upper()}{REHEARSAL[1:]}."] if outcome.rehearsal else advice(found),
         lines=list(lines.items()),
         shared_changes=tables.shared_changes(found),
         verdict=outcome.verdict,
@@ -140,12 +146,18 @@ def _write(made: Chapter, outcome: Outcome, found: Sequence[Decision], out: Path
     return links + [(Path(link).name, link) for _, link in made.pictures]
 
 
+def _suite(outcome: Outcome) -> str:
+    """The benchmarks of the metric, where it is a macro-average."""
+    whole = outcome.metric is not None and outcome.metric.eval == MACRO_AVERAGE
+    return f" of {describe_suite(outcome.records)}" if whole else ""
+
+
 def _counts(outcome: Outcome) -> str:
     students = [record for record in outcome.records if record.role == "student"]
     counts = [f"{len(students)} cells"]
     for status in dict.fromkeys(record.status for record in students):
         counts.append(f"{sum(record.status == status for record in students)} {status}")
-    return ", ".join(counts)
+    return ", ".join([*counts, *([REHEARSAL] if outcome.rehearsal else [])])
 
 
 def _declared(outcome: Outcome) -> str:

@@ -11,9 +11,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from harness.evals.benchmarks import LM_EVAL, benchmark_names, load_benchmark
+from harness.plan.metrics import MACRO_AVERAGE, RAW, RESCALED
 from harness.report.licences import LicenceVerdict, hub_license, teachers_in
 from harness.results.breakdown import FEW
 from harness.results.comparison import CLEAR
+from harness.results.records import REHEARSAL
 
 if TYPE_CHECKING:  # huggingface_hub is imported where a card is written, and by no table or status screen
     from huggingface_hub import EvalResult, ModelCardData
@@ -52,10 +54,15 @@ def card_text(receipt: Receipt) -> str:
 
 def verdict(receipt: Receipt) -> str:
     """Whether the student beat plain fine-tuning, in one sentence; an SFT student is compared with its base model."""
+    if REHEARSAL in receipt["budget"]["label"]:
+        return f"{REHEARSAL[0].upper()}{REHEARSAL[1:]}; the weights are those of a stand-in."
     first = receipt["headline"]
     score = None if first is None else _named(receipt["scores"], first)
     if score is None or score["score"] is None:
-        return "This model has no score, so nothing is known of its quality."
+        if not receipt["scores"] or first is None:
+            return "This model has no score, so nothing is known of its quality."
+        name = " ".join(first.values())
+        return f"This model has no score in the primary metric, {name}, so it is not compared with SFT."
     # SFT has no SFT to be compared with; what it can gain is over not training at all
     role = "base" if receipt["recipe"]["name"] == "sft" else "sft"
     found = score["against"].get(role)
@@ -90,7 +97,9 @@ def metadata(receipt: Receipt) -> "ModelCardData":
     if data["data_set"]:
         fields["datasets"] = [data["data_set"]]
     # the hub takes numbers only; a missing score is an empty cell in the card's table
-    results = [_result(score, data) for score in receipt["scores"] if score["score"] is not None]
+    # and the hub names one data set for each result, which a macro-average does not have
+    scored = [score for score in receipt["scores"] if score["score"] is not None and score["eval"] != MACRO_AVERAGE]
+    results = [_result(score, data) for score in scored]
     if results:
         fields |= {"model_name": receipt["name"], "eval_results": results}
     tags = ["harness", method, *([] if receipt["teacher"] is None else ["knowledge-distillation"])]
@@ -145,8 +154,14 @@ def _scores(receipt: Receipt) -> str:
         row = [f"{score['eval']} {score['metric']}{lower}", own, score.get("items", "")]
         rows.append(row + [_gain(score["against"].get(role)) for role in roles])
     public = sorted({score["eval"] for score in receipt["scores"]} & set(benchmark_names()))
+    macro = any(score["eval"] == MACRO_AVERAGE for score in receipt["scores"])
     note = f"{', '.join(public)}: run as `evals/benchmarks` defines it (lm-eval {LM_EVAL}). "
     note += "The scores are not comparable with published ones."
+    if macro:
+        note += (
+            f" {MACRO_AVERAGE} is the mean over {', '.join(public)}, each of the same weight: of the scores ({RAW}), "
+        )
+        note += f"or of the scores on a scale from what guessing gives, 0, to all right, 1 ({RESCALED})."
     return "\n\n".join([_table(head, rows), *([note] if public else [])])
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from harness.methods import method_names
 from harness.plan.claims import when_declared
+from harness.report.tables import macro_average
 from harness.results.outcome import Outcome
 from harness.results.records import Record
 from harness.results.stats.intervals import LEAST_REPLICATES
@@ -126,6 +127,7 @@ def _scoring(outcome: Outcome, students: Sequence[Record]) -> str:
     headline = f"{outcome.metric.eval} {outcome.metric.metric}"
     text = f"Students, the pretrained base model and teachers were scored by {_joined(names)}; figures show {headline}"
     text += f" on {items} items" if items else ""
+    text += f". {told.rstrip('.')}" if (told := macro_average(students)) else ""
     checked = any(record.contamination for record in students)
     return f"{text}." + (" Training rows were compared with all items by shared 8-grams." if checked else "")
 

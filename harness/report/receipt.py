@@ -24,6 +24,7 @@ import pandas as pd
 from harness.config.evaluation import FORMATS
 from harness.evals import ALL, Score
 from harness.plan.frozen import FrozenPlan
+from harness.plan.metrics import MACRO_AVERAGE
 from harness.report.licences import judge_licences
 from harness.report.model_card import card_text
 from harness.report.origins import Origins
@@ -31,7 +32,8 @@ from harness.results.arms import Arm, Metric, by_arm, metrics_of, name_diverged,
 from harness.results.comparison import Comparison
 from harness.results.items import LoadItems, read_items
 from harness.results.records import Record
-from harness.results.table import headline
+from harness.results.suite import with_macro_average
+from harness.results.table import headline, reported_metric
 from harness.store.store import Store, write_json, write_text
 
 VERSION = 2
@@ -82,6 +84,8 @@ class _Receipts:
         self._arm_of = {(one.cell, one.role): arm for arm, cells in self._arms.items() for one in cells}
         self._origins = Origins(store, frozen)
         self._compare = Comparison(load_items)
+        self._primary = Metric.named(frozen.primary_metric) if frozen.primary_metric else None
+        self._found = records
         self._arms_gain = cache(self._arms_gain_of)
 
     def basis(self, record: Record) -> dict[str, Any]:
@@ -95,13 +99,14 @@ class _Receipts:
             "others": {role: other.plain() for role, other in self._others(record).items()},
             "peers": [[one.cell, one.status, one.plain()["scores"]] for one in peers],
             "measured": self._origins.measured(self._cells[record.cell]),
+            # another primary metric makes another receipt; the default of earlier plans leaves receipts as they are
+            **({} if self._first(record) == headline(_frame(_metrics(record))) else {"first": self._first(record)}),
         }
 
     def of(self, record: Record, measured: list[dict[str, Any]]) -> dict[str, Any]:
         """The receipt of one finished student, as plain JSON."""
         cell, others = self._cells[record.cell], self._others(record)
-        metrics = [metric for metric in metrics_of([record]) if metric.source == ALL]
-        first = headline(pd.DataFrame(metrics, columns=["eval", "metric", "source"]))
+        metrics, first = _metrics(record), self._first(record)
         data, student, teacher = self._origins.data(cell), self._origins.student(cell), self._origins.teacher(cell)
         sources = [(row["source"], row["license"]) for row in data["sources"]]
         verdict = judge_licences(student["license"], sources, teacher)
@@ -113,7 +118,8 @@ class _Receipts:
             "headline": None if first is None else {"eval": first.eval, "metric": first.metric},
             "scores": [self._score(record, others, metric) for metric in metrics],
             "arm": self._arms_gain(self._arm(record), first),
-            "lost": self._compare.losses(record, finite, metrics),
+            # a macro-average would count its benchmarks twice in the family of comparisons
+            "lost": self._compare.losses(record, finite, [one for one in metrics if one.eval != MACRO_AVERAGE]),
             "student": student,
             "teacher": teacher,
             "data": data,
@@ -128,6 +134,10 @@ class _Receipts:
             "provenance": self._origins.provenance(cell),
         }
         return receipt | {"missing": list(self._missing(record, others, receipt))}
+
+    def _first(self, record: Record) -> Metric | None:
+        """The metric that the receipt opens with: the grid's primary metric, as in its report."""
+        return reported_metric(_frame(_metrics(record)), self._primary, self._found)
 
     def _arm(self, record: Record) -> Arm:
         return self._arm_of[record.cell, record.role]
@@ -166,6 +176,8 @@ class _Receipts:
         read = [json.loads(Path(path, "scores.json").read_text()) for path in folders.values()]
         items = {name: f"{path}/items.parquet" for name, path in folders.items()}
         found = tuple(Score(**one) for part in read for one in part)
+        if self._primary is not None:
+            found = with_macro_average(found, settings)
         # the record of the same model with the rounded weights' scores, so that `Comparison` pairs both item by item
         rounded = replace(whole, status="done", items=items, scores=found)
         scores = []
@@ -203,6 +215,15 @@ class _Receipts:
         for row in receipt["deployment"]:
             yield from (f"not measured: {problem}" for problem in filter(None, [row["problem"]]))
             yield from (f"not scored: {problem}" for problem in row["not_scored"])
+
+
+def _metrics(record: Record) -> list[Metric]:
+    """What a record was scored on, over all items."""
+    return [metric for metric in metrics_of([record]) if metric.source == ALL]
+
+
+def _frame(metrics: Sequence[Metric]) -> pd.DataFrame:
+    return pd.DataFrame(metrics, columns=["eval", "metric", "source"])
 
 
 def _made_from(folder: Path) -> str | None:

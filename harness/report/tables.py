@@ -10,13 +10,14 @@ from typing import Any
 
 import pandas as pd
 
-from harness.plan.claims import Claim
+from harness.plan.metrics import MACRO_AVERAGE, RAW, RESCALED
 from harness.report.sheet import Column, Entry, Sheet, dense, entry, p_value, quantity, short
 from harness.results.arms import Metric
 from harness.results.decision import DISTIL, POINT, WORSE, Decision
 from harness.results.findings import Finding
 from harness.results.outcome import Outcome
 from harness.results.records import Record
+from harness.results.suite import describe_suite
 from harness.results.table import PURPOSES, interval_text, percent
 
 VARYING = ("student", "corpus", "budget", "variant")
@@ -48,8 +49,9 @@ def decision_sheet(found: Sequence[Decision]) -> Sheet:
         row += [Entry(_choice(one), None, mark)]
         row += [entry_interval(one.__dict__ | _gain(one), "gain"), p_value(one.p_holm), _per_point(one, "flops")]
         rows.append([*row, Entry(" ".join(text for text in one.would_change() if text not in shared))])
+    by = f" in {found[0].metric}" if found and found[0].metric else ""
     caption = (
-        f"The rule: distil where the gain over SFT is better than zero after Holm over all {found[0].comparisons} "
+        f"The rule: distil where the gain over SFT{by} is better than zero after Holm over all {found[0].comparisons} "
         'comparisons of the table, with the method whose gain is largest; else fine-tune. Beside "fine-tune" stands '
         f"the method with the largest gain. The range of a cost per {POINT:g} gained follows from the gain's interval."
         if found
@@ -98,7 +100,7 @@ def claims_sheet(findings: Sequence[Finding], grids: Sequence[str] = ()) -> Shee
     for number, one in enumerate(findings):
         row = [Entry(grids[number])] if grids else []
         row += [Entry(one.verdict, None, CLAIM_MARKS.get(one.verdict, ""))]
-        row += [Entry(one.claim.says or one.claim.name), Entry(_must_hold(one.claim))]
+        row += [Entry(one.claim.says or one.claim.name), Entry(_must_hold(one))]
         numbers = {"gain": one.estimate, "gain_low": one.low, "gain_high": one.high}
         row += [entry_interval(numbers, "gain"), p_value(one.p_holm)]
         # sorted by the number of seeds over all replicates
@@ -133,6 +135,7 @@ def scores_sheet(outcome: Outcome) -> Sheet:
     caption = "Marked: the gain differs from zero after Holm within its evaluation and metric. "
     caption += f"Intervals of gains cover: {'; '.join(covers)}. " if covers else ""
     caption += f"Gap closed: (student - base) / (teacher - base). {REPLICATE}"
+    caption += f" {told}" if (told := macro_average(outcome.records)) else ""
     return dense(Sheet("scores", "Scores and gains", columns, found, caption))
 
 
@@ -173,7 +176,8 @@ def simultaneous_sheet(outcome: Outcome) -> Sheet:
         "variance pooled over the methods. Intervals and p values hold for all methods of a fraction together, so they "
         "need no further adjustment."
     )
-    return Sheet("simultaneous", "Simultaneous comparisons with SFT (Dunnett)", columns, found, caption)
+    what = "" if outcome.metric is None else f": {outcome.metric.label}"
+    return Sheet("simultaneous", f"Simultaneous comparisons with SFT (Dunnett){what}", columns, found, caption)
 
 
 def costs_sheet(outcome: Outcome) -> Sheet:
@@ -234,9 +238,20 @@ def receipts_sheet(links: Sequence[tuple[str, str, str]], more: bool = False) ->
 def findings_frame(findings: Sequence[Finding]) -> pd.DataFrame:
     """One row per claim with every number, for files."""
     names = [field.name for field in fields(Finding) if field.name != "claim"]
-    rows = [{"claim": f.claim.name, "says": f.claim.says, "must_hold": _must_hold(f.claim)} for f in findings]
+    rows = [{"claim": f.claim.name, "says": f.claim.says, "must_hold": _must_hold(f)} for f in findings]
     rows = [row | {name: getattr(f, name) for name in names} for row, f in zip(rows, findings, strict=True)]
     return pd.DataFrame(rows, columns=["claim", "says", "must_hold", *names])
+
+
+def macro_average(records: Iterable[Record]) -> str:
+    """What the macro-averages of some records are, in a sentence; empty where there are none."""
+    suite = describe_suite(records)
+    if not suite:
+        return ""
+    return (
+        f"The {MACRO_AVERAGE.replace('_', '-')} is the mean over {suite}, each with the same weight: {RAW} of the "
+        f"scores, {RESCALED} of the scores on a scale from what guessing gives, 0, to all right, 1."
+    )
 
 
 def evaluation(row: Mapping[Any, Any]) -> str:
@@ -292,8 +307,9 @@ def _per_point(one: Decision, unit: str, making: bool = False) -> Entry:
     return Entry(f"{short(cost)} [{short(low)}, {short(high)}]", cost) if cost > 0 else Entry("none", cost)
 
 
-def _must_hold(claim: Claim) -> str:
-    what = " minus ".join(f"gain of {_side(side)}" for side in claim.sides)
+def _must_hold(found: Finding) -> str:
+    claim, of = found.claim, f" in {found.metric}" if found.metric else ""
+    what = " minus ".join(f"gain of {_side(side)}" for side in claim.sides) + of
     return f"{what} within {claim.within:g} of 0" if claim.within is not None else f"{what} better than {claim.above:g}"
 
 

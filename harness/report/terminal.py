@@ -11,12 +11,14 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config.checks import refuse
 from harness.plan.frozen import FrozenPlan, freeze, frozen_plan, grid_names
+from harness.plan.metrics import MACRO_AVERAGE
+from harness.runtime.processes import visible_gpus
 from harness.store.fingerprint import differences
 from harness.store.store import Store, write_text
 
@@ -67,7 +69,7 @@ class Finished:
         folder = store.grid_folder(frozen.grid)
         write(folder, found, frame)
         models = write_receipts(store, frozen, found)
-        crossover_figure(frame, folder / "crossover", outcome.crossovers)
+        crossover_figure(frame, folder / "crossover", outcome.crossovers, outcome.metric)
         # fewer arms are the lines of the crossover figure already
         if arms_of(frame, outcome.metric, outcome.simultaneous)["name"].nunique() > MANY:
             forest_figure(frame, folder / "methods", outcome.metric, outcome.simultaneous)
@@ -108,7 +110,7 @@ class Finished:
 
         # a file or a pipe has no width, and rich would fold the table to 80 columns
         console = Console(width=None if sys.stdout.isatty() else 160)
-        console.print(render(self.summary))
+        console.print(render(self.summary, self.outcome.metric))
         if (benchmarks := overview(self.summary)) is not None:
             console.print(benchmarks)
         # many cells warn of the same, so the first of each kind is printed, and the kind is what stands before the
@@ -154,13 +156,15 @@ def overview(frame: "pd.DataFrame") -> "Table | None":
 
     from harness.results.table import percent
 
-    columns = ("metric", "source", "headline")
+    columns = ("eval", "metric", "source", "headline")
     rows = frame if len(frame) and set(columns) <= set(frame) else pd.DataFrame(columns=columns)
     # metrics of public benchmarks have their suite and their definition after an @
-    rows = rows[rows["metric"].str.contains("@", na=False) & (rows["source"] == "all") & rows["headline"].astype(bool)]
+    public = rows["metric"].str.contains("@", na=False) | (rows["eval"] == MACRO_AVERAGE)
+    rows = rows[public & (rows["source"] == "all") & rows["headline"].astype(bool)]
     if rows.empty:
         return None
     names = list(dict.fromkeys(zip(rows["eval"], rows["metric"], strict=True)))
+    names.sort(key=lambda name: name[0] == MACRO_AVERAGE)  # after the benchmarks that it is made of
     order = rows["role"].map({"base": 0, "student": 1, "teacher": 2})
     rows = rows.assign(order=order).sort_values(["order", "data_frac", "method"], kind="stable")
     table = Table(title="Public benchmarks", box=box.SIMPLE_HEAD, title_justify="left")
@@ -190,11 +194,16 @@ def overview(frame: "pd.DataFrame") -> "Table | None":
 
 
 def plan_lines(composed: "Composed", plan: "Plan", store: Store, cluster: "Cluster | None") -> Iterator[str]:
-    """How many cells and stages a plan has, what of it the store has, what the rest costs, and what claims can show.
+    """How many cells and stages a plan has, what of it the store has, what the rest costs, its primary metric, and what
+    claims can show.
 
-    Raises SettingsError as `foresee` does.
+    Raises SettingsError as `foresee` and `primary_metric` do, and for a claim with an unknown metric.
     """
+    from harness.plan.claims import check_claims
     from harness.plan.estimate import plan_text
+    from harness.plan.memory import memory_lines
+    from harness.plan.metrics import grid_metrics, primary_metric, short_name
+    from harness.plan.phase_steps import short_phases_warning
     from harness.results.power import foresee
 
     done = sum(store.done(stage.key) for stage in plan.stages)
@@ -202,7 +211,17 @@ def plan_lines(composed: "Composed", plan: "Plan", store: Store, cluster: "Clust
         f"{len(composed.cells)} cells requested, {len(plan.cells)} distinct, {len(plan.stages)} stages, "
         f"{done} of them in the store"
     )
+    known = grid_metrics(one.cell for one in plan.cells)
+    primary = primary_metric(composed.settings.primary_metric, known)
+    check_claims(composed.settings.claims, known)
     yield plan_text(plan, store, cluster)
+    others = ", ".join(short_name(metric) for metric in known if metric != primary)
+    yield f"primary metric: {short_name(primary)}" + (f" (others: {others})" if others else "")
+    machine = composed.settings.machine
+    if cluster is None and machine.device == "auto" and not visible_gpus():
+        machine = replace(machine, device="cpu")
+    yield from memory_lines(plan, store, machine, cluster)
+    yield from (f"warning: {line}" for line in short_phases_warning(plan))
     if composed.settings.claims:
         yield "claims, without items' variance and before Holm:"
         yield from (f"  {line}" for line in foresee(composed.settings.claims, freeze(plan, "")))

@@ -13,7 +13,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from harness.config.checks import SettingsError
-from harness.evals import ALL
+from harness.evals import ALL, higher_is_better
 from harness.results.records import Record
 
 # what `Arm` or `seeds_of` has already, and how a grid is run; all other settings can tell two arms apart
@@ -65,10 +65,26 @@ class Metric(NamedTuple):
     metric: str
     source: str = ALL
 
+    @classmethod
+    def named(cls, name: str) -> "Metric":
+        """Of all items, from a full name (`plan/metrics.py`), e.g. `verified.accuracy`."""
+        evaluation, _, metric = name.partition(".")
+        return cls(evaluation, metric)
+
+    @property
+    def name(self) -> str:
+        """The full name, which `named` reads."""
+        return f"{self.eval}.{self.metric}"
+
+    @property
+    def label(self) -> str:
+        """How outputs call it, e.g. `verified accuracy`."""
+        return f"{self.eval} {self.metric}".strip()
+
     @property
     def higher_is_better(self) -> bool:
         """Whether a positive gain is an improvement; losses per token are better when lower."""
-        return not any(word in self.metric for word in ("nll", "loss", "perplexity"))
+        return higher_is_better(self.metric)
 
 
 def by_arm(records: Iterable[Record]) -> dict[Arm, list[Record]]:

@@ -18,13 +18,16 @@ import numpy as np
 import pandas as pd
 
 from harness.config.checks import check_choice
+from harness.evals import ALL
+from harness.plan.metrics import MACRO_AVERAGE
 from harness.results.arms import Arm, Metric, by_arm, metrics_of, name_diverged, seeds_of, why_unpaired
 from harness.results.exposure import EXPOSURES, SEEN_BY, Exposures
 from harness.results.items import ItemMask, ItemValues, LoadItems, cell_score, read_items, values_of
 from harness.results.paired_gains import estimate, gain, scores
 from harness.results.records import Record
 from harness.results.stats.intervals import holm
-from harness.results.table import CELL_COLUMNS, headline, interval_text, percent
+from harness.results.suite import suite_of
+from harness.results.table import CELL_COLUMNS, interval_text, percent, reported_metric
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,11 +44,14 @@ def breakdown(
     by: Sequence[str],
     exposures: Exposures,
     load_items: LoadItems = read_items,
-    metric: Metric | None = None,
+    primary: Metric | None = None,
 ) -> pd.DataFrame:
     """One row per arm, but SFT's own, and class of item; `by` (of BY) may name several, which are crossed.
 
-    Columns: names of the arm, `eval` and `metric` (default: the one figures show), the columns of `by`, `items`
+    `primary` is the grid's primary metric (null: `table.headline`). A class may lack a whole benchmark, so a
+    macro-average has none of its own: its benchmarks are broken down one by one.
+
+    Columns: names of the arm, `eval` and `metric`, the columns of `by`, `items`
     (of the class, mean over seeds), `seeds`, `draws`; `score`, `sft` (SFT on the same items) and `gain` with
     `_low`, `_high` (95 %), `gain_p` and `gain_p_holm` over the whole table, `gain_covers` and a `note`. Of arms
     with several replicates the one row is over them, as in `table.summary`. Canary items are left out.
@@ -56,9 +62,13 @@ def breakdown(
         check_choice("by", name, BY)
     values = cache(values_of(load_items))
     found = pd.DataFrame(metrics_of(records), columns=["eval", "metric", "source"])
-    metric = metric or headline(found)
+    chosen = reported_metric(found, primary, records)
+    metrics = [] if chosen is None else [chosen]
+    if chosen is not None and chosen.eval == MACRO_AVERAGE:
+        suite = {name for record in records for name in suite_of(record.settings)}
+        metrics = sorted(metric for metric in metrics_of(records) if metric.source == ALL and metric.eval in suite)
     rows: list[dict[str, Any]] = []
-    if metric is not None:
+    for metric in metrics:
         labels = _Labels(by, exposures, metric.eval)
         for whole, draws in _by_line(by_arm(records)):
             rows += _rows(whole, draws, metric, labels, values)
@@ -96,13 +106,14 @@ def render(frame: pd.DataFrame, by: Sequence[str]) -> "Table":
 
     if frame.empty:
         return Table(title="No finished cell of a method other than SFT has scores of single items")
+    several = frame["eval"].nunique() > 1
     metric = Metric(*frame.iloc[0][["eval", "metric"]])
     lower = "" if metric.higher_is_better else " (lower is better)"
-    title = f"{metric.eval} {metric.metric}{lower} by {' and '.join(by)}"
+    title = f"{'benchmarks' if several else metric.label}{lower} by {' and '.join(by)}"
     table = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left")
     covers = "; ".join(text for text in frame["gain_covers"].unique() if text)
     table.caption, table.caption_justify = escape(f"Intervals of gains cover: {covers}."), "left"
-    names = [name for name in ("student", "corpus", "budget", "variant") if frame[name].nunique() > 1]
+    names = [name for name in ("eval", "student", "corpus", "budget", "variant") if frame[name].nunique() > 1]
     for name in ("data", "method", "teacher", *names, *by):
         table.add_column(name, justify="right" if name == "data" else "left")
     for name in ("items", "seeds", "SFT", "score [95 %]", "gain over SFT [95 %]", "p (Holm)"):

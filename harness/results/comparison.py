@@ -20,7 +20,17 @@ from numpy.typing import NDArray
 from harness.evals import ALL
 from harness.results.arms import Metric
 from harness.results.breakdown import FEW
-from harness.results.items import LoadItems, cell_score, linearised, values_of
+from harness.results.items import (
+    ItemsOf,
+    LoadItems,
+    cell_score,
+    enough,
+    items_of,
+    means_of,
+    named,
+    parts_of,
+    values_of,
+)
 from harness.results.paired_gains import estimate, gain
 from harness.results.records import Record
 from harness.results.stats.intervals import Array, Interval, holm, seeds_and_items
@@ -33,7 +43,8 @@ CLEAR = 0.05
 
 @dataclass(frozen=True)
 class ModelItems:
-    """A model's items under one metric, in the order of their ids; a mean is sum(total) / sum(count)."""
+    """A model's items under one metric, in the order of their ids; a mean is sum(total) / sum(count), for a
+    macro-average the mean of that over its benchmarks."""
 
     ids: NDArray[Any]
     sources: NDArray[Any]
@@ -47,7 +58,7 @@ class ModelItems:
     @property
     def values(self) -> Array:
         """Values whose mean is the metric."""
-        return linearised(self.total, self.count)
+        return means_of(self.total, self.count, self.sources)
 
 
 class ModelScore(NamedTuple):
@@ -66,8 +77,9 @@ class Comparison:
     """
 
     def __init__(self, load_items: LoadItems) -> None:
-        self._values = values_of(lru_cache(FILES_AT_ONCE)(load_items))
-        self._known: dict[tuple[str | None, Metric], ModelScore | None] = {}
+        # named once a file, from which several metrics are read
+        self._values = values_of(lru_cache(FILES_AT_ONCE)(lambda path: named(load_items(path))))
+        self._known: dict[tuple[ItemsOf | None, Metric], ModelScore | None] = {}
         self._names: list[tuple[NDArray[Any], NDArray[Any]]] = []  # ids and sources, which most models share
 
     def score(self, record: Record, metric: Metric) -> dict[str, Any] | None:
@@ -145,7 +157,7 @@ class Comparison:
         return rows
 
     def _scores(self, record: Record, metric: Metric) -> ModelScore | None:
-        key = (record.items.get(metric.eval), metric)
+        key = (items_of(record, metric), metric)
         # without items there is no path, and all such records would share one entry
         if key[0] is None:
             return self._read(record, metric)
@@ -185,7 +197,11 @@ def _paired(mine: ModelScore, theirs: ModelScore) -> tuple[ModelItems, ModelItem
     one, two = mine.items, theirs.items
     if one.ids is not two.ids:
         _, first, second = np.intersect1d(one.ids, two.ids, assume_unique=True, return_indices=True)
+        parts = parts_of(one.sources)
         one, two = one.at(first), two.at(second)
+        # items that only one of them has may be a whole benchmark
+        if parts is not None and not enough(one.sources, len(np.unique(parts))):
+            return None
     return (one, two) if len(one.ids) > 1 else None
 
 

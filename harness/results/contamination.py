@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from harness.data.corpora import load_corpus
 from harness.data.ngram_overlap import HELDOUT
+from harness.data.sequences import conversation_of
 from harness.evals import ALL, Score
 from harness.plan.frozen import FrozenCell, FrozenPlan
 from harness.results.arms import Metric
@@ -79,12 +80,12 @@ def teachers_of(stages: Mapping[str, Any], train: Iterable[str]) -> tuple[str, .
 
 
 def row_numbers(folder: Path) -> np.ndarray:
-    """Row numbers in its mixture of what a subset trains on, from the subset's `train` folder.
+    """Numbers in its mixture of the conversations that a subset trains on, from the subset's `train` folder.
 
     Raises OSError for a file that cannot be read, ValueError for a folder without any.
     """
     tables = [pa.ipc.open_stream(pa.memory_map(str(path))).read_all() for path in sorted(folder.glob("*.arrow"))]
-    return np.concatenate([table["row"].to_numpy() for table in tables])
+    return np.unique(conversation_of(np.concatenate([table["row"].to_numpy() for table in tables])))
 
 
 class Contamination:

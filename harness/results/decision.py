@@ -95,6 +95,8 @@ class Decision:
     """Of equality; null for a loss, which has none."""
     seconds: Price
     flops: Price
+    metric: str = ""
+    """The metric of the gain, e.g. `verified accuracy`; empty without any score."""
 
     def per_point(self, unit: str, making: bool = False) -> tuple[float, float, float]:
         """Extra cost per POINT gained, with its ends at the interval's ends; NaN where no gain is shown.
@@ -207,6 +209,7 @@ def _decide(
         margin=margin,
         seconds=_price(told, sft, "seconds"),
         flops=_price(told, sft, "flops"),
+        metric="" if metric is None else metric.label,
     )
 
 
@@ -299,7 +302,8 @@ def _sentence(group: Sequence[Decision]) -> str:
             shown = f": {one.method} {interval}" if interval else ""
             parts.setdefault(one.choice, []).append(f"{percent(one.data_frac)} ({one.why}{shown})")
     told = "; ".join(f"{word} at {', '.join(places)}" for word, places in parts.items())
-    return f"{place_of(group[0])}: {told}."
+    by = f", by {group[0].metric}" if group[0].metric else ""
+    return f"{place_of(group[0])}{by}: {told}."
 
 
 def _interval(one: Decision) -> str:

@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtr
 
+from harness.evals import ALL
 from harness.plan.claims import Claim, matches
-from harness.results.arms import Arm, Metric, by_arm
+from harness.plan.metrics import matching
+from harness.results.arms import Arm, Metric, by_arm, metrics_of
 from harness.results.items import LoadItems, read_items, values_of
 from harness.results.paired_gains import ArmValues, covers_of, cube_of, gain, over_replicates
 from harness.results.records import Record
@@ -51,20 +53,32 @@ class Finding:
     """Seeds in each replicate."""
     covers: str
     """Which variance the interval contains."""
+    metric: str = ""
+    """The metric it was judged on, e.g. `verified accuracy`."""
 
 
 def judge(
     records: Iterable[Record], claims: Sequence[Claim], metric: Metric, load_items: LoadItems = read_items
 ) -> list[Finding]:
-    """The finding of each claim, in order; Holm over all of them.
+    """The finding of each claim, in order, on its own metric or else on `metric`; Holm over all of them.
 
     Raises SettingsError as `by_arm` does, OSError where items cannot be read.
     """
+    records = list(records)
     arms = by_arm(records)
     values = cache(values_of(load_items))
-    found = [_finding(claim, _replicates(claim, arms, metric, values), metric) for claim in claims]
+    metrics = [metric if claim.metric is None else metric_named(claim.metric, records) for claim in claims]
+    pairs = list(zip(claims, metrics, strict=True))
+    found = [_finding(claim, _replicates(claim, arms, own, values), own) for claim, own in pairs]
     adjusted = holm([finding.p for finding in found])
-    return [_decided(finding, float(p), metric) for finding, p in zip(found, adjusted, strict=True)]
+    return [_decided(one, float(p), own) for one, p, own in zip(found, adjusted, metrics, strict=True)]
+
+
+def metric_named(name: str, records: Iterable[Record]) -> Metric:
+    """The metric of all items that a claim names, as the records have it; one without a score where none has it."""
+    found = matching(name, (metric.name for metric in metrics_of(records) if metric.source == ALL))
+    # the name was checked when the claim was declared; without any score of it there is nothing to complete it from
+    return Metric.named(found[0] if len(found) == 1 else name)
 
 
 def _replicates(claim: Claim, arms: Mapping[Arm, list[Record]], metric: Metric, values: Any) -> list[list[ArmValues]]:
@@ -85,7 +99,7 @@ def _replicates(claim: Claim, arms: Mapping[Arm, list[Record]], metric: Metric, 
 def _finding(claim: Claim, draws: list[list[ArmValues]], metric: Metric) -> Finding:
     if not draws:
         nothing = math.nan
-        return Finding(claim, "no answer", nothing, nothing, nothing, nothing, nothing, 0, 0, "")
+        return Finding(claim, "no answer", nothing, nothing, nothing, nothing, nothing, 0, 0, "", metric.label)
     cubes = [cube_of(sides) for sides in draws]
     # both sides share SFT cells and items, so their difference is one contrast with the covariance of both
     weights = np.array([[1.0, -1.0][: len(claim.sides)]])  # (1, sides)
@@ -94,7 +108,8 @@ def _finding(claim: Claim, draws: list[list[ArmValues]], metric: Metric) -> Find
     covers = covers_of([sides[0] for sides in draws], len(draws))
     seeds = min(len(cube.values) for cube in cubes)
     p = _p(claim, interval, 1 if metric.higher_is_better else -1)
-    return Finding(claim, "", interval.estimate, interval.low, interval.high, p, p, len(draws), seeds, covers)
+    numbers = (interval.estimate, interval.low, interval.high, p, p, len(draws), seeds)
+    return Finding(claim, "", *numbers, covers, metric.label)
 
 
 def _p(claim: Claim, found: Interval, sign: int) -> float:

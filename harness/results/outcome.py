@@ -4,7 +4,7 @@ Everything is computed from the grid's records and the scores of single items, a
 
     outcome = Outcome.of(store, frozen_plan)
     outcome.summary, outcome.verdict, outcome.findings
-    outcome.export(Path("shared/data_scaling"))     # three small files without weights, texts or rows
+    outcome.export(Path("shared/data_scaling"))     # small files without weights, texts or rows
     Outcome.read(Path("shared/data_scaling")).summary
 """
 
@@ -18,20 +18,23 @@ from typing import Any
 import pandas as pd
 
 from harness.config.checks import refuse
+from harness.evals import ALL
 from harness.plan.claims import Claim, declared
 from harness.plan.frozen import SEEDS, FrozenPlan
-from harness.results.arms import Arm, Metric
+from harness.plan.metrics import MACRO_AVERAGE
+from harness.results.arms import Arm, Metric, metrics_of
 from harness.results.findings import Finding, judge
 from harness.results.items import LoadItems, named_once, read_items
 from harness.results.paired_gains import crossovers
-from harness.results.records import Record, curves, lines_of, read_records, records
+from harness.results.records import REHEARSAL, Record, curves, lines_of, read_records, records
 from harness.results.simultaneous import simultaneous_table
 from harness.results.stats.crossover import Crossover
-from harness.results.table import headline, summary, tidy
+from harness.results.suite import suite_of
+from harness.results.table import reported_metric, summary, tidy
 from harness.results.verdict import verdict
 from harness.store.store import Store, write_json, write_text
 
-RECORDS, ITEMS, CLAIMS = "records.jsonl", "items.parquet", "claims.json"
+RECORDS, ITEMS, CLAIMS, PRIMARY = "records.jsonl", "items.parquet", "claims.json", "primary_metric.json"
 NAMES = ("eval", "id", "source", "prompt_hash")
 NAMED = (*"cell role method student teacher corpus budget data_frac".split(), *SEEDS, "status")
 
@@ -48,12 +51,16 @@ class Outcome:
     """From a path in a record's `items` to the scores of single items."""
     load_curves: Callable[[], pd.DataFrame] | None = None
     """Training curves (`records.curves`); null for an exported folder, which has none."""
+    primary: Metric | None = None
+    """The grid's primary metric; null where its plan names none, as those of earlier versions."""
 
     @classmethod
     def of(cls, store: Store, frozen: FrozenPlan) -> "Outcome":
         """Of a grid in a store, by its frozen plan. Raises OSError where a finished stage lacks a file."""
         claims = declared(store, frozen.grid)
-        return cls(frozen.grid, records(store, frozen), claims, named_once(read_items), partial(curves, store, frozen))
+        primary = frozen.primary_metric and Metric.named(frozen.primary_metric)
+        load_curves = partial(curves, store, frozen)
+        return cls(frozen.grid, records(store, frozen), claims, named_once(read_items), load_curves, primary or None)
 
     @classmethod
     def read(cls, folder: Path) -> "Outcome":
@@ -66,7 +73,10 @@ class Outcome:
         # in an exported folder a record's `items` are names of parts, which stand where a store has paths
         path = folder / CLAIMS
         claims = json.loads(path.read_text()) if path.is_file() else None
-        return cls(found[0].grid if found else folder.name, found, claims, named_once(parts.__getitem__))
+        path = folder / PRIMARY
+        primary = Metric.named(json.loads(path.read_text())["primary_metric"]) if path.is_file() else None
+        grid = found[0].grid if found else folder.name
+        return cls(grid, found, claims, named_once(parts.__getitem__), primary=primary)
 
     @cached_property
     def results(self) -> pd.DataFrame:
@@ -76,12 +86,17 @@ class Outcome:
     @cached_property
     def summary(self) -> pd.DataFrame:
         """One row per arm x evaluation x metric, over seeds and replicates (`table.summary`)."""
-        return summary(self.records, self.load_items)
+        return summary(self.records, self.load_items, primary=self.primary)
 
     @cached_property
     def metric(self) -> Metric | None:
-        """The metric of figures and verdict; null without any score."""
-        return headline(self.summary) if len(self.summary) else None
+        """The metric of figures, verdict, decision and claims (`table.reported_metric`); null without any score."""
+        return reported_metric(self.summary, self.primary, self.records)
+
+    @property
+    def rehearsal(self) -> bool:
+        """Whether stand-ins of random weights were trained, so that no number means anything."""
+        return any(REHEARSAL in record.budget for record in self.records)
 
     @cached_property
     def crossovers(self) -> dict[Arm, Crossover]:
@@ -95,7 +110,12 @@ class Outcome:
 
     @cached_property
     def verdict(self) -> str:
-        """The result of the grid and its certainty, in sentences."""
+        """The result of the grid and its certainty, in sentences; of a rehearsal that there is none."""
+        if self.rehearsal:
+            students = [record for record in self.records if record.role == "student"]
+            done = sum(record.status == "done" for record in students)
+            why = "models of random weights stand in for real ones, and rows and items are made up"
+            return f"No verdict ({REHEARSAL}): {why}. {done} of {len(students)} cells ran to the end."
         return verdict(self.summary, self.crossovers, self.metric)
 
     @cached_property
@@ -104,21 +124,33 @@ class Outcome:
         if self.declaration is None or self.metric is None:
             return []
         claims = [Claim.of(one) for one in self.declaration["claims"]]
-        return judge(self.records, claims, self.metric, self.load_items)
+        found = judge(self.records, claims, self.metric, self.load_items)
+        return [replace(one, verdict="rehearsal") for one in found] if self.rehearsal else found
 
     def export(self, folder: Path, evals: Sequence[str] | None = None) -> Path:
-        """Write records, scores of items (no texts) and claims into `folder`, which is returned; `evals`: of these
-        evaluations only. Raises OSError where items cannot be read or files not be written."""
+        """Write records, scores of items (no texts), claims and the primary metric into `folder`, which is returned.
+
+        `evals`: of these evaluations only; a macro-average is exported with all of its benchmarks. Raises SettingsError
+        where the primary metric is not among them and several others are, of which none would be the one to report;
+        OSError where items cannot be read or files not be written.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         parts, exported = {}, []
         for record in self.records:
             wanted = [name for name in record.items if evals is None or name in evals]
             # names in place of paths into the store, which lead nowhere on another machine
             paths = {name: f"{record.role}-{record.cell}-{name}" for name in wanted}
-            scored = tuple(score for score in record.scores if evals is None or score.eval in evals)
+            suite = suite_of(record.settings)
+            whole = evals is None or bool(suite and set(suite) <= set(evals))
+            scored = tuple(
+                score
+                for score in record.scores
+                if evals is None or score.eval in evals or (whole and score.eval == MACRO_AVERAGE)
+            )
             for name, key in paths.items():
                 parts[key] = _scores_only(self.load_items(record.items[name])).assign(of=key)
             exported.append(replace(record, items=paths, scores=scored, artifact=None))
+        kept = self._exported_metric(exported, evals)
         # a grid without scores is exported with the columns that `read` looks for
         empty = pd.DataFrame(columns=[*NAMES, "of"])
         frame = pd.concat(parts.values(), ignore_index=True) if parts else empty
@@ -129,7 +161,21 @@ class Outcome:
         write_text(folder / RECORDS, lines_of(exported))
         if self.declaration is not None:
             write_json(folder / CLAIMS, self.declaration)
+        (folder / PRIMARY).unlink(missing_ok=True)  # of an export that was here before
+        if kept is not None:
+            write_json(folder / PRIMARY, {"primary_metric": kept.name})
         return folder
+
+    def _exported_metric(self, exported: Sequence[Record], evals: Sequence[str] | None) -> Metric | None:
+        """The primary metric where it is exported; null where one metric at most could be taken for it."""
+        scored = metrics_of(exported)
+        if self.primary is None or evals is None or self.primary in scored:
+            return self.primary
+        others = [metric.label for metric in scored if metric.source == ALL and metric.higher_is_better]
+        if len(others) > 1:
+            why = f"it leaves out the primary metric, {self.primary.label}, and keeps {', '.join(others)}"
+            raise refuse("evals", list(evals), why, "export the primary metric's evaluations too")
+        return None
 
     def logged(self) -> dict[str, Any]:
         """What a grid's run in Weights & Biases shows: the verdict in words, and tables of results and artifacts."""

@@ -19,7 +19,18 @@ import numpy as np
 import pandas as pd
 
 from harness.results.arms import Arm, Metric, by_arm, seeds_of
-from harness.results.items import CellScore, ItemMask, ItemValues, LoadItems, cell_score, read_items, values_of
+from harness.results.items import (
+    CellScore,
+    ItemMask,
+    ItemValues,
+    LoadItems,
+    cell_score,
+    enough,
+    number_of_parts,
+    read_items,
+    values_of,
+    values_on,
+)
 from harness.results.records import Record
 from harness.results.stats.crossover import Crossover, crossover
 from harness.results.stats.intervals import LEAST_REPLICATES, Array, Curve, curve_over_replicates, ratio
@@ -269,8 +280,10 @@ def _stack(
     same = all(index is indexes[0] or index.equals(indexes[0]) for index in indexes)
     # a part differs from seed to seed, so all that occur are kept; else an item counts where every cell has it
     ids = indexes[0] if same else reduce(lambda a, b: a.union(b) if parts else a.intersection(b, sort=False), indexes)
+    # items that not all cells have are left out, and with them, maybe, a whole benchmark of a macro-average
+    common = same or not known or enough(known[0]["source"].reindex(ids).to_numpy(), max(map(number_of_parts, known)))
     # values of items and bare scores cannot stand in one array: where one cell has no items, all are scores, (S, 1)
-    if len(known) < len(needed) or len(ids) < 2:
+    if len(known) < len(needed) or len(ids) < 2 or not common:
         rows = [own.score - (other.score if other else 0.0) for own, other in pairs.values()]
         wrong = sum(side.mismatch for side in sides)
         doubt = f"items of {wrong} of {len(sides)} cells do not average to their score" if wrong else ""
@@ -283,7 +296,7 @@ def _stack(
     def by_item(side: CellScore | None) -> Array:
         frame = side.items if side else None
         # without a frame: a diverged cell, whose every item is 0, or no partner, from which nothing is taken off
-        return np.zeros(len(ids)) if frame is None else in_order(frame["value"]).to_numpy(float)
+        return np.zeros(len(ids)) if frame is None else values_on(frame, ids)["value"].to_numpy(float)
 
     values = np.stack([by_item(own) - by_item(other) for own, other in pairs.values()])  # (S, N)
     source = pd.concat([frame["source"] for frame in known]) if parts else known[0]["source"]

@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any
 from harness.config.checks import refuse
 from harness.evals import Score
 from harness.plan.frozen import FrozenCell, FrozenPlan, targets_of
+from harness.plan.metrics import MACRO_AVERAGE
 from harness.results.cost import Cost, cell_cost
+from harness.results.suite import lacking, suite_of, with_macro_average
+from harness.stand_ins import LICENSE as STAND_IN
 from harness.store.status import cell_state, stage_state
 from harness.store.store import Store
 
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from harness.results.contamination import Contamination
+
+REHEARSAL = "rehearsal: numbers mean nothing"
+"""What every result of models with random weights shows (`scale=rehearsal`)."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +184,7 @@ def _record(
     store: Store, frozen: FrozenPlan, cell: FrozenCell, facts: _Facts, contamination: "Contamination"
 ) -> Record:
     state = cell_state(facts.state_of, frozen.addresses(cell.needs), targets_of(cell))
+    rehearsal = cell.settings.get("student", {}).get("license") == STAND_IN
     own = [key for key in cell.needs if key not in cell.making_teacher]
     said = [warning for stage in facts.of(own) for warning in stage.get("warnings", [])]
     scores: list[Score] = []
@@ -191,13 +198,21 @@ def _record(
             counts, more = contamination.repeated(cell, name, scores, items[name])
             repeated |= {} if counts is None else {name: counts}
             warnings += more
+    # plans of earlier versions name no primary metric, and their records stay as they were
+    if frozen.primary_metric is not None:
+        lost = lacking(scores, cell.settings)
+        # of a cell that is not evaluated yet, all are lacking, which needs no warning
+        if lost and state.status != "running" and {score.eval for score in scores} & set(suite_of(cell.settings)):
+            warnings.append(f"{MACRO_AVERAGE}: not computed, because there is no score of {', '.join(lost)}")
+        scores = list(with_macro_average(scores, cell.settings))
     return Record(
         role=cell.role,
         method=cell.method,
         student=cell.student,
         teacher=cell.teacher,
         corpus=cell.corpus,
-        budget=cell.budget,
+        # the budget is named in every table and figure
+        budget=f"{cell.budget} ({REHEARSAL})" if rehearsal else cell.budget,
         data_frac=cell.data_frac,
         seed=cell.seed,
         data_seed=cell.data_seed,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from harness.plan.metrics import MACRO_AVERAGE, RESCALED, VERIFIED
 from harness.results.arms import (
     Arm,
     Metric,
@@ -72,6 +73,7 @@ def summary(
     load_items: LoadItems = read_items,
     sources: Sequence[str] | None = ("all",),
     metrics: Sequence[Metric] | None = None,
+    primary: Metric | None = None,
 ) -> pd.DataFrame:
     """One row per arm x evaluation x metric x source, brought together over seeds.
 
@@ -79,7 +81,8 @@ def summary(
     intervals cover (`score_covers`, `gain_covers`: `seeds and items`, `items only`), `gain_p` and, within one
     evaluation, metric and source, `gain_p_holm`; `seeds`, `paired_seeds`, `items`; mean cost per cell;
     counts `done`, `failed`, `missing`, `running` and the first `reason`. Gain is method minus SFT in the
-    metric's own direction (`higher_is_better`). `sources=None` keeps every source.
+    metric's own direction (`higher_is_better`). `sources=None` keeps every source. `primary` has rows even where no
+    cell has its score, unless no cell has any.
 
     An arm with several replicates (own corpus and teacher each) has a row for each and a `pooled` one (world and
     teacher seed null). The pooled interval is over replicates from five on, and within them below that (`for these 2
@@ -92,7 +95,9 @@ def summary(
     load, arms = named_once(load_items), by_arm(records)
     wanted = list(metrics or metrics_of(records))
     # without any score, arms still have rows, which give the reason
-    wanted = [m for m in wanted if sources is None or m.source in sources] or [Metric("", "", "all")]
+    wanted = [m for m in wanted if sources is None or m.source in sources]
+    wanted += [primary] if wanted and primary is not None and primary not in wanted else []
+    wanted = wanted or [Metric("", "", "all")]
     rows = [row for metric in wanted for row in _rows(arms, metric, functools.cache(values_of(load)))]
     frame = pd.DataFrame(rows)
     if frame.empty:
@@ -108,11 +113,38 @@ def summary(
 
 
 def headline(frame: pd.DataFrame) -> Metric | None:
-    """The metric that figures and the verdict report: verified answers where there are any, else the first."""
+    """The metric that figures and the verdict report where a grid names no primary metric (`plan/metrics.py`).
+
+    Verified answers where there are any, else the macro-average, else the first: records of earlier versions have no
+    macro-average, and are reported as they were.
+    """
     found = [Metric(*key) for key in frame[["eval", "metric", "source"]].drop_duplicates().itertuples(index=False)]
     found = [metric for metric in found if metric.eval]
-    # whole evaluations before sources, accuracies before losses, then `verified`; ties to the table's order
-    return min(found, key=lambda m: (m.source != "all", not m.higher_is_better, m.eval != "verified"), default=None)
+    preferred = [VERIFIED, f"{MACRO_AVERAGE}.{RESCALED}"]
+
+    def rank(metric: Metric) -> tuple[bool, bool, int]:
+        place = preferred.index(metric.name) if metric.name in preferred else len(preferred)
+        # whole evaluations before sources, accuracies before losses; ties to the table's order
+        return metric.source != "all", not metric.higher_is_better, place
+
+    return min(found, key=rank, default=None)
+
+
+def reported_metric(frame: pd.DataFrame, primary: Metric | None, records: Iterable[Record]) -> Metric | None:
+    """The metric of figures, verdict, decision and claims, from the metrics of a frame; null without any score.
+
+    The primary metric, or `headline` of a plan that names none. Where a corpus does not state whether its rows have a
+    known truth, verified answers are planned; if there are none, it is `headline` of the other metrics.
+    """
+    if frame.empty or (frame["eval"] == "").all():
+        return None
+    if primary is None:
+        return headline(frame)
+    records = list(records)
+    planned = primary.name == VERIFIED and any(record.status == "done" for record in records)
+    if planned and not any(primary == (one.eval, one.metric, one.source) for r in records for one in r.scores):
+        return headline(frame[frame["eval"] != primary.eval])
+    return primary
 
 
 def select(frame: pd.DataFrame, metric: Metric | None = None) -> pd.DataFrame:

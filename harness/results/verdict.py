@@ -36,7 +36,10 @@ def verdict(
     scored = students[students["score"].notna()]
     lost = _lost(frame, metric)
     if metric is None or scored.empty:
-        return f"No verdict: no cell has a score. {lost}".strip()
+        which = (
+            f" in {metric.label}" if metric is not None and (students["scored_cells"] == 0).all() and len(frame) else ""
+        )
+        return f"No verdict: no cell has a score{which}. {lost}".strip()
     others = scored[scored["method"] != "sft"]
     paired = others[others["gain"].notna()]
     best = scored.sort_values("score", ascending=not metric.higher_is_better).iloc[0]

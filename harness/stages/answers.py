@@ -3,13 +3,12 @@
 Where student and teacher render conversations alike, the labelled rows are trained as they are, from their memory
 map. Otherwise the teacher's text follows the student's own prompt, so a teacher with another tokenizer, or one behind
 a server, can be distilled by its text. Reasoning is stripped here and not in the labels, so `keep` and `strip` share
-them.
+them; where the student's generation prompt begins reasoning, a stripped answer ends it, as gold answers do.
 
     dataset, batches = answered_rows(phase, subset, order, folders, tokenizer, max_length=512, seed=0)
 """
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -23,16 +22,15 @@ from transformers import PreTrainedTokenizerBase
 from harness.config.checks import refuse
 from harness.config.recipe import TrainingPhase
 from harness.data.chat import answer_ids_many
-from harness.data.sequences import Row, Rows, answered, draw_seed
+from harness.data.reasoning import answer_of
+from harness.data.sequences import TURN, Row, Rows, answered, conversation_of, draw_seed
 from harness.models.loading import rendering_hash
-from harness.stages.labels import FEATURES
+from harness.stages.labels import FEATURES, labelled_rows
 
 ANSWERED = Features(FEATURES | {"turn": Value("int32")})
 """Columns of rows to train on, and which of its conversation's turns each answers."""
 ROWS_AT_ONCE = 1000
 MANY_CUT = 0.05  # share of answers cut by the length limit above which there is a warning
-RATIONALE = re.compile(r"\A\s*<think>.*?(</think>\s*|\Z)", re.DOTALL)
-"""Reasoning at the head of an answer, as R1-style teachers mark it; unfinished reasoning is the whole answer."""
 
 
 def answered_rows(
@@ -54,7 +52,7 @@ def answered_rows(
     Raises SettingsError where one row alone is to be permuted, or a prompt is cut in the student's rendering.
     """
     labels = concatenate_datasets([_labels_of(folder, answered_by) for folder in folders])
-    numbers = np.asarray(subset["row"], dtype=np.int64)[order]  # (steps, batch_size)
+    numbers = labelled_rows(subset, labels)[order]  # (steps, batch_size)
     places = _places(labels, numbers, phase.samples_per_prompt)  # (steps, batch_size)
     alike = {_rendering(folder) for folder in folders} == {rendering_hash(tokenizer)}
     # nothing has to be changed, so the labels are trained from their memory map
@@ -97,8 +95,9 @@ def cut_answers(dataset: Dataset, batches: np.ndarray, end_of_turn: int) -> list
 
 
 def without_rationale(text: str) -> str:
-    """An answer without the reasoning at its head."""
-    return RATIONALE.sub("", text, count=1)
+    """An answer without the reasoning at its head; empty where the reasoning was begun and not ended."""
+    answer = answer_of(text) or ""
+    return answer if answer == text else answer.lstrip()
 
 
 def _places(labels: Dataset, numbers: np.ndarray, samples: int) -> np.ndarray:
@@ -132,15 +131,19 @@ def _cycle(count: int, seed: int) -> np.ndarray:
 def _prompts(chosen: Dataset, rows: Rows, position: dict[int, int]) -> Iterator[list[int]]:
     """The student's own rendering of the prompt that each label answers."""
     for number, turn in zip(chosen["row"], chosen["turn"], strict=True):
-        row = rows[position[number]]
-        if turn >= len(row.starts):
+        whole, at = conversation_of(number), number // TURN + turn
+        alone = position.get(whole + at * TURN)
+        # the turn has a row of its own, or is a turn of its conversation's row
+        place, span = (position.get(whole), at) if alone is None else (alone, 0)
+        row = None if place is None else rows[place]
+        if row is None or span >= len(row.starts):
             raise refuse(
                 "corpus.max_length",
-                len(row.input_ids),
-                f"the student's rendering of row {number} is cut before the turn its teacher answered",
+                0 if row is None else len(row.input_ids),
+                f"the student's rendering of row {whole} is cut before the turn its teacher answered",
                 "raise corpus.max_length",
             )
-        yield row.input_ids[: row.starts[turn]].tolist()
+        yield row.input_ids[: row.starts[span]].tolist()
 
 
 def _ids(labels: Dataset) -> Iterator[list[int]]:

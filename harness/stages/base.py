@@ -18,14 +18,24 @@ import numpy as np
 from harness.config.budget import Budget
 from harness.config.checks import refuse
 from harness.config.file_hash import file_sha256
+from harness.config.hub import fetch
 from harness.config.machine import Machine
 from harness.config.recipe import TrainingPhase
 from harness.data import chat
 from harness.data.sequences import draw_seed, of_like_length, visits
-from harness.models.files import POINTER, SERVER, local_folder, read_pointer
+from harness.models.files import (
+    HUB_FILES,
+    HUB_TOKENIZER_FILES,
+    POINTER,
+    SERVER,
+    check_downloaded,
+    hub_model,
+    local_folder,
+)
 from harness.models.loading import (
     count_parameters,
     device_of,
+    load_config,
     load_gguf,
     load_model,
     load_tokenizer,
@@ -41,11 +51,9 @@ from harness.teachers.teacher import ServedTeacher, server_description
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 Facts = dict[str, Any]
-TOKENIZER_PATTERNS = ["*.json", "*.jinja", "*.model", "merges.txt"]
-HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # no pickled weights, no code
 
 
 def make_base(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, machine: Machine) -> Facts:
@@ -71,10 +79,11 @@ def make_base(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, m
     # written first, so that tokenizer and model are loaded through the folder as every later stage loads them
     pointer = _pointer(where, settings)
     write_json(out / POINTER, pointer)
-    tokenizer = load_tokenizer(out)
+    tokenizer = load_tokenizer(out, fixed=False)
     if settings["init"] == "pretrained":
         return _reference(settings, tokenizer, out)
-    model = _fresh(settings, out) if settings["init"] == "random" else load_model(out, dtype="auto")
+    fresh = settings["init"] == "random"
+    model = random_model(load_config(out), settings["init_seed"]) if fresh else load_model(out, dtype="auto")
     # the weights are saved here now; a reference beside them would send readers to the old ones
     (out / POINTER).unlink()
     return _save(settings, model, tokenizer, out)
@@ -133,9 +142,10 @@ def _mini(settings: Mapping[str, Any], out: Path, machine: Machine) -> Facts:
 
 
 def _reference(settings: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase", out: Path) -> Facts:
-    """Leave the weights where they are; save a tokenizer only where another chat template is set."""
-    if settings["chat_template"] != "own":
-        chat.set_template(tokenizer, settings["chat_template"])
+    """Leave the weights where they are; save a tokenizer only where its chat template is changed."""
+    before = tokenizer.chat_template
+    _set_template(tokenizer, settings)
+    if tokenizer.chat_template != before or "template_date" in settings:
         tokenizer.save_pretrained(out)
     chat.end_of_turn_id(tokenizer)  # raises where the template cannot be trained on, before anything is computed
     return {"counts": {"vocabulary": len(tokenizer)}, "tokenizer_hash": tokenizer_hash(tokenizer)}
@@ -148,9 +158,9 @@ def _served(settings: Mapping[str, Any], where: Mapping[str, Any], out: Path) ->
         files = {name: folder / name for name in settings["tokenizer"]}
         _check_unchanged(files, settings["tokenizer"], "teacher.tokenizer")
     else:
-        folder = _snapshot("teacher.tokenizer", where["tokenizer"], where["revision"], TOKENIZER_PATTERNS)
-    tokenizer = load_tokenizer(folder)
-    chat.set_template(tokenizer, settings["chat_template"])
+        folder = fetch(hub_model("teacher", where["tokenizer"], where["revision"], "tokenizer"), HUB_TOKENIZER_FILES)
+    tokenizer = load_tokenizer(folder, fixed=False)
+    _set_template(tokenizer, settings)
     endpoint = endpoint_at(where["path"], where["api_key_env"])
     teacher = ServedTeacher(CompletionsClient(endpoint, settings["served_model"]), tokenizer)
     description = server_description(where["path"], teacher)
@@ -164,7 +174,7 @@ def _save(settings: Mapping[str, Any], model: Any, tokenizer: "PreTrainedTokeniz
     """Prune the model and set its template where the settings say so, then write the folder."""
     if settings["init"] == "pruned":
         model = prune_layers(model, settings["layers"])
-    chat.set_template(tokenizer, settings.get("chat_template", "own"))
+    _set_template(tokenizer, settings)
     chat.end_of_turn_id(tokenizer)
     save_model(model.to("cpu"), tokenizer, out)
     return {
@@ -173,11 +183,10 @@ def _save(settings: Mapping[str, Any], model: Any, tokenizer: "PreTrainedTokeniz
     }
 
 
-def _fresh(settings: Mapping[str, Any], out: Path) -> "PreTrainedModel":
-    from transformers import AutoConfig
-
-    path, revision = read_pointer(out)
-    return random_model(AutoConfig.from_pretrained(path, revision=revision or "main"), settings["init_seed"])
+def _set_template(tokenizer: "PreTrainedTokenizerBase", settings: Mapping[str, Any]) -> None:
+    """Set the chat template of a model's settings, with its thinking and its date."""
+    chat.set_template(tokenizer, settings.get("chat_template", "own"))
+    chat.fix_template(tokenizer, settings.get("thinking"), settings.get("template_date"))
 
 
 def _pointer(where: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str | None]:
@@ -185,26 +194,13 @@ def _pointer(where: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str,
     folder = local_folder(where["path"])
     if folder is not None:
         _check_unchanged({name: folder / name for name in settings["files"]}, settings["files"])
+        load_config(folder)
         return {"path": str(folder.resolve()), "revision": None}
-    fetched = _snapshot("path", where["path"], where["revision"], HUB_FILES)
+    repository = hub_model(settings.get("where", {}).get("setting", "model"), where["path"], where["revision"])
+    fetched = fetch(repository, HUB_FILES)
+    check_downloaded(repository, fetched)
+    load_config(fetched)  # raises, before anything is computed, where no causal model can be made of it
     return {"path": where["path"], "revision": fetched.name}  # a snapshot's folder is named by its revision
-
-
-def _snapshot(field: str, path: str, revision: str | None, patterns: list[str]) -> Path:
-    """A hub repository's files in the local cache, fetched where they are not there yet."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise refuse(
-            field,
-            path,
-            f"the hub does not give this model ({reason})",
-            "check the id, log in where the model is gated, or give a local folder",
-        ) from error
 
 
 def _check_unchanged(files: Mapping[str, Path], planned: Mapping[str, str], field: str = "path") -> None:

@@ -30,6 +30,7 @@ from harness.models.loading import (
     DTYPES,
     count_parameters,
     device_of,
+    load_config,
     load_model,
     load_quantised,
     load_tokenizer,
@@ -129,14 +130,9 @@ def _now(model: "PreTrainedModel") -> float:
 
 def _import_ahead(folder: Path, number_format: str) -> None:
     """Import the modules that loading imports, so that their memory is not counted as the model's."""
-    from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    from harness.models.files import read_pointer
-
-    path, revision = read_pointer(folder)
-    config = AutoConfig.from_pretrained(path, revision=revision or "main")
-    assert MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    assert MODEL_FOR_CAUSAL_LM_MAPPING[type(load_config(folder))]
     if number_format not in DTYPES:
         import bitsandbytes
 

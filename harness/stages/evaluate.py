@@ -17,7 +17,7 @@ from typing import Any
 
 from harness.config.machine import Machine
 from harness.data.chat import end_of_turn_id
-from harness.evals import ALL, UNREAD, HeldoutRow, Item, Options, Score, Scored, load_eval
+from harness.evals import ALL, UNCLOSED, UNREAD, HeldoutRow, Item, Options, Score, Scored, load_eval
 from harness.evals.benchmarks import load_benchmark
 from harness.evals.subsample import in_proportion
 from harness.models.flops import forward_flops
@@ -26,7 +26,7 @@ from harness.runtime import progress
 from harness.store.store import write_json
 from harness.teachers.server_process import serving
 
-CUT_OFF_SHARE = 0.05  # a larger share of answers at the length limit is warned about
+CUT_OFF_SHARE = 0.05  # a larger share of answers at the length limit, or without an end of reasoning, is warned about
 TOO_TIDY_ITEMS = 20  # at least as many items, all right or all wrong, are warned about
 
 
@@ -55,7 +55,7 @@ def make_evaluate(settings: dict[str, Any], inputs: Mapping[str, Path], out: Pat
         "cost": {"generated_tokens": scored.generated_tokens, "flops": flops},
         "counts": {f"{settings['eval']}.{what}": number for what, number in scored.counts.items()},
         "metrics": {f"{score.eval}.{score.metric}": score.score for score in scores if score.source == ALL},
-        "warnings": _warnings(settings, scores, scored.items),
+        "warnings": _warnings(settings, scores, scored),
         **({"resolved": resolved} if resolved else {}),
     }
 
@@ -126,7 +126,8 @@ def _plain(score: Score) -> dict[str, Any]:
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
 
 
-def _warnings(settings: Mapping[str, Any], scores: Sequence[Score], items: Sequence[Item]) -> list[str]:
+def _warnings(settings: Mapping[str, Any], scores: Sequence[Score], scored: Scored) -> list[str]:
+    items = scored.items
     bounds = {0.0: "the floor", 1.0: "the ceiling"}
     if "card" in settings:
         # a score at what guessing gives is as suspect as one at the ends
@@ -147,6 +148,13 @@ def _warnings(settings: Mapping[str, Any], scores: Sequence[Score], items: Seque
         found.append(
             f"{settings['eval']}: {cut} of {len(answered)} answers were cut off by max_new_tokens and may be wrong for "
             f"this reason alone; {way_out}"
+        )
+    unclosed = scored.counts.get(UNCLOSED, 0)
+    if unclosed > CUT_OFF_SHARE * len(answered):
+        way_out = "the benchmark sets the longest answer" if "card" in settings else "raise corpus.max_new_tokens"
+        found.append(
+            f"{settings['eval']}: {unclosed} answers to {len(answered)} items ended within their reasoning and count "
+            f"as no answer; {way_out}, or set thinking=false for a model whose chat template has the switch"
         )
     if unread := sum(item.parsed == UNREAD for item in items):
         found.append(f"{settings['eval']}: {unread} of {len(items)} answers could not be parsed and count as wrong")

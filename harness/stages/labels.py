@@ -24,7 +24,8 @@ from harness.config.budget import Budget
 from harness.config.checks import refuse
 from harness.config.machine import Machine
 from harness.data.chat import end_of_turn_id
-from harness.data.sequences import Rows, answered, draw_seed, visiting_order
+from harness.data.reasoning import opened_by, prompt_end
+from harness.data.sequences import TURN, Rows, answered, conversation_of, draw_seed, visiting_order
 from harness.models.flops import forward_flops
 from harness.models.loading import device_of, load_tokenizer, rendering_hash, tokenizer_hash
 from harness.runtime import progress
@@ -73,7 +74,7 @@ def make_labels(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
     # a block may hold no rows; then no teacher is loaded
     if len(chosen):
         if "teacher_reading" in inputs:  # the same rows in the teacher's own tokens and template
-            rows, chosen = _as_the_teacher_reads(inputs["teacher_reading"], np.asarray(rows["row"])[chosen])
+            rows, chosen = _as_the_teacher_reads(inputs["teacher_reading"], rows.select(chosen))
         else:
             _check_rendering(inputs["rows"], tokenizer)
         url = settings.get("where", {}).get("teacher_url")
@@ -97,15 +98,33 @@ def make_labels(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
     return {"cost": cost, "counts": counts, "warnings": warnings, **earlier}
 
 
-def _as_the_teacher_reads(folder: Path, numbers: np.ndarray) -> tuple[Dataset, np.ndarray]:
-    """The rows as the teacher's template renders them, and the places of those with these numbers, in their order."""
+def labelled_rows(subset: Dataset, labels: Dataset) -> np.ndarray:
+    """The number of the labelled row (n,) that answers each row of a subset: the same number, as a rule.
+
+    One rendering may have a row for each turn where the other has one for the conversation. Of the labels of several
+    turns the conversation takes one, drawn by its id; several turns take the label of the one turn that was answered.
+    """
+    numbers = np.asarray(subset["row"], dtype=np.int64)  # (n,)
+    answered_numbers = np.unique(np.asarray(labels["row"], dtype=np.int64))
+    if np.isin(numbers, answered_numbers).all() and (answered_numbers < TURN).all():
+        return numbers
+    known, found = set(answered_numbers.tolist()), numbers.copy()  # (n,)
+    for place, (number, id, starts) in enumerate(zip(numbers.tolist(), subset["id"], subset["starts"], strict=True)):
+        drawn = number + draw_seed("turn", id) % len(starts) * TURN
+        found[place] = next((one for one in (drawn, number) if one in known), conversation_of(number))
+    return found
+
+
+def _as_the_teacher_reads(folder: Path, subset: Dataset) -> tuple[Dataset, np.ndarray]:
+    """The rows as the teacher's template renders them, and the places of those that stand for a subset's rows."""
     rows = load_from_disk(folder / "train")
-    places = {number: place for place, number in reversed(list(enumerate(rows["row"])))}
-    missing = [int(number) for number in numbers if number not in places]
-    if missing:
-        reason = f"the teacher's own rendering of row {missing[0]} has no answer in it"
-        raise refuse("corpus.max_length", f"row {missing[0]}", reason, "raise corpus.max_length")
-    return rows, np.array([places[number] for number in numbers.tolist()])
+    places = {number: place for place, number in enumerate(rows["row"])}
+    numbers = labelled_rows(subset, rows).tolist()
+    for number in numbers:
+        if number not in places:
+            reason = "the teacher's own rendering of it has no answer in it"
+            raise refuse("corpus.max_length", f"row {number}", reason, "raise corpus.max_length")
+    return rows, np.array(sorted({places[number] for number in numbers}))
 
 
 def _check_rendering(rows: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -143,7 +162,10 @@ def _answer(
             answer = answer[: max(1, settings["max_length"] - len(prompt))]
             row, finished = answered(prompt, answer), end in answer[-1:]
             # without the end of turn, which another tokenizer writes with its own token
-            text = tokenizer.decode(answer[:-1] if finished else answer)
+            text = str(tokenizer.decode(answer[:-1] if finished else answer))
+            # where the prompt begins the reasoning, its mark is no part of what is generated
+            if opened := opened_by(prompt_end(tokenizer, prompt)):
+                text = f"{opened}\n{text}"
             values = (numbers[i], ids[i], row.input_ids, row.starts, row.ends, turn, sample, text, finished)
             for name, value in zip(LABELS, values, strict=True):
                 found[name].append(value)

@@ -6,9 +6,12 @@ fraction, so they would not nest. Every tenth row of that order is set apart for
 fraction are also among the train rows of every larger one. All arms share the artifact.
 
 Where students train on prompts alone, the artifact has no answers: a row is its prompt and an empty span after it.
+Fractions, validation and drops are of conversations. A conversation is one row, but n rows of one trained answer each
+where the template rewrites earlier turns (`data/chat.py`): all n are on one side, and count as n rows from here on.
 
     train/, validation/   data sets: row, id, input_ids, starts, ends (spans of the assistant's turns)
-    subset.json           counts per source, truncated and dropped rows, lengths, tokenizer_hash
+    subset.json           counts per source, truncated and dropped rows, lengths, tokenizer_hash; where conversations
+                          are rendered turn by turn, how many (turnwise_conversations) and their rows (turnwise_rows)
 """
 
 import hashlib
@@ -27,6 +30,7 @@ from harness.config.checks import refuse
 from harness.config.machine import Machine
 from harness.data import chat
 from harness.data.corpora._rows import without_answers
+from harness.data.sequences import TURN, conversation_of
 from harness.models import loading
 from harness.runtime import progress
 from harness.store.store import write_json
@@ -73,13 +77,13 @@ def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
     for rows, ids, conversations in read_batches(path, chosen):
         if unanswered:
             conversations = [without_answers(messages) for messages in conversations]
-            rendered = chat.render_prompts(tokenizer, conversations, settings["max_length"])
+            rendered = [[one] for one in chat.render_prompts(tokenizer, conversations, settings["max_length"])]
         else:
-            rendered = chat.render_many(tokenizer, conversations, settings["max_length"])
+            rendered = chat.render_rows(tokenizer, conversations, settings["max_length"])
         for name, tally in tallies.items():
             part = [
-                (row, id, one)
-                for row, id, one in zip(rows, ids, rendered, strict=True)
+                (row, id, of_row)
+                for row, id, of_row in zip(rows, ids, rendered, strict=True)
                 if is_validation[row] == (name == "validation")
             ]
             tally.add(part, index.codes)
@@ -97,7 +101,8 @@ def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
         )
     description = _describe(settings, index, train, held, +dropped, loading.tokenizer_hash(tokenizer))
     write_json(out / "subset.json", description)
-    return {"counts": {name: description[name] for name in COUNTS}, "warnings": description["warnings"]}
+    counts = {name: description[name] for name in COUNTS} | _turnwise(train, held)
+    return {"counts": counts, "warnings": description["warnings"]}
 
 
 def choose_rows(codes: np.ndarray, names: list[str], data_frac: float, data_seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -219,8 +224,16 @@ def _describe(
         "max_length": settings["max_length"],
         "sources": sources,
         **({"answers": "none"} if settings.get("answers") == "none" else {}),
+        **_turnwise(train, held),
         "warnings": _warnings(settings, held, dropped, truncated),
     }
+
+
+def _turnwise(train: "_Tally", held: "_Tally") -> dict[str, int]:
+    """How many conversations became one row a turn, and these rows; nothing where none did."""
+    conversations = train.turnwise_conversations + held.turnwise_conversations
+    rows = train.turnwise_rows + held.turnwise_rows
+    return {"turnwise_conversations": conversations, "turnwise_rows": rows} if conversations else {}
 
 
 def _warnings(settings: Mapping[str, Any], held: "_Tally", dropped: Counter[str], truncated: int) -> list[str]:
@@ -243,18 +256,30 @@ class _Tally:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows = self.truncated = self.without_response = self.input_tokens = self.response_tokens = 0
+        self.turnwise_conversations = self.turnwise_rows = 0
         self.per_source: Counter[int] = Counter()
         self.writer = pa.ipc.new_stream(str(path), RENDERED)
 
-    def add(self, part: list[tuple[int, str, chat.Rendered]], codes: np.ndarray) -> None:
-        """Write rows (number, id, rendered); those without an assistant turn are counted and left out."""
-        kept = [(row, id, one) for row, id, one in part if one.starts]
-        self.without_response += len(part) - len(kept)
+    def add(self, part: list[tuple[int, str, list[chat.Rendered]]], codes: np.ndarray) -> None:
+        """Write the rows of conversations (number, id, rendered), one or one a turn.
+
+        Those without an assistant turn are counted and left out.
+        """
+        rows = [
+            (int(row), turn, id if len(of_row) == 1 else f"{id}/{turn}", one)
+            for row, id, of_row in part
+            for turn, one in enumerate(of_row)
+        ]
+        kept = [(row + turn * TURN, id, one) for row, turn, id, one in rows if one.starts]
+        turnwise = {row: len(of_row) for row, _, of_row in part if len(of_row) > 1}
+        self.turnwise_conversations += len(turnwise)
+        self.turnwise_rows += sum(turnwise.values())
+        self.without_response += len(rows) - len(kept)
         self.rows += len(kept)
         self.truncated += sum(one.truncated for _, _, one in kept)
         self.input_tokens += sum(len(one.input_ids) for _, _, one in kept)
         self.response_tokens += sum(sum(one.ends) - sum(one.starts) for _, _, one in kept)
-        self.per_source.update(int(codes[row]) for row, _, _ in kept)
+        self.per_source.update(int(codes[conversation_of(row)]) for row, _, _ in kept)
         if not kept:
             return
         columns = zip(*((row, id, one.input_ids, one.starts, one.ends) for row, id, one in kept), strict=True)

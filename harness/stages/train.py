@@ -1,7 +1,8 @@
 """Stage `train`: one training phase of a recipe, from a start model to a trained one.
 
 Which batches it visits follows from the budget alone: the visiting order of the whole budget is cut by the
-phase's span, so a warm-up and its sequel together visit exactly the batches that `sft` visits. Which sequences stand
+phase's span, so a warm-up and its sequel together visit exactly the batches that `sft` visits. Under
+`budget.epochs_of=phase` a phase on synthetic rows counts epochs of these rows instead. Which sequences stand
 in for the rows (teacher's answers, synthetic rows) and what the loss compares comes from the recipe. A missing
 teacher or missing answers are an error, never a fallback.
 
@@ -23,7 +24,7 @@ from harness.config.machine import Machine
 from harness.config.recipe import CROSS, TrainingPhase
 from harness.config.teacher_signal import POLICY_GRADIENT, Signal
 from harness.data.chat import end_of_turn_id
-from harness.data.sequences import Rows, draw_seed, mixed_visits, visiting_order, visits
+from harness.data.sequences import Rows, draw_seed, mixed_visits, steps_on, visiting_order, visits
 from harness.models.files import SERVER
 from harness.models.fsdp import full_tensors, uses_fsdp
 from harness.models.loading import count_frozen, count_parameters, device_of, load_model, load_tokenizer, save_model
@@ -102,6 +103,8 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     fit_seed = draw_seed(seed, "train", settings["index"])
     training = TrainingSettings(budget, phase, machine, fit_seed, settings.get("max_new_tokens", 0))
     report = fit(model, tokenizer, data, training, out=out, teacher=teacher)
+    # a sharded student is about to be whole on rank 0's GPU, where a live teacher would leave no room for it
+    teacher = None
     trained = _exported(model, tokenizer, settings, inputs, out, machine)
     if trained is None:
         return {}  # the facts are reported by rank 0, which alone has the model
@@ -332,14 +335,19 @@ def _sequences(
     assignment: Assignment | None,
 ) -> tuple[Dataset, np.ndarray]:
     """The rows this phase trains on and the order of visits among them."""
+    steps = len(order)
     if phase.sequences == "synthetic":
         synthetic = load_from_disk(_needed(inputs, "synthetic", phase) / "synthetic")
-        return synthetic, visits(len(synthetic), len(order), budget.batch_size, seed)
+        if budget.counts_own_rows:
+            steps = steps_on(len(synthetic), budget, phase.span)
+        return synthetic, visits(len(synthetic), steps, budget.batch_size, seed)
     if phase.sequences == "mixed":
         synthetic = load_from_disk(_needed(inputs, "synthetic", phase) / "synthetic")
         # synthetic rows first, as the positions of `mixed_visits` count
         both = concatenate_datasets([synthetic, subset.select_columns(synthetic.column_names).cast(synthetic.features)])
-        batches = mixed_visits(len(synthetic), len(subset), phase.human_share, len(order), budget.batch_size, seed)
+        if budget.counts_own_rows:
+            steps = steps_on(len(both), budget, phase.span)
+        batches = mixed_visits(len(synthetic), len(subset), phase.human_share, steps, budget.batch_size, seed)
         return both, batches
     if phase.sequences == "teacher":
         folders = _of_role(inputs, "labels", phase)

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 
 from harness.config.checks import SettingsError, refuse
-from harness.data.chat import end_of_turn_id, render
-from harness.data.sequences import Row, Rows, collate
-from harness.models.loading import PROBE, vocabulary_of
+from harness.data.chat import Rendered, end_of_turn_id, render, render_rows
+from harness.data.sequences import TURN, Row, Rows, collate, conversation_of
+from harness.models.loading import PROBE, REASONED, tokenizer_hash, vocabulary_of
 from harness.models.logits import at_least_fp32, ruled_out
 from harness.teachers.sparse_logits import SparseLogits
 
@@ -36,8 +36,9 @@ PROBES = (
     PROBE,
     [{"role": "system", "content": "Be brief."}, *PROBE],
     [*PROBE, {"role": "user", "content": "Say no."}, {"role": "assistant", "content": "no"}],
+    [*REASONED, *PROBE],
 )
-"""Conversations by which two chat templates are compared: alone, with a system turn, with two answers."""
+"""Conversations by which two chat templates are compared: alone, with a system turn, two answers, and reasoning."""
 
 
 class SharedVocabulary:
@@ -155,6 +156,7 @@ class Reading:
                 "templates differ and the rows were not rendered for the teacher; set teacher.rendering=student, or "
                 "student.chat_template and teacher.chat_template to the same template, e.g. tulu."
             )
+        self._before = self._before_answers(student, teacher) if self.own else np.array([], dtype=np.int32)
         self._numbers = [rows.numbers for rows in self._rows]
         self._order = [np.argsort(numbers, kind="stable") for numbers in self._numbers]
 
@@ -177,8 +179,9 @@ class Reading:
         pieces: list[tuple[list[np.ndarray], list[int], list[int]]] = []
         before: tuple[int, int] | None = None
         number = row.number if row.source is None else row.source
-        for turn, (start, end) in enumerate(zip(row.starts, row.ends, strict=True), row.turn):
-            place, theirs, span = self._rendering(number, turn)
+        conversation, first = (conversation_of(number), number // TURN) if number >= 0 else (number, 0)
+        for turn, (start, end) in enumerate(zip(row.starts, row.ends, strict=True), first + row.turn):
+            place, theirs, span = self._rendering(conversation, turn)
             if before == (place, span - 1):
                 context = theirs.input_ids[theirs.ends[span - 1] : theirs.starts[span]]
             else:
@@ -187,7 +190,10 @@ class Reading:
                 pieces.append((ids, starts, ends))
                 context = theirs.input_ids[: theirs.starts[span]]
             before = place, span
-            ids += [context, answers[start:end]]
+            answer = answers[start:end]
+            begun = np.array_equal(answer[: len(self._before)], self._before)
+            context = context if begun else np.concatenate([context, self._before])
+            ids += [context, answer]
             starts.append((ends[-1] if ends else 0) + len(context))
             ends.append(starts[-1] + end - start)
         return [
@@ -218,19 +224,30 @@ class Reading:
                     odd = one.input_ids[np.isin(one.input_ids, foreign) & ~np.isin(one.input_ids, self._marks)]
                     _refuse_token(row, odd, self.shared.foreign, "teacher", "student")
 
-    def _rendering(self, number: int, turn: int) -> tuple[int, Row, int]:
+    def _before_answers(self, student: "PreTrainedTokenizerBase", teacher: "PreTrainedTokenizerBase") -> np.ndarray:
+        """Ids that the teacher's template writes between its generation prompt and an answer without reasoning.
+
+        Qwen 3 writes an empty block of reasoning there: a teacher that reads none expects its own reasoning to begin.
+        """
+        mine, theirs = (render(one, PROBE, 1000) for one in (student, teacher))
+        answer = self.shared.exchanged(np.array(mine.input_ids[mine.starts[0] : mine.ends[0]], dtype=np.int32))
+        own = np.array(theirs.input_ids[theirs.starts[0] : theirs.ends[0]], dtype=np.int32)
+        ends_alike = len(own) > len(answer) and np.array_equal(own[len(own) - len(answer) :], answer)
+        return own[: len(own) - len(answer)] if ends_alike else own[:0]
+
+    def _rendering(self, conversation: int, turn: int) -> tuple[int, Row, int]:
         """The teacher's row that has this turn of a conversation: its place, the row, and which span the turn is."""
         for rows, numbers, order in zip(self._rows, self._numbers, self._order, strict=True):
-            at = int(np.searchsorted(numbers, number, sorter=order))
-            # a template that renders each turn by itself leaves several rows of one number
-            while at < len(order) and numbers[order[at]] == number:
-                found = rows[int(order[at])]
-                if 0 <= turn - found.turn < len(found.starts):
-                    return at, found, turn - found.turn
-                at += 1
+            # the whole conversation in one row, or each turn in a row of its own
+            for number, span in ((conversation, turn), (conversation + turn * TURN, 0)):
+                at = int(np.searchsorted(numbers, number, sorter=order))
+                if at < len(order) and numbers[order[at]] == number:
+                    found = rows[int(order[at])]
+                    if span < len(found.starts):
+                        return at, found, span
         raise refuse(
             "corpus.max_length",
-            f"row {number}",
+            f"row {conversation}",
             f"assistant turn {turn + 1} is not in the teacher's own rendering of it, which is cut before it",
             "raise corpus.max_length, or set teacher.rendering=student",
         )
@@ -238,6 +255,10 @@ class Reading:
 
 def render_alike(one: "PreTrainedTokenizerBase", other: "PreTrainedTokenizerBase") -> bool:
     """Whether two tokenizers and their templates render the probes as the same ids; a refusal is a rendering too."""
+    names = ("chat_template", "bos_token", "eos_token")
+    same = all(getattr(one, name) == getattr(other, name) for name in names)
+    if same and tokenizer_hash(one) == tokenizer_hash(other):
+        return True
     return all(_rendered(one, probe) == _rendered(other, probe) for probe in PROBES)
 
 
@@ -246,16 +267,16 @@ def name_of(tokenizer: "PreTrainedTokenizerBase") -> str:
     return repr(str(tokenizer.name_or_path or "in memory"))
 
 
-def _rendered(tokenizer: "PreTrainedTokenizerBase", probe: list[dict[str, str]]) -> list[int] | None:
+def _rendered(tokenizer: "PreTrainedTokenizerBase", probe: list[dict[str, str]]) -> list[Rendered] | None:
     try:
-        return render(tokenizer, probe, 1000).input_ids
-    except SettingsError:
+        return render_rows(tokenizer, [probe], 1000)[0]
+    except Exception:  # a template may reject a system turn, and a tokenizer of words has not every word
         return None
 
 
 def _marks(tokenizer: "PreTrainedTokenizerBase") -> np.ndarray:
     """Ids that the template itself writes, those of the probes' plain words among them."""
-    ids = {token for probe in PROBES for token in _rendered(tokenizer, probe) or []}
+    ids = {token for probe in PROBES for one in _rendered(tokenizer, probe) or [] for token in one.input_ids}
     return np.array(sorted(ids), dtype=np.int64)
 
 

@@ -24,7 +24,7 @@ import torch
 
 from harness.config.checks import refuse
 from harness.config.teacher_signal import Signal
-from harness.data.sequences import Row, collate, draw_seed
+from harness.data.sequences import Row, collate, conversation_of, draw_seed
 from harness.models.logits import at_least_fp32, ruled_out
 from harness.teachers.logit_cache import batch_hashes, sparse_logits_from
 from harness.teachers.signals import CachedTeacher, LiveTeacher
@@ -33,8 +33,6 @@ from harness.teachers.sparse_logits import SparseLogits
 NAMES = ("input_ids", "attention_mask", "labels")
 MEMBER = "teacher_member"
 """In a micro-batch, the member (N,) that teaches each scored position of the student's rows."""
-ROW_BITS = 32
-"""Bits of a row's number that are its place in the mixture."""
 
 
 class Assignment:
@@ -60,8 +58,7 @@ class Assignment:
 
         Raises SettingsError where no member teaches a row's source.
         """
-        # turns of one conversation share the low bits of their numbers
-        rows = np.asarray(numbers, dtype=np.int64) & ((1 << ROW_BITS) - 1)  # (n,)
+        rows = conversation_of(np.asarray(numbers, dtype=np.int64))  # (n,)
         new = [row for row in dict.fromkeys(rows.tolist()) if row not in self._known]
         if new:
             some = self._table.take(new)

@@ -19,6 +19,9 @@ from harness.models.logits import scored_positions
 from harness.teachers.teacher import ServedTeacher
 from harness.training.losses.objectives import objective_for
 
+TOKENS_AT_ONCE = 2**16
+"""Padded tokens of one batch: 64 rows of 1,024. Longer rows come in smaller batches, so that memory is bounded."""
+
 
 def mean_nll(model: PreTrainedModel, rows: Sequence[Row] | Rows, batch_size: int = 64) -> tuple[float, int]:
     """Mean negative log-likelihood (nats per scored token) over rows, and how many tokens that is."""
@@ -27,10 +30,14 @@ def mean_nll(model: PreTrainedModel, rows: Sequence[Row] | Rows, batch_size: int
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     with evaluating(model), torch.no_grad():
         for start in range(0, len(order), batch_size):
-            batch = collate([rows[index] for index in order[start : start + batch_size]], pad_id=0)
-            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            found = objective.compare(model, batch)
-            total, count = total + found.sum.item(), count + found.count
+            chosen = order[start : start + batch_size]
+            # rows come shortest first, so the last is the longest of its batch
+            size = max(1, TOKENS_AT_ONCE // max(1, len(rows[chosen[-1]].input_ids)))
+            for first in range(0, len(chosen), size):
+                batch = collate([rows[index] for index in chosen[first : first + size]], pad_id=0)
+                batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+                found = objective.compare(model, batch)
+                total, count = total + found.sum.item(), count + found.count
     return total / max(count, 1), count
 
 

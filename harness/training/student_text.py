@@ -113,7 +113,7 @@ def sequences_for(
     if phase.sequences != "student":
         return GivenSequences()
     reading: Reading | SeveralReadings | None = getattr(teacher, "reading", None)
-    never = [] if reading is None else reading.shared.never_generated
+    never = [] if reading is None else [*reading.shared.never_generated, *_without_text(model, tokenizer)]
     if not phase.adaptive:
         return StudentSequences(phase, model, tokenizer, seed, max_new_tokens, never)
     if validation is None:
@@ -124,6 +124,12 @@ def sequences_for(
             "take a larger data_frac, or method=on_policy",
         )
     return AdaptiveSequences(phase, model, tokenizer, seed, max_new_tokens, steps, validation, never)
+
+
+def _without_text(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> range:
+    """The padding of an output layer beyond its tokenizer: ids of no text, which a teacher cannot read."""
+    head: Any = model.get_output_embeddings()
+    return range(len(tokenizer), head.weight.shape[0])
 
 
 class GivenSequences(Sequences):

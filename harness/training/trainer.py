@@ -18,7 +18,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -160,7 +160,7 @@ def _identity(data: TrainingData, settings: TrainingSettings, processes: int) ->
     """A fingerprint of all that the numbers of a fit follow from, by which it knows its own checkpoints."""
     stage = settings.phase.normal().identity()
     visited = hashlib.sha256(np.ascontiguousarray(data.batches, np.int64).tobytes()).hexdigest()
-    given = [stage, asdict(settings.budget), settings.seed, settings.max_new_tokens, data.loss_on]
+    given = [stage, settings.budget.identity(), settings.seed, settings.max_new_tokens, data.loss_on]
     return fingerprint([*given, visited, len(data.batches), processes])
 
 

@@ -7,15 +7,19 @@ import pytest
 from harness.config.checks import SettingsError
 from harness.data.chat import (
     TULU_TEMPLATE,
+    answer_ids_many,
     end_of_turn_id,
+    fix_template,
     prompt_ids,
     prompt_ids_many,
     render,
     render_many,
     render_prompts,
+    render_rows,
     set_template,
 )
 from tests.doubles import byte_ids, byte_tokenizer, special_id
+from tests.thinking import chat, family_tokenizer
 
 USER, ASSISTANT, END = special_id("<|user|>"), special_id("<|assistant|>"), special_id("<|end|>")
 
@@ -216,3 +220,109 @@ def test_sixteen_thousand_short_rows_are_rendered_in_one_batch():
     rendered = render_many(byte_tokenizer(), rows, 64)
     print(f"{time.perf_counter() - began:.2f} s")  # about 2 s on one core; no assertion on wall time
     assert len(rendered) == 16_000 and trained(rendered[-1]) == [[*byte_ids("45"), END]]
+
+
+def answers_of(tokenizer, rows):
+    """What each row trains, as text."""
+    return [[tokenizer.decode(ids) for ids in trained(row)] for row in rows]
+
+
+PLAIN = ("q", "a", "r", "b")
+REASONED = ("q", "<think>\nhm\n</think>\n\na", "r", "<think>\nso\n</think>\n\nb")
+EMPTY = "<think>\n\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("family", "thinking", "plain", "reasoned"),
+    [
+        ("qwen3", None, (f"{EMPTY}a", f"{EMPTY}b"), (REASONED[1], REASONED[3])),
+        ("qwen3", False, ("a", "b"), ("a", "b")),
+        ("qwen3_5_think", None, ("\n</think>\n\na", "\n</think>\n\nb"), ("hm\n</think>\n\na", "so\n</think>\n\nb")),
+        ("qwen3_5_think", False, ("a", "b"), ("a", "b")),
+        # the template writes no answer after the mark that its generation prompt ends with
+        (
+            "deepseek_r1_distill",
+            None,
+            ("\n</think>\n\na", "\n</think>\n\nb"),
+            ("hm\n</think>\n\na", "so\n</think>\n\nb"),
+        ),
+    ],
+)
+def test_a_conversation_whose_earlier_turns_are_rewritten_is_one_row_a_turn(family, thinking, plain, reasoned):
+    tokenizer = family_tokenizer(family)
+    fix_template(tokenizer, thinking)
+    end = tokenizer.decode([end_of_turn_id(tokenizer)])
+    for texts, expected in ((PLAIN, plain), (REASONED, reasoned)):
+        conversation = chat(*texts)
+        rows = render_rows(tokenizer, [conversation], 500)[0]
+        assert answers_of(tokenizer, rows) == [[answer + end] for answer in expected]
+        for row, turn in zip(rows, (1, 3), strict=True):
+            # as at inference: rendered by the template itself, and by the code that generates
+            asked = tokenizer.apply_chat_template(conversation[:turn], tokenize=False, add_generation_prompt=True)
+            assert tokenizer.decode(row.input_ids[: row.starts[0]]) == asked
+            assert row.input_ids[: row.starts[0]] == prompt_ids(tokenizer, conversation[:turn])
+        with pytest.raises(SettingsError, match="rewrites earlier turns"):
+            render_many(tokenizer, [conversation], 500)
+        # a single turn is one row for both
+        assert render_many(tokenizer, [conversation[:2]], 500) == rows[:1]
+
+
+@pytest.mark.parametrize(
+    ("family", "thinking", "answers"),
+    [
+        ("smollm3", None, ("a", "b")),
+        ("smollm3", False, ("a", "b")),
+        ("deepseek_v31", None, ("a", "b")),
+        ("deepseek_v31", True, ("</think>a", "</think>b")),
+        ("llama3_2", None, ("a", "b")),
+    ],
+)
+def test_other_turns_and_switches_are_rendered_as_they_are_at_inference(family, thinking, answers):
+    tokenizer = family_tokenizer(family)
+    fix_template(tokenizer, thinking)
+    end = tokenizer.decode([end_of_turn_id(tokenizer)])
+    rows = render_rows(tokenizer, [chat(*PLAIN)], 500)[0]
+    # DeepSeek's prompt opens what the answered turn closes, so with thinking its turns are rows
+    assert [one for row in answers_of(tokenizer, rows) for one in row] == [answer + end for answer in answers]
+    assert len(rows) == (2 if thinking else 1)
+
+
+def test_rows_of_a_conversation_are_cut_and_dropped_one_by_one():
+    tokenizer = family_tokenizer("qwen3")
+    whole = render_rows(tokenizer, [chat(*PLAIN)], 500)[0]
+    limit = len(whole[1].input_ids) - 3
+    cut = render_rows(tokenizer, [chat(*PLAIN)], limit)[0]
+    assert not cut[0].truncated and cut[1].truncated and cut[1].ends == [limit]
+    assert render_rows(tokenizer, [chat(*PLAIN)], len(whole[0].input_ids))[0][1].starts == []
+
+
+def test_a_conversation_without_rewritten_turns_is_the_row_it_was():
+    tokenizer = byte_tokenizer()
+    conversations = [chat("a", "bc", "d", "e"), chat("q", "a")]
+    assert render_rows(tokenizer, conversations, 64) == [[row] for row in render_many(tokenizer, conversations, 64)]
+
+
+def test_trls_training_template_keeps_a_conversation_in_one_row():
+    tokenizer = family_tokenizer("qwen3")
+    set_template(tokenizer, "trl")
+    (row,) = render_rows(tokenizer, [chat(*REASONED)], 500)[0]
+    assert answers_of(tokenizer, [row]) == [[f"{REASONED[1]}<|im_end|>", f"{REASONED[3]}<|im_end|>"]]
+
+
+@pytest.mark.parametrize(
+    ("family", "text", "finished", "expected"),
+    [
+        ("qwen2_5", "a", True, "a<|im_end|>"),
+        ("qwen3", "a", True, "a<|im_end|>"),
+        ("qwen3_5_think", "a", True, "\n</think>\n\na<|im_end|>"),  # as `render` writes an answer without reasoning
+        ("qwen3_5_think", "<think>\nhm\n</think>\n\na", True, "hm\n</think>\n\na<|im_end|>"),
+        ("qwen3_5_think", "hm\n</think>\n\na", True, "hm\n</think>\n\na<|im_end|>"),
+        ("qwen3_5_think", "<think>\nhm", False, "hm"),
+        ("qwen3_5_think", "", False, ""),
+        ("gptoss", "a", True, "<|channel|>final<|message|>a<|return|>"),
+        ("gptoss", "<|channel|>final<|message|>a", True, "<|channel|>final<|message|>a<|return|>"),
+    ],
+)
+def test_an_answer_follows_what_the_generation_prompt_began(family, text, finished, expected):
+    tokenizer = family_tokenizer(family)
+    assert tokenizer.decode(answer_ids_many(tokenizer, [text], [finished])[0]) == expected

@@ -63,6 +63,14 @@ def test_steps_of_a_budget_over_ten_rows_in_batches_of_four(kind, amount, expect
     assert total_steps(budget, [5] * 10, seed=0) == expected
 
 
+@pytest.mark.parametrize(
+    ("kind", "amount", "expected"), [("steps", 5, 8), ("steps", 9, 9), ("epochs", 3, 8), ("trained_tokens", 1, 8)]
+)
+def test_a_budget_has_at_least_its_floor_of_steps(kind, amount, expected):
+    budget = Budget(kind=kind, amount=amount, batch_size=4, min_steps=8)
+    assert total_steps(budget, [5] * 10, seed=0) == expected
+
+
 def test_a_token_budget_stops_at_the_first_step_that_reaches_it():
     tokens = [3, 9, 4, 1, 7, 5, 2]
     for amount in (1, 10, 31, 32, 62, 63, 100):

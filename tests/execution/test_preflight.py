@@ -1,14 +1,18 @@
 """Preflight: pairs and parts that cannot work are refused from their files alone."""
 
+import json
+
 import pytest
 
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.config.model import Teacher
 from harness.execution.preflight import preflight
+from harness.models.loading import save_model
 from harness.plan.cell_plan import Plan
 from harness.plan.compose import compose
 from tests.doubles import byte_tokenizer, save_tiny, tiny_llama
+from tests.thinking import family_tokenizer
 
 
 def check(*arguments):
@@ -139,3 +143,49 @@ def test_formats_are_checked_by_name_and_by_package(monkeypatch):
     check("method=sft")
     with pytest.raises(SettingsError, match=r"measure\.formats='int8'.*bitsandbytes.*harness\[quantise\]"):
         check("method=sft", "measure=deploy")
+
+
+def test_a_teacher_that_thinks_otherwise_answers_visited_rows_in_its_own_rendering(tmp_path):
+    tokenizer = family_tokenizer("qwen3")
+    save_model(tiny_llama(len(tokenizer)), tokenizer, tmp_path / "qwen3")
+    path = tmp_path / "qwen3"
+    pair = ("method=seq_kd", "student=hf", f"student.path={path}", "teacher=hf", f"teacher.path={path}")
+    visited = (*pair, "teacher.label_rows=visited")
+    check(*pair, "teacher.thinking=true")
+
+    def reads_its_own(*words):
+        (cell,) = Plan.of(compose(list(words)).cells).cells
+        check(*words)
+        return ["teacher_reading" in stage.inputs for stage in cell.teaching]
+
+    assert reads_its_own(*visited) == [False]
+    assert reads_its_own(*visited, "teacher.thinking=true", "student.thinking=true") == [False]
+    assert reads_its_own(*visited, "teacher.thinking=true") == [True]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"architectures": ["BertForMaskedLM"]}, "BertForMaskedLM is not a causal language model"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification is not"),
+        ({"architectures": ["BartForConditionalGeneration"], "is_encoder_decoder": True}, "is an encoder-decoder"),
+        (None, "holds no settings of a model"),
+    ],
+)
+def test_a_folder_that_is_no_causal_language_model_is_refused_before_the_run(changes, reason, tmp_path):
+    folder = save_tiny(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps([] if changes is None else config | changes))
+    with pytest.raises(SettingsError, match=rf"student\.path=.*{reason}"):
+        check("method=sft", "student=hf", f"student.path={folder}")
+
+
+def test_layers_of_a_nested_config_bound_what_pruning_keeps(tmp_path):
+    folder = save_tiny(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] = {name: config.pop(name) for name in ("hidden_size", "num_hidden_layers")}
+    (folder / "config.json").write_text(json.dumps(config))
+    pruned = ["method=sft", "student=hf", f"student.path={folder}", "student.init=pruned"]
+    check(*pruned, "student.layers=2")
+    with pytest.raises(SettingsError, match=r"student\.layers=3 .*it must be 2 to 2"):
+        check(*pruned, "student.layers=3")

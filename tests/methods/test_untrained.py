@@ -8,8 +8,8 @@ from harness.config.machine import Launch
 from harness.plan.cell_plan import Plan
 from harness.plan.compose import compose
 from harness.plan.tuning import Tune, plan_searches
+from harness.stand_ins.benchmark_items import write_items
 from tests.doubles import save_tiny
-from tests.invented_items import write_items
 
 
 def test_its_evaluations_are_those_of_its_base():

@@ -14,9 +14,11 @@ from harness.config.model import Lesson, Model, Student, Teacher
 from harness.execution.model_checks import check_model
 from harness.models.files import tensor_shapes, tokenizer_fingerprint_of_folder, weight_files
 from harness.models.kinds import GgufModel, HubModel, MiniModel, NoModel, ServedModel, model_of
-from harness.models.loading import random_model
+from harness.models.loading import random_model, save_model
 from harness.store.store import write_json
 from tests.doubles import byte_tokenizer, save_tiny, tiny_llama
+from tests.fake_hub import point_at
+from tests.thinking import family_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,13 @@ def served(tokenizer, kind=Teacher, **settings):
     return kind(**{**values, "tokenizer": str(tokenizer), **settings})
 
 
-def test_a_complete_folder_a_hub_id_and_a_mini_pass_and_are_named_by_what_they_are(folder):
+@pytest.fixture
+def online(monkeypatch, tmp_path):
+    """Not in offline mode, in which a hub id that is not cached is refused; nothing is fetched here either."""
+    point_at(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache")
+
+
+def test_a_complete_folder_a_hub_id_and_a_mini_pass_and_are_named_by_what_they_are(folder, online):
     models = (hf(folder), hf("org/name-1.5B"), mini(size="small"), Model(name="n", kind="none"))
     for model in models:
         check_model(model)
@@ -45,6 +53,9 @@ def test_a_complete_folder_a_hub_id_and_a_mini_pass_and_are_named_by_what_they_a
     assert set(files["files"]) >= {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
     assert (hub["path"], hub["revision"], small["size"]) == ("org/name-1.5B", None, "small")
     assert none == {"kind": "none", "init": "pretrained"}
+
+
+TEMPLATE = {"chat_template", "thinking", "template_date"}
 
 
 @pytest.mark.parametrize(
@@ -55,13 +66,13 @@ def test_a_complete_folder_a_hub_id_and_a_mini_pass_and_are_named_by_what_they_a
         (
             {"kind": "hf", "path": "org/m"},
             HubModel,
-            {"init", "layers", "init_seed", "path", "revision", "chat_template"},
+            {"init", "layers", "init_seed", "path", "revision", *TEMPLATE},
         ),
-        ({"kind": "gguf", "path": "m.gguf"}, GgufModel, {"init", "layers", "init_seed", "path", "chat_template"}),
+        ({"kind": "gguf", "path": "m.gguf"}, GgufModel, {"init", "layers", "init_seed", "path", *TEMPLATE}),
         (
             {"kind": "http", "path": "http://node7:8000"},
             ServedModel,
-            {"path", "served_model", "revision", "tokenizer", "chat_template", "api_key_env"},
+            {"path", "served_model", "revision", "tokenizer", *TEMPLATE, "api_key_env"},
         ),
     ],
     ids=lambda value: value.get("kind") if isinstance(value, dict) else "",
@@ -136,6 +147,16 @@ def test_what_certainly_fails_is_refused_before_anything_runs(settings, said):
         check_model(Model(name="student", **settings))
 
 
+@pytest.mark.parametrize(
+    ("model", "setting"),
+    [(lambda: hf("org/name"), r"student\.path"), (lambda: served("org/name"), r"teacher\.tokenizer")],
+)
+def test_offline_a_hub_id_that_is_not_cached_is_refused_before_anything_runs(model, setting, monkeypatch, tmp_path):
+    point_at(monkeypatch, "http://127.0.0.1:9", tmp_path, offline=True)
+    with pytest.raises(SettingsError, match=rf"^{setting}='org/name' .*HF_HUB_OFFLINE is set"):
+        check_model(model())
+
+
 def test_a_file_that_only_ends_in_gguf_is_refused(tmp_path):
     (tmp_path / "x.gguf").write_bytes(b"not a model")
     with pytest.raises(SettingsError, match="no GGUF"):
@@ -206,7 +227,7 @@ def test_planning_a_model_imports_neither_torch_nor_transformers(folder):
     assert done.stdout.strip() == "[]"
 
 
-def test_a_served_teacher_is_its_name_revision_template_and_tokenizer_and_never_its_address(folder, tmp_path):
+def test_a_served_teacher_is_its_name_revision_template_and_tokenizer_and_never_its_address(folder, tmp_path, online):
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "model.safetensors").unlink()
     one, other = served(folder), served(copy, path="$TEACHER_URL", api_key_env="KEY", name="another")
@@ -306,3 +327,56 @@ def test_weights_that_loading_does_not_read_are_not_checked(folder, tmp_path):
     save_file({f"module.{name}": one for name, one in names.items()}, copy / "consolidated.safetensors")
     check_model(hf(copy))
     assert set(tensor_shapes(weight_files(copy, "path", None))) == set(names)
+
+
+def family(tmp_path, name):
+    """A model folder with a family's chat template."""
+    tokenizer = family_tokenizer(name)
+    save_model(tiny_llama(len(tokenizer)), tokenizer, tmp_path / name)
+    return tmp_path / name
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("qwen2_5", {"thinking": False}, r"student\.thinking='false'.*no switch"),
+        ("qwen3", {"thinking": False, "chat_template": "tulu"}, r"student\.thinking='false'.*no switch"),
+        ("qwen3", {"template_date": "2025-02-03"}, r"student\.template_date='2025-02-03'.*reads no date"),
+        ("llama3_2", {"chat_template": "trl"}, r"student\.chat_template='trl'.*TRL has no training template"),
+    ],
+)
+def test_a_setting_that_the_template_does_not_read_is_refused_from_files(tmp_path, name, settings, said):
+    folder = family(tmp_path, name)
+    check_model(hf(folder))
+    with pytest.raises(SettingsError, match=said) as refusal:
+        check_model(hf(folder, **settings))
+    assert str(refusal.value).count(". ") == 0
+
+
+@pytest.mark.parametrize("value", ["2024-13-01", "26 Jul 2024", "20240726", "tomorrow"])
+def test_a_date_is_a_day_written_year_month_day(value):
+    with pytest.raises(SettingsError, match=r"student\.template_date.*YYYY-MM-DD"):
+        Student(name="s", kind="hf", path="org/m", template_date=value)
+
+
+def test_a_model_without_a_template_of_its_own_choice_has_no_thinking_to_set():
+    with pytest.raises(SettingsError, match=r"m\.thinking=True.*kind=mini"):
+        mini(thinking=True)
+
+
+def test_only_what_changes_a_prompt_enters_the_identity(tmp_path):
+    qwen, llama, old = (family(tmp_path, name) for name in ("qwen3", "llama3_2", "llama3_1"))
+    plain = model_of(hf(qwen)).identity(0)
+    assert not {"thinking", "template_date", "trl"} & plain.keys()
+    assert model_of(hf(qwen, thinking=False)).identity(0) == plain | {"thinking": False}
+    assert model_of(hf(qwen, chat_template="trl")).identity(0).keys() == plain.keys() | {"trl"}
+    # a template that would print today's date prints a fixed one; by default or by name, it is the same stage
+    dated = model_of(hf(llama)).identity(0)
+    assert dated["template_date"] == "2024-07-26"
+    assert dated == model_of(hf(llama, template_date="2024-07-26")).identity(0)
+    assert "template_date" not in model_of(hf(llama, chat_template="tulu")).identity(0)
+    # one that has a date of its own keeps its address, unless another is set
+    assert "template_date" not in model_of(hf(old)).identity(0)
+    assert model_of(hf(old, template_date="2025-02-03")).identity(0)["template_date"] == "2025-02-03"
+    assert model_of(served(llama)).identity(0)["template_date"] == "2024-07-26"
+    assert [model_of(hf(folder)).reasons for folder in (qwen, llama)] == [True, False]

@@ -8,21 +8,27 @@ from safetensors.torch import load_file, save_file
 
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
-from harness.data.chat import set_template
+from harness.data.chat import fix_template, render, set_template
 from harness.models.files import tokenizer_fingerprint_of_folder
 from harness.models.loading import (
+    PROBE,
     count_parameters,
     device_of,
     kept_layers,
+    load_config,
     load_model,
+    load_shape,
     load_tokenizer,
     prune_layers,
     random_model,
+    rendering_hash,
     save_model,
     tokenizer_hash,
 )
+from harness.store.fingerprint import fingerprint
 from harness.store.store import write_json
 from tests.doubles import byte_tokenizer, save_tiny, tiny_llama
+from tests.thinking import family_tokenizer
 
 IDS = torch.tensor([[3, 110, 111, 4, 112, 5]])
 
@@ -136,3 +142,97 @@ def test_weights_that_are_not_the_models_are_refused_by_name(tmp_path, kind):
     save_file(change(load_file(file)), file, {"format": "pt"})
     with pytest.raises(SettingsError, match=names):
         load_model(tmp_path)
+
+
+def test_two_renderings_that_differ_in_thinking_or_in_earlier_turns_alone_are_not_alike():
+    found = {}
+    for name, settings in {"own": {}, "off": {"thinking": False}, "on": {"thinking": True}}.items():
+        tokenizer = family_tokenizer("qwen3")
+        fix_template(tokenizer, **settings)
+        found[name] = rendering_hash(tokenizer)
+    training = family_tokenizer("qwen3")
+    set_template(training, "trl")
+    assert found["own"] == found["on"]
+    assert len({found["own"], found["off"], rendering_hash(training)}) == 3
+    # of a template that knows nothing of reasoning it is what it was
+    plain = byte_tokenizer()
+    assert rendering_hash(plain) == fingerprint([tokenizer_hash(plain), render(plain, PROBE, 1000).input_ids])
+
+
+NESTED = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
+
+
+def nest(folder, names=NESTED):
+    """Move sizes of a saved flat config under `text_config`; what the class computes from them stays outside."""
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] = {name: config.pop(name) for name in names}
+    write_json(folder / "config.json", config)
+    return folder
+
+
+def test_sizes_under_text_config_are_those_of_the_decoder(tmp_path):
+    folder = nest(save_tiny(tmp_path))
+    model = load_model(folder)
+    assert torch.equal(model(IDS).logits, tiny_llama()(IDS).logits)
+    assert count_parameters(load_shape(folder)) == count_parameters(model) == count_parameters(tiny_llama())
+    assert load_model(folder, dtype="bf16").dtype == torch.bfloat16
+
+
+def test_a_head_size_that_follows_from_nested_sizes_is_not_that_of_the_class_default(tmp_path):
+    folder = nest(save_tiny(tmp_path))
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", {key: value for key, value in config.items() if key != "head_dim"})
+    assert load_config(folder).head_dim == 32 // 2
+
+
+def test_a_model_with_nested_sizes_is_saved_with_a_flat_config_and_loads_again(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    model = load_model(nest(save_tiny(tmp_path / "nested", layers=4), NESTED[:3]))
+    save_model(prune_layers(model, 2), byte_tokenizer(), tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert (saved["hidden_size"], saved["num_hidden_layers"]) == (32, 2) and "text_config" not in saved
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert torch.equal(again(IDS).logits, load_model(tmp_path / "saved")(IDS).logits)
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "qwen3_5"])
+def test_the_decoder_of_a_multimodal_family_loads_from_the_familys_config(family, tmp_path):
+    """Gemma 3's class of the family is multimodal, Qwen 3.5's is the decoder: both configs nest the decoder's sizes."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"vocab_size": 262, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+    linear = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 16}
+    more = linear | {"linear_value_head_dim": 16} if family == "qwen3_5" else {}
+    text = AutoConfig.for_model(f"{family}_text", **sizes, **heads, **more)
+    model = random_model(text, 0)
+    model.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    flat = json.loads((tmp_path / "config.json").read_text())
+    family_config = {"model_type": family, "architectures": flat["architectures"], "text_config": flat}
+    write_json(tmp_path / "config.json", family_config)
+    loaded = load_model(tmp_path)
+    assert torch.equal(loaded(IDS).logits, model(IDS).logits)
+    save_model(loaded, byte_tokenizer(), tmp_path / "saved")
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "saved")(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"model_type": "bert", "architectures": ["BertModel"]}, None),
+        ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "T5ForConditionalGeneration is not"),
+        ({"model_type": "clip"}, "architecture clip is not a causal language model"),
+        ({"model_type": "of_tomorrow", "architectures": ["TomorrowForCausalLM"]}, "no model for its config.json"),
+    ],
+)
+def test_what_is_no_causal_language_model_is_refused_by_its_architecture(config, reason, tmp_path):
+    write_json(tmp_path / "config.json", config)
+    if reason is None:  # some encoders can be made decoders; their weights are then looked at
+        assert load_config(tmp_path).model_type == "bert"
+        return
+    with pytest.raises(SettingsError, match=reason) as refusal:
+        load_config(tmp_path)
+    assert "\n" not in str(refusal.value)

@@ -6,12 +6,14 @@ import pytest
 
 from harness.config.checks import SettingsError
 from harness.methods import method_name, method_names
+from harness.models.loading import save_model
 from harness.plan.cell_plan import Plan, plan_cell
 from harness.plan.compose import compose
 from harness.plan.data_stages import block_edges
 from harness.plan.frozen import freeze
 from harness.store.fingerprint import fingerprint
-from tests.doubles import byte_tokenizer
+from tests.doubles import byte_tokenizer, tiny_llama
+from tests.thinking import family_tokenizer
 
 
 def cells(*arguments):
@@ -80,6 +82,9 @@ def test_kd_and_its_control_share_the_warm_up():
         "teacher.acknowledge_license=true",
         "measure=deploy",
         "measure.formats=[]",
+        "budget.min_steps=null",
+        "budget.epochs_of=phase",  # under steps no epoch is counted
+        "budget.least_steps_per_phase=5",
     ],
 )
 def test_what_cannot_change_a_number_keeps_the_address(override):
@@ -100,6 +105,7 @@ def test_what_cannot_change_a_number_keeps_the_address(override):
         "budget.amount=301",
         "budget.learning_rate=2e-3",
         "budget.batch_size=16",
+        "budget.min_steps=10",
         "method.student_share=0.4",
         "method.warmup=0.1",
         "corpus.noise=clean",
@@ -158,6 +164,47 @@ def test_two_stage_and_its_controls_train_on_the_same_synthetic_rows():
 def test_verifying_synthetic_rows_of_a_corpus_without_a_verifier_is_refused_when_planning():
     with pytest.raises(SettingsError, match=r"method\.verified=True.*corpus=tulu3"):
         Plan.of(cells("method=two_stage", "method.verified=true", "corpus=tulu3", "teacher=writer"))
+
+
+def test_epochs_of_its_own_rows_change_a_phase_on_synthetic_rows_and_the_shares_that_divide_a_part():
+    asked = ["method=two_stage", "budget=epochs"]
+    whole, own = (plan_cell(cells(*asked, f"budget.epochs_of={one}")[0]) for one in ("cell", "phase"))
+    assert [stage.settings["stage"]["span"] for stage in whole.train] == [[0.0, 0.9], [0.9, 1.0]]
+    assert [stage.settings["stage"]["span"] for stage in own.train] == [[0.0, 1.0], [0.0, 1.0]]
+    assert [stage.settings["budget"].get("epochs_of") for stage in own.train] == ["phase", None]
+    order = cells(*asked, "method.order=human_first", "budget.epochs_of=phase")[0]  # a warm-up of a fifth, then kd
+    spans = [stage.settings["stage"]["span"] for stage in plan_cell(order).train]
+    assert spans == [[0.0, 0.2], [0.2, 1.0], [0.0, 1.0]]
+
+
+@pytest.mark.parametrize("method", ["sft", "kd", "seq_kd", "kd_then_sft"])
+def test_epochs_of_its_own_rows_keep_the_address_of_a_cell_on_its_human_rows(method):
+    asked = [f"method={method}", "budget=epochs"]
+    one, other = (plan_cell(cells(*asked, f"budget.epochs_of={of}")[0]) for of in ("cell", "phase"))
+    assert one.fingerprint == other.fingerprint
+
+
+def test_a_budget_names_its_floor_and_whose_epochs_it_counts():
+    asked = ["method=sft", "budget=tulu3", "budget.min_steps=200"]
+    (floor,), (own,) = cells(*asked), cells(*asked, "budget.epochs_of=phase")
+    assert floor.budget.label == "2 epochs x 128 rows, at least 200 steps"
+    assert own.budget.label == "2 epochs of each phase's rows x 128 rows, at least 200 steps"
+    (frozen,) = freeze(Plan.of([floor]), "g").cells
+    assert frozen.budget == floor.budget.label and frozen.settings["budget"]["min_steps"] == 200
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (["budget.min_steps=0"], "budget.min_steps=0"),
+        (["budget.min_steps=9", "budget=flops"], "budget.min_steps=9.*equal FLOPs"),
+        (["budget.epochs_of=rows"], "budget.epochs_of='rows'.*cell, phase"),
+        (["budget.least_steps_per_phase=0"], "budget.least_steps_per_phase=0"),
+    ],
+)
+def test_a_floor_or_a_count_of_epochs_that_means_nothing_is_refused(override, said):
+    with pytest.raises(SettingsError, match=said):
+        cells("method=sft", *override)
 
 
 # Written down on 2026-11-22. A change that moves one renames everybody's finished work: bump the stage's version
@@ -376,3 +423,19 @@ def test_a_teacher_behind_a_server_and_a_cells_own_student_are_not_measured(tmp_
     served = [f"teacher.tokenizer={tmp_path}", "teacher.served_model=big", "teacher.path=http://here:1"]
     for asked in (["method=seq_kd", "teacher=served", *served], ["method=self_kd"], ["method=sft"]):
         assert set(plan_cell(cells(*asked)[0]).deployments) == {"student"}
+
+
+def test_scores_of_answers_without_their_reasoning_have_an_address_of_their_own(tmp_path):
+    found = {}
+    for family in ("qwen2_5", "qwen3"):
+        tokenizer = family_tokenizer(family)
+        save_model(tiny_llama(len(tokenizer)), tokenizer, tmp_path / family)
+        hf = ("student=hf", f"student.path={tmp_path / family}", "student.name=s")
+        (cell,) = cells("method=sft", "evals.names=[heldout,verified]", *hf)
+        found[family] = {name: stage.settings for name, stage in plan_cell(cell).evaluations.items()}
+    # a family whose answers have none keeps the address it had
+    assert not any("reasoning" in settings for settings in found["qwen2_5"].values())
+    assert {name: settings.get("reasoning") for name, settings in found["qwen3"].items()} == {
+        "heldout": None,
+        "verified": "removed",
+    }

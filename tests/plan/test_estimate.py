@@ -3,10 +3,12 @@
 import pytest
 
 from harness.config.cluster import Cluster
+from harness.evals.benchmarks import benchmark_names, load_benchmark
 from harness.plan.cell_plan import Plan
 from harness.plan.compose import compose
 from harness.plan.estimate import estimate, measured_speed, plan_rows, plan_text, stage_seconds
 from harness.store.store import Store
+from tests import real
 
 
 def train(*arguments):
@@ -23,7 +25,8 @@ def test_tokens_of_a_train_stage_are_steps_times_rows_times_tokens_of_a_row():
 
 def test_equal_epochs_cost_in_proportion_to_the_fraction():
     tenth, whole = (estimate(train("method=sft", "budget=epochs", f"data_frac={f}")).flops for f in (0.1, 1.0))
-    assert whole == pytest.approx(10 * tenth)
+    # 108 and 1,080 training rows (a tenth is set apart for validation) in 3 epochs of 32: whole steps, 10 and 101
+    assert whole == pytest.approx(101 / 10 * tenth)
 
 
 def test_a_live_teacher_adds_its_forward_passes():
@@ -79,7 +82,8 @@ def test_synthetic_rows_cost_by_their_number_or_by_their_ratio_to_the_human_rows
     for one in stages:
         tokens[one.inputs["subset"].settings["data_frac"], one.settings["synthetic_ratio"]] = estimate(one).tokens
     assert tokens[1, 0] == tokens[0.5, 0] > 0
-    assert tokens[1, 2] == pytest.approx(2 * tokens[0.5, 2]) == pytest.approx(4 * tokens[1, 0])
+    # 1,080 of 1,200 rows are trained on: twice as many synthetic rows are 2,160, and 600 are the number set
+    assert tokens[1, 2] == pytest.approx(2 * tokens[0.5, 2]) == pytest.approx(2160 / 600 * tokens[1, 0])
 
 
 def test_gpu_hours_are_arithmetic_at_the_rules_speed_and_reading_the_weights(tmp_path):
@@ -112,3 +116,22 @@ def test_the_tokens_of_another_family_are_its_own():
     plan = Plan.of(compose(["corpus.rows=1200", "method=seq_kd", "teacher=weak,letters"]).cells)
     bases = {one.name: estimate(one).tokens for one in plan.stages if one.kind == "base" and one.name != "mini"}
     assert bases["letters"] / bases["weak"] == pytest.approx(36 / 21)
+
+
+def test_a_benchmark_is_priced_at_the_items_its_publication_counts():
+    suite = ["student=llama_1b", "corpus=tulu3", "method=untrained", "evals=paper", "evals.names=[bbh,gsm8k]"]
+
+    def flops(*more):
+        stages = Plan.of(compose([*suite, *more]).cells).stages
+        return {one.settings["eval"]: estimate(one) for one in stages if one.kind == "evaluate"}
+
+    whole, some = flops(), flops("evals.limit=1000")
+    assert whole["bbh"].tokens == pytest.approx(6.511 * some["bbh"].tokens)
+    assert whole["gsm8k"].tokens == pytest.approx(1.319 * some["gsm8k"].tokens)
+    assert all(isinstance(load_benchmark(name).items, int) for name in benchmark_names())
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "humaneval", "ifeval", "pubmedqa"])
+def test_a_published_file_has_as_many_items_as_its_benchmark_states(name):
+    file = "gsm8k_test" if name == "gsm8k" else "pubmedqa_test" if name == "pubmedqa" else name
+    assert len(real.benchmark(file)) == load_benchmark(name).items

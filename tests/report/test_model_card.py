@@ -170,3 +170,23 @@ def test_the_text_names_what_a_reader_must_know():
         "revision=0123abc",
     ):
         assert words in text
+
+
+def test_a_macro_average_is_explained_and_is_no_result_of_one_data_set():
+    made = receipt(**FULL)
+    one = made["scores"][0]
+    gsm8k = {**one, "eval": "gsm8k", "metric": "exact_match@lm-eval-0.4.13/177d0e"}
+    made["scores"] = [one, gsm8k, {**one, "eval": "macro_average", "metric": "rescaled"}]
+    made["headline"] = {"eval": "macro_average", "metric": "rescaled"}
+    text = card_text(made)
+    assert "in macro_average rescaled: +0.050" in text and "| macro_average rescaled |" in text
+    assert "macro_average is the mean over gsm8k, each of the same weight" in text
+    front = text.split("---")[1]
+    assert "macro_average" not in front and "type: openai/gsm8k" in front
+
+
+def test_a_model_without_the_primary_metric_is_not_compared_by_another():
+    made = receipt(headline={"eval": "macro_average", "metric": "rescaled"})
+    assert verdict(made) == (
+        "This model has no score in the primary metric, macro_average rescaled, so it is not compared with SFT."
+    )

@@ -50,3 +50,13 @@ def test_every_benchmark_is_a_column_and_every_model_a_row():
 def test_a_grid_without_benchmarks_has_none():
     assert printed([cell("sft", 0.1, 0, [1.0, 0.0], items={})]) is None
     assert printed([cell("sft", 0.1, 0, None, status="failed", reason="lost")]) is None
+
+
+def test_the_macro_averages_stand_after_the_benchmarks():
+    record = scored(cell("sft", 0.1, 0, [1.0]), mmlu=0.25, pubmedqa=0.5)
+    told = {"eval": "macro_average", "source": "all", "standard_error": 0.1, "items": 18}
+    more = [{**told, "metric": name, "score": score} for name, score in (("raw", 0.375), ("rescaled", 0.125))]
+    text = printed([changed(record, scores=[*record.plain()["scores"], *more])])
+    (row,) = (line.split() for line in text.splitlines() if "sft" in line)
+    assert row == ["10", "%", "sft", "small", "0.250", "0.500", "0.375", "0.125"]
+    assert text.count("macro_average") == 2 and "Scored by lm-eval-0.4.13" in text

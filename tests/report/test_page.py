@@ -5,6 +5,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import harness.api as harness
@@ -17,9 +18,11 @@ from harness.report.page import html, markdown
 from harness.report.paragraph import citations, methods_paragraph
 from harness.report.receipt import cell_name
 from harness.report.sheet import Column, Entry, Sheet, short
+from harness.results.arms import Metric
 from harness.results.outcome import Outcome
 from harness.store.store import Store
 from tests.invented_records import changed, grid, items
+from tests.invented_suite import suite
 
 GAINS = {("kd", "weak"): {0.03: 0.15, 1.0: 0.0}, ("logit_kd", "weak"): {0.03: 0.12, 1.0: 0.0}}
 CLAIMS = {
@@ -290,3 +293,46 @@ def test_costs_are_told_with_three_digits_and_a_prefix():
         "0",
         "-2 M",
     ]
+
+
+def test_every_part_of_a_report_names_the_primary_metric_and_what_it_is_of(tmp_path):
+    records, load_items = suite({"kd": {0.03: (0.2, 0.1), 1.0: (0.0, 0.0)}}, seeds=2)
+    claims = {**CLAIMS, "claims": [*CLAIMS["claims"], {**CLAIMS["claims"][0], "metric": "gsm8k"}]}
+    outcome = Outcome("g", records, claims, load_items, primary=Metric("macro_average", "rescaled"))
+    one, page, text = written(outcome, tmp_path)
+    assert one.metric == "macro_average rescaled of gpqa, gsm8k"
+    sheets = {sheet.name: sheet for sheet in one.sheets}
+    assert "the gain over SFT in macro_average rescaled is better than zero" in sheets["decision"].caption
+    conditions = [row[2].text for row in sheets["claims"].rows]
+    assert conditions[0] == "gain of kd at 3 % in macro_average rescaled better than 0"
+    assert conditions[2].startswith("gain of kd at 3 % in gsm8k exact_match@lm-eval")
+    assert (
+        sheets["scores"].rows[0][0].text == "macro_average rescaled"
+        and "mean over gpqa, gsm8k" in sheets["scores"].caption
+    )
+    assert "teacher weak, by macro_average rescaled: " in one.advice[0]
+    assert "figures show macro_average rescaled on 130 items" in one.methods and "mean over gpqa, gsm8k" in one.methods
+    titles = [picture.title for picture, _ in one.pictures]
+    assert "Gain over SFT by benchmark" in titles and "macro_average rescaled of" in one.pictures[0][0].alt
+    for whole in (page.text, text):
+        assert "macro_average rescaled of gpqa, gsm8k" in whole
+    assert {"macro_average rescaled", "macro_average raw"} <= {row[0].text for row in sheets["scores"].rows}
+    frame = pd.read_csv(tmp_path / "tables" / "claims.csv")
+    assert list(frame["metric"])[:2] == ["macro_average rescaled"] * 2 and frame["metric"][2].startswith("gsm8k ")
+    assert set(pd.read_csv(tmp_path / "tables" / "decision.csv")["metric"]) == {"macro_average rescaled"}
+
+
+def test_a_report_without_any_score_in_the_primary_metric_says_so_and_reports_no_other(tmp_path):
+    records, load_items = suite({"kd": {0.03: (0.2, 0.1), 1.0: (0.0, 0.0)}}, seeds=2)
+    lost = [
+        changed(
+            one, scores=[s for s in one.plain()["scores"] if s["eval"] == "gpqa"], status="failed", reason="no disk"
+        )
+        for one in records
+    ]
+    outcome = Outcome("g", lost, CLAIMS, load_items, primary=Metric("macro_average", "rescaled"))
+    one, page, _ = written(outcome, tmp_path)
+    assert "No verdict: no cell has a score in macro_average rescaled. Of 8 cells, 8 failed (no disk)." in page.text
+    assert [finding.verdict for finding in one.findings] == ["no answer", "no answer"] and one.pictures == []
+    assert {decision.choice for _, places in one.lines for decision in places} == {"no answer"}
+    assert methods_paragraph(outcome).count("figures show macro_average rescaled.") == 1

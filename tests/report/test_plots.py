@@ -7,11 +7,14 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from harness.report.figures.forest import arms_of, forest
 from harness.report.figures.labels import GREY, spread
 from harness.report.figures.plots import crossover, crossover_figure, footnote
+from harness.results.arms import Metric
 from harness.results.paired_gains import crossovers
 from harness.results.table import headline, select, summary
 from tests.invented_records import DATA_SCALING, cell, grid
+from tests.invented_suite import COLUMNS, suite
 
 
 def small(seeds=2):
@@ -133,3 +136,16 @@ def test_a_line_joins_no_points_between_which_it_was_not_run():
     joined = [line.get_xdata() for line in right.lines if line.get_linestyle() != "None" and len(line.get_xdata()) > 1]
     assert any(np.allclose(np.asarray(x, float), (0.03, 0.1, 1.0)) for x in joined if len(x) == 3)
     assert not any(np.allclose(np.asarray(x, float), (0.03, 1.0)) for x in joined if len(x) == 2)
+
+
+def test_both_panels_name_the_metric_and_the_narrow_one_without_its_version():
+    records, load_items = suite({"kd": {0.1: (0.2, 0.1), 1.0: (0.0, 0.0)}}, seeds=2)
+    frame = summary(records, load_items)
+    for metric, gain in (
+        (Metric("macro_average", "rescaled"), "macro_average rescaled, method minus SFT"),
+        (Metric("gsm8k", COLUMNS["gsm8k"]), "gsm8k exact_match, method minus SFT"),
+    ):
+        left, right = crossover(select(frame, metric), *Figure().subplots(1, 2))
+        assert (left.get_ylabel(), right.get_ylabel()) == (metric.label, gain)
+    (axis,) = forest(arms_of(frame, Metric("macro_average", "raw")).query("data_frac == 1"), [Figure().subplots()])
+    assert axis.get_xlabel() == "gain in macro_average raw over SFT"

@@ -11,6 +11,7 @@ from harness.results.breakdown import breakdown, render
 from harness.results.paired_gains import estimate, gain
 from harness.results.table import summary
 from tests.invented_records import cell, changed, grid, items
+from tests.invented_suite import COLUMNS, suite
 
 ACCURACY = Metric("verified", "accuracy")
 
@@ -174,3 +175,20 @@ def covered(repetitions, share, seeds=4, count=120, truth=0.1):
 
 def test_intervals_cover_where_each_seed_has_items_of_its_own():
     assert covered(50, share=0.3) >= 0.86
+
+
+def test_of_a_macro_average_each_benchmark_is_broken_down():
+    found, load_items = suite({"kd": {1.0: (0.2, 0.1)}}, seeds=2)
+    primary = Metric("macro_average", "rescaled")
+    frame = breakdown(found, ["source"], Told({}), load_items, primary=primary)
+    assert list(zip(frame["eval"], frame["source"], strict=True)) == [
+        ("gpqa", "a"),
+        ("gpqa", "b"),
+        ("gsm8k", "a"),
+        ("gsm8k", "b"),
+    ]
+    whole = summary(found, load_items).set_index(["eval", "method"]).loc[("gsm8k", "kd"), "gain"]
+    assert frame.loc[frame["eval"] == "gsm8k", "gain"].mean() == pytest.approx(whole, abs=1e-9)
+    assert frame["gain_p_holm"].notna().all()  # one family over both
+    alone = breakdown(found, ["source"], Told({}), load_items, primary=Metric("gsm8k", COLUMNS["gsm8k"]))
+    assert set(alone["eval"]) == {"gsm8k"}

@@ -20,9 +20,9 @@ from harness.results.contamination import ROWS, Contamination, training_of
 from harness.results.exposure import Exposures
 from harness.stages.labels import save_rows
 from harness.stages.overlap import make_overlap
+from harness.stand_ins.benchmark_items import ITEMS, write_items
 from harness.store.store import Store
 from tests.doubles import save_tiny
-from tests.invented_items import ITEMS, write_items
 from tests.invented_records import frozen_cell
 from tests.stages.small_world import TOKENIZER, pair, run, small_world
 

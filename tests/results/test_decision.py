@@ -70,7 +70,8 @@ def test_a_gain_above_zero_after_holm_says_distil_and_what_a_point_of_it_costs()
     assert "a gain above 0.020" in told and "fewer than 11 students" in told  # 820 / 80 = 10.25
     assert "excludes seed variance" not in told and "replicates (own corpus and teacher each): there is one" in told
     assert advice([one]) == [
-        "small on mini, 300 steps, teacher weak: distil with kd at 10 % (+0.040 [+0.020, +0.060])."
+        "small on mini, 300 steps, teacher weak, by verified accuracy: "
+        "distil with kd at 10 % (+0.040 [+0.020, +0.060])."
     ]
 
 
@@ -130,7 +131,8 @@ def test_a_place_without_a_gain_stays_and_says_why():
     one = decide(row(failed=2, reason="out of memory"))
     assert one.why == "no score: 2 failed (out of memory)"
     assert advice([one]) == [
-        "small on mini, 300 steps, teacher weak: no answer at 10 % (no score: 2 failed (out of memory))."
+        "small on mini, 300 steps, teacher weak, by verified accuracy: "
+        "no answer at 10 % (no score: 2 failed (out of memory))."
     ]
     assert decisions(pd.DataFrame(), None) == []
 

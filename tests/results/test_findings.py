@@ -1,5 +1,6 @@
 """Claims: kept before the first cell, judged with intervals; synthetic grids whose truth is known."""
 
+import hashlib
 import json
 import math
 from dataclasses import replace
@@ -15,6 +16,7 @@ from harness.results.findings import judge
 from harness.results.power import foresee
 from harness.store.store import Store
 from tests.invented_records import changed, frozen_cell, grid
+from tests.invented_suite import COLUMNS, suite
 
 ACCURACY = Metric("verified", "accuracy")
 GAINS = {("kd", "weak"): {0.03: 0.15, 0.1: 0.08, 1.0: 0.0}, ("logit_kd", "weak"): {0.03: 0.15, 0.1: 0.08, 1.0: 0.0}}
@@ -182,3 +184,82 @@ def test_before_a_grid_is_run_it_is_told_what_it_can_show():
         foresee(claims, grid_of(2, 3))[0].startswith("gains: 3 seeds") and "0.065" in foresee(claims, grid_of(2, 3))[0]
     )
     assert foresee(claims, grid_of(1, 1))[0].endswith("one unit shows nothing about another; add seeds or replicates")
+
+
+def test_a_claim_is_judged_on_its_own_metric_and_says_on_which():
+    found, load_items = suite({"kd": {1.0: (0.3, 0.0)}}, seeds=3, sizes=(60, 60))
+    arm = {"method": "kd", "data_frac": 1.0}
+    claims = [
+        {"name": "whole", "gain": arm},
+        {"name": "choices", "gain": arm, "metric": "gpqa"},
+        {"name": "words", "gain": arm, "metric": "gsm8k.exact_match"},
+        {"name": "raw", "gain": arm, "metric": "macro_average.raw"},
+        {"name": "not scored", "gain": arm, "metric": "bbh"},
+    ]
+    whole, choices, words, raw, lost = judge(
+        found, [Claim.of(one) for one in claims], Metric("macro_average", "rescaled"), load_items
+    )
+    assert (whole.metric, raw.metric) == ("macro_average rescaled", "macro_average raw")
+    assert choices.metric == f"gpqa {COLUMNS['gpqa']}" and words.metric == f"gsm8k {COLUMNS['gsm8k']}"
+    assert raw.estimate == pytest.approx((choices.estimate + words.estimate) / 2)
+    assert whole.estimate == pytest.approx((choices.estimate / 0.75 + words.estimate) / 2)
+    assert choices.verdict == "holds" and lost.verdict == "no answer"
+
+
+def test_a_claim_on_a_loss_holds_where_the_loss_falls():
+    records, load_items = grid({"kd": {0.03: 0.1}}, seeds=2)
+    losses = [
+        changed(
+            one,
+            scores=[{**s, "eval": "heldout", "metric": "nll", "score": 3 - s["score"]} for s in one.plain()["scores"]],
+        )
+        for one in records
+    ]
+    both = [
+        changed(one, items={}, scores=[*one.plain()["scores"], *loss.plain()["scores"]])
+        for one, loss in zip(records, losses, strict=True)
+    ]
+    claim = {"name": "likelier", "gain": kd(0.03), "metric": "heldout.nll"}
+    (found,) = judge(both, [Claim.of(claim)], ACCURACY, load_items)
+    assert found.estimate < 0 and found.metric == "heldout nll" and found.verdict in ("holds", "open")
+
+
+def test_claims_without_a_metric_have_the_hash_they_always_had(tmp_path):
+    given = {"name": "gains", "gain": kd(0.03)}
+    # written out, as it was kept before a claim could name a metric
+    kept = [{"name": "gains", "gain": kd(0.03), "says": "", "less": None, "above": 0.0, "within": None, "sd": 0.02}]
+    before = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    known = ("heldout.nll", "verified.accuracy")
+    for number, plan in enumerate((frozen("kd"), replace(frozen("kd"), primary_metric="verified.accuracy"))):
+        store = Store.open(tmp_path / str(number))
+        declare(store, plan, [given], known)
+        entry = declared(store, "g")
+        assert entry["sha256"] == before and entry["claims"] == kept
+        assert entry.get("primary_metric") == plan.primary_metric
+    declare(store, plan, [{**given, "metric": "heldout"}], known)
+    assert declared(store, "g")["sha256"] != before and declared(store, "g")["claims"][0]["metric"] == "heldout"
+
+
+def test_another_primary_metric_is_another_declaration(tmp_path, monkeypatch):
+    store, known = Store.open(tmp_path), ("bbh.a@1", "gsm8k.a@1", "macro_average.rescaled")
+    given = [{"name": "gains", "gain": kd(0.03)}]
+    declare(store, replace(frozen("kd"), primary_metric="macro_average.rescaled"), given, known)
+    first = declared(store, "g")
+    monkeypatch.setattr(Store, "done", lambda self, key: True)
+    declare(store, replace(frozen("kd"), primary_metric="macro_average.rescaled"), given, known)
+    assert declared(store, "g") == first
+    declare(store, replace(frozen("kd"), primary_metric="gsm8k.a@1"), given, known)
+    second = declared(store, "g")
+    assert second["sha256"] != first["sha256"] and second["primary_metric"] == "gsm8k.a@1"
+    assert (first["cells_finished"], second["cells_finished"]) == (0, 1)  # chosen after the cell was seen
+
+
+@pytest.mark.parametrize("metric", ["gsm8k", "verified.f1", "heldout", 3])
+def test_a_claim_with_an_unknown_metric_is_refused_with_those_that_are_known(tmp_path, metric):
+    claim = {"name": "x", "gain": kd(0.03), "metric": metric}
+    known = ("heldout.nll", "heldout.nll_truth", "verified.accuracy")
+    with pytest.raises(
+        SettingsError, match=r"claims\.x\.metric=.*heldout\.nll, heldout\.nll_truth, verified\.accuracy"
+    ):
+        declare(Store.open(tmp_path), frozen("kd"), [claim], known)
+    assert declared(Store.open(tmp_path), "g") is None

@@ -8,7 +8,8 @@ from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from harness.config.checks import SettingsError
 from harness.config.recipe import TrainingPhase
-from harness.data.chat import end_of_turn_id, render
+from harness.data.chat import end_of_turn_id, prompt_ids, render, render_rows
+from harness.data.sequences import TURN, draw_seed
 from harness.models.loading import rendering_hash
 from harness.stages.answers import answered_rows, cut_answers, without_rationale
 from harness.stages.labels import LABELS, make_labels, save_rows
@@ -17,6 +18,7 @@ from tests.doubles import byte_ids, byte_tokenizer
 from tests.stages.small_world import pair, prompts_alone, run
 from tests.stages.test_labels import label_settings
 from tests.stages.test_train import settings, steps_of
+from tests.thinking import chat, family_tokenizer
 
 TOKENIZER = byte_tokenizer()
 TEACHER = TrainingPhase(sequences="teacher")
@@ -210,3 +212,77 @@ def test_labels_train_the_student_and_the_shuffled_control_trains_others(world, 
         losses[name] = steps_of(out)
     assert losses["plain"] == losses["blocks"]
     assert len({losses[name][0] for name in ("plain", "dealt", "gold")}) == 3
+
+
+def family_subset(tokenizer, conversations, numbers=(3, 5)):
+    """Conversations as a subset's rows by this tokenizer: one row each, or one a turn."""
+    columns = {name: [] for name in ("row", "id", "input_ids", "starts", "ends")}
+    for number, rows in zip(numbers, render_rows(tokenizer, conversations, 500), strict=True):
+        for turn, one in enumerate(rows):
+            id = f"r{number}" if len(rows) == 1 else f"r{number}/{turn}"
+            values = (number + turn * TURN, id, one.input_ids, one.starts, one.ends)
+            for name, value in zip(columns, values, strict=True):
+                columns[name].append(value)
+    return Dataset.from_dict(columns)
+
+
+def family_labels(folder, rows, texts, turns, rendering="another"):
+    """A published label stage: to each row (number, id) a finished text, as its turn's answer."""
+    columns = {name: [] for name in LABELS}
+    for (number, id), text, turn in zip(rows, texts, turns, strict=True):
+        values = (number, id, [1, 2], [1], [2], turn, 0, text, True)
+        for name, value in zip(LABELS, values, strict=True):
+            columns[name].append(value)
+    save_rows(columns, folder / "labels", LABELS)
+    (folder / "labels.json").write_text(json.dumps({"rendering": rendering}))
+    return folder
+
+
+@pytest.mark.parametrize(("rationale", "expected"), [("strip", "\n</think>\n\n42"), ("keep", "hm\n</think>\n\n42")])
+def test_reasoning_that_the_prompt_begins_is_stripped_and_ended_as_in_a_gold_answer(tmp_path, rationale, expected):
+    tokenizer = family_tokenizer("qwen3_5_think")
+    rows = family_subset(tokenizer, [chat("q", "42"), chat("r", "42")])
+    # as labels are made now, and as they were: without the mark that the prompt has
+    texts = ["<think>\nhm\n</think>\n\n42", "hm\n</think>\n\n42"]
+    folder = family_labels(tmp_path / "a", [(3, "r3"), (5, "r5")], texts, [0, 0])
+    phase = TrainingPhase(sequences="teacher", rationale=rationale)
+    dataset, _ = answered_rows(phase, rows, np.array([[0, 1]]), [folder], tokenizer, 500, seed=0)
+    trained = [tokenizer.decode(one["input_ids"][one["starts"][0] : one["ends"][0]]) for one in dataset]
+    assert trained == [expected + "<|im_end|>"] * 2
+    if rationale == "strip":  # token by token the row of the same gold answer
+        assert dataset["input_ids"] == rows["input_ids"] and dataset["starts"] == rows["starts"]
+
+
+@pytest.mark.parametrize(
+    ("student", "labelled", "turns"),
+    [
+        ("qwen3", [(3, "r3"), (5, "r5")], [1, 0]),  # a row a turn for the student, one answered turn of the teacher
+        ("qwen3", [(3, "r3/0"), (3 + TURN, "r3/1"), (5, "r5")], [0, 0, 0]),  # a row a turn for both
+        ("qwen2_5", [(3, "r3/0"), (3 + TURN, "r3/1"), (5, "r5")], [0, 0, 0]),  # a row a turn for the teacher
+    ],
+)
+def test_an_answer_follows_the_prompt_of_its_own_turn_however_either_side_is_rendered(
+    tmp_path, student, labelled, turns
+):
+    tokenizer = family_tokenizer(student)
+    conversation = chat("q", "a", "r", "b")
+    rows = family_subset(tokenizer, [conversation, chat("s", "c")])
+    texts = [
+        f"answer {number % TURN} {number // TURN + turn}" for (number, _), turn in zip(labelled, turns, strict=True)
+    ]
+    folder = family_labels(tmp_path / "a", labelled, texts, turns)
+    order = np.arange(len(rows))[None]
+    dataset, batches = answered_rows(TEACHER, rows, order, [folder], tokenizer, 500, seed=0)
+    prompts = {
+        text: prompt_ids(tokenizer, conversation[: 2 * int(text[-1]) + 1]) for text in texts if "answer 3" in text
+    }
+    prompts["answer 5 0"] = prompt_ids(tokenizer, chat("s"))
+    found = []
+    for place in batches.ravel():
+        one = dataset[int(place)]
+        found.append(tokenizer.decode(one["input_ids"][one["starts"][0] : one["ends"][0]]).removesuffix("<|im_end|>"))
+        assert one["input_ids"][: one["starts"][0]] == prompts[found[-1]]
+    if student == "qwen2_5":
+        assert found == [f"answer 3 {draw_seed('turn', 'r3') % 2}", "answer 5 0"]
+    else:
+        assert found == [*(["answer 3 1"] * 2 if len(labelled) == 2 else ["answer 3 0", "answer 3 1"]), "answer 5 0"]

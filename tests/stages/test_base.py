@@ -9,14 +9,17 @@ import torch
 
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
-from harness.config.model import Model, Teacher
+from harness.config.model import Model, Student, Teacher
 from harness.data.chat import TULU_TEMPLATE, end_of_turn_id, prompt_ids
 from harness.models.files import tokenizer_json_fingerprint
 from harness.models.kinds import model_of
-from harness.models.loading import load_model, load_tokenizer
+from harness.models.loading import load_model, load_tokenizer, save_model
 from harness.stages.base import line_rows, make_base
+from harness.store.store import write_json
 from tests.doubles import save_tiny, tiny_llama
+from tests.fake_hub import COMMIT, FakeHub, Repository, point_at
 from tests.fake_server import FakeServer
+from tests.thinking import family_tokenizer
 
 CPU = Machine(device="cpu")
 IDS = torch.tensor([[3, 110, 111, 4, 112, 5]])
@@ -76,27 +79,39 @@ def test_a_folder_that_changed_since_planning_is_refused(folder, tmp_path):
         make_base({**settings, "where": {"model": asdict(model)}}, {}, tmp_path / "out", CPU)
 
 
-def test_a_hub_model_that_cannot_be_had_is_refused_in_one_sentence(tmp_path, monkeypatch):
-    import huggingface_hub
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    def offline(*args, **kwargs):
-        raise LocalEntryNotFoundError("no connection\nmore lines")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(SettingsError, match="no connection"):
-        make(Model(name="s", kind="hf", path="org/name"), tmp_path)
+def make_from_hub(model: Model, out):
+    """The base stage as planning makes it: with the setting that the model came from."""
+    out.mkdir(parents=True)
+    where = {"model": asdict(model), "world_seed": 0, "setting": model.setting}
+    return make_base({**model_of(model).identity(0), "where": where}, {}, out, CPU)
 
 
-def test_the_revision_that_was_found_is_recorded(tmp_path, monkeypatch, folder):
-    import huggingface_hub
+def test_a_hub_model_that_cannot_be_had_is_refused_in_one_sentence(folder, tmp_path, monkeypatch):
+    with FakeHub({"org/tiny": Repository(folder, "gated")}) as hub:
+        hub.use(monkeypatch, tmp_path / "cache", "hf_secret")
+        with pytest.raises(
+            SettingsError, match=r"^student\.path='org/tiny' .*accept it at .*/org/tiny with the account"
+        ):
+            make_from_hub(Student(name="s", kind="hf", path="org/tiny"), tmp_path / "student")
+        with pytest.raises(SettingsError, match=r"^teacher\.path='org/none' .*no such model"):
+            make_from_hub(Teacher(name="t", kind="hf", path="org/none"), tmp_path / "teacher")
+        served = Teacher(name="t", kind="http", path="http://n:1", served_model="x", tokenizer="org/tiny")
+        with pytest.raises(SettingsError, match=r"^teacher\.tokenizer='org/tiny' .*accept it at"):
+            make_from_hub(served, tmp_path / "served")
 
-    snapshot = shutil.copytree(folder, tmp_path / "snapshots" / ("a" * 40))
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(snapshot))
-    monkeypatch.setattr("harness.stages.base.load_tokenizer", lambda out: load_tokenizer(snapshot))
-    make(Model(name="s", kind="hf", path="org/name"), tmp_path / "out")
+
+def test_the_revision_that_was_found_is_recorded_and_read_later(folder, tmp_path, monkeypatch):
+    with FakeHub({"org/tiny": Repository(folder)}) as hub:
+        hub.use(monkeypatch, tmp_path / "cache")
+        make_from_hub(Model(name="s", kind="hf", path="org/tiny"), tmp_path / "out")
     pointer = json.loads((tmp_path / "out" / "model.json").read_text())
-    assert pointer == {"path": "org/name", "revision": "a" * 40}
+    assert pointer == {"path": "org/tiny", "revision": COMMIT}
+    point_at(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache", offline=True)
+    assert torch.equal(load_model(tmp_path / "out")(IDS).logits, load_model(folder)(IDS).logits)
+    assert load_tokenizer(tmp_path / "out").chat_template == load_tokenizer(folder).chat_template
+    point_at(monkeypatch, "http://127.0.0.1:9", tmp_path / "emptied", offline=True)
+    with pytest.raises(SettingsError, match=r"'org/tiny' .*HF_HUB_OFFLINE is set"):
+        load_model(tmp_path / "out")
 
 
 def test_lines_are_rows_whose_answers_alone_are_trained():
@@ -152,3 +167,20 @@ def test_a_server_is_written_down_with_its_probe_and_the_declared_tokenizer(fold
             make(teacher, tmp_path / "three")
     assert not (tmp_path / "three" / "server.json").exists()
     json.dumps(facts)
+
+
+def test_thinking_and_the_date_are_written_into_the_template_of_the_artifact(tmp_path):
+    published = family_tokenizer("smollm3")
+    save_model(tiny_llama(len(published)), published, tmp_path / "published")
+    (tmp_path / "old").mkdir()
+    found = {}
+    for name, asked in {"none": {}, "set": {"thinking": False, "template_date": "2025-02-03"}}.items():
+        make(Model(name="s", kind="hf", path=str(tmp_path / "published"), **asked), tmp_path / name)
+        found[name] = load_tokenizer(tmp_path / name).apply_chat_template(
+            [{"role": "user", "content": "q"}], tokenize=False, add_generation_prompt=True
+        )
+    assert "26 July 2024" in found["none"] and found["none"].endswith("assistant\n")
+    assert "03 February 2025" in found["set"] and found["set"].endswith("assistant\n<think>\n\n</think>\n\n")
+    # a reference that was made before dates were fixed has no tokenizer of its own
+    write_json(tmp_path / "old" / "model.json", {"path": str(tmp_path / "published"), "revision": None})
+    assert load_tokenizer(tmp_path / "old").chat_template == load_tokenizer(tmp_path / "none").chat_template

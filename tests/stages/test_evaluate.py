@@ -7,8 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.config.machine import Machine
+from harness.models.loading import save_model
 from harness.stages.evaluate import make_evaluate
-from tests.doubles import save_tiny
+from tests.doubles import save_tiny, tiny_llama
+from tests.thinking import family_tokenizer
 
 COLUMNS = [
     "eval",
@@ -86,3 +88,14 @@ def test_answers_are_counted_and_what_they_cost(inputs, tmp_path):
 def test_the_same_model_is_scored_the_same_twice(inputs, tmp_path, name):
     one, two = (evaluated(inputs, tmp_path / out, name)[2] for out in ("one", "two"))
     assert one == two
+
+
+def test_answers_that_end_within_their_reasoning_are_warned_about(inputs, tmp_path):
+    tokenizer = family_tokenizer("qwen3_5_think")
+    save_model(tiny_llama(len(tokenizer)), tokenizer, tmp_path / "model")
+    facts, items, _ = evaluated({**inputs, "model": tmp_path / "model"}, tmp_path / "verified", "verified")
+    # a random model does not end the reasoning that its prompt begins
+    assert facts["counts"]["verified.unclosed_reasoning"] == len(items) == 15
+    assert {item["prediction"] for item in items} == {""}
+    (warning,) = [one for one in facts["warnings"] if "within their reasoning" in one]
+    assert "15 answers to 15 items" in warning and "raise corpus.max_new_tokens" in warning

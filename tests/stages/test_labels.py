@@ -1,15 +1,19 @@
 """Labels: the teacher's own answers to a set of rows, each a matter of the row and the teacher alone."""
 
+import json
+
 import numpy as np
 import pytest
 from datasets import load_from_disk
 
+from harness.data.chat import render
 from harness.data.sequences import draw_seed, visits
 from harness.models.generate import generate
-from harness.models.loading import load_model, load_tokenizer
-from harness.stages.labels import make_labels
-from tests.doubles import byte_tokenizer
+from harness.models.loading import load_model, load_tokenizer, save_model, tokenizer_hash
+from harness.stages.labels import make_labels, save_rows
+from tests.doubles import byte_tokenizer, tiny_llama
 from tests.stages.small_world import files, run, stopped
+from tests.thinking import chat, family_tokenizer
 
 TOKENIZER = byte_tokenizer()
 BUDGET = {"kind": "steps", "amount": 10, "batch_size": 4, "learning_rate": 1e-3}
@@ -103,3 +107,20 @@ def test_stopped_after_some_shards_and_begun_again_it_ends_with_the_same_files(w
     assert files(tmp_path / "last") == files(tmp_path / "straight")
     assert again.pop("earlier_seconds") > 0 and again == facts, "what earlier attempts spent is counted"
     assert not list((tmp_path / "attempt-0").iterdir())
+
+
+def test_the_text_of_an_answer_has_the_mark_with_which_the_prompt_began_its_reasoning(tmp_path, monkeypatch):
+    tokenizer = family_tokenizer("qwen3_5_think")
+    save_model(tiny_llama(len(tokenizer)), tokenizer, tmp_path / "teacher")
+    row = render(tokenizer, chat("q", "42"), 500)
+    columns = {"row": [0], "id": ["r0"], "input_ids": [row.input_ids], "starts": [row.starts], "ends": [row.ends]}
+    save_rows(columns, tmp_path / "rows" / "train")
+    (tmp_path / "rows" / "subset.json").write_text(json.dumps({"tokenizer_hash": tokenizer_hash(tokenizer)}))
+    answer = tokenizer.encode("hm\n</think>\n\n42<|im_end|>")
+    monkeypatch.setattr("harness.teachers.teacher.generate", lambda model, tok, prompts, *_, **__: [answer])
+    inputs = {"rows": tmp_path / "rows", "teacher": tmp_path / "teacher"}
+    settings = label_settings(max_length=500)
+    _, folder = run(make_labels, settings, inputs, tmp_path, "labels")
+    (label,) = load_from_disk(folder / "labels")
+    assert label["text"] == "<think>\nhm\n</think>\n\n42"
+    assert label["input_ids"] == row.input_ids[: row.starts[0]] + answer

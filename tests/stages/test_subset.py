@@ -8,10 +8,13 @@ from datasets import load_from_disk
 
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
+from harness.data.sequences import TURN, conversation_of
 from harness.plan.data_stages import block_edges
+from harness.results.contamination import row_numbers
 from harness.stages.subset import choose_rows, choose_validation, make_subset
 from tests.doubles import byte_ids, byte_tokenizer, special_id
 from tests.stages.test_mixture import mixture, row
+from tests.thinking import chat, family_tokenizer
 
 FRACTIONS = (0.001, 0.01, 0.03, 0.05, 0.1, 0.15, 0.25, 0.333, 0.5, 0.75, 0.999, 1.0)
 
@@ -208,3 +211,36 @@ def test_a_cell_without_validation_rows_is_readable(tmp_path, tokenizer):
     made, _ = mixture(tmp_path, [row(f"p{i}", f"a{i}") for i in range(6)])
     subset(tmp_path / "subset", made, tokenizer, validation=0.0)
     assert len(load_from_disk(tmp_path / "subset" / "validation")) == 0
+
+
+def test_conversations_whose_turns_are_rewritten_become_one_row_a_turn_and_are_counted(tmp_path):
+    family_tokenizer("qwen3").save_pretrained(tmp_path / "tokenizer")
+    rows = [{**row(f"p{i}", "a"), "id": f"r{i}"} for i in range(60)]
+    for one in rows[::2]:
+        one["messages"] = chat(one["messages"][0]["content"], "a", "r", "b", "s", "c")
+    made, _ = mixture(tmp_path, rows)
+    facts = subset(tmp_path / "subset", made, tmp_path / "tokenizer", max_length=500)
+    ids = pq.read_table(made / "train.parquet")["id"].to_pylist()
+    long = {number for number, id in enumerate(ids) if int(id[1:]) % 2 == 0}
+    parts = {name: load_from_disk(tmp_path / "subset" / name) for name in ("train", "validation")}
+    sides = {name: {conversation_of(number) for number in part["row"]} for name, part in parts.items()}
+    assert sides["train"].isdisjoint(sides["validation"]) and sides["train"] | sides["validation"] == set(range(50))
+    for part in parts.values():
+        for one in part:
+            number, turn = conversation_of(one["row"]), one["row"] // TURN
+            assert one["id"] == (f"{ids[number]}/{turn}" if number in long else ids[number]) and len(one["starts"]) == 1
+        of_one = [
+            turn for turn in range(3) for one in sides["train"] & long if one + turn * TURN in parts["train"]["row"]
+        ]
+        assert len(of_one) == 3 * len(sides["train"] & long)
+    counts = facts["counts"]
+    assert (counts["turnwise_conversations"], counts["turnwise_rows"]) == (len(long), 3 * len(long))
+    assert counts["n_train"] + counts["n_validation"] == 50 + 2 * len(long)
+    described = json.loads((tmp_path / "subset" / "subset.json").read_text())
+    assert described["sources"]["one"]["train"] == counts["n_train"] and described["turnwise_rows"] == 3 * len(long)
+    # the same conversations are chosen as by a template that rewrites nothing
+    byte_tokenizer().save_pretrained(tmp_path / "bytes")
+    plain = subset(tmp_path / "plain", made, tmp_path / "bytes", max_length=500)
+    assert set(load_from_disk(tmp_path / "plain" / "train")["row"]) == sides["train"]
+    assert "turnwise_rows" not in plain["counts"]
+    assert set(row_numbers(tmp_path / "subset" / "train").tolist()) == sides["train"]

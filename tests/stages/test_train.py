@@ -128,6 +128,24 @@ def save_synthetic(folder, count):
     return folder
 
 
+@pytest.mark.parametrize(("sequences", "least", "steps"), [("synthetic", 1, 6), ("mixed", 1, 15), ("synthetic", 9, 9)])
+def test_a_phase_that_counts_epochs_of_its_own_rows_visits_each_as_often(
+    world, tmp_path, monkeypatch, sequences, least, steps
+):
+    seen = []
+    real = __import__("harness.stages.train", fromlist=["fit"]).fit
+    monkeypatch.setattr(
+        "harness.stages.train.fit", lambda *args, **named: (seen.append(args[2].batches), real(*args, **named))[1]
+    )
+    budget = BUDGET | {"kind": "epochs", "amount": 3, "epochs_of": "phase", "min_steps": least}
+    inputs = world | {"synthetic": save_synthetic(tmp_path / "s", 8)}  # beside 12 human rows, in batches of 4
+    run(make_train, settings(TrainingPhase(sequences=sequences), budget=budget), inputs, tmp_path, "a")
+    (batches,) = seen
+    assert len(batches) == steps
+    if least == 1:
+        assert set(np.bincount(batches.ravel()).tolist()) == {3}
+
+
 def test_synthetic_rows_train_a_student(world, tmp_path):
     stage = TrainingPhase(sequences="synthetic", span=(0.0, 0.5))
     inputs = world | {"synthetic": save_synthetic(tmp_path / "s", 4)}

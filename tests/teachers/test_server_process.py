@@ -16,9 +16,9 @@ from harness.evals.benchmarks import load_benchmark
 from harness.plan.cell_plan import plan_cell
 from harness.plan.compose import compose
 from harness.stages.evaluate import make_evaluate
+from harness.stand_ins.benchmark_items import write_items
 from harness.teachers import server_process
 from tests.doubles import save_tiny
-from tests.invented_items import write_items
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install -e '.[evals]'")
 SERVER = f"{sys.executable} -m tests.serve_tiny {{model}} {{port}}"

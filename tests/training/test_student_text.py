@@ -67,6 +67,18 @@ def run(tmp_path, stage, steps=20, validation=None, rows=None, model=None, micro
     return report, [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
 
 
+def test_the_students_text_has_no_id_beyond_its_tokenizer_where_a_teacher_reads_it():
+    """An embedding padded to a larger multiple than the teacher's: such an id was out of the teacher's range."""
+    padded = tiny_llama(vocab_size=2 * len(TOKENIZER))
+    hot = TrainingPhase(sequences="student", student_share=1.0, divergence="jsd", sampling_temperature=5.0)
+
+    def longest(signal):
+        found = sequences_for(hot, padded, TOKENIZER, signal, 0, NEW).rows(0, groups())
+        return max(max(ids) for ids in flat(found))
+
+    assert longest(None) >= len(TOKENIZER) > longest(teacher())
+
+
 @pytest.mark.parametrize("stage", [STUDENT, INTERLEAVED])
 def test_micro_batches_leave_a_steps_text_unchanged(stage):
     whole, halves, single = (texts(stage).rows(3, groups(3, sizes)) for sizes in ((4,), (2, 2), (1, 1, 1, 1)))

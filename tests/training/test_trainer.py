@@ -14,7 +14,7 @@ from torch.nn import functional
 from harness.config.budget import Budget
 from harness.config.machine import Machine
 from harness.config.recipe import TrainingPhase
-from harness.data.sequences import Rows, answered, draw_seed, prompt_of, visits
+from harness.data.sequences import Row, Rows, answered, draw_seed, prompt_of, visits
 from harness.models.generate import generate
 from harness.teachers.signals import LiveTeacher
 from harness.training.nll import mean_nll
@@ -349,3 +349,16 @@ def test_the_unigram_control_trains_towards_the_counts_of_the_rows_without_a_tea
     report, _ = train(tmp_path, TrainingPhase(divergence="forward_kl", control="unigram"), batches, teacher=None)
     assert report.first_loss == pytest.approx(total / scored, rel=1e-4)
     assert report.teacher_tokens == 0 and report.diagnostics["teacher_entropy"] > 0
+
+
+def test_mean_nll_takes_long_rows_in_smaller_batches(monkeypatch):
+    model = tiny_llama()
+    rows = [Row(np.arange(6, 6 + length, dtype=np.int32), [1], [length]) for length in (4, 9, 30, 40, 50)]
+    whole, seen = mean_nll(model, rows), []
+    real = __import__("harness.training.nll", fromlist=["collate"]).collate
+    monkeypatch.setattr(
+        "harness.training.nll.collate", lambda chosen, pad_id: (seen.append(len(chosen)), real(chosen, pad_id))[1]
+    )
+    monkeypatch.setattr("harness.training.nll.TOKENS_AT_ONCE", 100)
+    assert mean_nll(model, rows) == (pytest.approx(whole[0], rel=1e-6), whole[1])
+    assert seen == [2, 2, 1], "two rows of 50 tokens are 100"

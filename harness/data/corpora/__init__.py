@@ -76,6 +76,11 @@ class CorpusSettings:
         check_choice("corpus.on_bad_row", self.on_bad_row, ON_BAD_ROW)
         check_choice("corpus.answers", self.answers, ANSWERS)
 
+    @property
+    def may_have_truth(self) -> bool:
+        """Whether held-out rows may have a known truth, which `verified` and `nll_truth` need."""
+        return True
+
     def identity(self, world_seed: int) -> dict[str, Any]:
         """Everything that changes rows, as plain JSON; files by their sha256, never by their folder.
 

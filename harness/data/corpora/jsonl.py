@@ -56,6 +56,11 @@ class Corpus(CorpusSettings):
     license: str | None = None
     """Licence of the rows, for receipts (e.g. CC-BY-4.0); null: none is stated. It changes no row."""
 
+    @property
+    def may_have_truth(self) -> bool:
+        """Whether a column of truths is named."""
+        return self.truth_column is not None
+
     def identity(self, world_seed: int) -> dict[str, Any]:
         """Every field that changes rows, and the sha256 of each file in reading order.
 

@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 
 from harness.config.checks import check_choice, refuse
 from harness.config.file_hash import file_sha256
+from harness.config.hub import HubRepository, check_cached, fetch
 from harness.data.corpora import CorpusSettings, Example, Size
 from harness.data.corpora._files import count_rows, data_files, identity_of, read_rows
 from harness.data.corpora._rows import bad_turns, count_or_refuse, plain_turns
 
 REPOSITORY = "allenai/tulu-3-sft-mixture"
+HUB_FILES = ("data/*.parquet",)
 COLUMNS = ["id", "messages", "source"]
 ROW_PER_RESPONSE = 1.5  # a guess for cost estimates: the public counter did not count prompts
 UNREAD = " (from memory, not read)"
@@ -80,6 +82,11 @@ class Corpus(CorpusSettings):
     domains: list[str] | None = None
     """Keep only sources of these domains: general, knowledge, math, code, multilingual, instruction_following, safety;
     null keeps all."""
+    max_length: int = 4096
+    """Longest rendered row in tokens, as Tülu 3's recipe has it; longer rows are truncated and counted."""
+    max_new_tokens: int = 2048
+    """Length limit of generated text (teacher labels, student text, answers), in tokens: four times the mixture's mean
+    answer of 489 tokens (ours)."""
     on_bad_row: str = "drop"
     """`drop` (leave bad rows out and count them; the default, because the hub's rows cannot be corrected) or `refuse`
     (stop at the first)."""
@@ -104,6 +111,11 @@ class Corpus(CorpusSettings):
                 "a local folder is known by its files",
                 "set either corpus.path or corpus.revision",
             )
+
+    @property
+    def may_have_truth(self) -> bool:
+        """The mixture has answers, and no column of truths."""
+        return False
 
     def identity(self, world_seed: int) -> dict[str, Any]:
         """The sources kept, and the shards' sha256 (local) or the revision asked for (hub).
@@ -177,11 +189,8 @@ class Corpus(CorpusSettings):
     def check(self) -> None:
         """Raise SettingsError for a folder without the shards or their columns, and where the hub is out of reach."""
         if not self.path:
-            from huggingface_hub import constants
-
             # without network the shards must be in the cache already; with it, they are fetched when the stage runs
-            if constants.HF_HUB_OFFLINE:
-                self._hub_files()
+            check_cached(self._repository(), HUB_FILES)
             return
         first = next((row.values for row in read_rows(self._local_files()) if row.values), {})
         absent = [name for name in COLUMNS if name not in first]
@@ -205,25 +214,13 @@ class Corpus(CorpusSettings):
         folder = Path(str(self.path)).expanduser()
         return data_files("corpus.path", folder / "data" if (folder / "data").is_dir() else folder)
 
+    def _repository(self) -> HubRepository:
+        instead = "set corpus.path to a local folder of its shards"
+        return HubRepository(REPOSITORY, "corpus", "corpus.revision", self.revision, "dataset", instead)
+
     def _hub_files(self) -> tuple[list[Path], str]:
         """The shards in the hub's cache, downloaded where absent, and their commit."""
-        from httpx import HTTPError
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(
-                snapshot_download(
-                    REPOSITORY, repo_type="dataset", revision=self.revision, allow_patterns=["data/*.parquet"]
-                )
-            )
-        except (HTTPError, OSError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise refuse(
-                "corpus.revision",
-                self.revision,
-                f"{REPOSITORY} cannot be fetched ({reason})",
-                "set corpus.path to a local folder of its shards",
-            ) from error
+        folder = fetch(self._repository(), HUB_FILES)
         return data_files("corpus.revision", folder / "data"), folder.name  # the cache names the folder by the commit
 
     def _count_warnings(self) -> list[str]:

@@ -22,7 +22,7 @@ LM_EVAL = "0.4.13"
 """The version of lm-eval that the benchmarks are written for; scores under another version are not comparable."""
 REAL, INVENTED = "run on real data", "plumbing tested on invented rows"
 NOT_IDENTITY = frozenset(
-    "title paper licence asks tested example deviation reads prepare grade floor cluster".split(),
+    "title paper licence asks tested example deviation reads prepare grade floor cluster items".split(),
 )
 """Fields that change no score, and functions, whose changes `version` counts."""
 
@@ -69,6 +69,8 @@ class Benchmark:
     """Answers drawn to each prompt."""
     filter: str = "none"
     """Name of the lm-eval filter that reads the answer."""
+    items: int | None = None
+    """How many items are scored, by the publication; for estimates before the data is read. Null: not known."""
     cluster: str | None = None
     """The field of a row that names its cluster: items of one passage or story are not independent."""
     runs_code: bool = False

@@ -8,6 +8,7 @@ BENCHMARK = Benchmark(
     data="SaylorTwift/bbh",
     licence="MIT",
     asks="a question of one of 27 kinds; what follows the last `the answer is` is compared with the right answer",
+    items=6_511,
     tasks="bbh/cot_fewshot/[!_]*.yaml",
     metric="exact_match",
     filter="get-answer",

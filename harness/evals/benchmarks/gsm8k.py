@@ -8,6 +8,7 @@ BENCHMARK = Benchmark(
     data="openai/gsm8k",
     licence="MIT",
     asks="a word problem; the last number of the answer is compared with the right one",
+    items=1_319,
     tasks="gsm8k/gsm8k-cot.yaml",
     metric="exact_match",
     filter="flexible-extract",

@@ -24,6 +24,7 @@ BENCHMARK = Benchmark(
     data="openai/openai_humaneval",
     licence="MIT",
     asks="the head of a function and what it should do; ten tries to write one that passes the tests",
+    items=164,
     tasks="humaneval/humaneval_instruct.yaml",
     metric="pass@10",
     floor=0.0,

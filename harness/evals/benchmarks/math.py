@@ -19,6 +19,7 @@ BENCHMARK = Benchmark(
     data="EleutherAI/hendrycks_math",
     licence="MIT",
     asks="a problem; the expression that the answer boxes, states or ends in is compared with the solution's",
+    items=5_000,
     tasks="minerva_math/minerva_math_*.yaml",
     metric="flexible_match",
     floor=0.0,

@@ -28,6 +28,7 @@ BENCHMARK = Benchmark(
     data="google-research-datasets/mbpp",
     licence="CC-BY-4.0",
     asks="a sentence and three tests; a program that passes them",
+    items=500,
     tasks="mbpp/mbpp_instruct.yaml",
     metric="pass@1",
     floor=0.0,

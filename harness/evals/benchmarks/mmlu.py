@@ -8,6 +8,7 @@ BENCHMARK = Benchmark(
     data="cais/mmlu",
     licence="MIT",
     asks="a question with four choices; the last (A) to (D) of the answer counts",
+    items=14_042,
     tasks="mmlu/flan_cot_zeroshot/mmlu_*.yaml",
     metric="exact_match",
     filter="flexible-extract",

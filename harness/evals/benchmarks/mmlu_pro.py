@@ -8,6 +8,7 @@ BENCHMARK = Benchmark(
     data="TIGER-Lab/MMLU-Pro",
     licence="MIT",
     asks="a question with up to ten choices; the letter after `answer is` counts",
+    items=12_032,
     tasks="mmlu_pro/mmlu_pro_*.yaml",
     metric="exact_match",
     filter="custom-extract",

@@ -8,6 +8,7 @@ BENCHMARK = Benchmark(
     data="TAUR-Lab/MuSR",
     licence="not read here",
     asks="a story, a question and its choices; the most probable choice for its length",
+    items=756,
     tasks="leaderboard/musr/musr_*.yaml",
     metric="acc_norm",
     floor=0.37,

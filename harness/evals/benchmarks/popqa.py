@@ -24,6 +24,7 @@ BENCHMARK = Benchmark(
     data="akariasai/PopQA",
     licence="not read here",
     asks="a question about an entity; right where the answer contains one of the names",
+    items=14_267,
     tasks=None,
     metric="contains_answer",
     floor=0.0,

@@ -8,6 +8,7 @@ BENCHMARK = Benchmark(
     data="qiaojin/PubMedQA",
     licence="MIT",
     asks="an abstract and a question that its authors asked; yes, no or maybe",
+    items=500,
     tasks="pubmedqa/pubmedqa.yaml",
     metric="acc",
     floor=1 / 3,

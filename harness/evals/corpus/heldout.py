@@ -3,7 +3,8 @@
 Nats per token over every assistant turn with its end-of-turn token, on the same ids for every model that
 shares a tokenizer. Under noisy labels a model that is right has the higher NLL of the labels, and a model that
 learned its teacher's knowledge the lower NLL of the truth; so both are reported, and `verified.py` (accuracy) is
-the primary metric. For the truth the last answer alone is replaced and scored.
+the primary metric. For the truth the last answer alone is replaced and scored. Where a template rewrites earlier
+turns, each turn is scored after its own prompt.
 
     NLL = - sum_t log p(y_t | y_<t, prompt) / number of t
 """
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from harness.data.chat import Rendered, render_many
+from harness.data.chat import Rendered, render_rows
 from harness.data.sequences import Row, collate, longest_first
 from harness.evals import HeldoutRow, Item, Options, Score, Scored, scores_by_source
 from harness.models.generate import evaluating
@@ -25,6 +26,8 @@ from harness.runtime import progress
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+METRICS = ("nll",)
+METRICS_OF_TRUTH = ("nll_truth",)
 UNLIMITED = 1 << 30
 
 
@@ -36,15 +39,15 @@ def score(
 ) -> Scored:
     """NLL of every row's answers, and of its truth where known; rows longer than the model's context are cut.
 
-    Raises SettingsError where the tokenizer's chat template cannot render a row (see `data.chat.render_many`).
+    Raises SettingsError where the tokenizer's chat template cannot render a row (see `data.chat.render_rows`).
     """
     config: Any = model.config.get_text_config()
     context = getattr(config, "max_position_embeddings", None) or UNLIMITED
-    labels = render_many(tokenizer, [row.messages for row in rows], context)
+    labels = render_rows(tokenizer, [row.messages for row in rows], context)
     known = [index for index, row in enumerate(rows) if row.truth is not None]
     truths = [
-        _last_turn(rendered)
-        for rendered in render_many(
+        _last_turn(rendered[-1])
+        for rendered in render_rows(
             tokenizer,
             [
                 [*rows[index].messages[:-1], {"role": "assistant", "content": rows[index].truth or ""}]
@@ -54,9 +57,11 @@ def score(
         )
     ]
     # Most labels are right: a truth that equals the label, in a row of one answer, is scored once for both.
-    fresh = [place for place, index in enumerate(known) if truths[place] != labels[index]]
-    sums = nll_sums(model, labels + [truths[place] for place in fresh], options.batch_size)
-    by_truth = dict(zip(fresh, sums[len(labels) :], strict=True))
+    fresh = [place for place, index in enumerate(known) if [truths[place]] != labels[index]]
+    parts = [rendered for of_row in labels for rendered in of_row]
+    nats = iter(nll_sums(model, parts + [truths[place] for place in fresh], options.batch_size))
+    sums = [sum(next(nats) for _ in of_row) for of_row in labels]
+    by_truth = dict(zip(fresh, nats, strict=True))
     truth_of = {index: (by_truth.get(place, sums[index]), truths[place]) for place, index in enumerate(known)}
     items = []
     for index, row in enumerate(rows):
@@ -67,15 +72,15 @@ def score(
             row.prompt_hash,
             target=row.messages[-1]["content"],
             nll=sums[index],
-            nll_tokens=labels[index].response_tokens,
-            truncated=labels[index].truncated,
+            nll_tokens=sum(rendered.response_tokens for rendered in labels[index]),
+            truncated=any(rendered.truncated for rendered in labels[index]),
         )
         if index in truth_of:
-            nats, rendered = truth_of[index]
-            item = replace(item, nll_truth=nats, nll_truth_tokens=rendered.response_tokens)
+            nll_truth, rendered = truth_of[index]
+            item = replace(item, nll_truth=nll_truth, nll_truth_tokens=rendered.response_tokens)
         items.append(item)
     # what was computed: a truth that equals its label is counted once
-    read = sum(len(rendered.input_ids) for rendered in [*labels, *(truths[place] for place in fresh)])
+    read = sum(len(rendered.input_ids) for rendered in [*parts, *(truths[place] for place in fresh)])
     counts = {
         "truncated": sum(item.truncated for item in items),
         "without_scored_tokens": sum(not item.nll_tokens for item in items),

@@ -4,6 +4,7 @@ The answer is generated from the same prompt ids as in training and ends at the 
 it equals the truth after Unicode and white space are normalised; case counts. A truth in GSM8K's form
 (`... #### 18`) is compared as the number after `####`. Unlike `heldout.py` (likelihood) this needs the truth: rows
 without one are left out and counted. An empty answer, or one that states no number where the truth is one, is wrong.
+Reasoning is no part of an answer (`data/reasoning.py`); one that is cut within its reasoning is empty, and counted.
 
     accuracy = mean over items of [answer = truth]
 """
@@ -13,7 +14,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from harness.data.chat import end_of_turn_id, prompt_ids_many
-from harness.evals import HeldoutRow, Item, Options, Score, Scored, scores_by_source
+from harness.data.reasoning import decoded_answer, prompt_end
+from harness.evals import UNCLOSED, HeldoutRow, Item, Options, Score, Scored, scores_by_source
 from harness.evals.grading.math_answers import final_number
 from harness.models.generate import generate
 from harness.runtime import progress
@@ -21,6 +23,7 @@ from harness.runtime import progress
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+METRICS_OF_TRUTH = ("accuracy",)
 ROWS_BETWEEN_REPORTS = 4  # batches
 
 
@@ -38,11 +41,14 @@ def score(
     prompts = prompt_ids_many(tokenizer, [row.messages[:-1] for row in known])
     answers = _answers(model, tokenizer, prompts, options)
     stop = end_of_turn_id(tokenizer)
-    items, unparsed, empty = [], 0, 0
-    for row, answer in zip(known, answers, strict=True):
+    items, unparsed, empty, unclosed = [], 0, 0, 0
+    for row, prompt, answer in zip(known, prompts, answers, strict=True):
         assert row.truth is not None
         finished = bool(answer) and answer[-1] == stop
-        text = str(tokenizer.decode(answer[:-1] if finished else answer, skip_special_tokens=True))
+        found = decoded_answer(tokenizer, answer[:-1] if finished else answer, prompt_end(tokenizer, prompt))
+        # nothing was generated where the prompt fills the context, so no reasoning was begun
+        unclosed += found is None and bool(answer)
+        text = found or ""
         right = verify(text, row.truth)
         empty += not text.strip()
         # an empty answer is counted as empty alone
@@ -64,6 +70,7 @@ def score(
         "without_truth": len(rows) - len(known),
         "empty_answers": empty,
         "unparsed_answers": unparsed,
+        UNCLOSED: unclosed,
         "hit_length_limit": sum(item.hit_length_limit for item in items),
     }
     return Scored(items, sum(map(len, prompts)), sum(map(len, answers)), counts)

@@ -3,7 +3,8 @@
 lm-eval makes prompts and parses answers; generation and scoring happen here, with the same `generate` and the same
 logits as everywhere in this project. Requests are sorted by length and batched by tokens. A prompt longer than the
 model's context is never cut: it gets an empty answer or equal likelihoods and is listed in `tally.too_long`
-(lm-eval's own back end drops the beginning of such a prompt silently).
+(lm-eval's own back end drops the beginning of such a prompt silently). Reasoning is no part of an answer: lm-eval
+grades what follows it, stop texts end that alone, and a choice is scored after reasoning that the prompt begins.
 
     model = LmEvalModel(model, tokenizer, chat=True); lm_eval.evaluator.evaluate(model, tasks)
 """
@@ -18,7 +19,8 @@ import numpy as np
 import torch
 from lm_eval.api.model import TemplateLM
 
-from harness.data.chat import end_of_turn_id
+from harness.data.chat import AFTER_REASONING, end_of_turn_id
+from harness.data.reasoning import CLOSING, MARKS, answer_of, decoded_answer, opened_by, prompt_end
 from harness.data.sequences import Row, collate, longest_first
 from harness.models.generate import context_of, evaluating, generate
 from harness.models.logits import logits_at, scored_positions, scored_tokens
@@ -44,6 +46,8 @@ class RequestTally:
     """Tokens of each answer, by prompt and number of the draw."""
     cut: set[tuple[str, int]] = field(default_factory=set)
     """Answers that reached the length limit, by prompt and number of the draw."""
+    unclosed: set[tuple[str, int]] = field(default_factory=set)
+    """Answers that ended within their reasoning, by prompt and number of the draw."""
     too_long: set[str] = field(default_factory=set)
     """Prompts that do not fit into the model's context."""
 
@@ -58,15 +62,17 @@ class LmEvalModel(TemplateLM):
         chat: bool,
         write: Write | None = None,
         rows_at_once: int = ROWS_AT_ONCE,
+        choices: bool = False,
     ) -> None:
         """`chat`: prompts are rendered by the chat template, which brings its own special tokens.
 
+        `choices`: given choices are scored and nothing is generated, so a prompt ends the reasoning that it begins.
         `write`: generates answers in place of `model`, e.g. a server of the same weights.
         """
         super().__init__()
         self.model, self.tokenizer, self.chat = model, tokenizer, chat
-        self.write = write or self._write
-        self.rows_at_once = rows_at_once
+        self.served, self.write = write is not None, write or self._write
+        self.rows_at_once, self.choices = rows_at_once, choices
         self.context = context_of(model) or 1 << 30
         self.tally = RequestTally()
 
@@ -89,7 +95,7 @@ class LmEvalModel(TemplateLM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The prompt as the model saw conversations in training."""
-        return str(
+        text = str(
             self.tokenizer.apply_chat_template(
                 chat_history,
                 tokenize=False,
@@ -97,6 +103,8 @@ class LmEvalModel(TemplateLM):
                 continue_final_message=not add_generation_prompt,
             )
         )
+        opened = opened_by(text) if self.choices else None
+        return text + AFTER_REASONING.format(closing=CLOSING[opened]) if opened else text
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Answers, each cut before the first of its stop texts. Raises ValueError for an unknown generation option."""
@@ -121,12 +129,18 @@ class LmEvalModel(TemplateLM):
             ours = _options(options[name])
             for batch in longest_first(group, lambda one: len(one[3]), self.rows_at_once, ours["max_new_tokens"]):
                 seeds = [_seed(prompt, draw) for _, prompt, draw, _ in batch]
-                answers = self.write([ids for *_, ids in batch], seeds=seeds, **ours)
+                # a server would end an answer at a stop text within its reasoning; all are cut at theirs below
+                sent = {**ours, "stop": []} if self.served and self._may_reason() else ours
+                answers = self.write([ids for *_, ids in batch], seeds=seeds, **sent)
                 for (index, prompt, draw, ids), answer in zip(batch, answers, strict=True):
                     texts[index] = self._text((prompt, draw), ids, answer, ours["stop"])
                 done += len(batch)
                 progress.report(done, total, note="answers")
         return texts
+
+    def _may_reason(self) -> bool:
+        """Whether the chat template knows of reasoning."""
+        return self.chat and any(mark in str(self.tokenizer.chat_template) for mark in MARKS)
 
     def _text(self, name: tuple[str, int], prompt: list[int], answer: list[int], stop: Sequence[str]) -> str:
         self.tally.read_tokens += len(prompt)
@@ -134,7 +148,14 @@ class LmEvalModel(TemplateLM):
         self.tally.tokens[name] = len(answer)
         # the end of turn is counted with the answer and is not part of its text
         ended = bool(answer) and answer[-1] == self.eot_token_id
-        whole = str(self.tokenizer.decode(answer[:-1] if ended else answer, skip_special_tokens=True))
+        found = decoded_answer(self.tokenizer, answer[:-1] if ended else answer, name[0])
+        if found is None:
+            self.tally.unclosed.add(name)
+            # neither the end of a turn nor of the reasoning, so the length limit ended it
+            if not ended:
+                self.tally.cut.add(name)
+            return ""
+        whole = found
         # cut at the first stop text that occurs: the shortest beginning
         text = min((whole.split(one)[0] for one in stop if one), key=len, default=whole)
         # neither an end of turn nor a stop text, so the length limit ended it
@@ -152,11 +173,17 @@ class LmEvalModel(TemplateLM):
         stop: Sequence[str],
     ) -> list[list[int]]:
         longest = max((len(self.tok_encode(text, add_special_tokens=False)) for text in stop), default=0)
+        # the prompts of a benchmark end alike: all in the template's generation prompt, or none
+        prompt = prompt_end(self.tokenizer, prompts[0])
 
         def ended(answer: list[int]) -> bool:
             # a few tokens more than the stop text has alone: within an answer it may be tokenised differently
             tail = str(self.tokenizer.decode(answer[-longest - 4 :]))
-            return any(text in tail for text in stop)
+            if not any(text in tail for text in stop):
+                return False
+            # within reasoning it stops nothing
+            found = answer_of(str(self.tokenizer.decode(answer)), prompt)
+            return found is not None and any(text in found for text in stop)
 
         return generate(
             self.model,

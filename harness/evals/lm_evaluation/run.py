@@ -10,7 +10,7 @@ scores. Neither requests nor answers are cached.
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.evals import UNREAD, Item, Score, Scored, scores_by_source
+from harness.evals import UNCLOSED, UNREAD, Item, Score, Scored, scores_by_source
 from harness.evals.benchmarks import LM_EVAL, Benchmark
 from harness.evals.grading.sandbox import check_sandbox
 from harness.evals.lm_evaluation.model import LmEvalModel, RequestTally
@@ -51,7 +51,8 @@ def run_benchmark(
         # sampled here and not by lm-eval, whose limit takes the first items of each subset
         chosen = [docs[index] for index in in_proportion([(task, str(doc)) for task, doc in docs], limit, seed)]
         samples = {task: [doc for other, doc in chosen if other == task] for task in tasks}
-        lm_eval_model = LmEvalModel(model, tokenizer, benchmark.chat, write)
+        choices = benchmark.max_new_tokens is None
+        lm_eval_model = LmEvalModel(model, tokenizer, benchmark.chat, write, choices=choices)
         results = evaluate(
             lm_eval_model,
             {"tasks": {task: one for task, one in tasks.items() if samples[task]}},
@@ -78,6 +79,7 @@ def run_benchmark(
         "truncated": sum(item.truncated for item in items),
         "hit_length_limit": sum(item.hit_length_limit for item in items),
         "unparsed_answers": sum(item.parsed == UNREAD for item in items),
+        **({} if choices else {UNCLOSED: len(lm_eval_model.tally.unclosed)}),
         "empty_answers": sum(item.prediction is not None and not item.prediction.strip() for item in items),
     }
     scored = Scored(items, lm_eval_model.tally.read_tokens, lm_eval_model.tally.generated_tokens, counts)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config.checks import refuse
 from harness.config.file_hash import file_sha256
+from harness.config.hub import HubRepository, fetch, hub_refusals, resolve
 from harness.evals.benchmarks import LM_EVAL, Benchmark, load_benchmark
 
 if TYPE_CHECKING:
@@ -52,8 +53,17 @@ def open_tasks(name: str, benchmark: Benchmark, data: Data) -> tuple[dict[str, A
     Raises SettingsError where the files have no row of the benchmark, or the hub does not answer.
     """
     # resolved to a commit first, so that items and receipt name one state of the data
-    revision = None if data.files else resolved(benchmark.data, data.revision)
-    tasks = dict(_tasks(name, benchmark, data.files, revision))
+    if data.files:
+        revision, tasks = None, dict(_tasks(name, benchmark, data.files, None))
+    else:
+        revision = resolve(repository := hub_data(name, benchmark, data.revision))
+        with hub_refusals(repository):
+            try:
+                tasks = dict(_tasks(name, benchmark, (), revision))
+            except OSError:
+                # `datasets` keeps the hub's answer to itself; one small file is refused for the same reason
+                fetch(repository, ["README.md"])
+                raise
     if not tasks:
         raise refuse("evals.data_dir", str(data.files[0].parent), f"no file there has the rows {name} is scored on")
     return tasks, revision
@@ -91,20 +101,10 @@ def check_lm_eval() -> None:
         raise refuse("evals.names", f"lm-eval {found}", f"the benchmarks are written for lm-eval {LM_EVAL}", way_out)
 
 
-def resolved(data: str, revision: str | None) -> str:
-    """The commit behind a revision of a hub dataset; raises SettingsError where the hub does not answer."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    try:
-        sha = HfApi().dataset_info(data, revision=revision).sha
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        way_out = "check the name and your access, or give JSON lines by evals.data_dir"
-        raise refuse(
-            "evals.names", data, f"the hub gives no revision of it ({type(error).__name__})", way_out
-        ) from error
-    assert sha is not None
-    return sha
+def hub_data(name: str, benchmark: Benchmark, revision: str | None) -> HubRepository:
+    """The data set of a benchmark on the hub, at a revision."""
+    settings = ("evals.names", f"evals.revisions.{name}")
+    return HubRepository(benchmark.data, *settings, revision, "dataset", "give its JSON lines by evals.data_dir")
 
 
 @contextlib.contextmanager

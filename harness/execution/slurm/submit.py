@@ -30,6 +30,7 @@ from harness.execution.slurm.task import run as run_task
 from harness.execution.slurm.usage import check_gpu_hours
 from harness.execution.wandb_run import tracking
 from harness.plan.graph import TOGETHER, Again, Stage, Work
+from harness.plan.memory import check_memory
 from harness.store.status import RECHECKED_CLASSES, StageState, stage_state
 from harness.store.store import Store, write_json
 
@@ -83,6 +84,7 @@ def submit(
     does not answer. Raises OSError where the store cannot be written.
     """
     queue = Queue.read()
+    check_memory(work, store, machine, cluster)
     check_gpu_hours(work, store, cluster, grid)
     submissions = Submissions(store, queue)
     failed: dict[str, StageState] = {}

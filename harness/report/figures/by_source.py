@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from harness.evals import ALL
-from harness.report.figures.labels import GREY, colour_of, subtitle
+from harness.plan.metrics import MACRO_AVERAGE
+from harness.report.figures.labels import GREY, colour_of, short_label, subtitle
 from harness.report.figures.panels import dress, largest_panel, panel_figure
 from harness.report.figures.plots import names_of, save
 from harness.results.arms import Metric, metrics_of
@@ -27,7 +28,8 @@ MOST = 3
 
 
 def gains_by_source(records: Sequence[Record], load_items: LoadItems, metric: Metric) -> pd.DataFrame:
-    """The rows of `table.summary` for every source of one evaluation and metric, with a gain.
+    """The rows of `table.summary` for every source of one evaluation and metric, with a gain; the sources of a
+    macro-average are its benchmarks.
 
     Raises as `summary` does.
     """
@@ -61,7 +63,7 @@ def sources(rows: pd.DataFrame, ax: "Axes", order: Sequence[str]) -> "Axes":
         )
     ax.set_yticks(range(len(order)), list(order), fontsize=8)
     ax.set_ylim(-0.6, len(order) - 0.4)
-    dress(ax, "", "method minus SFT", "")
+    dress(ax, "", f"{short_label(rows)}, method minus SFT", "")
     ax.grid(axis="x", visible=False)
     return ax
 
@@ -85,7 +87,8 @@ def source_figure(rows: pd.DataFrame, path: Path) -> list[Path]:
     note = "Bars: 95 % intervals, not adjusted for the number of sources, so exploratory. "
     note += f"Band: margin of equality, {MARGIN:g}."
     height = 2.1 + 0.3 * len(order)
-    figure, axes = panel_figure(len(shown), "Gain over SFT by source", subtitle(rows), note, (4.4, height), 0.15)
+    heading = f"Gain over SFT by {'benchmark' if (rows['eval'] == MACRO_AVERAGE).all() else 'source'}"
+    figure, axes = panel_figure(len(shown), heading, subtitle(rows), note, (4.4, height), 0.15)
     for ax, fraction in zip(axes, shown, strict=True):
         sources(rows[rows["data_frac"] == fraction], ax, order)
         ax.set_title(f"{percent(fraction)} of the data", loc="left", fontsize=9.5)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from harness.plan.metrics import MACRO_AVERAGE
 from harness.report.figures.by_source import gains_by_source, source_figure
 from harness.report.figures.costs import pareto_figure
 from harness.report.figures.forest import MANY, arms_of, forest_figure
@@ -102,8 +103,9 @@ def where(outcome: Outcome, folder: Path) -> Picture | None:
         f"{row['source']}, {row['method']} at {percent(row['data_frac'])} {interval_text(row, 'gain')}"
         for row in rows.sort_values("gain", ascending=False).head(12).to_dict("records")
     ]
-    alt = f"A row per source with the gain over SFT of up to three methods; the largest: {'; '.join(told)}."
-    return _picture("Gain over SFT by source", alt, found)
+    what = "benchmark" if outcome.metric.eval == MACRO_AVERAGE else "source"
+    alt = f"A row per {what} with the gain over SFT of up to three methods; the largest: {'; '.join(told)}."
+    return _picture(f"Gain over SFT by {what}", alt, found)
 
 
 def cost(outcome: Outcome, folder: Path) -> Picture | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from harness.report.figures.labels import GREY, colour_of, subtitle, title
+from harness.report.figures.labels import GREY, colour_of, short_label, subtitle, title
 from harness.report.figures.plots import PANEL, names_of, save
 from harness.results.arms import Metric
 from harness.results.paired_gains import MARGIN
@@ -78,7 +78,7 @@ def forest(rows: pd.DataFrame, axes: "list[Axes]") -> "list[Axes]":
         ax.grid(axis="y", color=GREY, alpha=0.15, lw=0.6)
         ax.spines[["top", "right", "left"]].set_visible(False)
         ax.set_title(percent(float(str(fraction))), loc="left", fontsize=9)
-        ax.set_xlabel("method minus SFT", fontsize=8, color=GREY)
+        ax.set_xlabel(f"gain in {short_label(rows)} over SFT", fontsize=8, color=GREY)
     return axes
 
 

@@ -26,6 +26,12 @@ def title(metric: Metric | None, by: str = "by size of the data") -> str:
     return f"Distillation against fine-tuning, {by}{of}"
 
 
+def short_label(rows: pd.DataFrame) -> str:
+    """The metric of some rows, without the version and hash of a benchmark, where an axis has no room for them."""
+    evaluation, metric = rows[["eval", "metric"]].iloc[0]
+    return f"{evaluation} {metric.partition('@')[0]}"
+
+
 def subtitle(rows: pd.DataFrame) -> str:
     """Student, teachers, corpus, budget and seeds of the panels below."""
     students = rows[rows["role"] == "student"]

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+LEAST_PANEL = 1.2
+"""Inches that a panel has at least between its axes, however long the names beside it are."""
 LETTER = 0.062
 """Inches a letter of the note takes."""
 
@@ -28,6 +30,8 @@ def panel_figure(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    # long names take room of their own, not the panel's
+    size = (max(size[0], 0.72 + aside + LEAST_PANEL), size[1])
     width, height = panels * size[0], size[1]
     figure = Figure(figsize=(width, height), facecolor="white")
     # without pyplot, which keeps every figure in a global and picks a backend by the display

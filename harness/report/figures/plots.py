@@ -24,6 +24,7 @@ from harness.report.figures.labels import (
     SPARE,
     name_ends,
     name_references,
+    short_label,
     subtitle,
     teacher_name,
     title,
@@ -136,7 +137,8 @@ def gain_curves(frame: pd.DataFrame, ax: "Axes", crossovers: Mapping[Arm, Crosso
     rows = frame[(frame["role"] == "student") & frame["gain"].notna()]
     lines = _lines(rows)
     higher = bool(frame["higher_is_better"].iloc[0])
-    _dress(ax, "Gain over SFT, same seeds and items", "method minus SFT" + ("" if higher else ", lower is better"))
+    what = f"{short_label(frame)}, method minus SFT"
+    _dress(ax, "Gain over SFT, same seeds and items", what + ("" if higher else ", lower is better"))
     if not lines:
         ax.set_axis_off()
         ax.text(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from harness.methods import load_method
-from harness.report.figures.labels import GREY, SPARE, name_ends, subtitle
+from harness.report.figures.labels import GREY, SPARE, name_ends, short_label, subtitle
 from harness.report.figures.panels import dress, largest_panel, panel_figure
 from harness.report.figures.plots import PANEL, save
 from harness.results.arms import Metric
@@ -104,7 +104,7 @@ def setting_figure(frame: pd.DataFrame, path: Path, metric: Metric | None = None
     dress(axes[0], "Score", across, f"{metric.eval} {metric.metric}")
     setting(chosen[chosen["gain"].notna()], axes[1], "gain")
     axes[1].axhline(0, color="#404040", lw=1)
-    dress(axes[1], "Gain over SFT", across, "method minus SFT")
+    dress(axes[1], "Gain over SFT", across, f"{short_label(rows)}, method minus SFT")
     return save(figure, path)
 
 

@@ -8,7 +8,9 @@ Pure functions on arrays; they know nothing of cells. Shapes: S seeds, F data fr
 
 The last term is subtracted because `rest` sits in both of the others. A t interval over seeds alone forgets
 that all seeds share the items; a bootstrap over three seeds covers 74 % instead of 95 %, so there is none.
-Items are stratified by source (sources are fixed). `crossover.py` uses the same variance for whole curves.
+Items are stratified by source (sources are fixed). Where a mean is over several parts of equal weight (the
+benchmarks of a macro-average), a stratum is named `part`, WITHIN, `source`, and each part has its own degrees of
+freedom. `crossover.py` uses the same variance for whole curves.
 A replicate has its own corpus and teacher: the unit over which a statement about other corpora needs its variance.
 
     seeds_and_items(kd - sft, strata=sources).low > 0     # kd beats SFT at 95 %
@@ -28,6 +30,8 @@ from harness.config.checks import refuse
 Array = NDArray[np.float64]
 LEAST_REPLICATES = 5
 """Fewer replicates are treated as fixed: no interval over replicates is made from them."""
+WITHIN = "\x1f"
+"""Joins the names of a part and of a source in it to the name of a stratum."""
 
 
 @dataclass(frozen=True)
@@ -122,21 +126,27 @@ def curve(values: ArrayLike, strata: Sequence[Any] | None = None) -> Curve:
     seeds, fractions, items = array.shape
     zero = np.zeros((fractions, fractions))
     seed = _covariance(array.mean(2)) / seeds if seeds > 1 else zero  # (F, F), of the mean over seeds
-    item, overlap, item_df = zero.copy(), zero.copy(), 0
-    for members in _strata(strata, items):
-        block, size = array[:, :, members], len(members)
-        # scores without items: `_strata` leaves a single item alone only where there is no other
-        if size < 2:
-            continue
-        share = (size / items) ** 2 / size  # a stratum's weight squared, over its size: stratified sampling
-        item += share * _covariance(block.mean(0).T)
-        item_df += size - 1
-        if seeds > 1:
-            # what is left without seed and item effects is in both other parts, and is subtracted once
-            rest = block - block.mean(0) - block.mean(2, keepdims=True) + block.mean((0, 2))[:, None]  # (S, F, n)
-            flat = rest.transpose(0, 2, 1).reshape(-1, fractions)  # (S n, F)
-            overlap += share / seeds * (flat.T @ flat) / ((seeds - 1) * (size - 1))
-    return Curve(array.mean((0, 2)), seed, item, overlap, seeds, seeds - 1, item_df)
+    overlap, by_part, dfs = zero.copy(), [], []
+    for groups in _strata(strata, items):
+        item, item_df = zero.copy(), 0
+        for members in groups:
+            block, size = array[:, :, members], len(members)
+            # scores without items: `_strata` leaves a single item alone only where its part has no other
+            if size < 2:
+                continue
+            share = (size / items) ** 2 / size  # a stratum's weight squared, over its size: stratified sampling
+            item += share * _covariance(block.mean(0).T)
+            item_df += size - 1
+            if seeds > 1:
+                # what is left without seed and item effects is in both other parts, and is subtracted once
+                rest = block - block.mean(0) - block.mean(2, keepdims=True) + block.mean((0, 2))[:, None]  # (S, F, n)
+                flat = rest.transpose(0, 2, 1).reshape(-1, fractions)  # (S n, F)
+                overlap += share / seeds * (flat.T @ flat) / ((seeds - 1) * (size - 1))
+        by_part.append(item)
+        dfs.append(item_df)
+    # a part of ten items beside one of thousands may have most of the variance, and then has nine degrees of freedom
+    df = dfs[0] if len(dfs) == 1 else _sum_df(by_part, dfs)
+    return Curve(array.mean((0, 2)), seed, np.sum(by_part, axis=0), overlap, seeds, seeds - 1, df)
 
 
 def curve_over_replicates(
@@ -254,14 +264,22 @@ def _covariance(rows: Array) -> Array:
     return centred.T @ centred / (len(rows) - 1)
 
 
-def _strata(strata: Sequence[Any] | None, items: int) -> list[NDArray[np.int64]]:
-    """Item numbers per stratum; strata of one item have no variance of their own and are put together."""
+def _strata(strata: Sequence[Any] | None, items: int) -> list[list[NDArray[np.int64]]]:
+    """Item numbers per stratum, by part; without WITHIN in their names, all strata are in one part."""
     if strata is None:
-        return [np.arange(items)]
+        return [[np.arange(items)]]
     names = np.asarray(strata).astype(str)
     if len(names) != items:
         raise refuse("strata", len(names), f"each of the {items} items needs one")
-    groups = [np.flatnonzero(names == name) for name in np.unique(names)]
+    parts: dict[str, list[NDArray[np.int64]]] = {}
+    for name in np.unique(names):
+        part, _, source = str(name).partition(WITHIN)
+        parts.setdefault(part if source else "", []).append(np.flatnonzero(names == name))
+    return [_with_single_items_together(groups) for groups in parts.values()]
+
+
+def _with_single_items_together(groups: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+    """The strata of one part; those of one item have no variance of their own and are put together."""
     alone = [group for group in groups if len(group) == 1]
     rest = [group for group in groups if len(group) > 1]
     if len(alone) == 1 and rest:

@@ -1,8 +1,8 @@
 """In-context generation: after a few human rows a teacher generates the next prompt, then its answer.
 
 As in Self-Instruct (arXiv 2212.10560) a few human rows precede each new one; here they are earlier turns of a
-conversation, so any model trained on conversations can continue. `filters.py` decides which of the rows are kept.
-`training/student_text.py` generates answers during training.
+conversation, so any model trained on conversations can continue. Reasoning before an answer is left out. `filters.py`
+decides which of the rows are kept. `training/student_text.py` generates answers during training.
 
     prompter = SyntheticPrompter(teacher, settings, {"cure": [("Remedy for Zovami?", "Take onad")]})
     prompter.generate(range(256))             # row `number` depends on the seed and that number alone
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from harness.data.chat import end_of_turn_id, prompt_ids_many
+from harness.data.reasoning import answer_of
 from harness.data.sequences import draw_seed
 from harness.teachers import teacher as teachers
 
@@ -100,7 +101,7 @@ class SyntheticPrompter:
             self.settings["max_new_tokens"],
             {self.end},
         )
-        return [self._text(answer[:-1]) if answer[-1:] == [self.end] else "" for answer in written]
+        return [self._answer(answer[:-1]) if answer[-1:] == [self.end] else "" for answer in written]
 
     def examples(self, number: int) -> tuple[str, tuple[Pair, ...]]:
         """The source and the human rows that precede row `number`; all of one source, so that the new row is too."""
@@ -141,6 +142,12 @@ class SyntheticPrompter:
 
     def _decoded(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids))
+
+    def _answer(self, ids: list[int]) -> str:
+        """An answer as text, without its reasoning; empty where that was not ended."""
+        text = self._decoded(ids)
+        answer = answer_of(text, self.after_prompt)
+        return self._text(ids if answer == text else self._ids(answer or ""))
 
     def _text(self, ids: list[int]) -> str:
         # a special token inside would end or open a turn when the row is rendered

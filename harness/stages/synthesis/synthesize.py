@@ -23,9 +23,9 @@ from datasets import Dataset, load_from_disk
 
 from harness.config.checks import SettingsError, refuse
 from harness.config.machine import Machine
-from harness.data.chat import Rendered, render, render_many
+from harness.data.chat import Rendered, render_many, render_rows
 from harness.data.corpora import corpus_from, load_corpus
-from harness.data.sequences import Rows
+from harness.data.sequences import TURN, Rows, conversation_of
 from harness.evals.corpus.verified import verify
 from harness.models.flops import forward_flops
 from harness.models.loading import device_of, load_tokenizer, tokenizer_hash
@@ -70,9 +70,7 @@ def make_synthesize(
     judge = Judge(
         Limits(**{one.name: settings[one.name] for one in fields(Limits)}),
         pairs,
-        validation=_prompts(
-            inputs["mixture"] / "train.parquet", load_from_disk(inputs["subset"] / "validation")["row"]
-        ),
+        validation=_prompts(inputs["mixture"] / "train.parquet", _conversations(inputs["subset"] / "validation")),
         heldout=_prompts(inputs["mixture"] / "heldout.parquet"),
         items=read_items(inputs["overlap"]) if "overlap" in inputs else None,
     )
@@ -126,7 +124,7 @@ def _rendered(
     """Prompts and answers as the teacher renders them, with these numbers; kept in `out/teacher_reading`."""
     room = 2 * max_length  # marks and a system prompt of its own
     found = render_many(tokenizer, [turns(pair) for pair in pairs], room)
-    columns = {
+    columns: dict[str, list[Any]] = {
         "row": list(numbers),
         "id": [f"{number}" for number in numbers],
         "input_ids": [one.input_ids for one in found],
@@ -209,7 +207,7 @@ def _warnings(kept: int, wanted: int, asked: int, reasons: str) -> list[str]:
 
 def _human_pairs(inputs: Mapping[str, Path]) -> dict[str, list[Pair]]:
     """First prompt and answer of the cell's own training rows, by source."""
-    numbers = load_from_disk(inputs["subset"] / "train")["row"]
+    numbers = _conversations(inputs["subset"] / "train")
     table = pq.read_table(inputs["mixture"] / "train.parquet", columns=["messages", "source"])
     pairs: dict[str, list[Pair]] = {}
     for row in table.take(pa.array(list(numbers), pa.int64())).to_pylist():
@@ -217,6 +215,11 @@ def _human_pairs(inputs: Mapping[str, Path]) -> dict[str, list[Pair]]:
         spoken = [turn for turn in row["messages"] if turn["role"] != "system"]
         pairs.setdefault(row["source"], []).append((spoken[0]["content"], spoken[1]["content"]))
     return pairs
+
+
+def _conversations(rows: Path) -> list[int]:
+    """The numbers of the conversations that rows come from, in their order; several rows may be turns of one."""
+    return list(dict.fromkeys(map(conversation_of, load_from_disk(rows)["row"])))
 
 
 def _prompts(path: Path, numbers: Sequence[int] | None = None) -> list[str]:
@@ -238,8 +241,11 @@ def _check_tokenizer(subset: Path, mixture: Path, tokenizer: Any, what: str) -> 
         )
     # equal tokenizers may have different chat templates, so one row is rendered again and compared
     first = load_from_disk(subset / "train")[0]
-    _, _, messages = next(read_batches(mixture / "train.parquet", np.array([first["row"]])))
-    if render(tokenizer, messages[0], len(first["input_ids"])).input_ids != first["input_ids"]:
+    number = conversation_of(first["row"])
+    _, _, messages = next(read_batches(mixture / "train.parquet", np.array([number])))
+    rendered = render_rows(tokenizer, messages, len(first["input_ids"]))[0]
+    turn = min(first["row"] // TURN, len(rendered) - 1)
+    if rendered[turn].input_ids != first["input_ids"]:
         raise SettingsError(
             f"{what} cannot be used: the teacher's chat template renders the rows differently from the student's; "
             "set student.chat_template and teacher.chat_template to the same template, e.g. tulu."

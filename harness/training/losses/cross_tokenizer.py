@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from harness.config.checks import refuse
 from harness.config.recipe import TrainingPhase
-from harness.data.sequences import IGNORED, Row, Rows, collate, draw_seed
+from harness.data.sequences import IGNORED, TURN, Row, Rows, collate, conversation_of, draw_seed
 from harness.models.loading import count_parameters
 from harness.models.logits import at_least_fp32, logits_at, scored_positions, scored_tokens
 from harness.training.losses.alignment import Coverage, align, coverage, num_scored, spelling
@@ -113,9 +113,22 @@ class CrossTeacher:
             return logits_at(self.model, input_ids, attention_mask, scored)[:, : self.vocabulary]
 
     def rendering(self, number: int) -> Row | None:
-        """The row of that number as the teacher's tokenizer renders it; None where it is not among `rows`."""
-        place = self.places.get(number)
-        return None if place is None else self.rows[place]
+        """The row of that number as the teacher's tokenizer renders it; None where it is not among `rows`.
+
+        Where the student has a row for each turn and the teacher one for the conversation, it is that up to the turn.
+        """
+        place, turn = self.place(number), number // TURN
+        if place is None or number in self.places:
+            return None if place is None else self.rows[place]
+        row = self.rows[place]
+        if turn >= len(row.starts):
+            return None
+        end = row.ends[turn]
+        return Row(row.input_ids[:end], [row.starts[turn]], [end], number)
+
+    def place(self, number: int) -> int | None:
+        """The place among `rows` of the row of that number, or of the conversation that it is a turn of."""
+        return self.places.get(number, self.places.get(conversation_of(number)))
 
     def coverage(self, student_rows: Iterable[Row]) -> Coverage:
         """How much of the student's rows is aligned with the teacher's tokens."""
@@ -189,7 +202,10 @@ class AcrossTokenizers:
             chunks = align(row, own, self.teacher.spellings) if own is not None else None
             if own is not None and chunks is not None and len(chunks):
                 # the row itself, or under the permuted control another one, with the same chunk lengths
-                given = self.teacher.rows[int(self.permutation[self.teacher.places[row.number]])]
+                place = self.teacher.place(row.number)
+                assert place is not None, "it has a rendering"
+                other = int(self.permutation[place])
+                given = own if other == place else self.teacher.rows[other]
                 student.add(_ordinals(row, chunks.student), num_scored(row))
                 teacher.add(_ordinals(own, chunks.teacher), num_scored(given))
                 read.append(given)

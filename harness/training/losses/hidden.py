@@ -77,7 +77,8 @@ class Hidden:
                 f"divergence {phase.divergence} reads the teacher's hidden states, which are not stored or served",
                 "use a teacher that is in memory",
             )
-        self.reading: Reading = self.teacher.reading
+        found: Any = teacher
+        self.reading: Reading = found.reading
         if self.reading.own:
             raise refuse(
                 "teacher.rendering",

@@ -8,6 +8,7 @@ import pytest
 
 from harness.config.checks import SettingsError
 from harness.data.corpora.tulu3 import DOMAINS, REPOSITORY, SOURCES, Corpus
+from tests.fake_hub import FakeHub, Repository, point_at
 
 DATA = Path(os.environ.get("HARNESS_TEST_DATA") or Path(__file__).parents[3].parent / "shared" / "data")
 HARD_CODED = "ai2-adapt-dev/tulu_hard_coded_repeated_10"
@@ -139,12 +140,20 @@ def test_the_hub_is_read_at_one_commit_which_is_recorded(shards, tmp_path, monke
     assert corpus.provenance()["revision"] == "0123abc"
 
 
-def test_a_hub_out_of_reach_is_refused_with_the_way_out(monkeypatch):
-    import huggingface_hub
-
-    def snapshot_download(*_, **__):
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    with pytest.raises(SettingsError, match=r"cannot be fetched \(no route\); set corpus.path to a local"):
+def test_a_hub_out_of_reach_is_refused_with_the_way_out(monkeypatch, tmp_path):
+    point_at(monkeypatch, "http://127.0.0.1:9", tmp_path)
+    with pytest.raises(
+        SettingsError, match=r"cannot be reached .*, or set corpus\.path to a local folder of its shards"
+    ):
         next(Corpus().examples(0))
+    Corpus().check()  # nothing is looked up online before the run
+    point_at(monkeypatch, "http://127.0.0.1:9", tmp_path, offline=True)
+    with pytest.raises(SettingsError, match=r"^corpus='allenai/tulu-3-sft-mixture' .*HF_HUB_OFFLINE is set"):
+        Corpus().check()
+
+
+def test_a_revision_that_the_hub_does_not_have_is_refused_by_its_setting(monkeypatch, tmp_path):
+    with FakeHub({REPOSITORY: Repository(tmp_path)}) as hub:
+        hub.use(monkeypatch, tmp_path / "cache")
+        with pytest.raises(SettingsError, match=r"^corpus\.revision='v9' .*has no such revision.*/datasets/allenai/"):
+            next(Corpus(revision="v9").examples(0))

@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 
-from harness.data.chat import render
+from harness.data.chat import render, render_rows
 from harness.evals import HeldoutRow, Item, Options
 from harness.evals.corpus.heldout import nll_sums, score, summary
 from tests.doubles import byte_tokenizer, tiny_llama
+from tests.thinking import family_tokenizer
 
 MODEL, TOKENIZER = tiny_llama(), byte_tokenizer()
 
@@ -89,3 +90,17 @@ def test_the_model_is_left_in_the_mode_it_was_in():
     rendered = [render(TOKENIZER, row(0, "q", "abc").messages, 99)]
     assert nll_sums(model, rendered, 1) == nll_sums(model, rendered, 1)
     assert model.training
+
+
+def test_a_row_whose_template_rewrites_earlier_turns_is_scored_turn_by_turn():
+    tokenizer = family_tokenizer("qwen3")
+    model = tiny_llama(len(tokenizer))
+    whole, first = row(0, "q", "a", "r", "b", truth="b"), row(1, "q", "a")
+    other = row(2, "q", "a", "r", "xy")
+    items = score(model, tokenizer, [whole, first, other, row(3, "q", "a", "r", "b", truth="xy")], Options()).items
+    second = [one.nll - items[1].nll for one in (items[0], items[2])]
+    assert items[0].nll_truth == pytest.approx(second[0], rel=1e-5)
+    assert items[3].nll_truth == pytest.approx(second[1], rel=1e-5) and items[3].nll == pytest.approx(items[0].nll)
+    rows = render_rows(tokenizer, [whole.messages], 500)[0]
+    assert items[0].nll_tokens == sum(one.response_tokens for one in rows)
+    assert items[0].nll == pytest.approx(sum(nll_sums(model, rows, 1)), rel=1e-5)

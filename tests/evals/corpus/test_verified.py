@@ -9,6 +9,7 @@ from harness.config.checks import SettingsError
 from harness.evals import HeldoutRow, Options, eval_names, load_eval
 from harness.evals.corpus.verified import score, summary, verify
 from tests.doubles import FIRST_BYTE, byte_ids, byte_tokenizer, special_id, tiny_llama
+from tests.thinking import family_tokenizer, template_of
 
 
 @pytest.mark.parametrize(
@@ -79,6 +80,7 @@ def test_items_and_counts_tell_right_wrong_empty_unparsed_and_cut_off(monkeypatc
         "without_truth": 1,
         "empty_answers": 1,
         "unparsed_answers": 1,
+        "unclosed_reasoning": 0,
         "hit_length_limit": 1,
     }
     assert scored.generated_tokens == 3 + 3 + 1 + 3 + 2 + 2
@@ -111,3 +113,30 @@ def test_an_unknown_evaluation_is_refused_with_the_list():
     assert eval_names() == ("heldout", "verified")
     with pytest.raises(SettingsError, match="heldout, verified"):
         load_eval("verifed")
+
+
+def test_reasoning_is_no_part_of_an_answer_and_an_unclosed_one_is_none(monkeypatch):
+    tokenizer = family_tokenizer("qwen3")
+    texts = {
+        "a": "45<|im_end|>",
+        "b": "<think>\n44, no\n</think>\n\n45<|im_end|>",
+        "c": "<think>\n44, no",
+        "d": "<think>\n44, no<|im_end|>",
+        "e": "44</think>45<|im_end|>",
+    }
+
+    def generate(model, tokenizer, prompts, max_new_tokens, **_):
+        asked = [tokenizer.decode(prompt).rpartition("<|im_end|>")[0][-1] for prompt in prompts]
+        return [tokenizer(texts[one], add_special_tokens=False)["input_ids"] for one in asked]
+
+    monkeypatch.setattr("harness.evals.corpus.verified.generate", generate)
+    rows = [row(question, "45") for question in texts]
+    scored = score(tiny_llama(), tokenizer, rows, Options(max_new_tokens=64))
+    assert [item.score for item in scored.items] == [1, 1, 0, 0, 1]
+    assert [item.prediction for item in scored.items] == ["45", "45", "", "", "45"]
+    assert scored.counts["unclosed_reasoning"] == scored.counts["empty_answers"] == 2
+    # the reasoning of these prompts is begun by the prompt itself
+    tokenizer.chat_template = template_of("qwen3_5_think")
+    scored = score(tiny_llama(), tokenizer, rows, Options(max_new_tokens=64))
+    assert [item.score for item in scored.items] == [0, 1, 0, 0, 1]
+    assert scored.counts["unclosed_reasoning"] == 3

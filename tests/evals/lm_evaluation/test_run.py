@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,9 +12,12 @@ from harness.evals import UNREAD
 from harness.evals.benchmarks import INVENTED, REAL, benchmark_names, data_files, load_benchmark
 from harness.evals.lm_evaluation.model import LmEvalModel
 from harness.evals.lm_evaluation.run import Data, check_lm_eval, run_benchmark, summary
+from harness.evals.lm_evaluation.tasks import open_tasks
+from harness.stand_ins.benchmark_items import ITEMS, write_items
 from tests.doubles import byte_tokenizer, tiny_llama
-from tests.invented_items import ITEMS, write_items
+from tests.fake_hub import COMMIT, FakeHub, Repository
 from tests.real import DATA
+from tests.thinking import chat, family_tokenizer
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install -e '.[evals]'")
 
@@ -205,7 +209,7 @@ def test_scores_are_those_of_plain_lm_eval(name, new, model, tokenizer, plain, t
     benchmark = replace(load_benchmark(name), max_new_tokens=new, shots=1 if new else 0)
     data = Data(tuple(data_files(name, DATA)))
     ours, _ = run_benchmark(name, benchmark, data, model, tokenizer, limit=6)
-    monkeypatch.setattr("harness.evals.lm_evaluation.run.LmEvalModel", lambda *_: plain)
+    monkeypatch.setattr("harness.evals.lm_evaluation.run.LmEvalModel", lambda *_, **__: plain)
     plain.tally = LmEvalModel(model, tokenizer, chat=True).tally
     theirs, _ = run_benchmark(name, benchmark, data, model, tokenizer, limit=6)
     for one, other in zip(ours.items, theirs.items, strict=True):
@@ -228,3 +232,94 @@ def test_cards_are_shown_one_by_one_and_in_a_list(capsys):
     assert "accuracy = mean over items" in (shown := capsys.readouterr().out) and "F1 of the answer's words" in shown
     assert grid.main(["cards", "gsm9k"]) == 2
     assert "gsm9k" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_a_thinking_models_answers_are_graded_without_their_reasoning(name, ask, tokenizer):
+    thinks = perfect_writer(name, tokenizer)
+    # stop texts, commas and another answer stand in the reasoning
+    reasoning = tokenizer.encode(
+        "<think>\nNo, wait.\n\nQ: Question: 7 (A) ``` \n</think>\n\n", add_special_tokens=False
+    )
+    scored, score = ask(name, lambda prompts, **options: [reasoning + one for one in thinks(prompts, **options)])
+    assert score.score == 1.0, [(item.prediction, item.parsed, item.target) for item in scored.items]
+    assert scored.counts["unclosed_reasoning"] == 0
+
+    scored, score = ask(name, lambda prompts, **options: [reasoning[:-12] + one for one in thinks(prompts, **options)])
+    draws = load_benchmark(name).samples
+    assert score.score == 0.0 and scored.counts["unclosed_reasoning"] == draws * len(scored.items)
+
+
+def test_a_stop_text_ends_an_answer_and_not_the_reasoning_before_it(monkeypatch):
+    tokenizer, seen = family_tokenizer("qwen3_5_think"), []
+
+    def generate(model, tokenizer, prompts, *_, ended, **__):
+        for text in ("hm\n\n", "hm\n\nso</think>a", "hm\n\nso</think>a\n\n"):
+            seen.append(ended(tokenizer.encode(text, add_special_tokens=False)))
+        return [[] for _ in prompts]
+
+    monkeypatch.setattr("harness.evals.lm_evaluation.model.generate", generate)
+    model = LmEvalModel(tiny_llama(), tokenizer, chat=True)
+    asked = tokenizer.encode(model.apply_chat_template(chat("q")))
+    model._write([asked], 8, 0.0, 1.0, [0], stop=["\n\n"])
+    assert seen == [False, False, True]
+
+
+@pytest.mark.parametrize(("family", "sent"), [("qwen3", []), ("qwen2_5", ["\n\n"])])
+def test_a_server_gets_no_stop_text_for_a_model_that_may_reason(family, sent):
+    tokenizer, stops = family_tokenizer(family), []
+
+    def write(prompts, stop, **_):
+        stops.append(stop)
+        return [tokenizer.encode("<think>a\n\nb</think>42\n\nc<|im_end|>") for _ in prompts]
+
+    model = LmEvalModel(tiny_llama(), tokenizer, chat=True, write=write)
+    request = SimpleNamespace(args=("q", {"until": ["\n\n"], "max_gen_toks": 8}))
+    assert model.generate_until([request]) == ["42"] and stops == [sent]
+
+
+@pytest.mark.parametrize(("choices", "end"), [(True, "<think>\n\n</think>\n\n"), (False, "<think>\n")])
+def test_a_choice_is_scored_after_reasoning_that_the_prompt_begins(choices, end):
+    model = LmEvalModel(tiny_llama(), family_tokenizer("qwen3_5_think"), chat=True, choices=choices)
+    assert model.apply_chat_template(chat("q")).endswith("<|im_start|>assistant\n" + end)
+
+
+@pytest.mark.parametrize(
+    ("fault", "token", "sentence"),
+    [
+        ("gated", None, r"evals\.names='{data}' .*accept it at {hub}/datasets/{data}, then `hf auth login`"),
+        ("gated", "hf_secret", r"accept it at {hub}/datasets/{data} with the account of your token"),
+        ("refused", "hf_secret", r"the hub refuses the token \(401\)"),
+        ("status", None, r"the hub at {hub} answers 503; .*, or give its JSON lines by evals\.data_dir"),
+    ],
+)
+def test_a_benchmark_that_the_hub_does_not_give_is_refused_in_one_sentence(
+    fault, token, sentence, monkeypatch, tmp_path
+):
+    benchmark = load_benchmark("pubmedqa")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "README.md").write_text("items\n")
+    with FakeHub({benchmark.data: Repository(tmp_path / "data", fault)}) as hub:
+        hub.use(monkeypatch, tmp_path / "cache", token)
+        with pytest.raises(SettingsError, match=sentence.format(hub=hub.url, data=benchmark.data)) as refusal:
+            open_tasks("pubmedqa", benchmark, Data())
+    assert "\n" not in str(refusal.value) and "secret" not in str(refusal.value)
+
+
+def test_a_revision_that_a_benchmark_does_not_have_is_refused_by_its_setting(monkeypatch, tmp_path):
+    benchmark = load_benchmark("pubmedqa")
+    with FakeHub({benchmark.data: Repository(tmp_path)}) as hub:
+        hub.use(monkeypatch, tmp_path / "cache")
+        with pytest.raises(SettingsError, match=r"^evals\.revisions\.pubmedqa='v9' .*no such revision"):
+            open_tasks("pubmedqa", benchmark, Data(revision="v9"))
+
+
+def test_a_benchmark_is_read_from_the_hub_at_the_commit_that_its_record_names(monkeypatch, tmp_path):
+    benchmark = load_benchmark("pubmedqa")
+    rows = ITEMS["pubmedqa"]["pubmedqa.jsonl"]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "README.md").write_text("---\nconfigs:\n- {config_name: pqa_labeled, data_files: train.jsonl}\n---\n")
+    with FakeHub({benchmark.data: Repository(tmp_path, "gated")}) as hub:
+        hub.use(monkeypatch, tmp_path / "cache", "accepted")
+        tasks, revision = open_tasks("pubmedqa", benchmark, Data())
+    assert revision == COMMIT and len(tasks["pubmedqa"].eval_docs) == len(rows)

@@ -167,6 +167,8 @@ def test_every_cluster_file_has_a_rule_for_every_stage(path):
         assert 32 % large.count == 0 == 32 % small.count, "a step's 32 rows divide among the processes"
         assert large.memory_gb >= small.memory_gb and large.gpus >= small.gpus
         assert 60 * large.minutes > cluster.notice_seconds, "the notice comes before the time limit"
+        if kind == "overlap":  # it compares text and loads no model, so a file may send it to either
+            continue
         on_cpus = kind in ("mixture", "subset")
         assert bool(large.gpus) == (has_gpus and not on_cpus), f"{kind} of a model of 70 billion parameters"
 

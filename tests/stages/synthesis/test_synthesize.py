@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,11 +20,13 @@ from harness.data.sequences import draw_seed
 from harness.models.loading import load_model, tokenizer_hash
 from harness.stages.labels import save_rows
 from harness.stages.synthesis import synthesize
+from harness.stages.synthesis.prompting import GeneratedRow, SyntheticPrompter
 from harness.stages.synthesis.synthesize import make_synthesize
 from harness.teachers import teacher
 from tests.doubles import byte_tokenizer, save_tiny, tiny_llama
 from tests.fake_server import FakeServer, adopt
 from tests.stages.small_world import files, stopped
+from tests.thinking import family_tokenizer
 
 CPU = Machine(device="cpu")
 TOKENIZER = byte_tokenizer()
@@ -338,3 +341,17 @@ def test_stopped_after_some_shards_and_begun_again_it_ends_with_the_same_files(w
     assert files(last) == files(straight) and sorted(asked) == once, "nothing is asked for twice"
     assert again.pop("earlier_seconds") > 0 and again == facts
     assert facts["counts"]["asked"] > 8 and facts["counts"]["inconsistent answer"] > 0
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_5_think", "qwen2_5"])
+def test_a_thinking_teachers_answer_is_what_follows_its_reasoning(family):
+    tokenizer = family_tokenizer(family)
+    texts = ["<think>\nhm\n</think>\n\n42<|im_end|>", "<think>\nhm<|im_end|>", "hm\n</think>\n\n42<|im_end|>"]
+
+    def answers(prompts, *_):
+        return [tokenizer.encode(text) for text in texts]
+
+    asked = {"examples_in_context": 1, "seed": 0, "sampling_temperature": 0.0, "max_new_tokens": 64, "max_length": 500}
+    prompter = SyntheticPrompter(SimpleNamespace(tokenizer=tokenizer, answers=answers), asked, {"one": [("q", "a")]})
+    rows = [GeneratedRow(number, "r", "", "one", (("q", "a"),)) for number in range(3)]
+    assert prompter.answer(rows, "answer") == ["42", "", "42"]

@@ -14,13 +14,14 @@ from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.config.recipe import TrainingPhase
 from harness.data.chat import render
-from harness.data.sequences import Rows, collate, visits
+from harness.data.sequences import TURN, Row, Rows, collate, visits
 from harness.teachers.signals import LiveTeacher
 from harness.training.losses.alignment import align
 from harness.training.losses.cross_tokenizer import CrossTeacher, rows_of, spans, token_logprobs, uld
 from harness.training.losses.objectives import objective_for
 from harness.training.trainer import TrainingData, TrainingSettings, fit
 from tests.doubles import bpe_tokenizer, byte_tokenizer, tiny_llama
+from tests.thinking import chat
 
 BYTES, BPE, SENTENCEPIECE = byte_tokenizer(), bpe_tokenizer("byte-level"), bpe_tokenizer("metaspace")
 ANSWERS = ["the answer", "42", "the other answers are 1234567", "naïve 日本 the end", "lines", "the the the"]
@@ -289,3 +290,21 @@ def test_a_student_learns_from_a_teacher_of_another_tokenizer(tmp_path, stage):
     assert report.last_loss < 0.8 * report.first_loss
     read = [len(wise.rendering(100 + place).input_ids) for place in visits(len(data), 12, 4, seed=0).ravel()]
     assert report.teacher_tokens == sum(read) and report.teacher_seconds > 0
+
+
+def test_a_turn_of_the_student_meets_the_same_turn_of_a_teachers_conversation():
+    conversation = chat("q", "the answer", "r", "the end")
+    whole = render(BPE, conversation, 500)
+    columns = {"row": [7], "input_ids": [whole.input_ids], "starts": [whole.starts], "ends": [whole.ends]}
+    wise = teacher(rows=Dataset.from_dict(columns))
+    parts = []
+    for turn in (0, 1):
+        one = render(BYTES, conversation[: 2 * turn + 2], 500)
+        ids = np.asarray(one.input_ids, dtype=np.int32)
+        parts.append(Row(ids, one.starts[-1:], one.ends[-1:], 7 + turn * TURN))
+    second = wise.rendering(7 + TURN)
+    assert (second.starts, second.ends) == (whole.starts[1:], whole.ends[1:])
+    assert wise.rendering(7 + 2 * TURN) is None and wise.rendering(8) is None
+    found = wise.coverage(parts)
+    assert (found.rows, found.rows_left_out, found.rows_missing) == (2, 0, 0)
+    assert total(SPANS, wise, parts).sum > 0

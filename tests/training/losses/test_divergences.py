@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from harness.config.recipe import TOKEN_DIVERGENCES, TrainingPhase
 from harness.models.logits import scored_positions, scored_tokens
-from harness.training.losses.divergences import compare, cross_entropy, kl
+from harness.training.losses.divergences import compare, cross_entropy, kl, policy_gradient
 
 TEACHER = torch.tensor([[0.5, 0.25, 0.25]])
 STUDENT = torch.tensor([[0.25, 0.25, 0.5]])
@@ -259,3 +259,31 @@ def test_an_event_that_the_first_rules_out_adds_nothing_to_value_and_gradient():
     value.backward()
     assert value.item() == pytest.approx(0.5 * math.log(2))
     assert first.grad[0, 2:].tolist() == second.grad[0, 2:].tolist() == [0.0, 0.0]
+
+
+def test_the_mean_of_the_policy_gradient_over_sampled_tokens_is_the_gradient_of_the_reverse_kl():
+    student, teacher = random_pair()
+    probabilities, teacher_logprobs = student.detach().softmax(-1), teacher.log_softmax(-1)
+    phase = TrainingPhase(divergence="reverse_kl")
+    (whole,) = torch.autograd.grad(compare(phase, student, teacher, torch.zeros(5, dtype=torch.long)).sum, student)
+
+    def gradient(tokens, shift=0.0):
+        own = teacher_logprobs.gather(1, tokens[:, None])[:, 0] + shift
+        return torch.autograd.grad(policy_gradient(student, own, tokens).sum, student)[0]
+
+    # every token in turn, weighted by the student's own probability of it: the exact mean
+    mean = sum(probabilities[:, [v]] * gradient(torch.full((5,), v)) for v in range(7))
+    torch.testing.assert_close(mean, whole)
+    # a constant at a position, as mass that is not compared, moves single estimates and no mean
+    shifted = sum(probabilities[:, [v]] * gradient(torch.full((5,), v), shift=3.0) for v in range(7))
+    torch.testing.assert_close(shifted, whole)
+    # and drawn tokens: the mean of 1,500 draws is within six of its own standard errors
+    draws = torch.multinomial(probabilities, 1500, replacement=True, generator=torch.Generator().manual_seed(1))
+    found = torch.stack([gradient(draws[:, n]) for n in range(1500)])  # (draws, N, V)
+    error = found.std(0) / 1500**0.5
+    assert ((found.mean(0) - whole).abs() <= 6 * error + 1e-12).all()
+    # its value estimates the KL, and without gradient it is log Q - log P of the tokens
+    tokens = draws[:, 0]
+    value = policy_gradient(student, teacher_logprobs.gather(1, tokens[:, None])[:, 0], tokens).sum
+    expected = (student.log_softmax(-1) - teacher_logprobs).gather(1, tokens[:, None]).sum()
+    torch.testing.assert_close(value, expected)

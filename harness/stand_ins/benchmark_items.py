@@ -4,6 +4,8 @@
 """
 
 import json
+from pathlib import Path
+from typing import Any
 
 GSM8K = [
     {"question": "Ann has 3 nuts and finds 4. How many has she?", "answer": "3 + 4 = <<3+4=7>>7\n#### 7"},
@@ -50,7 +52,7 @@ MMLU_PRO = [
     for n, category in enumerate(("biology", "physics", "computer science"))
 ]
 NO_DATE = {"day": "", "month": "", "year": ""}
-DROP = [
+DROP: list[dict[str, Any]] = [
     {
         "query_id": str(n),
         "section_id": f"s{n // 2}",
@@ -125,7 +127,7 @@ MBPP = [
     for n in range(2)
 ]
 
-ITEMS: dict[str, dict[str, list[dict]]] = {
+ITEMS: dict[str, dict[str, list[dict[str, Any]]]] = {
     "gsm8k": {"gsm8k_test.jsonl": GSM8K},
     "pubmedqa": {"pubmedqa.jsonl": PUBMEDQA},
     "bbh": BBH,
@@ -144,8 +146,8 @@ ITEMS: dict[str, dict[str, list[dict]]] = {
 }
 
 
-def write_items(name, folder):
-    """Write a benchmark's rows into `folder`; returns it."""
+def write_items(name: str, folder: Path) -> Path:
+    """Write a benchmark's rows into `folder`; returns it. Raises OSError where it cannot be written."""
     for file, rows in ITEMS[name].items():
         path = folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
