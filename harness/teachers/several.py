@@ -205,22 +205,24 @@ class SeveralTeachers:
         return found, torch.cat(masses)[order] if diagnoses and self.outside_known else None, outside
 
     def mean(
-        self, logits: Sequence[torch.Tensor], diagnoses: bool
+        self, logits: Iterable[torch.Tensor], diagnoses: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Log-probabilities (n, V) of the weighted mean of the members' distributions, from their logits (n, W_m).
 
         Each distribution is over the tokens that all members share with the student. The other two as in `own`; the
         tokens that are not compared are bool (V,).
         """
-        outside, mass = self.reading.shared.outside, None
-        weighted = []
+        outside, found, mass = self.reading.shared.outside, None, None
         for member, whole, weight in zip(self.members, logits, self.weights, strict=True):
             compared = ruled_out(at_least_fp32(member.reading.shared.of_teacher(whole)), outside)  # (n, V)
-            weighted.append(torch.log_softmax(compared, -1) + float(np.log(weight)))
+            part = torch.log_softmax(compared, -1) + float(np.log(weight))  # (n, V)
+            # summed one by one, so that the logits of all members are never held at once
+            found = part if found is None else torch.logaddexp(found, part)
             if diagnoses and self.outside_known:
                 left = -torch.expm1((compared.logsumexp(-1) - at_least_fp32(whole).logsumexp(-1)).clamp(max=0.0))
                 mass = weight * left if mass is None else mass + weight * left  # (n,)
-        return ruled_out(torch.stack(weighted).logsumexp(0), outside), mass, outside
+        assert found is not None, "a mean of no member"
+        return ruled_out(found, outside), mass, outside
 
 
 class SeveralCaches:

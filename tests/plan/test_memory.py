@@ -31,6 +31,16 @@ def trained(*arguments):
     return Plan.of([cell]).cells[0].train[-1]
 
 
+def test_all_of_several_live_teachers_are_in_memory():
+    members = "teacher.members=[{preset: weak}, {preset: strong, size: tiny}]"
+    both = stage_memory(trained("method=logit_kd", "teacher=several", members), Placement()).parts["teacher"]
+    weak, strong = (
+        stage_memory(trained("method=logit_kd", *chosen), Placement()).parts["teacher"]
+        for chosen in (["teacher=weak"], ["teacher=strong", "teacher.size=tiny"])
+    )
+    assert both == weak + strong > weak > strong > 0
+
+
 def test_shapes_have_the_published_numbers_of_parameters():
     published = {
         "meta-llama/Llama-3.2-1B": 1_235_814_400,

@@ -9,6 +9,7 @@ from harness.plan.cell_plan import Plan, plan_cell
 from harness.plan.compose import compose
 from harness.plan.estimate import estimate
 from harness.plan.frozen import FrozenPlan, freeze
+from harness.plan.rehearsal import rehearsed
 
 TWO = "teacher.members=[{preset: weak, share: 0.5}, {preset: strong, share: 0.5}]"
 BY_SOURCE = "teacher.members=[{preset: strong, sources: [add, reverse]}, {preset: weak}]"
@@ -187,3 +188,21 @@ def test_an_estimate_counts_every_member_of_a_mean_and_one_member_a_row():
     by_row = estimate(planned("method=logit_kd", members=small).train[-1]).flops - student
     mean = estimate(planned("method=logit_kd", "teacher.combine=mean", members=small).train[-1]).flops - student
     assert by_row == pytest.approx(0.25 * tiny + 0.75 * teaches) and mean == pytest.approx(tiny + teaches)
+
+
+def test_labels_of_visited_rows_alone_are_each_members():
+    label_rows = "label_rows: visited"
+    members = f"teacher.members=[{{preset: weak, {label_rows}}}, {{preset: strong, {label_rows}}}]"
+    several = planned("method=seq_kd", members=members)
+    taught = [alone(name, "method=seq_kd", "teacher.label_rows=visited") for name in ("weak", "strong")]
+    assert [several.train[-1].inputs[f"labels:{place}"].key for place in (0, 1)] == [
+        one.train[-1].inputs["labels"].key for one in taught
+    ]
+
+
+def test_a_rehearsal_has_a_stand_in_for_every_member(tmp_path):
+    members = "teacher.members=[{preset: tulu3_8b}, {preset: tulu3_70b, sources: [math]}]"
+    arguments = ["method=kd", "teacher=several", members, "student=llama_1b", "corpus=tulu3"]
+    (cell,) = rehearsed(compose(arguments).cells, tmp_path)
+    assert [str(tmp_path) in one.teacher.path for one in cell.teacher.members] == [True, True]
+    assert [one.sources is None for one in cell.teacher.members] == [True, False]

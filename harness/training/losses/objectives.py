@@ -322,7 +322,7 @@ class SeveralDistributions(Distributions):
 
     def _mean_at(self, gives: list[Any], order: torch.Tensor, rows: slice) -> tuple[Any, torch.Tensor | None]:
         started = time.perf_counter()
-        found, mass, outside = self.teachers.mean([give(order[rows]) for give in gives], self.diagnoses)
+        found, mass, outside = self.teachers.mean((give(order[rows]) for give in gives), self.diagnoses)
         self.teacher_seconds += time.perf_counter() - started
         return (found, outside), mass
 
