@@ -23,6 +23,8 @@ MARKS = (
     "<|channel|>",
     "<|message|>",
     "<|return|>",
+    "<start_of_turn>",
+    "<end_of_turn>",
     "[THINK]",
     "[/THINK]",
 )

@@ -106,6 +106,24 @@ def training_template(template: str) -> str | None:
     return None
 
 
+def rejects_system(template: str) -> bool:
+    """Whether a template refuses a conversation with a system turn, as Gemma's does, and takes one without."""
+    environment = _environment()
+    environment.globals["raise_exception"] = _raise
+    environment.globals[CLOCK] = datetime.now().strftime
+    values = {"bos_token": "", "eos_token": "", "add_generation_prompt": False}
+    refused = []
+    for turns in (PROBE[:2], [{"role": "system", "content": "s"}, *PROBE[:2]]):
+        try:
+            environment.from_string(template).render(messages=turns, **values)
+            refused.append(False)
+        except TemplateError:
+            refused.append(True)
+        except TypeError:  # it needs what only the tokenizer has
+            return False
+    return refused == [False, True]
+
+
 def _switches(template: str, name: str) -> bool:
     """Whether a conversation is rendered differently with the switch on and off: a name may have another use."""
     environment = _environment()

@@ -19,7 +19,7 @@ from harness.data.corpora import corpus_from
 from harness.evals import eval_names
 from harness.evals.benchmarks import benchmark_names, load_benchmark
 from harness.execution.model_checks import check_model
-from harness.models.kinds import MiniModel, ServedModel, model_of
+from harness.models.kinds import MiniModel, ServedModel, model_of, surely_alike
 from harness.plan.cell_plan import CellPlan, Plan
 from harness.plan.phase_steps import check_phase_steps
 from harness.runtime.processes import visible_gpus
@@ -149,9 +149,27 @@ def _check_pair(cell_plan: CellPlan, cell: Cell, machine: Machine | None) -> Non
             f"{difference}",
             "choose a teacher of the same family, or method=seq_kd or cross_kd, which take another tokenizer",
         )
+    own = teacher.rendering == "own" and not surely_alike(model_of(student), taught_by)
+    if own and taught_by.rejects_system():
+        _check_system_turns(cell_plan)
     if machine is not None and isinstance(taught_by, ServedModel) and taught_by.path != BY_SLURM:
         estimators = {phase.estimator for phase in cell_plan.cell.method.phases() if phase.queries_teacher}
         _check_scoring(taught_by, 0 if estimators == {POLICY_GRADIENT} else cell_plan.cell.signal.top_k)
+
+
+def _check_system_turns(cell_plan: CellPlan) -> None:
+    """Raise SettingsError where rows that are here have a system turn, which the teacher's own template rejects."""
+    cell = cell_plan.cell
+    if getattr(cell.corpus, "path", None) is None:
+        return  # made up here without system turns, or still on the hub
+    for example in cell.corpus.examples(cell.world_seed):
+        if any(turn["role"] == "system" for turn in example.messages):
+            raise refuse(
+                "teacher.rendering",
+                "own",
+                f"the chat template of teacher={cell.teacher.name} rejects a system turn, which row {example.id} has",
+                "set teacher.rendering=student, or teacher.chat_template=tulu",
+            )
 
 
 def _check_scoring(model: ServedModel, top_k: int) -> None:

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 from harness.config.file_hash import file_sha256
 from harness.config.model import Model
 from harness.data.chat import TULU_TEMPLATE
-from harness.data.chat_template import DEFAULT_DATE, prints_today, training_template
+from harness.data.chat_template import DEFAULT_DATE, prints_today, rejects_system, training_template
 from harness.data.reasoning import MARKS
 from harness.models.files import (
     end_marks_of_folder,
@@ -71,6 +71,10 @@ class TypedModel(ABC):
     def template(self) -> str | None:
         """What decides how its chat template renders text; None where that is known only once it is loaded."""
         return None
+
+    def rejects_system(self) -> bool:
+        """Whether its chat template certainly refuses a system turn."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -227,6 +231,11 @@ class HubModel(_WeightFiles):
         folder = local_folder(self.path)
         return None if folder is None else _template(self, folder)
 
+    def rejects_system(self) -> bool:
+        folder = local_folder(self.path)
+        template = None if folder is None else chosen_template(self.chat_template, folder)
+        return template is not None and rejects_system(template)
+
 
 @dataclass(frozen=True)
 class GgufModel(_WeightFiles):
@@ -295,6 +304,11 @@ class ServedModel(TypedModel):
     def template(self) -> str | None:
         folder = local_folder(self.tokenizer)
         return None if folder is None else _template(self, folder)
+
+    def rejects_system(self) -> bool:
+        folder = local_folder(self.tokenizer)
+        template = None if folder is None else chosen_template(self.chat_template, folder)
+        return template is not None and rejects_system(template)
 
 
 def template_identity(model: "_WeightFiles | ServedModel", folder: Path | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from harness.models.loading import save_model
 from harness.plan.cell_plan import Plan
 from harness.plan.compose import compose
 from tests.doubles import byte_tokenizer, save_tiny, tiny_llama
+from tests.fake_server import FakeServer
 from tests.thinking import family_tokenizer
 
 
@@ -189,3 +190,38 @@ def test_layers_of_a_nested_config_bound_what_pruning_keeps(tmp_path):
     check(*pruned, "student.layers=2")
     with pytest.raises(SettingsError, match=r"student\.layers=3 .*it must be 2 to 2"):
         check(*pruned, "student.layers=3")
+
+
+def test_a_teacher_whose_template_rejects_the_rows_system_turns_is_refused_before_the_run(tmp_path):
+    student, teacher = family_tokenizer("qwen2_5"), family_tokenizer("gemma")
+    for name, tokenizer in (("student", student), ("teacher", teacher)):
+        save_model(tiny_llama(len(tokenizer)), tokenizer, tmp_path / name)
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    rows = {"plain": turns, "system": [{"role": "system", "content": "Be brief."}, *turns]}
+    for name, messages in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"id": "r7", "messages": messages}) + "\n")
+    pair = ["student=hf", f"student.path={tmp_path / 'student'}", "teacher=hf", f"teacher.path={tmp_path / 'teacher'}"]
+    words = ["method=logit_kd", *pair, "corpus=jsonl"]
+    check(*words, f"corpus.path={tmp_path / 'plain.jsonl'}")
+    with pytest.raises(
+        SettingsError, match=r"teacher\.rendering='own'.*teacher=hf rejects a system turn.*row r7 has.*=st"
+    ):
+        check(*words, f"corpus.path={tmp_path / 'system.jsonl'}")
+    check(*words, f"corpus.path={tmp_path / 'system.jsonl'}", "teacher.rendering=student")
+
+
+def test_a_server_that_cannot_score_given_text_is_refused_before_the_run(tmp_path):
+    path = save_tiny(tmp_path / "tiny")
+    with FakeServer(tiny_llama()) as fake:
+        pair = ["student=hf", f"student.path={path}", "teacher=served", f"teacher.tokenizer={path}"]
+        pair += [f"teacher.path={fake.url}", "teacher.served_model=tiny", "signal.top_k=8"]
+        for method, estimator in (("kd", ()), ("on_policy", ("method.estimator=policy_gradient",))):
+            plan = Plan.of(compose([f"method={method}", *estimator, *pair]).cells)
+            fake.without = set()
+            preflight(plan, Machine(device="cpu"))
+            assert fake.requests[-1]["prompt_logprobs"] == (0 if estimator else 8)
+            fake.without = {"prompt_logprobs"}
+            preflight(plan)  # planning asks no server
+            with pytest.raises(SettingsError, match=r"prompt_logprobs") as refusal:
+                preflight(plan, Machine(device="cpu"))
+            assert "\n" not in str(refusal.value)
