@@ -151,15 +151,14 @@ def _check_pair(cell_plan: CellPlan, cell: Cell, machine: Machine | None) -> Non
         )
     own = teacher.rendering == "own" and not surely_alike(model_of(student), taught_by)
     if own and taught_by.rejects_system():
-        _check_system_turns(cell_plan)
+        _check_system_turns(cell)
     if machine is not None and isinstance(taught_by, ServedModel) and taught_by.path != BY_SLURM:
         estimators = {phase.estimator for phase in cell_plan.cell.method.phases() if phase.queries_teacher}
         _check_scoring(taught_by, 0 if estimators == {POLICY_GRADIENT} else cell_plan.cell.signal.top_k)
 
 
-def _check_system_turns(cell_plan: CellPlan) -> None:
+def _check_system_turns(cell: Cell) -> None:
     """Raise SettingsError where rows that are here have a system turn, which the teacher's own template rejects."""
-    cell = cell_plan.cell
     if getattr(cell.corpus, "path", None) is None:
         return  # made up here without system turns, or still on the hub
     for example in cell.corpus.examples(cell.world_seed):

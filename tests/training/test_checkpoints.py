@@ -15,11 +15,14 @@ from harness.config.recipe import TrainingPhase
 from harness.data.sequences import visits
 from harness.runtime import preemption
 from harness.runtime import progress as track
+from harness.teachers.several import Assignment, SeveralTeachers
+from harness.teachers.signals import LiveTeacher
 from harness.training.checkpoints import random_state, set_random_state
 from harness.training.losses.divergences import Divergence
 from harness.training.losses.objectives import Distributions
 from harness.training.student_text import GivenSequences
 from tests.doubles import tiny_llama
+from tests.teachers.test_several import HALVES, live, mixture
 from tests.training.losses import test_cross_tokenizer as cross
 from tests.training.test_trainer import CPU, FORWARD, parameters, train
 
@@ -108,6 +111,17 @@ def test_what_a_teacher_with_a_rendering_of_its_own_read_before_the_stop_stays_c
     expected = run(tmp_path / "whole", cross.SPANS, **changes)
     assert expected[0]["teacher_tokens"] > 0
     assert_equal(stopped(tmp_path, monkeypatch, cross.SPANS, after=(2, 1), **changes), expected)
+
+
+def test_what_each_of_several_teachers_read_before_the_stop_stays_counted(tmp_path, monkeypatch):
+    numbered = cross.dataset(cross.BYTES, cross.ANSWERS * 2)
+    teaches = Assignment(HALVES, mixture(tmp_path, 200))
+    members = [live(1), LiveTeacher(tiny_llama(seed=2, layers=3), cross.BYTES, cross.BYTES)]
+    changes = {"rows": numbered, "teacher": SeveralTeachers(members, ["a", "b"], [0.5, 0.5], teaches)}
+    expected = run(tmp_path / "whole", FORWARD, **changes)
+    sizes, read = [one.parameters for one in members], expected[0]["teacher_tokens"]
+    assert 2 * min(sizes) * read < expected[0]["teacher_flops"] < 2 * max(sizes) * read
+    assert_equal(stopped(tmp_path, monkeypatch, FORWARD, after=(2, 1), **changes), expected)
 
 
 def test_weights_of_the_objective_and_the_state_of_texts_go_on_too(tmp_path, monkeypatch):
