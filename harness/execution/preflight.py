@@ -22,6 +22,7 @@ from harness.execution.model_checks import check_model
 from harness.models.kinds import MiniModel, ServedModel, model_of, surely_alike
 from harness.plan.cell_plan import CellPlan, Plan
 from harness.plan.phase_steps import check_phase_steps
+from harness.plan.several import check_sources
 from harness.runtime.processes import visible_gpus
 from harness.teachers.completions_client import CompletionsClient
 from harness.teachers.discovery import endpoint_at
@@ -44,6 +45,8 @@ def preflight(plan: Plan, machine: Machine | None = None) -> None:
         _once(checked, repr((cell.student, cell.corpus)), lambda cell=cell: _check_family(cell.student, [cell.corpus]))
         _once(checked, repr(cell.evals), lambda cell=cell: _check_evals(cell.evals))
         _once(checked, repr(cell.measure), lambda cell=cell: _check_formats(cell.measure.formats))
+        if cell_plan.members:
+            _once(checked, repr((cell.teacher, cell.corpus)), lambda cell=cell: _check_sources_of_rows(cell))
         for cell in cell_plan.cell.with_each_teacher() if cell_plan.taught_by == "given" else ():
             _once(checked, repr(cell.teacher), lambda cell=cell: _check_teacher(cell.teacher, machine))
             read = [cell.corpus, *(corpus_from(one.corpus) for one in cell.teacher.lessons if one.corpus is not None)]
@@ -124,6 +127,14 @@ def _check_evals(evals: Evals) -> None:
         if load_benchmark(name).runs_code and not evals.run_code:
             way_out = "set evals.run_code=true to allow it, or leave the evaluation out"
             raise refuse("evals.names", name, "scoring it runs model-generated code, in a sandbox", way_out)
+
+
+def _check_sources_of_rows(cell: Cell) -> None:
+    """Raise SettingsError where rows that are here have other sources than those that several teachers share out."""
+    named = any(one.sources for one in cell.teacher.members)
+    if named and cell.corpus.known_sources() is None and getattr(cell.corpus, "path", None) is not None:
+        found = (example.source for example in cell.corpus.examples(cell.world_seed))
+        check_sources(cell, list(dict.fromkeys(found)))
 
 
 def _check_pair(cell_plan: CellPlan, cell: Cell, machine: Machine | None) -> None:

@@ -106,7 +106,9 @@ def check_several(cell: Cell, phases: Sequence[TrainingPhase]) -> None:
             reason = f"{one.teacher.name} has sources and a share, and teaches all rows of its sources"
             raise refuse("teacher.members", _told(members), reason, "leave its share out")
     shares_of(members, given.combine)
-    _check_sources(cell, members)
+    known = cell.corpus.known_sources()
+    if known is not None:  # else what its rows name is known only once they are read
+        check_sources(cell, known)
     for phase in phases:
         if phase.uses_teacher and phase.teacher == "given":
             _check_phase(cell, members, phase, method)
@@ -135,11 +137,12 @@ def _check_phase(cell: Cell, members: Sequence[Member], phase: TrainingPhase, me
         raise refuse("teacher.members", _told(members), reason, way_out)
 
 
-def _check_sources(cell: Cell, members: Sequence[Member]) -> None:
-    """Raise SettingsError for a source that the corpus does not have, and one that no member teaches."""
-    known = cell.corpus.known_sources()
-    if known is None:  # what its rows name is known only once they are read
-        return
+def check_sources(cell: Cell, known: Sequence[str]) -> None:
+    """Raise SettingsError for a source that the corpus does not have, and one that no member teaches.
+
+    `known`: the sources of the corpus's training rows.
+    """
+    members: list[Member] = list(cell.teacher.members)
     corpus, listed = corpus_name(cell.corpus), ", ".join(known)
     taught = [source for one in members for source in one.sources or ()]
     if unknown := [source for source in taught if source not in known]:

@@ -1,5 +1,7 @@
 """Plans with several teachers: their stages are those that each has alone, and what cannot be taught is refused."""
 
+import json
+
 import pytest
 
 from harness.config.checks import SettingsError
@@ -206,3 +208,23 @@ def test_a_rehearsal_has_a_stand_in_for_every_member(tmp_path):
     (cell,) = rehearsed(compose(arguments).cells, tmp_path)
     assert [str(tmp_path) in one.teacher.path for one in cell.teacher.members] == [True, True]
     assert [one.sources is None for one in cell.teacher.members] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("members", "says"),
+    [
+        ("{preset: weak, sources: [maths]}, {preset: strong, sources: [chat]}", None),
+        ("{preset: weak, sources: [maths]}, {preset: strong}", None),
+        ("{preset: weak, sources: [math]}, {preset: strong}", "corpus=jsonl has the sources maths, chat"),
+        ("{preset: weak, sources: [maths]}", "no member teaches the rows of chat"),
+    ],
+)
+def test_sources_of_rows_in_a_file_are_compared_before_a_run(tmp_path, members, says):
+    rows = [{"prompt": f"Say {i}", "completion": str(i), "source": ("maths", "chat")[i % 2]} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    corpus = ["corpus=jsonl", f"corpus.path={tmp_path / 'rows.jsonl'}", "data_frac=1.0"]
+    plan = Plan.of([planned("method=logit_kd", *corpus, members=f"teacher.members=[{members}]").cell])
+    if says is None:
+        return preflight(plan)
+    with pytest.raises(SettingsError, match=says):
+        preflight(plan)
