@@ -77,7 +77,9 @@ def test_a_teacher_behind_a_server_teaches_a_whole_cell_through_a_cache(tmp_path
             **small,
         )
         done = harness.run(cells, store=str(tmp_path / "store"), grid="served", launch=Launch(kind="inline"))
-        scored = [request for request in fake.requests if request.get("prompt_logprobs") == 8]
+        # the first one asks whether the server can score at all
+        probe, *scored = [request for request in fake.requests if request.get("prompt_logprobs") == 8]
+    assert probe["prompt"] == [0, 1, 2]
     (record,) = [record for record in done.records if record.role == "student"]
     assert record.status == "done" and record.settings["method"]["signal"]["top_k"] == 8
     assert record.cost["teacher"].tokens == sum(len(request["prompt"]) for request in scored) > 0
