@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.config.checks import SettingsError
 from harness.plan.compose import Composed, compose, presets_folder
 from harness.plan.rehearsal import SERVER
 from harness.stand_ins import MODELS, ensure
@@ -89,6 +88,7 @@ def rehearse(name: str, store: str, settings: Sequence[str] = ()) -> Rehearsed:
     """Run one experiment with stand-ins, to its report; a failure is part of what is returned."""
     # imported here: the list of experiments and a refused name need none of it
     from harness.api import collect
+    from harness.execution.attempt import one_line
     from harness.execution.runner import run_grid, submit_grid
     from harness.report.page import write_report
     from harness.store.store import Store
@@ -104,8 +104,8 @@ def rehearse(name: str, store: str, settings: Sequence[str] = ()) -> Rehearsed:
             return Rehearsed(name, len(composed.cells), problem="sent to the cluster; add wait=true to wait for it")
         finished = collect(Store.open(store), frozen)
         write_report(frozen.grid, store=store)
-    except SettingsError as error:
-        return Rehearsed(name, seconds=time.monotonic() - started, problem=str(error))
+    except Exception as error:  # whatever it is, the other experiments are rehearsed too
+        return Rehearsed(name, seconds=time.monotonic() - started, problem=one_line(error))
     failed = f"{len(finished.failed)} cells failed: {finished.failed[0].reason}" if finished.failed else ""
     return Rehearsed(
         name,
