@@ -44,7 +44,7 @@ from harness.config.teacher_signal import Signal
 from harness.data.sequences import Rows
 from harness.models.loading import count_parameters
 from harness.runtime import progress
-from harness.stages.logit_cache import score
+from harness.stages.logit_cache import MassOutside, score
 from harness.store.partial_output import PartialOutput
 from harness.teachers.logit_cache import ROWS_PER_SHARD, shard_batch, write_cache
 from harness.teachers.signals import CachedTeacher, LiveTeacher, hashes_of
@@ -240,7 +240,8 @@ def _write_cache(teacher: LiveTeacher, tokenizer: Any, dataset: Dataset, folder:
     rows = list(Rows(dataset))
     assert len(rows) <= ROWS_PER_SHARD, f"at most {ROWS_PER_SHARD} rows, so that one shard has them"
     shards = PartialOutput(about, {}, ROWS_PER_SHARD)
-    read_by = partial(score, teacher.model, rows, signal, [0] * len(rows), len(tokenizer))
+    more = teacher.reading, MassOutside()
+    read_by = partial(score, teacher.model, rows, signal, [0] * len(rows), len(tokenizer), *more)
     made = shards.made("00000", lambda: shard_batch(read_by()))
     folder.mkdir()
     meta = write_cache(folder, about, [made], {})

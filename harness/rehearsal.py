@@ -31,20 +31,6 @@ ALLOWED = "evals.run_code=true"
 """What every rehearsal adds: the code that random models write is run in the sandbox, as the paper's suite needs."""
 
 
-SERVED = "methods_low_data_served"
-"""Beside the experiments: one whose teacher is served over HTTP, by a server in the place of vLLM."""
-SERVED_SETTINGS = (
-    "grid=methods_low_data_served",
-    "method=sft,seq_kd,logit_kd",
-    "signal.kind=top_k",
-    "teacher=served",
-    f"teacher.path={SERVER!r}",
-    "teacher.served_model=allenai/Llama-3.1-Tulu-3-70B-SFT",
-    "teacher.tokenizer=allenai/Llama-3.1-Tulu-3-70B-SFT",
-    "teacher.quantise=null",
-)
-
-
 @dataclass(frozen=True)
 class Rehearsed:
     """What one experiment's rehearsal came to."""
@@ -79,9 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def experiment_names() -> tuple[str, ...]:
-    """The experiments that have a file at the paper's scale, and one with a served teacher."""
-    files = (presets_folder() / "experiments" / "paper").glob("*.yaml")
-    return (*sorted(path.stem for path in files), SERVED)
+    """The experiments that have a file at the paper's scale."""
+    return tuple(sorted(path.stem for path in (presets_folder() / "experiments" / "paper").glob("*.yaml")))
 
 
 def rehearse(name: str, store: str, settings: Sequence[str] = ()) -> Rehearsed:
@@ -94,8 +79,7 @@ def rehearse(name: str, store: str, settings: Sequence[str] = ()) -> Rehearsed:
     from harness.store.store import Store
 
     started = time.monotonic()
-    slug, more = (name.removesuffix("_served"), SERVED_SETTINGS) if name == SERVED else (name, ())
-    words = [f"experiments={slug}", "scale=rehearsal", f"store={store}", ALLOWED, *more, *settings]
+    words = [f"experiments={name}", "scale=rehearsal", f"store={store}", ALLOWED, *settings]
     try:
         composed = compose(words)
         with _served(composed):

@@ -39,7 +39,10 @@ def test_structure_is_that_of_the_paper_preset_and_models_rows_items_and_lengths
     assert [kept(cell) for cell in cells] == [kept(cell) for cell in first]
     for cell in cells:
         models = [cell.student, *([cell.teacher] if cell.teacher.kind != "none" else [])]
-        assert all(model.path.startswith("/stand_ins/models/") and model.license == LICENSE for model in models)
+        for model in models:
+            files = model.tokenizer if model.kind == "http" else model.path
+            assert files.startswith("/stand_ins/models/") and model.license == LICENSE
+            assert model.kind != "http" or model.path == SERVER
         assert cell.corpus.path == "/stand_ins/tulu-3-sft-mixture" and cell.corpus.max_length <= 256
         assert (cell.evals.limit, cell.evals.data_dir) == (ITEMS, "/stand_ins/benchmarks")
         assert {one.batch_size for one in (cell.budget, *(lesson.budget for lesson in cell.teacher.lessons))} == {BATCH}
@@ -55,7 +58,7 @@ def test_the_scale_is_chosen_on_the_command_line_and_names_the_grid():
 def test_a_served_teacher_is_asked_at_the_stand_ins_server():
     served = ["teacher=served", "teacher.path=http://node7:8000", "teacher.api_key_env=VLLM_API_KEY"]
     served += [f"teacher.{name}=allenai/Llama-3.1-Tulu-3-70B-SFT" for name in ("served_model", "tokenizer")]
-    experiment = ["experiments=methods_low_data", "scale=rehearsal", "teacher.quantise=null"]
+    experiment = ["experiments=data_scaling", "scale=rehearsal"]
     cell = compose([*experiment, "method=seq_kd", *served]).cells[0]
     assert (cell.teacher.path, cell.teacher.api_key_env) == (SERVER, None)
     assert cell.teacher.served_model == "allenai/Llama-3.1-Tulu-3-70B-SFT"

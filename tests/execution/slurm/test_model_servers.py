@@ -10,10 +10,12 @@ import pytest
 from harness.config.checks import SettingsError
 from harness.data.miniature.tokenizer import load_mini_tokenizer
 from harness.execution.slurm.model_servers import wanted
+from harness.plan.cell_plan import Plan
+from harness.plan.compose import compose
 from harness.plan.graph import Stage
 from harness.teachers.discovery import read_address
 from tests.execution.slurm import test_submit
-from tests.execution.slurm.test_submit import in_queue, plan_of, send, sent
+from tests.execution.slurm.test_submit import in_queue, send, sent
 
 slurm, store = test_submit.slurm, test_submit.store
 SERVE = {"command": "vllm serve {model} --port {port}", "resources": {"gpus": 2, "memory_gb": 4, "minutes": 600}}
@@ -26,7 +28,12 @@ def served_plan(tmp_path_factory):
     load_mini_tokenizer().save_pretrained(folder)
     teacher = ["teacher=served", "teacher.path=slurm", f"teacher.tokenizer={folder}"]
     teacher += ["teacher.served_model=org/Big-70B", "teacher.api_key_env=SERVE_KEY"]
-    return functools.cache(lambda method="sft,seq_kd", seed="0": plan_of(f"method={method}", f"seed={seed}", *teacher))
+    fractions = "data_frac=0.1,1.0"
+
+    def plan(method="sft,seq_kd", seed="0"):
+        return Plan.of(compose([fractions, f"method={method}", f"seed={seed}", *teacher]).cells)
+
+    return functools.cache(plan)
 
 
 def waits(text):
