@@ -46,6 +46,8 @@ def read_run(path):
             place += BLOCK - place % BLOCK
             continue
         _, length, kind = struct.unpack("<IHB", data[place : place + HEADER])
+        if place + HEADER + length > len(data):
+            break  # its last record is still being written
         message += data[place + HEADER : place + HEADER + length]
         place += HEADER + length
         if kind in (1, 4):  # whole, or the last part
