@@ -22,7 +22,7 @@ SERVER = "$HARNESS_REHEARSAL_SERVER"
 """The address of the stand-ins' server, which `python -m harness.rehearsal` starts and sets."""
 STEPS = 10
 """So many that a share of a tenth has a step of its own."""
-AMOUNTS = {"steps": STEPS, "epochs": 0.25, "trained_tokens": 3000, "flops": 4e9}
+AMOUNTS = {"steps": STEPS, "epochs": 0.1, "trained_tokens": 3000, "flops": 4e9}
 """By kind of budget, its amount: a few steps each."""
 CORPUS_SIZE = {"max_length": 192, "max_new_tokens": 24, "heldout_rows": 40}
 METHOD_SIZE = {"synthetic_rows": 24, "buffer_size": 16}
