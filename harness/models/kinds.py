@@ -60,21 +60,28 @@ class TypedModel(ABC):
     def parameters(self) -> int:
         """About how many parameters it has, for estimates; exact for Llama-like configs, else a guess."""
 
-    @abstractmethod
+    @property
+    def tokenizer_folder(self) -> Path | None:
+        """The folder here that has its tokenizer; None where the tokenizer is known only once it is loaded."""
+        return None
+
     def tokenizer_fingerprint(self) -> str | None:
         """sha256 of what decides its token ids; None where that is known only once the tokenizer is loaded."""
+        return None if self.tokenizer_folder is None else tokenizer_fingerprint_of_folder(self.tokenizer_folder)
 
     def vocabulary(self) -> Vocabulary | None:
         """What its token ids mean; None where that is known only once the tokenizer is loaded."""
-        return None
+        return None if self.tokenizer_folder is None else vocabulary_of_folder(self.tokenizer_folder)
 
     def template(self) -> str | None:
         """What decides how its chat template renders text; None where that is known only once it is loaded."""
-        return None
+        return None if self.tokenizer_folder is None else _template(self, self.tokenizer_folder)
 
     def rejects_system(self) -> bool:
         """Whether its chat template certainly refuses a system turn."""
-        return False
+        folder = self.tokenizer_folder
+        text = None if folder is None else chosen_template(getattr(self, "chat_template", "own"), folder)
+        return text is not None and rejects_system(text)
 
 
 @dataclass(frozen=True)
@@ -89,9 +96,6 @@ class NoModel(TypedModel):
 
     def parameters(self) -> int:
         return 0
-
-    def tokenizer_fingerprint(self) -> str | None:
-        return None
 
 
 @dataclass(frozen=True)
@@ -172,17 +176,12 @@ class _WeightFiles(_StartWeights):
         if self.init == "random":
             assert self.init_seed is not None, "Cell.with_seeds fills it in"
             identity["init_seed"] = self.init_seed
-        return identity | template_identity(self, self.template_folder)
-
-    @property
-    def template_folder(self) -> Path | None:
-        """The folder here whose tokenizer has the chat template; None where it is known only once it is loaded."""
-        return None
+        return identity | template_identity(self, self.tokenizer_folder)
 
     @property
     def reasons(self) -> bool:
         """Whether the chat template has marks of reasoning; False where it is known only once it is loaded."""
-        folder = self.template_folder
+        folder = self.tokenizer_folder
         template = None if folder is None else chosen_template(self.chat_template, folder)
         return template is not None and any(mark in template for mark in MARKS)
 
@@ -201,7 +200,7 @@ class HubModel(_WeightFiles):
         return self._start() | {"files": {file.name: file_sha256(file) for file in read_files(folder)}}
 
     @property
-    def template_folder(self) -> Path | None:
+    def tokenizer_folder(self) -> Path | None:
         return local_folder(self.path)
 
     def parameters(self) -> int:
@@ -218,23 +217,6 @@ class HubModel(_WeightFiles):
             return published
         named = re.search(r"(\d+(?:\.\d+)?)\s*([MB])(?![a-z])", self.path, re.IGNORECASE)
         return round(float(named[1]) * {"m": 1e6, "b": 1e9}[named[2].lower()]) if named else 10**9
-
-    def tokenizer_fingerprint(self) -> str | None:
-        folder = local_folder(self.path)
-        return None if folder is None else tokenizer_fingerprint_of_folder(folder)
-
-    def vocabulary(self) -> Vocabulary | None:
-        folder = local_folder(self.path)
-        return None if folder is None else vocabulary_of_folder(folder)
-
-    def template(self) -> str | None:
-        folder = local_folder(self.path)
-        return None if folder is None else _template(self, folder)
-
-    def rejects_system(self) -> bool:
-        folder = local_folder(self.path)
-        template = None if folder is None else chosen_template(self.chat_template, folder)
-        return template is not None and rejects_system(template)
 
 
 @dataclass(frozen=True)
@@ -254,9 +236,6 @@ class GgufModel(_WeightFiles):
     def parameters(self) -> int:
         """By the file's size, at about 6 bits a weight."""
         return round(self.file.stat().st_size * 8 / 6)
-
-    def tokenizer_fingerprint(self) -> str | None:
-        return None
 
 
 @dataclass(frozen=True)
@@ -293,22 +272,9 @@ class ServedModel(TypedModel):
         """0: the FLOPs of a server are not spent by this program."""
         return 0
 
-    def tokenizer_fingerprint(self) -> str | None:
-        folder = local_folder(self.tokenizer)
-        return None if folder is None else tokenizer_fingerprint_of_folder(folder)
-
-    def vocabulary(self) -> Vocabulary | None:
-        folder = local_folder(self.tokenizer)
-        return None if folder is None else vocabulary_of_folder(folder)
-
-    def template(self) -> str | None:
-        folder = local_folder(self.tokenizer)
-        return None if folder is None else _template(self, folder)
-
-    def rejects_system(self) -> bool:
-        folder = local_folder(self.tokenizer)
-        template = None if folder is None else chosen_template(self.chat_template, folder)
-        return template is not None and rejects_system(template)
+    @property
+    def tokenizer_folder(self) -> Path | None:
+        return local_folder(self.tokenizer)
 
 
 def template_identity(model: "_WeightFiles | ServedModel", folder: Path | None) -> dict[str, Any]:
@@ -329,7 +295,7 @@ def template_identity(model: "_WeightFiles | ServedModel", folder: Path | None) 
     return identity
 
 
-def _template(model: "_WeightFiles | ServedModel", folder: Path) -> str | None:
+def _template(model: Any, folder: Path) -> str | None:
     """What decides how a model's chat template renders text, as one string; None where it has no template."""
     text = chosen_template(model.chat_template, folder)
     settings = template_identity(model, folder)

@@ -147,12 +147,11 @@ def cache_stages(rows: CellRows, phase: TrainingPhase, teacher: Stage) -> dict[s
         # kept in the student's tokens, at the scored positions of its own rendering
         student = base_stage(cell, cell.student)
         inputs = [{"rows": block, "teacher": teacher, "student": student} for block in rows.blocks(student)]
-        if surely_alike(model_of(cell.student), model_of(cell.teacher)):
-            pass  # the teacher reads the student's rendering, which is its own
-        elif cell.teacher.rendering == "own":
+        alike = surely_alike(model_of(cell.student), model_of(cell.teacher))
+        if not alike and cell.teacher.rendering == "own":
             for one, read in zip(inputs, rows.blocks(teacher.base_model(), ROOM), strict=True):
                 one["teacher_rows"] = read
-        else:
+        elif not alike:
             settings["rendering"] = "student"
     return {
         f"cache:{one['rows'].settings['data_frac']:g}": Stage(
