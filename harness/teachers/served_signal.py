@@ -76,9 +76,8 @@ def scored_by_server(
     """A server's sparse logits at the scored positions of token sequences, in the student's tokens.
 
     `texts` are in the teacher's ids; `scored`, bool (T - 1,) each, says which next tokens are scored: entry t is about
-    token t + 1, as logits at t are. With
-    `own_token` the text's own token is named too where it is not among the top k. Raises SettingsError where the server
-    fails, names fewer tokens, or a token that its declared tokenizer does not have.
+    token t + 1, as logits at t are. With `own_token` the text's own token is named too where it is not among the top k.
+    Raises SettingsError where the server fails, names fewer tokens, or a token that its declared tokenizer lacks.
     """
     known = len(teacher.tokenizer)
     scores: list[RowScores] = teacher.score(texts, top_k)
