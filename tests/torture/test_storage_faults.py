@@ -34,6 +34,11 @@ def mount(*arguments):
         pytest.skip(f"{arguments[0]} is not allowed here: {made.stderr.strip()}")
 
 
+def remount(disk, options):
+    """Change a file system that is mounted."""
+    subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
+
+
 @pytest.fixture
 def disk(tmp_path):
     """A file system of its own, of 1.3 MB."""
@@ -61,12 +66,14 @@ def test_a_full_disk_ends_a_run_in_one_sentence_and_the_same_call_goes_on_when_t
     assert "MB are free" in said and "the same command goes on" in said
     made = set(Store.at(store).published())
     assert made and list((store / "tmp").iterdir()) == []  # what was finished is kept, and half an artifact is not
-    mount("mount", "-o", "remount,size=16m", str(disk))
+    remount(disk, "size=16m")
     finished = call()
     assert {record.status for record in finished.records} == {"done"} and made < set(Store.at(store).published())
 
     # a report beside it, where the disk is full again
-    mount("mount", "-o", "remount,size=4k", str(disk))
+    with pytest.raises(OSError, match="No space left"), open(disk / "filler", "wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
     capsys.readouterr()
     assert report(["full", "--store", str(store)]) == 2
     said = capsys.readouterr().err
@@ -83,7 +90,7 @@ def test_a_store_that_becomes_read_only_ends_the_run_at_once_and_not_cell_by_cel
     def publish_once(self, key, *rest):
         started.append(key)
         if len(started) == 3:
-            subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+            remount(disk, "ro")
         return publish(self, key, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(StorageError) as caught:
@@ -93,7 +100,7 @@ def test_a_store_that_becomes_read_only_ends_the_run_at_once_and_not_cell_by_cel
     assert "Read-only file system at " in said and "mount the file system writable" in said and "\n" not in said
     assert len(started) == 3 < len(plan.stages) and len(store.published()) == 2
 
-    subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+    remount(disk, "rw")
     states = execute(plan, store, settings(), Silent())  # without `retry`
     assert {state.status for state in states.values()} == {"done"}
     assert len(store.published()) == len(plan.stages)
