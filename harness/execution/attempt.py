@@ -192,6 +192,8 @@ class AttemptLog:
         # joined first: the outcome is written below, and no beat may follow it
         self._thread.join()
         self.entry |= {"outcome": "done", "ended": time.time()}
+        if isinstance(error, preemption.Preempted) and isinstance(error.__context__, ProcessError):
+            error = error.__context__  # the stop arrived while a stage that had lost a process was cleaned up
         if error is not None:
             stopped = isinstance(error, KeyboardInterrupt | SystemExit) or failure_class(error) == "killed"
             self.entry |= {
