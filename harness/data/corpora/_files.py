@@ -19,7 +19,8 @@ from harness.data.corpora import corpus_name
 
 SUFFIXES = (".jsonl", ".parquet", ".arrow")
 ROWS_AT_ONCE = 1000
-CHANGE_NO_ROW = ("path", "max_length", "max_new_tokens", "license")  # settings that are no part of a corpus's identity
+CHANGE_NO_ROW = ("path", "max_length", "max_new_tokens", "license", "least_heldout_rows", "control_tokens")
+"""Settings that are no part of a corpus's identity."""
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,16 @@ def prompt_hash(messages: Sequence[Mapping[str, str]]) -> str:
     dialogue tree, and one prompt under two system turns, stay together.
     """
     first = next(message["content"] for message in messages if message["role"] == "user")
-    # NFKC leaves ASCII as it is, and most prompts are ASCII
-    folded = first if first.isascii() else unicodedata.normalize("NFKC", first)
-    return hashlib.sha256(" ".join(folded.casefold().split()).encode()).hexdigest()[:HASH_DIGITS]
+    return _digest(_folded(first))
+
+
+def whole_prompt_hash(messages: Sequence[Mapping[str, str]]) -> str:
+    """The same of every turn before the last answer; equal to `prompt_hash` where that is one user turn."""
+    prompt = messages[:-1] if is_answered(messages) else messages
+    if len(prompt) == 1:
+        return prompt_hash(messages)
+    # JSON escapes what could make two different lists of turns one text
+    return _digest(json.dumps([[turn["role"], _folded(turn["content"])] for turn in prompt]))
 
 
 def row_hash(messages: Sequence[Mapping[str, str]]) -> str:
@@ -108,6 +115,16 @@ def nothing_to_score() -> SettingsError:
         "no row of the corpus has an answer, so there is nothing to score a model on",
         "add some rows with an answer (corpus.heldout_rows says how many at most): they are held out, never trained on",
     )
+
+
+def _folded(text: str) -> str:
+    # NFKC leaves ASCII as it is, and most prompts are ASCII
+    folded = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    return " ".join(folded.casefold().split())
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_DIGITS]
 
 
 def _encodable(text: str) -> bool:
