@@ -36,6 +36,7 @@ ROWS_AT_ONCE = 500
 SHARED_TURN, SHARED_ROWS = 0.05, 20
 """A first user turn with more than this share of a source's rows, and more than so many, is no prompt by itself."""
 MOST_HELD_OUT = 5  # at most one row in this many of a source is held out, even where `heldout_rows` is larger
+LISTED = 10  # names in a warning
 SPLITS = ("", "train", "heldout")
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 ROW = pa.schema(
@@ -378,7 +379,7 @@ def _warnings(
     found = [f"rows left out: {number}, {reason}" for reason, number in sorted(dropped.items())]
     without = sorted(name for name, row in table.items() if not row["heldout"])
     if without and not decided:
-        names = ", ".join(without)
+        names = ", ".join(without[:LISTED]) + (f" and {len(without) - LISTED} more" if len(without) > LISTED else "")
         why = "each has a single prompt or no answer, so none of its rows is scored"
         found.append(f"sources without held-out rows: {names}; {why}")
     if not decided and counts["heldout_rows"] < corpus.heldout_rows / 2:
