@@ -19,6 +19,7 @@ from typing import Any
 
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
+from harness.config.secrets import masked
 from harness.execution import wandb_run
 from harness.runtime import preemption
 from harness.runtime.processes import ProcessError, process_count, slurm_job, threads, visible_gpus
@@ -229,7 +230,7 @@ class AttemptLog:
                 "outcome": "interrupted" if stopped else "failed",
                 "failure_class": failure_class(error),
                 "reason": one_line(error),
-                "traceback": "".join(traceback.format_exception(error)),
+                "traceback": masked("".join(traceback.format_exception(error))),
             }
         # A store that is full or gone takes no page either. How the attempt ended is its caller's result all the same,
         # and an attempt without an end is made again.
@@ -317,5 +318,5 @@ def failure_class(error: BaseException) -> str:
 
 def one_line(error: BaseException) -> str:
     """The first line of an error's message; with the error's type unless the message is written for users."""
-    first = (str(error).strip().splitlines() or [""])[0]
+    first = masked((str(error).strip().splitlines() or [""])[0])
     return first if isinstance(error, SettingsError | ProcessError) else f"{type(error).__name__}: {first}"
