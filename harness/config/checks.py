@@ -12,14 +12,31 @@ from dataclasses import fields
 from datetime import date
 from typing import Any
 
+from harness.config.secrets import holds_secret, masked
+
 
 class SettingsError(ValueError):
-    """A setting that cannot be run, explained in one sentence; the command line exits with code 2."""
+    """A setting that cannot be run, explained in one sentence; the command line exits with code 2.
+
+    Secrets in the sentence are masked, whoever wrote it.
+    """
+
+    def __init__(self, sentence: object = "") -> None:
+        super().__init__(masked(str(sentence)))
 
 
 def refuse(name: str, value: object, allowed: str, way_out: str = "") -> SettingsError:
     """The error for a setting, in one sentence: field, value, what is allowed, what to do."""
     return SettingsError(f"{name}={value!r} cannot be run: {allowed}{'; ' + way_out if way_out else ''}.")
+
+
+def check_no_secret(name: str, value: str | None, way_out: str) -> None:
+    """Raise SettingsError, without the value, where it holds what looks like a key, token or password."""
+    if value is not None and holds_secret(value):
+        raise SettingsError(
+            f"{name} (not shown) cannot be run: it holds what looks like a key, token or password, which plans and "
+            f"records would keep; {way_out}."
+        )
 
 
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:

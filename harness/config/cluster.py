@@ -9,7 +9,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from fnmatch import fnmatchcase
 from typing import Any
 
-from harness.config.checks import check_at_least, check_known, check_positive, refuse
+from harness.config.checks import check_at_least, check_known, check_no_secret, check_positive, refuse
 
 READ_BYTES_PER_SECOND = 1e9
 """Speed at which bf16 weights are read from a shared file system, for the estimate of a plan."""
@@ -104,6 +104,8 @@ class Serve:
     """Seconds between checks whether a job still needs the server."""
 
     def __post_init__(self) -> None:
+        way_out = "export a variable that the server reads, such as VLLM_API_KEY, before submitting"
+        check_no_secret("slurm.serve.command", self.command, way_out)
         if "{port}" not in self.command:
             raise refuse(
                 "slurm.serve.command", self.command, "the command needs {port}, where the server listens", "add {port}"
@@ -183,6 +185,9 @@ class Cluster:
     """How the cluster serves a teacher for `teacher.path=slurm`; null: it serves none."""
 
     def __post_init__(self) -> None:
+        for name, text in (("setup", "\n".join(map(str, self.setup))), ("python", self.python)):
+            way_out = "read it from a file of yours there: `export NAME=$(cat FILE)`"
+            check_no_secret(f"slurm.{name}", text, way_out)
         check_positive("slurm.throttle", self.throttle)
         check_at_least("slurm.restarts", self.restarts, 0)
         check_positive("slurm.notice_seconds", self.notice_seconds)

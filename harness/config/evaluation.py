@@ -5,7 +5,7 @@ Evals(names=["heldout", "gsm8k"], limit=100, data_dir="data")
 
 from dataclasses import dataclass, field
 
-from harness.config.checks import check_at_least, check_choice, refuse
+from harness.config.checks import check_at_least, check_choice, check_no_secret, refuse
 from harness.config.model import QUANTISATIONS
 
 
@@ -36,6 +36,7 @@ class Evals:
 
     def __post_init__(self) -> None:
         check_at_least("evals.limit", self.limit, 1)
+        check_no_secret("evals.server", self.server, "leave it out: the server listens for this stage alone")
         if self.server is not None and not ("{model}" in self.server and "{port}" in self.server):
             raise refuse("evals.server", self.server, "the command needs {model} and {port}", "add both placeholders")
         check_choice("evals.overlap", self.overlap, ("count", "drop", "none"))

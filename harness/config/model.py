@@ -46,6 +46,11 @@ class Model:
     """`http` only: folder or hub id of the served model's tokenizer."""
     api_key_env: str | None = None
     """`http` only: name of the environment variable that holds the server's API key; the key itself is no setting."""
+    connect_timeout_s: float = 10.0
+    """`http` only: seconds within which the server has to accept a connection; never identity."""
+    read_timeout_s: float = 600.0
+    """`http` only: seconds within which a whole answer has to be there. Raise it for long answers of a slow server,
+    lower it to notice sooner that one hangs; never identity."""
     size: str = "small"
     """`mini` only: `tiny`, `small` or `large` (0.16, 0.36 and 0.8 million parameters)."""
     family: str = "words"
@@ -85,6 +90,8 @@ class Model:
         check_choice(f"{self.setting}.chat_template", self.chat_template, ("own", "tulu", "trl"))
         if self.kind == "mini":
             check_choice(f"{self.setting}.size", self.size, MINI_SIZES)
+        check_positive(f"{self.setting}.connect_timeout_s", self.connect_timeout_s)
+        check_positive(f"{self.setting}.read_timeout_s", self.read_timeout_s)
         if self.kind in ("hf", "gguf") and not self.path:
             need = f"kind={self.kind} needs a path"
             raise refuse(f"{self.setting}.path", self.path, need, "give a folder, file or hub id")

@@ -19,6 +19,7 @@ from typing import Any
 
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
+from harness.config.secrets import masked
 from harness.execution import wandb_run
 from harness.runtime import preemption
 from harness.runtime.processes import ProcessError, process_count, slurm_job, threads, visible_gpus
@@ -221,13 +222,15 @@ class AttemptLog:
         # joined first: the outcome is written below, and no beat may follow it
         self._thread.join()
         self.entry |= {"outcome": "done", "ended": time.time()}
+        if isinstance(error, preemption.Preempted) and isinstance(error.__context__, ProcessError):
+            error = error.__context__  # the stop arrived while a stage that had lost a process was cleaned up
         if error is not None:
             stopped = isinstance(error, KeyboardInterrupt | SystemExit) or failure_class(error) == "killed"
             self.entry |= {
                 "outcome": "interrupted" if stopped else "failed",
                 "failure_class": failure_class(error),
                 "reason": one_line(error),
-                "traceback": "".join(traceback.format_exception(error)),
+                "traceback": masked("".join(traceback.format_exception(error))),
             }
         # A store that is full or gone takes no page either. How the attempt ended is its caller's result all the same,
         # and an attempt without an end is made again.
@@ -315,5 +318,5 @@ def failure_class(error: BaseException) -> str:
 
 def one_line(error: BaseException) -> str:
     """The first line of an error's message; with the error's type unless the message is written for users."""
-    first = (str(error).strip().splitlines() or [""])[0]
+    first = masked((str(error).strip().splitlines() or [""])[0])
     return first if isinstance(error, SettingsError | ProcessError) else f"{type(error).__name__}: {first}"

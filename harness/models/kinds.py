@@ -252,6 +252,22 @@ class ServedModel(TypedModel):
     thinking: bool | None = None
     template_date: str | None = None
     api_key_env: str | None = None
+    connect_timeout_s: float = 10.0
+    read_timeout_s: float = 600.0
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """Where and how stages reach the server: `teacher_url` and `teacher_server`; no part of the identity."""
+        return {"teacher_url": self.path, "teacher_server": self.access}
+
+    @property
+    def access(self) -> dict[str, Any]:
+        """The name of the key's variable, and the time-outs, as `endpoint_at` takes them."""
+        return {
+            "api_key_env": self.api_key_env,
+            "connect_timeout_s": self.connect_timeout_s,
+            "timeout_s": self.read_timeout_s,
+        }
 
     def identity(self, world_seed: int) -> dict[str, Any]:
         """Name, revision, template and tokenizer of what is served; never the server's address or key."""

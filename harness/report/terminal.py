@@ -147,13 +147,15 @@ def _who(record: "Record") -> str:
 
 
 def overview(frame: "pd.DataFrame") -> "Table | None":
-    """Scores of all arms on public benchmarks; null where a grid has none. Bold: a gain over SFT after Holm."""
+    """Scores of all arms on public benchmarks; null where a grid has none. Bold: a gain over SFT after Holm, of two
+    seeds or more."""
     import pandas as pd
     from rich import box
     from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
 
+    from harness.results.conclusion import BETTER, WORSE
     from harness.results.table import percent
 
     columns = ("eval", "metric", "source", "headline")
@@ -178,9 +180,9 @@ def overview(frame: "pd.DataFrame") -> "Table | None":
         cells: dict[Any, dict[Any, Any]] = {(row["eval"], row["metric"]): row for row in part.to_dict("records")}
         scores = []
         for name in names:
-            row = cells.get(name) or {"score": math.nan, "gain_p_holm": math.nan}
+            row = cells.get(name) or {"score": math.nan, "gain_conclusion": ""}
             text = "" if pd.isna(row["score"]) else f"{row['score']:.3f}"
-            scores.append(Text(text, "bold" if row["gain_p_holm"] < 0.05 else ""))
+            scores.append(Text(text, "bold" if row["gain_conclusion"] in (BETTER, WORSE) else ""))
         named = [first[column] for column in NAMED]
         shown = ["" if pd.isna(value) else escape(str(value)) for value in named]
         table.add_row(percent(first["data_frac"]), *shown, *scores)

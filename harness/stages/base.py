@@ -161,13 +161,20 @@ def _served(settings: Mapping[str, Any], where: Mapping[str, Any], out: Path) ->
         folder = fetch(hub_model("teacher", where["tokenizer"], where["revision"], "tokenizer"), HUB_TOKENIZER_FILES)
     tokenizer = load_tokenizer(folder, fixed=False)
     _set_template(tokenizer, settings)
-    endpoint = endpoint_at(where["path"], where["api_key_env"])
+    endpoint = endpoint_at(where["path"], **_access(where))
     teacher = ServedTeacher(CompletionsClient(endpoint, settings["served_model"]), tokenizer)
     description = server_description(where["path"], teacher)
     tokenizer.save_pretrained(out)
     write_json(out / SERVER, description)
     hashes = {"tokenizer_hash": tokenizer_hash(tokenizer), "probe": description["probe"]["sha256"]}
     return {"counts": {"vocabulary": len(tokenizer)}, **hashes}
+
+
+def _access(where: Mapping[str, Any]) -> dict[str, Any]:
+    """The name of the key's variable, and the time-outs of a plan that has them."""
+    named = {"connect_timeout_s": "connect_timeout_s", "read_timeout_s": "timeout_s"}
+    timeouts = {name: where[setting] for setting, name in named.items() if setting in where}
+    return {"api_key_env": where["api_key_env"], **timeouts}
 
 
 def _save(settings: Mapping[str, Any], model: Any, tokenizer: "PreTrainedTokenizerBase", out: Path) -> Facts:

@@ -60,8 +60,9 @@ def make_cache(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     assert signal.kind != "live", "a live teacher is not cached"
     dataset = load_from_disk(inputs["rows"] / "train")
     rows, ids = Rows(dataset), dataset["id"]
-    precision, url = settings.get("precision", "fp32"), settings.get("where", {}).get("teacher_url")
-    teacher = open_teacher(inputs["teacher"], device_of(machine), precision, url)
+    precision, where = settings.get("precision", "fp32"), settings.get("where", {})
+    url, access = where.get("teacher_url"), where.get("teacher_server")
+    teacher = open_teacher(inputs["teacher"], device_of(machine), precision, url, access)
     served = isinstance(teacher, ServedTeacher)
     if served:
         check_served(signal)

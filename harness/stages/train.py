@@ -189,7 +189,8 @@ def _teacher(
     folder = _needed(inputs, "teacher", phase)
     own_rows, rendering = _read_by_teacher(inputs), settings.get("rendering", "own")
     if (folder / SERVER).is_file():
-        served = open_teacher(folder, url=settings.get("where", {}).get("teacher_url"))
+        where = settings.get("where", {})
+        served = open_teacher(folder, url=where.get("teacher_url"), access=where.get("teacher_server"))
         assert isinstance(served, ServedTeacher)
         return ServedSignal(served, tokenizer, signal, own_rows, rendering, phase.estimator == POLICY_GRADIENT)
     model, own = load_model(folder, device=device, dtype=precision), load_tokenizer(folder)

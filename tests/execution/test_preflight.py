@@ -225,3 +225,39 @@ def test_a_server_that_cannot_score_given_text_is_refused_before_the_run(tmp_pat
             with pytest.raises(SettingsError, match=r"prompt_logprobs") as refusal:
                 preflight(plan, Machine(device="cpu"))
             assert "\n" not in str(refusal.value)
+
+
+def served(tmp_path, url, *more):
+    path = save_tiny(tmp_path / "tiny")
+    pair = ["student=hf", f"student.path={path}", "teacher=served", f"teacher.tokenizer={path}", "method=seq_kd"]
+    return Plan.of(compose([*pair, f"teacher.path={url}", "teacher.served_model=tiny", *more]).cells)
+
+
+def test_a_server_that_will_be_queried_is_asked_before_the_run_and_one_that_was_queried_is_not(tmp_path):
+    with FakeServer(tiny_llama()) as fake:
+        plan = served(tmp_path, fake.url)
+        preflight(plan, Machine())
+        fake.served = ("other",)
+        with pytest.raises(SettingsError, match=r"teacher\.served_model='tiny'.* serves other"):
+            preflight(plan, Machine())
+        fake.served, fake.key = ("tiny",), "secret-of-the-server"
+        with pytest.raises(SettingsError, match=r"requires an API key .*set teacher\.api_key_env"):
+            preflight(plan, Machine())
+    with pytest.raises(SettingsError, match=r"the server does not answer \(.*; 1 attempt in \d s\)"):
+        preflight(plan, Machine())
+    preflight(plan, Machine(), made=lambda key: True)  # all is done, so nothing is asked of the server that ended
+    preflight(plan)
+
+
+def test_a_key_whose_variable_is_not_set_is_refused_before_a_run_here_or_on_a_cluster(tmp_path, monkeypatch):
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    plan = served(tmp_path, "http://127.0.0.1:9", "teacher.api_key_env=VLLM_API_KEY")
+    for machine in (None, Machine()):
+        with pytest.raises(
+            SettingsError,
+            match="no such environment variable is set here; export",
+        ):
+            preflight(plan, machine, made=lambda key: False)
+    preflight(plan)  # a plan alone needs no key
+    monkeypatch.setenv("VLLM_API_KEY", "k" * 12)
+    preflight(plan, None, made=lambda key: False)

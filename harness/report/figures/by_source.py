@@ -11,10 +11,11 @@ import pandas as pd
 
 from harness.evals import ALL
 from harness.plan.metrics import MACRO_AVERAGE
-from harness.report.figures.labels import GREY, colour_of, short_label, subtitle
+from harness.report.figures.labels import GREY, HINT, colour_of, short_label, subtitle
 from harness.report.figures.panels import dress, largest_panel, panel_figure
 from harness.report.figures.plots import names_of, save
 from harness.results.arms import Metric, metrics_of
+from harness.results.conclusion import is_hint
 from harness.results.items import LoadItems
 from harness.results.paired_gains import MARGIN
 from harness.results.records import Record
@@ -49,9 +50,10 @@ def sources(rows: pd.DataFrame, ax: "Axes", order: Sequence[str]) -> "Axes":
         part = rows[(rows["method"] == method) & (rows["teacher"].fillna("") == teacher)].set_index("source")
         # arms of one source stand above one another, centred on its row
         place = [order.index(source) + 0.22 * (number - (len(arms) - 1) / 2) for source in part.index]
-        style: dict[str, Any] = {"color": colour_of(method)}
+        hint = part.apply(is_hint, axis=1).any()
+        style: dict[str, Any] = {"color": HINT if hint else colour_of(method)}
         ax.hlines(place, part["gain_low"], part["gain_high"], lw=1.3, **style)
-        face = "white" if number % 2 else style["color"]
+        face = "white" if number % 2 or hint else style["color"]
         ax.plot(
             part["gain"],
             place,
@@ -86,6 +88,7 @@ def source_figure(rows: pd.DataFrame, path: Path) -> list[Path]:
     order = rows.groupby("source")["gain"].mean().sort_values().index.tolist()
     note = "Bars: 95 % intervals, not adjusted for the number of sources, so exploratory. "
     note += f"Band: margin of equality, {MARGIN:g}."
+    note += " Grey: hints (one seed)." if rows.apply(is_hint, axis=1).any() else ""
     height = 2.1 + 0.3 * len(order)
     heading = f"Gain over SFT by {'benchmark' if (rows['eval'] == MACRO_AVERAGE).all() else 'source'}"
     figure, axes = panel_figure(len(shown), heading, subtitle(rows), note, (4.4, height), 0.15)

@@ -3,7 +3,8 @@
 A column per data fraction, a row per arm in the order of its mean gain. A dot is the gain over SFT on the same seeds
 and items with its 95 % interval, filled where it differs from zero; the band is the margin of equality. With
 `simultaneous` (`results/simultaneous.py`, Dunnett) the intervals hold for all methods of a column together; without it
-each holds for its own arm, and a dot is filled where the gain differs from zero after Holm.
+each holds for its own arm, and a dot is filled where the gain differs from zero after Holm. A gain of one seed is grey
+and open.
 
     forest_figure(outcome.summary, Path("results/methods"), simultaneous=outcome.simultaneous)
 """
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from harness.report.figures.labels import GREY, colour_of, short_label, subtitle, title
+from harness.report.figures.labels import GREY, HINT, colour_of, short_label, subtitle, title
 from harness.report.figures.plots import PANEL, names_of, save
 from harness.results.arms import Metric
+from harness.results.conclusion import BETTER, WORSE, conclusion, is_hint
 from harness.results.paired_gains import MARGIN
 from harness.results.table import headline, percent, select
 
@@ -26,7 +28,7 @@ LEAST_WIDTH = 7.2
 """Inches that title and note need."""
 MANY = 8
 """With more arms than this, a figure of lines is not readable."""
-ALPHA = 0.05
+HINTS = "grey: a hint (one seed), which excludes the variance between seeds"
 KEYS = [*PANEL, "data_frac", "method", "teacher"]
 
 
@@ -66,9 +68,9 @@ def forest(rows: pd.DataFrame, axes: "list[Axes]") -> "list[Axes]":
         ax.axvspan(-MARGIN, MARGIN, color=GREY, alpha=0.12, lw=0)
         ax.axvline(0, color=GREY, lw=0.8)
         for row in part.to_dict("records"):
-            place, colour = order.index(row["name"]), colour_of(row["method"])
+            place, colour = order.index(row["name"]), HINT if is_hint(row) else colour_of(row["method"])
             ax.plot([row["gain_low"], row["gain_high"]], [place, place], color=colour, lw=1.6, solid_capstyle="butt")
-            face = colour if row["gain_p_holm"] < ALPHA else "white"
+            face = colour if conclusion(row) in (BETTER, WORSE) else "white"
             ax.plot(row["gain"], place, "o", color=colour, markerfacecolor=face, markersize=5.5, markeredgewidth=1.4)
         ax.set_xlim(low - room, high + room)
         ax.set_ylim(-0.7, len(order) - 0.3)
@@ -118,5 +120,6 @@ def forest_figure(
         # simultaneous p values hold for all arms already, so Holm is not named with them
         kind = ("simultaneous 95 % intervals", "") if shown["at_once"].all() else ("95 % intervals", " after Holm")
         note = f"{kind[0]} over {covers}; filled: differs from zero{kind[1]}; band: margin of equality, {MARGIN:g}"
+        note += f"; {HINTS}" if shown.apply(is_hint, axis=1).any() else ""
         part.text(0.12 / width, 0.10 / height, note, fontsize=7.5, color=GREY, va="bottom")
     return save(figure, path)

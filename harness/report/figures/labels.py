@@ -157,6 +157,8 @@ COLOURS = {
     "self_kd": "#6A51A3",
 }
 OTHERS = "#404040"
+HINT = "#8C8C8C"
+"""A gain of one seed has no colour: it shows nothing about another seed."""
 SPARE = ("#332288", "#44AA99", "#AA4499", "#999933", "#882255", "#117733", "#88CCEE", "#DDCC77")
 
 

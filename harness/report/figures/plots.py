@@ -2,7 +2,8 @@
 
 Left, score against the data fraction; right, gain over SFT with its 95 % band and the confidence set for the crossover
 as a bar under the zero line. A method keeps its colour in every figure, teachers differ by marker and dash; lines are
-named at their ends. One seed has dashed bars, and the note says that they exclude seed variance.
+named at their ends. One seed has dashed bars, and the note says that they exclude seed variance. Its gain is a hint:
+grey, with open markers, and without a set for the crossover.
 
     crossover_figure(summary(records), Path("results/crossover"), crossovers(records, metric))
 """
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from harness.report.figures.labels import (
     COLOURS,
     GREY,
+    HINT,
     SPARE,
     name_ends,
     name_references,
@@ -30,8 +32,8 @@ from harness.report.figures.labels import (
     title,
 )
 from harness.results.arms import Arm, Metric
+from harness.results.conclusion import one_seed
 from harness.results.stats.crossover import Crossover
-from harness.results.stats.intervals import LEAST_REPLICATES
 from harness.results.table import headline, percent, select
 from harness.store.store import replacing
 
@@ -145,7 +147,9 @@ def gain_curves(frame: pd.DataFrame, ax: "Axes", crossovers: Mapping[Arm, Crosso
     lines = _lines(rows)
     higher = bool(frame["higher_is_better"].iloc[0])
     what = f"{short_label(frame)}, method minus SFT"
-    _dress(ax, "Gain over SFT, same seeds and items", what + ("" if higher else ", lower is better"))
+    alone = [_alone(part, "paired_seeds").all() for part in lines.values()]
+    hints = " (hint: one seed)" if alone and all(alone) else ""
+    _dress(ax, f"Gain over SFT, same seeds and items{hints}", what + ("" if higher else ", lower is better"))
     if not lines:
         ax.set_axis_off()
         ax.text(
@@ -160,7 +164,7 @@ def gain_curves(frame: pd.DataFrame, ax: "Axes", crossovers: Mapping[Arm, Crosso
     ax.axhline(0, color="#404040", linewidth=1, zorder=1)
     ends = _draw(ax, lines, "gain", band=True)
     _fractions(ax, lines)
-    sets = [(who, f.pieces) for who, part in lines.items() for f in _found(crossovers, part) if f.pieces and f.fits]
+    sets = [(who, f.pieces) for who, part in lines.items() for f in _found(crossovers, part) if _shown(f)]
     for number, (who, pieces) in enumerate(sets):
         # in points below zero, so that sets of several methods lie under one another at any scale
         under = offset_copy(ax.transData, ax.get_figure(root=True), y=-4.0 * (number + 1), units="points")
@@ -185,6 +189,8 @@ def _draw(ax: "Axes", lines: Mapping[Any, pd.DataFrame], column: str, band: bool
         y, low, high = (part[f"{column}{end}"].to_numpy(float) for end in ("", "_low", "_high"))
         alone = _alone(part, "seeds" if column == "score" else "paired_seeds").to_numpy()
         dashes = style.pop("linestyle")
+        if column == "gain" and alone.any():
+            style |= {"color": HINT, "markerfacecolor": "white"}
         ax.plot(x, y, linestyle="", markersize=5.5, zorder=4, **style)
         for run in _runs(part["data_frac"].to_numpy(float), fractions):
             ax.plot(x[run], y[run], color=style["color"], linewidth=1.6, linestyle=dashes, zorder=3)
@@ -255,7 +261,12 @@ def names_of(lines: Mapping[tuple[str, str], Any]) -> dict[tuple[str, str], str]
 
 def _alone(rows: pd.DataFrame, seeds: str) -> pd.Series:
     """Rows whose interval excludes seed variance; an interval over enough replicates contains it."""
-    return (rows[seeds] < 2) & (rows["draws"] < LEAST_REPLICATES)
+    return pd.Series([one_seed(*pair) for pair in zip(rows[seeds], rows["draws"], strict=True)], rows.index, dtype=bool)
+
+
+def _shown(found: Crossover) -> bool:
+    """Whether a crossover has a set to draw: one of single seeds excludes their variance."""
+    return bool(found.pieces) and found.fits and not found.excludes_seed_variance
 
 
 def _fractions(ax: "Axes", lines: Mapping[Any, pd.DataFrame]) -> None:
@@ -314,7 +325,9 @@ def footnote(rows: pd.DataFrame, crossovers: Mapping[Arm, Crossover] | None) -> 
     text = f"Bars and bands: 95 % intervals over {', '.join(kinds)}." if kinds else "Bars: 95 % intervals."
     if alone.any():
         text += " Dashed: one seed, test items only; excludes seed variance."
-    if any(found.pieces and found.fits for part in _lines(students).values() for found in _found(crossovers, part)):
+    if _alone(students[students["gain"].notna()], "paired_seeds").any():
+        text += " Grey: hints (one seed)."
+    if any(_shown(found) for part in _lines(students).values() for found in _found(crossovers, part)):
         text += " Thick bar under zero: 95 % confidence set for the crossover."
     if students["diverged"].any() and students["higher_is_better"].all():
         text += " Diverged cells count as 0."
