@@ -24,6 +24,7 @@ from harness.runtime import preemption
 from harness.runtime.processes import ProcessError, process_count, slurm_job, threads, visible_gpus
 from harness.runtime.progress import LineListener, Listener, Progress, listen
 from harness.runtime.provenance import provenance
+from harness.store.integrity import InputError, check_inputs
 from harness.store.store import Lease, Store, write_json
 from harness.teachers.http_endpoint import ServerError
 
@@ -61,7 +62,8 @@ def attempt(
     """Make one stage unless it is done or another process holds its lease.
 
     `spec` is `Stage.spec()`; it may add `machine` (settings of the machine for this stage alone), `retried` (a note for
-    the stage's record) and `track`. `maker` is "module:function". Inputs must be published. Of the processes of one job
+    the stage's record), `track` and `verify`. `maker` is "module:function". Inputs must be published; they are verified
+    first, and a damaged one is set aside: the result is then of class `input`. Of the processes of one job
     rank 0 calls `attempt` and the others call `follow`; `others(key, lease)` is the context in which rank 0 makes the
     stage with them.
 
@@ -84,6 +86,7 @@ def attempt(
                 attempt_log.note(progress)
                 listener(progress)
 
+            check_inputs(store, spec, spec.get("verify", "full"))
             # Tracking ends before publication: what went wrong with it is a warning in the published manifest.
             with store.scratch(key) as out:
                 with wandb_run.curve(store, spec) as curve, others(key, lease):
@@ -134,17 +137,14 @@ def _make(
     module, function = maker.split(":")
     make = getattr(importlib.import_module(module), function)
     inputs = {role: store.folder(key) for role, key in spec["inputs"].items()}
-    missing = [key for key in spec["inputs"].values() if not store.done(key)]
-    if missing:
-        raise FileNotFoundError(f"{spec['address']} needs {', '.join(missing)}, absent from the store {store.root}")
-
-    started = time.time()
+    # the monotonic clock, since the other may be set while the stage is made
+    started = time.monotonic()
     with listen(listener, lines), threads(machine.threads or spec.get("threads")):
         facts = make({**spec["settings"], "where": spec["where"]}, inputs, out, machine)
     if "retried" in spec:
         facts["warnings"] = [*facts.get("warnings", []), f"made {spec['retried']}"]
     # a stage that continued states the seconds of its earlier attempts, so the artifact has its whole cost
-    facts = {**facts, "seconds": time.time() - started + facts.get("earlier_seconds", 0.0)}
+    facts = {**facts, "seconds": time.monotonic() - started + facts.get("earlier_seconds", 0.0)}
     ran_on = {**asdict(machine), "gpu": _gpu_name(), "processes": process_count()}
     return {
         **spec,
@@ -169,11 +169,13 @@ class AttemptLog:
         self.lease = lease
         self.entry: dict[str, Any] = {
             "address": spec["address"],
+            "inputs": sorted(spec["inputs"].values()),
             "started": time.time(),
             "outcome": "running",
             **place(),
             **{name: None for name in ("step", "total", "loss", "ended", "failure_class", "reason", "traceback")},
         }
+        self._begun = time.monotonic()
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -213,7 +215,10 @@ class AttemptLog:
         loss = self.entry["loss"]
         finite = loss is not None and abs(loss) < float("inf")
         with self._lock:
-            write_json(self.path, {**self.entry, "heartbeat": time.time(), "loss": loss if finite else None})
+            # by the monotonic clock: `started`, `heartbeat` and `ended` are off where the clock was set in between
+            seconds = time.monotonic() - self._begun
+            entry = {**self.entry, "heartbeat": time.time(), "seconds": seconds}
+            write_json(self.path, {**entry, "loss": loss if finite else None})
 
 
 def place() -> dict[str, Any]:
@@ -234,12 +239,12 @@ def record_death(store: Store, key: str, reason: str, failure: str = "killed") -
 
     Raises OSError where the store cannot be written.
     """
-    attempts = store.attempts(key)
+    attempts, last = store.attempts(key), store.last_attempt_file(key)
     # an outcome that the process itself has recorded stays
-    if attempts and attempts[-1].get("outcome", "running") == "running":
+    if last is not None and attempts and attempts[-1].get("outcome", "running") == "running":
         outcome = "interrupted" if failure == "killed" else "failed"
         entry = {**attempts[-1], "outcome": outcome, "failure_class": failure, "reason": reason}
-        write_json(store.attempt_file(key, len(attempts)), {**entry, "ended": time.time()})
+        write_json(last, {**entry, "ended": time.time()})
 
 
 def record_failure(store: Store, spec: Mapping[str, Any], failure: str, reason: str) -> None:
@@ -259,6 +264,8 @@ def failure_class(error: BaseException) -> str:
     # known by name, since this module imports neither; torch reports missing host memory as a RuntimeError.
     if isinstance(error, ProcessError):
         return error.failure
+    if isinstance(error, InputError):
+        return "input"
     if isinstance(error, SettingsError):
         return "server" if isinstance(error, ServerError) else "settings"
     if isinstance(error, ImportError):
