@@ -22,6 +22,7 @@ from harness.plan.compose import Composed, compose
 from harness.plan.frozen import FrozenPlan, frozen_plan
 from harness.report.terminal import Finished
 from harness.results.records import Record, records
+from harness.store.storage_error import storage_faults
 from harness.store.store import Store
 
 if TYPE_CHECKING:
@@ -56,15 +57,17 @@ RUN_SETTINGS = ("claims", "grid", "launch", "machine", "primary_metric", "retry"
 def run(cells: Sequence[Cell], store: str = "outputs", **settings: Any) -> Finished:
     """Make what the store lacks of the cells, on this machine; `settings` are those of RUN_SETTINGS, e.g. `retry=True`.
 
-    Raises SettingsError for another setting, and for whatever can be refused before anything is computed.
+    Raises SettingsError for another setting, and for whatever can be refused before anything is computed;
+    StorageError, which is one, where the store is full, read-only or gone: the same call goes on when it is not.
     """
     # `Settings` has more fields than a run of given cells reads; one that would be ignored is refused
     for name in sorted(settings.keys() - set(RUN_SETTINGS)):
         way_out = "give a setting of cells to `grid`; submit to Slurm with `python -m harness.run ... slurm=<cluster>`"
         raise refuse(name, settings[name], f"`run` takes store, {', '.join(RUN_SETTINGS)}", way_out)
     own = Settings(method=None, corpus=None, store=store, **settings)
-    frozen = run_grid(Composed(tuple(cells), own))
-    return collect(Store.open(store), frozen)
+    with storage_faults(Store.at(store).root):
+        frozen = run_grid(Composed(tuple(cells), own))
+        return collect(Store.open(store), frozen)
 
 
 def collect(store: Store, frozen: FrozenPlan) -> Finished:

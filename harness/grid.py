@@ -31,6 +31,7 @@ from harness.execution.slurm.squeue import Queue, run_command
 from harness.execution.slurm.submissions import arrays_of, log_files, read_entry, read_sent
 from harness.execution.status_screen import StatusSnapshot, headline, screen
 from harness.plan.frozen import frozen_plan, grid_names
+from harness.store.storage_error import storage_faults
 from harness.store.store import Store
 
 CANCELLED_AT_ONCE = 500
@@ -45,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser, _ = _parser()
     given = parser.parse_args(arguments)
     try:
-        given.call(given)
+        with storage_faults(Store.at(given.store or "outputs").root):
+            given.call(given)
     except SettingsError as error:
         print(f"harness: {error}", file=sys.stderr)
         return 2

@@ -43,12 +43,14 @@ def run(overrides: Sequence[str]) -> None:
     # imported here: `--help` and completion execute nothing
     from harness.api import collect
     from harness.execution.runner import run_grid, submit_grid
+    from harness.store.storage_error import storage_faults
     from harness.store.store import Store
 
     composed = compose(overrides)
-    frozen = run_grid(composed) if composed.settings.slurm is None else submit_grid(composed)
-    if frozen is not None:
-        finished = collect(Store.open(composed.settings.store), frozen)
+    with storage_faults(Store.at(composed.settings.store).root):
+        frozen = run_grid(composed) if composed.settings.slurm is None else submit_grid(composed)
+        finished = collect(Store.open(composed.settings.store), frozen) if frozen is not None else None
+    if finished is not None:
         finished.show()
         if finished.failed:
             sys.exit(1)

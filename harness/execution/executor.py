@@ -24,6 +24,7 @@ from harness.plan.graph import MAKERS, Again, Stage, Work
 from harness.runtime.progress import Progress
 from harness.store.integrity import set_aside_damaged, verifying
 from harness.store.status import RECHECKED_CLASSES, StageState, stage_state
+from harness.store.storage_error import StorageError
 from harness.store.store import Store
 
 BUSY_RETRY_SECONDS = 2.0
@@ -186,7 +187,8 @@ def execute(
 ) -> dict[str, StageState]:
     """Make the stages that are missing; returns the state of every stage that was needed, by key.
 
-    `again`: by key, fields that replace those of a stage's spec. Raises SettingsError where a corpus is refused.
+    `again`: by key, fields that replace those of a stage's spec. Raises SettingsError where a corpus is refused,
+    StorageError where the store is full, read-only or gone: no further stage is started, and those that run end first.
     KeyboardInterrupt stops the workers and passes on; published stages stay, and the same command continues.
     """
     for line in set_aside_damaged(store, [stage.key for stage in plan.stages], settings.verify).values():
@@ -201,11 +203,14 @@ def execute(
     launcher = _launcher(store, settings, lambda key, progress: view.progressed(run.stages[key], progress))
     busy: set[str] = set()
     tracked = tracking(settings.track, settings.grid) | verifying(settings.verify)
+    fault: AttemptResult | None = None
     try:
         while run.waiting:
+            if fault is not None and not busy:
+                raise StorageError(str(fault.reason))
             # the longest remaining path first, so that the whole run ends soonest
             for key in sorted(run.ready(), key=lambda key: -remaining[key]):
-                if len(busy) >= launcher.slots:
+                if len(busy) >= launcher.slots or fault is not None:
                     break
                 if run.start(key):
                     busy.add(key)
@@ -216,7 +221,10 @@ def execute(
             for outcome in launcher.events(timeout=0.25):
                 busy.discard(outcome.key)
                 run.finish(outcome)
+                fault = outcome if outcome.ends_run else fault
             view.tick()
+        if fault is not None:
+            raise StorageError(str(fault.reason))
         return run.states
     finally:
         launcher.close()

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from harness.config.checks import SettingsError
 from harness.evals import ALL, higher_is_better
+from harness.plan.metrics import RESCALED
 from harness.results.records import Record
 
 # what `Arm` or `seeds_of` has already, and how a grid is run; all other settings can tell two arms apart
@@ -85,6 +86,14 @@ class Metric(NamedTuple):
     def higher_is_better(self) -> bool:
         """Whether a positive gain is an improvement; losses per token are better when lower."""
         return higher_is_better(self.metric)
+
+    @property
+    def limits(self) -> tuple[float, float] | None:
+        """The smallest and largest value that an item's score may have; null for a loss, which has none."""
+        if not self.higher_is_better:
+            return None
+        # rescaled, an item is at least -1: no benchmark's floor is above one half
+        return (-1.0, 1.0) if self.metric == RESCALED else (0.0, 1.0)
 
 
 def by_arm(records: Iterable[Record]) -> dict[Arm, list[Record]]:

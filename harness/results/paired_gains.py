@@ -45,6 +45,7 @@ class Cube(NamedTuple):
     values: Array
     ids: tuple[str, ...]
     strata: tuple[str, ...] | None
+    limits: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class ArmValues:
     """Why items that exist are not used."""
     sizes: tuple[int, ...] = ()
     """Items behind each row; fewer than N where a part of the items differs from seed to seed."""
+    limits: tuple[float, float] | None = None
+    """The smallest and largest value that an item may have; null where it has none."""
 
     @property
     def count(self) -> int:
@@ -100,7 +103,8 @@ def scores(
     `values` raises, an OSError where items cannot be read.
     """
     found = {seeds_of(c): s for c in cells if (s := cell_score(c, metric, values, part and partial(part, c)))}
-    return _stack({seed: (found[seed], None) for seed in sorted(found)}, part is not None)
+    own = _stack({seed: (found[seed], None) for seed in sorted(found)}, part is not None)
+    return own and replace(own, limits=metric.limits)
 
 
 def gain(
@@ -116,7 +120,10 @@ def gain(
         {seed: s for c in side if (seed := seeds_of(c)) in masks and (s := cell_score(c, metric, values, masks[seed]))}
         for side in (by_seed.values(), sft)
     )
-    return _stack({seed: (own[seed], other[seed]) for seed in sorted(own.keys() & other.keys())}, part is not None)
+    pairs = {seed: (own[seed], other[seed]) for seed in sorted(own.keys() & other.keys())}
+    found, limits = _stack(pairs, part is not None), metric.limits
+    room = limits[1] - limits[0] if limits else 0.0
+    return found and replace(found, limits=(-room, room) if limits else None)
 
 
 def estimate(name: str, parts: Mapping[Any, ArmValues | None]) -> dict[str, Any]:
@@ -240,7 +247,7 @@ def cube_of(points: Sequence[ArmValues]) -> Cube:
     groups = list(_independent(seeds).values())
     # `reshape` keeps three axes where no seed is common, (0, F, N)
     means = np.array([stacked[group].mean(0) for group in groups]).reshape(len(groups), len(points), width)
-    return Cube(means, points[0].ids if same else (), points[0].strata if same else None)
+    return Cube(means, points[0].ids if same else (), points[0].strata if same else None, points[0].limits)
 
 
 def _independent(seeds: Sequence[tuple[int, int]]) -> dict[int, list[int]]:
@@ -255,9 +262,10 @@ def _independent(seeds: Sequence[tuple[int, int]]) -> dict[int, list[int]]:
 def over_replicates(cubes: Sequence[Cube]) -> Curve:
     """One curve over the replicates; without items for all where one replicate has none."""
     if not all(cube.ids for cube in cubes):
-        cubes = [Cube(cube.values.mean(2, keepdims=True), (), None) for cube in cubes]
+        cubes = [Cube(cube.values.mean(2, keepdims=True), (), None, cube.limits) for cube in cubes]
     same_items = bool(cubes[0].ids) and len({cube.ids for cube in cubes}) == 1
-    return curve_over_replicates([cube.values for cube in cubes], [cube.strata for cube in cubes], same_items)
+    values, strata = [cube.values for cube in cubes], [cube.strata for cube in cubes]
+    return curve_over_replicates(values, strata, same_items, cubes[0].limits)
 
 
 def _stack(

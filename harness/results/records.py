@@ -15,7 +15,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from harness.config.checks import refuse
-from harness.evals import Score
+from harness.evals import ALL, Score
 from harness.plan.frozen import FrozenCell, FrozenPlan, targets_of
 from harness.plan.metrics import MACRO_AVERAGE
 from harness.results.cost import Cost, cell_cost
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 REHEARSAL = "rehearsal: numbers mean nothing"
 """What every result of models with random weights shows (`scale=rehearsal`)."""
+
+MEMORY = "this score measures memory"
+"""Words of the warning about an evaluation that is mostly in the training rows: the first of all warnings."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class Record:
     scores: tuple[Score, ...] = ()
     items: Mapping[str, str] = field(default_factory=dict)
     """By evaluation, where the scores of single items lie: a path, or a name within an exported folder."""
+    scored_on: Mapping[str, str] = field(default_factory=dict)
+    """By benchmark, the data it was scored on with its split; none of scores made before this was recorded."""
     contamination: Mapping[str, RepeatedItems] = field(default_factory=dict)
     """By evaluation; none where training rows were not compared with its items."""
     warnings: tuple[str, ...] = ()
@@ -123,7 +128,9 @@ class Record:
         found["warnings"] = list(self.warnings)
         found["cost"] = {purpose: asdict(cost) for purpose, cost in self.cost.items()}
         found["contamination"] = {name: asdict(counts) for name, counts in self.contamination.items()}
-        # in the order they were read, so that a file is written again byte for byte
+        # in the order they were read, so that a file is written again byte for byte; older ones lack a key
+        if self.key_order and "scored_on" not in self.key_order:
+            del found["scored_on"]
         return {name: found[name] for name in dict.fromkeys((*self.key_order, *found))}
 
 
@@ -189,15 +196,19 @@ def _record(
     said = [warning for stage in facts.of(own) for warning in stage.get("warnings", [])]
     scores: list[Score] = []
     items: dict[str, str] = {}
+    scored_on: dict[str, str] = {}
     repeated: dict[str, RepeatedItems] = {}
     warnings = list(dict.fromkeys(said))  # blocks of one kind warn of the same
     for name, key in cell.evaluations.items():
         if store.done(key):  # an evaluation that failed does not hide the scores of the others
             scores += [Score(**score) for score in json.loads((store.folder(key) / "scores.json").read_text())]
             items[name] = str(store.folder(key) / "items.parquet")
+            for evaluated in facts.of([key]):
+                scored_on |= _scored_on(name, evaluated)
             counts, more = contamination.repeated(cell, name, scores, items[name])
             repeated |= {} if counts is None else {name: counts}
             warnings += more
+    warnings.sort(key=lambda warning: MEMORY not in warning)  # what makes a score worthless stands first
     # plans of earlier versions name no primary metric, and their records stay as they were
     if frozen.primary_metric is not None:
         lost = lacking(scores, cell.settings)
@@ -227,12 +238,22 @@ def _record(
         failure_class=state.failure_class,
         scores=tuple(scores),
         items=items,
+        scored_on=scored_on,
         contamination=repeated,
         warnings=tuple(warnings),
         tuned=cell.tuned or {},
         cost=cell_cost(facts.of(cell.train), facts.shared(cell.teaching), facts.shared(cell.making_teacher)),
         artifact=str(store.folder(cell.train[-1])) if cell.train else None,
     )
+
+
+def _scored_on(evaluation: str, evaluated: Mapping[str, Any]) -> dict[str, str]:
+    """The data that an evaluation read, with its split, by its facts; empty where they do not say."""
+    scored = (evaluated.get("resolved") or {}).get("scored")
+    if scored is None:
+        return {}
+    splits, data = scored["splits"], ", ".join(scored.get("files") or [scored["data"]])
+    return {evaluation: f"{data} ({'all of it' if splits == [ALL] else 'split ' + ', '.join(splits)})"}
 
 
 LOG = "log.jsonl"

@@ -19,10 +19,12 @@ published, and of two processes that finish the same stage the second discards i
 correctness never depends on them. Whether a published artifact is still what was published is in `integrity.py`.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -41,8 +43,9 @@ REPAIR = (
     "`python -m harness.grid fsck`"
 )
 FOLDERS = ("objects", "tmp", "attempts", "checkpoints", "claims", "grids")
-_scratches: dict[str, int] = {}
-"""By path, an open descriptor of every scratch folder of this process."""
+
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""What a file system without hard links answers."""
 
 
 class DamagedError(SettingsError):
@@ -72,12 +75,17 @@ class Store:
             # mkdir succeeds on folders that exist; only a new file shows that the store can be written
             probe = store.root / "tmp" / f"probe-{uuid.uuid4().hex}"
             probe.write_text("")
-            probe.unlink()
+            try:
+                store._check_file_systems(probe)
+            finally:
+                probe.unlink()
         except OSError as error:
+            dangling = store.root.is_symlink() and not store.root.exists()
+            why = f"it is a link to {os.readlink(store.root)}, which is absent" if dangling else error.strerror
             raise refuse(
                 "store",
                 str(store.root),
-                f"the folder cannot be written ({error.strerror})",
+                f"the folder cannot be written ({why})",
                 "choose another with store=<folder>",
             ) from error
         return store
@@ -90,6 +98,33 @@ class Store:
         """Write the marker unless it is there. Raises OSError where the store cannot be written."""
         if not (self.root / MARKER).is_file():
             write_json(self.root / MARKER, {"layout": 1, "written_by": "harness"})
+
+    def _check_file_systems(self, probe: Path) -> None:
+        """Refuse a store whose folders lie on several file systems, which no rename crosses.
+
+        Where the file system has no hard links, a warning says what that costs.
+        """
+        device = (self.root / "tmp").stat().st_dev
+        for name in ("objects", "checkpoints", "claims"):
+            if (self.root / name).stat().st_dev != device:
+                raise refuse(
+                    "store",
+                    str(self.root),
+                    f"{name}/ and tmp/ lie on different file systems, and artifacts are renamed from one to the other",
+                    "keep both on one, or choose another with store=<folder>",
+                )
+        link = probe.with_name(f"{probe.name}.link")
+        try:
+            os.link(probe, link)
+            link.unlink()
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            print(
+                f"warning: the file system of store={str(self.root)!r} has no hard links: where a process is killed "
+                f"while it takes a stage, the stage waits for {STALE_SECONDS // 60} minutes",
+                file=sys.stderr,
+            )
 
     def folder(self, key: str) -> Path:
         """Where the artifact of `key` is, or will be."""
@@ -139,23 +174,24 @@ class Store:
         # in the store, and not in the system's temporary folder: a rename cannot cross file systems
         folder = self.root / "tmp" / f"{key}.{uuid.uuid4().hex}.{owner()}"
         folder.mkdir()
-        # While the descriptor is open, no other folder can get this one's inode.
-        _scratches[str(folder)] = os.open(folder, os.O_RDONLY)
         try:
-            yield folder
+            # Held open: while it is, no other folder gets this one's number, so `publish` can tell them apart.
+            descriptor = _scratch_folders[folder] = os.open(folder, os.O_RDONLY)
+            try:
+                yield folder
+            finally:
+                del _scratch_folders[folder]
+                os.close(descriptor)
         finally:
-            os.close(_scratches.pop(str(folder)))
             shutil.rmtree(folder, ignore_errors=True)
 
     def publish(self, key: str, written: Path, manifest: Mapping[str, Any]) -> Path:
         """Make `written` the artifact of `key`; an artifact that another process published first stays in its place.
 
         Raises ValueError where the manifest holds NaN or infinity, OSError where the files cannot be read or moved,
-        FileNotFoundError where the scratch folder was removed or replaced since it was made.
+        FileNotFoundError where `written` is no longer the folder that `scratch` made.
         """
-        scratch = _scratches.get(str(written))
-        if scratch is not None and (not written.is_dir() or written.stat().st_ino != os.fstat(scratch).st_ino):
-            raise FileNotFoundError(f"{written} was removed while {key} was made, so its files are not all there")
+        _check_not_replaced(written)
         files = {
             str(path.relative_to(written)): {"size": path.stat().st_size, "sha256": file_sha256(path, remember=False)}
             for path in sorted(written.rglob("*"))
@@ -165,12 +201,13 @@ class Store:
         whole = {**manifest, "files": files}
         write_json(written / "manifest.json", {**whole, "seal": _seal(whole)})
         fsync_tree(written)
+        _check_not_replaced(written)  # again, since hashing takes its time
         target = self.folder(key)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             _rename_into_place(self, key, written, target)
             for name, file in files.items():
-                note_content(target / name, file["sha256"])
+                note_content(target / name, str(file["sha256"]))
         except OSError:  # the target exists where another process published it first; anything else is a fault
             if not self.done(key):
                 raise
@@ -240,18 +277,51 @@ class Store:
         """
         path = self.root / "claims" / key
         note = {**this_process(), "nonce": uuid.uuid4().hex, "started": time.time()}
-        # Opening with "x" creates the file or fails, so of several processes one gets the lease. The second try follows
-        # the removal of a stale lease; where it fails too, another process was faster and holds the lease.
+        # Whoever creates the file holds the lease. The second try follows the removal of a stale lease; where it fails
+        # too, another process was faster and holds the lease.
         for _ in range(2):
+            if self._create_lease(path, note):
+                return Lease(path, note["nonce"])
+            if self.claimed(key):
+                return None
+            self._remove_stale(path)
+        return None
+
+    def _create_lease(self, path: Path, note: Mapping[str, Any]) -> bool:
+        """Create a lease's file with its content; False where there is one."""
+        # Written aside and linked: the file appears with its content, so a killed process leaves a whole lease or none,
+        # and of several processes one creates it.
+        aside = self.root / "tmp" / f"{path.name}.{note['nonce']}.lease.{owner()}"
+        try:
+            aside.write_text(json.dumps(note))
+            os.link(aside, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            # ENOENT: `gc` has removed the file, which it takes for a leftover of a killed process
+            if error.errno not in (*NO_LINKS, errno.ENOENT):
+                raise
             try:
                 with open(path, "x") as file:
                     json.dump(note, file)
-                return Lease(path, note["nonce"])
             except FileExistsError:
-                if self.claimed(key):
-                    return None
-                _remove_stale(path)
-        return None
+                return False
+        finally:
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
+        return True
+
+    def _remove_stale(self, path: Path) -> None:
+        """Remove a stale lease.
+
+        Of two processes that do this at once, the slower may remove the lease that the faster has just taken. Then both
+        make the stage, and one of them publishes it.
+        """
+        stale = self.root / "tmp" / f"{path.name}.{uuid.uuid4().hex}.stale.{owner()}"
+        # a rename succeeds for one of two processes; the other finds no file
+        with suppress(FileNotFoundError):
+            os.rename(path, stale)
+            stale.unlink()
 
     def claimed(self, key: str) -> bool:
         """Whether a live attempt holds the lease on `key`; changes nothing.
@@ -329,15 +399,13 @@ class Lease:
     def release(self) -> None:
         """Give the lease back; a lease that another process has taken over stays.
 
-        Raises OSError where the store cannot be written.
+        Where the store cannot be written the lease stays too, until this process has ended.
         """
-        try:
+        with suppress(OSError, ValueError):
             # Where the lease is taken over between these two lines, the file of its new holder is removed. Then two
             # processes may make the stage, and one of them publishes it.
             if json.loads(self.path.read_text())["nonce"] == self.nonce:
                 self.path.unlink()
-        except (FileNotFoundError, ValueError):
-            pass
 
 
 def read_json(path: Path) -> Any:
@@ -366,13 +434,26 @@ def write_text(path: Path, text: str) -> None:
 
     Raises OSError where it cannot be written.
     """
+    with replacing(path) as unfinished, open(unfinished, "w") as file:
+        file.write(text)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write beside `path`, which it replaces at the end of the block: readers see the old one or the new one.
+
+    Where the block fails, the old file stays and the other one is removed. Raises OSError where it cannot be written.
+    """
     # a name of its own for each writer, and one that no reader's glob for *.json finds
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.{owner()}")
-    with open(unfinished, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    try:
+        yield unfinished
+        fsync(unfinished)
+        os.replace(unfinished, path)
+    except BaseException:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise
 
 
 def age_of(path: Path) -> float:
@@ -417,19 +498,19 @@ def _rename_into_place(store: Store, key: str, written: Path, target: Path) -> N
         os.rename(written, target)
 
 
-def _remove_stale(path: Path) -> None:
-    """Remove a stale lease.
+_scratch_folders: dict[Path, int] = {}
+"""Open descriptors of the folders that `Store.scratch` of this process made and has not removed."""
 
-    Of two processes that do this at once, the slower may remove the lease that the faster has just taken. Then both
-    make the stage, and one of them publishes it.
-    """
-    stale = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    try:
-        # a rename succeeds for one of two processes; the other finds no file
-        os.rename(path, stale)
-        stale.unlink()
-    except FileNotFoundError:
-        pass
+
+def _check_not_replaced(folder: Path) -> None:
+    """Raise FileNotFoundError where a scratch folder is gone or another of its name: files of it would be missing."""
+    descriptor = _scratch_folders.get(folder)
+    if descriptor is None:
+        return
+    made = os.fstat(descriptor)
+    now = folder.stat() if folder.exists() else None
+    if now is None or (made.st_dev, made.st_ino) != (now.st_dev, now.st_ino):
+        raise FileNotFoundError(f"{folder} was removed while its artifact was made, so files of it are missing")
 
 
 def fsync(path: Path) -> None:

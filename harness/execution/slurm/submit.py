@@ -206,7 +206,7 @@ def _write(
     arrays: Mapping[str, Batch],
     servers: Mapping[str, Server],
     again: Again,
-    added: Mapping[str, Any],
+    added: dict[str, Any],
 ) -> None:
     """Write all that the jobs of a submission read; they need nothing else of the submitting process."""
     mine = {key: jobs[key] for batch in arrays.values() for task in batch.tasks for key in task}

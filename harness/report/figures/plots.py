@@ -33,6 +33,7 @@ from harness.results.arms import Arm, Metric
 from harness.results.stats.crossover import Crossover
 from harness.results.stats.intervals import LEAST_REPLICATES
 from harness.results.table import headline, percent, select
+from harness.store.store import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,15 +93,21 @@ def crossover_figure(
 
 
 def save(figure: "Figure", path: Path) -> list[Path]:
-    """Write `path`.png and `path`.svg, the same bytes for the same figure. Raises OSError where it cannot write."""
+    """Write `path`.png and `path`.svg, the same bytes for the same figure; each replaces an earlier one whole.
+
+    Raises OSError where it cannot write.
+    """
     import matplotlib
 
     paths = [path.with_name(f"{path.name}.{ending}") for ending in ("png", "svg")]
     path.parent.mkdir(parents=True, exist_ok=True)
     # for the same bytes: ids in an SVG are random without a salt, and files would hold a date or a version
     with _SAVING, matplotlib.rc_context({"svg.hashsalt": "harness"}):
-        figure.savefig(paths[0], dpi=200, metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+        # the format is named: the file that is renamed has no ending of its own
+        with replacing(paths[0]) as unfinished:
+            figure.savefig(unfinished, format="png", dpi=200, metadata={"Software": None})
+        with replacing(paths[1]) as unfinished:
+            figure.savefig(unfinished, format="svg", metadata={"Date": None, "Creator": None})
     return paths
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 
 from harness.config.checks import SettingsError
 from harness.results.stats.crossover import crossover
@@ -50,9 +51,48 @@ def test_strata_take_the_difference_between_sources_out_of_the_item_variance():
     assert seeds_and_items(scores).standard_error > 3 * found.standard_error
 
 
-def test_a_seed_and_an_item_part_that_vanish_leave_no_width_and_no_p_value():
-    found = seeds_and_items(np.zeros((3, 4)))
-    assert (found.low, found.high) == (0, 0) and math.isnan(found.p)
+@pytest.mark.parametrize("items", [1, 2, 40, 480])
+def test_all_wrong_and_all_right_cells_have_clopper_and_pearsons_interval(items):
+    for right in (0, items):
+        scores = np.full((3, items), float(right > 0))
+        found = seeds_and_items(scores, limits=(0, 1))
+        count = items if items > 1 else 3  # without items, the seeds are what was seen
+        exact = reference.binomtest(count if right else 0, count).proportion_ci(0.95, "exact")
+        assert (found.low, found.high) == pytest.approx((exact.low, exact.high))
+        assert (found.low, found.high) == pytest.approx(proportion_confint(right and count, count, method="beta"))
+        assert found.p_of(0.4) == pytest.approx(min(1, 2 * (0.4 if right else 0.6) ** count))
+    assert found.p == 0 and seeds_and_items(np.zeros((3, items)), limits=(0, 1)).p == 1
+
+
+def test_a_gain_that_is_the_same_on_every_item_has_an_interval_and_the_sign_tests_p_value():
+    most = reference.binomtest(0, 12).proportion_ci(0.95, "exact").high
+    for gain, low, high in ((0.0, -most, most), (1.0, 1 - 2 * most, 1), (-1.0, -1, 2 * most - 1)):
+        found = seeds_and_items(np.full((2, 12), gain), ["a"] * 6 + ["b"] * 6, limits=(-1, 1))
+        assert (found.estimate, found.low, found.high) == pytest.approx((gain, low, high))
+        assert found.p == pytest.approx(reference.binomtest(12 if gain else 6, 12).pvalue)
+    # no p value below 5 % where the interval holds 0, and the other way round
+    for items in range(2, 12):
+        found = seeds_and_items(np.ones((1, items)), limits=(-1, 1))
+        assert (found.p < 0.05) == (found.low > 0)
+
+
+def test_a_gain_of_nothing_on_every_item_is_equal_to_zero_only_where_the_items_are_many():
+    small, large = (seeds_and_items(np.zeros((2, items)), limits=(-1, 1)) for items in (40, 400))
+    assert equivalence_p(small, 0.02) == pytest.approx(0.98**40)
+    assert equivalence_p(large, 0.02) == pytest.approx(0.98**400) and equivalence_p(large, 0.02) < 0.05
+    assert equivalence_p(seeds_and_items(np.ones((2, 40)), limits=(-1, 1)), 0.02) == 1
+
+
+def test_values_without_limits_that_do_not_differ_have_no_interval():
+    found = seeds_and_items(np.full((3, 4), 2.5))  # a loss
+    assert found.estimate == 2.5 and math.isnan(found.low) and math.isnan(found.high) and math.isnan(found.p)
+    assert seeds_and_items(np.zeros((3, 4))).p == 1  # two models with the same losses
+    assert math.isnan(seeds_and_items(np.full((3, 4), 2.5), limits=(0, 1)).low)
+
+
+def test_a_contrast_of_two_points_has_the_limits_of_both():
+    alike = curve(np.zeros((2, 2, 20)), limits=(-1, 1)).intervals(np.array([[1.0, -1.0]]))[0].alike
+    assert (alike.low, alike.high) == (-2, 2)
 
 
 def test_one_score_alone_has_no_interval():
@@ -131,6 +171,50 @@ def test_five_draws_are_the_replicates():
     found = over_replicates([[[mean - 0.01], [mean + 0.01]] for mean in means])
     expected = reference.ttest_1samp(means, 0).confidence_interval()
     assert (found.low, found.high) == pytest.approx(tuple(expected))
+
+
+def test_replicates_that_lie_close_together_by_chance_have_the_interval_of_their_seeds():
+    # five means of 0.1, two seeds each at +-0.02: within a replicate the variance of its mean is 0.0008 / 2
+    found = over_replicates([[[0.08], [0.12]]] * 5)
+    assert (found.estimate, found.standard_error**2) == pytest.approx((0.1, 0.0004 / 5))
+    assert (found.df, found.high - 0.1) == pytest.approx((4, reference.t.ppf(0.975, 4) * math.sqrt(0.0004 / 5)))
+    assert found.p == pytest.approx(2 * reference.t.sf(0.1 / math.sqrt(0.0004 / 5), 4))
+
+
+def test_a_replicate_of_one_seed_varies_at_least_as_its_own_items_do():
+    items = np.array([[0.0, 1.0, 0.0, 1.0]])
+    found = over_replicates([items] * 5)
+    assert found.standard_error**2 == pytest.approx(items.var(ddof=1) / 4 / 5)
+    # items that all replicates share are counted once, not once for each
+    shared = over_replicates([items] * 5, same_items=True)
+    assert shared.standard_error**2 == pytest.approx(items.var(ddof=1) / 4)
+
+
+def test_the_lower_bound_holds_for_every_contrast_of_a_curve():
+    generator = np.random.default_rng(8)
+    draws = [generator.normal(0, 0.02, (2, 1, 1)) + generator.normal(0, 0.02, (2, 3, 1)) for _ in range(6)]
+    weights = np.vstack([np.eye(3), [[1, -1, 0], [0.2, 0.3, 0.5]]])
+    found = curve_over_replicates(draws, [None] * 6)
+    between = curve(np.stack([draw.mean(0) for draw in draws])).errors(weights)[1]
+    within = np.sqrt(np.mean([(weights @ np.cov(draw[:, :, 0].T) * weights).sum(1) / 2 for draw in draws], 0) / 6)
+    assert found.errors(weights)[1] == pytest.approx(np.maximum(between, within))
+    order = np.array([2, 0, 1])
+    assert found.at(order).errors(np.eye(3))[1] == pytest.approx(found.errors(np.eye(3))[1][order])
+
+
+@pytest.mark.parametrize(("tau", "least"), [(0.0, 0.9), (0.01, 0.9)])
+def test_grids_whose_replicates_lie_close_together_by_chance_are_covered(tau, least):
+    generator, lucky, held, before = np.random.default_rng(9), [], [], []
+    for _ in range(1500):
+        draws = generator.normal(0, tau, (5, 1)) + generator.normal(0, 0.02, (5, 2))
+        found = over_replicates(draws[:, :, None])
+        spread = reference.ttest_1samp(draws.mean(1), 0).confidence_interval()
+        lucky.append(spread.high - spread.low)
+        held.append(found.low <= 0 <= found.high)
+        before.append(spread.low <= 0 <= spread.high)
+    closest = np.argsort(lucky)[:150]
+    assert np.mean(np.array(held)[closest]) > least and np.mean(np.array(before)[closest]) < 0.8
+    assert 0.95 <= np.mean(held) <= 0.995
 
 
 @pytest.mark.parametrize("same_items", [False, True])
