@@ -50,7 +50,7 @@ def plan(cells: Iterable[Cell]) -> Plan:
     return Plan.of(cells)
 
 
-RUN_SETTINGS = ("claims", "grid", "launch", "machine", "primary_metric", "retry", "track", "tune")
+RUN_SETTINGS = ("claims", "grid", "launch", "machine", "primary_metric", "retry", "track", "tune", "verify")
 """Of `harness.config.cell.Settings`, what `run` takes: the others are settings of cells, or of a command line."""
 
 

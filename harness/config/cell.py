@@ -108,7 +108,10 @@ class Settings(Cell):
     wait: bool = False
     """With `slurm`: wait until all jobs have ended, then show the table."""
     retry: bool = False
-    """Run failed stages again."""
+    """Run failed stages again, and make again what was damaged and is in the store's `quarantine/`."""
+    verify: str = "full"
+    """How a stage's inputs are verified before it uses them: `full` compares size and content (sha256, once per process
+    and file) with what was published, `size` the size alone, where reading every file once more takes too long."""
     sweep: dict[str, Any] = field(default_factory=dict)
     """A grid written in a file: `product`, `zip`, `include`, `exclude`."""
     draws: int | None = None
@@ -131,3 +134,4 @@ class Settings(Cell):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("track", self.track, TRACKS)
+        check_choice("verify", self.verify, ("full", "size"))

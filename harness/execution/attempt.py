@@ -25,8 +25,9 @@ from harness.runtime import preemption
 from harness.runtime.processes import ProcessError, process_count, slurm_job, threads, visible_gpus
 from harness.runtime.progress import LineListener, Listener, Progress, listen
 from harness.runtime.provenance import provenance
+from harness.store.integrity import InputError, check_inputs, damage, set_aside
 from harness.store.storage_error import FULL, StorageError, storage_faults
-from harness.store.store import Lease, Store, write_json
+from harness.store.store import DamagedError, Lease, Store, write_json
 from harness.teachers.http_endpoint import ServerError
 
 HEARTBEAT_SECONDS = 15.0
@@ -65,7 +66,8 @@ def attempt(
     """Make one stage unless it is done or another process holds its lease.
 
     `spec` is `Stage.spec()`; it may add `machine` (settings of the machine for this stage alone), `retried` (a note for
-    the stage's record) and `track`. `maker` is "module:function". Inputs must be published. Of the processes of one job
+    the stage's record), `track` and `verify`. `maker` is "module:function". Inputs must be published; they are verified
+    first, and a damaged one is set aside: the result is then of class `input`. Of the processes of one job
     rank 0 calls `attempt` and the others call `follow`; `others(key, lease)` is the context in which rank 0 makes the
     stage with them.
 
@@ -76,13 +78,14 @@ def attempt(
     lease = attempt_log = None
     try:
         with storage_faults(store.root):
-            if store.done(key):
-                return AttemptResult(key, "done", facts=store.manifest(key)["facts"])
+            if (facts := _published_facts(store, key)) is not None:
+                return AttemptResult(key, "done", facts=facts)
             lease = store.claim(key)
             if lease is None:
                 return AttemptResult(key, "busy")
-            if store.done(key):  # published after the first check and before the lease was taken
-                return AttemptResult(key, "done", facts=store.manifest(key)["facts"])
+            # again: it may have been published after the first look and before the lease was taken
+            if (facts := _published_facts(store, key)) is not None:
+                return AttemptResult(key, "done", facts=facts)
             with (
                 preemption.stoppable(store.checkpoints(key)),
                 AttemptLog(store, spec, lease) as attempt_log,
@@ -93,6 +96,7 @@ def attempt(
                     attempt_log.note(progress)
                     listener(progress)
 
+                check_inputs(store, spec, spec.get("verify", "full"))
                 # Tracking ends before publication: what went wrong with it is a warning in the published manifest.
                 with store.scratch(key) as out, storage_faults(store.root, out):
                     with wandb_run.curve(store, spec) as curve, others(key, lease):
@@ -118,6 +122,18 @@ def attempt(
     finally:
         if lease is not None:
             lease.release()
+
+
+def _published_facts(store: Store, key: str) -> Mapping[str, Any] | None:
+    """The facts of a published artifact; None where there is none, or its manifest is damaged and set aside."""
+    try:
+        return store.manifest(key)["facts"] if store.done(key) else None
+    except DamagedError:
+        if (found := damage(store, key, largest=-1)) is not None:
+            set_aside(store, found)
+    except FileNotFoundError:  # another process has set it aside
+        pass
+    return None
 
 
 def writable(store: Store) -> bool:
@@ -164,17 +180,14 @@ def _make(
     module, function = maker.split(":")
     make = getattr(importlib.import_module(module), function)
     inputs = {role: store.folder(key) for role, key in spec["inputs"].items()}
-    missing = [key for key in spec["inputs"].values() if not store.done(key)]
-    if missing:
-        raise FileNotFoundError(f"{spec['address']} needs {', '.join(missing)}, absent from the store {store.root}")
-
-    started = time.time()
+    # the monotonic clock, since the other may be set while the stage is made
+    started = time.monotonic()
     with listen(listener, lines), threads(machine.threads or spec.get("threads")):
         facts = make({**spec["settings"], "where": spec["where"]}, inputs, out, machine)
     if "retried" in spec:
         facts["warnings"] = [*facts.get("warnings", []), f"made {spec['retried']}"]
     # a stage that continued states the seconds of its earlier attempts, so the artifact has its whole cost
-    facts = {**facts, "seconds": time.time() - started + facts.get("earlier_seconds", 0.0)}
+    facts = {**facts, "seconds": time.monotonic() - started + facts.get("earlier_seconds", 0.0)}
     ran_on = {**asdict(machine), "gpu": _gpu_name(), "processes": process_count()}
     return {
         **spec,
@@ -199,11 +212,13 @@ class AttemptLog:
         self.lease = lease
         self.entry: dict[str, Any] = {
             "address": spec["address"],
+            "inputs": sorted(spec["inputs"].values()),
             "started": time.time(),
             "outcome": "running",
             **place(),
             **{name: None for name in ("step", "total", "loss", "ended", "failure_class", "reason", "traceback")},
         }
+        self._begun = time.monotonic()
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -249,7 +264,10 @@ class AttemptLog:
         loss = self.entry["loss"]
         finite = loss is not None and abs(loss) < float("inf")
         with self._lock:
-            write_json(self.path, {**self.entry, "heartbeat": time.time(), "loss": loss if finite else None})
+            # by the monotonic clock: `started`, `heartbeat` and `ended` are off where the clock was set in between
+            seconds = time.monotonic() - self._begun
+            entry = {**self.entry, "heartbeat": time.time(), "seconds": seconds}
+            write_json(self.path, {**entry, "loss": loss if finite else None})
 
 
 def place() -> dict[str, Any]:
@@ -271,12 +289,12 @@ def record_death(store: Store, key: str, reason: str, failure: str = "killed") -
     Where the store cannot be written, the attempt stays without an end; one of a dead process counts as interrupted.
     """
     with suppress(OSError):
-        attempts = store.attempts(key)
+        attempts, last = store.attempts(key), store.last_attempt_file(key)
         # an outcome that the process itself has recorded stays
-        if attempts and attempts[-1].get("outcome", "running") == "running":
+        if last is not None and attempts and attempts[-1].get("outcome", "running") == "running":
             outcome = "interrupted" if failure == "killed" else "failed"
             entry = {**attempts[-1], "outcome": outcome, "failure_class": failure, "reason": reason}
-            write_json(store.attempt_file(key, len(attempts)), {**entry, "ended": time.time()})
+            write_json(last, {**entry, "ended": time.time()})
 
 
 def record_failure(store: Store, spec: Mapping[str, Any], failure: str, reason: str) -> None:
@@ -297,6 +315,8 @@ def failure_class(error: BaseException) -> str:
     # RuntimeError.
     if isinstance(error, ProcessError):
         return error.failure
+    if isinstance(error, InputError):
+        return "input"
     if isinstance(error, StorageError):
         return "storage"
     if isinstance(error, SettingsError):

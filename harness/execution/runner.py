@@ -25,6 +25,7 @@ from harness.plan.metrics import grid_metrics, primary_metric
 from harness.plan.phase_steps import short_phases_warning
 from harness.plan.trials import tune_grid
 from harness.plan.tuning import Tune
+from harness.store.integrity import set_aside_damaged
 from harness.store.status import StageState, stage_state
 from harness.store.store import Store, write_json
 
@@ -73,10 +74,14 @@ def submit_grid(composed: Composed, log: Callable[[str], None] = print) -> Froze
         log(f"warning: {line}")
 
     def send(plan: Plan, grid: str) -> None:
+        # sizes now, so that what is damaged is submitted again; each job verifies the content of what it uses
+        for line in set_aside_damaged(store, [stage.key for stage in plan.stages], settings.verify).values():
+            log(f"warning: {line}")
         log(plan_text(plan, store, cluster))
         # {} tries failed stages again without changes; None leaves them out
         again: Again | None = {} if settings.retry else None
-        log(submit(plan, store, settings.machine, cluster, grid, again, settings.track).describe())
+        sent = submit(plan, store, settings.machine, cluster, grid, again, settings.track, settings.verify)
+        log(sent.describe())
 
     def make(plan: Plan, grid: str) -> Mapping[str, StageState]:
         preflight(plan, made=store.done)

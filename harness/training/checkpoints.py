@@ -39,7 +39,8 @@ from trl import SFTTrainer
 from harness.models.fsdp import full_tensors, is_fsdp_sharded, local_shard
 from harness.runtime import preemption, progress
 from harness.runtime.processes import process_rank
-from harness.store.store import STALE_SECONDS, age_of, fsync, fsync_tree
+from harness.store.liveness import STALE_SECONDS
+from harness.store.store import age_of, fsync, fsync_tree
 from harness.training.losses.objectives import Objective
 from harness.training.student_text import Sequences
 from harness.training.training_report import TrainingReport

@@ -9,7 +9,6 @@ the entry sends the task; another submitter that needs the stage waits for that 
 
 import json
 import os
-import socket
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.execution.slurm.squeue import Queue
-from harness.store.store import Store, runs, this_process, write_json
+from harness.store.liveness import runs, this_process
+from harness.store.store import Store, write_json
 
 SUBMITTING_SECONDS = 60.0
 """How long a live submitter may take from writing a stage's entry until its task is in the queue."""
@@ -80,7 +80,7 @@ def being_sent(store: Store, entry: Mapping[str, Any]) -> bool:
     # once it is sent, the queue alone says whether the task is live
     if read_sent(store, entry) is not None or time.time() - entry["time"] > SUBMITTING_SECONDS:
         return False
-    return entry["host"] != socket.gethostname() or runs(entry)
+    return runs(entry) is not False
 
 
 def _sent(store: Store, submission: str, array: str) -> Path:

@@ -31,6 +31,7 @@ from harness.execution.slurm.usage import check_gpu_hours
 from harness.execution.wandb_run import tracking
 from harness.plan.graph import TOGETHER, Again, Stage, Work
 from harness.plan.memory import check_memory
+from harness.store.integrity import verifying
 from harness.store.status import RECHECKED_CLASSES, StageState, stage_state
 from harness.store.store import Store, write_json
 
@@ -75,6 +76,7 @@ def submit(
     grid: str,
     again: Again | None = None,
     track: str = "none",
+    verify: str = "full",
 ) -> Submission:
     """Submit the stages that are neither in the store nor made by a job in the queue.
 
@@ -125,7 +127,8 @@ def submit(
             for array, batch in arrays.items()
         }
         servers = take_servers(store, submissions, cluster, f"{grid}.serve.{name[-6:]}", name, made)
-        _write(folder, store, machine, cluster, grid, jobs, arrays, servers, again or {}, track)
+        added = tracking(track, grid) | verifying(verify)
+        _write(folder, store, machine, cluster, grid, jobs, arrays, servers, again or {}, added)
         # servers first: the arrays that query one need its job's id, since they may start only after it has
         for server in servers:
             assert cluster.serve is not None
@@ -203,13 +206,13 @@ def _write(
     arrays: Mapping[str, Batch],
     servers: Mapping[str, Server],
     again: Again,
-    track: str,
+    added: dict[str, Any],
 ) -> None:
     """Write all that the jobs of a submission read; they need nothing else of the submitting process."""
     mine = {key: jobs[key] for batch in arrays.values() for task in batch.tasks for key in task}
     made = (stage for job in mine.values() for stage in job.stages)
     stages: dict[str, Stage] = {one.key: one for stage in made for one in stage.ancestry()}
-    specs = {key: pointed(stage.spec(), stage, store) | tracking(track, grid) for key, stage in stages.items()}
+    specs = {key: pointed(stage.spec(), stage, store) | added for key, stage in stages.items()}
     for batch in (one for one in arrays.values() if one.resources.shard):
         for stage in (stage for task in batch.tasks for key in task for stage in mine[key].stages):
             if stage.kind in TOGETHER:
