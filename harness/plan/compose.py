@@ -281,7 +281,7 @@ class _Composer:
             if group in ("method", "corpus") or not is_group(group) or len(swept.get(group, ())) < 2:
                 continue
             pairs = {(repr(point[group]), repr(point[key])) for point in points if {group, key} <= point.keys()}
-            crossed = len(pairs) > len(swept[group])
+            crossed = len(pairs) == len(swept[group]) * len(swept[key])  # fewer are pairs that were chosen
             presets = dict.fromkeys(point[group] for point in points if group in point)
             preset_values = {repr(OmegaConf.select(self.config({group: preset}), key)) for preset in presets}
             if crossed and len(preset_values) > 1:
