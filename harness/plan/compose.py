@@ -8,6 +8,7 @@ cells are composed in a second or two. All input errors leave here as `SettingsE
 """
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -29,7 +30,7 @@ from harness.config.cluster_file import read_cluster_file
 from harness.config.model import Member, Teacher, name_of_members
 from harness.data.corpora import corpus_names, load_corpus
 from harness.methods import load_method, method_names
-from harness.plan.sweep import in_replicates, points_of
+from harness.plan.sweep import in_replicates, points_of, swept_keys
 from harness.plan.words import CELL_FIELDS, is_free, is_group, read_words
 from harness.stand_ins import ensure
 
@@ -118,7 +119,10 @@ def compose(arguments: Sequence[str], sweep: Mapping[str, Any] | None = None) ->
         if first.slurm is not None:
             Cluster.of(first.slurm)
         notes = list(words.notes)
-        points = points_of(words.swept, {**first.sweep, **(sweep or {})}, first.most_cells, notes)
+        parts = {**first.sweep, **(sweep or {})}
+        # what the command line sets decides over what an experiment's file sweeps, one value as well as several
+        single = {key: [value] for key, value in words.values.items() if key in swept_keys(parts)}
+        points = points_of({**single, **words.swept}, parts, first.most_cells, notes)
         points = in_replicates(points, first.draws)
         if len(points) > first.most_cells:
             way_out = f"sweep fewer values, or set most_cells={len(points)}"
@@ -244,6 +248,8 @@ class _Composer:
         self.configs: dict[str, DictConfig] = {}
         self.cells: dict[str, dict[str, Any]] = {}
         self.typed: dict[str, Any] = {}
+        self.plain: DictConfig | None = None
+        """One config on which plain values are typed, one after the other."""
 
     def cell(self, point: Mapping[str, Any]) -> Cell:
         # a group changes what is composed, and a nested value is set on a copy of the config; a plain field of Cell
@@ -280,8 +286,9 @@ class _Composer:
             # a method's and a corpus's own settings tell its arms apart, whatever their defaults are
             if group in ("method", "corpus") or not is_group(group) or len(swept.get(group, ())) < 2:
                 continue
-            pairs = {(repr(point[group]), repr(point[key])) for point in points if {group, key} <= point.keys()}
-            crossed = len(pairs) == len(swept[group]) * len(swept[key])  # fewer are pairs that were chosen
+            pairs = {(repr(point[key]), repr(point[group])) for point in points if {group, key} <= point.keys()}
+            values, presets_of = (Counter(pair[place] for pair in pairs) for place in (0, 1))
+            crossed = max(values.values(), default=0) > 1 < max(presets_of.values(), default=0)
             presets = dict.fromkeys(point[group] for point in points if group in point)
             preset_values = {repr(OmegaConf.select(self.config({group: preset}), key)) for preset in presets}
             if crossed and len(preset_values) > 1:
@@ -301,9 +308,10 @@ class _Composer:
         """The value as the schema types it (`1` is the fraction 1.0)."""
         name = repr((key, value))
         if name not in self.typed:
-            config = self.config({})
-            OmegaConf.update(config, key, value, force_add=False)
-            self.typed[name] = config[key]
+            if self.plain is None:
+                self.plain = self.config({})
+            OmegaConf.update(self.plain, key, value, force_add=False)
+            self.typed[name] = self.plain[key]
         return self.typed[name]
 
 
