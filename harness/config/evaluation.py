@@ -35,6 +35,7 @@ class Evals:
     """Precision of the weights while a model is scored: `fp32` or `bf16`."""
 
     def __post_init__(self) -> None:
+        self.names = list(dict.fromkeys(self.names))
         check_at_least("evals.limit", self.limit, 1)
         check_no_secret("evals.server", self.server, "leave it out: the server listens for this stage alone")
         if self.server is not None and not ("{model}" in self.server and "{port}" in self.server):
@@ -55,5 +56,6 @@ class Measure:
     `nf4`; the last two are scored too. Empty: none."""
 
     def __post_init__(self) -> None:
+        self.formats = list(dict.fromkeys(self.formats))
         for name in self.formats:
             check_choice("measure.formats", name, FORMATS)

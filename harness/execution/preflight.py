@@ -54,11 +54,13 @@ def preflight(plan: Plan, machine: Machine | None = None, made: Callable[[str], 
         _once(checked, repr(cell.corpus), cell.corpus.check)
         _once(checked, repr((cell.student, cell.corpus)), lambda cell=cell: _check_family(cell.student, [cell.corpus]))
         _once(checked, repr(cell.evals), lambda cell=cell: _check_evals(cell.evals))
+        _once(checked, repr((cell.student, cell.evals)), lambda cell=cell: _check_words(cell.student, cell.evals))
         _once(checked, repr(cell.measure), lambda cell=cell: _check_formats(cell.measure.formats))
         if cell_plan.members:
             _once(checked, repr((cell.teacher, cell.corpus)), lambda cell=cell: _check_sources_of_rows(cell))
         for cell in cell_plan.cell.with_each_teacher() if cell_plan.taught_by == "given" else ():
             _once(checked, repr(cell.teacher), lambda cell=cell: _check_teacher(cell.teacher, machine))
+            _once(checked, repr((cell.teacher, cell.evals)), lambda cell=cell: _check_words(cell.teacher, cell.evals))
             read = [cell.corpus, *(corpus_from(one.corpus) for one in cell.teacher.lessons if one.corpus is not None)]
             _once(checked, repr((cell.teacher, read)), lambda cell=cell, read=read: _check_family(cell.teacher, read))
             _once(
@@ -141,6 +143,16 @@ def _check_evals(evals: Evals) -> None:
             raise refuse("evals.names", name, "scoring it runs model-generated code, in a sandbox", way_out)
 
 
+def _check_words(settings: Model, evals: Evals) -> None:
+    """Raise SettingsError where a miniature's model would have to read a public benchmark."""
+    model = model_of(settings)
+    asked = [name for name in benchmark_names() if name in evals.names]
+    if isinstance(model, MiniModel) and asked:
+        reason = f"{settings.setting}={settings.name} is a model of the miniature, which has no tokens for real text"
+        way_out = f"set evals.names=[heldout,verified], or {settings.setting}.kind=hf with a model of real text"
+        raise refuse("evals.names", asked[0], reason, way_out)
+
+
 def _check_sources_of_rows(cell: Cell) -> None:
     """Raise SettingsError where rows that are here have other sources than those that several teachers share out."""
     named = any(one.sources for one in cell.teacher.members)
@@ -159,6 +171,10 @@ def _check_pair(cell_plan: CellPlan, cell: Cell) -> None:
     taught_by = model_of(teacher)
     if not taught_by.weights_here and cell_plan.stored_signal:
         check_served(cell_plan.cell.signal)
+    tokens, signal = model_of(student).tokens(), cell_plan.cell.signal
+    if cell_plan.stored_signal and signal.kind == "top_k" and tokens is not None and signal.top_k > tokens:
+        reason = f"the vocabulary of student={student.name} has only {tokens} tokens"
+        raise refuse("signal.top_k", signal.top_k, reason, f"set it to at most {tokens}")
     inputs = [{role.partition(":")[0] for role in stage.inputs} for stage in cell_plan.train]
     live = any("teacher" in given and "teacher_rows" not in given for given in inputs)
     if not (live or cell_plan.stored_signal):

@@ -38,6 +38,7 @@ def card_text(receipt: Receipt) -> str:
     """The whole card: YAML front matter and Markdown. Raises as `metadata`."""
     parts = [f"---\n{metadata(receipt).to_yaml()}\n---", f"# {receipt['name']}", f"**{verdict(receipt)}**"]
     for title, body in (
+        ("Warnings", _listed(receipt["warnings"]) or "None."),
         ("Scores", _scores(receipt)),
         ("Regressions", _lost(receipt["lost"])),
         ("Cost", _cost(receipt["cost"])),
@@ -45,7 +46,6 @@ def card_text(receipt: Receipt) -> str:
         ("Data and licences", _data(receipt)),
         ("Recipe", _recipe(receipt)),
         ("Provenance", _provenance(receipt)),
-        ("Warnings", _listed(receipt["warnings"]) or "None."),
         ("Missing", _listed(receipt["missing"]) or "Nothing."),
         ("Use", USE),
     ):

@@ -28,12 +28,14 @@ from harness.plan.metrics import MACRO_AVERAGE
 from harness.report.licences import judge_licences
 from harness.report.model_card import card_text
 from harness.report.origins import Origins
-from harness.results.arms import Arm, Metric, by_arm, metrics_of, name_diverged, seeds_of, why_unpaired
+from harness.results.arms import Arm, Metric, by_arm, diverged, metrics_of, name_diverged, seeds_of, why_unpaired
 from harness.results.comparison import Comparison
+from harness.results.conclusion import ONE_SEED
 from harness.results.items import LoadItems, read_items
 from harness.results.records import Record
 from harness.results.suite import with_macro_average
 from harness.results.table import headline, reported_metric
+from harness.results.warning_ranks import ranked
 from harness.store.store import Store, write_json, write_text
 
 VERSION = 3
@@ -131,7 +133,7 @@ class _Receipts:
             "deployment": [self._deployed(row, record, metrics) for row in measured],
             "licences": {"says": verdict.says, "reasons": verdict.reasons},
             "scored_on": dict(record.scored_on),
-            "warnings": list(record.warnings),
+            "warnings": ranked([*self._warnings(record), *record.warnings]),
             "provenance": self._origins.provenance(cell),
         }
         return receipt | {"missing": list(self._missing(record, others, receipt))}
@@ -161,6 +163,16 @@ class _Receipts:
         compared = {role: self._compare.against(record, other, metric) for role, other in others.items()}
         named = {"eval": metric.eval, "metric": metric.metric, "higher_is_better": metric.higher_is_better}
         return named | (self._compare.score(record, metric) or {"score": None}) | {"against": compared}
+
+    def _warnings(self, record: Record) -> Iterator[str]:
+        """What no stage knows: that the arm has one seed, and which of its cells are lost."""
+        arm = self._arm(record)
+        if self._arms_gain(arm, self._first(record)) is None:
+            yield f"one seed: what this model gains is a hint {ONE_SEED}; another seed of its method may do otherwise"
+        lost = [one for one in self._arms[arm] if one.status in ("failed", "missing")]
+        if lost:
+            names = ", ".join(f"seed {one.seed} {'diverged' if diverged(one) else one.status}" for one in lost)
+            yield f"lost cells: of this model's arm, {names}"
 
     def _arms_gain_of(self, arm: Arm, metric: Metric | None) -> dict[str, Any] | None:
         """The gain over SFT (of SFT over its base model) of all seeds of the arm; null where there is only one."""

@@ -20,6 +20,7 @@ from harness.results.outcome import Outcome
 from harness.results.records import Record
 from harness.results.suite import describe_suite
 from harness.results.table import HINTS, PURPOSES, interval_text, percent
+from harness.results.warning_ranks import ranked
 
 VARYING = ("student", "corpus", "budget", "variant")
 MANY = 12
@@ -215,16 +216,20 @@ def lost_sheet(records: Iterable[Record]) -> Sheet:
     return dense(Sheet("lost", "Failed and missing cells", columns, rows, caption, folded=len(rows) > MANY))
 
 
-def warnings_sheet(records: Iterable[Record]) -> Sheet:
-    """Warnings of stages, each text once with the number of cells."""
-    found: dict[str, list[str]] = {}
+def warnings_sheet(records: Iterable[Record], whole: Sequence[str] = ()) -> Sheet:
+    """Warnings of the grid (`whole`) and of its cells, each text once with the number of cells, ranked."""
+    found: dict[str, list[str]] = {warning: [] for warning in whole}
     for one in records:
         where = [one.method, one.teacher, percent(one.data_frac), f"seed {one.seed}"]
         for warning in one.warnings:
             found.setdefault(warning, []).append(" ".join(filter(None, where)))
-    rows = [[Entry(text), entry(len(cells), "d"), Entry(cells[0])] for text, cells in found.items()]
+    rows = []
+    for text in ranked(found):
+        cells = found[text]
+        rows.append([Entry(text), entry(len(cells) or None, "d"), Entry(cells[0] if cells else "the grid")])
     columns = [Column("warning"), Column("cells", True), Column("first cell")]
-    return Sheet("warnings", "Warnings", columns, rows, folded=len(rows) > MANY)
+    caption = "What changes a conclusion stands first." if len(rows) > 1 else ""
+    return Sheet("warnings", "Warnings", columns, rows, caption, folded=len(rows) > MANY)
 
 
 def receipts_sheet(links: Sequence[tuple[str, str, str]], more: bool = False) -> Sheet:

@@ -107,6 +107,7 @@ class Finished:
         from rich.console import Console
 
         from harness.results.table import render
+        from harness.results.warning_ranks import grid_warnings, rank_of
 
         # a file or a pipe has no width, and rich would fold the table to 80 columns
         console = Console(width=None if sys.stdout.isatty() else 160)
@@ -114,12 +115,14 @@ class Finished:
         if (benchmarks := overview(self.summary)) is not None:
             console.print(benchmarks)
         # many cells warn of the same, so the first of each kind is printed, and the kind is what stands before the
-        # colon
-        kinds = {warning: [f"{self.grid}: {warning}"] for warning in self.warnings}
+        # colon; of one rank, those of the grid come first
+        whole = [*grid_warnings(self.records, self.summary, self.outcome.metric), *self.warnings]
+        kinds = {warning: (rank_of(warning), [f"{self.grid}: {warning}"]) for warning in whole}
         for record in self.records:
             for warning in record.warnings:
-                kinds.setdefault(warning.split(":")[0], []).append(f"{_who(record)}: {warning}")
-        for warnings in kinds.values():
+                kind = kinds.setdefault(warning.split(":")[0], (rank_of(warning), []))
+                kind[1].append(f"{_who(record)}: {warning}")
+        for _, warnings in sorted(kinds.values(), key=lambda kind: kind[0]):
             more = f" ({len(warnings) - 1} more of this kind are in records.jsonl)" if len(warnings) > 1 else ""
             console.print(f"warning: {warnings[0]}{more}", style="yellow", highlight=False, markup=False)
         for record in self.failed:

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config.checks import refuse
 from harness.evals import ALL, Score
+from harness.models.diverged import TeacherDivergedError
 from harness.plan.frozen import FrozenCell, FrozenPlan, targets_of
 from harness.plan.metrics import MACRO_AVERAGE
 from harness.results.cost import Cost, cell_cost
 from harness.results.suite import lacking, suite_of, with_macro_average
 from harness.stand_ins import LICENSE as STAND_IN
-from harness.store.status import cell_state, stage_state
+from harness.store.status import StageState, cell_state, stage_state
 from harness.store.store import Store
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 REHEARSAL = "rehearsal: numbers mean nothing"
 """What every result of models with random weights shows (`scale=rehearsal`)."""
 
+LATER_KEYS = ("blamed", "scored_on")
+"""Keys that lines of earlier versions lack."""
 MEMORY = "this score measures memory"
 """Words of the warning about an evaluation that is mostly in the training rows: the first of all warnings."""
 
@@ -84,6 +87,9 @@ class Record:
     """A status of `harness.store.status.StageState`; only a `done` record has all of its scores."""
     reason: str | None = None
     failure_class: str | None = None
+    blamed: str | None = None
+    """Of a failure, whose it is: `student` where its own training or scoring failed, else `input` (its base model, its
+    teacher, its rows); null where none failed, and in records of earlier versions."""
     scores: tuple[Score, ...] = ()
     items: Mapping[str, str] = field(default_factory=dict)
     """By evaluation, where the scores of single items lie: a path, or a name within an exported folder."""
@@ -129,8 +135,8 @@ class Record:
         found["cost"] = {purpose: asdict(cost) for purpose, cost in self.cost.items()}
         found["contamination"] = {name: asdict(counts) for name, counts in self.contamination.items()}
         # in the order they were read, so that a file is written again byte for byte; older ones lack a key
-        if self.key_order and "scored_on" not in self.key_order:
-            del found["scored_on"]
+        if self.key_order:
+            found = {name: value for name, value in found.items() if name in self.key_order or name not in LATER_KEYS}
         return {name: found[name] for name in dict.fromkeys((*self.key_order, *found))}
 
 
@@ -236,6 +242,7 @@ def _record(
         status=state.status,
         reason=state.reason,
         failure_class=state.failure_class,
+        blamed=_blamed(cell, state),
         scores=tuple(scores),
         items=items,
         scored_on=scored_on,
@@ -245,6 +252,14 @@ def _record(
         cost=cell_cost(facts.of(cell.train), facts.shared(cell.teaching), facts.shared(cell.making_teacher)),
         artifact=str(store.folder(cell.train[-1])) if cell.train else None,
     )
+
+
+def _blamed(cell: FrozenCell, state: StageState) -> str | None:
+    """Whose failure a cell's is: a teacher whose weights are no numbers may be noticed where its student is trained."""
+    if state.status != "failed":
+        return None
+    own = state.stage in (*cell.train, *cell.evaluations.values())
+    return "student" if own and TeacherDivergedError.__name__ not in (state.reason or "") else "input"
 
 
 def _scored_on(evaluation: str, evaluated: Mapping[str, Any]) -> dict[str, str]:

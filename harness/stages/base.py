@@ -31,7 +31,9 @@ from harness.models.files import (
     check_downloaded,
     hub_model,
     local_folder,
+    weight_files,
 )
+from harness.models.finite import check_weight_files, check_weights
 from harness.models.loading import (
     count_parameters,
     device_of,
@@ -43,6 +45,7 @@ from harness.models.loading import (
     random_model,
     save_model,
     tokenizer_hash,
+    weights_folder,
 )
 from harness.store.store import write_json
 from harness.teachers.completions_client import CompletionsClient
@@ -81,6 +84,8 @@ def make_base(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, m
     write_json(out / POINTER, pointer)
     tokenizer = load_tokenizer(out, fixed=False)
     if settings["init"] == "pretrained":
+        folder = weights_folder(out)
+        check_weight_files(weight_files(folder, "path", str(folder)), str(where["path"]))
         return _reference(settings, tokenizer, out)
     fresh = settings["init"] == "random"
     model = random_model(load_config(out), settings["init_seed"]) if fresh else load_model(out, dtype="auto")
@@ -183,6 +188,7 @@ def _save(settings: Mapping[str, Any], model: Any, tokenizer: "PreTrainedTokeniz
         model = prune_layers(model, settings["layers"])
     _set_template(tokenizer, settings)
     chat.end_of_turn_id(tokenizer)
+    check_weights(model, f"the {settings['kind']} model")
     save_model(model.to("cpu"), tokenizer, out)
     return {
         "counts": {"parameters": count_parameters(model), "vocabulary": len(tokenizer)},

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.config.checks import refuse
 from harness.data.chat import end_of_turn_id, prompt_ids
+from harness.models.diverged import TeacherDivergedError
 from harness.models.files import SERVER
+from harness.models.finite import check_weights
 from harness.models.generate import context_of, generate
 from harness.models.loading import count_parameters, load_model, load_tokenizer
 from harness.teachers.completions_client import CompletionsClient, Probe, RowScores
@@ -178,12 +180,14 @@ def open_teacher(
     `device` and `precision` (`fp32`, `bf16`) are for a model in memory. `url`: the server's present address, or the
     file that states it (`discovery.py`), in place of the stored one; `access`: the present `api_key_env` and time-outs,
     which may have changed since the folder was made. Raises SettingsError where the server is down or serves another
-    model.
+    model, TeacherDivergedError where the weights are not numbers.
     """
     # of a server too: the stage `base` stored the tokenizer that was declared for it
     tokenizer = load_tokenizer(folder)
     if not (folder / SERVER).is_file():
-        return LocalTeacher(load_model(folder, device=device, dtype=precision), tokenizer)
+        model = load_model(folder, device=device, dtype=precision)
+        check_weights(model, "the teacher", TeacherDivergedError)
+        return LocalTeacher(model, tokenizer)
     written = json.loads((folder / SERVER).read_text())
     endpoint = endpoint_at(url or written["url"], **(access or {"api_key_env": written["api_key_env"]}))
     teacher = ServedTeacher(CompletionsClient(endpoint, written["served_model"]), tokenizer)

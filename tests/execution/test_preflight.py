@@ -108,10 +108,27 @@ def test_a_served_teacher_is_scored_into_a_cache_of_its_likeliest_tokens_and_not
         check("student=mini", *teacher, "method=logit_kd", "signal.kind=top_k")
 
 
-def test_code_that_a_model_wrote_is_run_only_where_that_was_allowed():
+def test_code_that_a_model_wrote_is_run_only_where_that_was_allowed(tmp_path):
+    student = ["student=hf", f"student.path={save_tiny(tmp_path)}"]
     with pytest.raises(SettingsError, match=r"evals\.names='humaneval'.*evals\.run_code=true"):
-        check("method=untrained", "evals.names=[humaneval]")
-    check("method=untrained", "evals.names=[humaneval]", "evals.run_code=true")
+        check("method=untrained", "evals.names=[humaneval]", *student)
+    check("method=untrained", "evals.names=[humaneval]", "evals.run_code=true", *student)
+
+
+def test_a_benchmark_of_real_text_is_refused_for_a_miniature_that_has_no_tokens_for_it(tmp_path):
+    with pytest.raises(SettingsError, match=r"^evals\.names='gsm8k' .*student=mini is a model of the miniature"):
+        check("method=untrained", "evals.names=[verified,gsm8k]")
+    with pytest.raises(SettingsError, match=r"^evals\.names='gsm8k' .*teacher=weak is a model of the miniature"):
+        student = ["student=hf", f"student.path={save_tiny(tmp_path)}"]
+        check("method=seq_kd", "evals.names=[gsm8k]", *student)
+
+
+def test_more_top_k_tokens_than_the_vocabulary_has_are_refused():
+    check("method=logit_kd", "signal.kind=top_k", "signal.top_k=16")
+    with pytest.raises(
+        SettingsError, match=r"^signal\.top_k=100000 .*student=mini has only \d+ tokens; set it to at most"
+    ):
+        check("method=logit_kd", "signal.kind=top_k", "signal.top_k=100000")
 
 
 def test_a_teacher_whose_licence_forbids_distillation_is_refused_unless_acknowledged():
