@@ -91,6 +91,8 @@ class Record:
     """Settings that trials chose, by dotted name."""
     cost: Mapping[str, Cost] = field(default_factory=dict)
     """By purpose, as `cost.cell_cost` gives it."""
+    realised_frac: float | None = None
+    """The share of the rows that `data_frac` took, whole rows and at least one a source; null where it is not known."""
     artifact: str | None = None
     """The folder of the trained model; null in an exported folder."""
     key_order: tuple[str, ...] = field(default=(), repr=False, compare=False)
@@ -123,6 +125,9 @@ class Record:
         found["warnings"] = list(self.warnings)
         found["cost"] = {purpose: asdict(cost) for purpose, cost in self.cost.items()}
         found["contamination"] = {name: asdict(counts) for name, counts in self.contamination.items()}
+        # records of earlier versions do not have it, and are written again as they were
+        if self.realised_frac is None:
+            del found["realised_frac"]
         # in the order they were read, so that a file is written again byte for byte
         return {name: found[name] for name in dict.fromkeys((*self.key_order, *found))}
 
@@ -231,6 +236,9 @@ def _record(
         warnings=tuple(warnings),
         tuned=cell.tuned or {},
         cost=cell_cost(facts.of(cell.train), facts.shared(cell.teaching), facts.shared(cell.making_teacher)),
+        realised_frac=next((one["realised_frac"] for one in facts.of(own) if "realised_frac" in one), None)
+        if cell.role == "student"
+        else None,
         artifact=str(store.folder(cell.train[-1])) if cell.train else None,
     )
 

@@ -97,7 +97,7 @@ def choose_files(setting: str, path: str | Path) -> DataFiles:
         listed = _listing(setting, path, place / "state.json", "_data_files")
         files = [place / entry["filename"] for entry in listed]
         _refuse_absent(setting, path, [file.name for file in files if not file.is_file()])
-        return DataFiles(files, _notes_on_split(place.name, split_of(place.name)))
+        return DataFiles(files, _notes_on_split(place.name, SPLIT_WORDS.get(place.name.lower(), "")))
     found = _data_files_under(place)
     if not found:
         held = sorted({file.suffix.lower() for file in place.iterdir() if file.suffix.lower() in OTHER_FORMS})
@@ -262,7 +262,9 @@ def _notes_on_file(file: Path) -> tuple[str, ...]:
     """What to say of one file given by name: that it is named as test data, or is one shard of several."""
     absent = absent_shards([file.name])
     shard = (f"{file.name} alone is read, one of {len(absent) + 1} shards",) if absent else ()
-    return *_notes_on_split(file.name, split_of(file.stem) or split_of(file.parent.name)), *shard
+    # a folder's name counts where it is the split's and nothing else
+    split = split_of(file.stem) or SPLIT_WORDS.get(file.parent.name.lower(), "")
+    return *_notes_on_split(file.name, split), *shard
 
 
 def _notes_on_split(name: str, split: str) -> tuple[str, ...]:
