@@ -289,6 +289,9 @@ def _row(
     }
     row |= estimate("score", own) | estimate("gain", gains)
     row |= counts | {"diverged": sum(map(diverged, cells)), "reason": reason}
+    # records of earlier versions do not have it, and their tables stay as they were
+    if realised := [cell.realised_frac for cell in cells if cell.realised_frac is not None]:
+        row["realised_frac"] = sum(realised) / len(realised)
     row |= {"scored_cells": sum(score_of(cell, metric) is not None for cell in cells)}
     # costs are of finished cells: one that failed or still runs has spent only a part of its own
     warnings = dict.fromkeys(w for cell in cells for w in cell.warnings)
