@@ -36,7 +36,7 @@ from harness.results.suite import with_macro_average
 from harness.results.table import headline, reported_metric
 from harness.store.store import Store, write_json, write_text
 
-VERSION = 2
+VERSION = 3
 """Raised when the same records give another receipt."""
 MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".bin")
 NOT_THE_MODELS = ("manifest.json",)

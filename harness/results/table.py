@@ -32,6 +32,7 @@ from harness.results.arms import (
 from harness.results.items import ItemValues, LoadItems, named_once, read_items, values_of
 from harness.results.paired_gains import ArmValues, estimate, gain, gap_closed, scores
 from harness.results.records import Record
+from harness.results.spreadsheet import csv_text
 from harness.results.stats.intervals import holm
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def write(folder: Path, records: Sequence[Record], frame: pd.DataFrame) -> list[
             if ending == "parquet":
                 table.to_parquet(unfinished, index=False)
             else:
-                table.to_csv(unfinished, index=False)
+                unfinished.write_text(csv_text(table))
             os.replace(unfinished, path)
             paths.append(path)
     return paths
