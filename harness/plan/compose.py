@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config.cell import Cell, Settings
-from harness.config.checks import SettingsError, check_choice, check_fraction, refuse
+from harness.config.checks import SettingsError, check_choice, check_fraction, check_no_secret, refuse
 from harness.config.cluster import DEFAULTS
 from harness.config.model import Member, Teacher, name_of_members
 from harness.data.corpora import corpus_names, load_corpus
@@ -84,6 +84,9 @@ def register() -> None:
         _offer("slurm", path.stem, functools.partial(_cluster, path))
 
 
+SECRETS = "leave it out, or name its environment variable where a setting takes one (teacher.api_key_env)"
+
+
 @contextmanager
 def hydra_ready() -> Iterator[None]:
     """Hydra initialised on our presets; inside a Hydra program, that program's own initialisation.
@@ -102,8 +105,13 @@ def hydra_ready() -> Iterator[None]:
 def compose(arguments: Sequence[str], sweep: Mapping[str, Any] | None = None) -> Composed:
     """All cells of the overrides `arguments` (commas and ranges sweep) and of a sweep from a file.
 
-    Raises SettingsError for unknown names and keys, values a setting cannot take, and a swept `primary_metric`.
+    Raises SettingsError for unknown names and keys, values a setting cannot take or that hold a secret, and a swept
+    `primary_metric`.
     """
+    for word in arguments:
+        name, _, value = word.partition("=")
+        check_no_secret(name.lstrip("+~"), value, SECRETS)
+    check_no_secret("sweep", str(sweep or ""), SECRETS)
     with hydra_ready(), plain_errors():
         overrides = OverridesParser.create().parse_overrides(_at_scale(arguments))
         fixed = [override for override in overrides if not override.is_sweep_override()]
