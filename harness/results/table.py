@@ -32,6 +32,7 @@ from harness.results.conclusion import BETTER, HINT, WORSE, conclusion
 from harness.results.items import ItemValues, LoadItems, named_once, read_items, values_of
 from harness.results.paired_gains import ArmValues, estimate, gain, gap_closed, scores
 from harness.results.records import Record
+from harness.results.spreadsheet import csv_text
 from harness.results.stats.intervals import holm
 from harness.store.store import replacing
 
@@ -175,7 +176,7 @@ def write(folder: Path, records: Sequence[Record], frame: pd.DataFrame) -> list[
                 if ending == "parquet":
                     table.to_parquet(unfinished, index=False)
                 else:
-                    table.to_csv(unfinished, index=False)
+                    unfinished.write_text(csv_text(table))
             paths.append(path)
     return paths
 
