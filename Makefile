@@ -7,7 +7,7 @@ QUICK := $(if $(quick),_quick)
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env grid study rehearsal smollm2 notebooks benchmarks docs lint test test-browser test-notebooks test-slurm test-vllm clean
+.PHONY: help env grid study rehearsal smollm2 notebooks benchmarks docs lint test torture test-browser test-notebooks test-slurm test-vllm clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -66,6 +66,9 @@ lint: env  ## style, types, and who may import whom
 
 test: env  ## the whole test suite: no network, no GPU
 	$(BIN)/python -m pytest
+
+torture: env  ## kills, races and storage faults at every operation of a cell; `make torture minutes=10`, the same goes on
+	$(BIN)/python -m tests.torture --minutes $(or $(minutes),10)
 
 test-browser: env  ## the report in Chromium: desktop and phone, light and dark, mouse and keyboard
 	$(BIN)/python -m pytest -n 0 -m browser tests/browser

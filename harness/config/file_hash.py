@@ -5,6 +5,7 @@ process, and in the user's cache folder (`$XDG_CACHE_HOME/harness/file_sha256`, 
 
     file_sha256(Path("rows.jsonl"))                       # remembered
     file_sha256(out / "items.parquet", remember=False)    # a file just written, read once
+    content_sha256(teacher / "model.safetensors")         # read once by this process, never from the user's cache
 """
 
 import functools
@@ -30,6 +31,32 @@ def file_sha256(path: Path, remember: bool = True) -> str:
     if not remember or time.time() - stat.st_mtime <= RACY_SECONDS:
         return _hash(path)
     return _remembered_hash(path, f"{stat.st_size} {stat.st_mtime_ns}")
+
+
+def content_sha256(path: Path) -> str:
+    """sha256 (hex) of a file's content as this process read it: once for each path, inode, size and mtime.
+
+    The user's cache has no part in it, since a disk that returns other bytes changes neither size nor mtime. Raises
+    OSError where the file cannot be read.
+    """
+    path = Path(path).absolute()
+    stamp = _stamp(path)
+    if _contents.get(str(path), ("", ""))[0] != stamp:
+        _contents[str(path)] = (stamp, _hash(path))
+    return _contents[str(path)][1]
+
+
+def note_content(path: Path, sha256: str) -> None:
+    """Keep the hash of a file that this process has just read, for `content_sha256`. Raises OSError without a file."""
+    _contents[str(Path(path).absolute())] = (_stamp(path), sha256)
+
+
+_contents: dict[str, tuple[str, str]] = {}
+
+
+def _stamp(path: Path) -> str:
+    stat = path.stat()
+    return f"{stat.st_ino} {stat.st_size} {stat.st_mtime_ns}"
 
 
 @functools.cache

@@ -12,6 +12,8 @@ covers all assistant turns with their end-of-turn token and nothing else (as in 
 Templates of thinking models (Qwen 3, DeepSeek R1) drop the reasoning of earlier turns, so no single sequence holds the
 prompts of all turns as they are at inference. Such a conversation is rendered turn by turn (`render_rows`): row k is
 the prompt of turn k and its answer, which alone is trained.
+
+A control token that stands in the text of a message stays text (`control_tokens.py`).
 """
 
 import re
@@ -33,6 +35,7 @@ from harness.data.chat_template import (
     with_date,
     with_thinking,
 )
+from harness.data.control_tokens import marks_of, split
 from harness.data.reasoning import CHANNEL, CLOSING, FINAL, answer_of, opened_by
 
 if TYPE_CHECKING:
@@ -110,7 +113,7 @@ def render_rows(
     `render_many`, which refuses such a conversation.
     """
     end_of_turn = _end_of_turn(tokenizer)
-    turns = _turns(tokenizer, conversations, end_of_turn)
+    turns = _turns(tokenizer, _as_text(tokenizer, conversations), end_of_turn)
     pieces, lasts = [], []
     for conversation in turns:
         whole = _rewrites(conversation)
@@ -154,6 +157,7 @@ def prompt_ids_many(tokenizer: "PreTrainedTokenizerBase", conversations: Sequenc
     Raises SettingsError as `render_many` does.
     """
     end_of_turn = _end_of_turn(tokenizer)
+    conversations = _as_text(tokenizer, conversations)
     prompts = _texts(tokenizer, conversations, generation_prompt=True)
     pieces = [
         _prompt_parts(turns, prompt)
@@ -172,11 +176,32 @@ def answer_ids_many(
     """
     end_of_turn = _end_of_turn(tokenizer)
     opened, channel = opening_of(tokenizer), _channel_of(tokenizer, end_of_turn)
+    answers = _as_text(tokenizer, [[{"role": "assistant", "content": text}] for text in texts])
     pieces = [
-        ["", _continued(text, opened, channel, done) + (end_of_turn if done else "")]
-        for text, done in zip(texts, finished, strict=True)
+        ["", _continued(answer["content"], opened, channel, done) + (end_of_turn if done else "")]
+        for (answer,), done in zip(answers, finished, strict=True)
     ]
     return [answer for _, answer in _tokenise(tokenizer, pieces, end_of_turn)]
+
+
+def rejections(tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[list[Message]]) -> dict[int, str]:
+    """By its place, each conversation that the tokenizer's template rejects, with what the template says."""
+    # without a template, every conversation is refused alike when it is rendered; most templates reject none
+    if "raise_exception" not in _own_template(tokenizer):
+        return {}
+    try:
+        _texts(tokenizer, conversations, generation_prompt=False)
+    except SettingsError:
+        pass
+    else:
+        return {}
+    found = {}
+    for place, messages in enumerate(conversations):
+        try:
+            tokenizer.apply_chat_template(list(messages), tokenize=False)
+        except TemplateError as error:
+            found[place] = str(error)
+    return found
 
 
 def end_of_turn_id(tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -265,6 +290,12 @@ def _own_template(tokenizer: "PreTrainedTokenizerBase") -> str:
     template = tokenizer.chat_template or ""
     # a tokenizer may have several, of which conversations are rendered by this one
     return template if isinstance(template, str) else template.get("default", "")
+
+
+def _as_text(tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[list[Message]]) -> list[list[Message]]:
+    """The conversations, cut where a message has a control token in its text."""
+    marks = marks_of(tokenizer)
+    return [marks.cut_messages(messages) for messages in conversations]
 
 
 Turn = tuple[str, str]
@@ -435,13 +466,15 @@ def _tokenise(
     # word, so for these tokenizers it is tokenised after a special token, which is then removed.
     alone, behind = (_ids(tokenizer, [text])[0] for text in ("x", end_of_turn + "x"))
     guard = "" if behind[1:] == alone else end_of_turn
-    ids = iter(
-        _ids(
-            tokenizer,
-            [(guard if index else "") + part for parts in conversations for index, part in enumerate(parts)],
-        )
-    )
-    return [[next(ids)[1 if guard and index else 0 :] for index in range(len(parts))] for parts in conversations]
+    pieces = [[split(part) for part in parts] for parts in conversations]
+    first = [index == place == 0 for parts in pieces for index, part in enumerate(parts) for place in range(len(part))]
+    texts = [piece for parts in pieces for part in parts for piece in part]
+    found = _ids(tokenizer, [text if head else guard + text for head, text in zip(first, texts, strict=True)])
+    ids = iter([one if head or not guard else one[1:] for head, one in zip(first, found, strict=True)])
+    return [
+        [next(ids) if len(part) == 1 else [token for _ in part for token in next(ids)] for part in parts]
+        for parts in pieces
+    ]
 
 
 def _ids(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[list[int]]:

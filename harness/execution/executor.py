@@ -7,7 +7,8 @@ it and no others. A stage whose lease another run holds is waited for, not repea
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Protocol
 
@@ -21,11 +22,16 @@ from harness.execution.wandb_run import tracking
 from harness.plan.estimate import stage_seconds
 from harness.plan.graph import MAKERS, Again, Stage, Work
 from harness.runtime.progress import Progress
+from harness.store.integrity import set_aside_damaged, verifying
 from harness.store.status import RECHECKED_CLASSES, StageState, stage_state
+from harness.store.storage_error import StorageError
 from harness.store.store import Store
 
 BUSY_RETRY_SECONDS = 2.0
 READING_KIND = "mixture"
+REPAIRS = 2
+"""How often one stage's inputs are made again in a run: a disk that damages them once more cannot be used."""
+BUSY = StageState("waiting", reason="another run is making it")
 
 
 class View(Protocol):
@@ -40,6 +46,9 @@ class View(Protocol):
     def progressed(self, stage: Stage, progress: Progress) -> None:
         """A running stage reports its progress."""
 
+    def warn(self, text: str) -> None:
+        """Something that the user must know, and that ends no stage."""
+
     def tick(self) -> None:
         """Time has passed; a live view may redraw."""
 
@@ -51,18 +60,10 @@ class Execution:
         self.store, self.view, self.states = store, view, states
         self.stages = {stage.key: stage for stage in plan.stages}
         self.targets = set(plan.targets)
-        self.users: dict[str, list[str]] = {key: [] for key in states}
-        self.unmade: dict[str, int] = {}
         self.retry_at: dict[str, float] = {}
-        for key in states:
-            inputs = {stage.key for stage in self.stages[key].inputs.values() if stage.key in states}
-            # a failed input counts as unmade for good: its users are blocked below and never become free
-            inputs = {upstream for upstream in inputs if states[upstream].status != "done"}
-            self.unmade[key] = len(inputs)
-            for upstream in inputs:
-                self.users[upstream].append(key)
+        self.repairs: Counter[str] = Counter()
         self.waiting = {key for key, state in states.items() if state.status == "waiting"}
-        self.free = {key for key in self.waiting if not self.unmade[key]}
+        self._connect()
         self.unread = {key for key in self.waiting if self.stages[key].kind == READING_KIND}
         # the view must know all states before the first block changes one
         for key, state in list(states.items()):
@@ -82,9 +83,8 @@ class Execution:
         """Mark a stage as running; False where another run is making it, which is checked again later."""
         if self.store.claimed(key):
             self.retry_at[key] = time.monotonic() + BUSY_RETRY_SECONDS
-            elsewhere = StageState("waiting", reason="another run is making it")
-            if self.states[key] != elsewhere:
-                self.set(key, elsewhere)
+            if self.states[key] != BUSY:
+                self.set(key, BUSY)
             return False
         self.free.discard(key)
         self.set(key, StageState("running"))
@@ -99,7 +99,12 @@ class Execution:
         # another run took the lease between `start` and the attempt
         if outcome.status == "busy":
             self.free.add(key)
+            self.states[key] = BUSY
             self.retry_at[key] = time.monotonic() + BUSY_RETRY_SECONDS
+            return
+        if outcome.failure_class == "input" and self.repairs[key] < REPAIRS:
+            self.repairs[key] += 1
+            self.repair(key, outcome.reason or "")
             return
         self.waiting.discard(key)
         self.unread.discard(key)
@@ -114,6 +119,21 @@ class Execution:
             raise SettingsError(outcome.reason)
         self.set(key, StageState("failed", outcome.failure_class, outcome.reason))
         self.block(key)
+
+    def repair(self, key: str, reason: str) -> None:
+        """Make the inputs of `key` again that are not in the store any more, then `key`."""
+        self.view.warn(reason)
+
+        def visit(user: str) -> None:
+            for upstream in (stage.key for stage in self.stages[user].inputs.values()):
+                if upstream not in self.waiting and not self.store.done(upstream):
+                    self.waiting.add(upstream)
+                    self.set(upstream, StageState("waiting", reason="it was damaged or removed, and is made again"))
+                    visit(upstream)
+
+        visit(key)
+        self.set(key, StageState("waiting", reason="its inputs are made again"))
+        self._connect()
 
     def block(self, key: str) -> None:
         """Block the stages that need the failed stage `key`, and those that no cell needs any more because of it."""
@@ -140,6 +160,20 @@ class Execution:
         self.states[key] = state
         self.view.changed(self.stages[key], state)
 
+    def _connect(self) -> None:
+        """Which stages wait for which: `users` of each stage, how many inputs are `unmade`, and which are `free`."""
+        self.users: dict[str, list[str]] = {key: [] for key in self.states}
+        self.unmade: dict[str, int] = {}
+        for key in self.states:
+            inputs = {stage.key for stage in self.stages[key].inputs.values() if stage.key in self.states}
+            # a failed input counts as unmade for good: its users are blocked and never become free
+            inputs = {upstream for upstream in inputs if self.states[upstream].status != "done"}
+            self.unmade[key] = len(inputs)
+            for upstream in inputs:
+                self.users[upstream].append(key)
+        idle = (key for key in self.waiting if self.states[key].status == "waiting")
+        self.free: set[str] = {key for key in idle if not self.unmade[key]}
+
     def _give_up(self, key: str, state: StageState) -> None:
         if key in self.waiting and self.states[key].status == "waiting":
             self.waiting.discard(key)
@@ -153,22 +187,30 @@ def execute(
 ) -> dict[str, StageState]:
     """Make the stages that are missing; returns the state of every stage that was needed, by key.
 
-    `again`: by key, fields that replace those of a stage's spec. Raises SettingsError where a corpus is refused.
+    `again`: by key, fields that replace those of a stage's spec. Raises SettingsError where a corpus is refused,
+    StorageError where the store is full, read-only or gone: no further stage is started, and those that run end first.
     KeyboardInterrupt stops the workers and passes on; published stages stay, and the same command continues.
     """
+    for line in set_aside_damaged(store, [stage.key for stage in plan.stages], settings.verify).values():
+        view.warn(line)
     run = Execution(plan, store, view, _needed(plan, store, settings.retry))
+    for line in _lost(plan, store, run.states):
+        view.warn(line)
     if not run.waiting:
         return run.states
     view.expect({key: stage_seconds(run.stages[key]) for key in run.waiting})
     remaining = _remaining_seconds(plan)
     launcher = _launcher(store, settings, lambda key, progress: view.progressed(run.stages[key], progress))
     busy: set[str] = set()
-    tracked = tracking(settings.track, settings.grid)
+    tracked = tracking(settings.track, settings.grid) | verifying(settings.verify)
+    fault: AttemptResult | None = None
     try:
         while run.waiting:
+            if fault is not None and not busy:
+                raise StorageError(str(fault.reason))
             # the longest remaining path first, so that the whole run ends soonest
             for key in sorted(run.ready(), key=lambda key: -remaining[key]):
-                if len(busy) >= launcher.slots:
+                if len(busy) >= launcher.slots or fault is not None:
                     break
                 if run.start(key):
                     busy.add(key)
@@ -179,7 +221,10 @@ def execute(
             for outcome in launcher.events(timeout=0.25):
                 busy.discard(outcome.key)
                 run.finish(outcome)
+                fault = outcome if outcome.ends_run else fault
             view.tick()
+        if fault is not None:
+            raise StorageError(str(fault.reason))
         return run.states
     finally:
         launcher.close()
@@ -211,8 +256,29 @@ def _needed(plan: Work, store: Store, retry: bool) -> dict[str, StageState]:
 
     for target in plan.targets.values():
         visit(target)
+    if retry:
+        for key in _set_aside(plan, store):
+            visit(next(stage for stage in plan.stages if stage.key == key))
     # in the plan's order, inputs first, which is that of the view
     return {stage.key: states[stage.key] for stage in plan.stages if stage.key in states}
+
+
+def _set_aside(plan: Work, store: Store) -> dict[str, str]:
+    """Stages of the plan whose artifact was set aside and is not made again, each with the reason."""
+    keys = {stage.key for stage in plan.stages}
+    notes = {note["key"]: note["reason"] for note in store.quarantine() if note.get("key") in keys}
+    return {key: reason for key, reason in notes.items() if not store.done(key)}
+
+
+def _lost(plan: Work, store: Store, states: Mapping[str, StageState]) -> Iterator[str]:
+    """A line for each artifact that was set aside and that nothing left to make needs."""
+    addresses = {stage.key: stage.address for stage in plan.stages}
+    for key, reason in _set_aside(plan, store).items():
+        if key not in states:
+            yield (
+                f"{addresses[key]} is in quarantine/ ({reason}); scores made from it stay, and retry=true makes it "
+                "again."
+            )
 
 
 def _remaining_seconds(plan: Work) -> Mapping[str, float]:

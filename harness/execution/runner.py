@@ -25,6 +25,7 @@ from harness.plan.metrics import grid_metrics, primary_metric
 from harness.plan.phase_steps import short_phases_warning
 from harness.plan.trials import tune_grid
 from harness.plan.tuning import Tune
+from harness.store.integrity import set_aside_damaged
 from harness.store.status import StageState, stage_state
 from harness.store.store import Store, write_json
 
@@ -38,13 +39,13 @@ def run_grid(composed: Composed, stream: TextIO | None = None) -> FrozenPlan:
     settings = composed.settings
     store = Store.open(settings.store)
     planned = Plan.of(composed.cells)
-    preflight(planned, settings.machine)
+    preflight(planned, settings.machine, store.done)
     for line in short_phases_warning(planned):
         print(f"warning: {line}", file=stream or sys.stderr)
     with view_of(stream or sys.stderr) as view:
 
         def make(plan: Plan, grid: str) -> Mapping[str, StageState]:
-            preflight(plan, settings.machine)
+            preflight(plan, settings.machine, store.done)
             return execute(plan, store, replace(settings, grid=grid), view)
 
         planned, frozen = _settled(composed, planned, store, make)
@@ -66,18 +67,24 @@ def submit_grid(composed: Composed, log: Callable[[str], None] = print) -> Froze
     cluster = Cluster.of(settings.slurm)
     store = Store.open(settings.store)
     planned = Plan.of(composed.cells)
-    preflight(planned)  # without a machine: the devices of a login node say nothing about those of the nodes
+    preflight(
+        planned, made=store.done
+    )  # without a machine: the devices of a login node say nothing about those of the nodes
     for line in short_phases_warning(planned):
         log(f"warning: {line}")
 
     def send(plan: Plan, grid: str) -> None:
+        # sizes now, so that what is damaged is submitted again; each job verifies the content of what it uses
+        for line in set_aside_damaged(store, [stage.key for stage in plan.stages], settings.verify).values():
+            log(f"warning: {line}")
         log(plan_text(plan, store, cluster))
         # {} tries failed stages again without changes; None leaves them out
         again: Again | None = {} if settings.retry else None
-        log(submit(plan, store, settings.machine, cluster, grid, again, settings.track).describe())
+        sent = submit(plan, store, settings.machine, cluster, grid, again, settings.track, settings.verify)
+        log(sent.describe())
 
     def make(plan: Plan, grid: str) -> Mapping[str, StageState]:
-        preflight(plan)
+        preflight(plan, made=store.done)
         send(plan, grid)
         wait(store, list(plan.targets), log)
         return {key: stage_state(store, key) for key in plan.targets}

@@ -113,7 +113,7 @@ def _progress(store: Store, key: str, state: StageState) -> str:
     page = (store.attempts(key) or [{}])[-1]
     said = []
     if page.get("step") and page.get("total"):
-        spent = page["heartbeat"] - page["started"]
+        spent = page.get("seconds", page["heartbeat"] - page["started"])
         # the stage has gone on since its last heartbeat, up to which the step was counted
         left = spent / page["step"] * (page["total"] - page["step"]) - (time.time() - page["heartbeat"])
         said.append(f"{page['step']}/{page['total']}")

@@ -91,6 +91,10 @@ class PlainView:
             self.lines[stage.key] = now
             self.line(f"        {short(stage)}  {describe(progress, now - self.started[stage.key])}")
 
+    def warn(self, text: str) -> None:
+        """Print a warning, which stays on the screen."""
+        print(f"warning: {text}", file=self.stream, flush=True)
+
     def tick(self) -> None:
         """Nothing to redraw."""
 
@@ -122,6 +126,10 @@ class LiveView(PlainView):
 
     def say(self, stage: Stage, state: StageState) -> None:
         """Print nothing: the panel shows states."""
+
+    def warn(self, text: str) -> None:
+        """Print a warning above the panel."""
+        self.live.console.print(f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def line(self, text: str) -> None:
         """Print nothing: the panel shows progress."""

@@ -27,6 +27,32 @@ EDGES = (
 
 
 @dataclass(frozen=True)
+class BadRows:
+    """What becomes of rows that a chat template rejects, or whose text has control tokens."""
+
+    on_bad_row: str = "refuse"
+    control_tokens: str = "text"
+
+    @classmethod
+    def of(cls, corpus: Any) -> "BadRows":
+        """As a corpus's settings have it."""
+        return cls(corpus.on_bad_row, corpus.control_tokens)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What enters an address: nothing at the default, so that earlier addresses stay."""
+        return {} if self.control_tokens == "text" else {"control_tokens": self.control_tokens}
+
+    @property
+    def where(self) -> dict[str, str]:
+        """What needs no part in it: `on_bad_row` is in the identity of the mixture already."""
+        return {} if self.on_bad_row == "refuse" else {"on_bad_row": self.on_bad_row}
+
+
+REFUSED = BadRows()
+
+
+@dataclass(frozen=True)
 class CellRows:
     """The rows of one cell: its corpus, the fraction it trains on, and what is compared with its evaluations."""
 
@@ -44,7 +70,7 @@ class CellRows:
         Raises as `mixture_stage`.
         """
         assert cell.data_seed is not None, "Cell.with_seeds fills the seeds in"
-        return cls(cell, mixture_stage(cell, cell.corpus), tokenizer)
+        return cls(cell, mixture_stage(cell, cell.corpus, scored=scores_heldout(cell)), tokenizer)
 
     @cached_property
     def benchmarks(self) -> tuple[str, ...]:
@@ -70,6 +96,7 @@ class CellRows:
             room * cell.corpus.max_length,
             answers=cell.corpus.answers,
             overlap=self.dropped_by(self.mixture),
+            bad_rows=BadRows.of(cell.corpus),
         )
 
     def blocks(self, tokenizer: Stage, room: int = 1) -> list[Stage]:
@@ -78,7 +105,9 @@ class CellRows:
         assert cell.data_seed is not None
         length = room * cell.corpus.max_length
         return [
-            block_stage(self.mixture, tokenizer, edges, cell.data_seed, length, cell.corpus.answers)
+            block_stage(
+                self.mixture, tokenizer, edges, cell.data_seed, length, cell.corpus.answers, BadRows.of(cell.corpus)
+            )
             for edges in block_edges(cell.data_frac)
         ]
 
@@ -88,9 +117,7 @@ class CellRows:
         The cell's own mixture is compared for its held-out rows. Neither the number of items that are scored nor the
         model that answers them is part of the stage. Raises SettingsError where `evals.data_dir` lacks files.
         """
-        # an evaluation that is no benchmark scores held-out rows
-        scores_heldout = len(self.benchmarks) < len(set(self.cell.evals.names))
-        inputs = {"rows": rows} | ({"heldout": self.mixture} if scores_heldout else {})
+        inputs = {"rows": rows} | ({"heldout": self.mixture} if scores_heldout(self.cell) else {})
         if "subset" in rows.inputs:  # synthetic rows are kept as tokens
             inputs["tokenizer"] = rows.inputs["subset"].inputs["tokenizer"]
         from harness.data.ngram_overlap import SHARE, SIZE  # it needs numpy, which `grid status` does without
@@ -120,8 +147,13 @@ class CellRows:
         return {name: benchmark_files(self.cell.evals, name).get("files", []) for name in self.benchmarks}
 
 
-def mixture_stage(cell: Cell, corpus: Any) -> Stage:
-    """The whole corpus as rows, with its held-out split.
+def scores_heldout(cell: Cell) -> bool:
+    """Whether the cell is scored on held-out rows, as an evaluation does that is no benchmark."""
+    return not set(cell.evals.names) <= set(benchmark_names())
+
+
+def mixture_stage(cell: Cell, corpus: Any, scored: bool = False) -> Stage:
+    """The whole corpus as rows, with its held-out split, on which models are `scored` or not.
 
     Raises SettingsError where the corpus finds no data, OSError where its files cannot be read.
     """
@@ -136,7 +168,7 @@ def mixture_stage(cell: Cell, corpus: Any) -> Stage:
         "mixture",
         kind,
         {"corpus": {"kind": kind, **identity}},
-        where={"corpus": {"kind": kind, **asdict(corpus)}, "world_seed": cell.world_seed},
+        where={"corpus": {"kind": kind, **asdict(corpus)}, "world_seed": cell.world_seed, "scored": scored},
     )
 
 
@@ -149,6 +181,7 @@ def subset_stage(
     exclude: Stage | None = None,
     answers: str = "given",
     overlap: Stage | None = None,
+    bad_rows: BadRows = REFUSED,
 ) -> Stage:
     """The rows a fraction holds, rendered for one tokenizer, with validation carved from them where they have
     answers; without those whose prompt `exclude` holds out, or that `overlap` names."""
@@ -157,7 +190,8 @@ def subset_stage(
     settings: dict[str, Any] = {"data_frac": data_frac, "data_seed": data_seed, "max_length": max_length}
     # `answers` enters the address only where it is not the default, so that earlier addresses stay
     settings |= {"validation": 0.1} if answers == "given" else {"validation": 0.0, "answers": answers}
-    return Stage("subset", f"{mixture.name}-{data_frac:g}-s{data_seed}", settings, inputs)
+    settings |= bad_rows.settings
+    return Stage("subset", f"{mixture.name}-{data_frac:g}-s{data_seed}", settings, inputs, bad_rows.where)
 
 
 def block_stage(
@@ -167,6 +201,7 @@ def block_stage(
     data_seed: int,
     max_length: int,
     answers: str = "given",
+    bad_rows: BadRows = REFUSED,
 ) -> Stage:
     """The rows of one block, validation rows among them, rendered for one tokenizer; it may hold none."""
     settings = {
@@ -177,9 +212,10 @@ def block_stage(
         "max_length": max_length,
         "validation": 0.0,
         **({} if answers == "given" else {"answers": answers}),
+        **bad_rows.settings,
     }
     inputs = {"mixture": mixture, "tokenizer": tokenizer}
-    return Stage("subset", f"{mixture.name}-block-{edges[1]:g}-s{data_seed}", settings, inputs)
+    return Stage("subset", f"{mixture.name}-block-{edges[1]:g}-s{data_seed}", settings, inputs, bad_rows.where)
 
 
 def block_edges(data_frac: float) -> list[tuple[float, float]]:

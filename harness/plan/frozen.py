@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
-from harness.config.checks import SettingsError, refuse
+from harness.config.checks import SettingsError, check_name, refuse
 from harness.store.fingerprint import plain
 from harness.store.store import Store, write_json
 
@@ -230,13 +230,17 @@ def grid_names(store: Store) -> list[str]:
 def frozen_plan(store: Store, grid: str) -> FrozenPlan:
     """The plan a grid was run with.
 
-    Raises SettingsError where the store has no such grid, or an older version of this program kept its plan.
+    Raises SettingsError for what is no name of a grid, where the store has no such grid, or its plan cannot be read.
     """
+    check_name("grid", grid)  # another might lead out of the store
     path = store.grid_folder(grid) / "plan.json"
     if not path.is_file():
         raise refuse("grid", grid, f"the store {store.root} has {', '.join(grid_names(store)) or 'no grid yet'}")
     try:
         return FrozenPlan.of(json.loads(path.read_text()))
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        why = f"{path} is damaged ({type(error).__name__})"
+        raise refuse("grid", grid, why, "run its command again, which writes it anew; artifacts are kept") from None
     # the stages are in the store under their keys, so planning again costs nothing that is finished
     except SettingsError as error:
         why = f"its plan was kept by an older version of this program ({error})"

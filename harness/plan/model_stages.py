@@ -14,7 +14,7 @@ from harness.config.model import Lesson, Model, Student
 from harness.config.recipe import CROSS, TrainingPhase
 from harness.data.corpora import corpus_from, corpus_name
 from harness.models.kinds import ServedModel, model_of, surely_alike
-from harness.plan.data_stages import CellRows, mixture_stage, subset_stage
+from harness.plan.data_stages import BadRows, CellRows, mixture_stage, subset_stage
 from harness.plan.graph import Stage
 
 
@@ -101,7 +101,7 @@ def train_phase(
         lora=lora_of(cell.student),
         signal=cell.signal.identity(phase, server is not None),
         rendering=cell.teacher.rendering if differs else "own",
-        where={"teacher_url": server.path} if server is not None and "teacher" in inputs else None,
+        where=server.where if server is not None and "teacher" in inputs else None,
         teachers=teachers,
     )
 
@@ -163,6 +163,7 @@ def _lesson_rows(rows: CellRows, lesson: Lesson, model: Stage) -> Stage:
             cell.data_seed if matched else cell.teacher_seed,
             cell.corpus.max_length,
             overlap=rows.dropped_by(rows.mixture),
+            bad_rows=BadRows.of(cell.corpus),
         )
     corpus = corpus_from(lesson.corpus)
     if corpus.answers == "none":
@@ -173,4 +174,13 @@ def _lesson_rows(rows: CellRows, lesson: Lesson, model: Stage) -> Stage:
     # rows that the cell holds out must not reach its student through the teacher
     disjoint = corpus_name(corpus) == corpus_name(cell.corpus) == "mini"  # one held-out set per world
     exclude = None if disjoint else rows.mixture
-    return subset_stage(own, model, 1.0, cell.teacher_seed, corpus.max_length, exclude, overlap=rows.dropped_by(own))
+    return subset_stage(
+        own,
+        model,
+        1.0,
+        cell.teacher_seed,
+        corpus.max_length,
+        exclude,
+        overlap=rows.dropped_by(own),
+        bad_rows=BadRows.of(corpus),
+    )

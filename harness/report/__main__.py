@@ -11,9 +11,11 @@ booktabs). The page is one file that loads nothing, and the same bytes for the s
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from harness.config.checks import SettingsError
 from harness.report.page import write_report
+from harness.store.storage_error import storage_faults
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", help="where to write (default: <store>/reports/<names>)")
     given = parser.parse_args(arguments)
     try:
-        for path in write_report(*given.grids, store=given.store, out=given.out):
+        with storage_faults(Path(given.out or given.store).absolute()):
+            written = write_report(*given.grids, store=given.store, out=given.out)
+        for path in written:
             print(path)
     except SettingsError as error:
         print(f"harness: {error}", file=sys.stderr)

@@ -164,7 +164,9 @@ def _scores(receipt: Receipt) -> str:
             f" {MACRO_AVERAGE} is the mean over {', '.join(public)}, each of the same weight: of the scores ({RAW}), "
         )
         note += f"or of the scores on a scale from what guessing gives, 0, to all right, 1 ({RESCALED})."
-    return "\n\n".join([_table(head, rows), *([note] if public else [])])
+    scored_on = [f"{name} was scored on {data}." for name, data in receipt["scored_on"].items()]
+    notes = [note, *([" ".join(scored_on)] if scored_on else [])]
+    return "\n\n".join([_table(head, rows), *(notes if public else [])])
 
 
 def _gain(found: Mapping[str, Any] | None) -> str:

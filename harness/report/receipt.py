@@ -132,6 +132,7 @@ class _Receipts:
             "sft_cost": others["sft"].plain()["cost"] if "sft" in finite else None,
             "deployment": [self._deployed(row, record, metrics) for row in measured],
             "licences": {"says": verdict.says, "reasons": verdict.reasons},
+            "scored_on": dict(record.scored_on),
             "warnings": ranked([*self._warnings(record), *record.warnings]),
             "provenance": self._origins.provenance(cell),
         }

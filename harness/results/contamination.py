@@ -29,12 +29,15 @@ from harness.evals import ALL, Score
 from harness.plan.frozen import FrozenCell, FrozenPlan
 from harness.results.arms import Metric
 from harness.results.items import item_values, read_items
-from harness.results.records import RepeatedItems
+from harness.results.records import MEMORY, RepeatedItems
 from harness.store.store import Store
 
 ROWS = ("student_rows", "synthetic_rows", "in_context_rows", "teacher_rows")
 NOTEWORTHY = 0.02
 """Share of repeated items above which a record warns; Tülu 3 removes a source above it (arXiv 2411.15124, 3.2)."""
+REPEATED = "are repeated in training rows"
+MOSTLY = 0.5
+"""Share of items in a model's own training rows above which its score says nothing of what it can do."""
 
 
 class Training(NamedTuple):
@@ -213,8 +216,10 @@ def _warnings(evaluation: str, found: RepeatedItems, scores: Mapping[str, float]
     if found.own > many:
         (metric, without), *_ = found.without.items()
         left = "none is left without them" if without is None else f"{without:.3f} without them"
+        mostly = found.own > MOSTLY * found.items
+        kind, where = ("memory", f"are in the training rows: {MEMORY}") if mostly else ("contamination", REPEATED)
         said.append(
-            f"contamination: {found.own} of {found.items} items of {evaluation} are repeated in training rows; "
+            f"{kind}: {found.own} of {found.items} items of {evaluation} {where}; "
             f"{metric} is {scores[metric]:.3f}, {left}"
         )
     if found.teacher_only > many:

@@ -32,7 +32,7 @@ from harness.results.stats.crossover import Crossover
 from harness.results.suite import suite_of
 from harness.results.table import reported_metric, summary, tidy
 from harness.results.verdict import verdict
-from harness.store.store import Store, write_json, write_text
+from harness.store.store import Store, replacing, write_json, write_text
 
 RECORDS, ITEMS, CLAIMS, PRIMARY = "records.jsonl", "items.parquet", "claims.json", "primary_metric.json"
 NAMES = ("eval", "id", "source", "prompt_hash")
@@ -157,7 +157,8 @@ class Outcome:
         # the same few names repeat for every model; as categories each is stored once
         for column in (*NAMES, "of"):
             frame[column] = frame[column].astype("category")
-        frame.to_parquet(folder / ITEMS, index=False, compression="zstd")
+        with replacing(folder / ITEMS) as unfinished:
+            frame.to_parquet(unfinished, index=False, compression="zstd")
         write_text(folder / RECORDS, lines_of(exported))
         if self.declaration is not None:
             write_json(folder / CLAIMS, self.declaration)

@@ -15,13 +15,14 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from harness.config.checks import refuse
-from harness.evals import Score
+from harness.evals import ALL, Score
+from harness.models.diverged import TeacherDivergedError
 from harness.plan.frozen import FrozenCell, FrozenPlan, targets_of
 from harness.plan.metrics import MACRO_AVERAGE
 from harness.results.cost import Cost, cell_cost
 from harness.results.suite import lacking, suite_of, with_macro_average
 from harness.stand_ins import LICENSE as STAND_IN
-from harness.store.status import cell_state, stage_state
+from harness.store.status import StageState, cell_state, stage_state
 from harness.store.store import Store
 
 if TYPE_CHECKING:
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
 
 REHEARSAL = "rehearsal: numbers mean nothing"
 """What every result of models with random weights shows (`scale=rehearsal`)."""
+
+LATER_KEYS = ("blamed", "scored_on")
+"""Keys that lines of earlier versions lack."""
+MEMORY = "this score measures memory"
+"""Words of the warning about an evaluation that is mostly in the training rows: the first of all warnings."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +87,14 @@ class Record:
     """A status of `harness.store.status.StageState`; only a `done` record has all of its scores."""
     reason: str | None = None
     failure_class: str | None = None
+    blamed: str | None = None
+    """Of a failure, whose it is: `student` where its own training or scoring failed, else `input` (its base model, its
+    teacher, its rows); null where none failed, and in records of earlier versions."""
     scores: tuple[Score, ...] = ()
     items: Mapping[str, str] = field(default_factory=dict)
     """By evaluation, where the scores of single items lie: a path, or a name within an exported folder."""
+    scored_on: Mapping[str, str] = field(default_factory=dict)
+    """By benchmark, the data it was scored on with its split; none of scores made before this was recorded."""
     contamination: Mapping[str, RepeatedItems] = field(default_factory=dict)
     """By evaluation; none where training rows were not compared with its items."""
     warnings: tuple[str, ...] = ()
@@ -123,7 +134,9 @@ class Record:
         found["warnings"] = list(self.warnings)
         found["cost"] = {purpose: asdict(cost) for purpose, cost in self.cost.items()}
         found["contamination"] = {name: asdict(counts) for name, counts in self.contamination.items()}
-        # in the order they were read, so that a file is written again byte for byte
+        # in the order they were read, so that a file is written again byte for byte; older ones lack a key
+        if self.key_order:
+            found = {name: value for name, value in found.items() if name in self.key_order or name not in LATER_KEYS}
         return {name: found[name] for name in dict.fromkeys((*self.key_order, *found))}
 
 
@@ -189,15 +202,19 @@ def _record(
     said = [warning for stage in facts.of(own) for warning in stage.get("warnings", [])]
     scores: list[Score] = []
     items: dict[str, str] = {}
+    scored_on: dict[str, str] = {}
     repeated: dict[str, RepeatedItems] = {}
     warnings = list(dict.fromkeys(said))  # blocks of one kind warn of the same
     for name, key in cell.evaluations.items():
         if store.done(key):  # an evaluation that failed does not hide the scores of the others
             scores += [Score(**score) for score in json.loads((store.folder(key) / "scores.json").read_text())]
             items[name] = str(store.folder(key) / "items.parquet")
+            for evaluated in facts.of([key]):
+                scored_on |= _scored_on(name, evaluated)
             counts, more = contamination.repeated(cell, name, scores, items[name])
             repeated |= {} if counts is None else {name: counts}
             warnings += more
+    warnings.sort(key=lambda warning: MEMORY not in warning)  # what makes a score worthless stands first
     # plans of earlier versions name no primary metric, and their records stay as they were
     if frozen.primary_metric is not None:
         lost = lacking(scores, cell.settings)
@@ -225,14 +242,33 @@ def _record(
         status=state.status,
         reason=state.reason,
         failure_class=state.failure_class,
+        blamed=_blamed(cell, state),
         scores=tuple(scores),
         items=items,
+        scored_on=scored_on,
         contamination=repeated,
         warnings=tuple(warnings),
         tuned=cell.tuned or {},
         cost=cell_cost(facts.of(cell.train), facts.shared(cell.teaching), facts.shared(cell.making_teacher)),
         artifact=str(store.folder(cell.train[-1])) if cell.train else None,
     )
+
+
+def _blamed(cell: FrozenCell, state: StageState) -> str | None:
+    """Whose failure a cell's is: a teacher whose weights are no numbers may be noticed where its student is trained."""
+    if state.status != "failed":
+        return None
+    own = state.stage in (*cell.train, *cell.evaluations.values())
+    return "student" if own and TeacherDivergedError.__name__ not in (state.reason or "") else "input"
+
+
+def _scored_on(evaluation: str, evaluated: Mapping[str, Any]) -> dict[str, str]:
+    """The data that an evaluation read, with its split, by its facts; empty where they do not say."""
+    scored = (evaluated.get("resolved") or {}).get("scored")
+    if scored is None:
+        return {}
+    splits, data = scored["splits"], ", ".join(scored.get("files") or [scored["data"]])
+    return {evaluation: f"{data} ({'all of it' if splits == [ALL] else 'split ' + ', '.join(splits)})"}
 
 
 LOG = "log.jsonl"

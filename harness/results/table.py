@@ -10,7 +10,6 @@ missing cell is a row with its reason; no cell is dropped.
 
 import functools
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +33,7 @@ from harness.results.items import ItemValues, LoadItems, named_once, read_items,
 from harness.results.paired_gains import ArmValues, estimate, gain, gap_closed, scores
 from harness.results.records import Record
 from harness.results.stats.intervals import holm
+from harness.store.store import replacing
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -171,13 +171,11 @@ def write(folder: Path, records: Sequence[Record], frame: pd.DataFrame) -> list[
     for name, table in (("results", tidy(records)), ("summary", frame)):
         for ending in ("parquet", "csv"):
             path = folder / f"{name}.{ending}"
-            # each process writes under its own name, so two that collect one grid do not write into one file
-            unfinished = folder / f".{name}.{os.getpid()}.{ending}"
-            if ending == "parquet":
-                table.to_parquet(unfinished, index=False)
-            else:
-                table.to_csv(unfinished, index=False)
-            os.replace(unfinished, path)
+            with replacing(path) as unfinished:
+                if ending == "parquet":
+                    table.to_parquet(unfinished, index=False)
+                else:
+                    table.to_csv(unfinished, index=False)
             paths.append(path)
     return paths
 

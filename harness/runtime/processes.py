@@ -88,6 +88,8 @@ def threads(count: int | None) -> Iterator[None]:
     finally:
         if torch:
             torch.set_num_threads(at_first)
+        elif torch := sys.modules.get("torch"):  # imported within the block, so it took the block's count for good
+            torch.set_num_threads(int(before) if before else available_cores())
         if before is None:
             del os.environ["OMP_NUM_THREADS"]
         else:

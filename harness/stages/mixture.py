@@ -1,10 +1,12 @@
 """Data stage `mixture`: a whole corpus as Parquet, with its fixed held-out rows set apart.
 
 `subset.py` takes a cell's fraction of it. The held-out rows depend on the corpus alone, never on a fraction or a seed
-of a cell: per source, the prompts with the smallest hashes, whole prompts at a time, so no repeated row and no
-repeated prompt is on both sides. A row without an answer is never held out, because it cannot be scored. Repeated
-rows stay in train, as in Tülu 3 (arXiv 2411.15124), and are counted. Rows are read once and are never in memory
-together.
+of a cell: per source, the prompts with the smallest hashes, whole prompts at a time, so no repeated row and no repeated
+prompt is on both sides. A prompt is known by its first user turn, so the branches of a dialogue stay together; where
+one first turn opens a good part of a source (a greeting, or a request whose document is in the system turn), its rows
+are known by their whole prompts, since they could never be held out together. A row without an answer is never held
+out, because it cannot be scored. Repeated rows stay in train, as in Tülu 3 (arXiv 2411.15124), and are counted. Rows
+are read once and are never in memory together.
 
     train.parquet     id, messages, source, prompt_hash, row_hash
     heldout.parquet   the same and truth
@@ -26,12 +28,15 @@ from harness.config.checks import refuse
 from harness.config.file_hash import file_sha256
 from harness.config.machine import Machine
 from harness.data.corpora import corpus_from
-from harness.data.corpora._rows import is_answered, nothing_to_score, prompt_hash, row_hash
+from harness.data.corpora._rows import is_answered, nothing_to_score, prompt_hash, row_hash, whole_prompt_hash
 from harness.runtime import progress
 from harness.store.store import write_json
 
 ROWS_AT_ONCE = 500
+SHARED_TURN, SHARED_ROWS = 0.05, 20
+"""A first user turn with more than this share of a source's rows, and more than so many, is no prompt by itself."""
 MOST_HELD_OUT = 5  # at most one row in this many of a source is held out, even where `heldout_rows` is larger
+LISTED = 10  # names in a warning
 SPLITS = ("", "train", "heldout")
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 ROW = pa.schema(
@@ -50,8 +55,9 @@ def make_mixture(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path
     """Read the corpus and write its train and held-out rows into `out`.
 
     `settings`: `corpus` (the corpus's identity) and `where`, which holds `corpus` (the `kind` and its fields,
-    `path` among them) and `world_seed`; without `where`, `settings` has these itself. Raises SettingsError
-    for rows that cannot be read, files that changed after planning, and a corpus without rows or without answers.
+    `path` among them), `world_seed` and maybe `scored` (whether models are scored on its held-out rows); without
+    `where`, `settings` has these itself. Raises SettingsError for rows that cannot be read, files that changed after
+    planning, a corpus without rows or without answers, and one that is scored and holds out too few.
     """
     where = settings.get("where") or settings
     kind, world_seed = where["corpus"]["kind"], where["world_seed"]
@@ -65,9 +71,12 @@ def make_mixture(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path
     _check_files(settings["corpus"].get("files"), provenance)
 
     dropped = Counter(provenance.get("dropped", {}))
-    split = _split(corpus, kind, seen, dropped)
-    _write(spool, out / "train.parquet", split.train, ROW.remove(ROW.get_field_index("truth")))
-    _write(spool, out / "heldout.parquet", split.heldout, ROW)
+    whole = _known_by_whole_prompt(seen)
+    split = _split(corpus, kind, seen, dropped, whole)
+    if where.get("scored"):
+        _check_heldout(corpus, seen, split)
+    _write(spool, out / "train.parquet", split.train, ROW.remove(ROW.get_field_index("truth")), whole)
+    _write(spool, out / "heldout.parquet", split.heldout, ROW, whole)
     spool.unlink()
 
     counts, table = _count(split, seen, dropped, provenance.get("licenses", {}))
@@ -79,6 +88,7 @@ def make_mixture(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path
             "revision": provenance.get("revision"),
             "read_from": provenance.get("files", []),
             **counts,
+            **({"rows_by_whole_prompt": int(whole.sum())} if whole.any() else {}),
             "sources": table,
             "dropped": dict(dropped),
             "warnings": warnings,
@@ -124,29 +134,31 @@ def choose_heldout(
             taken[touched] += rows
             left[touched] -= 1
 
-    for source in range(count):
-        mine = np.flatnonzero((pair_source == source) & (pair_rows > 0))
+    answered_pairs = np.flatnonzero(pair_rows > 0)
+    by_source = answered_pairs[np.argsort(pair_source[answered_pairs], kind="stable")]
+    edges = np.searchsorted(pair_source[by_source], np.arange(count + 1))  # (S + 1,)
+    for source in np.flatnonzero(wanted):
+        mine = by_source[edges[source] : edges[source + 1]]
         for pair in mine:
             if taken[source] >= wanted[source]:
                 break
             take(int(pair_prompt[pair]), must_fit=True)
-        if wanted[source]:
-            for pair in mine[np.argsort(pair_rows[mine], kind="stable")]:
-                if taken[source]:
-                    break
-                take(
-                    int(pair_prompt[pair]), must_fit=False
-                )  # every prompt has more rows than the share: take the smallest
+        for pair in mine[np.argsort(pair_rows[mine], kind="stable")]:
+            if taken[source]:
+                break
+            # every prompt has more rows than the share: take the smallest
+            take(int(pair_prompt[pair]), must_fit=False)
     return held[prompt_of] & answered
 
 
 @dataclass
 class _Seen:
-    """What is kept of every row while rows are read: 20 bytes, and each source's name once."""
+    """What is kept of every row while rows are read: 30 bytes, and each source's name once."""
 
     prompts: array = field(default_factory=lambda: array("Q"))
+    wholes: array = field(default_factory=lambda: array("Q"))
     rows: array = field(default_factory=lambda: array("Q"))
-    sources: array = field(default_factory=lambda: array("H"))
+    sources: array = field(default_factory=lambda: array("I"))
     splits: array = field(default_factory=lambda: array("B"))
     answered: array = field(default_factory=lambda: array("B"))
     names: list[str] = field(default_factory=list)
@@ -156,7 +168,7 @@ class _Seen:
         return (
             np.frombuffer(self.prompts, dtype=np.uint64),
             np.frombuffer(self.rows, dtype=np.uint64),
-            np.frombuffer(self.sources, dtype=np.uint16).astype(np.int64),
+            np.frombuffer(self.sources, dtype=np.uint32).astype(np.int64),
             np.frombuffer(self.answered, dtype=np.bool_),
         )
 
@@ -177,8 +189,43 @@ class _Split:
     sources: np.ndarray
 
 
-def _split(corpus: Any, kind: str, seen: _Seen, dropped: Counter[str]) -> _Split:
+def _known_by_whole_prompt(seen: _Seen) -> np.ndarray:
+    """Mask (n,) of the rows whose first user turn opens a good part of a source, with different prompts."""
+    firsts, _, sources, _ = seen.arrays()  # each (n,)
+    if not len(firsts) or seen.decided:
+        return np.zeros(len(firsts), dtype=bool)
+    unique, first_of = np.unique(firsts, return_inverse=True)  # (F,), (n,)
+    pairs, pair_of = np.unique(first_of.astype(np.int64) * (sources.max() + 1) + sources, return_inverse=True)
+    rows, of_source = np.bincount(pair_of), np.bincount(sources)  # (Q,), (S,)
+    pair_first, pair_source = np.divmod(pairs, sources.max() + 1)  # both (Q,)
+    shared = (rows > SHARED_ROWS) & (rows > SHARED_TURN * of_source[pair_source])  # (Q,)
+    chosen = np.zeros(len(unique), dtype=bool)  # (F,)
+    wholes = np.frombuffer(seen.wholes, dtype=np.uint64)  # (n,)
+    for first in np.unique(pair_first[shared]):
+        chosen[first] = len(np.unique(wholes[first_of == first])) > 1
+    return chosen[first_of]
+
+
+def _check_heldout(corpus: Any, seen: _Seen, split: _Split) -> None:
+    """Raise SettingsError where too few rows are held out to score a model on."""
+    held = int(split.heldout.sum())
+    least = 1 if seen.decided else min(corpus.least_heldout_rows, max(1, corpus.heldout_rows // 2))
+    if held < least:
+        rows, prompts = len(split.heldout), len(np.unique(split.prompts))
+        raise refuse(
+            "corpus.least_heldout_rows",
+            corpus.least_heldout_rows,
+            f"{held} of {rows} rows ({prompts} different prompts) would be held out, and {least} are needed to score a "
+            f"model (at most one row in {MOST_HELD_OUT} of a source is held out, whole prompts at a time)",
+            "give more rows with different prompts"
+            + (f", or set corpus.least_heldout_rows={held} to score on so few" if held else ""),
+        )
+
+
+def _split(corpus: Any, kind: str, seen: _Seen, dropped: Counter[str], whole: np.ndarray) -> _Split:
     """Set held-out rows apart; train rows whose prompt is held out are dropped and counted in `dropped`.
+
+    `whole` (n,) says which rows are known by their whole prompt.
 
     Raises SettingsError where no row is left to train on, or none has an answer to score.
     """
@@ -189,7 +236,8 @@ def _split(corpus: Any, kind: str, seen: _Seen, dropped: Counter[str]) -> _Split
             f"no row is left to train on (dropped: {dict(dropped) or 'none'})",
             "loosen corpus.sources or look at the rows",
         )
-    prompts, _, sources, answered = seen.arrays()  # each (n,)
+    firsts, _, sources, answered = seen.arrays()  # each (n,)
+    prompts = np.where(whole, np.frombuffer(seen.wholes, dtype=np.uint64), firsts)  # (n,)
     if not answered.any():
         raise nothing_to_score()
     heldout = _heldout(corpus, seen, prompts, sources, answered)  # (n,)
@@ -221,16 +269,19 @@ def _count(
     }
     if not split.answered.all():
         counts["unanswered_rows"] = int((split.train & ~split.answered).sum())
-    table = {}
-    for code, name in enumerate(seen.names):
-        mine = split.sources == code
-        table[name] = {
-            "train": int((split.train & mine).sum()),
-            "heldout": int((split.heldout & mine).sum()),
-            "prompts": len(np.unique(split.prompts[mine])),
-            "repeats": int((repeated & mine).sum()),
-            "license": licences.get(name),
-        }
+    size = len(seen.names)
+    # a prompt within one source, each once
+    pairs = np.unique(np.stack([split.sources.astype(np.uint64), split.prompts]), axis=1)
+    of_source = {
+        "train": np.bincount(split.sources[split.train], minlength=size),
+        "heldout": np.bincount(split.sources[split.heldout], minlength=size),
+        "prompts": np.bincount(pairs[0].astype(np.int64), minlength=size),
+        "repeats": np.bincount(split.sources[repeated], minlength=size),
+    }
+    table = {
+        name: {**{what: int(count[code]) for what, count in of_source.items()}, "license": licences.get(name)}
+        for code, name in enumerate(seen.names)
+    }
     return counts, table
 
 
@@ -257,6 +308,7 @@ def _spool(corpus: Any, world_seed: int, spool: Path) -> _Seen:
             prompt, row = prompt_hash(example.messages), row_hash(example.messages)
             # 16 hex digits are the 64 bits that an array entry holds
             seen.prompts.append(int(prompt[:16], 16))
+            seen.wholes.append(int(whole_prompt_hash(example.messages)[:16], 16))
             seen.rows.append(int(row[:16], 16))
             seen.sources.append(numbers[example.source])
             seen.splits.append(SPLITS.index(example.split))
@@ -289,11 +341,18 @@ def _heldout(corpus: Any, seen: _Seen, prompts: np.ndarray, sources: np.ndarray,
     return heldout
 
 
-def _write(spool: Path, path: Path, kept: np.ndarray, schema: pa.Schema) -> None:
-    """Copy the kept rows (mask over all rows, in order) from the spool."""
+def _write(spool: Path, path: Path, kept: np.ndarray, schema: pa.Schema, whole: np.ndarray) -> None:
+    """Copy the kept rows (mask over all rows, in order) from the spool; `whole` as in `_split`."""
     at, waiting = 0, []
+    place = schema.get_field_index("prompt_hash")
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for batch in pq.ParquetFile(spool).iter_batches(ROWS_AT_ONCE, columns=schema.names):
+            rehashed = whole[at : at + batch.num_rows]
+            if rehashed.any():
+                hashes = batch["prompt_hash"].to_pylist()
+                for row in np.flatnonzero(rehashed):
+                    hashes[row] = whole_prompt_hash(batch["messages"][row].as_py())
+                batch = batch.set_column(place, schema.field(place), pa.array(hashes, type=pa.string()))
             waiting.append(batch.filter(pa.array(kept[at : at + batch.num_rows])))
             at += batch.num_rows
             if at == len(kept) or sum(chosen.num_rows for chosen in waiting) >= ROWS_AT_ONCE:
@@ -320,7 +379,7 @@ def _warnings(
     found = [f"rows left out: {number}, {reason}" for reason, number in sorted(dropped.items())]
     without = sorted(name for name, row in table.items() if not row["heldout"])
     if without and not decided:
-        names = ", ".join(without)
+        names = ", ".join(without[:LISTED]) + (f" and {len(without) - LISTED} more" if len(without) > LISTED else "")
         why = "each has a single prompt or no answer, so none of its rows is scored"
         found.append(f"sources without held-out rows: {names}; {why}")
     if not decided and counts["heldout_rows"] < corpus.heldout_rows / 2:

@@ -1,20 +1,28 @@
 """Data stage `subset`: the rows of a mixture that one cell trains on, rendered for one tokenizer.
 
-It reads what `mixture.py` makes. Per source the cell takes the first max(1, round(fraction x rows)) rows of one
-order, which is seeded by `data_seed` and the source's name; largest-remainder quotas are not monotone in the
-fraction, so they would not nest. Every tenth row of that order is set apart for validation, so the train rows of a
-fraction are also among the train rows of every larger one. All arms share the artifact.
+It reads what `mixture.py` makes. Per source the cell takes the first max(1, round(fraction x rows)) rows of one order,
+which is seeded by `data_seed` and the source's name; largest-remainder quotas are not monotone in the fraction, so they
+would not nest. Where more than `MANY_SOURCES` sources have fewer than `SMALL_SOURCE` rows, one row of each would be far
+more than the fraction, so these form a pool: row p of a source of n rows enters at the fraction (p + u) / n, with a u
+in (0, 1] of each source's own, so the pool gives its share and a source may give none. The realised share is recorded,
+and warned of where it is off by more than a tenth. Every tenth row of that order is set apart for validation, so the
+train rows of a fraction are also among the train rows of every larger one. All arms share the artifact.
+
+Control tokens in texts stay text and are counted (`data/control_tokens.py`). A row that the tokenizer's chat template
+rejects is refused, or dropped and counted, as `corpus.on_bad_row` says.
 
 Where students train on prompts alone, the artifact has no answers: a row is its prompt and an empty span after it.
 Fractions, validation and drops are of conversations. A conversation is one row, but n rows of one trained answer each
 where the template rewrites earlier turns (`data/chat.py`): all n are on one side, and count as n rows from here on.
 
     train/, validation/   data sets: row, id, input_ids, starts, ends (spans of the assistant's turns)
-    subset.json           counts per source, truncated and dropped rows, lengths, tokenizer_hash; where conversations
-                          are rendered turn by turn, how many (turnwise_conversations) and their rows (turnwise_rows)
+    subset.json           realised share, counts per source, truncated and dropped rows, lengths, tokenizer_hash; where
+                          conversations are rendered turn by turn, how many (turnwise_conversations) and their rows
+                          (turnwise_rows); where texts have control tokens, how many of each
 """
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,16 +34,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harness.config.checks import refuse
+from harness.config.checks import SettingsError, refuse
 from harness.config.machine import Machine
 from harness.data import chat
-from harness.data.corpora._rows import without_answers
+from harness.data.control_tokens import drops_system, marks_of
+from harness.data.corpora._rows import whole_prompt_hash, without_answers
 from harness.data.sequences import TURN, conversation_of
 from harness.models import loading
 from harness.runtime import progress
 from harness.store.store import write_json
 
 ROWS_AT_ONCE = 1000
+SMALL_SOURCE, MANY_SOURCES = 100, 20
+OFF_BY = 0.1  # a realised share further from the fraction, relative to it, is warned about
+GOLDEN = (5**0.5 - 1) / 2
 ROWS_FOR_VALIDATION = 10  # a cell with fewer rows trains on all of them
 COUNTS = ("n_train", "n_validation", "truncated_rows", "dropped_rows", "response_tokens")
 """Entries of `subset.json` that are counts of the stage's receipt."""
@@ -53,7 +65,9 @@ def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
     and for prompts alone `answers` (`none`).
     `inputs`: `mixture`, `tokenizer` (a model folder), and optionally `exclude`, another mixture: rows whose
     prompt it holds out are dropped and counted; and `overlap`: rows that repeat an evaluation item are dropped too.
-    Raises SettingsError when no row is left to train on.
+    `settings` may have `control_tokens` (`refuse`: a text with one is refused), and `where` the corpus's `on_bad_row`.
+    Raises SettingsError when no row is left to train on, and for a row, held-out ones included, that the chat template
+    rejects or that has a control token where these are refused.
     """
     path = inputs["mixture"] / "train.parquet"
     unanswered = settings.get("answers") == "none"
@@ -73,10 +87,18 @@ def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
     is_validation[chosen[validation]] = True
 
     tokenizer = loading.load_tokenizer(inputs["tokenizer"])
+    check = _RowCheck(tokenizer, settings)
+    if "block" not in settings:
+        check.heldout(inputs["mixture"] / "heldout.parquet")
     tallies = {name: _Tally(out / f"{name}.arrow") for name in ("train", "validation")}
     for rows, ids, conversations in read_batches(path, chosen):
         if unanswered:
             conversations = [without_answers(messages) for messages in conversations]
+        accepted = check.accepted(ids, conversations)
+        if len(accepted) < len(ids):
+            rows, ids = rows[accepted], [ids[place] for place in accepted]
+            conversations = [conversations[place] for place in accepted]
+        if unanswered:
             rendered = [[one] for one in chat.render_prompts(tokenizer, conversations, settings["max_length"])]
         else:
             rendered = chat.render_rows(tokenizer, conversations, settings["max_length"])
@@ -90,6 +112,7 @@ def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
     for name, tally in tallies.items():
         _save(tally, out / name)
         dropped["no assistant token within max_length"] += tally.without_response
+    dropped += check.dropped
     train, held = tallies["train"], tallies["validation"]
     # a block may be empty: a small source has no row between two fractions
     if not train.rows and "block" not in settings:
@@ -100,9 +123,21 @@ def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
             "take a larger fraction or a larger corpus.max_length",
         )
     description = _describe(settings, index, train, held, +dropped, loading.tokenizer_hash(tokenizer))
+    description["warnings"] += check.warnings()
+    if check.control_tokens:
+        description["control_tokens"] = dict(sorted(check.control_tokens.items()))
+    if "block" not in settings:
+        description["realised_frac"] = realised = share_taken(index.codes, index.names, settings)
+        description["warnings"] += _off(settings["data_frac"], realised)
     write_json(out / "subset.json", description)
     counts = {name: description[name] for name in COUNTS} | _turnwise(train, held)
-    return {"counts": counts, "warnings": description["warnings"]}
+    if check.control_tokens:
+        counts["control_tokens"] = check.control_tokens.total()
+    return {
+        "counts": counts,
+        "warnings": description["warnings"],
+        **({"realised_frac": description["realised_frac"]} if "realised_frac" in description else {}),
+    }
 
 
 def choose_rows(codes: np.ndarray, names: list[str], data_frac: float, data_seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -111,16 +146,43 @@ def choose_rows(codes: np.ndarray, names: list[str], data_frac: float, data_seed
     `codes` (n,) holds each row's source as an index into `names`. A source's order does not depend on the fraction,
     so a larger fraction has every row of a smaller one.
     """
+    count = np.bincount(codes, minlength=len(names))  # (S,)
+    ends = np.cumsum(count)  # (S,)
+    # stable, so that a source's row numbers ascend
+    by_source = np.argsort(codes, kind="stable")  # (n,)
+    taken = _rows_taken(count, names, data_frac, data_seed)  # (S,)
     rows, places = [], []
-    for code, name in enumerate(names):
-        mine = np.flatnonzero(codes == code)  # row numbers of this source
-        order = _generator("order", data_seed, name).permutation(mine)[: max(1, round(data_frac * len(mine)))]
+    for code in np.flatnonzero(taken):
+        mine = by_source[ends[code] - count[code] : ends[code]]  # row numbers of this source
+        order = _generator("order", data_seed, names[code]).permutation(mine)[: taken[code]]
         rows.append(order)
         places.append(np.arange(len(order)))
     row, place = np.concatenate(rows), np.concatenate(places)  # both (k,)
     # in the mixture's order, in which the file is read once
     ascending = np.argsort(row)
     return row[ascending], place[ascending]
+
+
+def _rows_taken(count: np.ndarray, names: list[str], data_frac: float, data_seed: int) -> np.ndarray:
+    """How many rows a fraction takes of each source (S,), where these have `count` (S,) rows; at least one in all."""
+    taken = np.array([max(1, round(data_frac * rows)) if rows else 0 for rows in count.tolist()])  # (S,)
+    small = np.flatnonzero((count < SMALL_SOURCE) & (count > 0))  # (P,)
+    if len(small) <= MANY_SOURCES:
+        return taken
+    ties = np.array([_generator("pool", data_seed, names[code]).random() for code in small])  # (P,)
+    small = small[np.lexsort((ties, count[small]))]
+    # multiples of the golden ratio fill (0, 1] evenly, so sources of like size enter one after another
+    enters = 1 - (ties.min() + np.arange(len(small)) * GOLDEN) % 1  # (P,)
+    taken[small] = np.clip(np.floor(data_frac * count[small] - enters) + 1, 0, count[small])
+    if not taken.any():
+        taken[small[np.argmin(enters / count[small])]] = 1
+    return taken
+
+
+def share_taken(codes: np.ndarray, names: list[str], settings: Mapping[str, Any]) -> float:
+    """The share of the mixture's rows that its fraction takes, validation rows and rows dropped later among them."""
+    count = np.bincount(codes, minlength=len(names))
+    return float(_rows_taken(count, names, settings["data_frac"], settings["data_seed"]).sum() / len(codes))
 
 
 def choose_validation(
@@ -182,6 +244,7 @@ def _training_rows(
     if "exclude" in inputs:
         others = pq.read_table(inputs["exclude"] / "heldout.parquet", columns=["prompt_hash"])
         excluded = np.isin(index.prompts[chosen], _first_64_bits(others["prompt_hash"]))  # (k,)
+        excluded |= _whole_prompts_in(inputs["mixture"], chosen, inputs["exclude"])
         dropped["prompt is held out in another mixture"] = int(excluded.sum())
         chosen, order = chosen[~excluded], order[~excluded]
     if "overlap" in inputs:
@@ -190,6 +253,26 @@ def _training_rows(
         dropped["it repeats an item that is scored"] = int(repeating.sum())
         chosen, order = chosen[~repeating], order[~repeating]
     return chosen, order, dropped
+
+
+def _whole_prompts_in(mixture: Path, chosen: np.ndarray, other: Path) -> np.ndarray:
+    """Mask (k,) of the chosen rows whose whole prompt another mixture holds out.
+
+    It is compared where one of the two mixtures knows rows by it, since the other may know the same rows by their first
+    turn.
+    """
+    excluded = np.zeros(len(chosen), dtype=bool)  # (k,)
+    described = (json.loads((folder / "mixture.json").read_text()) for folder in (mixture, other))
+    if not any(one.get("rows_by_whole_prompt") for one in described):
+        return excluded
+    held = pq.read_table(other / "heldout.parquet", columns=["messages"])["messages"].to_pylist()
+    hashes = {whole_prompt_hash(messages) for messages in held}
+    at = 0
+    for _, _, conversations in read_batches(mixture / "train.parquet", chosen):
+        for messages in conversations:
+            excluded[at] = whole_prompt_hash(messages) in hashes
+            at += 1
+    return excluded
 
 
 def _describe(
@@ -229,6 +312,16 @@ def _describe(
     }
 
 
+def _off(data_frac: float, realised: float) -> list[str]:
+    """A warning where the realised share is off by more than `OFF_BY` of the fraction."""
+    if abs(realised - data_frac) <= OFF_BY * data_frac:
+        return []
+    return [
+        f"data_frac={data_frac:g} is {realised:.3g} of the rows here: every source gives whole rows, and at least one; "
+        "take a larger fraction, or a corpus with more rows or fewer sources"
+    ]
+
+
 def _turnwise(train: "_Tally", held: "_Tally") -> dict[str, int]:
     """How many conversations became one row a turn, and these rows; nothing where none did."""
     conversations = train.turnwise_conversations + held.turnwise_conversations
@@ -248,6 +341,70 @@ def _warnings(settings: Mapping[str, Any], held: "_Tally", dropped: Counter[str]
     if settings.get("answers") == "none" and "block" not in settings:
         found.append("no validation rows: corpus.answers=none leaves no answer to score; all rows are trained on")
     return found
+
+
+class _RowCheck:
+    """What the tokenizer's template says to rows before they are rendered: those it rejects, and their control
+    tokens."""
+
+    def __init__(self, tokenizer: Any, settings: Mapping[str, Any]) -> None:
+        self.tokenizer, self.marks = tokenizer, marks_of(tokenizer)
+        self.drop = settings.get("where", {}).get("on_bad_row") == "drop"
+        self.refuse_tokens = settings.get("control_tokens") == "refuse"
+        self.dropped: Counter[str] = Counter()
+        self.control_tokens: Counter[str] = Counter()
+        self.rows_with_tokens = self.system_turns = 0
+
+    def heldout(self, path: Path) -> None:
+        """Raise SettingsError for a held-out row that could not be scored, which would end a grid after training."""
+        table = pq.read_table(path, columns=["id", "messages"])
+        _RowCheck(self.tokenizer, self._settings()).accepted(table["id"].to_pylist(), table["messages"].to_pylist())
+
+    def accepted(self, ids: list[str], conversations: list[list[dict[str, str]]]) -> list[int]:
+        """Places of the conversations that can be rendered. Raises SettingsError for the others where none is
+        dropped."""
+        places = []
+        rejected = chat.rejections(self.tokenizer, conversations)
+        for place, (id, messages) in enumerate(zip(ids, conversations, strict=True)):
+            found = self.marks.count(messages)
+            problem = "the chat template rejects it" if place in rejected else ""
+            if found and self.refuse_tokens:
+                problem = "its text has a control token of the tokenizer or template"
+            if problem and not self.drop:
+                detail = rejected.get(place) or ", ".join(sorted(found))
+                way_out = "corpus.control_tokens=text" if place not in rejected else chat.WAY_OUT
+                raise SettingsError(
+                    f"row {id!r} of the corpus cannot be used: {problem} ({detail}); {way_out}, or "
+                    "corpus.on_bad_row=drop to count and skip such rows."
+                )
+            if problem:
+                self.dropped[problem] += 1
+                continue
+            self.control_tokens += found
+            self.rows_with_tokens += bool(found)
+            self.system_turns += messages[0]["role"] == "system"
+            places.append(place)
+        return places
+
+    def warnings(self) -> list[str]:
+        """What a reader of the record should know of the rows that were kept."""
+        found = []
+        if self.control_tokens:
+            listed = ", ".join(f"{mark} {count}" for mark, count in sorted(self.control_tokens.items()))
+            found.append(
+                f"control tokens in the text of {self.rows_with_tokens} rows: {listed}; they are encoded as plain text "
+                "and open or close no turn (corpus.control_tokens=refuse refuses such rows)"
+            )
+        if self.system_turns and drops_system(self.tokenizer):
+            found.append(
+                f"system turns are not rendered: the chat template leaves them out of {self.system_turns} rows; "
+                f"{chat.WAY_OUT}"
+            )
+        return found
+
+    def _settings(self) -> dict[str, Any]:
+        tokens = {"control_tokens": "refuse"} if self.refuse_tokens else {}
+        return {"where": {"on_bad_row": "drop" if self.drop else "refuse"}, **tokens}
 
 
 class _Tally:

@@ -13,10 +13,8 @@ a JSON file beside it states its size. So a killed process leaves complete parts
 """
 
 import json
-import os
 import tempfile
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,7 +24,7 @@ import pyarrow as pa
 
 from harness.runtime import preemption
 from harness.store.fingerprint import fingerprint
-from harness.store.store import fsync, write_json
+from harness.store.store import fsync, replacing, write_json
 
 
 class PartialOutput:
@@ -107,13 +105,10 @@ def read_batch(path: Path) -> pa.RecordBatch:
 
 def _write(path: Path, batch: pa.RecordBatch) -> int:
     """Write a batch as one file, which is complete or absent; returns its size in bytes."""
-    # a name of its own: leases are advisory, so two attempts may write the same part at the same time
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with open(unfinished, "wb") as file:
+    # A name of its own: leases are advisory, so two attempts may write the same part at the same time. The folder is
+    # made again where the other one has published the artifact, and with that removed it.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as unfinished, open(unfinished, "wb") as file:
         with pa.ipc.new_file(file, batch.schema) as writer:
             writer.write_batch(batch)
-        file.flush()
-        os.fsync(file.fileno())
-        size = file.tell()
-    os.replace(unfinished, path)
-    return size
+        return file.tell()

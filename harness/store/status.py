@@ -10,9 +10,9 @@ from typing import Any
 from harness.store.store import Store
 
 STUCK_AFTER = 2
-RECHECKED_CLASSES = ("settings", "server")
-"""Failure classes whose cause (a row, a folder, a server) the user may have repaired since, and whose check is cheap:
-their stages are tried again by the next run, without `retry`."""
+RECHECKED_CLASSES = ("settings", "server", "storage", "input")
+"""Failure classes whose cause (a row, a server, a disk, an input) may have been repaired since, and whose check is
+cheap: their stages are tried again by the next run, without `retry`."""
 
 
 @dataclass(frozen=True)

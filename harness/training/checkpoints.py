@@ -31,7 +31,7 @@ from typing import IO, Any, cast
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 from trl import SFTTrainer
@@ -39,7 +39,8 @@ from trl import SFTTrainer
 from harness.models.fsdp import full_tensors, is_fsdp_sharded, local_shard
 from harness.runtime import preemption, progress
 from harness.runtime.processes import process_rank
-from harness.store.store import STALE_SECONDS, age_of, fsync, fsync_tree
+from harness.store.liveness import STALE_SECONDS
+from harness.store.store import age_of, fsync, fsync_tree
 from harness.training.losses.objectives import Objective
 from harness.training.student_text import Sequences
 from harness.training.training_report import TrainingReport
@@ -77,21 +78,29 @@ class Checkpoints:
     def write(
         self, step: int, tensors: Mapping[str, dict[str, torch.Tensor]], state: dict[str, Any], files: Mapping[str, str]
     ) -> Path:
-        """Write one checkpoint: `tensors` by file, `state` for state.json, `files` as they are; drop older ones."""
+        """Write one checkpoint: `tensors` by file, `state` for state.json, `files` as they are; drop older ones.
+
+        Raises OSError or SafetensorError where it cannot be written; then nothing of it is left.
+        """
         assert self.folder is not None
         self.folder.mkdir(parents=True, exist_ok=True)
         unfinished = self.folder / f".{uuid.uuid4().hex}"
-        unfinished.mkdir()
-        for name, group in tensors.items():
-            save_file({key: tensor.contiguous() for key, tensor in group.items()}, unfinished / f"{name}.safetensors")
-        for name, text in files.items():
-            (unfinished / name).write_text(text)
-        sizes = {path.name: path.stat().st_size for path in unfinished.iterdir()}
-        (unfinished / "state.json").write_text(json.dumps({**state, "belongs": self.belongs, "files": sizes}))
-        fsync_tree(unfinished)
-        path = self.folder / f"step-{step}"
-        shutil.rmtree(path, ignore_errors=True)  # a torn one of the same step
-        os.rename(unfinished, path)
+        try:
+            unfinished.mkdir()
+            for name, group in tensors.items():
+                whole = {key: tensor.contiguous() for key, tensor in group.items()}
+                save_file(whole, unfinished / f"{name}.safetensors")
+            for name, text in files.items():
+                (unfinished / name).write_text(text)
+            sizes = {path.name: path.stat().st_size for path in unfinished.iterdir()}
+            (unfinished / "state.json").write_text(json.dumps({**state, "belongs": self.belongs, "files": sizes}))
+            fsync_tree(unfinished)
+            path = self.folder / f"step-{step}"
+            shutil.rmtree(path, ignore_errors=True)  # a torn one of the same step
+            os.rename(unfinished, path)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
         fsync(self.folder)
         self._remove_older()
         self.clock()
@@ -162,29 +171,44 @@ class Resumable(SFTTrainer):
         moments, rest = _taken_apart(self.optimizer.state_dict())  # type: ignore[union-attr]
         # gathering FSDP-sharded tensors takes all processes, although rank 0 alone writes them
         tensors = {"model": full_tensors(self._trained_tensors()), "optimizer": full_tensors(moments)}
+        unwritten = ""
         if self.is_world_process_zero():
             self.jsonl.flush()
-            self.checkpoints.write(
-                step,
-                tensors,
-                {
-                    "step": step,
-                    "steps": self.state.max_steps,
-                    "optimizer": rest,
-                    "schedule": self.lr_scheduler.state_dict(),  # type: ignore[union-attr]
-                    "report": asdict(self.report),
-                    "gold_nll": self.gold_nll,
-                    "written_tokens": self.untrained_tokens,
-                    "teacher_seconds": self.objective.teacher_seconds,
-                    "seconds": time.perf_counter() - self._started,
-                    "processes": processes,
-                },
-                {"log.jsonl": Path(self.jsonl.name).read_text(), "trainer_state.json": json.dumps(asdict(self.state))},
-            )
+            state = {
+                "step": step,
+                "steps": self.state.max_steps,
+                "optimizer": rest,
+                "schedule": self.lr_scheduler.state_dict(),  # type: ignore[union-attr]
+                "report": asdict(self.report),
+                "gold_nll": self.gold_nll,
+                "written_tokens": self.untrained_tokens,
+                "teacher_seconds": self.objective.teacher_seconds,
+                "seconds": time.perf_counter() - self._started,
+                "processes": processes,
+            }
+            files = {
+                "log.jsonl": Path(self.jsonl.name).read_text(),
+                "trainer_state.json": json.dumps(asdict(self.state)),
+            }
+            try:
+                self.checkpoints.write(step, tensors, state, files)
+            except (OSError, SafetensorError) as error:
+                unwritten = self._without_checkpoint(step, tensors, error)
         self.checkpoints.clock()
         self.accelerator.wait_for_everyone()
         if wanted >= STOP:
-            raise preemption.Preempted(f"stopped on request after step {step} of {self.state.max_steps}")
+            raise preemption.Preempted(f"stopped on request after step {step} of {self.state.max_steps}{unwritten}")
+
+    def _without_checkpoint(self, step: int, tensors: Mapping[str, dict[str, torch.Tensor]], error: Exception) -> str:
+        """Warn of a checkpoint that could not be written: the fit goes on, since its numbers follow from none."""
+        size = sum(tensor.nbytes for group in tensors.values() for tensor in group.values())
+        why = f"the checkpoint of step {step} could not be written: {str(error).splitlines()[0]}"
+        # the first alone: a disk that is full stays full, and the fit tries again every few minutes
+        if not any("could not be written" in warning for warning in self.report.warnings):
+            self.report.warnings.append(
+                f"no checkpoint: {why} (it needs {size / 2**20:.1f} MB); a stopped fit starts again from an earlier one"
+            )
+        return f"; {why}"
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)

@@ -70,7 +70,7 @@ def test_one_of_four_processes_is_killed_and_the_same_command_goes_on(pair):
     job = sent.store.attempts(key)[-1]["job"]
     for process in processes(3, job):
         os.kill(process, signal.SIGKILL)
-    until("the attempt's end to be recorded", lambda: sent.store.attempts(key)[-1]["outcome"] != "running", patience=5)
+    until("the attempt's end to be recorded", lambda: sent.store.attempts(key)[-1]["outcome"] != "running", patience=15)
     attempt = sent.store.attempts(key)[-1]
     assert attempt["failure_class"] == "killed" and attempt["reason"].startswith("process 3 of 4")
     until("the job to end", lambda: not subprocess.check_output(["squeue", "-h", "-j", job, "-t", "R,CG"]), patience=20)

@@ -114,6 +114,7 @@ FULL = {
     "train_seed": 0,
     "world_seed": 0,
     "teacher_seed": 0,
+    "scored_on": {},
     "warnings": ["something: odd"],
     "missing": ["not measured in bf16"],
     "provenance": {

@@ -16,8 +16,9 @@ from harness.evals.lm_evaluation.tasks import Data, item_texts
 from harness.plan.cell_plan import Plan, plan_cell
 from harness.plan.frozen import FrozenPlan, frozen_plan
 from harness.results.breakdown import items as items_of
-from harness.results.contamination import ROWS, Contamination, training_of
+from harness.results.contamination import ROWS, Contamination, _warnings, training_of
 from harness.results.exposure import Exposures
+from harness.results.records import MEMORY, RepeatedItems
 from harness.stages.labels import save_rows
 from harness.stages.overlap import make_overlap
 from harness.stand_ins.benchmark_items import ITEMS, write_items
@@ -274,3 +275,15 @@ def test_every_benchmarks_items_have_a_text_under_the_name_they_are_scored_by(na
     mine = [text for source, _, text in found if source == found[0][0]]
     assert len(set(mine)) == len(mine)
     assert all(isinstance(text, str) and text.strip() for _, _, text in found)
+
+
+def test_a_benchmark_that_is_mostly_in_the_training_rows_is_said_to_measure_memory():
+    def said(own):
+        return _warnings("pubmedqa", RepeatedItems(500, own=own, without={"acc": 0.5}), {"acc": 0.9})
+
+    assert said(399) == [
+        "memory: 399 of 500 items of pubmedqa are in the training rows: this score measures memory; "
+        "acc is 0.900, 0.500 without them"
+    ]
+    assert said(250)[0].startswith("contamination: 250 of 500") and MEMORY not in said(250)[0]
+    assert said(10) == []

@@ -7,7 +7,7 @@ import pytest
 
 from harness.config.checks import SettingsError
 from harness.results.cost import Cost
-from harness.results.records import Record, lines_of, read_records
+from harness.results.records import Record, _scored_on, lines_of, read_records
 from tests.invented_records import cell
 
 STORED = sorted((Path(__file__).parents[2] / "analysis" / "stored").glob("*/records.jsonl"))
@@ -38,3 +38,17 @@ def test_a_record_with_a_missing_or_unknown_key_is_refused_by_name(change, why):
     plain = {name: value for name, value in plain.items() if value is not ...}
     with pytest.raises(SettingsError, match=f"record='{next(iter(change))}'.*{why}"):
         Record.of(plain)
+
+
+@pytest.mark.parametrize(
+    ("scored", "words"),
+    [
+        ({"files": ["pubmedqa_test.jsonl"], "splits": ["test"]}, "pubmedqa_test.jsonl (split test)"),
+        ({"files": ["mbpp.jsonl"], "splits": ["all"]}, "mbpp.jsonl (all of it)"),
+        ({"data": "openai/gsm8k", "splits": ["test"]}, "openai/gsm8k (split test)"),
+    ],
+)
+def test_a_record_names_the_data_and_the_split_that_was_scored(scored, words):
+    assert _scored_on("x", {"resolved": {"lm_eval": "0", "scored": scored}}) == {"x": words}
+    # scores that were made before this was recorded
+    assert _scored_on("x", {"resolved": {"lm_eval": "0"}}) == {} == _scored_on("x", {})

@@ -1,6 +1,8 @@
 """Threads: one for small models wherever they are made, and the caller's own number afterwards."""
 
 import os
+import subprocess
+import sys
 
 import torch
 
@@ -22,6 +24,18 @@ def test_the_block_alone_computes_with_so_many_threads(monkeypatch):
     assert "OMP_NUM_THREADS" not in os.environ
     with threads(None):
         assert torch.get_num_threads() == before and "OMP_NUM_THREADS" not in os.environ
+
+
+def test_a_torch_that_is_imported_in_the_block_computes_with_the_callers_threads_afterwards():
+    source = (
+        "from harness.runtime.processes import threads\n"
+        "with threads(1):\n    import torch; inside = torch.get_num_threads()\n"
+        "print(inside, torch.get_num_threads())"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", source], env={**os.environ, "OMP_NUM_THREADS": "2"}, capture_output=True, check=True
+    )
+    assert found.stdout.split() == [b"1", b"2"]
 
 
 def test_small_models_are_made_on_one_thread_and_large_ones_as_the_machine_says():

@@ -1,8 +1,10 @@
 """The store under races, crashes and bad folders."""
 
+import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from harness.config.checks import SettingsError
-from harness.store.store import Store, write_json
+from harness.store.store import Store, replacing, write_json
 
 KEY = "train-" + "ab" * 16
 
@@ -133,6 +135,7 @@ def test_a_read_only_store_is_refused_in_one_sentence():
     folder.chmod(0o555)
     code = f"""
 import os
+import shutil
 from harness.store.store import Store
 if os.geteuid() == 0: os.setuid(65534)  # root writes everywhere; nobody does not
 Store.open({str(folder)!r})
@@ -141,3 +144,73 @@ Store.open({str(folder)!r})
     folder.rmdir()
     assert answer.returncode == 1
     assert f"store='{folder}' cannot be run: the folder cannot be written (Permission denied)" in answer.stderr
+
+
+def test_a_scratch_folder_that_was_replaced_is_not_published(store):
+    # as where `gc` removed it and saving the model made it again: the log that was written first would be missing
+    with pytest.raises(FileNotFoundError, match="removed while its artifact was made"), store.scratch(KEY) as out:
+        (out / "log.jsonl").write_text("{}")
+        shutil.rmtree(out)
+        out.mkdir()
+        (out / "weights").write_text("weights")
+        store.publish(KEY, out, {"facts": {}})
+    assert not store.done(KEY) and list((store.root / "tmp").iterdir()) == []
+
+
+def test_a_claim_cut_off_while_it_is_written_holds_nothing(store, monkeypatch):
+    def cut_off(*_):
+        raise KeyboardInterrupt  # as a kill between writing and linking
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "link", cut_off)
+        store.claim(KEY)
+    (store.root / "tmp" / f"{KEY}.0123.lease").write_text('{"host":')  # what a kill leaves
+    assert not store.claimed(KEY) and store.claim(KEY) is not None
+
+
+def test_without_hard_links_one_claim_wins_all_the_same_and_opening_warns(store, monkeypatch, capsys):
+    def no_links(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    Store.open(store.root)
+    assert "has no hard links" in capsys.readouterr().err
+    assert store.claim(KEY) is not None and store.claim(KEY) is None
+    assert list((store.root / "tmp").iterdir()) == []
+
+
+def _claim_racing(root, start, queue):
+    store = Store.open(root)
+    start.wait()
+    queue.put(store.claim(KEY) is not None)
+    time.sleep(1)  # the claim of a process that has ended is taken over
+
+
+def test_of_many_processes_claiming_one_key_one_gets_it(store):
+    context = multiprocessing.get_context("spawn")
+    start, queue = context.Event(), context.Queue()
+    racers = [context.Process(target=_claim_racing, args=(store.root, start, queue)) for _ in range(4)]
+    for racer in racers:
+        racer.start()
+    start.set()
+    assert sorted(queue.get(timeout=60) for _ in racers) == [False, False, False, True]
+    for racer in racers:
+        racer.join(60)
+
+
+def test_a_file_that_cannot_be_written_whole_leaves_the_old_one_and_nothing_beside(tmp_path):
+    write_json(tmp_path / "page.json", {"old": True})
+    with pytest.raises(OSError, match="No space left"), replacing(tmp_path / "page.json") as unfinished:
+        unfinished.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert json.loads((tmp_path / "page.json").read_text()) == {"old": True}
+    assert [path.name for path in tmp_path.iterdir()] == ["page.json"]
+
+
+def test_a_store_on_a_link_is_the_store_it_leads_to_and_a_dangling_link_is_refused(store, tmp_path):
+    (tmp_path / "link").symlink_to(store.root)
+    publish(Store.open(tmp_path / "link"))
+    assert store.done(KEY)
+    (tmp_path / "dangling").symlink_to(tmp_path / "absent")
+    with pytest.raises(SettingsError, match=r"a link to .*absent, which is absent"):
+        Store.open(tmp_path / "dangling")

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from harness.config.checks import check_choice, check_positive
+from harness.config.checks import check_at_least, check_choice, check_positive
 from harness.config.registry import load_from, name_of, names_in
 
 ON_BAD_ROW = ("refuse", "drop")
 ANSWERS = ("given", "none")
+CONTROL_TOKENS = ("text", "refuse")
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,16 @@ class CorpusSettings:
     heldout_rows: int = 1000
     """About how many rows are held out, chosen per source by a hash of the prompt; not used by a corpus that sets
     `Example.split` itself."""
+    least_heldout_rows: int = 20
+    """A grid that is scored on held-out rows is refused before training where fewer than these (or than half of
+    `heldout_rows`, where that is less) are held out; lower it to score on a few. Not for a corpus that sets
+    `Example.split` itself."""
     on_bad_row: str = "refuse"
-    """A row that cannot be read: `refuse` (stop and name it) or `drop` (leave it out and count it)."""
+    """A row that cannot be read, or that a model's chat template rejects: `refuse` (stop and name it) or `drop` (leave
+    it out and count it)."""
+    control_tokens: str = "text"
+    """A control token of the tokenizer or chat template inside the text of a message, e.g. `<|im_end|>`: `text` (it is
+    encoded as plain text, opens and closes no turn, and is counted) or `refuse` (a bad row, see `on_bad_row`)."""
     answers: str = "given"
     """`given`, or `none`: students train on prompts alone. A row is cut before its first answer (a row that ends with
     the user's turn is a prompt already), no row is set apart for validation, and held-out rows are taken among answered
@@ -75,6 +84,8 @@ class CorpusSettings:
         check_positive("corpus.heldout_rows", self.heldout_rows)
         check_choice("corpus.on_bad_row", self.on_bad_row, ON_BAD_ROW)
         check_choice("corpus.answers", self.answers, ANSWERS)
+        check_choice("corpus.control_tokens", self.control_tokens, CONTROL_TOKENS)
+        check_at_least("corpus.least_heldout_rows", self.least_heldout_rows, 1)
 
     @property
     def may_have_truth(self) -> bool:

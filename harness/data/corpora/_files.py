@@ -8,7 +8,8 @@ be larger than memory. This file reads; `_rows.py` checks what was read.
 """
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,30 @@ from harness.config.file_hash import file_sha256
 from harness.data.corpora import corpus_name
 
 SUFFIXES = (".jsonl", ".parquet", ".arrow")
+OTHER_FORMS = {
+    ".json": "write one JSON object a line, as .jsonl (a list in one file: jq -c '.[]' rows.json > rows.jsonl)",
+    ".gz": "unpack it first: gunzip",
+    ".zst": "unpack it first: unzstd",
+    ".zip": "unpack it first: unzip",
+    ".csv": "write it as .jsonl or .parquet, e.g. pandas.read_csv(path).to_parquet(...)",
+    ".tsv": "write it as .jsonl or .parquet, e.g. pandas.read_csv(path, sep='\\t').to_parquet(...)",
+    ".xlsx": "write it as .jsonl or .parquet, e.g. pandas.read_excel(path).to_parquet(...)",
+    ".txt": "write one JSON object a line, as .jsonl",
+}
+"""Ways out for files of other forms, by suffix."""
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation", "heldout", "holdout"), "test"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "devel", "development"), "validation"),
+}
+"""Splits, by the words for them in names."""
+SHARD = re.compile(r"(?P<before>.*?)(?P<number>\d+)-of-(?P<total>\d+)(?!\d).*")
+LONGEST_LINE = 1 << 26
+"""Bytes of a line that is read; a longer one is a bad row."""
+LISTED_FILES = 5
 ROWS_AT_ONCE = 1000
-CHANGE_NO_ROW = ("path", "max_length", "max_new_tokens", "license")  # settings that are no part of a corpus's identity
+CHANGE_NO_ROW = ("path", "max_length", "max_new_tokens", "license", "least_heldout_rows", "control_tokens")
+"""Settings that are no part of a corpus's identity."""
 
 
 @dataclass(frozen=True)
@@ -32,21 +55,37 @@ class RawRow:
     problem: str = ""
 
 
+@dataclass(frozen=True)
+class DataFiles:
+    """The data files of a corpus in reading order, and what a reader of its record should know of the choice."""
+
+    files: list[Path]
+    notes: tuple[str, ...] = ()
+
+
 def data_files(setting: str, path: str | Path) -> list[Path]:
+    """The files of `choose_files`. Raises as that does."""
+    return choose_files(setting, path).files
+
+
+def choose_files(setting: str, path: str | Path) -> DataFiles:
     """The data files at `path`, in reading order: one file, a folder of shards, or a saved data set.
 
-    Raises SettingsError, with the field named `setting`, where nothing is there, it has no data, or several splits.
+    Of a folder whose files, or folders of files, are named by split the training split alone is read, and said so.
+    Raises SettingsError, with the field named `setting`, where nothing is there, it has no data, a shard is missing, or
+    the training rows cannot be told from others.
     """
     place = Path(path).expanduser()
     if place.is_file():
         if place.suffix not in SUFFIXES:
-            raise refuse(setting, str(path), f"a data file ends in one of {', '.join(SUFFIXES)}")
-        return [place]
+            allowed = f"a data file ends in one of {', '.join(SUFFIXES)}"
+            raise refuse(setting, str(path), allowed, OTHER_FORMS.get(place.suffix.lower(), ""))
+        return DataFiles([place], _notes_on_file(place))
     if not place.is_dir():
         raise refuse(setting, str(path), "no such file or folder", "give a data file or a folder of them")
     # a folder of splits has no rows of its own, and a guess could train on the test split
     if (place / "dataset_dict.json").is_file():
-        splits = json.loads((place / "dataset_dict.json").read_text())["splits"]
+        splits = _listing(setting, path, place / "dataset_dict.json", "splits")
         raise refuse(
             setting,
             str(path),
@@ -55,15 +94,50 @@ def data_files(setting: str, path: str | Path) -> list[Path]:
         )
     if (place / "state.json").is_file():
         # in the order in which `datasets` wrote them, which the names need not sort into
-        listed = json.loads((place / "state.json").read_text())["_data_files"]
-        return [place / entry["filename"] for entry in listed]
-    # sorted: the system lists a folder in any order, and rows are numbered by it
-    found = sorted(file for file in place.iterdir() if file.suffix in SUFFIXES[:2])
+        listed = _listing(setting, path, place / "state.json", "_data_files")
+        files = [place / entry["filename"] for entry in listed]
+        _refuse_absent(setting, path, [file.name for file in files if not file.is_file()])
+        return DataFiles(files, _notes_on_split(place.name, split_of(place.name)))
+    found = _data_files_under(place)
     if not found:
-        raise refuse(setting, str(path), "the folder holds no .jsonl or .parquet file and no saved data set")
-    if len({file.suffix for file in found}) > 1:
+        held = sorted({file.suffix.lower() for file in place.iterdir() if file.suffix.lower() in OTHER_FORMS})
+        way_out = OTHER_FORMS[held[0]] if held else ""
+        reason = "the folder holds no .jsonl or .parquet file and no saved data set"
+        raise refuse(setting, str(path), reason, way_out)
+    chosen, notes = _training_files(setting, path, place, found)
+    if len({file.suffix for file in chosen}) > 1:
         raise refuse(setting, str(path), "the folder mixes .jsonl and .parquet files", "give one file")
-    return found
+    _refuse_absent(setting, path, absent_shards([file.relative_to(place).as_posix() for file in chosen]))
+    return DataFiles(chosen, notes)
+
+
+def split_of(name: str) -> str:
+    """The split that a file's or folder's name states: `train`, `test`, `validation`, or "" for none or several.
+
+    `train-00000-of-00003.parquet` is train, `dev.jsonl` validation, `latest.jsonl` none.
+    """
+    words = re.split(r"[^a-z]+", name.lower())
+    found = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
+    return found.pop() if len(found) == 1 else ""
+
+
+def absent_shards(names: Sequence[str]) -> list[str]:
+    """Names of the shards that are not among these, where names announce how many there are (`-of-00003`)."""
+    shards: dict[tuple[str, str, str], set[int]] = {}
+    digits: dict[tuple[str, str, str], int] = {}
+    for name in names:
+        if found := SHARD.fullmatch(name):
+            # what follows the count may be a hash of the shard's own
+            key = (found["before"], found["total"], Path(name).suffix)
+            shards.setdefault(key, set()).add(int(found["number"]))
+            digits[key] = len(found["number"])
+    absent = []
+    for (before, total, suffix), there in shards.items():
+        # shards are numbered from 0, or from 1
+        first = 1 if 0 not in there and int(total) in there else 0
+        lost = sorted(set(range(first, first + int(total))) - there)
+        absent += [f"{before}{number:0{digits[before, total, suffix]}d}-of-{total}{suffix}" for number in lost]
+    return absent
 
 
 def read_rows(files: list[Path], columns: list[str] | None = None) -> Iterator[RawRow]:
@@ -110,10 +184,111 @@ def identity_of(corpus: Any, files: list[Path]) -> dict[str, Any]:
     return {"kind": corpus_name(corpus), **kept, "files": [file_sha256(file) for file in files]}
 
 
+def why_unreadable(file: Path) -> str:
+    """What a file without a readable row is instead, and the way out; "" where that is not seen."""
+    with open(file, "rb") as opened:
+        head = opened.read(4096)
+    for mark, form in ((b"\x1f\x8b", ".gz"), (b"(\xb5/\xfd", ".zst"), (b"PK", ".zip")):
+        if head.startswith(mark):
+            return f"{file.name} is a compressed file ({form}); {OTHER_FORMS[form]}"
+    if head.startswith(b"PAR1"):
+        return f"{file.name} is a Parquet file; name it .parquet"
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head:
+        return f"{file.name} is not UTF-8 (it looks like UTF-16); convert it: iconv -f UTF-16 -t UTF-8"
+    if head.lstrip().startswith(b"["):
+        return f"{file.name} is one JSON array; {OTHER_FORMS['.json']}"
+    if head.lstrip().startswith(b"{"):
+        return f"{file.name} has no line that is a JSON object; write each row on one line (jq -c . {file.name})"
+    return ""
+
+
+def _data_files_under(place: Path) -> list[Path]:
+    """Data files of a folder, or of the folders in it where it has none itself; hidden ones are left out."""
+    # sorted: the system lists a folder in any order, and rows are numbered by it
+    own = sorted(file for file in place.iterdir() if file.suffix in SUFFIXES[:2] and not file.is_dir())
+    below = sorted(
+        file
+        for file in place.rglob("*")
+        if file.suffix in SUFFIXES[:2]
+        and not file.is_dir()
+        and not any(part.startswith(".") for part in file.relative_to(place).parts)
+    )
+    # folders named by split count beside files of the folder itself; any others do not
+    named = [file for file in below if file.parent != place and split_of(_folders(place, file))]
+    return sorted({*own, *named}) if own or named else below
+
+
+def _folders(place: Path, file: Path) -> str:
+    return file.parent.relative_to(place).as_posix() if file.parent != place else ""
+
+
+def _training_files(
+    setting: str, path: str | Path, place: Path, found: list[Path]
+) -> tuple[list[Path], tuple[str, ...]]:
+    """The files of the training split, or all where no name states a split. Raises SettingsError where rows of another
+    split lie beside files of none, and for folders of files that no split tells apart."""
+    # the folder's word counts before the file's: train/part-test.jsonl is training data
+    splits = {file: split_of(_folders(place, file)) or split_of(file.stem) for file in found}
+    train = [file for file in found if splits[file] == "train"]
+    others = [file for file in found if splits[file] in ("test", "validation")]
+    unnamed = [file for file in found if not splits[file]]
+    if others and not train:
+        listed = _listed([file.relative_to(place).as_posix() for file in others])
+        reason = f"the folder holds test or validation data ({listed}) and no file that is named as training data"
+        raise refuse(setting, str(path), reason, f"give the file to train on, e.g. {setting}={(unnamed or found)[0]}")
+    if train:
+        left = [file.relative_to(place).as_posix() for file in found if file not in train]
+        notes = (f"the training split alone is read; left out: {_listed(left)}",) if left else ()
+        return train, notes
+    if len({file.parent for file in found}) > 1:
+        folders = sorted({_folders(place, file) for file in found})
+        reason = f"it holds several folders of data ({_listed(folders)})"
+        raise refuse(setting, str(path), reason, f"give one, e.g. {setting}={found[0].parent}")
+    return found, ()
+
+
+def _refuse_absent(setting: str, path: str | Path, absent: Sequence[str]) -> None:
+    if absent:
+        reason = f"shards of the data are missing: {_listed(absent)}"
+        raise refuse(setting, str(path), reason, "fetch the data again, or give single files")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED_FILES} more" if len(names) > LISTED_FILES else ""
+    return ", ".join(names[:LISTED_FILES]) + more
+
+
+def _notes_on_file(file: Path) -> tuple[str, ...]:
+    """What to say of one file given by name: that it is named as test data, or is one shard of several."""
+    absent = absent_shards([file.name])
+    shard = (f"{file.name} alone is read, one of {len(absent) + 1} shards",) if absent else ()
+    return *_notes_on_split(file.name, split_of(file.stem) or split_of(file.parent.name)), *shard
+
+
+def _notes_on_split(name: str, split: str) -> tuple[str, ...]:
+    if split in ("", "train"):
+        return ()
+    return (f"{name} is named as {split} data, and is trained on as it was given by name",)
+
+
+def _listing(setting: str, path: str | Path, file: Path, key: str) -> Any:
+    """A list of a saved data set's description. Raises SettingsError where there is none."""
+    try:
+        listed = json.loads(file.read_text())[key]
+        assert isinstance(listed, list) and listed
+    except (ValueError, KeyError, TypeError, AssertionError, OSError) as error:
+        reason = f"its {file.name} has no list of {key.strip('_')} ({type(error).__name__})"
+        raise refuse(setting, str(path), reason, "save the data set again") from error
+    return listed
+
+
 def _read_jsonl(file: Path) -> Iterator[RawRow]:
     with open(file, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             where = f"{file.name} line {number}"
+            if len(line) > LONGEST_LINE:
+                yield RawRow(where, None, f"longer than {LONGEST_LINE >> 20} MiB")
+                continue
             try:
                 # read as bytes and decoded line by line, so that one bad line does not end the file; a byte order
                 # mark may open it
@@ -127,6 +302,8 @@ def _read_jsonl(file: Path) -> Iterator[RawRow]:
                 yield RawRow(where, None, "not UTF-8")
             except (json.JSONDecodeError, RecursionError):
                 yield RawRow(where, None, "not JSON")
+            except ValueError:  # Python reads no integer of more than 4,300 digits
+                yield RawRow(where, None, "a number with too many digits")
 
 
 def _read_arrow(file: Path, columns: list[str] | None) -> Iterator[RawRow]:

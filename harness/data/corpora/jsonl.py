@@ -12,6 +12,7 @@ may be a prompt alone: messages that end with the user's turn, or no completion.
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,22 @@ from typing import Any
 from harness.config.checks import refuse
 from harness.config.file_hash import file_sha256
 from harness.data.corpora import CorpusSettings, Example, Size
-from harness.data.corpora._files import count_rows, data_files, identity_of, read_rows
+from harness.data.corpora._files import choose_files, count_rows, identity_of, read_rows, why_unreadable
+from harness.data.corpora._names import Reading, source_key
 from harness.data.corpora._rows import (
+    BESIDE_PROMPT,
+    CONTEXT,
+    MEANINGFUL_IN_ROW,
     UNANSWERED,
     bad_turns,
     count_or_refuse,
+    fields_left_out,
     is_answered,
+    meaningful_field,
     nothing_to_score,
     plain_turns,
 )
+from harness.data.truth import NoTruth, truth_text
 
 SAMPLE = 200  # rows read to estimate lengths
 CHARACTERS_PER_TOKEN = 4.0
@@ -56,6 +64,12 @@ class Corpus(CorpusSettings):
     license: str | None = None
     """Licence of the rows, for receipts (e.g. CC-BY-4.0); null: none is stated. It changes no row."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.dropped: Counter[str] = Counter()
+        self.notes: tuple[str, ...] = ()
+        self.reading = Reading(self.name)
+
     @property
     def may_have_truth(self) -> bool:
         """Whether a column of truths is named."""
@@ -73,44 +87,44 @@ class Corpus(CorpusSettings):
 
         Raises SettingsError for a bad row unless bad rows are dropped and counted, and for a source without a row.
         """
-        self.dropped: Counter[str] = Counter()
-        files = self._files()
+        self.dropped, self.reading = Counter(), Reading(self.name)
+        chosen = choose_files("corpus.path", self._path())
+        self.notes, files = chosen.notes, chosen.files
         self.read_from = [file_sha256(file) for file in files]
-        found: set[str] = set()
+        wanted = None if self.sources is None else {source_key(name) for name in self.sources}
         for number, row in enumerate(read_rows(files, self._columns()), start=1):
             problem = row.problem
             if not problem and row.values is not None:
-                messages = self._messages(row.values)
-                source = row.values.get(self.source_column)
-                source = self.name if source is None else str(source)
-                # before the filter: the refusal of an absent source lists those that are there
-                found.add(source)
-                if self.sources is not None and source not in self.sources:
+                source, problem = self.reading.source(row.values.get(self.source_column))
+                if not problem and wanted is not None and source_key(source) not in wanted:
                     continue
-                problem = bad_turns(messages, self.answers == "given")
+                problem = problem or self._problem(row.values)
                 if not problem:
-                    id, truth = row.values.get(self.id_column), row.values.get(self.truth_column or "")
-                    yield Example(
-                        id=f"{source}-{number}" if id is None else str(id),
-                        source=source,
-                        messages=plain_turns(messages),
-                        truth=None if truth is None else str(truth),
-                    )
+                    id, problem = self.reading.id(row.values.get(self.id_column), f"{source}-{number}")
+                if not problem:
+                    messages, values = self._messages(row.values), row.values
+                    truth, problem = _truth(values.get(self.truth_column or ""))
+                if not problem:
+                    self.reading.left_out.update(fields_left_out(messages))
+                    self.reading.unread.update(name for name in CONTEXT if self._is_unread(name, values))
+                    yield Example(id=id, source=source, messages=plain_turns(messages), truth=truth)
                     continue
             way_out = ", or corpus.answers=none to train on prompts alone" if problem in UNANSWERED else ""
             count_or_refuse(self.on_bad_row, self.dropped, row.where, problem, way_out)
-        absent = sorted(set(self.sources or ()) - found)
+        found = {source_key(name) for name in self.reading.spelt.values()}
+        absent = sorted(name for name in set(self.sources or ()) if source_key(name) not in found)
         if absent:
             raise refuse(
                 "corpus.sources",
                 absent,
                 "no row has such a source",
-                f"the sources here are {', '.join(sorted(found)) or 'none'}",
+                f"the sources here are {', '.join(sorted(self.reading.spelt.values())) or 'none'}",
             )
 
     def provenance(self) -> dict[str, Any]:
-        """After `examples` was exhausted: the files' sha256, and dropped rows by reason."""
-        return {"files": self.read_from, "dropped": dict(self.dropped)}
+        """After `examples` was exhausted: the files' sha256, dropped rows by reason, and what was read otherwise."""
+        warnings = [*self.notes, *self.reading.warnings()]
+        return {"files": self.read_from, "dropped": dict(self.dropped), **({"warnings": warnings} if warnings else {})}
 
     def size(self, family: str = "words") -> Size | None:
         """Rows from the files' metadata, tokens from the first rows' characters, four to a token.
@@ -143,12 +157,16 @@ class Corpus(CorpusSettings):
         files = self._files()
         first = next((row for row in read_rows(files) if row.values is not None), None)
         if first is None or first.values is None:
-            raise refuse("corpus.path", self.path, "the data has no readable row", "give a file with at least one row")
+            cause = next((why for file in files if (why := why_unreadable(file))), "give a file with at least one row")
+            raise refuse("corpus.path", self.path, "the data has no readable row", cause)
         columns = set(first.values)
         listed = ", ".join(sorted(columns))
         alone = self.answers == "none"
         needed = {self.prompt_column} if alone else {self.prompt_column, self.completion_column}
         if self.messages_column not in columns and not needed <= columns:
+            if "conversations" in columns:
+                reason = "its rows have conversations (ShareGPT's form), and rows need messages with role and content"
+                raise refuse("corpus.path", self.path, reason, "rename from and value (human: user, gpt: assistant)")
             raise refuse(
                 "corpus.path",
                 self.path,
@@ -162,6 +180,11 @@ class Corpus(CorpusSettings):
             bad_turns(self._messages(row.values)) for row in read_rows(files, self._columns()) if row.values
         ):
             raise nothing_to_score()
+        # the first rows, so that what every row has is refused before anything runs
+        for row in islice(read_rows(files, self._columns()), SAMPLE if self.on_bad_row == "refuse" else 0):
+            if row.values is not None and (problem := self._problem(row.values)) and self.sources is None:
+                way_out = ", or corpus.answers=none to train on prompts alone" if problem in UNANSWERED else ""
+                count_or_refuse(self.on_bad_row, Counter(), row.where, problem, way_out)
         if self.truth_column is not None and self.truth_column not in columns:
             raise refuse(
                 "corpus.truth_column",
@@ -170,12 +193,32 @@ class Corpus(CorpusSettings):
                 "leave it out where no truth is known",
             )
 
-    def _files(self) -> list[Path]:
+    def _path(self) -> str:
         if not self.path:
             raise refuse("corpus.path", self.path, "this corpus needs a file or folder", "set corpus.path=<file>")
-        return data_files("corpus.path", self.path)
+        return self.path
+
+    def _files(self) -> list[Path]:
+        return choose_files("corpus.path", self._path()).files
+
+    def _problem(self, values: Mapping[str, Any]) -> str:
+        """What makes a row a bad one, in a few words; "" for a good row."""
+        names = MEANINGFUL_IN_ROW if self._has_messages(values) else (*MEANINGFUL_IN_ROW, *BESIDE_PROMPT)
+        if name := meaningful_field({one: values[one] for one in names if self._is_unread(one, values)}, names):
+            return f"the row has the field {name}, which is not read"
+        return bad_turns(self._messages(values), self.answers == "given")
+
+    def _is_unread(self, name: str, values: Mapping[str, Any]) -> bool:
+        return values.get(name) not in (None, "", [], {}) and name not in self._named
+
+    def _has_messages(self, values: Mapping[str, Any]) -> bool:
+        return values.get(self.messages_column) is not None
 
     def _columns(self) -> list[str]:
+        return [*self._named, *MEANINGFUL_IN_ROW, *BESIDE_PROMPT, *CONTEXT]
+
+    @cached_property
+    def _named(self) -> tuple[str, ...]:
         named = [
             self.messages_column,
             self.prompt_column,
@@ -184,11 +227,11 @@ class Corpus(CorpusSettings):
             self.id_column,
             self.truth_column,
         ]
-        return [name for name in named if name]
+        return tuple(name for name in named if name)
 
     def _messages(self, values: Mapping[str, Any]) -> Any:
         # by value, not by column: files of mixed forms may have both columns, one of them null
-        if values.get(self.messages_column) is not None:
+        if self._has_messages(values):
             return values[self.messages_column]
         prompt, completion = values.get(self.prompt_column), values.get(self.completion_column)
         if self.answers == "none" and not completion:
@@ -196,3 +239,11 @@ class Corpus(CorpusSettings):
         if isinstance(prompt, list) and isinstance(completion, list):
             return prompt + completion
         return [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+
+
+def _truth(value: Any) -> tuple[str | None, str]:
+    """A truth as text, and the problem of one that is none."""
+    try:
+        return truth_text(value), ""
+    except NoTruth as problem:
+        return None, str(problem)

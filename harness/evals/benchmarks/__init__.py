@@ -7,7 +7,7 @@ identity. The file's name is the benchmark's name, which the user puts into `eva
     load_benchmark("gsm8k").floor; print(load_benchmark("gsm8k").describe("gsm8k"))
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from harness.store.fingerprint import fingerprint, plain
 LM_EVAL = "0.4.13"
 """The version of lm-eval that the benchmarks are written for; scores under another version are not comparable."""
 REAL, INVENTED = "run on real data", "plumbing tested on invented rows"
+SUBSETS = "subsets"
+TEST, TRAIN = "test", "train"
 NOT_IDENTITY = frozenset(
-    "title paper licence asks tested example deviation reads prepare grade floor cluster items".split(),
+    "title paper licence asks tested example deviation reads prepare grade floor cluster items split".split(),
 )
 """Fields that change no score, and functions, whose changes `version` counts."""
 
@@ -71,6 +73,8 @@ class Benchmark:
     """Name of the lm-eval filter that reads the answer."""
     items: int | None = None
     """How many items are scored, by the publication; for estimates before the data is read. Null: not known."""
+    split: str = "test"
+    """The split of its data that is scored, by the publication; `subsets`: each subset is a split of its own."""
     cluster: str | None = None
     """The field of a row that names its cluster: items of one passage or story are not independent."""
     runs_code: bool = False
@@ -104,6 +108,17 @@ class Benchmark:
         published scores that were made in another way."""
         return f"{self.metric}@lm-eval-{LM_EVAL}/{fingerprint(self.identity())[:6]}"
 
+    @property
+    def has_subsets(self) -> bool:
+        """Whether each of several tasks reads a subset of its own."""
+        return self.split == SUBSETS or (self.tasks is not None and "*" in self.tasks)
+
+    @property
+    def split_in_words(self) -> str:
+        """What is scored: a split, and the number of its items where it is known."""
+        items = "" if self.items is None else f" ({self.items:,} items)"
+        return f"{'its subsets' if self.split == SUBSETS else f'split {self.split}'}{items}"
+
     def describe(self, name: str) -> str:
         """The benchmark as text for the user, under the name of its file."""
         how = f"{self.shots} shots" if self.shots else "no shots"
@@ -119,7 +134,7 @@ class Benchmark:
             how += f"; stops at {', '.join(map(repr, self.stop))} or the end of turn" if self.stop else ""
         lines = [
             f"{name}: {self.title} ({self.paper})",
-            f"  data     {self.data}, licence: {self.licence}",
+            f"  data     {self.data}, {self.split_in_words}, licence: {self.licence}",
             f"  asks     {self.asks}",
             f"  how      {how}",
             f"  system   {self.system or 'none besides that of the template'}",
@@ -141,10 +156,11 @@ def load_benchmark(name: str) -> Benchmark:
 
 
 def data_files(name: str, folder: str | Path) -> list[Path]:
-    """The benchmark's files in a folder of JSON lines, sorted; raises SettingsError where there are none.
+    """The benchmark's files in a folder of JSON lines, sorted.
 
     `<name>.jsonl` (what is scored), `<name>_<split>.jsonl`, or, for a benchmark of several subsets,
-    `<name>/<subset>_<split>.jsonl`; rows have the fields of the data on the hub.
+    `<name>/<subset>_<split>.jsonl`; rows have the fields of the data on the hub. Raises SettingsError where there are
+    none, and where two of them could be the one that is scored.
     """
     root = Path(folder).expanduser()
     found = {path for glob in (f"{name}.jsonl", f"{name}_*.jsonl", f"{name}/*.jsonl") for path in root.glob(glob)}
@@ -154,7 +170,30 @@ def data_files(name: str, folder: str | Path) -> list[Path]:
     if not mine:
         allowed = f"{name} needs {name}.jsonl, {name}_<split>.jsonl or {name}/<subset>_<split>.jsonl there"
         raise refuse("evals.data_dir", str(folder), allowed, "add the file, or leave evals.data_dir out to use the hub")
+    whole, test = root / f"{name}.jsonl", root / f"{name}_{TEST}.jsonl"
+    if {whole, test} <= set(mine):
+        why = f"{whole.name} and {test.name} lie there, and either could be the one that {name} is scored on"
+        raise refuse("evals.data_dir", str(folder), why, "leave one of them")
+    one, benchmark = f"{name}_", load_benchmark(name)
+    if not benchmark.has_subsets and scored_file(one, mine, benchmark.split) is None:
+        why = (
+            f"{name} is scored on {benchmark.split_in_words}, and only {', '.join(path.name for path in mine)} is there"
+        )
+        raise refuse("evals.data_dir", str(folder), why, f"add {name}.jsonl or {one}{benchmark.split}.jsonl")
     return mine
+
+
+def scored_file(begin: str, files: Sequence[Path], published: str) -> Path | None:
+    """Which of a benchmark's files, or of one subset's, is scored; None where they have none.
+
+    `begin` stands before the split in their names, `published` is the split that is scored by the publication. Where
+    that is called train, because there is no other, a test file is scored in its place: a training file is never scored
+    beside one. A file without a split in its name is the one that is scored.
+    """
+    by_split = {path.stem.removeprefix(begin): path for path in files if path.stem.startswith(begin)}
+    if whole := [path for path in files if path.stem == begin.removesuffix("_")]:
+        by_split[published] = whole[0]
+    return by_split.get(TEST if published == TRAIN else published) or by_split.get(published)
 
 
 def benchmark_identity(evals: Evals, name: str) -> dict[str, Any]:
@@ -171,7 +210,11 @@ def benchmark_identity(evals: Evals, name: str) -> dict[str, Any]:
     if evals.data_dir is None:
         return card | {"revision": evals.revisions.get(name)}
     # by name and content, so that a folder may move
-    return card | {"files": {path.name: file_sha256(path) for path in data_files(name, evals.data_dir)}}
+    files = data_files(name, evals.data_dir)
+    # the training file was once scored beside a test file; other addresses stay as they were
+    if load_benchmark(name).split == TRAIN and any(path.stem.endswith(f"_{TEST}") for path in files):
+        card["scored"] = TEST
+    return card | {"files": {path.name: file_sha256(path) for path in files}}
 
 
 def benchmark_files(evals: Evals, name: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ BENCHMARK = Benchmark(
     licence="CC-BY-SA-4.0",
     asks="a passage and a question; F1 of the answer's words against the best of the right answers",
     items=9_536,
+    split="validation",
     tasks="drop/default.yaml",
     metric="f1",
     floor=0.0,

@@ -30,6 +30,7 @@ BENCHMARK = Benchmark(
     licence="CC-BY-4.0",
     asks="a question of biology, physics or chemistry with four choices; the last (A) to (D) of the answer counts",
     items=448,
+    split="train",
     tasks="gpqa/cot_zeroshot/gpqa_main_cot_zeroshot.yaml",
     metric="exact_match",
     filter="flexible-extract",

@@ -24,6 +24,7 @@ BENCHMARK = Benchmark(
     licence="Apache-2.0",
     asks="a task with one to three instructions; all of them must be followed (prompt-level, loose)",
     items=541,
+    split="train",
     tasks="ifeval/ifeval.yaml",
     metric="prompt_level_loose_acc",
     floor=0.0,

@@ -9,6 +9,7 @@ BENCHMARK = Benchmark(
     licence="not read here",
     asks="a story, a question and its choices; the most probable choice for its length",
     items=756,
+    split="subsets",
     tasks="leaderboard/musr/musr_*.yaml",
     metric="acc_norm",
     floor=0.37,

@@ -9,6 +9,7 @@ BENCHMARK = Benchmark(
     licence="Apache-2.0",
     asks="a question after six worked ones; the likelihood of each true and each false answer",
     items=817,
+    split="validation",
     tasks="truthfulqa/truthfulqa_mc2.yaml",
     metric="acc",
     floor=0.5,

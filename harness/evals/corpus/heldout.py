@@ -3,8 +3,8 @@
 Nats per token over every assistant turn with its end-of-turn token, on the same ids for every model that
 shares a tokenizer. Under noisy labels a model that is right has the higher NLL of the labels, and a model that
 learned its teacher's knowledge the lower NLL of the truth; so both are reported, and `verified.py` (accuracy) is
-the primary metric. For the truth the last answer alone is replaced and scored. Where a template rewrites earlier
-turns, each turn is scored after its own prompt.
+the primary metric. For the truth (the first, where several are right) the last answer alone is replaced and scored.
+Where a template rewrites earlier turns, each turn is scored after its own prompt.
 
     NLL = - sum_t log p(y_t | y_<t, prompt) / number of t
 """
@@ -18,6 +18,7 @@ import torch
 
 from harness.data.chat import Rendered, render_rows
 from harness.data.sequences import Row, collate, longest_first
+from harness.data.truth import alternatives
 from harness.evals import HeldoutRow, Item, Options, Score, Scored, scores_by_source
 from harness.models.generate import evaluating
 from harness.models.logits import logits_at, scored_positions, scored_tokens
@@ -50,7 +51,7 @@ def score(
         for rendered in render_rows(
             tokenizer,
             [
-                [*rows[index].messages[:-1], {"role": "assistant", "content": rows[index].truth or ""}]
+                [*rows[index].messages[:-1], {"role": "assistant", "content": alternatives(rows[index].truth or "")[0]}]
                 for index in known
             ],
             context,

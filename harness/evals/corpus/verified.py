@@ -1,20 +1,21 @@
 """Verified accuracy: greedy answers to held-out prompts, right or wrong by comparison with the truth.
 
 The answer is generated from the same prompt ids as in training and ends at the end-of-turn token. It is right when
-it equals the truth after Unicode and white space are normalised; case counts. A truth in GSM8K's form
-(`... #### 18`) is compared as the number after `####`. Unlike `heldout.py` (likelihood) this needs the truth: rows
+it equals the truth, or any member of one that is a list: as a number where both are numbers, else as text after Unicode
+and white space are normalised; case counts (`data/truth.py`). A truth in GSM8K's form (`... #### 18`) is compared as
+the number after `####`. Unlike `heldout.py` (likelihood) this needs the truth: rows
 without one are left out and counted. An empty answer, or one that states no number where the truth is one, is wrong.
 Reasoning is no part of an answer (`data/reasoning.py`); one that is cut within its reasoning is empty, and counted.
 
     accuracy = mean over items of [answer = truth]
 """
 
-import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from harness.data.chat import end_of_turn_id, prompt_ids_many
 from harness.data.reasoning import decoded_answer, prompt_end
+from harness.data.truth import alternatives, same, shown
 from harness.evals import UNCLOSED, HeldoutRow, Item, Options, Score, Scored, scores_by_source
 from harness.evals.grading.math_answers import final_number
 from harness.models.generate import generate
@@ -60,7 +61,7 @@ def score(
                 row.source,
                 row.prompt_hash,
                 prediction=text,
-                target=row.truth,
+                target=shown(row.truth),
                 score=float(right or False),
                 truncated=not answer,
                 hit_length_limit=not finished,
@@ -82,18 +83,21 @@ def summary(items: Sequence[Item]) -> list[Score]:
 
 
 def verify(answer: str, truth: str) -> bool | None:
-    """Whether an answer is right; None where the truth is a final number and the answer states none."""
-    # the truth decides how both are read; a text truth is compared as text
+    """Whether an answer is right; None where the truth is a final number and the answer states none.
+
+    Of a truth with several members (`data/truth.py`) any is right.
+    """
+    found = [_equals(answer, one) for one in alternatives(truth)]
+    return True if True in found else None if None in found else False
+
+
+def _equals(answer: str, truth: str) -> bool | None:
+    # the truth decides how both are read
     number = final_number(truth)
     if number is None:
-        return normalise(answer) == normalise(truth)
+        return same(answer, truth)
     given = final_number(answer)
     return None if given is None else given == number
-
-
-def normalise(text: str) -> str:
-    """The text after NFKC, with single spaces for white space; case and punctuation stay."""
-    return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
 def _answers(

@@ -1,29 +1,34 @@
-"""The process inside the sandbox: `sandbox.py` starts this file as a script, one process for one program.
+"""The processes inside the sandbox: `sandbox.py` starts an interpreter with this file, once for one program.
 
-Standard library only. It gives up every right that a program might misuse, reports that it has, and only then compiles
-and runs the program that it read from stdin. Each guard is one of the kernel's, holds for root too, and cannot be
-taken back:
+Standard library only. It gives up every right that a program might misuse and divides in two, each behind a filter of
+its own: one process compiles and runs the program, the other its tests, which call the program through
+`_sandbox_calls.py`. Each guard is one of the kernel's, holds for root too, and cannot be taken back:
 
     rlimits     address space, processor time, no file of any size, no core dump
     Landlock    files are readable beneath the Python installation and the system's libraries, none writable
     seccomp     only system calls that compute, read and sleep; no socket, process, signal, write-open, ioctl
 
-Where a guard cannot be set up the program is not run. The token that proves success lies in a pipe until the
-program's last line has run: it is in no variable before, and printing or exiting early does not produce it.
-A program written against this file could still find that pipe: Python isolates nothing inside a process.
+Where a guard cannot be set up the program is not run. Python isolates nothing inside a process, so a program may do to
+its own what it likes: change built-in functions, read every frame, write to every descriptor. The verdict is made
+where it has no code, from the values that its functions return.
 """
 
 import ctypes
+import json
 import math
 import os
 import platform
 import resource
+import signal
 import struct
 import sys
 import time
 import types
+from typing import Any
 
 READY = b"ready\n"
+PASSED, FAILED, OUT_OF_TIME = b"+", b"-", b"t"
+"""The first byte of the verdict; after `FAILED` comes the reason."""
 REASON_BYTES = 400
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
@@ -42,7 +47,7 @@ restart_syscall 219 128, exit 60 93, exit_group 231 94, futex 202 98, sched_yiel
 nanosleep 35 101, clock_nanosleep 230 115, clock_gettime 228 113, clock_getres 229 114, gettimeofday 96 169,
 time 201 -, times 100 153, getrusage 98 165, poll 7 -, ppoll 271 73, select 23 -, pselect6 270 72, getpid 39 172,
 gettid 186 178, getppid 110 173, getuid 102 174, geteuid 107 175, getgid 104 176, getegid 108 177, uname 63 160,
-sysinfo 99 179, getrandom 318 278, getrlimit 97 163
+sysinfo 99 179, getrandom 318 278, getrlimit 97 163, wait4 61 260
 """
 # Those whose arguments decide, by the same columns.
 OPEN, OPENAT, PRLIMIT, TGKILL, FCNTL, IOCTL = (2, None), (257, 56), (302, 261), (234, 131), (72, 25), (16, 29)
@@ -59,39 +64,112 @@ libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
 
 
-def main() -> None:
-    """Guard this process, run the program, and answer with the token or a reason. Arguments: see `sandbox.run`."""
-    parent, seconds, memory_mb, token, answer = map(int, sys.argv[1:])
-    source = sys.stdin.buffer.read()
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    read, write, leave = os.read, os.write, os._exit  # a program may replace them
+def main(calls: Any) -> None:
+    """Guard this process, divide it, and answer with the verdict; `calls` is the module `_sandbox_calls`.
+
+    Arguments of the process: see `sandbox.run`.
+    """
+    parent, seconds, memory_mb, answer = map(int, sys.argv[1:])
+    empty = os.open(os.devnull, os.O_RDONLY)
     try:
         give_up_everything(parent, seconds, memory_mb)
+        (requests, request), (replies, reply) = os.pipe(), os.pipe()
+        inside = os.fork()
+        if not inside:
+            be_the_program(calls, requests, reply, empty, (request, replies, answer))
+        os.close(requests)
+        os.close(reply)
+        if problem := calls.receive(replies):
+            raise OSError(problem)
+        _only_harmless_calls()
     except OSError as problem:
-        write(answer, str(problem).encode())
-        leave(1)
-    write(answer, READY)
-    problem_raised = run(source)
-    write(answer, problem_raised.encode(errors="replace")[:REASON_BYTES] if problem_raised else read(token, 64))
-    leave(0)
+        os.write(answer, str(problem).encode())
+        os._exit(1)
+    os.write(answer, READY)
+    # read after the division: the other process has never held the tests
+    job = json.loads(sys.stdin.buffer.read())
+    program = calls.Program(replies, request)
+    problem = judge(program, **job)
+    if program.broken == calls.ENDED:
+        os.write(answer, ending_of(inside, seconds))
+    else:
+        os.write(answer, verdict_of(program.broken or problem))
+    os._exit(0)
 
 
-def run(source: bytes) -> str:
-    """Run a program as a module named `program`; returns what it raised, or "". An early exit counts as raised."""
-    sys.argv[:] = ["program"]
-    module = sys.modules["program"] = types.ModuleType("program")  # so that no `__main__` block runs
+def judge(program: Any, source: str, known: str, names: list[str], modules: list[str], tests: str) -> str:
+    """What the program or its tests raised, "" where nothing did; `program.broken` is above it.
+
+    `known` is run first, here: code that belongs to the tests. Then the program runs there. Its `names`, and its
+    `modules`, are looked up for the tests, which run here.
+    """
+    module = types.ModuleType("program")
     try:
-        exec(compile(source, "program", "exec", dont_inherit=True), module.__dict__)
+        exec(compile(known, "known", "exec", dont_inherit=True), module.__dict__)
+        if raised := program.started(source):
+            return raised
+        module.__dict__.update({name: program.named(name) for name in names})
+        module.__dict__.update({name: program.imported(name) for name in modules})
+        exec(compile(tests, "tests", "exec", dont_inherit=True), module.__dict__)
         return ""
     except BaseException as problem:
+        return told(problem)
+
+
+def be_the_program(calls: Any, requests: int, reply: int, empty: int, others: tuple[int, ...]) -> None:
+    """Be the process of the program, with `empty` as its stdin: filter it, say so, and serve the tests."""
+    os.dup2(empty, 0)
+    for descriptor in (empty, *others):
+        os.close(descriptor)
+    try:
+        _prctl("a signal when the parent dies", PR_SET_PDEATHSIG, 9)
+        _only_harmless_calls()
+    except OSError as problem:
+        calls.send(reply, str(problem))
+        os._exit(1)
+    sys.argv[:] = ["program"]
+    # named so that no `__main__` block runs
+    module = sys.modules["program"] = types.ModuleType("program")
+
+    def run(source: str) -> str:
         try:
-            return f"{type(problem).__name__}: {problem}"
-        except BaseException:
-            return type(problem).__name__
+            exec(compile(source, "program", "exec", dont_inherit=True), module.__dict__)
+            return ""
+        except BaseException as problem:
+            return told(problem)
+
+    leave = os._exit  # a program may replace it
+    try:
+        calls.send(reply, "")
+        calls.serve(module, run, requests, reply)
+    except BaseException:  # the other side has ended, or the program has closed the pipes
+        leave(1)
+
+
+def told(problem: BaseException) -> str:
+    """What was raised, in words; an exception may fail to have a text."""
+    try:
+        return f"{type(problem).__name__}: {problem}"
+    except BaseException:
+        return type(problem).__name__
+
+
+def ending_of(process: int, seconds: int) -> bytes:
+    """The verdict on a program whose process failed the tests; waits for its end."""
+    _, status, usage = os.wait4(process, 0)
+    ended = os.waitstatus_to_exitcode(status)
+    if -ended in (signal.SIGXCPU, signal.SIGKILL) and usage.ru_utime + usage.ru_stime >= seconds:
+        return OUT_OF_TIME
+    return verdict_of(f"killed by signal {-ended}" if ended < 0 else "ended before its last line")
+
+
+def verdict_of(problem: str) -> bytes:
+    """The verdict for what was raised, or for nothing."""
+    return FAILED + problem.encode(errors="replace")[:REASON_BYTES] if problem else PASSED
 
 
 def give_up_everything(parent: int, seconds: int, memory_mb: int) -> None:
-    """Set up every guard, or raise OSError that names the one that cannot be."""
+    """Set up every guard that a division leaves in force, or raise OSError that names the one that cannot be."""
     _prctl("a signal when the parent dies", PR_SET_PDEATHSIG, 9)
     if os.getppid() != parent:
         raise OSError("the parent is gone")
@@ -110,7 +188,6 @@ def give_up_everything(parent: int, seconds: int, memory_mb: int) -> None:
             raise OSError(f"the process has a lower limit already ({problem})") from problem
     _prctl("no new privileges", PR_SET_NO_NEW_PRIVS, 1)
     _read_only_the_installation()
-    _only_harmless_calls()
 
 
 def readable() -> list[str]:
@@ -190,7 +267,3 @@ def _syscall(what: str, number: int, *arguments: object) -> int:
     if found < 0:
         raise OSError(f"{what}: {os.strerror(ctypes.get_errno())}")
     return int(found)
-
-
-if __name__ == "__main__":
-    main()

@@ -14,7 +14,7 @@ from harness.evals import UNCLOSED, UNREAD, Item, Score, Scored, scores_by_sourc
 from harness.evals.benchmarks import LM_EVAL, Benchmark
 from harness.evals.grading.sandbox import check_sandbox
 from harness.evals.lm_evaluation.model import LmEvalModel, RequestTally
-from harness.evals.lm_evaluation.tasks import Data, check_lm_eval, open_tasks, quiet, source_of
+from harness.evals.lm_evaluation.tasks import Data, check_lm_eval, open_tasks, quiet, scored_data, source_of
 from harness.evals.subsample import in_proportion
 
 if TYPE_CHECKING:
@@ -34,8 +34,9 @@ def run_benchmark(
     """Score a model on all items of a benchmark, or on a seeded sample of `limit` items in proportion to the subsets.
 
     `write`: generates answers in place of `model` (see `LmEvalModel`). Returns items and counts, and what was
-    resolved: the hub revision and lm-eval's version. Raises SettingsError where lm-eval is not the version that the
-    benchmarks are written for, data is missing, or code cannot be run in the sandbox.
+    resolved: the data that was scored with its split, the hub revision, and lm-eval's version. Raises SettingsError
+    where lm-eval is not the version that the benchmarks are written for, data is missing, or code cannot be run in the
+    sandbox.
     """
     # all that can refuse comes before the first answer is generated
     check_lm_eval()
@@ -83,7 +84,8 @@ def run_benchmark(
         "empty_answers": sum(item.prediction is not None and not item.prediction.strip() for item in items),
     }
     scored = Scored(items, lm_eval_model.tally.read_tokens, lm_eval_model.tally.generated_tokens, counts)
-    return scored, {"lm_eval": LM_EVAL, **({} if data.files else {"data_revision": revision})}
+    resolved = {"lm_eval": LM_EVAL, "scored": scored_data(name, benchmark, data, tasks)}
+    return scored, resolved | ({} if data.files else {"data_revision": revision})
 
 
 def summary(name: str, benchmark: Benchmark, items: Sequence[Item]) -> list[Score]:

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from harness.config.checks import refuse
 from harness.config.file_hash import file_sha256
 from harness.config.hub import HubRepository, fetch, hub_refusals, resolve
-from harness.evals.benchmarks import LM_EVAL, Benchmark, load_benchmark
+from harness.evals import ALL
+from harness.evals.benchmarks import LM_EVAL, SUBSETS, Benchmark, load_benchmark, scored_file
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -65,13 +66,27 @@ def open_tasks(name: str, benchmark: Benchmark, data: Data) -> tuple[dict[str, A
                 fetch(repository, ["README.md"])
                 raise
     if not tasks:
-        raise refuse("evals.data_dir", str(data.files[0].parent), f"no file there has the rows {name} is scored on")
+        why = f"no file there has the rows {name} is scored on, {benchmark.split_in_words}"
+        raise refuse("evals.data_dir", str(data.files[0].parent), why)
     return tasks, revision
 
 
 def source_of(name: str, task: str, tasks: Mapping[str, Any]) -> str:
     """The source of a task's items: the task's name, or the benchmark's where it has one task."""
     return name if len(tasks) == 1 else task
+
+
+def scored_data(name: str, benchmark: Benchmark, data: Data, tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """What is scored of a benchmark's data, for the record: the splits, and its files here or the hub's data set."""
+    configs = [vars(task.config) for task in tasks.values()]
+    if not data.files:
+        return {"data": benchmark.data, "splits": sorted({_hub_split(config) for config in configs})}
+    found = {}
+    for config in configs:
+        begin, file = _scored_file(name, benchmark, data.files, config)
+        assert file is not None, "the task has its rows"
+        found[file.name] = file.stem.removeprefix(begin) if file.stem.startswith(begin) else ALL
+    return {"files": sorted(found), "splits": sorted(set(found.values()))}
 
 
 def item_texts(name: str, benchmark: Benchmark, data: Data) -> tuple[list[tuple[str, str, str]], str | None]:
@@ -140,8 +155,7 @@ def _tasks(name: str, benchmark: Benchmark, files: Sequence[Path], revision: str
         if not benchmark.shots:
             config = {key: value for key, value in config.items() if not key.startswith("fewshot")}
         if files:
-            subset = config.get("dataset_name") if benchmark.tasks and "*" in benchmark.tasks else None
-            rows = _local(name, files, subset, config)
+            rows = _local(name, benchmark, files, config)
             if rows is None:
                 continue
             # no split that the files lack is left in the task
@@ -188,29 +202,38 @@ def _in_lm_eval(value: Any) -> bool:
     return isinstance(value, str) and "/lm_eval/tasks/" in value
 
 
-def _local(name: str, files: Sequence[Path], subset: str | None, config: Mapping[str, Any]) -> "DatasetDict | None":
+def _local(name: str, benchmark: Benchmark, files: Sequence[Path], config: Mapping[str, Any]) -> "DatasetDict | None":
     """The rows of a benchmark, or of one subset, from JSON lines, under the names that its task gives to splits.
 
     None where the files have no row of the subset.
     """
     from datasets import Dataset, DatasetDict
 
-    scored = str(config.get("test_split") or config.get("validation_split"))
+    scored = _hub_split(config)
     shots = (config.get("fewshot_config") or {}).get("split") or config.get("fewshot_split")
-    wanted = {split for split in (scored, shots, config.get("training_split")) if split}
-    begin = f"{subset}_" if subset else f"{name}_"
-    by_split = {path.stem.removeprefix(begin): path for path in files if path.stem.startswith(begin)}
-    whole = [path for path in files if path.stem == name]
-    # the file without a split in its name is the one that is scored
-    if whole and not subset:
-        by_split[scored] = whole[0]
-    if scored not in by_split:
+    begin, file = _scored_file(name, benchmark, files, config)
+    if file is None:
         return None
-    read = {split: _rows(by_split[split]) for split in wanted & by_split.keys()}
-    found = DatasetDict({split: Dataset.from_list(rows) for split, rows in read.items()})
+    wanted = {f"{begin}{split}": split for split in (shots, config.get("training_split")) if split and split != scored}
+    paths = {wanted[path.stem]: path for path in files if path.stem in wanted and path != file}
+    found = DatasetDict({split: Dataset.from_list(_rows(path)) for split, path in {scored: file, **paths}.items()})
     # a task may keep none of the rows, e.g. of another subset in one file
     mine = (config.get("process_docs") or (lambda rows: rows))(found[scored])
     return found if len(mine) else None
+
+
+def _hub_split(config: Mapping[str, Any]) -> str:
+    """The hub's name for the split that a task scores."""
+    return str(config.get("test_split") or config.get("validation_split"))
+
+
+def _scored_file(
+    name: str, benchmark: Benchmark, files: Sequence[Path], config: Mapping[str, Any]
+) -> tuple[str, Path | None]:
+    """The file that a task scores, null where it has none, and what stands before the split in its name."""
+    subset = config.get("dataset_name") if benchmark.tasks and "*" in benchmark.tasks else None
+    begin = f"{subset or name}_"
+    return begin, scored_file(begin, files, _hub_split(config) if benchmark.split == SUBSETS else benchmark.split)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -34,6 +34,8 @@ from harness.runtime import preemption
 from harness.runtime.processes import ProcessError, free_port
 from harness.store.store import Lease, Store
 
+LOSS_SECONDS = 1.0  # between a process's end and the moment rank 0 knows of it, on a busy node
+
 
 class Coordinator:
     """Rank 0 of a job with several processes."""
@@ -56,8 +58,8 @@ class Coordinator:
     def stage(self, key: str, claim: Lease, all_make: bool) -> Iterator[None]:
         """While the block makes the claimed stage, the other ranks make it too (`all_make`) or wait.
 
-        Raises ProcessError where the stage failed in another process, or one is gone, in place of the error that
-        this causes here. Where the block does not end although a process is gone, this process is ended.
+        Raises ProcessError where the stage failed in another process, or one is gone, in place of the error or the stop
+        that this causes here. Where the block does not end although a process is gone, this process is ended.
         """
         if not self._wait(self._all_joined, JOIN_SECONDS) and not self.lost:
             missing = next(rank for rank in range(1, self.rank.count) if rank not in self._connections)
@@ -77,11 +79,21 @@ class Coordinator:
                         self._raise_problems()
                 finally:  # sent before the connections of the process group close
                     self._send_all({"leave": True})
+        except preemption.Preempted as stop:
+            # a scheduler stops the other ranks of a job that has lost one: the loss, which may be noticed a moment
+            # later, is why the stage ended
+            if all_make:
+                with preemption.polling():
+                    self._wait(self._all_left, LOSS_SECONDS)
+            if self.lost:
+                raise ProcessError(self.lost, "killed") from stop
+            raise
         except Exception as error:
             if all_make:
                 # The others say what went wrong with them. Half the grace period, since after the whole of it they end
-                # themselves.
-                self._wait(self._all_left, GRACE_SECONDS / 2)
+                # themselves. A signal that arrives meanwhile is answered after the stage.
+                with preemption.polling():
+                    self._wait(self._all_left, GRACE_SECONDS / 2)
             cause = self._cause(error)
             if cause is error:
                 raise

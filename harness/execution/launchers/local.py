@@ -2,7 +2,9 @@
 
 A worker imports torch once and makes many stages; one process per cell would spend half its time importing. A worker
 that dies costs one attempt: the stage is reported with the signal that killed the worker, and a new worker takes its
-place. `worker.py` is the worker; it ends when this process ends, even where this process is killed.
+place. A worker that was stopped (SIGSTOP) is ended within a minute, and one whose heartbeat has failed for ten minutes
+too; another one takes its stage up. `worker.py` is the worker; it ends when this process ends, even where this process
+is killed.
 """
 
 import json
@@ -10,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -23,10 +26,12 @@ from harness.execution.attempt import AttemptResult, record_death
 from harness.runtime.preemption import EXIT_CODE
 from harness.runtime.processes import available_cores, visible_gpus
 from harness.runtime.progress import Progress
+from harness.store.liveness import LOST_SECONDS, STALE_SECONDS, is_stopped
 from harness.store.store import Store
 
 MAX_DEFAULT_WORKERS = 4
 GRACE_SECONDS = 30.0  # for the step under way and a checkpoint
+CHECK_SECONDS = 2.0  # between two looks at the workers' heartbeats
 
 
 class WorkerPool:
@@ -40,6 +45,8 @@ class WorkerPool:
         self.store, self.listener = store, listener
         self.workers: list[_Worker] = []
         self.waiting: deque[tuple[Mapping[str, Any], str]] = deque()
+        self._looked = time.monotonic()
+        self._taken_up: set[str] = set()
 
     def submit(self, spec: Mapping[str, Any], maker: str) -> None:
         """Hand one stage to a free worker, or queue it. Raises OSError where a worker cannot be started."""
@@ -62,8 +69,12 @@ class WorkerPool:
             if isinstance(message, Progress):
                 self.listener(worker.key or "", message)
             else:
-                worker.key = None
+                worker.task = None
                 yield message
+        if time.monotonic() - self._looked >= CHECK_SECONDS:
+            self._looked = time.monotonic()
+            for worker in [worker for worker in self.workers if worker.lost(self.store)]:
+                yield from self._replace(worker)
         self._feed()
 
     def close(self) -> None:
@@ -96,10 +107,22 @@ class WorkerPool:
                 free.process.wait()
                 self.workers.remove(free)
                 continue
-            free.key = spec["key"]
-            self.waiting.popleft()
+            free.task = self.waiting.popleft()
 
-    def _report_death(self, worker: "_Worker") -> Iterator[AttemptResult]:
+    def _replace(self, worker: "_Worker") -> Iterator[AttemptResult]:
+        """End a lost worker and let another one take its stage up; a stage is taken up once."""
+        task = worker.task
+        worker.process.kill()  # SIGKILL ends a stopped process too
+        reports = list(
+            self._report_death(worker, f"its worker was stopped or hung for {LOST_SECONDS:g} s and was ended")
+        )
+        if task is None or task[0]["key"] in self._taken_up or any(one.status == "done" for one in reports):
+            yield from reports
+        else:
+            self._taken_up.add(task[0]["key"])
+            self.waiting.appendleft(task)
+
+    def _report_death(self, worker: "_Worker", why: str = "") -> Iterator[AttemptResult]:
         code = worker.process.wait()
         self.workers.remove(worker)
         if worker.key is None:
@@ -111,7 +134,7 @@ class WorkerPool:
         else:
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             hint = ", as the kernel does when memory runs out" if code == -signal.SIGKILL else ""
-            reason = f"its worker ended with {how}{hint}"
+            reason = why or f"its worker ended with {how}{hint}"
             record_death(self.store, worker.key, reason)
             yield AttemptResult(worker.key, "failed", "killed", reason)
 
@@ -147,4 +170,24 @@ class _Worker:
             start_new_session=True,
         )
         theirs.close()
-        self.key: str | None = None
+        self.task: tuple[Mapping[str, Any], str] | None = None
+        self._stopped_since: float | None = None
+
+    @property
+    def key(self) -> str | None:
+        """The key of the stage that it makes."""
+        return None if self.task is None else self.task[0]["key"]
+
+    def lost(self, store: Store) -> bool:
+        """Whether its stage gets no heartbeat any more, or the process has been stopped for as long."""
+        if self.key is None:
+            return False
+        # stopped before it has claimed the stage, there is no heartbeat to miss
+        if not is_stopped(self.process.pid):
+            self._stopped_since = None
+        elif self._stopped_since is None:
+            self._stopped_since = time.monotonic()
+        elif time.monotonic() - self._stopped_since >= LOST_SECONDS:
+            return True
+        # longer than for a stopped one: a stage may keep the interpreter, and so its heartbeat, busy for a while
+        return store.silent_seconds(self.key) >= STALE_SECONDS

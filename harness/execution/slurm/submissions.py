@@ -9,7 +9,6 @@ the entry sends the task; another submitter that needs the stage waits for that 
 
 import json
 import os
-import socket
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.execution.slurm.squeue import Queue
-from harness.store.store import Store, runs, this_process, write_json
+from harness.store.liveness import runs, this_process
+from harness.store.store import Store, write_json
 
 SUBMITTING_SECONDS = 60.0
 """How long a live submitter may take from writing a stage's entry until its task is in the queue."""
@@ -80,7 +80,7 @@ def being_sent(store: Store, entry: Mapping[str, Any]) -> bool:
     # once it is sent, the queue alone says whether the task is live
     if read_sent(store, entry) is not None or time.time() - entry["time"] > SUBMITTING_SECONDS:
         return False
-    return entry["host"] != socket.gethostname() or runs(entry)
+    return runs(entry) is not False
 
 
 def _sent(store: Store, submission: str, array: str) -> Path:
@@ -117,8 +117,7 @@ class Submissions:
         entry = new_entry(submission, array, task)
         for _ in range(2):
             try:
-                with open(self.folder / key, "x") as file:
-                    json.dump(entry, file)
+                self._write(key, entry)
                 return True
             except FileExistsError:
                 if self.job_id(key) is not None:
@@ -128,6 +127,22 @@ class Submissions:
                 with suppress(FileNotFoundError):
                     os.replace(self.folder / key, self.folder / f".{key}.{uuid.uuid4().hex}")
         return False
+
+    def give_back(self, keys: Iterable[str], array: str) -> None:
+        """Remove the entries of an array that was not sent, so that the next submission takes their stages at once."""
+        for key in keys:
+            if (read_entry(self.store, key) or {}).get("array") == array:
+                (self.folder / key).unlink(missing_ok=True)
+
+    def _write(self, key: str, entry: Mapping[str, Any]) -> None:
+        """Write an entry whole or not at all. Raises FileExistsError where there is one."""
+        written = self.folder / f".{key}.{uuid.uuid4().hex}"
+        try:
+            written.write_text(json.dumps(entry))
+            # unlike a rename, a link is refused where the name is taken
+            os.link(written, self.folder / key)
+        finally:
+            written.unlink(missing_ok=True)
 
     def job_id(self, key: str) -> str | None:
         """The id of the job in the queue that makes `key`; waits for one that is being submitted; None without any.

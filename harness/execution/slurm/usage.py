@@ -92,4 +92,6 @@ def _attempted(store: Store, frozen: FrozenPlan) -> Iterator[Try]:
             if "started" in entry:
                 ended = entry.get("ended") or entry.get("heartbeat") or entry["started"]
                 lost = entry.get("outcome") != "done"
-                yield Try(spec["kind"], ended - entry["started"], entry.get("cpus", 1), entry.get("gpus", 0), lost)
+                # the wall clock of earlier versions, which may have been set back in between
+                seconds = entry.get("seconds", max(0.0, ended - entry["started"]))
+                yield Try(spec["kind"], seconds, entry.get("cpus", 1), entry.get("gpus", 0), lost)

@@ -9,6 +9,7 @@ and open.
     forest_figure(outcome.summary, Path("results/methods"), simultaneous=outcome.simultaneous)
 """
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,21 +102,23 @@ def forest_figure(
     panels = [part for _, part in rows.groupby(PANEL[:3], dropna=False)]
     aside = 0.3 + 0.068 * rows["name"].str.len().max()  # names stand left of the first column, inches a letter
     columns = max(part["data_frac"].nunique() for part in panels)
-    # inches: room for title and note, and a row for each arm
-    heights = [1.5 + 0.24 * part["name"].nunique() for part in panels]
     # few columns grow wider, until title and note have room
     wide = max(2.3, (LEAST_WIDTH - aside - 0.3) / columns)
     width = aside + wide * columns + 0.3
+    heads = [textwrap.wrap(subtitle(part), int((width - 0.3) / 0.0715)) for part in panels]
+    above = [0.88 + 0.15 * (len(lines) - 1) for lines in heads]
+    # inches: room for title and note, and a row for each arm
+    heights = [0.62 + room + 0.24 * part["name"].nunique() for room, part in zip(above, panels, strict=True)]
     figure = Figure(figsize=(width, sum(heights)), facecolor="white")
     FigureCanvasAgg(figure)
     parts = figure.subfigures(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
-    for part, shown, height in zip(parts, panels, heights, strict=True):
+    for part, shown, height, lines, room in zip(parts, panels, heights, heads, above, strict=True):
         count = shown["data_frac"].nunique()
-        box = (wide - 0.25) / width, 1 - 1.5 / height
+        box = (wide - 0.25) / width, 1 - (0.62 + room) / height
         axes = [part.add_axes(((aside + wide * number) / width, 0.62 / height, *box)) for number in range(count)]
         forest(shown, axes)
         part.text(0.12 / width, 1 - 0.28 / height, title(metric, "by method"), fontsize=12, weight="bold", va="center")
-        part.text(0.12 / width, 1 - 0.55 / height, subtitle(shown), fontsize=8.5, color=GREY, va="center")
+        part.text(0.12 / width, 1 - 0.46 / height, "\n".join(lines), fontsize=8.5, color=GREY, va="top")
         covers = shown["gain_covers"].iloc[0]
         # simultaneous p values hold for all arms already, so Holm is not named with them
         kind = ("simultaneous 95 % intervals", "") if shown["at_once"].all() else ("95 % intervals", " after Holm")

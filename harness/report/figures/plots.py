@@ -24,6 +24,7 @@ from harness.report.figures.labels import (
     GREY,
     HINT,
     SPARE,
+    figure_names,
     name_ends,
     name_references,
     short_label,
@@ -35,6 +36,7 @@ from harness.results.arms import Arm, Metric
 from harness.results.conclusion import one_seed
 from harness.results.stats.crossover import Crossover
 from harness.results.table import headline, percent, select
+from harness.store.store import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,8 +78,9 @@ def crossover_figure(
     for part, names in zip(parts, panels, strict=False):
         shown = rows[_of_panel(rows, names)]
         note = textwrap.wrap(footnote(shown, crossovers), int((width - 1) / 0.058))  # inches a letter
-        under = 0.62 + 0.14 * (len(note) - 1)
-        panel = (width / 2 - 0.75 - aside) / width, 1 - (1 + under) / height
+        heads = textwrap.wrap(subtitle(shown), int((width - 1) / 0.0715))
+        under, above = 0.62 + 0.14 * (len(note) - 1), 1 + 0.15 * (len(heads) - 1)
+        panel = (width / 2 - 0.75 - aside) / width, 1 - (above + under) / height
         left = 0.75 / width
         axes = [part.add_axes((left + half, under / height, *panel)) for half in (0, 0.5)]
         for ax, column in zip(axes, ("score", "gain"), strict=True):
@@ -86,7 +89,7 @@ def crossover_figure(
             ax.update_datalim([(1, y) for y in (ends.min(), ends.max()) if np.isfinite(y)], updatex=False)
         crossover(shown, axes[0], axes[1], crossovers)
         part.text(left, 1 - 0.30 / height, title(metric), fontsize=12, weight="bold", va="center")
-        part.text(left, 1 - 0.58 / height, subtitle(shown), fontsize=8.5, color=GREY, va="center")
+        part.text(left, 1 - 0.50 / height, "\n".join(heads), fontsize=8.5, color=GREY, va="top")
         part.text(left, 0.06 / height, "\n".join(note), fontsize=7.5, color=GREY, va="bottom")
     if not panels:
         figure.text(0.5, 0.5, "No cell has a score", ha="center", color=GREY)
@@ -94,16 +97,40 @@ def crossover_figure(
 
 
 def save(figure: "Figure", path: Path) -> list[Path]:
-    """Write `path`.png and `path`.svg, the same bytes for the same figure. Raises OSError where it cannot write."""
+    """Write `path`.png and `path`.svg, the same bytes for the same figure; each replaces an earlier one whole.
+
+    Raises OSError where it cannot write.
+    """
     import matplotlib
 
+    _without_math(figure)
     paths = [path.with_name(f"{path.name}.{ending}") for ending in ("png", "svg")]
     path.parent.mkdir(parents=True, exist_ok=True)
     # for the same bytes: ids in an SVG are random without a salt, and files would hold a date or a version
     with _SAVING, matplotlib.rc_context({"svg.hashsalt": "harness"}):
-        figure.savefig(paths[0], dpi=200, metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+        # the format is named: the file that is renamed has no ending of its own
+        with replacing(paths[0]) as unfinished:
+            figure.savefig(unfinished, format="png", dpi=200, metadata={"Software": None})
+        with replacing(paths[1]) as unfinished:
+            figure.savefig(unfinished, format="svg", metadata={"Date": None, "Creator": None})
     return paths
+
+
+def _without_math(figure: "Figure") -> None:
+    """Have all texts shown as they are: between two `$` matplotlib reads formulas, and names may hold any sign.
+
+    The ticks of a logarithmic axis are formulas of its own.
+    """
+    from matplotlib.axes import Axes
+    from matplotlib.text import Text
+    from matplotlib.ticker import LogFormatter
+
+    axes = [axis for ax in figure.findobj(Axes) if isinstance(ax, Axes) for axis in (ax.xaxis, ax.yaxis)]
+    own = [axis for axis in axes if isinstance(axis.get_major_formatter(), LogFormatter)]
+    powers = {id(label) for axis in own for label in axis.get_ticklabels(which="both")}
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and id(text) not in powers:
+            text.set_parse_math(False)
 
 
 def crossover(
@@ -246,10 +273,12 @@ def _styles(lines: Mapping[tuple[str, str], pd.DataFrame]) -> dict[tuple[str, st
 def names_of(lines: Mapping[tuple[str, str], Any]) -> dict[tuple[str, str], str]:
     """What a line is called; the teacher only where there are several."""
     several = len({teacher for _, teacher in lines if teacher}) > 1
-    return {
+    whole = {
         (method, teacher): "SFT" if method == "sft" else f"{method} · {teacher}" if several and teacher else method
         for method, teacher in lines
     }
+    called = figure_names(whole.values())
+    return {line: called[name] for line, name in whole.items()}
 
 
 def _alone(rows: pd.DataFrame, seeds: str) -> pd.Series:

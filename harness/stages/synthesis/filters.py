@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from harness.data.corpora._rows import prompt_hash, row_hash
 from harness.data.ngram_overlap import ItemIndex
 from harness.data.text_similarity import Ngrams, TextPool, distinct, self_similarity
-from harness.evals.corpus.verified import normalise, verify
+from harness.data.truth import normalise
+from harness.evals.corpus.verified import verify
 from harness.evals.grading.math_answers import final_number
 from harness.stages.synthesis.prompting import Pair, turns
 

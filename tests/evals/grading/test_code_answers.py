@@ -72,9 +72,18 @@ def test_an_answer_that_goes_on_inside_an_open_block_ends_where_it_closes_it():
 def test_mbpp_tests_come_after_code_and_setup():
     program = mbpp_program(AREA, "Try this:\n```python\ndef area(a, b):\n    return a * b\n```")
     assert run(program, 5, 512).passed
-    assert program.index("def area") < program.index("unit =") < program.index("assert")
+    assert program.source.index("def area") < program.source.index("unit =") and "assert" not in program.source
+    assert program.tests.count("assert") == 2 and program.names == ("area", "unit")
     assert not run(mbpp_program(AREA, "def area(a, b):\n    return a + b"), 5, 512).passed
     assert not run(mbpp_program(AREA, "unit = 1"), 5, 512).passed
+
+
+def test_a_built_in_name_is_the_programs_where_the_tests_use_no_other():
+    row = {"test_list": ["assert sum(10, 15) == 6"]}
+    assert run(mbpp_program(row, "def sum(a, b): return 6"), 5, 512).passed
+    row = {"test_list": ["assert sum(f(3)) == 6"]}
+    assert mbpp_program(row, "").names == ("f",)
+    assert not run(mbpp_program(row, "def sum(values): return 6\ndef f(n): return [n]"), 5, 512).passed
 
 
 def test_the_block_that_defines_what_the_tests_call_is_taken():

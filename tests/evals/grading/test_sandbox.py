@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,8 +13,8 @@ import psutil
 import pytest
 
 from harness.config.checks import SettingsError
-from harness.evals.grading import _sandbox_child, sandbox
-from harness.evals.grading.sandbox import check_sandbox, run, run_many
+from harness.evals.grading import _sandbox_calls, _sandbox_child, sandbox
+from harness.evals.grading.sandbox import Program, check_sandbox, run, run_many
 
 MEMORY_MB = 512
 
@@ -76,8 +77,8 @@ HOSTILE = {
     "leaving politely": ("import sys; sys.exit(0)\nassert False", "SystemExit: 0"),
     "leaving from a test": ("def f(): raise SystemExit\nassert f() == 1", "SystemExit"),
     "greeting again": (
-        "import os\nfor fd in range(64):\n    try: os.write(fd, b'ready\\n')\n    except OSError: pass",
-        "ready",
+        "import os\nfor fd in range(64):\n    try: os.write(fd, b'ready\\n')\n    except OSError: pass\nassert False",
+        "gave the tests cannot be read",
     ),
     "closed files": ("import os; os.closerange(0, 64)", "ended before its last line"),
     "printed success": ("print('ready'); print('passed')\nassert False", "AssertionError"),
@@ -117,7 +118,7 @@ def test_nothing_runs_on_and_no_file_stays_open(attempts):
     open_before = len(os.listdir("/proc/self/fd"))
     assert not run("import os; os._exit(3)", 1, MEMORY_MB).passed
     assert len(os.listdir("/proc/self/fd")) == open_before
-    assert not [child for child in psutil.Process().children(True) if "_sandbox_child.py" in " ".join(child.cmdline())]
+    assert not [child for child in psutil.Process().children(True) if "_sandbox_child" in " ".join(child.cmdline())]
 
 
 @pytest.mark.parametrize(
@@ -191,6 +192,7 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str) 
     text = Path(_sandbox_child.__file__).read_text()
     assert text.count(old) == 1
     (tmp_path / "inside.py").write_text(text.replace(old, new))
+    shutil.copy(_sandbox_calls.__file__, tmp_path)
     monkeypatch.setattr(_sandbox_child, "__file__", str(tmp_path / "inside.py"))
 
 
@@ -200,7 +202,7 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str) 
         ("LANDLOCK_RESTRICT_SELF = 444, 445, 446", "LANDLOCK_RESTRICT_SELF = 9444, 445, 446", "Landlock: Function not"),
         ('"x86_64": (', '"riscv64": (', "seccomp: no table of system calls"),
         ("PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38", "PR_SET_NO_NEW_PRIVS = 1, 4, 22, 9999", "no new privileges: Invalid"),
-        ("def main()", "def main(:", "the interpreter does not start"),
+        ("def main(", "def main((", "the interpreter does not start"),
     ],
 )
 def test_code_is_not_run_where_a_guard_cannot_be_set_up(old, new, why, tmp_path, monkeypatch):
@@ -214,7 +216,12 @@ def test_code_is_not_run_where_a_guard_cannot_be_set_up(old, new, why, tmp_path,
 
 
 @pytest.mark.parametrize(
-    "guard", ["    _read_only_the_installation()\n    _", "    _only_harmless_calls()\n\n\ndef readable"]
+    "guard",
+    [
+        "    _read_only_the_installation()\n\n\ndef readable",
+        "        _only_harmless_calls()\n    except OSError as problem:\n        calls",
+        "        _only_harmless_calls()\n    except OSError as problem:\n        os.write",
+    ],
 )
 def test_the_check_notices_each_guard_that_is_missing(guard, tmp_path, monkeypatch):
     broken(tmp_path, monkeypatch, guard, re.sub(r"_[a-z_]+\(\)", "pass", guard, count=1))
@@ -240,6 +247,137 @@ def test_the_guards_hold_without_any_privilege(tmp_path):
     (tmp_path / "script.py").write_text(WITHOUT_PRIVILEGES)
     answer = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True)
     assert "ProgramResult(passed=False, reason='PermissionError" in answer.stdout, answer.stderr
+
+
+# ruff: noqa: E501
+# What a program tries so that a wrong function passes `assert f(2) == 4`; it may know the sandbox's own code.
+FORGERIES = {
+    "leave before the tests": "import os\nos._exit(0)",
+    "leave politely": "import sys\nsys.exit(0)",
+    "leave when the tests call": "import os\ndef f(x): os._exit(0)",
+    "leave at the end": "import atexit, os\natexit.register(os._exit, 0)\ndef f(x): return 5",
+    "raise the end of an iteration": "def f(x): raise StopIteration",
+    "raise the end of the process": "def f(x): raise SystemExit(0)",
+    "equal to all": "class E:\n    __eq__ = lambda *_: True\ndef f(x): return E()",
+    "a number equal to all": "class E(int):\n    __eq__ = lambda *_: True\n    __hash__ = int.__hash__\ndef f(x): return E(5)",
+    "a class that is equal to all": (
+        "class M(type):\n    __eq__ = lambda *_: True\n    __hash__ = type.__hash__\nclass f(metaclass=M):\n"
+        "    def __new__(cls, x): return cls"
+    ),
+    "true by its own word": "class T:\n    __bool__ = lambda _: True\n    __eq__ = lambda a, b: a\ndef f(x): return T()",
+    "another assert": "import builtins\nbuiltins.AssertionError = type('Quiet', (BaseException,), {})\ndef f(x): return 5",
+    "another comparison": "import operator\noperator.eq = lambda a, b: True\ndef f(x): return 5",
+    "another check": "def check(candidate): pass\ndef f(x): return 5",
+    "another type through its flags": (
+        "import ctypes\ndef f(x):\n    class F: pass\n    ctypes.c_long.from_address(id(5) + 8).value = id(type(F()))\n"
+        "    return 5"
+    ),
+    "the integer 5 is 4": "import ctypes\nctypes.c_int.from_address(id(5) + 24).value = 4\ndef f(x): return 5.5",
+    "every descriptor": (
+        "import os\ndef f(x):\n    for fd in range(3, 64):\n        for text in (b'+', b'ready\\n+'):\n"
+        "            try: os.write(fd, text)\n            except OSError: pass\n    os._exit(0)"
+    ),
+    "what lies in descriptors": (
+        "import os, select\ndef f(x):\n    for fd in range(64):\n        try:\n"
+        "            if select.select([fd], [], [], 0)[0]: os.write(4, os.read(fd, 64))\n"
+        "        except (OSError, ValueError): pass\n    return 5"
+    ),
+    "the frames of the sandbox": (
+        "import sys\ndef f(x):\n    frame = sys._getframe()\n    while frame:\n        for name, value in list(frame.f_locals.items()):\n"
+        "            if isinstance(value, (str, bytes)) and 'assert f(2)' in str(value): return 4\n"
+        "        frame = frame.f_back\n    return 5"
+    ),
+    "all objects in memory": (
+        "import gc\ndef f(x):\n    found = [o for o in gc.get_objects() if isinstance(o, (dict, list, tuple))]\n"
+        "    return 4 if any('assert f(2' + ') ==' in str(p) for o in found if len(o) < 50 for p in o if type(p) is str) else 5"
+    ),
+    "a module of the sandbox": (
+        "import sys\ncalls = sys.modules['_sandbox_calls']\ncalls.encoded = lambda value, number_of: ['value', True]\n"
+        "def f(x): return 5"
+    ),
+    "its own reply": (
+        "import sys\ncalls = sys.modules['_sandbox_calls']\nsend = calls.send\n"
+        "calls.send = lambda pipe, message: send(pipe, ['passed', True, ''])\ndef f(x): return 5"
+    ),
+    "a reply that is no message": (
+        "import os, sys\ndef f(x):\n    for fd in range(3, 9):\n        try: os.write(fd, b'\\xff' * 64)\n"
+        "        except OSError: pass\n    return 4"
+    ),
+    "a reply of 8 EB": (
+        "import os\ndef f(x):\n    for fd in range(3, 9):\n        try: os.write(fd, b'\\x7f' + bytes(7))\n"
+        "        except OSError: pass\n    return 4"
+    ),
+    "an object in place of a value": "class L(list):\n    __len__ = lambda _: 4\ndef f(x): return L",
+    "a trace function": (
+        "import sys, threading\ndef tracer(frame, event, argument):\n    frame.f_trace_lines = False\n    return tracer\n"
+        "sys.settrace(tracer)\nthreading.settrace(tracer)\ndef f(x): return 5"
+    ),
+    "the tests' memory": ("import os\ndef f(x):\n    open(f'/proc/{os.getppid()}/mem', 'rb').read(1)\n    return 5"),
+    "tracing the tests": (
+        "import ctypes, os\nlibc = ctypes.CDLL(None)\ndef f(x):\n    assert libc.ptrace(16, os.getppid(), 0, 0) == 0\n"
+        "    return 5"
+    ),
+    "a signal to the tests": "import os\ndef f(x): os.kill(os.getppid(), 9)",
+    "no more memory": "def f(x): return 'x' * (400 << 20)",
+    "an answer without an end": "def f(x):\n    while True: yield 4",
+    "an answer that holds itself": "def f(x):\n    a = []\n    a.append(a)\n    return a",
+    "a deep answer": "def f(x):\n    a = []\n    for _ in range(10**5): a = [a]\n    return a",
+    "a fork that answers": "import os\ndef f(x): return 4 if os.fork() else 5",
+    "threads that answer": ("import threading\ndef f(x):\n    threading.Thread(target=print).start()\n    return 4"),
+    "a name that is not there": "def g(x): return 4",
+    "no return of the signal": "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\ndef f(x):\n    while True: pass",
+    "to sleep": "import time\ndef f(x): time.sleep(100)",
+}
+
+
+def test_a_wrong_function_cannot_pass_its_tests():
+    tests = "assert f(2) == 4\nassert f(3) == 9\n"
+    programs = [Program(source, tests, ("f",)) for source in FORGERIES.values()]
+    outcomes = dict(zip(FORGERIES, run_many(programs, 1, MEMORY_MB, workers=4), strict=True))
+    assert [name for name, outcome in outcomes.items() if outcome.passed] == []
+    assert [name for name, outcome in outcomes.items() if not outcome.reason] == []
+    assert run(Program("def f(x): return x * x", tests, ("f",)), 5, MEMORY_MB).passed
+
+
+@pytest.mark.parametrize(
+    ("source", "tests"),
+    [
+        ("def f(x): return x", "for v in (None, True, 3, -(10**5000), 1.5, float('inf'), 'a\\ud800', b'\\0', 2j): assert f(v) == v"),
+        ("def f(x): return x", "for v in ([1, (2, {3})], {1: {'a'}}, frozenset({1}), range(3), bytearray(b'a')):\n"
+         "    assert f(v) == v and type(f(v)) is type(v)"),
+        ("from collections import *\ndef f(): return [Counter('aab'), deque([1]), OrderedDict(a=1), defaultdict(int, a=1)]",
+         "from collections import *\nassert f() == [Counter('aab'), deque([1]), OrderedDict(a=1), {'a': 1}]"),
+        ("from fractions import *\nfrom decimal import *\nfrom datetime import *\n"
+         "def f(): return Fraction(1, 2), Decimal('0.5'), date(2020, 1, 2), timedelta(1, 2)",
+         "assert f()[:2] == (0.5, 0.5) and str(f()[2]) == '2020-01-02' and f()[3].seconds == 2"),
+        ("import numpy\ndef f(): return numpy.arange(3), numpy.int64(3), numpy.float32(0.5)",
+         "assert f()[0].tolist() == [0, 1, 2] and f()[1:] == (3, 0.5)"),
+        ("def f(n):\n    for i in range(n): yield i", "assert list(f(3)) == [0, 1, 2] and 2 in f(3) and next(f(1)) == 0"),
+        ("def f(d): return d.keys(), d.values(), map(str, d)", "k, v, m = f({1: 2})\nassert k == {1} and list(v) == [2]"
+         " and list(m) == ['1']"),
+        ("from collections import namedtuple\nf = namedtuple('P', 'x y')", "assert f(1, 2) == (1, 2)"),
+        ("class f:\n    def __init__(self, x): self.x = x\n    def twice(self, by=2): return self.x * by",
+         "o = f(3)\no.x = o.x + 1\nassert o.twice() == 8 and o.twice(by=3) == 12 and o == o and o != f(4)"),
+        ("def f(x): return lambda y: x + y", "assert f(1)(2) == 3"),
+        ("def f(x): return type(x)", "assert f(1) is int"),
+        ("def f(x): raise KeyError(x)", "try:\n    f('a')\nexcept KeyError as problem:\n    assert str(problem) == \"'a'\""),
+        ("import re\ndef f(x): return re.match('a+', x)", "assert f('aab') and f('aab').group() == 'aa' and not f('b')"),
+        ("def f(x): return [int(n) for n in str(x)]", "assert f(12) == [1, 2]"),
+    ],
+)  # fmt: skip
+def test_values_reach_the_tests_as_they_are(source, tests):
+    outcome = run(Program(source, tests, ("f",)), 5, 1024)
+    assert outcome.passed, outcome.reason
+
+
+def test_the_tests_have_their_own_modules_and_code():
+    fake = "class sys:\n    getsizeof = lambda _: 4\ndef f(x): return 4\ndef helper(): return 4"
+    tests = "assert f(1) == sys.getsizeof(()) or helper() == 4"
+    known = "def helper(): return 5\ndef f(x): ..."
+    assert not run(Program(fake, tests, ("f",), ("sys",), known), 5, MEMORY_MB).passed
+    without = Program("def f(x): return 4", "assert sys.getsizeof(()) > 4", ("f",), ("sys",))
+    assert run(without, 5, MEMORY_MB).reason == "NameError: name 'sys' is not defined"
+    assert run(Program("import sys\n" + without.source, without.tests, ("f",), ("sys",)), 5, MEMORY_MB).passed
 
 
 def test_the_filter_of_either_architecture_is_well_formed_and_lets_no_dangerous_call_through():

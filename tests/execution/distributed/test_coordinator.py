@@ -155,6 +155,24 @@ def test_a_process_that_is_killed_ends_the_job_and_its_attempt_says_so(several, 
     assert several.store.claim(stage.key) is not None and not several.store.attempts(other.key)
 
 
+def test_a_job_that_is_stopped_since_it_lost_a_process_records_the_loss(several):
+    """Slurm sends SIGTERM to the rest of a step when one of its processes is killed."""
+    stage = several.stage("model", do={str(rank): "hang" for rank in range(COUNT)})
+    several.start()
+    several.wait_for(COUNT)
+    os.kill(several.processes[2].pid, signal.SIGKILL)
+    deadline = time.monotonic() + 3
+    while several.store.attempts(stage.key)[-1]["outcome"] == "running":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    for one in several.processes[:2]:
+        os.kill(one.pid, signal.SIGTERM)
+    assert several.ends()[0] == 1
+    state = stage_state(several.store, stage.key)
+    assert (state.status, state.failure_class) == ("interrupted", "killed")
+    assert state.reason.startswith("process 2 of 3")
+
+
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_failure_of_one_process_is_the_stages_and_the_next_one_is_made(several, failing):
     stage, after = several.stage("model", do={str(failing): "raise"}), several.stage("score", ALONE)
