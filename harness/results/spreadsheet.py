@@ -19,10 +19,10 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 def csv_text(frame: pd.DataFrame) -> str:
     """The table as CSV, without its index."""
-    texts = {name: column.map(_marked) for name, column in frame.items() if column.dtype.kind not in "biufmM"}
+    texts = {str(name): column.map(_marked) for name, column in frame.items() if column.dtype.kind not in "biufmM"}
     # pandas puts no quotes round a carriage return, which readers take for a row's end
     returns = any("\r" in text for column in texts.values() for text in column if isinstance(text, str))
-    quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
+    quoting: Any = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
     return str(frame.assign(**texts).to_csv(index=False, quoting=quoting))
 
 
