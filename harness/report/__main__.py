@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from harness.config.checks import SettingsError
+from harness.config.checks import SettingsError, check_folder_name, refuse
 from harness.report.page import write_report
 
 
@@ -28,10 +28,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", help="where to write (default: <store>/reports/<names>)")
     given = parser.parse_args(arguments)
     try:
+        check_folder_name("--store", given.store)
         for path in write_report(*given.grids, store=given.store, out=given.out):
             print(path)
     except SettingsError as error:
         print(f"harness: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        where = error.filename or given.out or given.store
+        refused = refuse("--out", str(where), f"the report cannot be written there ({error.strerror})", "name a folder")
+        print(f"harness: {refused}", file=sys.stderr)
         return 2
     return 0
 
