@@ -51,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         print(f"harness: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nharness: stopped", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -141,7 +144,13 @@ def show_status(given: argparse.Namespace) -> None:
     """
     store = _existing(given.store)
     for name in [given.grid] if given.grid else grid_names(store):
-        frozen = frozen_plan(store, name)
+        try:
+            frozen = frozen_plan(store, name)
+        except SettingsError as error:
+            if given.grid:
+                raise
+            print(f"{name}: {error}")  # one damaged plan hides no other grid
+            continue
         # all grids at once are read from the store alone: a call to Slurm for each would take seconds
         snapshot = StatusSnapshot.at(store, frozen, ask_slurm=bool(given.grid))
         print("\n".join(screen(store, frozen, snapshot, given.cells) if given.grid else [headline(name, snapshot)]))

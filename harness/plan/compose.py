@@ -51,8 +51,8 @@ class Composed:
     """What a person should know of how the words were read, e.g. that a value was given twice."""
     points: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
     """The swept values of each cell; empty where cells and points differ, as in a rehearsal."""
-    given: tuple[str, ...] = ()
-    """The settings that the command line sets to one value."""
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """What the command line sets to one value."""
 
 
 def presets_folder() -> Path:
@@ -141,7 +141,7 @@ def compose(arguments: Sequence[str], sweep: Mapping[str, Any] | None = None) ->
         raise SettingsError("the grid is empty: `exclude` removed every cell; loosen it")
     if first.scale == "rehearsal":
         return _rehearsal(cells, first, tuple(notes))
-    return Composed(cells, first, tuple(notes), tuple(points), tuple(words.fixed))
+    return Composed(cells, first, tuple(notes), tuple(points), words.values)
 
 
 def sweeping_word(arguments: Sequence[str]) -> str | None:
