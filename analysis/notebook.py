@@ -39,8 +39,8 @@ def figure(draw: Callable[..., list[Path]], *given: Any, **named: Any) -> "Image
 def scores(outcome: Outcome) -> pd.DataFrame:
     """Every arm and reference model at the metric of the figures.
 
-    Score and gain over SFT with 95 % intervals, adjusted p (Holm), seeds in each replicate, replicates (own corpus and
-    teacher), and the mean cost of a cell in FLOPs with the teacher's share.
+    Score and gain over SFT with 95 % intervals, adjusted p (Holm), what the gain shows (one seed: a hint), seeds in each
+    replicate, replicates (own corpus and teacher), and the mean cost of a cell in FLOPs with the teacher's share.
     """
     rows = select(outcome.summary, outcome.metric)
     rows = rows.sort_values(
@@ -53,6 +53,7 @@ def scores(outcome: Outcome) -> pd.DataFrame:
             "score": [interval_text(row, "score") for row in found],
             "gain over SFT": [interval_text(row, "gain") for row in found],
             "p (Holm)": [_number(row["gain_p_holm"], ".3g") for row in found],
+            "shown": [row["gain_conclusion"] for row in found],
             "gap closed": [_number(row["gap_closed"], ".2f") for row in found],
             "seeds": rows["seeds"].tolist(),
             "replicates": rows["draws"].tolist(),

@@ -8,13 +8,15 @@ The functions here are what notebooks and scripts need; `run.py` and `grid.py` a
     harness.results(finished.grid)          # a tidy DataFrame
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+import warnings
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config.cell import Cell, Settings
 from harness.config.checks import refuse
+from harness.config.machine import Launch, Machine
 from harness.execution.runner import run_grid
 from harness.execution.wandb_run import log_grid
 from harness.plan.cell_plan import Plan
@@ -33,28 +35,46 @@ if TYPE_CHECKING:
 
 
 def grid(**settings: Any) -> tuple[Cell, ...]:
-    """Cells of the product of `settings`; a list sweeps, dots in names are written `__`.
+    """Cells of the product of `settings`; a list or another iterable sweeps, dots in names are written `__`.
 
-    `grid(method=["sft", "kd"], budget__amount=100)`; a value that is a list itself stands in a list
+    `grid(method=["sft", "kd"], budget__amount=100, seed=range(3))`; a value that is a list itself stands in a list
     (`evals__names=[["heldout"]]`). Raises SettingsError as the command line would.
     """
-    product = {
-        name.replace("__", "."): value if isinstance(value, list) else [value] for name, value in settings.items()
-    }
+    product: dict[str, list[Any]] = {}
+    for name, value in settings.items():
+        key = name.replace("__", ".")
+        if key in product:
+            raise refuse(key, value, "it is given twice, with a dot and with __", "give it once")
+        values = _plain(value)
+        product[key] = values if isinstance(values, list) else [values]
     # planned as on the command line: presets, checks and defaults are the same
-    return compose([], sweep={"product": product}).cells
+    composed = compose([], sweep={"product": product})
+    for note in composed.notes:
+        warnings.warn(note, stacklevel=2)
+    return composed.cells
+
+
+def _plain(value: Any) -> Any:
+    """A value as a configuration holds it: NumPy's numbers as Python's, every iterable as a list, a set in order."""
+    if isinstance(value, str | bytes | Mapping) or is_dataclass(value):
+        return value
+    if isinstance(value, Set):
+        value = sorted(value, key=lambda one: (isinstance(one, str), one))
+    if callable(getattr(value, "tolist", None)):  # an array, or one number of NumPy
+        value = value.tolist()
+    return [_plain(one) for one in value] if isinstance(value, Iterable) and not isinstance(value, str) else value
 
 
 def plan(cells: Iterable[Cell]) -> Plan:
     """The stages of the cells, without repeats; nothing is run. Raises SettingsError for what cannot be planned."""
-    return Plan.of(cells)
+    return Plan.of(_cells(cells))
 
 
 RUN_SETTINGS = ("claims", "grid", "launch", "machine", "primary_metric", "retry", "track", "tune", "verify")
 """Of `harness.config.cell.Settings`, what `run` takes: the others are settings of cells, or of a command line."""
 
 
-def run(cells: Sequence[Cell], store: str = "outputs", **settings: Any) -> Finished:
+def run(cells: Iterable[Cell], store: str = "outputs", **settings: Any) -> Finished:
     """Make what the store lacks of the cells, on this machine; `settings` are those of RUN_SETTINGS, e.g. `retry=True`.
 
     Raises SettingsError for another setting, and for whatever can be refused before anything is computed;
@@ -64,10 +84,24 @@ def run(cells: Sequence[Cell], store: str = "outputs", **settings: Any) -> Finis
     for name in sorted(settings.keys() - set(RUN_SETTINGS)):
         way_out = "give a setting of cells to `grid`; submit to Slurm with `python -m harness.run ... slurm=<cluster>`"
         raise refuse(name, settings[name], f"`run` takes store, {', '.join(RUN_SETTINGS)}", way_out)
+    for name, kind in (("launch", Launch), ("machine", Machine)):
+        if name in settings and not isinstance(settings[name], kind):
+            raise refuse(name, settings[name], f"it is a {kind.__name__}", f"give harness.config.{kind.__name__}(...)")
+    if not isinstance(settings.get("retry", False), bool):
+        raise refuse("retry", settings["retry"], "it must be True or False")
     own = Settings(method=None, corpus=None, store=store, **settings)
     with storage_faults(Store.at(store).root):
-        frozen = run_grid(Composed(tuple(cells), own))
+        frozen = run_grid(Composed(_cells(cells), own))
         return collect(Store.open(store), frozen)
+
+
+def _cells(cells: Iterable[Cell]) -> tuple[Cell, ...]:
+    """The cells of a grid. Raises SettingsError for what is none, and for no cell at all."""
+    found = tuple(cells) if isinstance(cells, Iterable) else (cells,)
+    if not found or not all(isinstance(one, Cell) for one in found):
+        other = next((one for one in found if not isinstance(one, Cell)), ())
+        raise refuse("cells", other, "a grid is made of cells", "give what `grid(...)` returns")
+    return found
 
 
 def collect(store: Store, frozen: FrozenPlan) -> Finished:

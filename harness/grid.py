@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 
 from harness import notebook_function
-from harness.config.checks import SettingsError, refuse
+from harness.config.checks import SettingsError, check_folder_name, is_number, refuse
 from harness.execution.slurm.squeue import Queue, run_command
 from harness.execution.slurm.submissions import arrays_of, log_files, read_entry, read_sent
 from harness.execution.status_screen import StatusSnapshot, headline, screen
@@ -123,7 +123,11 @@ def show_plan(given: argparse.Namespace) -> None:
     from harness.plan.memory import check_memory
     from harness.report.terminal import plan_lines
 
+    if given.store is not None:
+        check_folder_name("--store", given.store)
     composed = compose(given.overrides)
+    for note in composed.notes:
+        print(f"note: {note}", file=sys.stderr)
     settings, plan = composed.settings, Plan.of(composed.cells)
     preflight(plan)
     store = Store.at(given.store or settings.store)
@@ -159,6 +163,8 @@ def watch(given: argparse.Namespace) -> None:
 
     Raises SettingsError as `show_status`.
     """
+    if not (is_number(given.every) and given.every > 0):
+        raise refuse("--every", given.every, "it must be a number of seconds above 0", "try --every 10")
     store = _existing(given.store)
     frozen = frozen_plan(store, given.grid)
     # in a file the screens follow each other, since the codes of a terminal would be noise there
@@ -318,9 +324,11 @@ def check_store(given: argparse.Namespace) -> int:
 
 
 def _existing(root: str | None) -> Store:
+    if root is not None:
+        check_folder_name("--store", root)
     store = Store.at(root or "outputs")
+    way_out = "run a grid first, or name another with --store"
     if not store.root.is_dir():
-        way_out = "run a grid first, or name another with --store"
         raise refuse("store", str(store.root), "there is no such folder", way_out)
     if not store.is_store():
         raise refuse("store", str(store.root), "this folder is no store", "run a grid first, or name one with --store")

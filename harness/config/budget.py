@@ -6,9 +6,11 @@ budget = Budget(kind="steps", amount=300)
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from harness.config.checks import check_at_least, check_choice, check_positive, refuse
+from harness.config.checks import check_at_least, check_choice, check_positive, is_number, refuse
 
 BUDGET_KINDS = ("epochs", "steps", "trained_tokens", "flops")
+WHOLE = ("steps", "trained_tokens")
+"""Kinds whose amount is a count."""
 EPOCHS_OF = ("cell", "phase")
 ADDED = {"min_steps": None, "epochs_of": "cell"}
 """Fields that a budget got later, with the defaults at which they are no part of an identity."""
@@ -58,6 +60,9 @@ class Budget:
         check_choice("budget.precision", self.precision, ("fp32", "bf16"))
         for name in ("amount", "batch_size", "learning_rate", "max_grad_norm"):
             check_positive(f"budget.{name}", getattr(self, name))
+        if self.kind in WHOLE and self.amount % 1:
+            way_out = f"try budget.amount={max(1, round(self.amount))}"
+            raise refuse("budget.amount", self.amount, f"{self.kind} are counted in whole numbers", way_out)
         check_at_least("budget.weight_decay", self.weight_decay, 0)
         check_choice("budget.epochs_of", self.epochs_of, EPOCHS_OF)
         check_at_least("budget.min_steps", self.min_steps, 1)
@@ -66,7 +71,7 @@ class Budget:
             way_out = "set budget.min_steps=null, or budget.kind=epochs or steps"
             raise refuse("budget.min_steps", self.min_steps, "a floor would undo the equal FLOPs of the arms", way_out)
         for name in ("warmup_ratio", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
+            if not (is_number(getattr(self, name)) and 0 <= getattr(self, name) < 1):
                 raise refuse(f"budget.{name}", getattr(self, name), "it must be at least 0 and below 1")
 
     @property

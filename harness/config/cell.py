@@ -12,13 +12,21 @@ from typing import Any
 from omegaconf import MISSING
 
 from harness.config.budget import Budget
-from harness.config.checks import check_choice, check_fraction
+from harness.config.checks import (
+    check_at_least,
+    check_choice,
+    check_folder_name,
+    check_fraction,
+    check_name,
+    check_seed,
+)
 from harness.config.evaluation import Evals, Measure
 from harness.config.machine import Launch, Machine
 from harness.config.model import Student, Teacher
 from harness.config.teacher_signal import Signal
 
 TRACKS = ("none", "wandb", "wandb_online")
+SEEDS = ("seed", "world_seed", "teacher_seed", "data_seed", "train_seed")
 
 
 @dataclass
@@ -56,6 +64,8 @@ class Cell:
 
     def __post_init__(self) -> None:
         check_fraction("data_frac", self.data_frac)
+        for name in SEEDS:
+            check_seed(name, getattr(self, name))
 
     def with_seeds(self) -> "Cell":
         """The cell with every seed that was left to another one filled in."""
@@ -114,6 +124,8 @@ class Settings(Cell):
     and file) with what was published, `size` the size alone, where reading every file once more takes too long."""
     sweep: dict[str, Any] = field(default_factory=dict)
     """A grid written in a file: `product`, `zip`, `include`, `exclude`."""
+    most_cells: int = 20000
+    """A grid of more cells is refused; raise it where so many are meant."""
     draws: int | None = None
     """Replicates, each with its own miniature corpus and teacher: the whole grid is run with `world_seed` and
     `teacher_seed` 0, 1, ...; null: the two seeds stay as they are set."""
@@ -133,5 +145,8 @@ class Settings(Cell):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_name("grid", self.grid)
+        check_folder_name("store", self.store)
         check_choice("track", self.track, TRACKS)
         check_choice("verify", self.verify, ("full", "size"))
+        check_at_least("most_cells", self.most_cells, 1)

@@ -3,13 +3,24 @@
 cluster = Cluster.of({"name": "dev", "resources": [{"minutes": 10, "cpus": 1, "memory_gb": 2}]})
 """
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from harness.config.checks import check_at_least, check_known, check_positive, refuse
+from harness.config.checks import (
+    SettingsError,
+    check_at_least,
+    check_known,
+    check_name,
+    check_no_secret,
+    check_positive,
+    check_types,
+    refuse,
+)
+from harness.config.sbatch_options import check_extra, check_word, dashed
 
 READ_BYTES_PER_SECOND = 1e9
 """Speed at which bf16 weights are read from a shared file system, for the estimate of a plan."""
@@ -30,8 +41,8 @@ class Resources:
     """Time limit. A stage that needs longer stops with a checkpoint and is queued again."""
     cpus: int = 4
     """CPU cores per process."""
-    memory_gb: float = 16
-    """Memory per node, in GB."""
+    memory_gb: float | None = 16
+    """Memory per node, in GB; null: no `--mem`, for clusters that forbid it or with `extra: {mem-per-cpu: 4G}`."""
     gpus: int = 0
     """GPUs per node; a stage that trains runs one process per GPU."""
     nodes: int = 1
@@ -46,12 +57,42 @@ class Resources:
     """Partition of these jobs; null: the cluster's."""
     constraint: str | None = None
     """Constraint of these jobs; null: the cluster's."""
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """More options of sbatch for these jobs, over the cluster's `extra`."""
 
     def __post_init__(self) -> None:
-        for name in ("minutes", "cpus", "memory_gb", "nodes", "teraflops"):
-            check_positive(f"slurm.resources.{name}", getattr(self, name))
-        check_at_least("slurm.resources.gpus", self.gpus, 0)
-        check_at_least("slurm.resources.processes", self.processes, 1)
+        self.check("slurm.resources")
+
+    @classmethod
+    def of(cls, where: str, settings: Any) -> "Resources":
+        """A rule from plain settings; `where` names it in messages. Raises SettingsError for unknown names and values
+        of another kind."""
+        if not isinstance(settings, Mapping):
+            raise refuse(where, settings, "a rule has names and values", "write e.g. {cpus: 4, memory_gb: 16}")
+        check_known(where, settings, cls)
+        check_types(where, settings, cls)
+        lists = {name: tuple(settings.get(name) or ()) for name in ("kinds", "names")}
+        try:
+            return cls(**{**settings, **lists, "extra": dict(settings.get("extra") or {})})
+        except SettingsError as error:
+            # the dataclass does not know which of several rules it is
+            raise SettingsError(str(error).replace("slurm.resources.", f"{where}.", 1)) from None
+
+    def check(self, where: str) -> None:
+        """Raise SettingsError for an amount that no job can have."""
+        for name in ("minutes", "cpus", "nodes", "teraflops"):
+            check_positive(f"{where}.{name}", getattr(self, name))
+        check_positive(f"{where}.memory_gb", 1 if self.memory_gb is None else self.memory_gb)
+        check_at_least(f"{where}.gpus", self.gpus, 0)
+        check_at_least(f"{where}.processes", self.processes, 1)
+        check_at_least(f"{where}.parameters", self.parameters, 0)
+        for name in ("partition", "constraint"):
+            check_word(f"{where}.{name}", getattr(self, name))
+        check_extra(f"{where}.extra", self.extra)
+        if self.memory_gb is not None and (given := {"mem-per-cpu", "mem-per-gpu"} & set(dashed(self.extra))):
+            name = sorted(given)[0]
+            way_out = f"set {where}.memory_gb=null, or leave {name} out"
+            raise refuse(f"{where}.extra.{name}", self.extra.get(name), "memory_gb asks for memory already", way_out)
 
     def fits(self, kind: str, name: str, parameters: float) -> bool:
         """Whether the rule is for a stage of this kind and name with a model of so many parameters."""
@@ -104,24 +145,40 @@ class Serve:
     """Seconds between checks whether a job still needs the server."""
 
     def __post_init__(self) -> None:
+        way_out = "export a variable that the server reads, such as VLLM_API_KEY, before submitting"
+        check_no_secret("slurm.serve.command", self.command, way_out)
         if "{port}" not in self.command:
             raise refuse(
                 "slurm.serve.command", self.command, "the command needs {port}, where the server listens", "add {port}"
             )
+        try:
+            shlex.split(self.command)
+        except ValueError as error:
+            why = f"its words cannot be told apart ({str(error).lower()})"
+            raise refuse("slurm.serve.command", self.command, why, "close every quote") from None
+        known = ("{model}", "{revision}", "{port}")
+        if other := [one for one in re.findall(r"\{\w+\}?", self.command) if one not in known]:
+            raise refuse("slurm.serve.command", self.command, f"{other[0]} is none of {', '.join(known)}", "correct it")
         if self.resources.nodes != 1:
             raise refuse("slurm.serve.resources.nodes", self.resources.nodes, "a server runs on one node")
         check_positive("slurm.serve.ready_minutes", self.ready_minutes)
         check_positive("slurm.serve.look_seconds", self.look_seconds)
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> "Serve":
+    def of(cls, settings: Any) -> "Serve":
         """From plain settings. Raises SettingsError for bad values, and for unknown names with the real ones."""
+        if not isinstance(settings, Mapping):
+            raise refuse("slurm.serve", settings, "it has names and values", "see slurm/example_a100.yaml")
         check_known("slurm.serve", settings, cls)
         if not settings.get("command"):
             missing = "the command that starts the server is missing"
             raise refuse("slurm.serve.command", None, missing, "see slurm/example_a100.yaml")
+        check_types("slurm.serve", settings, cls)
         rule = settings.get("resources") or {}
-        check_known("slurm.serve.resources", rule, Resources)
+        given = Resources.of("slurm.serve.resources", rule)
+        if given.processes not in (None, 1):
+            why = "a server is one process, which starts its own"
+            raise refuse("slurm.serve.resources.processes", given.processes, why, "leave it out")
         # these choose the jobs a rule is for; here they would be ignored
         chosen = [name for name in ("kinds", "names", "parameters") if rule.get(name)]
         if chosen:
@@ -131,7 +188,7 @@ class Serve:
                 "these resources are for every server, so this setting selects nothing",
                 "leave it out",
             )
-        return cls(**{**settings, "resources": Resources(**{**rule, "kinds": (), "names": (), "processes": 1})})
+        return cls(**{**settings, "resources": replace(given, processes=1)})
 
     def words(self, model: str, revision: str | None, port: int) -> list[str]:
         """The command with its values filled in; the revision is the hub's `main` where none was set."""
@@ -181,8 +238,21 @@ class Cluster:
     """Rules for the resources of a job; the first that fits is used."""
     serve: Serve | None = None
     """How the cluster serves a teacher for `teacher.path=slurm`; null: it serves none."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """More options of sbatch for every job, by their long names: `{reservation: course, licenses: "matlab:1"}`; true
+    stands for an option without a value, e.g. `exclusive: true`. Those the harness sets itself are refused."""
 
     def __post_init__(self) -> None:
+        for name, text in (("setup", "\n".join(map(str, self.setup))), ("python", self.python)):
+            way_out = "read it from a file of yours there: `export NAME=$(cat FILE)`"
+            check_no_secret(f"slurm.{name}", text, way_out)
+        check_name("slurm.name", self.name)
+        for name in ("partition", "account", "qos", "constraint", "exclude"):
+            check_word(f"slurm.{name}", getattr(self, name))
+        check_extra("slurm.extra", self.extra)
+        for place, line in enumerate(self.setup):
+            if "\n" in line or "\0" in line:
+                raise refuse(f"slurm.setup[{place}]", line, "it is one line of shell", "give each line an entry")
         check_positive("slurm.throttle", self.throttle)
         check_at_least("slurm.restarts", self.restarts, 0)
         check_positive("slurm.notice_seconds", self.notice_seconds)
@@ -191,23 +261,33 @@ class Cluster:
         check_positive("slurm.gpu_memory_gb", 1 if self.gpu_memory_gb is None else self.gpu_memory_gb)
         if not self.resources:
             raise refuse("slurm.resources", [], "a job needs a rule for its resources", "give at least one")
+        rules = {_place(place, self.resources): rule for place, rule in enumerate(self.resources)}
+        if self.serve is not None:
+            rules["slurm.serve.resources"] = self.serve.resources
+        for where, rule in rules.items():
+            if self.notice_seconds >= 60 * rule.minutes:
+                why = f"the notice comes before the time limit, and {where}.minutes is {rule.minutes}"
+                raise refuse("slurm.notice_seconds", self.notice_seconds, why, "make it shorter, or the limit longer")
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> "Cluster":
+    def of(cls, settings: Any) -> "Cluster":
         """The cluster of plain settings. Raises SettingsError for bad values, and for unknown names."""
+        if not isinstance(settings, Mapping) or "name" not in settings:
+            way_out = "name a file of slurm/ before its settings are set, e.g. slurm=dev"
+            raise refuse("slurm", settings, "no cluster is chosen", way_out)
         check_known("slurm", settings, cls)
+        check_types("slurm", settings, cls)
+        settings = {**settings, "extra": dict(settings.get("extra") or {})}
         if settings.get("serve") is not None:
             settings = {**settings, "serve": Serve.of(settings["serve"])}
         if "resources" not in settings:
             return cls(**settings)
-        for rule in settings["resources"] or ():
-            check_known("slurm.resources", rule, Resources)
+        rules = settings["resources"]
+        if rules is not None and not isinstance(rules, list | tuple):
+            raise refuse("slurm.resources", rules, "it is a list of rules", "write e.g. [{cpus: 4, memory_gb: 16}]")
         # an empty list, or null, is refused with a sentence in `__post_init__`
-        rules = tuple(
-            Resources(**{**rule, "kinds": tuple(rule.get("kinds") or ()), "names": tuple(rule.get("names") or ())})
-            for rule in settings["resources"] or ()
-        )
-        return cls(**{**settings, "resources": rules})
+        made = tuple(Resources.of(_place(place, rules or ()), rule) for place, rule in enumerate(rules or ()))
+        return cls(**{**settings, "resources": made})
 
     def resources_for(self, kind: str, name: str, parameters: float) -> Resources:
         """Resources of a stage's job. Raises SettingsError where no rule fits."""
@@ -220,6 +300,11 @@ class Cluster:
             f"no rule of slurm/{self.name}.yaml fits such a stage",
             "add one without `parameters` at the end",
         )
+
+
+def _place(place: int, rules: Sequence[Any]) -> str:
+    """How messages name a rule; the only one needs no number."""
+    return "slurm.resources" if len(rules) == 1 else f"slurm.resources.{place}"
 
 
 DEFAULTS = {one.name: one.default for one in fields(Cluster) if one.default is not MISSING}

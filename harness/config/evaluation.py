@@ -5,7 +5,7 @@ Evals(names=["heldout", "gsm8k"], limit=100, data_dir="data")
 
 from dataclasses import dataclass, field
 
-from harness.config.checks import check_at_least, check_choice, refuse
+from harness.config.checks import check_at_least, check_choice, check_no_secret, refuse
 from harness.config.model import QUANTISATIONS
 
 
@@ -35,7 +35,9 @@ class Evals:
     """Precision of the weights while a model is scored: `fp32` or `bf16`."""
 
     def __post_init__(self) -> None:
+        self.names = list(dict.fromkeys(self.names))
         check_at_least("evals.limit", self.limit, 1)
+        check_no_secret("evals.server", self.server, "leave it out: the server listens for this stage alone")
         if self.server is not None and not ("{model}" in self.server and "{port}" in self.server):
             raise refuse("evals.server", self.server, "the command needs {model} and {port}", "add both placeholders")
         check_choice("evals.overlap", self.overlap, ("count", "drop", "none"))
@@ -54,5 +56,6 @@ class Measure:
     `nf4`; the last two are scored too. Empty: none."""
 
     def __post_init__(self) -> None:
+        self.formats = list(dict.fromkeys(self.formats))
         for name in self.formats:
             check_choice("measure.formats", name, FORMATS)

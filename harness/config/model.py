@@ -15,7 +15,17 @@ from typing import Any
 from omegaconf import MISSING
 
 from harness.config.budget import Budget
-from harness.config.checks import check_at_least, check_choice, check_date, check_fraction, check_positive, refuse
+from harness.config.checks import (
+    check_at_least,
+    check_choice,
+    check_date,
+    check_fraction,
+    check_name,
+    check_positive,
+    check_seed,
+    is_number,
+    refuse,
+)
 
 QUANTISATIONS = ("int8", "nf4")
 MODEL_KINDS = ("none", "mini", "hf", "gguf", "http", "several")
@@ -23,6 +33,13 @@ COMBINE = ("by_row", "mean")
 INITS = ("pretrained", "random", "pruned")
 FAMILIES = ("words", "letters")
 MINI_SIZES = ("tiny", "small", "large")
+NOT_READ = {
+    "mini": ("path", "revision", "served_model", "tokenizer", "api_key_env"),
+    "none": ("path", "revision", "served_model", "tokenizer", "api_key_env"),
+    "hf": ("served_model", "tokenizer", "api_key_env"),
+    "gguf": ("served_model", "tokenizer", "api_key_env"),
+}
+"""By kind, the fields that only models of other kinds have; one that is set would be ignored."""
 
 
 @dataclass
@@ -46,6 +63,11 @@ class Model:
     """`http` only: folder or hub id of the served model's tokenizer."""
     api_key_env: str | None = None
     """`http` only: name of the environment variable that holds the server's API key; the key itself is no setting."""
+    connect_timeout_s: float = 10.0
+    """`http` only: seconds within which the server has to accept a connection; never identity."""
+    read_timeout_s: float = 600.0
+    """`http` only: seconds within which a whole answer has to be there. Raise it for long answers of a slow server,
+    lower it to notice sooner that one hangs; never identity."""
     size: str = "small"
     """`mini` only: `tiny`, `small` or `large` (0.16, 0.36 and 0.8 million parameters)."""
     family: str = "words"
@@ -80,11 +102,23 @@ class Model:
 
     def __post_init__(self) -> None:
         check_choice(f"{self.setting}.kind", self.kind, MODEL_KINDS)
+        if self.kind != "several" and self.name != MISSING:  # several are named after their members
+            check_name(f"{self.setting}.name", self.name)
+        check_seed(f"{self.setting}.init_seed", self.init_seed)
+        for name in NOT_READ.get(self.kind, ()):
+            if getattr(self, name) is not None:
+                # an address may hold a password, and a key may stand where its variable's name belongs
+                value = getattr(self, name)
+                shown = "(not shown)" if name == "api_key_env" or "://" in str(value) else value
+                way_out = f"choose a kind that has one, e.g. {self.setting}=hf, or leave it out"
+                raise refuse(f"{self.setting}.{name}", shown, f"a model of kind={self.kind} has no {name}", way_out)
         check_choice(f"{self.setting}.init", self.init, INITS)
         check_choice(f"{self.setting}.family", self.family, FAMILIES)
         check_choice(f"{self.setting}.chat_template", self.chat_template, ("own", "tulu", "trl"))
         if self.kind == "mini":
             check_choice(f"{self.setting}.size", self.size, MINI_SIZES)
+        check_positive(f"{self.setting}.connect_timeout_s", self.connect_timeout_s)
+        check_positive(f"{self.setting}.read_timeout_s", self.read_timeout_s)
         if self.kind in ("hf", "gguf") and not self.path:
             need = f"kind={self.kind} needs a path"
             raise refuse(f"{self.setting}.path", self.path, need, "give a folder, file or hub id")
@@ -153,7 +187,7 @@ class Student(Model):
             raise refuse("student.kind", "several", "only a teacher has members", "choose one model as the student")
         check_at_least("student.lora_rank", self.lora_rank, 1)
         check_positive("student.lora_alpha", 1 if self.lora_alpha is None else self.lora_alpha)
-        if not 0 <= self.lora_dropout < 1:
+        if not (is_number(self.lora_dropout) and 0 <= self.lora_dropout < 1):
             raise refuse("student.lora_dropout", self.lora_dropout, "it must be at least 0 and below 1")
         if self.lora_rank is None and (self.lora_alpha, self.lora_dropout) != (None, 0):
             raise refuse("student.lora_rank", None, "lora_alpha and lora_dropout need it", "try student.lora_rank=8")

@@ -19,7 +19,9 @@ from typing import Any
 
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
+from harness.config.secrets import masked
 from harness.execution import wandb_run
+from harness.models.diverged import DivergedError, check_facts
 from harness.runtime import preemption
 from harness.runtime.processes import ProcessError, process_count, slurm_job, threads, visible_gpus
 from harness.runtime.progress import LineListener, Listener, Progress, listen
@@ -183,6 +185,7 @@ def _make(
     started = time.monotonic()
     with listen(listener, lines), threads(machine.threads or spec.get("threads")):
         facts = make({**spec["settings"], "where": spec["where"]}, inputs, out, machine)
+    check_facts(facts)
     if "retried" in spec:
         facts["warnings"] = [*facts.get("warnings", []), f"made {spec['retried']}"]
     # a stage that continued states the seconds of its earlier attempts, so the artifact has its whole cost
@@ -244,7 +247,7 @@ class AttemptLog:
                 "outcome": "interrupted" if stopped else "failed",
                 "failure_class": failure_class(error),
                 "reason": one_line(error),
-                "traceback": "".join(traceback.format_exception(error)),
+                "traceback": masked("".join(traceback.format_exception(error))),
             }
         # A store that is full or gone takes no page either. How the attempt ended is its caller's result all the same,
         # and an attempt without an end is made again.
@@ -309,9 +312,8 @@ def record_failure(store: Store, spec: Mapping[str, Any], failure: str, reason: 
 def failure_class(error: BaseException) -> str:
     """The class of a failure, by which it is shown and retried."""
     name = type(error).__name__
-    # The order matters: StorageError and ServerError are SettingsErrors, Preempted a SystemExit. Errors of torch and of
-    # the trainer are known by name, since this module imports neither; torch reports missing host memory as a
-    # RuntimeError.
+    # The order matters: StorageError and ServerError are SettingsErrors, Preempted a SystemExit. Errors of torch are
+    # known by name, since this module does not import it; torch reports missing host memory as a RuntimeError.
     if isinstance(error, ProcessError):
         return error.failure
     if isinstance(error, InputError):
@@ -326,7 +328,7 @@ def failure_class(error: BaseException) -> str:
         return "oom_host"
     if name == "OutOfMemoryError":
         return "oom_cuda"
-    if name == "DivergedError":
+    if isinstance(error, DivergedError):
         return "diverged"
     if isinstance(error, preemption.Preempted):
         return "preempted"
@@ -337,5 +339,5 @@ def failure_class(error: BaseException) -> str:
 
 def one_line(error: BaseException) -> str:
     """The first line of an error's message; with the error's type unless the message is written for users."""
-    first = (str(error).strip().splitlines() or [""])[0]
+    first = masked((str(error).strip().splitlines() or [""])[0])
     return first if isinstance(error, SettingsError | ProcessError) else f"{type(error).__name__}: {first}"

@@ -125,7 +125,12 @@ def adjusted_cluster(cluster: Cluster, failed: Sequence[Failure], log: Callable[
     """The cluster with more memory where stages ran out of it, and without the nodes that failed; `log` names both."""
     if any(one.failure_class == "oom_host" for one in failed):
         log(f"with {MORE_MEMORY:g} times the memory")
-        rules = [replace(rule, memory_gb=rule.memory_gb * MORE_MEMORY) for rule in cluster.resources]
+        if any(rule.memory_gb is None for rule in cluster.resources):
+            log("a rule with memory_gb=null keeps its memory; raise mem-per-cpu in its `extra`")
+        rules = [
+            rule if rule.memory_gb is None else replace(rule, memory_gb=rule.memory_gb * MORE_MEMORY)
+            for rule in cluster.resources
+        ]
         cluster = replace(cluster, resources=rules)
     bad = sorted({one.node for one in failed if one.failure_class == "node_failure" and one.node})
     if bad:

@@ -38,13 +38,13 @@ def run_grid(composed: Composed, stream: TextIO | None = None) -> FrozenPlan:
     settings = composed.settings
     store = Store.open(settings.store)
     planned = Plan.of(composed.cells)
-    preflight(planned, settings.machine)
+    preflight(planned, settings.machine, store.done)
     for line in short_phases_warning(planned):
         print(f"warning: {line}", file=stream or sys.stderr)
     with view_of(stream or sys.stderr) as view:
 
         def make(plan: Plan, grid: str) -> Mapping[str, StageState]:
-            preflight(plan, settings.machine)
+            preflight(plan, settings.machine, store.done)
             return execute(plan, store, replace(settings, grid=grid), view)
 
         planned, frozen = _settled(composed, planned, store, make)
@@ -66,7 +66,9 @@ def submit_grid(composed: Composed, log: Callable[[str], None] = print) -> Froze
     cluster = Cluster.of(settings.slurm)
     store = Store.open(settings.store)
     planned = Plan.of(composed.cells)
-    preflight(planned)  # without a machine: the devices of a login node say nothing about those of the nodes
+    preflight(
+        planned, made=store.done
+    )  # without a machine: the devices of a login node say nothing about those of the nodes
     for line in short_phases_warning(planned):
         log(f"warning: {line}")
 
@@ -81,7 +83,7 @@ def submit_grid(composed: Composed, log: Callable[[str], None] = print) -> Froze
         log(sent.describe())
 
     def make(plan: Plan, grid: str) -> Mapping[str, StageState]:
-        preflight(plan)
+        preflight(plan, made=store.done)
         send(plan, grid)
         wait(store, list(plan.targets), log)
         return {key: stage_state(store, key) for key in plan.targets}

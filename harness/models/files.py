@@ -101,6 +101,19 @@ def tokenizer_json_fingerprint(text: str) -> str:
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
+def tokens_of_json(text: str) -> int:
+    """How many ids a `tokenizer.json` has, gaps counted: one more than the largest."""
+    from tokenizers import Tokenizer
+
+    return 1 + max(Tokenizer.from_str(text).get_vocab(with_added_tokens=True).values(), default=-1)
+
+
+def token_count(folder: Path) -> int | None:
+    """The same of a folder's tokenizer.json; None where the folder has only other tokenizer files."""
+    file = Path(folder) / "tokenizer.json"
+    return tokens_of_json(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
 def end_marks_of_folder(folder: Path) -> list[str | None]:
     """Texts of the special tokens that a chat template may write: begin and end of a sequence."""
     settings = _json_of(folder / "tokenizer_config.json") | _json_of(folder / "special_tokens_map.json")

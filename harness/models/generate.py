@@ -20,6 +20,7 @@ import torch
 
 from harness.data.chat import end_of_turn_id
 from harness.data.sequences import draw_seed
+from harness.models.diverged import DivergedError
 from harness.models.fsdp import gathered
 from harness.models.kv_cache import with_room
 
@@ -207,18 +208,26 @@ def choose(logits: torch.Tensor, temperature: float, uniforms: np.ndarray | None
 
     A draw is the inverse of the cumulative distribution at a number (B,) in [0, 1). With `top_p` below 1 it is from
     the nucleus (Holtzman et al. 2020, arXiv 1904.09751): the fewest tokens, most probable first, that together hold
-    at least `top_p`, ties to the smaller id.
+    at least `top_p`, ties to the smaller id. Raises DivergedError where logits are NaN.
     """
     if uniforms is None:
-        return logits.argmax(-1)
+        chosen = logits.argmax(-1)  # NaN is its maximum
+        _check_numbers(logits.gather(-1, chosen[:, None]))
+        return chosen
     # fp64 keeps the tail of a large vocabulary reachable: fp32 sums of 100,000 terms stop short of 1
     probabilities = torch.softmax(logits.double() / temperature, dim=-1)  # (B, V)
     if top_p < 1:
         probabilities = probabilities.masked_fill(~nucleus(probabilities, top_p), 0.0)
     cumulative = probabilities.cumsum(-1)  # (B, V)
+    _check_numbers(cumulative[:, -1:])
     # the last sum stands for 1, from which rounding and the nucleus may keep it
     targets = torch.from_numpy(uniforms).to(logits.device)[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, targets, right=True).clamp(max=logits.shape[-1] - 1)[:, 0]
+
+
+def _check_numbers(values: torch.Tensor) -> None:
+    if bool(values.isnan().any()):
+        raise DivergedError("the logits of a next token are NaN, so there is no answer to generate")
 
 
 def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:

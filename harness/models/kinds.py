@@ -28,9 +28,11 @@ from harness.models.files import (
     read_files,
     template_of_folder,
     tensor_shapes,
+    token_count,
     tokenizer_files,
     tokenizer_fingerprint_of_folder,
     tokenizer_json_fingerprint,
+    tokens_of_json,
     weight_files,
 )
 from harness.models.vocabulary import Vocabulary, vocabulary_of_folder, vocabulary_of_json
@@ -72,6 +74,10 @@ class TypedModel(ABC):
     def vocabulary(self) -> Vocabulary | None:
         """What its token ids mean; None where that is known only once the tokenizer is loaded."""
         return None if self.tokenizer_folder is None else vocabulary_of_folder(self.tokenizer_folder)
+
+    def tokens(self) -> int | None:
+        """How many tokens its tokenizer has; None where that is known only once it is loaded."""
+        return None if self.tokenizer_folder is None else token_count(self.tokenizer_folder)
 
     def template(self) -> str | None:
         """What decides how its chat template renders text; None where that is known only once it is loaded."""
@@ -157,6 +163,11 @@ class MiniModel(_StartWeights):
         from harness.data.miniature.tokenizer import tokenizer_json
 
         return vocabulary_of_json(tokenizer_json(self.family))
+
+    def tokens(self) -> int | None:
+        from harness.data.miniature.tokenizer import tokenizer_json
+
+        return tokens_of_json(tokenizer_json(self.family))
 
     def template(self) -> str | None:
         return self.family
@@ -252,6 +263,22 @@ class ServedModel(TypedModel):
     thinking: bool | None = None
     template_date: str | None = None
     api_key_env: str | None = None
+    connect_timeout_s: float = 10.0
+    read_timeout_s: float = 600.0
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """Where and how stages reach the server: `teacher_url` and `teacher_server`; no part of the identity."""
+        return {"teacher_url": self.path, "teacher_server": self.access}
+
+    @property
+    def access(self) -> dict[str, Any]:
+        """The name of the key's variable, and the time-outs, as `endpoint_at` takes them."""
+        return {
+            "api_key_env": self.api_key_env,
+            "connect_timeout_s": self.connect_timeout_s,
+            "timeout_s": self.read_timeout_s,
+        }
 
     def identity(self, world_seed: int) -> dict[str, Any]:
         """Name, revision, template and tokenizer of what is served; never the server's address or key."""

@@ -146,5 +146,17 @@ def declared(store: Store, grid: str) -> dict[str, Any] | None:
 
 
 def matches(named: object, side: Mapping[str, Any]) -> bool:
-    """Whether a cell, or an arm, has the names by which a side of a claim picks its arm (a subset of COLUMNS)."""
-    return all(getattr(named, column) == value for column, value in side.items())
+    """Whether a cell, or an arm, has the names by which a side of a claim picks its arm (a subset of COLUMNS).
+
+    A teacher's name is also that of each of its seeds (`weak` of `weak[seed=1]`), which tables tell apart where one
+    replicate has several.
+    """
+    return all(_same(named, column, value) for column, value in side.items())
+
+
+def _same(named: object, column: str, value: Any) -> bool:
+    own = getattr(named, column)
+    if column != "teacher" or own is None or own == value:
+        return bool(own == value)
+    name = own.partition("[")[0]
+    return value in (name, f"{name}[seed={getattr(named, 'teacher_seed', None)}]")

@@ -10,7 +10,7 @@ cells are composed in a second or two. All input errors leave here as `SettingsE
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,22 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigNode, ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config.cell import Cell, Settings
 from harness.config.checks import SettingsError, check_choice, check_fraction, refuse
-from harness.config.cluster import DEFAULTS
+from harness.config.cluster import DEFAULTS, Cluster
+from harness.config.cluster_file import read_cluster_file
 from harness.config.model import Member, Teacher, name_of_members
 from harness.data.corpora import corpus_names, load_corpus
 from harness.methods import load_method, method_names
-from harness.plan.sweep import first_value, in_replicates, points_of
+from harness.plan.sweep import in_replicates, points_of
+from harness.plan.words import CELL_FIELDS, is_free, is_group, read_words
 from harness.stand_ins import ensure
 
 CONFIG = "config"
-CELL_FIELDS = tuple(field.name for field in fields(Cell))
 SCALES = ("mini", "paper", "rehearsal")
 FRACTION_HINT = "a fraction is a number above 0 and at most 1; try data_frac=0.01"
 
@@ -47,6 +46,12 @@ class Composed:
     """Every point of the grid."""
     settings: Settings
     """The settings of the first point, with those of the run."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of how the words were read, e.g. that a value was given twice."""
+    points: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
+    """The swept values of each cell; empty where cells and points differ, as in a rehearsal."""
+    given: tuple[str, ...] = ()
+    """The settings that the command line sets to one value."""
 
 
 def presets_folder() -> Path:
@@ -102,41 +107,51 @@ def hydra_ready() -> Iterator[None]:
 def compose(arguments: Sequence[str], sweep: Mapping[str, Any] | None = None) -> Composed:
     """All cells of the overrides `arguments` (commas and ranges sweep) and of a sweep from a file.
 
-    Raises SettingsError for unknown names and keys, values a setting cannot take, and a swept `primary_metric`.
+    Raises SettingsError for unknown names and keys, values a setting cannot take, a swept setting of the run, and more
+    cells than `most_cells`.
     """
     with hydra_ready(), plain_errors():
-        overrides = OverridesParser.create().parse_overrides(_at_scale(arguments))
-        fixed = [override for override in overrides if not override.is_sweep_override()]
-        swept = [override for override in overrides if override.is_sweep_override()]
-        first = _settings(
-            hydra_compose(
-                CONFIG,
-                [_text(override) for override in fixed]
-                + [
-                    f"{override.key_or_group}={first_value(override)}"
-                    for override in swept
-                    if _is_group(override.key_or_group)
-                ],
-            )
-        )
-        points = in_replicates(points_of(swept, {**first.sweep, **(sweep or {})}), first.draws)
-        composer = _Composer([_text(override) for override in fixed])
+        words = read_words(arguments, _most_cells(arguments))
+        fixed = _at_scale(words.fixed)
+        chosen = [f"{key}={values[0]}" for key, values in words.swept.items() if is_group(key)]
+        first = _settings(hydra_compose(CONFIG, [*fixed, *chosen]))
+        if first.slurm is not None:
+            Cluster.of(first.slurm)
+        notes = list(words.notes)
+        points = points_of(words.swept, {**first.sweep, **(sweep or {})}, first.most_cells, notes)
+        points = in_replicates(points, first.draws)
+        if len(points) > first.most_cells:
+            way_out = f"sweep fewer values, or set most_cells={len(points)}"
+            raise refuse("most_cells", first.most_cells, f"the grid has {len(points):,} cells", way_out)
+        composer = _Composer(fixed)
+        composer.check_presets_beside(points)
         cells = tuple(composer.cell(point) for point in points)
-    if given := [point["primary_metric"] for point in points if "primary_metric" in point]:
-        way_out = "give one, and let a claim name its own `metric`"
-        raise refuse("primary_metric", list(dict.fromkeys(given)), "a grid has one primary metric", way_out)
     if not cells:
         raise SettingsError("the grid is empty: `exclude` removed every cell; loosen it")
-    return _rehearsal(cells, first) if first.scale == "rehearsal" else Composed(cells, first)
+    if first.scale == "rehearsal":
+        return _rehearsal(cells, first, tuple(notes))
+    return Composed(cells, first, tuple(notes), tuple(points), tuple(words.fixed))
 
 
-def _rehearsal(cells: Sequence[Cell], settings: Settings) -> Composed:
+def sweeping_word(arguments: Sequence[str]) -> str | None:
+    """The first word that sweeps, as it was typed; None without any. Raises SettingsError as `compose`."""
+    with hydra_ready(), plain_errors():
+        return read_words(arguments, _most_cells(arguments)).first_sweep or None
+
+
+def _most_cells(arguments: Sequence[str]) -> int:
+    """The limit of cells that the words ask for, known before any other word is read."""
+    given = [word.partition("=")[2] for word in arguments if str(word).lstrip("+").startswith("most_cells=")]
+    return int(given[-1]) if given and given[-1].isdigit() else Settings.most_cells
+
+
+def _rehearsal(cells: Sequence[Cell], settings: Settings, notes: tuple[str, ...]) -> Composed:
     """The cells with stand-ins, which are made in the store's folder where they are not there yet."""
     from harness.plan.rehearsal import rehearsed
 
     folder = ensure(Path(settings.store) / "rehearsal")
     name = str(settings.experiments).removesuffix("_paper")
-    return Composed(rehearsed(cells, folder), replace(settings, experiments=f"{name}_rehearsal"))
+    return Composed(rehearsed(cells, folder), replace(settings, experiments=f"{name}_rehearsal"), notes)
 
 
 @contextmanager
@@ -148,7 +163,8 @@ def plain_errors() -> Iterator[None]:
     except SettingsError:
         raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise SettingsError(_sentence(error)) from error
+        # without its causes: the sentence has what they say, and Hydra's frames would bury it in a notebook
+        raise SettingsError(_sentence(error)) from None
 
 
 class _Shared(dict[str, Any]):
@@ -186,7 +202,7 @@ def _offer(group: str, name: str, read: Callable[[], Any], package: str | None =
 
 def _cluster(path: Path) -> Any:
     """A cluster's file over the defaults, so that the command line may set what the file leaves out."""
-    return OmegaConf.merge({"name": path.stem} | DEFAULTS, OmegaConf.load(path))
+    return OmegaConf.merge({"name": path.stem} | DEFAULTS, read_cluster_file(path))
 
 
 def _sentence(error: BaseException) -> str:
@@ -205,7 +221,8 @@ def _sentence(error: BaseException) -> str:
     for cause in causes:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             return _refused_key(cause)
-    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    lines = (line.strip() for line in str(error).splitlines())
+    return " ".join(line for line in lines if line and not line.startswith("See http"))
 
 
 def _refused_key(error: OmegaConfBaseException) -> str:
@@ -231,7 +248,7 @@ class _Composer:
     def cell(self, point: Mapping[str, Any]) -> Cell:
         # a group changes what is composed, and a nested value is set on a copy of the config; a plain field of Cell
         # needs neither, so a sweep over seeds composes once
-        groups = {key: value for key, value in point.items() if _is_group(key)}
+        groups = {key: value for key, value in point.items() if is_group(key)}
         nested = {key: value for key, value in point.items() if key not in groups and key not in CELL_FIELDS}
         values = {
             key: self.value(key, value) for key, value in point.items() if key not in groups and key not in nested
@@ -246,10 +263,31 @@ class _Composer:
             config = self.config(groups)
             for key, value in nested.items():
                 # not added where it is absent: an unknown key is refused with its siblings
-                OmegaConf.update(config, key, value, force_add=False)
+                OmegaConf.update(config, key, value, force_add=is_free(key))
             settings = _settings(config)
             self.cells[name] = {field: getattr(settings, field) for field in CELL_FIELDS}
         return self.cells[name]
+
+    def check_presets_beside(self, points: Sequence[Mapping[str, Any]]) -> None:
+        """Raise SettingsError where presets are crossed with a setting in which they differ: `teacher=weak,strong` with
+        `teacher.size=small,large` would have a strong teacher of the weak one's size."""
+        swept: dict[str, dict[str, None]] = {}
+        for point in points:
+            for key, value in point.items():
+                swept.setdefault(key, {})[repr(value)] = None
+        for key in [key for key, values in swept.items() if len(values) > 1 and not is_group(key)]:
+            group = key.partition(".")[0]
+            # a method's and a corpus's own settings tell its arms apart, whatever their defaults are
+            if group in ("method", "corpus") or not is_group(group) or len(swept.get(group, ())) < 2:
+                continue
+            pairs = {(repr(point[group]), repr(point[key])) for point in points if {group, key} <= point.keys()}
+            crossed = len(pairs) > len(swept[group])
+            presets = dict.fromkeys(point[group] for point in points if group in point)
+            preset_values = {repr(OmegaConf.select(self.config({group: preset}), key)) for preset in presets}
+            if crossed and len(preset_values) > 1:
+                why = f"it is crossed with {group}={','.join(map(str, presets))}, presets that differ in it"
+                way_out = "sweep one of the two, or pair them in a file's sweep.zip"
+                raise refuse(key, [point[key] for point in points if key in point][:4], why, way_out)
 
     def config(self, groups: Mapping[str, Any]) -> DictConfig:
         """A composed config of one choice of groups, to be changed freely."""
@@ -320,28 +358,14 @@ def _teacher_preset(name: str) -> DictConfig:
     return hydra_compose(CONFIG, [f"teacher={name}"])
 
 
-def _at_scale(arguments: Sequence[str]) -> list[str]:
-    """With `scale=paper` or `rehearsal`, the experiment's file for real models in place of the miniature's."""
-    chosen = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    scale, slug = chosen.get("scale", "mini"), chosen.get("experiments")
-    check_choice("scale", scale, SCALES)
-    if scale == "mini":
-        return list(arguments)
+def _at_scale(fixed: Mapping[str, str]) -> list[str]:
+    """The overrides; with `scale=paper` or `rehearsal`, the experiment's file for real models in place of the
+    miniature's."""
+    scale, slug = (fixed[key].partition("=")[2] if key in fixed else None for key in ("scale", "experiments"))
+    check_choice("scale", scale or "mini", SCALES)
+    if scale in (None, "mini"):
+        return list(fixed.values())
     there = sorted(path.stem for path in (presets_folder() / "experiments" / "paper").glob("*.yaml"))
     if slug not in there:
         raise refuse("experiments", slug, f"scale={scale} needs one of {', '.join(there)}")
-    return [f"experiments=paper/{slug}" if argument == f"experiments={slug}" else argument for argument in arguments]
-
-
-def _text(override: Override) -> str:
-    return override.input_line or ""
-
-
-def _is_group(key: str) -> bool:
-    return key.partition("@")[0] in _groups()
-
-
-@functools.cache
-def _groups() -> frozenset[str]:
-    """Config groups: what has options to choose from; presets do not change while a program runs."""
-    return frozenset(GlobalHydra.instance().config_loader().list_groups(""))
+    return [f"experiments=paper/{slug}" if key == "experiments" else word for key, word in fixed.items()]

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
-from harness.config.checks import SettingsError, refuse
+from harness.config.checks import NAME, SettingsError, check_name, refuse
 from harness.store.fingerprint import plain
 from harness.store.store import REPAIR, DamagedError, Store, read_json, write_json
 
@@ -234,6 +234,9 @@ def frozen_plan(store: Store, grid: str) -> FrozenPlan:
     Raises SettingsError where the store has no such grid, or an older version of this program kept its plan;
     DamagedError where the plan cannot be read.
     """
+    # another name might lead out of the store; earlier versions took names of several parts
+    if not all(NAME.fullmatch(part) for part in grid.split("/")):
+        check_name("grid", grid)
     path = store.grid_folder(grid) / "plan.json"
     if not path.is_file():
         raise refuse("grid", grid, f"the store {store.root} has {', '.join(grid_names(store)) or 'no grid yet'}")

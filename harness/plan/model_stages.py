@@ -101,7 +101,7 @@ def train_phase(
         lora=lora_of(cell.student),
         signal=cell.signal.identity(phase, server is not None),
         rendering=cell.teacher.rendering if differs else "own",
-        where={"teacher_url": server.path} if server is not None and "teacher" in inputs else None,
+        where=server.where if server is not None and "teacher" in inputs else None,
         teachers=teachers,
     )
 

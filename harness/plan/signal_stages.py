@@ -219,9 +219,9 @@ def check_answers(cell: Cell, phases: tuple[TrainingPhase, ...]) -> None:
 
 
 def _where(teacher: Stage) -> dict[str, Any]:
-    """The address of a teacher that is served over HTTP; never identity."""
+    """Where a teacher is that is served over HTTP; never identity."""
     model = _model_of(teacher)
-    return {"teacher_url": model.path} if isinstance(model, ServedModel) else {}
+    return model.where if isinstance(model, ServedModel) else {}
 
 
 def _model_of(teacher: Stage) -> TypedModel:

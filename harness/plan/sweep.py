@@ -1,37 +1,47 @@
 """Sweep: from the values that a command line or a file sweeps to the points of a grid.
 
-points_of(overrides, {"product": {"method": ["sft", "kd"]}, "exclude": [...]})     # [{"method": "sft"}, ...]
+points_of({"seed": [0, 1]}, {"product": {"method": ["sft", "kd"]}, "exclude": [...]}, 100)     # [{"method": "sft", ...
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-
 from harness.config.checks import check_at_least, refuse
+from harness.plan.words import axis, check_swept, exact
 
 
-def points_of(swept: Sequence[Override], sweep: Mapping[str, Any]) -> list[dict[str, Any]]:
+def points_of(
+    given: Mapping[str, Sequence[Any]], sweep: Mapping[str, Any], most: int, notes: list[str] | None = None
+) -> list[dict[str, Any]]:
     """Every point of the grid: command line sweeps over the file's product and zips, then exclude, include.
 
-    A key swept on the command line takes the place of the same key in the file. Raises SettingsError for an unknown
-    part of the sweep, zipped settings of different lengths, an excluded key that is not swept, and a sweep that is no
-    list, range or glob.
+    A key swept on the command line takes the place of the same key in the file; `notes` receives what was left out.
+    Raises SettingsError for an unknown part of the sweep, what `axis` refuses, a setting of the run, zipped settings of
+    different lengths, an excluded key that is not swept, and more than `most` points.
     """
-    unknown = set(sweep) - {"product", "zip", "include", "exclude"}
-    if unknown:
-        raise refuse("sweep", sorted(unknown)[0], "allowed are product, zip, include, exclude")
-    given = {override.key_or_group: _values(override) for override in swept}
-    points = _product({**(sweep.get("product") or {}), **given})
+    _check_parts(sweep)
+    notes = [] if notes is None else notes
+    listed = sweep.get("product") or {}
+    product = {key: given[key] if key in given else _axis(key, listed[key], notes) for key in listed} | dict(given)
+    zips = []
     for zipped in sweep.get("zip") or []:
         # a key of the command line is in the product already, so it leaves its zip
-        columns = {key: _listed(values) for key, values in zipped.items() if key not in given}
+        columns = {key: _column(key, values) for key, values in zipped.items() if key not in given}
         if len({len(values) for values in columns.values()}) > 1:
             raise refuse("sweep.zip", list(zipped), "zipped settings need equally many values")
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        points = [{**point, **row} for point in points for row in rows] if rows else points
+        if columns:
+            zips.append([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)])
+    # counted before they are made: a million points take seconds, a million cells minutes
+    count = math.prod(map(len, product.values())) * math.prod(map(len, zips))
+    if count > most:
+        sizes = " x ".join(f"{len(values):,} of {key}" for key, values in product.items() if len(values) > 1)
+        way_out = f"sweep fewer values, or set most_cells={count}"
+        raise refuse("most_cells", most, f"the grid has {count:,} cells ({sizes or 'zipped'})", way_out)
+    points = _product(product)
+    for rows in zips:
+        points = [{**point, **row} for point in points for row in rows]
     swept_keys = {key for point in points for key in point}
     for pattern in sweep.get("exclude") or []:
         # a misspelt key would match no point, and the cells would run
@@ -41,7 +51,9 @@ def points_of(swept: Sequence[Override], sweep: Mapping[str, Any]) -> list[dict[
             )
     points = [point for point in points if not any(_matches(point, pattern) for pattern in sweep.get("exclude") or [])]
     # included points come last, so that `exclude` cannot remove them
-    return points + [point for entry in sweep.get("include") or [] for point in _product(entry)]
+    for entry in sweep.get("include") or []:
+        points += _product({key: _axis(key, values, notes) for key, values in entry.items()})
+    return points
 
 
 def in_replicates(points: list[dict[str, Any]], draws: int | None) -> list[dict[str, Any]]:
@@ -58,9 +70,37 @@ def in_replicates(points: list[dict[str, Any]], draws: int | None) -> list[dict[
     return [{**point, "world_seed": draw, "teacher_seed": draw} for draw in range(draws) for point in rest] + alone
 
 
-def _product(axes: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every choice of one value per setting; a list is values to choose from."""
-    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*map(_listed, axes.values()))]
+def _check_parts(sweep: Mapping[str, Any]) -> None:
+    """Raise SettingsError unless the parts of a sweep have their forms: names with values, and lists of such."""
+    for name, part in sweep.items():
+        if name not in ("product", "zip", "include", "exclude"):
+            raise refuse("sweep", name, "allowed are product, zip, include, exclude")
+        entries = [part] if name == "product" else part
+        if part is None:
+            continue
+        if not (isinstance(entries, list | tuple) and all(isinstance(one, Mapping) for one in entries)):
+            form = "names with lists of values" if name == "product" else "a list of entries, each names with values"
+            raise refuse(f"sweep.{name}", part, f"it is {form}", "see experiments/data_scaling.yaml")
+
+
+def _axis(key: str, values: Any, notes: list[str]) -> list[Any]:
+    values = _listed(values)
+    if len(values) > 1:
+        check_swept(key, values)
+    return axis(key, values, notes)
+
+
+def _column(key: str, values: Any) -> list[Any]:
+    """A column of a zip: its repeats stay, since the place of a value counts."""
+    values = _listed(values)
+    if len(values) > 1:
+        check_swept(key, values)
+    return [axis(key, [value], [])[0] for value in values]
+
+
+def _product(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Every choice of one value per setting."""
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
 def _matches(point: Mapping[str, Any], pattern: Mapping[str, Any]) -> bool:
@@ -71,27 +111,8 @@ def _matches(point: Mapping[str, Any], pattern: Mapping[str, Any]) -> bool:
 
 def _same(one: Any, other: Any) -> bool:
     """Whether two swept values mean the same; 1 and 1.0 do, as words on a command line and in a file do."""
-    return one == other or str(one) == str(other)
+    return one == exact(other) or str(one) == str(other)
 
 
 def _listed(values: Any) -> list[Any]:
     return list(values) if isinstance(values, list | tuple) else [values]
-
-
-def _values(override: Override) -> list[Any]:
-    """The values of a swept override as plain objects."""
-    if override.is_discrete_sweep():
-        return [_plain(value) for value in override.sweep_iterator()]
-    raise refuse(override.key_or_group, override.input_line, "only lists, ranges and globs can be swept here")
-
-
-def _plain(value: Any) -> Any:
-    """The object behind one element of a sweep; quoting and casts resolved."""
-    if isinstance(value, str):
-        parsed = OverridesParser.create().parse_override(f"x={value}").value()
-        return parsed
-    return value
-
-
-def first_value(override: Override) -> Any:
-    return _values(override)[0]

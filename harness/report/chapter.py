@@ -25,6 +25,7 @@ from harness.results.findings import Finding
 from harness.results.outcome import Outcome
 from harness.results.records import REHEARSAL
 from harness.results.suite import describe_suite
+from harness.results.warning_ranks import Rank, grid_warnings, rank_of, ranked
 from harness.store.store import Store, write_text
 
 FIRST_RECEIPTS = 6
@@ -55,6 +56,8 @@ class Chapter:
     pictures: list[tuple[Picture, str]]
     """With the link to each SVG."""
     tables: list[Sheet]
+    first_warnings: list[str]
+    """Those that change a conclusion, which stand beside the verdict."""
     troubles: list[Sheet]
     receipts: list[Sheet]
     methods: str
@@ -92,6 +95,8 @@ def chapter(
     if outcome.rehearsal:
         scored = [replace(sheet, title=f"{sheet.title} ({REHEARSAL})") for sheet in scored]
     metric = outcome.metric
+    whole = grid_warnings(outcome.records, outcome.summary, metric)
+    every = [warning for record in outcome.records for warning in record.warnings]
     lower = "" if metric is None or metric.higher_is_better else ", lower is better"
     made = Chapter(
         grid=outcome.grid,
@@ -108,7 +113,8 @@ def chapter(
         claims=tables.claims_sheet(outcome.findings) if outcome.findings else None,
         pictures=[(picture, picture.path.relative_to(out).as_posix()) for picture in drawn],
         tables=[sheet for sheet in scored if sheet.rows],
-        troubles=[tables.lost_sheet(outcome.records), tables.warnings_sheet(outcome.records)],
+        first_warnings=[one for one in ranked([*whole, *every]) if rank_of(one) <= Rank.LOST],
+        troubles=[tables.lost_sheet(outcome.records), tables.warnings_sheet(outcome.records, whole)],
         receipts=receipts,
         methods=methods_paragraph(outcome),
         provenance=_provenance(store, frozen),

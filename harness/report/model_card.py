@@ -1,7 +1,8 @@
 """Model card: a receipt in Markdown, below the metadata that the Hugging Face hub reads.
 
-The card is made from the receipt of `receipt.py` alone. Its first sentence says whether the student beat plain
-fine-tuning at the same budget, by how much, how certain that is, and at what extra cost.
+The card is made from the receipt of `receipt.py` alone. Its first sentence says whether the student's arm beat plain
+fine-tuning at the same budget over two seeds or more, by how much, how certain that is, and at what extra cost. An arm
+of one seed gives a hint.
 
     card_text(receipt)
 """
@@ -14,7 +15,7 @@ from harness.evals.benchmarks import LM_EVAL, benchmark_names, load_benchmark
 from harness.plan.metrics import MACRO_AVERAGE, RAW, RESCALED
 from harness.report.licences import LicenceVerdict, hub_license, teachers_in
 from harness.results.breakdown import FEW
-from harness.results.comparison import CLEAR
+from harness.results.conclusion import CLEAR, HINT, ONE_SEED
 from harness.results.records import REHEARSAL
 
 if TYPE_CHECKING:  # huggingface_hub is imported where a card is written, and by no table or status screen
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # huggingface_hub is imported where a card is written, and by
 Receipt = Mapping[str, Any]
 TESTED = f"p < {CLEAR} after Holm over evaluations and their sources of at least {FEW} items"
 ROLES = {"sft": "SFT at the same budget", "base": "pretrained base model", "teacher": "teacher"}
+WORDS = ("Beats", "Loses to", "Cannot be told from")
 COSTS = {
     "train": "training the student",
     "teacher": "the teacher's share (labels, caches, forward passes)",
@@ -35,8 +37,8 @@ COSTS = {
 def card_text(receipt: Receipt) -> str:
     """The whole card: YAML front matter and Markdown. Raises as `metadata`."""
     parts = [f"---\n{metadata(receipt).to_yaml()}\n---", f"# {receipt['name']}", f"**{verdict(receipt)}**"]
-    parts += filter(None, [_arm(receipt["arm"])])
     for title, body in (
+        ("Warnings", _listed(receipt["warnings"]) or "None."),
         ("Scores", _scores(receipt)),
         ("Regressions", _lost(receipt["lost"])),
         ("Cost", _cost(receipt["cost"])),
@@ -44,7 +46,6 @@ def card_text(receipt: Receipt) -> str:
         ("Data and licences", _data(receipt)),
         ("Recipe", _recipe(receipt)),
         ("Provenance", _provenance(receipt)),
-        ("Warnings", _listed(receipt["warnings"]) or "None."),
         ("Missing", _listed(receipt["missing"]) or "Nothing."),
         ("Use", USE),
     ):
@@ -53,7 +54,7 @@ def card_text(receipt: Receipt) -> str:
 
 
 def verdict(receipt: Receipt) -> str:
-    """Whether the student beat plain fine-tuning, in one sentence; an SFT student is compared with its base model."""
+    """Whether the student's arm beat plain fine-tuning, in one sentence; SFT is compared with its base model."""
     if REHEARSAL in receipt["budget"]["label"]:
         return f"{REHEARSAL[0].upper()}{REHEARSAL[1:]}; the weights are those of a stand-in."
     first = receipt["headline"]
@@ -69,17 +70,25 @@ def verdict(receipt: Receipt) -> str:
     what = f"{score['eval']} {score['metric']}"
     if found is None:
         return f"Whether it beats {ROLES[role]} is not known: there is no score of that to compare its {what} with."
+    # one model says nothing of another seed, so what its method does is said of all seeds of its arm
+    arm = receipt["arm"]
+    told = found if arm is None else arm
     # the comparison of the headline metric alone, so its p value is not adjusted
-    clear = found["p"] is not None and found["p"] < CLEAR
+    clear = told["p"] is not None and told["p"] < CLEAR
     # for a loss a gain below 0 is the better one
-    better = (found["gain"] > 0) == score["higher_is_better"]
-    verb = ("Beats" if better else "Loses to") if clear else "Cannot be told from"
+    better = (told["gain"] > 0) == score["higher_is_better"]
+    verbs = ("Ahead of", "Behind", "No clear difference from") if arm is None else WORDS
+    verb = verbs[0 if better else 1] if clear else verbs[2]
     text = f"{verb} the {ROLES[role]}" if role == "base" else f"{verb} {ROLES[role]} ({receipt['budget']['label']})"
-    text += f" in {what}: {found['gain']:+.3f} {_interval(found, '+.3f')}"
-    text += f", {score['score']:.3f} against {found['score']:.3f}"
-    text = f"Plain fine-tuning, the obvious alternative itself. {text}" if role == "base" else text
+    own = f"{found['gain']:+.3f} {_interval(found, '+.3f')}, {score['score']:.3f} against {found['score']:.3f}"
     covers = "test items, not another seed" if score["covers"] == "items only" else score["covers"] or "nothing"
-    return f"{text}{_extra(receipt)}; the interval covers {covers}."
+    if arm is None:
+        text = f"{HINT}{text[0].lower()}{text[1:]} in {what}: {own}{_extra(receipt)}"
+        text += f"; the interval covers {covers} {ONE_SEED}."
+    else:
+        text += f" in {what}: {arm['gain']:+.3f} {_interval(arm, '+.3f')} over the {arm['seeds']} seeds of its arm"
+        text += f" ({arm['covers']}); this model alone: {own}{_extra(receipt)}; its interval covers {covers}."
+    return f"Plain fine-tuning, the obvious alternative itself. {text}" if role == "base" else text
 
 
 def metadata(receipt: Receipt) -> "ModelCardData":
@@ -120,13 +129,6 @@ def _result(score: Mapping[str, Any], data: Mapping[str, Any]) -> "EvalResult":
         metric_name=f"{score['eval']} {score['metric']}",
         metric_value=score["score"],
     )
-
-
-def _arm(arm: Mapping[str, Any] | None) -> str:
-    if arm is None:
-        return ""
-    gain = f"{arm['gain']:+.3f} {_interval(arm, '+.3f')}"
-    return f"Over the {arm['seeds']} seeds of its arm the gain over SFT is {gain} ({arm['covers']})."
 
 
 def _extra(receipt: Receipt) -> str:
@@ -183,7 +185,8 @@ def _lost(lost: Sequence[Mapping[str, Any]]) -> str:
         row = [f"{one['eval']} {one['metric']}", one["source"], ROLES.get(one["against"], one["against"]), difference]
         rows.append([*row, f"{one['score']:.3f}", f"{one['other']:.3f}", one["items"]])
     head = ["evaluation", "source", "worse than", "difference [95 %]", "this model", "the other", "items"]
-    return f"Clearly worse means {TESTED}.\n\n{_table(head, rows)}"
+    note = "It is said of this model; of another seed it is a hint (one seed)."
+    return f"Clearly worse means {TESTED}. {note}\n\n{_table(head, rows)}"
 
 
 def _cost(cost: Mapping[str, Mapping[str, float]]) -> str:

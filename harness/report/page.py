@@ -87,6 +87,8 @@ def markdown(chapters: Sequence[Chapter], title: str) -> str:
     for one in chapters:
         parts += [f"## {markdown_text(one.grid)}", markdown_text(f"{one.counts}; {one.metric}.")]
         parts += ["### Verdict", *(f"**{markdown_text(text)}**" for text in one.advice), markdown_text(one.verdict)]
+        if one.first_warnings:
+            parts.append("\n".join(f"- Warning: {markdown_text(text)}" for text in one.first_warnings))
         if one.shared_changes:
             parts.append(f"What would change any verdict here. {markdown_text(' '.join(one.shared_changes))}")
         parts += [sheet.markdown() for sheet in one.decision if sheet.rows]

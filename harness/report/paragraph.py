@@ -15,6 +15,7 @@ from typing import Any
 from harness.methods import method_names
 from harness.plan.claims import when_declared
 from harness.report.tables import macro_average
+from harness.results.conclusion import is_hint
 from harness.results.outcome import Outcome
 from harness.results.records import Record
 from harness.results.stats.intervals import LEAST_REPLICATES
@@ -151,10 +152,17 @@ def _statistics(outcome: Outcome) -> str:
     covers = _joined(dict.fromkeys(gains["gain_covers"]))
     text += " Gains are differences from SFT with the same student, rows, budget and seeds, item by item; "
     text += f"95 % intervals cover {covers}"
-    text += ", with Satterthwaite degrees of freedom" if gains["draws"].max() < LEAST_REPLICATES else ""
+    over = gains["draws"] >= LEAST_REPLICATES
+    text += ", with Satterthwaite degrees of freedom" if not over.all() else ""
+    if over.any():
+        which = "" if over.all() else " of those over replicates"
+        text += f", the variance{which} being at least that within replicates"
     # Holm's family has the gains with a p value only
     known = int(gains["gain_p_holm"].notna().sum())
-    return f"{text}; p values are adjusted by Holm's method over {known} comparison{'s' * (known != 1)}."
+    text += f"; p values are adjusted by Holm's method over {known} comparison{'s' * (known != 1)}."
+    hints = int(gains.apply(is_hint, axis=1).sum())
+    which = "All gains rest" if hints == len(gains) else f"{hints} of {len(gains)} gains rest"
+    return text + (f" {which} on one seed, are hints, and support no conclusion." if hints else "")
 
 
 def _claims(outcome: Outcome) -> str:

@@ -3,8 +3,8 @@
 A folder per student, `<store>/models/<grid>/<cell>/`: the artifact's files as links, so that it loads like any
 Hugging Face folder, `receipt.json`, and the same as a model card, `RECEIPT.md` (`model_card.py`). Figures are
 those of the table, by the same functions (`comparison.py`); a receipt is of one model, so its intervals cover
-test items, and where the arm has several seeds the arm's gain stands beside. Written whenever a grid is collected;
-one whose records have not changed is left as it is.
+test items; what its method does is said of the arm's seeds, where there are several. Written whenever a grid is
+collected; one whose records have not changed is left as it is.
 
     write_receipts(store, frozen_plan, records)
 """
@@ -28,15 +28,17 @@ from harness.plan.metrics import MACRO_AVERAGE
 from harness.report.licences import judge_licences
 from harness.report.model_card import card_text
 from harness.report.origins import Origins
-from harness.results.arms import Arm, Metric, by_arm, metrics_of, name_diverged, seeds_of, why_unpaired
+from harness.results.arms import Arm, Metric, by_arm, diverged, metrics_of, name_diverged, seeds_of, why_unpaired
 from harness.results.comparison import Comparison
+from harness.results.conclusion import ONE_SEED
 from harness.results.items import LoadItems, read_items
 from harness.results.records import Record
 from harness.results.suite import with_macro_average
 from harness.results.table import headline, reported_metric
+from harness.results.warning_ranks import ranked
 from harness.store.store import Store, write_json, write_text
 
-VERSION = 2
+VERSION = 3
 """Raised when the same records give another receipt."""
 MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".bin")
 NOT_THE_MODELS = ("manifest.json",)
@@ -133,7 +135,7 @@ class _Receipts:
             "deployment": [self._deployed(row, record, metrics) for row in measured],
             "licences": {"says": verdict.says, "reasons": verdict.reasons},
             "scored_on": dict(record.scored_on),
-            "warnings": list(record.warnings),
+            "warnings": ranked([*self._warnings(record), *record.warnings]),
             "provenance": self._origins.provenance(cell),
         }
         return receipt | {"missing": list(self._missing(record, others, receipt))}
@@ -164,11 +166,27 @@ class _Receipts:
         named = {"eval": metric.eval, "metric": metric.metric, "higher_is_better": metric.higher_is_better}
         return named | (self._compare.score(record, metric) or {"score": None}) | {"against": compared}
 
+    def _warnings(self, record: Record) -> Iterator[str]:
+        """What no stage knows: that the arm has one seed, and which of its cells are lost."""
+        arm = self._arm(record)
+        if self._arms_gain(arm, self._first(record)) is None:
+            yield f"one seed: what this model gains is a hint {ONE_SEED}; another seed of its method may do otherwise"
+        lost = [one for one in self._arms[arm] if one.status in ("failed", "missing")]
+        if lost:
+            names = ", ".join(f"seed {one.seed} {'diverged' if diverged(one) else one.status}" for one in lost)
+            yield f"lost cells: of this model's arm, {names}"
+
     def _arms_gain_of(self, arm: Arm, metric: Metric | None) -> dict[str, Any] | None:
-        """The gain over SFT of all seeds of the student's arm; null where there is only one."""
-        if metric is None or arm == arm.partner:
+        """The gain over SFT (of SFT over its base model) of all seeds of the arm; null where there is only one."""
+        if metric is None:
             return None
-        return self._compare.arms_gain(self._arms[arm], self._arms.get(arm.partner, []), metric)
+        cells, others = self._arms[arm], self._arms.get(arm.partner, [])
+        if arm == arm.partner:
+            base = self._cells[cells[0].cell].references.get("base")
+            whole = None if base is None else self._records[base.fingerprint]
+            # one base model is the partner of every seed
+            others = [replace(whole, data_seed=one.data_seed, train_seed=one.train_seed) for one in cells if whole]
+        return self._compare.arms_gain(cells, others, metric)
 
     def _deployed(self, row: Mapping[str, Any], record: Record, metrics: Sequence[Metric]) -> dict[str, Any]:
         """What was measured in one number format, with the scores of rounded weights beside those of whole ones."""

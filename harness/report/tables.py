@@ -13,17 +13,18 @@ import pandas as pd
 from harness.plan.metrics import MACRO_AVERAGE, RAW, RESCALED
 from harness.report.sheet import Column, Entry, Sheet, dense, entry, p_value, quantity, short
 from harness.results.arms import Metric
+from harness.results.conclusion import CLEAR, HINT, mark
 from harness.results.decision import DISTIL, POINT, WORSE, Decision
 from harness.results.findings import Finding
 from harness.results.outcome import Outcome
 from harness.results.records import Record
 from harness.results.suite import describe_suite
-from harness.results.table import PURPOSES, interval_text, percent
+from harness.results.table import HINTS, PURPOSES, interval_text, percent
+from harness.results.warning_ranks import ranked
 
 VARYING = ("student", "corpus", "budget", "variant")
 MANY = 12
 """Rows above which a table of single cells is folded."""
-CLEAR = 0.05
 PURPOSE_LABELS = dict(
     zip(PURPOSES, ("training", "teacher's share", "total", "with teacher training", "amortised"), strict=True)
 )
@@ -43,17 +44,18 @@ def decision_sheet(found: Sequence[Decision]) -> Sheet:
     rows = []
     for one in found:
         # only what is shown gets a colour: no difference shown is neither good nor bad
-        mark = "good" if one.choice == DISTIL else "bad" if one.why == WORSE else ""
+        colour = "good" if one.choice == DISTIL else "bad" if one.why == WORSE else ""
         row = [Entry(str(getattr(one, name))) for name in names]
         row += [Entry(one.teacher), _fraction(one.data_frac)]
-        row += [Entry(_choice(one), None, mark)]
+        row += [Entry(_choice(one), None, colour)]
         row += [entry_interval(one.__dict__ | _gain(one), "gain"), p_value(one.p_holm), _per_point(one, "flops")]
         rows.append([*row, Entry(" ".join(text for text in one.would_change() if text not in shared))])
     by = f" in {found[0].metric}" if found and found[0].metric else ""
     caption = (
         f"The rule: distil where the gain over SFT{by} is better than zero after Holm over all {found[0].comparisons} "
         'comparisons of the table, with the method whose gain is largest; else fine-tune. Beside "fine-tune" stands '
-        f"the method with the largest gain. The range of a cost per {POINT:g} gained follows from the gain's interval."
+        "the method with the largest gain; where every gain rests on one seed, the choice is undecided. The range of a "
+        f"cost per {POINT:g} gained follows from the gain's interval."
         if found
         else "No student has a teacher, so there is no decision."
     )
@@ -100,7 +102,8 @@ def claims_sheet(findings: Sequence[Finding], grids: Sequence[str] = ()) -> Shee
     for number, one in enumerate(findings):
         row = [Entry(grids[number])] if grids else []
         row += [Entry(one.verdict, None, CLAIM_MARKS.get(one.verdict, ""))]
-        row += [Entry(one.claim.says or one.claim.name), Entry(_must_hold(one))]
+        condition = "; ".join(filter(None, [_must_hold(one), one.note]))
+        row += [Entry(one.claim.says or one.claim.name), Entry(condition)]
         numbers = {"gain": one.estimate, "gain_low": one.low, "gain_high": one.high}
         row += [entry_interval(numbers, "gain"), p_value(one.p_holm)]
         # sorted by the number of seeds over all replicates
@@ -108,6 +111,8 @@ def claims_sheet(findings: Sequence[Finding], grids: Sequence[str] = ()) -> Shee
     covers = list(dict.fromkeys(one.covers for one in findings if one.covers))
     caption = f"Intervals cover {'; '.join(covers)}; they are not adjusted. " if covers else ""
     caption += "Holm's family is the claims of a grid. Open: neither the claim nor its contrary is shown. "
+    if any(one.verdict == "undecided" for one in findings):
+        caption += "Undecided: one seed, whose interval excludes the variance between seeds. "
     caption += REPLICATE
     return Sheet("claims", "Claims of all grids" if grids else "Claims", columns, rows, caption)
 
@@ -122,18 +127,16 @@ def scores_sheet(outcome: Outcome) -> Sheet:
     columns += [*(Column(label, True) for label in numbers), Column("note")]
     found = []
     for row in rows:
-        clear = row["gain_p_holm"] < CLEAR
-        # a loss that falls is a gain below 0
-        better = (row["gain"] > 0) == row["higher_is_better"] if clear else False
         line = [Entry(evaluation(row)), _fraction(row["data_frac"]), Entry(row["method"]), entry(row["teacher"])]
         line += [Entry(str(row[name])) for name in names]
         line += [Entry(f"{row['draws']:g} x {row['seeds']:g}", float(row["draws"] * row["seeds"]))]
-        line += [entry_interval(row, "score"), entry_interval(row, "gain", ("good" if better else "bad") * clear)]
+        line += [entry_interval(row, "score"), entry_interval(row, "gain", mark(row))]
         line += [p_value(row["gain_p_holm"]), entry(row["gap_closed"], ".0%")]
         found.append([*line, Entry(_note(row))])
     covers = list(dict.fromkeys(row["gain_covers"] for row in rows if row["gain_covers"]))
     caption = "Marked: the gain differs from zero after Holm within its evaluation and metric. "
     caption += f"Intervals of gains cover: {'; '.join(covers)}. " if covers else ""
+    caption += f"{HINTS} " if any(row["gain_conclusion"].startswith(HINT) for row in rows) else ""
     caption += f"Gap closed: (student - base) / (teacher - base). {REPLICATE}"
     caption += f" {told}" if (told := macro_average(outcome.records)) else ""
     return dense(Sheet("scores", "Scores and gains", columns, found, caption))
@@ -167,10 +170,10 @@ def simultaneous_sheet(outcome: Outcome) -> Sheet:
     found = []
     for row in rows:
         better = (row["gain"] > 0) == (outcome.metric is not None and outcome.metric.higher_is_better)
-        mark = ("good" if better else "bad") * (row["p"] < CLEAR)
+        colour = ("good" if better else "bad") * (row["p"] < CLEAR)
         line = [_fraction(row["data_frac"]), Entry(row["method"]), entry(row["teacher"])]
         line += [Entry(str(row[name])) for name in names] + [entry(row["blocks"], "d")]
-        found.append([*line, entry_interval(row, "gain", mark), p_value(row["p"])])
+        found.append([*line, entry_interval(row, "gain", colour), p_value(row["p"])])
     caption = (
         "Methods that have every cell SFT has, compared within blocks (seeds, or replicates), with the residual "
         "variance pooled over the methods. Intervals and p values hold for all methods of a fraction together, so they "
@@ -213,16 +216,20 @@ def lost_sheet(records: Iterable[Record]) -> Sheet:
     return dense(Sheet("lost", "Failed and missing cells", columns, rows, caption, folded=len(rows) > MANY))
 
 
-def warnings_sheet(records: Iterable[Record]) -> Sheet:
-    """Warnings of stages, each text once with the number of cells."""
-    found: dict[str, list[str]] = {}
+def warnings_sheet(records: Iterable[Record], whole: Sequence[str] = ()) -> Sheet:
+    """Warnings of the grid (`whole`) and of its cells, each text once with the number of cells, ranked."""
+    found: dict[str, list[str]] = {warning: [] for warning in whole}
     for one in records:
         where = [one.method, one.teacher, percent(one.data_frac), f"seed {one.seed}"]
         for warning in one.warnings:
             found.setdefault(warning, []).append(" ".join(filter(None, where)))
-    rows = [[Entry(text), entry(len(cells), "d"), Entry(cells[0])] for text, cells in found.items()]
+    rows = []
+    for text in ranked(found):
+        cells = found[text]
+        rows.append([Entry(text), entry(len(cells) or None, "d"), Entry(cells[0] if cells else "the grid")])
     columns = [Column("warning"), Column("cells", True), Column("first cell")]
-    return Sheet("warnings", "Warnings", columns, rows, folded=len(rows) > MANY)
+    caption = "What changes a conclusion stands first." if len(rows) > 1 else ""
+    return Sheet("warnings", "Warnings", columns, rows, caption, folded=len(rows) > MANY)
 
 
 def receipts_sheet(links: Sequence[tuple[str, str, str]], more: bool = False) -> Sheet:
@@ -324,4 +331,5 @@ def _side(side: Mapping[str, Any]) -> str:
 def _note(row: Mapping[Any, Any]) -> str:
     lost = [f"{row[status]:g} {status}" for status in ("failed", "missing", "running") if row[status]]
     text = ", ".join(lost) + ("" if pd.isna(row["reason"]) or not lost else f": {row['reason']}")
-    return "; ".join(part for part in (text, row["note"]) if part)
+    hint = row["gain_conclusion"] if row["gain_conclusion"].startswith(HINT) else ""
+    return "; ".join(part for part in (hint, text, row["note"]) if part)

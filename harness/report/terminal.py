@@ -108,6 +108,7 @@ class Finished:
         from rich.console import Console
 
         from harness.results.table import render
+        from harness.results.warning_ranks import grid_warnings, rank_of
 
         # a file or a pipe has no width, and rich would fold the table to 80 columns
         console = Console(width=None if sys.stdout.isatty() else 160)
@@ -115,12 +116,14 @@ class Finished:
         if (benchmarks := overview(self.summary)) is not None:
             console.print(benchmarks)
         # many cells warn of the same, so the first of each kind is printed, and the kind is what stands before the
-        # colon
-        kinds = {warning: [f"{self.grid}: {warning}"] for warning in self.warnings}
+        # colon; of one rank, those of the grid come first
+        whole = [*grid_warnings(self.records, self.summary, self.outcome.metric), *self.warnings]
+        kinds = {warning: (rank_of(warning), [f"{self.grid}: {warning}"]) for warning in whole}
         for record in self.records:
             for warning in record.warnings:
-                kinds.setdefault(warning.split(":")[0], []).append(f"{_who(record)}: {warning}")
-        for warnings in kinds.values():
+                kind = kinds.setdefault(warning.split(":")[0], (rank_of(warning), []))
+                kind[1].append(f"{_who(record)}: {warning}")
+        for _, warnings in sorted(kinds.values(), key=lambda kind: kind[0]):
             more = f" ({len(warnings) - 1} more of this kind are in records.jsonl)" if len(warnings) > 1 else ""
             console.print(f"warning: {warnings[0]}{more}", style="yellow", highlight=False, markup=False)
         for record in self.failed:
@@ -148,13 +151,15 @@ def _who(record: "Record") -> str:
 
 
 def overview(frame: "pd.DataFrame") -> "Table | None":
-    """Scores of all arms on public benchmarks; null where a grid has none. Bold: a gain over SFT after Holm."""
+    """Scores of all arms on public benchmarks; null where a grid has none. Bold: a gain over SFT after Holm, of two
+    seeds or more."""
     import pandas as pd
     from rich import box
     from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
 
+    from harness.results.conclusion import BETTER, WORSE
     from harness.results.table import percent
 
     columns = ("eval", "metric", "source", "headline")
@@ -179,9 +184,9 @@ def overview(frame: "pd.DataFrame") -> "Table | None":
         cells: dict[Any, dict[Any, Any]] = {(row["eval"], row["metric"]): row for row in part.to_dict("records")}
         scores = []
         for name in names:
-            row = cells.get(name) or {"score": math.nan, "gain_p_holm": math.nan}
+            row = cells.get(name) or {"score": math.nan, "gain_conclusion": ""}
             text = "" if pd.isna(row["score"]) else f"{row['score']:.3f}"
-            scores.append(Text(text, "bold" if row["gain_p_holm"] < 0.05 else ""))
+            scores.append(Text(text, "bold" if row["gain_conclusion"] in (BETTER, WORSE) else ""))
         named = [first[column] for column in NAMED]
         shown = ["" if pd.isna(value) else escape(str(value)) for value in named]
         table.add_row(percent(first["data_frac"]), *shown, *scores)

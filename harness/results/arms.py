@@ -147,8 +147,12 @@ def score_of(record: Record, metric: Metric) -> float | None:
 
 
 def diverged(record: Record) -> bool:
-    """Whether a student's training ended in numbers that are not finite; such a cell stays in the analysis."""
-    return record.role == "student" and record.status == "failed" and record.failure_class == "diverged"
+    """Whether a student's own training ended in numbers that are not finite; such a cell stays in the analysis.
+
+    A student whose teacher or base diverged was never trained as it should have been, and has no score.
+    """
+    own = record.role == "student" and record.blamed != "input"
+    return own and record.status == "failed" and record.failure_class == "diverged"
 
 
 def name_diverged(cells: Sequence[Record], metric: Metric) -> str:

@@ -21,6 +21,7 @@ from harness.config.checks import check_choice
 from harness.evals import ALL
 from harness.plan.metrics import MACRO_AVERAGE
 from harness.results.arms import Arm, Metric, by_arm, metrics_of, name_diverged, seeds_of, why_unpaired
+from harness.results.conclusion import HINT, conclusion
 from harness.results.exposure import EXPOSURES, SEEN_BY, Exposures
 from harness.results.items import ItemMask, ItemValues, LoadItems, cell_score, read_items, values_of
 from harness.results.paired_gains import estimate, gain, scores
@@ -53,7 +54,8 @@ def breakdown(
 
     Columns: names of the arm, `eval` and `metric`, the columns of `by`, `items`
     (of the class, mean over seeds), `seeds`, `draws`; `score`, `sft` (SFT on the same items) and `gain` with
-    `_low`, `_high` (95 %), `gain_p` and `gain_p_holm` over the whole table, `gain_covers` and a `note`. Of arms
+    `_low`, `_high` (95 %), `gain_p` and `gain_p_holm` over the whole table, `gain_conclusion` (`conclusion.py`),
+    `gain_covers` and a `note`. Of arms
     with several replicates the one row is over them, as in `table.summary`. Canary items are left out.
     Raises SettingsError for an unknown name in `by`, where exposure cannot be read, and as `by_arm` does; OSError
     where items cannot be read.
@@ -76,6 +78,12 @@ def breakdown(
     if len(frame):
         # every class of every arm is a comparison of its own, so the family is the whole table
         frame["gain_p_holm"] = holm(frame["gain_p"])
+        higher = {metric.eval: metric.higher_is_better for metric in metrics}
+        told = frame.to_dict("records")
+        named = [row | {"paired_seeds": row["seeds"], "higher_is_better": higher[row["eval"]]} for row in told]
+        frame["gain_conclusion"] = [conclusion(row) for row in named]
+        hints = frame["gain_conclusion"].where(frame["gain_conclusion"].str.startswith(HINT), "")
+        frame["note"] = ["; ".join(filter(None, both)) for both in zip(hints, frame["note"], strict=True)]
     return frame
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from harness.evals import ALL
 from harness.results.arms import Metric
 from harness.results.breakdown import FEW
+from harness.results.conclusion import CLEAR
 from harness.results.items import (
     ItemsOf,
     LoadItems,
@@ -37,8 +38,6 @@ from harness.results.stats.intervals import Array, Interval, holm, seeds_and_ite
 
 FILES_AT_ONCE = 16
 ITEMS_ONLY = "items only"
-CLEAR = 0.05
-"""p value below which a difference counts as one; for regressions, after Holm."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,8 @@ class Comparison:
             return None
         if found.items is None:
             return {"score": found.score, "low": None, "high": None, "covers": "nothing", "items": 0}
-        told = _told("score", seeds_and_items(found.items.values[None, :], list(found.items.sources)))
+        values, sources = found.items.values[None, :], list(found.items.sources)
+        told = _told("score", seeds_and_items(values, sources, limits=metric.limits))
         return told | {"items": len(found.items.ids)}
 
     def against(self, record: Record, other: Record, metric: Metric) -> dict[str, Any] | None:
@@ -103,12 +103,12 @@ class Comparison:
         if both is None:
             return told | {"gain": mine.score - theirs.score, "low": None, "high": None, "p": None, "covers": "nothing"}
         difference = both[0].values - both[1].values
-        interval = seeds_and_items(difference[None, :], list(both[0].sources))
+        interval = seeds_and_items(difference[None, :], list(both[0].sources), limits=_room(metric))
         return told | _told("gain", interval) | {"p": _or_null(interval.p)}
 
     def arms_gain(self, cells: Iterable[Record], sft: Iterable[Record], metric: Metric) -> dict[str, Any] | None:
-        """`seeds`, `gain`, `low`, `high`, `p`, `covers` of an arm over SFT, as the table has it; null where fewer than
-        two seeds have both."""
+        """`seeds`, `gain`, `low`, `high`, `p`, `covers` of an arm over SFT (SFT: over its base model), as in the table;
+        null where fewer than two seeds have both."""
         found = gain(cells, sft, metric, self._values)
         if found is None or found.count < 2:
             return None
@@ -150,7 +150,7 @@ class Comparison:
                 continue
             own, their = (side.at(places) for side in both)
             difference = own.values - their.values
-            interval = seeds_and_items(difference[None, :], list(own.sources))
+            interval = seeds_and_items(difference[None, :], list(own.sources), limits=_room(metric))
             means = {"score": float(own.values.mean()), "other": float(their.values.mean())}
             place = {"eval": metric.eval, "metric": metric.metric, "source": str(name), "items": len(places)}
             rows.append(place | means | _told("gain", interval) | {"p": _p(interval, difference)})
@@ -203,6 +203,11 @@ def _paired(mine: ModelScore, theirs: ModelScore) -> tuple[ModelItems, ModelItem
         if parts is not None and not enough(one.sources, len(np.unique(parts))):
             return None
     return (one, two) if len(one.ids) > 1 else None
+
+
+def _room(metric: Metric) -> tuple[float, float] | None:
+    """The smallest and largest difference of two models on one item."""
+    return None if metric.limits is None else (metric.limits[0] - metric.limits[1], metric.limits[1] - metric.limits[0])
 
 
 def _p(interval: Interval, difference: Array) -> float:

@@ -3,7 +3,8 @@
 Reads a summary (`table.summary`). Distil where the gain over SFT is better than zero after Holm over all comparisons of
 the table; of several such methods, the one with the largest gain. Otherwise fine-tune, which is simpler, with the
 reason: shown to be worse, equal (the whole 95 % interval within the margin), ahead or behind but not after Holm, or no
-difference shown. Arms without a teacher (controls such as `sft_restart`) are not distillation and never chosen.
+difference shown. Where every gain rests on one seed, the choice is undecided. Arms without a teacher (controls such as
+`sft_restart`) are not distillation and never chosen.
 
     decisions(summary(records), metric)[0].choice       # "distil"
 """
@@ -16,7 +17,9 @@ from typing import Any
 
 import pandas as pd
 
+from harness.results import conclusion as shows
 from harness.results.arms import Metric
+from harness.results.conclusion import conclusion, is_hint, one_seed
 from harness.results.findings import ALPHA
 from harness.results.paired_gains import MARGIN
 from harness.results.stats.intervals import LEAST_REPLICATES
@@ -26,7 +29,7 @@ POINT = 0.01
 """Costs are given per gain of this size: one point of accuracy."""
 LINE = ("student", "corpus", "budget", "variant")
 PLACE = (*LINE, "teacher", "data_frac")
-DISTIL, FINE_TUNE, OPEN = "distil", "fine-tune", "no answer"
+DISTIL, FINE_TUNE, UNDECIDED, OPEN = "distil", "fine-tune", "undecided", "no answer"
 SHOWN, EQUAL, WORSE, NOT_SHOWN = "gain shown", "equal within the margin", "shown to be worse", "no difference shown"
 AHEAD, BEHIND = "ahead before Holm, but not after it", "behind before Holm, but not after it"
 UNITS = ("seconds", "flops")
@@ -69,9 +72,9 @@ class Decision:
     data_frac: float
     teacher: str
     choice: str
-    """`distil`, `fine-tune` or `no answer`."""
+    """`distil`, `fine-tune`, `undecided` (one seed shows a hint only) or `no answer`."""
     why: str
-    """One of the words above, or why there is no gain."""
+    """One of the words above, the hint, or why there is no gain."""
     method: str
     """The method that is chosen, else the one with the largest gain."""
     compared: int
@@ -174,15 +177,18 @@ def _decide(
     """The rule at one place, from the rows of all methods with one teacher."""
     sign = 1 if metric is None or metric.higher_is_better else -1
     known = [row for row in rows if not pd.isna(row["gain"])]
-    # a NaN p value is below nothing: a gain without an interval is never shown
-    shown = [row for row in known if row["gain_p_holm"] < ALPHA and sign * row["gain"] > 0]
-    told = max(shown or known, key=lambda row: sign * row["gain"], default=rows[0])
+    shown = [row for row in known if conclusion(row) == shows.BETTER]
+    # a hint is told only where there is nothing firmer
+    firm = [row for row in known if not is_hint(row)]
+    told = max(shown or firm or known, key=lambda row: sign * row["gain"], default=rows[0])
     if shown:
         choice, why = DISTIL, SHOWN
     elif not known:
         choice, why = OPEN, _nothing(rows)
-    # clear, and not in `shown`: worse. Asked before equality, since a small loss may be both
-    elif told["gain_p_holm"] < ALPHA:
+    elif not firm:
+        choice, why = UNDECIDED, conclusion(told)
+    # asked before equality, since a small loss may be both
+    elif conclusion(told) == shows.WORSE:
         choice, why = FINE_TUNE, WORSE
     elif margin is not None and -margin < told["gain_low"] and told["gain_high"] < margin:
         choice, why = FINE_TUNE, EQUAL
@@ -234,14 +240,12 @@ def _evidence(one: Decision) -> list[str]:
     """What other numbers would have turned the choice."""
     if one.choice == OPEN:
         return ["Score this method and SFT on the same rows and seeds."]
-    alone = (
-        []
-        if one.seeds > 1 or one.draws >= LEAST_REPLICATES
-        else ["Run a second seed: this interval excludes seed variance."]
-    )
+    alone = ["Run a second seed: this interval excludes seed variance."] * one_seed(one.seeds, one.draws)
     if one.draws < LEAST_REPLICATES:
         only = "there is one" if one.draws == 1 else f"the interval covers these {one.draws} only"
         alone += [f"Run more replicates (own corpus and teacher each): {only}."]
+    if one.choice == UNDECIDED:
+        return alone
     near, far = sorted((abs(one.low), abs(one.high)))  # ends of the interval by their distance from 0
     if one.why == SHOWN:
         text = f"Require a gain above {near:.3f}: no more than that is shown."

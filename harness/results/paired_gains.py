@@ -235,6 +235,29 @@ def crossovers(
     return found
 
 
+def mean_of(points: Sequence[ArmValues]) -> ArmValues | None:
+    """The mean of several gains over one SFT arm, as with several teachers, on the seeds that all have; null without
+    one. It holds for these teachers only."""
+    seeds = tuple(seed for seed in points[0].seeds if all(seed in point.seeds for point in points))
+    if len(points) == 1 or not seeds:
+        return points[0] if seeds else None
+    same = all(point.ids == points[0].ids for point in points)
+    rows = [point.values[[point.seeds.index(seed) for seed in seeds]] for point in points]
+    values = np.mean([row if same else row.mean(1, keepdims=True) for row in rows], axis=0)  # (S, N or 1)
+    floors = [[point.at_floor[point.seeds.index(seed)] for seed in seeds] for point in points]
+    at_floor = tuple(any(floor) for floor in zip(*floors, strict=True))
+    first = points[0]
+    return replace(
+        first,
+        seeds=seeds,
+        values=values,
+        ids=first.ids if same else (),
+        strata=first.strata if same else None,
+        at_floor=at_floor,
+        sizes=tuple(values.shape[1] for _ in seeds),
+    )
+
+
 def cube_of(points: Sequence[ArmValues]) -> Cube:
     """Values at several points (fractions, or arms), of the seeds that all have; S is 0 if there is none."""
     seeds = [seed for seed in points[0].seeds if all(seed in point.seeds for point in points)]

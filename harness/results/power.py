@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.integrate import quad
 from scipy.optimize import brentq
 from scipy.special import ndtr, stdtrit
-from scipy.stats import chi2, nct
+from scipy.stats import chi2
 
-from harness.config.checks import check_at_least, check_positive
+from harness.config.checks import check_at_least, check_positive, refuse
 from harness.plan.claims import Claim, matches
 from harness.plan.frozen import FrozenPlan
 from harness.results.stats.intervals import LEAST_REPLICATES
@@ -46,15 +47,25 @@ def difference_power(gain: float, sd: float, replicates: int, alpha: float = 0.0
     _check(sd, replicates)
     df, shift = replicates - 1, gain * math.sqrt(replicates) / sd
     t = float(stdtrit(df, 1 - alpha / 2))
-    return float(nct.sf(t, df, shift) + nct.cdf(-t, df, shift))
+
+    def chance(quantile: float) -> float:
+        scale = t * math.sqrt(chi2.ppf(quantile, df) / df)
+        return float(ndtr(shift - scale) + ndtr(-shift - scale))
+
+    # given the estimated variance a normal probability, averaged over the variance's distribution; scipy's noncentral t
+    # is NaN for one degree of freedom
+    return float(quad(chance, 0, 1, limit=200)[0])
 
 
 def detectable(sd: float, replicates: int, power: float = 0.8, alpha: float = 0.05) -> float:
     """The smallest gain that is found different from 0 with this power.
 
-    Raises as `equivalence_power`, and ValueError for a power below `alpha`, which a gain of 0 already has.
+    Raises as `equivalence_power`, and SettingsError for a power that is not between `alpha`, which a gain of 0 already
+    has, and 1.
     """
     _check(sd, replicates)
+    if not alpha < power < 1:
+        raise refuse("power", power, f"it must lie above alpha, {alpha:g}, and below 1", "0.8 is usual")
     high = sd
     # power grows with the gain, so doubling finds an upper end for the root
     while difference_power(high, sd, replicates, alpha) < power:

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config.checks import refuse
 from harness.evals import ALL, Score
+from harness.models.diverged import TeacherDivergedError
 from harness.plan.frozen import FrozenCell, FrozenPlan, targets_of
 from harness.plan.metrics import MACRO_AVERAGE
 from harness.results.cost import Cost, cell_cost
 from harness.results.suite import lacking, suite_of, with_macro_average
 from harness.stand_ins import LICENSE as STAND_IN
-from harness.store.status import cell_state, stage_state
-from harness.store.store import Store
+from harness.store.integrity import artifact_file, suspects
+from harness.store.status import StageState, cell_state, stage_state
+from harness.store.store import DamagedError, Store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 REHEARSAL = "rehearsal: numbers mean nothing"
 """What every result of models with random weights shows (`scale=rehearsal`)."""
 
+LATER_KEYS = ("blamed", "scored_on")
+"""Keys that lines of earlier versions lack."""
 MEMORY = "this score measures memory"
 """Words of the warning about an evaluation that is mostly in the training rows: the first of all warnings."""
 
@@ -84,6 +88,9 @@ class Record:
     """A status of `harness.store.status.StageState`; only a `done` record has all of its scores."""
     reason: str | None = None
     failure_class: str | None = None
+    blamed: str | None = None
+    """Of a failure, whose it is: `student` where its own training or scoring failed, else `input` (its base model, its
+    teacher, its rows); null where none failed, and in records of earlier versions."""
     scores: tuple[Score, ...] = ()
     items: Mapping[str, str] = field(default_factory=dict)
     """By evaluation, where the scores of single items lie: a path, or a name within an exported folder."""
@@ -129,8 +136,8 @@ class Record:
         found["cost"] = {purpose: asdict(cost) for purpose, cost in self.cost.items()}
         found["contamination"] = {name: asdict(counts) for name, counts in self.contamination.items()}
         # in the order they were read, so that a file is written again byte for byte; older ones lack a key
-        if self.key_order and "scored_on" not in self.key_order:
-            del found["scored_on"]
+        if self.key_order:
+            found = {name: value for name, value in found.items() if name in self.key_order or name not in LATER_KEYS}
         return {name: found[name] for name in dict.fromkeys((*self.key_order, *found))}
 
 
@@ -147,7 +154,8 @@ def lines_of(records: Iterable[Record]) -> str:
 def records(store: Store, frozen: FrozenPlan) -> list[Record]:
     """One record per cell, then one per reference model (base, teacher), in plan order.
 
-    Raises OSError where a finished stage lacks a file.
+    An evaluation whose files are damaged makes a record that failed, with the file's name. Raises OSError where a file
+    cannot be read, DamagedError where one that is shared by cells is damaged.
     """
     from harness.results.contamination import Contamination  # it reads tables, which planning does without
 
@@ -172,6 +180,9 @@ class _Facts:
         # what several cells use is divided among them in the amortised cost
         self.users = Counter(key for cell in frozen.cells for key in (*cell.teaching, *cell.making_teacher))
         self._read: dict[str, dict[str, Any] | None] = {}
+        self.damaged: dict[str, str] = {}
+        """By key, why the facts of a finished stage cannot be read."""
+        self.suspects = suspects(store)
 
     def of(self, keys: Iterable[str]) -> list[dict[str, Any]]:
         """Facts of those of the stages that are finished."""
@@ -183,7 +194,10 @@ class _Facts:
 
     def _of(self, key: str) -> dict[str, Any] | None:
         if key not in self._read:
-            self._read[key] = self.store.manifest(key)["facts"] if self.store.done(key) else None
+            try:
+                self._read[key] = self.store.manifest(key)["facts"] if self.store.done(key) else None
+            except DamagedError as error:
+                self._read[key], self.damaged[key] = None, str(error)
         return self._read[key]
 
 
@@ -198,11 +212,18 @@ def _record(
     items: dict[str, str] = {}
     scored_on: dict[str, str] = {}
     repeated: dict[str, RepeatedItems] = {}
-    warnings = list(dict.fromkeys(said))  # blocks of one kind warn of the same
+    damaged = [found[key] for found in (facts.suspects, facts.damaged) for key in cell.needs if key in found]
+    # of the first rank, before what stages warn of; blocks of one kind warn of the same
+    warnings = list(dict.fromkeys([*(f"damaged: {why}" for why in damaged), *said]))
     for name, key in cell.evaluations.items():
         if store.done(key):  # an evaluation that failed does not hide the scores of the others
-            scores += [Score(**score) for score in json.loads((store.folder(key) / "scores.json").read_text())]
-            items[name] = str(store.folder(key) / "items.parquet")
+            try:
+                text, path = artifact_file(store, key, "scores.json").read_text(), artifact_file(store, key, ITEMS)
+            except DamagedError as error:
+                state = StageState("failed", "input", str(error), key)
+                continue
+            scores += [Score(**score) for score in json.loads(text)]
+            items[name] = str(path)
             for evaluated in facts.of([key]):
                 scored_on |= _scored_on(name, evaluated)
             counts, more = contamination.repeated(cell, name, scores, items[name])
@@ -236,6 +257,7 @@ def _record(
         status=state.status,
         reason=state.reason,
         failure_class=state.failure_class,
+        blamed=_blamed(cell, state),
         scores=tuple(scores),
         items=items,
         scored_on=scored_on,
@@ -247,6 +269,14 @@ def _record(
     )
 
 
+def _blamed(cell: FrozenCell, state: StageState) -> str | None:
+    """Whose failure a cell's is: a teacher whose weights are no numbers may be noticed where its student is trained."""
+    if state.status != "failed":
+        return None
+    own = state.stage in (*cell.train, *cell.evaluations.values())
+    return "student" if own and TeacherDivergedError.__name__ not in (state.reason or "") else "input"
+
+
 def _scored_on(evaluation: str, evaluated: Mapping[str, Any]) -> dict[str, str]:
     """The data that an evaluation read, with its split, by its facts; empty where they do not say."""
     scored = (evaluated.get("resolved") or {}).get("scored")
@@ -256,6 +286,7 @@ def _scored_on(evaluation: str, evaluated: Mapping[str, Any]) -> dict[str, str]:
     return {evaluation: f"{data} ({'all of it' if splits == [ALL] else 'split ' + ', '.join(splits)})"}
 
 
+ITEMS = "items.parquet"
 LOG = "log.jsonl"
 NAMES = ("method", "teacher", "student", "corpus", "budget", "data_frac", "seed", "world_seed")
 
@@ -271,6 +302,7 @@ def curves(store: Store, frozen: FrozenPlan) -> "pd.DataFrame":
         logs = [store.folder(key) / LOG for key in cell.train]
         if not all(store.done(key) for key in cell.train) or not all(path.is_file() for path in logs):
             continue
+        logs = [artifact_file(store, key, LOG) for key in cell.train]
         names, before = {name: getattr(cell, name) for name in NAMES}, 0
         for number, path in enumerate(logs):
             frame = pd.DataFrame([json.loads(line) for line in path.read_text().splitlines()])

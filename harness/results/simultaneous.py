@@ -6,6 +6,11 @@ arms share add their own variance. The M comparisons share SFT, so their errors 
 have one variance): the critical value is that of the multivariate t. `scipy.stats.dunnett` treats the arms as
 independent groups; here they are blocked by seed.
 
+Pooling assumes one residual variance. One arm that scatters far more than the others would raise the family's error
+from 5 % to 20 %, so each comparison must also hold in the arm's own paired t test, and those of the k arms that scatter
+more than the pooled variance allows (F test, p < WILD) at 1/k of the level. `benchmarks/interval_coverage.py` has the
+family's error with equal and unequal scatter.
+
     simultaneous_gains(sft, {"kd": kd, "seq_kd": seq_kd}, strata)   # scores (S, N) on the same seeds and items
     simultaneous_table(records, metric)                             # a row per method and fraction of a grid
 """
@@ -20,22 +25,26 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
 from scipy.special import ndtr, roots_hermitenorm, roots_legendre
-from scipy.stats import chi2
+from scipy.stats import chi2, f
 
 from harness.config.checks import refuse
 from harness.results.arms import Arm, Metric, by_arm
 from harness.results.items import LoadItems, read_items, values_of
-from harness.results.paired_gains import ArmValues, cube_of, scores
+from harness.results.paired_gains import ArmValues, cube_of, over_replicates, scores
 from harness.results.records import Record
-from harness.results.stats.intervals import LEAST_REPLICATES, Array, curve
+from harness.results.stats.intervals import LEAST_REPLICATES, Array, Curve, curve
 
 FEWEST = 3
 """Fewest methods beside SFT that are compared together; fewer have their own rows in the summary only."""
+WILD = 0.25
+"""p value of the F test below which an arm's own scatter counts as larger than the pooled one. At 0.1 the family's
+error reaches 9 %; at 0.5 equal arms lose a third of their power."""
 
 
 @dataclass(frozen=True)
 class SimultaneousGain:
-    """One method's gain over SFT, with an interval and a p value that hold for all methods at once."""
+    """One method's gain over SFT, with an interval and a p value that hold for all methods at once; the wider of the
+    pooled interval and the arm's own."""
 
     name: str
     gain: float
@@ -46,12 +55,17 @@ class SimultaneousGain:
 
 
 def simultaneous_gains(
-    sft: Array, methods: Mapping[str, Array], strata: Sequence[Any] | None = None, level: float = 0.95
+    sft: Array,
+    methods: Mapping[str, Array],
+    strata: Sequence[Any] | None = None,
+    level: float = 0.95,
+    own: Mapping[str, Curve] | None = None,
 ) -> list[SimultaneousGain]:
     """Simultaneous comparisons with SFT; `sft` and each of `methods` (S, N), the same seeds and items.
 
-    Pooling assumes one residual variance in all arms: the interval is too wide for a method that hardly differs from
-    SFT (self_kd), and too narrow for one that varies more than the others. Raises SettingsError below two seeds.
+    `own`: each method's paired gain as a curve of one point, where the blocks are replicates (`over_replicates`); else
+    it is that of the blocks. The pooled interval is too wide for a method that hardly differs from SFT (self_kd).
+    Raises SettingsError below two seeds.
     """
     arms = np.stack([sft, *methods.values()])  # (A, S, N)
     if arms.shape[1] < 2:
@@ -63,19 +77,26 @@ def simultaneous_gains(
     residual = means - means.mean(1, keepdims=True) - means.mean(0) + means.mean()  # (A, S)
     seed_df = (seeds - 1) * (count - 1)
     pooled = 2 * (residual**2).sum() / seed_df / seeds  # variance of a difference of two arms' means
+    curves = {name: own[name] if own else curve((one - sft)[:, None, :], strata) for name, one in methods.items()}
+    # of an arm that scatters far more than the pooled variance allows, its own test has to pay for all such arms
+    ratios = {name: float(one.seed[0, 0]) / pooled if pooled else 0.0 for name, one in curves.items()}
+    wild = {name for name, ratio in ratios.items() if f.sf(ratio, seeds - 1, seed_df) < WILD}
     found = []
-    for name, own in methods.items():
-        parts = curve((own - sft)[:, None, :], strata)
+    for name, parts in curves.items():
         item, overlap = float(parts.item[0, 0]), float(parts.overlap[0, 0])
         # item and overlap as in `intervals.Curve.errors`: the residual contains both, and neither may be undercut
-        variance = max(pooled + item - overlap, pooled, item)
+        lower = 0.0 if parts.within is None else float(np.nan_to_num(parts.within.errors(np.ones((1, 1)))[1][0]))
+        variance = max(pooled + item - overlap, pooled, item, lower**2)
         item_df = max(parts.item_df, 1)
         spread = pooled**2 / seed_df + item**2 / item_df + overlap**2 / (seed_df * item_df)
         df = variance**2 / spread if spread else math.inf
         error, gain = math.sqrt(variance), float(parts.mean[0])
         half = critical(len(methods), round(df, 1), level) * error  # df rounded so that critical values are cached
-        p = 1 - _coverage(len(methods), df, abs(gain) / error) if error else math.nan
-        found.append(SimultaneousGain(name, gain, gain - half, gain + half, max(p, 0.0), df))
+        p = max(1 - _coverage(len(methods), df, abs(gain) / error), 0.0) if error else math.nan
+        paid = len(wild) if name in wild else 1
+        alone = parts.intervals(np.ones((1, 1)), 1 - (1 - level) / paid)[0]
+        low, high = np.fmin(gain - half, alone.low), np.fmax(gain + half, alone.high)
+        found.append(SimultaneousGain(name, gain, low, high, np.fmax(p, min(1.0, paid * alone.p)), df))
     return found
 
 
@@ -107,9 +128,10 @@ def simultaneous_table(records: Iterable[Record], metric: Metric, load_items: Lo
         blocks = _blocks([found[arm] for arm in (sft, *others)]) if len(others) >= FEWEST and found[sft] else None
         if blocks is None:
             continue
-        table, strata, covers = blocks
+        table, strata, covers, curves = blocks
         named = dict(zip(map(str, range(len(others))), table[1:], strict=True))
-        for arm, one in zip(others, simultaneous_gains(table[0], named, strata), strict=True):
+        own = dict(zip(named, curves, strict=True)) if curves else None
+        for arm, one in zip(others, simultaneous_gains(table[0], named, strata, own=own), strict=True):
             names = {name: getattr(arm, name) for name in ("student", "corpus", "budget", "variant", "data_frac")}
             numbers = {"gain": one.gain, "low": one.low, "high": one.high, "p": one.p, "df": one.df}
             names |= {"method": arm.method, "teacher": arm.teacher}
@@ -123,17 +145,22 @@ def _seeds(draws: Mapping[int | None, ArmValues]) -> dict[int | None, tuple[tupl
 
 def _blocks(
     arms: Sequence[Mapping[int | None, ArmValues]],
-) -> tuple[Array, Sequence[Any] | None, str] | None:
-    """Scores (A, S, N) with the items' strata and what an interval covers; null where there are no two blocks."""
+) -> tuple[Array, Sequence[Any] | None, str, list[Curve]] | None:
+    """Scores (A, S, N) with the items' strata, what an interval covers, and where the blocks are replicates the gain of
+    each arm but the first; null where there are no two blocks."""
     worlds = list(arms[0])
     cubes = [cube_of([arm[world] for arm in arms]) for world in worlds]
     if len(worlds) >= LEAST_REPLICATES:
         means = np.stack([cube.values.mean((0, 2)) for cube in cubes], axis=1)  # (A, R)
-        return means[:, :, None], None, f"{len(worlds)} replicates"
+        gains = [
+            over_replicates([cube._replace(values=cube.values[:, n : n + 1] - cube.values[:, :1]) for cube in cubes])
+            for n in range(1, len(arms))
+        ]
+        return means[:, :, None], None, f"{len(worlds)} replicates", gains
     if len(worlds) > 1 or len(cubes[0].values) < 2:
         return None
     covers = "seeds and items of one replicate" if cubes[0].ids else "seeds of one replicate"
-    return cubes[0].values.transpose(1, 0, 2), cubes[0].strata, covers
+    return cubes[0].values.transpose(1, 0, 2), cubes[0].strata, covers, []
 
 
 @cache

@@ -28,6 +28,7 @@ from harness.results.arms import (
     score_of,
     why_unpaired,
 )
+from harness.results.conclusion import BETTER, HINT, WORSE, conclusion
 from harness.results.items import ItemValues, LoadItems, named_once, read_items, values_of
 from harness.results.paired_gains import ArmValues, estimate, gain, gap_closed, scores
 from harness.results.records import Record
@@ -44,10 +45,11 @@ CELL_COLUMNS = tuple(
 SCORE_COLUMNS = ("eval", "metric", "source", "score", "standard_error", "items")
 PURPOSES = ("train", "teacher", "total", "with_teacher_training", "amortised")
 COSTS = tuple(f"{purpose}_{unit}" for purpose in PURPOSES for unit in ("seconds", "flops", "tokens"))
+HINTS = "A hint rests on one seed and excludes the variance between seeds: it shows nothing about another seed."
 FORMS = (("score", ".3f"), ("gain", "+.3f"))
 TEXT_COLUMNS = tuple(
     "grid cell status reason failure_class role method student teacher corpus budget variant eval metric source "
-    "warnings score_covers gain_covers note".split()
+    "warnings score_covers gain_covers gain_conclusion note".split()
 )
 
 
@@ -79,7 +81,8 @@ def summary(
 
     score and gain with 95 % intervals (`score_low`, `score_high`, ...; see `intervals.seeds_and_items`), what the
     intervals cover (`score_covers`, `gain_covers`: `seeds and items`, `items only`), `gain_p` and, within one
-    evaluation, metric and source, `gain_p_holm`; `seeds`, `paired_seeds`, `items`; mean cost per cell;
+    evaluation, metric and source, `gain_p_holm`; `gain_conclusion`, what the gain shows (`conclusion.py`), on headline
+    rows; `seeds`, `paired_seeds`, `items`; mean cost per cell;
     counts `done`, `failed`, `missing`, `running` and the first `reason`. Gain is method minus SFT in the
     metric's own direction (`higher_is_better`). `sources=None` keeps every source. `primary` has rows even where no
     cell has its score, unless no cell has any.
@@ -107,6 +110,8 @@ def summary(
     frame["gain_p_holm"] = math.nan
     for _, part in frame[family].groupby(["eval", "metric", "source"]):
         frame.loc[part.index, "gain_p_holm"] = holm(part["gain_p"])
+    shown = [conclusion(row) if row["headline"] else "" for row in frame.to_dict("records")]
+    frame["gain_conclusion"] = shown
     # nulls first: models that are the same at every fraction stand above the fractions
     order = "eval metric source student corpus budget variant data_frac method teacher".split()
     return _typed(frame.sort_values(order, na_position="first", kind="stable").reset_index(drop=True))
@@ -198,6 +203,7 @@ def render(frame: pd.DataFrame, metric: Metric | None = None) -> "Table":
     if covers:
         table.caption = escape(
             f"Bold: the gain differs from zero after Holm. Intervals of gains cover: {'; '.join(covers)}."
+            + (f" {HINTS}" if students["gain_conclusion"].str.startswith(HINT).any() else "")
         )
         table.caption_justify = "left"
     for name in ("data", "method", "teacher", *names):
@@ -212,7 +218,7 @@ def render(frame: pd.DataFrame, metric: Metric | None = None) -> "Table":
             table.add_section()
         previous = place
         teaching = row["teacher_seconds"] / row["total_seconds"] if row["total_seconds"] else math.nan
-        clear = row["gain_p_holm"] < 0.05
+        clear = row["gain_conclusion"] in (BETTER, WORSE)
         table.add_row(
             percent(row["data_frac"]),
             escape(row["method"]),
@@ -335,4 +341,5 @@ def _note(row: Mapping[Any, Any], covers: Sequence[str]) -> str:
     lost = [f"{row[status]:g} {status}" for status in ("failed", "missing", "running") if row[status]]
     text = ", ".join(lost) + (f": {_text(row['reason'])}" if _text(row["reason"]) else "")
     limits = f"interval: {row['gain_covers']}" if len(covers) > 1 and row["gain_covers"] else ""
-    return "; ".join(part for part in (text, row["note"], limits) if part)
+    hint = row["gain_conclusion"] if row["gain_conclusion"].startswith(HINT) else ""
+    return "; ".join(part for part in (hint, text, row["note"], limits) if part)

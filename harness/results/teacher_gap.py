@@ -69,13 +69,14 @@ class GapLine:
     sft: float
     gains: tuple[Interval, ...]
     slope: Interval | None
-    """Points of gain per point of the teacher's score; null below three teachers with different scores."""
+    """Points of gain per point of the teacher's score; null below three teachers, and where all have one score on a
+    half of the items."""
 
 
 def gap_lines(records: Iterable[Record], metric: Metric, load_items: LoadItems = read_items) -> list[GapLine]:
     """Every line of a grid that was run under two teachers or more, where items are known; higher must be better.
 
-    Raises SettingsError as `by_arm` does, and as `slope` does where teachers differ on one half of the items only.
+    Raises SettingsError as `by_arm` does.
     """
     values = cache(values_of(load_items))
     arms = by_arm(records)
@@ -118,13 +119,16 @@ def _line(
     gains = np.stack([pairs.values[[pairs.seeds.index(seed) for seed in seeds]] for *_, pairs in points])  # (T, S, N)
     strata = points[0][3].strata
     told = np.stack([items for _, _, items, _ in points])  # (T, N)
-    differ = len(points) > 2 and len({score for score, *_ in points}) > 1 and len(seeds) > 0
+    halves = halves_of(told.shape[1], strata)
+    # a half on which all teachers have one score has no lead to weight the gains by
+    apart = all(np.ptp(told[:, halves == half].mean(1)) > 0 for half in (0, 1)) if told.shape[1] > 1 else False
+    differ = len(points) > 2 and apart and len(seeds) > 0
     partner = scores(arms[whole.partner], metric, values)
     return GapLine(
         {name: getattr(whole, name) for name in NAMES},
         tuple(name for _, name, _, _ in points),
         np.array([score for score, *_ in points]),
         float(partner.values.mean()) if partner is not None else float("nan"),
-        tuple(seeds_and_items(pairs.values, pairs.strata) for *_, pairs in points),
+        tuple(seeds_and_items(pairs.values, pairs.strata, limits=pairs.limits) for *_, pairs in points),
         slope(gains, told, strata) if differ else None,
     )

@@ -3,7 +3,8 @@
 Reads a summary (`table.summary`) and crossovers (`paired_gains.crossovers`). "Beats" and "loses to" need a p value
 below 0.05 after Holm over all comparisons of the figure; every other gain "does not differ clearly from SFT", which is
 not the same as equal: equality needs an interval within the margin, declared in the metric's unit, and is part of the
-crossover's interval by sign change. Better and worse follow the metric's direction; numbers keep its sign.
+crossover's interval by sign change. A gain of one seed is a hint and says no more (`conclusion.py`). Better and worse
+follow the metric's direction; numbers keep its sign.
 
     verdict(summary(records), crossovers(records, metric))
     # "For small on mini at 300 steps x 32 rows, kd (weak) beats SFT at 1 % of the data by +0.056 [...]; ..."
@@ -15,11 +16,23 @@ from typing import Any
 import pandas as pd
 
 from harness.results.arms import Arm, Metric
+from harness.results.conclusion import AHEAD, BEHIND, BETTER, HINT, NOT_CLEAR, ONE_SEED, WORSE, conclusion, is_hint
 from harness.results.stats.crossover import Crossover
-from harness.results.stats.intervals import LEAST_REPLICATES
 from harness.results.table import headline, percent, select
 
 UNCLEAR = "does not differ clearly from SFT"
+VERBS = {
+    BETTER: "beats SFT",
+    WORSE: "loses to SFT",
+    AHEAD: "is ahead before Holm, but not after it,",
+    BEHIND: "is behind before Holm, but not after it,",
+    NOT_CLEAR: UNCLEAR,
+}
+HINTS = {
+    f"{HINT}ahead {ONE_SEED}": "is ahead of SFT",
+    f"{HINT}behind {ONE_SEED}": "is behind SFT",
+    f"{HINT}{NOT_CLEAR} {ONE_SEED}": UNCLEAR,
+}
 SHOWN = 3  # lines in words; the rest are in the table
 LINE = ["student", "corpus", "budget", "variant", "method", "teacher"]
 
@@ -75,26 +88,18 @@ def _line(part: pd.DataFrame, sign: int, crossing: Crossover | None, paired: pd.
     first = part.iloc[0]
     extra = [str(first[name]) for name in ("student", "corpus", "budget") if paired[name].nunique() > 1]
     extra += [first["variant"]] if first["variant"] else []
-    ahead, behind = "is ahead before Holm, but not after it,", "is behind before Holm, but not after it,"
-    groups: dict[str, list[Any]] = {
-        "beats SFT": [],
-        "loses to SFT": [],
-        ahead: [],
-        behind: [],
-        UNCLEAR: [],
-    }
-    # a p value that is NaN is below nothing, so a gain without an interval is unclear
+    groups: dict[str, list[Any]] = {}
     for row in part.to_dict("records"):
-        better = sign * row["gain"] > 0
-        if row["gain_p_holm"] < 0.05:
-            verb = "beats SFT" if better else "loses to SFT"
-        elif row["gain_p"] < 0.05:
-            verb = ahead if better else behind
-        else:
-            verb = UNCLEAR
-        groups[verb].append(row)
-    clauses = [f"{verb} at {_listed(members)}" for verb, members in groups.items() if members]
-    text = " ".join([_who(first, *extra), _joined(clauses)])
+        groups.setdefault(conclusion(row), []).append(row)
+    parts = []
+    for verbs, form in ((VERBS, "{}"), (HINTS, f"{HINT}{{}} {ONE_SEED}")):
+        clauses = [f"{verb} at {_listed(groups[shown])}" for shown, verb in verbs.items() if shown in groups]
+        if clauses:
+            parts.append(form.format(" ".join([_who(first, *extra), _joined(clauses)])))
+    text = "; ".join(parts)
+    # a crossover of single seeds excludes their variance, and would be read as shown
+    if crossing is not None and crossing.excludes_seed_variance:
+        return text
     if crossing is None:
         return text
     # where no parabola can be fitted or trusted, the interval by sign change speaks
@@ -156,7 +161,7 @@ def _find(crossovers: Mapping[Arm, Crossover], part: pd.DataFrame) -> Crossover 
 def _strength(part: pd.DataFrame, sign: int) -> float:
     """The order of lines: the largest clear gain, then the largest gain."""
     # 1e6 is above any gain, so each line with a clear one comes before all lines without
-    clear = part[part["gain_p_holm"] < 0.05]
+    clear = part[[conclusion(row) in (BETTER, WORSE) for row in part.to_dict("records")]]
     return float(
         (sign * clear["gain"]).max() + 1e6
         if len(clear) and (sign * clear["gain"]).max() > 0
@@ -176,9 +181,10 @@ def _certainty(students: pd.DataFrame, metric: Metric) -> str:
     seeds += " in each replicate" if (paired["draws"] > 1).any() else ""
     family = f"{len(paired)} comparison{'s' if len(paired) > 1 else ''}"
     text = f"Certainty: {seeds}, 95 % intervals over {' or '.join(kinds)}, Holm over {family}"
-    alone = (paired["paired_seeds"] < 2) & (paired["draws"] < LEAST_REPLICATES)
+    alone = paired.apply(is_hint, axis=1)
     if alone.any():
-        text += "; one seed gives no seed variance" + ("" if alone.all() else ", where there is only one")
+        text += "; one seed gives no seed variance, so it shows a hint only"
+        text += "" if alone.all() else ", where there is only one"
     if (paired["draws"] == 1).any() and "for one replicate" not in text:
         several = paired["teacher"].str.contains("[seed=", regex=False, na=False).any()
         text += "; for one corpus and these teachers only" if several else "; for one replicate only"

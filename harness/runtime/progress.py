@@ -11,7 +11,7 @@ fit that continues from a checkpoint passes its earlier lines on again.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 MIN_SECONDS_BETWEEN_REPORTS = 0.25
@@ -34,19 +34,26 @@ LineListener = Callable[[Mapping[str, Any]], None]
 _listener: Listener | None = None
 _line_listener: LineListener | None = None
 _last_report = 0.0
+_last = Progress(0, 1)
 
 
 def report(step: int, total: int, loss: float | None = None, note: str = "") -> None:
     """Report how far the stage is; cheap enough for every step of a tiny model. Raises what the listener raises."""
-    global _last_report
+    global _last_report, _last
     if _listener is None:
         return
     now = time.monotonic()
     # the last step always passes: a view would otherwise show a finished stage short of its end
     if step < total and now - _last_report < MIN_SECONDS_BETWEEN_REPORTS:
         return
-    _last_report = now
-    _listener(Progress(step, total, loss, note))
+    _last_report, _last = now, Progress(step, total, loss, note)
+    _listener(_last)
+
+
+def note(text: str) -> None:
+    """Report that the stage is where it was, with a note on what it waits for. Raises what the listener raises."""
+    if _listener is not None:
+        _listener(replace(_last, note=text))
 
 
 def log(line: Mapping[str, Any]) -> None:
@@ -58,9 +65,9 @@ def log(line: Mapping[str, Any]) -> None:
 @contextmanager
 def listen(listener: Listener, lines: LineListener | None = None) -> Iterator[None]:
     """Send this process's reports to `listener`, and lines of the log to `lines`, while the block runs."""
-    global _listener, _line_listener
+    global _listener, _line_listener, _last
     before = _listener, _line_listener
-    _listener, _line_listener = listener, lines
+    _listener, _line_listener, _last = listener, lines, Progress(0, 1)
     try:
         yield
     finally:

@@ -31,7 +31,9 @@ from harness.models.files import (
     check_downloaded,
     hub_model,
     local_folder,
+    weight_files,
 )
+from harness.models.finite import check_weight_files, check_weights
 from harness.models.loading import (
     count_parameters,
     device_of,
@@ -43,6 +45,7 @@ from harness.models.loading import (
     random_model,
     save_model,
     tokenizer_hash,
+    weights_folder,
 )
 from harness.store.store import write_json
 from harness.teachers.completions_client import CompletionsClient
@@ -81,6 +84,8 @@ def make_base(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, m
     write_json(out / POINTER, pointer)
     tokenizer = load_tokenizer(out, fixed=False)
     if settings["init"] == "pretrained":
+        folder = weights_folder(out)
+        check_weight_files(weight_files(folder, "path", str(folder)), str(where["path"]))
         return _reference(settings, tokenizer, out)
     fresh = settings["init"] == "random"
     model = random_model(load_config(out), settings["init_seed"]) if fresh else load_model(out, dtype="auto")
@@ -161,7 +166,7 @@ def _served(settings: Mapping[str, Any], where: Mapping[str, Any], out: Path) ->
         folder = fetch(hub_model("teacher", where["tokenizer"], where["revision"], "tokenizer"), HUB_TOKENIZER_FILES)
     tokenizer = load_tokenizer(folder, fixed=False)
     _set_template(tokenizer, settings)
-    endpoint = endpoint_at(where["path"], where["api_key_env"])
+    endpoint = endpoint_at(where["path"], **_access(where))
     teacher = ServedTeacher(CompletionsClient(endpoint, settings["served_model"]), tokenizer)
     description = server_description(where["path"], teacher)
     tokenizer.save_pretrained(out)
@@ -170,12 +175,20 @@ def _served(settings: Mapping[str, Any], where: Mapping[str, Any], out: Path) ->
     return {"counts": {"vocabulary": len(tokenizer)}, **hashes}
 
 
+def _access(where: Mapping[str, Any]) -> dict[str, Any]:
+    """The name of the key's variable, and the time-outs of a plan that has them."""
+    named = {"connect_timeout_s": "connect_timeout_s", "read_timeout_s": "timeout_s"}
+    timeouts = {name: where[setting] for setting, name in named.items() if setting in where}
+    return {"api_key_env": where["api_key_env"], **timeouts}
+
+
 def _save(settings: Mapping[str, Any], model: Any, tokenizer: "PreTrainedTokenizerBase", out: Path) -> Facts:
     """Prune the model and set its template where the settings say so, then write the folder."""
     if settings["init"] == "pruned":
         model = prune_layers(model, settings["layers"])
     _set_template(tokenizer, settings)
     chat.end_of_turn_id(tokenizer)
+    check_weights(model, f"the {settings['kind']} model")
     save_model(model.to("cpu"), tokenizer, out)
     return {
         "counts": {"parameters": count_parameters(model), "vocabulary": len(tokenizer)},

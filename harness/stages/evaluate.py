@@ -20,6 +20,8 @@ from harness.data.chat import end_of_turn_id
 from harness.evals import ALL, UNCLOSED, UNREAD, HeldoutRow, Item, Options, Score, Scored, load_eval
 from harness.evals.benchmarks import load_benchmark
 from harness.evals.subsample import in_proportion
+from harness.models.diverged import DivergedError
+from harness.models.finite import check_weights
 from harness.models.flops import forward_flops
 from harness.models.loading import count_parameters, device_of, load_model, load_shape, load_tokenizer, weights_folder
 from harness.runtime import progress
@@ -37,7 +39,8 @@ def make_evaluate(settings: dict[str, Any], inputs: Mapping[str, Path], out: Pat
     `limit` takes), `precision` (else fp32), `max_new_tokens` where answers to held-out rows are generated, and for a
     benchmark `card` (its identity) with `revision` or `files`.
     `inputs`: `model`, and `mixture` for held-out rows.
-    Raises SettingsError where the model cannot be loaded, or a benchmark's file or data changed after planning.
+    Raises SettingsError where the model cannot be loaded, or a benchmark's file or data changed after planning, and
+    DivergedError where its weights, or what it gives an item, are not numbers.
     """
     tokenizer = load_tokenizer(inputs["model"])
     # the server generates the answers; the shape is needed for the context and the FLOPs
@@ -45,9 +48,11 @@ def make_evaluate(settings: dict[str, Any], inputs: Mapping[str, Path], out: Pat
         model = load_shape(inputs["model"])
     else:  # one precision for base, teacher and student, so that scores compare
         model = load_model(inputs["model"], device_of(machine), dtype=settings.get("precision", "fp32"))
+        check_weights(model, "the model that is scored")
     progress.report(0, 1, note=settings["eval"])
     score = _benchmark if "card" in settings else _heldout
     scored, scores, resolved = score(settings, inputs, model, tokenizer)
+    _check_finite(scored.items)
     _write_items(scored.items, out / "items.parquet")
     write_json(out / "scores.json", [_plain(score) for score in scores])
     flops = forward_flops(count_parameters(model), scored.read_tokens + scored.generated_tokens)
@@ -98,6 +103,15 @@ def read_heldout(mixture: Path) -> list[HeldoutRow]:
 
     columns = [field.name for field in fields(HeldoutRow)]
     return [HeldoutRow(**row) for row in pq.read_table(mixture / "heldout.parquet", columns=columns).to_pylist()]
+
+
+def _check_finite(items: Sequence[Item]) -> None:
+    """Raise DivergedError where a model whose weights are numbers gives an item no number: its logits overflow."""
+    for item in items:
+        values = {"score": item.score, "nll": item.nll, "nll_truth": item.nll_truth}
+        for name, value in values.items():
+            if value is not None and not math.isfinite(value):
+                raise DivergedError(f"the model's {name} of {item.eval} item {item.id} ({item.source}) is {value}")
 
 
 def _write_items(items: Sequence[Item], path: Path) -> None:

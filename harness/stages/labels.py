@@ -77,8 +77,9 @@ def make_labels(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
             rows, chosen = _as_the_teacher_reads(inputs["teacher_reading"], rows.select(chosen))
         else:
             _check_rendering(inputs["rows"], tokenizer)
-        url = settings.get("where", {}).get("teacher_url")
-        teacher = open_teacher(inputs["teacher"], device_of(machine), settings["precision"], url)
+        where = settings.get("where", {})
+        url, access = where.get("teacher_url"), where.get("teacher_server")
+        teacher = open_teacher(inputs["teacher"], device_of(machine), settings["precision"], url, access)
         partial_output = PartialOutput(settings, inputs, ROWS_PER_PART, teacher.spent)
         _answer(teacher, rows, chosen, settings, partial_output, columns)
         read, parameters, earlier_seconds = teacher.spent["read"], teacher.parameters, partial_output.earlier_seconds

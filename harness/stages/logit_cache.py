@@ -25,6 +25,7 @@ from harness.config.checks import SettingsError, refuse
 from harness.config.machine import Machine
 from harness.config.teacher_signal import Signal, check_served
 from harness.data.sequences import IGNORED, Row, Rows, collate, draw_seed
+from harness.models.diverged import TeacherDivergedError
 from harness.models.flops import forward_flops
 from harness.models.loading import device_of, load_tokenizer
 from harness.models.logits import logits_at, scored_positions
@@ -60,8 +61,9 @@ def make_cache(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     assert signal.kind != "live", "a live teacher is not cached"
     dataset = load_from_disk(inputs["rows"] / "train")
     rows, ids = Rows(dataset), dataset["id"]
-    precision, url = settings.get("precision", "fp32"), settings.get("where", {}).get("teacher_url")
-    teacher = open_teacher(inputs["teacher"], device_of(machine), precision, url)
+    precision, where = settings.get("precision", "fp32"), settings.get("where", {})
+    url, access = where.get("teacher_url"), where.get("teacher_server")
+    teacher = open_teacher(inputs["teacher"], device_of(machine), precision, url, access)
     served = isinstance(teacher, ServedTeacher)
     if served:
         check_served(signal)
@@ -160,6 +162,9 @@ def score(
             whole = logits_at(model, ids, mask, scored_positions(labels))  # (N, W)
             outside.add(reading.shared.mass_outside(whole))
             logits = reading.shared.of_teacher(whole)  # (N, V)
+            if bool(logits.isnan().any()):
+                numbers = ", ".join(str(rows[index].number) for index in indices)
+                raise TeacherDivergedError(f"the teacher's logits are NaN in the rows {numbers}")
             sparse = _sparse(logits, signal, uniforms).to("cpu")
         for index, hashes, end, n in zip(indices, batch_hashes(batch), ends, counts, strict=True):
             found[index] = stored_row(rows[index].number, hashes, sparse[end - n : end], samples, vocabulary)

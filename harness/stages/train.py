@@ -11,6 +11,7 @@ teacher or missing answers are an error, never a fallback.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from harness.config.recipe import CROSS, TrainingPhase
 from harness.config.teacher_signal import POLICY_GRADIENT, Signal
 from harness.data.chat import end_of_turn_id
 from harness.data.sequences import Rows, draw_seed, mixed_visits, steps_on, visiting_order, visits
+from harness.models.diverged import DivergedError, TeacherDivergedError
 from harness.models.files import SERVER
+from harness.models.finite import check_weights, explosion_warnings
 from harness.models.fsdp import full_tensors, uses_fsdp
 from harness.models.loading import count_frozen, count_parameters, device_of, load_model, load_tokenizer, save_model
 from harness.models.lora import merged, with_adapters
@@ -64,9 +67,9 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     the student's rendering. Of several teachers, `teachers` says which of them teaches what (`plan/several.py`), inputs
     have a member's place in their role (`teacher:0`), and `mixture` has the ids and sources of the rows.
     `metrics["validation_nll"]` is in nats per token of the cell's own validation rows, the same for every
-    objective. Raises DivergedError at a loss that is not a number, ValueError where an input or the data's answers are
-    missing, SettingsError where teacher and student do not fit or a FLOP budget does not pay for one step, Preempted
-    where the process has to stop.
+    objective. Raises DivergedError where the loss, the weights or what they give are not numbers, ValueError where an
+    input or the data's answers are missing, SettingsError where teacher and student do not fit or a FLOP budget does
+    not pay for one step, Preempted where the process has to stop.
     """
     phase = TrainingPhase.of(settings["stage"])
     budget, seed = Budget(**settings["budget"]), settings["seed"]
@@ -102,12 +105,16 @@ def make_train(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, 
     # a seed for each phase, so that a sequel does not repeat the draws of its warm-up
     fit_seed = draw_seed(seed, "train", settings["index"])
     training = TrainingSettings(budget, phase, machine, fit_seed, settings.get("max_new_tokens", 0))
+    before = check_weights(model, "the student before its first step")
     report = fit(model, tokenizer, data, training, out=out, teacher=teacher)
     # a sharded student is about to be whole on rank 0's GPU, where a live teacher would leave no room for it
     teacher = None
     trained = _exported(model, tokenizer, settings, inputs, out, machine)
     if trained is None:
         return {}  # the facts are reported by rank 0, which alone has the model
+    # the loss of a step is that before its update, so the last update is only seen here
+    after = check_weights(trained, f"the student after step {report.steps} of {len(batches)}")
+    warnings += explosion_warnings(trained, before, after)
     metrics |= _results(report, trained, data.validation)
     if budget.kind == "flops":
         # what the teacher prepared is paid from the same budget as the training
@@ -154,6 +161,9 @@ def _results(report: TrainingReport, model: Any, validation: Rows | None) -> dic
         metrics |= {"first_loss": report.first_loss, "last_loss": report.last_loss}
     if validation is not None:
         metrics["validation_nll"], metrics["validation_tokens"] = mean_nll(model, validation)
+    for name, value in (metrics | report.diagnostics).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise DivergedError(f"{name} is {value} after step {report.steps}")
     return metrics
 
 
@@ -189,10 +199,12 @@ def _teacher(
     folder = _needed(inputs, "teacher", phase)
     own_rows, rendering = _read_by_teacher(inputs), settings.get("rendering", "own")
     if (folder / SERVER).is_file():
-        served = open_teacher(folder, url=settings.get("where", {}).get("teacher_url"))
+        where = settings.get("where", {})
+        served = open_teacher(folder, url=where.get("teacher_url"), access=where.get("teacher_server"))
         assert isinstance(served, ServedTeacher)
         return ServedSignal(served, tokenizer, signal, own_rows, rendering, phase.estimator == POLICY_GRADIENT)
     model, own = load_model(folder, device=device, dtype=precision), load_tokenizer(folder)
+    check_weights(model, "the teacher", TeacherDivergedError)
     # only a teacher with other tokens needs the rows in its own rendering
     if phase.divergence in CROSS:
         rendered = Rows(load_from_disk(_needed(inputs, "teacher_rows", phase) / "train"))
@@ -221,6 +233,7 @@ def _several(
     for member, mine in zip(members, own, strict=True):
         folder = _needed(mine, "teacher", phase)
         model, theirs = load_model(folder, device=device, dtype=precision), load_tokenizer(folder)
+        check_weights(model, f"teacher {len(teachers) + 1}", TeacherDivergedError)
         rendering = member.get("rendering", "own")
         teachers.append(LiveTeacher(model, theirs, tokenizer, device, _read_by_teacher(mine), rendering))
     weights = [float(member.get("share", 0.0)) for member in members]

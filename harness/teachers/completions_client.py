@@ -11,19 +11,27 @@ sent, since a server fills gaps from the model's own generation config. Needs ne
 
 import hashlib
 import json
+import queue
+import re
 import threading
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from harness.config.checks import refuse
+from harness.runtime import progress
 from harness.teachers.http_endpoint import HttpEndpoint
 
 PROBE_TOKENS = 16
+PROBE_SECONDS = 120.0
+"""Seconds within which a server answers the probe, at most: it is short, also where answers may take long."""
+TOLD_SECONDS = 15.0
+"""Seconds without any answer after which the wait is shown, and between two such notes."""
+HEAD_BYTES, BYTES_PER_VALUE = 1 << 20, 512
+"""Room in an answer, apart from and for each token or log-probability; vLLM's take about 100 bytes."""
 PROBE_TOLERANCE = 0.1  # nats; kernels and batch shapes move bf16 log-probabilities by hundredths
 CURRENT = "serve it with a current vLLM"
 # Sampling from the whole distribution, whatever the model's generation config says.
@@ -81,6 +89,8 @@ class CompletionsClient:
         """`encode` tokenises the text of a server that returns no ids; `in_flight` requests are open at once."""
         assert in_flight > 0
         self.endpoint, self.served_model, self.encode, self.in_flight = endpoint, served_model, encode, in_flight
+        self.vocabulary: int | None = None
+        """Tokens of the declared tokenizer; ids beyond are refused. None: not known."""
         self.reencoded = 0
         """Answers that came as text and were tokenised again; their ids may not be those the model generated."""
 
@@ -96,9 +106,12 @@ class CompletionsClient:
         known = {model.get("id"): model for model in models if isinstance(model, dict)}
         if self.served_model not in known:
             listed = ", ".join(sorted(map(str, known))) or "nothing"
-            there = f"the server at {self.endpoint.url} serves {listed}"
+            there = f"the server at {self.endpoint.shown} serves {listed}"
             raise refuse("teacher.served_model", self.served_model, there, "set one of these, or serve this one")
-        return known[self.served_model].get("max_model_len")
+        length = known[self.served_model].get("max_model_len")
+        if length is not None and not (type(length) is int and length > 1):
+            raise self.endpoint.malformed(f"max_model_len as a number of tokens (it is {str(length)[:40]!r})", CURRENT)
+        return length
 
     def complete(
         self,
@@ -129,8 +142,10 @@ class CompletionsClient:
             limit = min(max_new_tokens, (context or 2**31) - len(prompt))
             if limit <= 0:
                 return [], False
-            choice = self._choice({**_generation_body(prompt, limit, temperature, seed, stops), **more}, stopped)
-            return self._answer_ids(choice, stops, limit)
+            choice = self._choice({**_generation_body(prompt, limit, temperature, seed, stops), **more}, stopped, limit)
+            ids, was_text = self._answer_ids(choice, stops, limit)
+            self._check_ids(ids)
+            return ids, was_text
 
         answers = self._each(answer, list(zip(prompts, seeds, strict=True)))
         self.reencoded += sum(was_text for _, was_text in answers)
@@ -145,13 +160,14 @@ class CompletionsClient:
         assert top_k >= 0 and all(len(row) > 0 for row in rows)
         longest = max(map(len, rows), default=0)
         if self.context is not None and longest >= self.context:
-            there = f"the server at {self.endpoint.url} takes rows of at most {self.context - 1} tokens"
+            there = f"the server at {self.endpoint.shown} takes rows of at most {self.context - 1} tokens"
             raise refuse("corpus.max_length", longest, there, f"start it with --max-model-len {longest + 1}")
 
         def scored(row: Sequence[int], stopped: threading.Event) -> RowScores:
             ids = list(map(int, row))
             body = {"prompt": ids, "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": top_k}
-            return self._scores(ids, self._choice(body, stopped).get("prompt_logprobs"), top_k)
+            choice = self._choice(body, stopped, len(ids) * (top_k + 2))
+            return self._scores(ids, choice.get("prompt_logprobs"), top_k)
 
         return self._each(scored, rows)
 
@@ -163,42 +179,87 @@ class CompletionsClient:
         room = PROBE_TOKENS if self.context is None else self.context - len(prompt)
         assert room > 0, "a context shorter than the probe"
         limit, stops = min(room, PROBE_TOKENS), frozenset(stop_ids)
-        choice = self._choice(_generation_body(prompt, limit, 0.0, 0, stops), threading.Event())
+        body = _generation_body(prompt, limit, 0.0, 0, stops)
+        choice = self._choice(body, threading.Event(), limit, PROBE_SECONDS)
         ids, _ = self._answer_ids(choice, stops, limit)
+        self._check_ids(ids)
         values = (choice.get("logprobs") or {}).get("token_logprobs") or []
         known = [] if None in values else values[: len(ids)]
         return Probe(self.served_model, tuple(ids), tuple(map(float, known)))
 
     def _each(self, function: Callable[[Item, threading.Event], Result], items: Sequence[Item]) -> list[Result]:
         """`function` of every item, `in_flight` at a time, in order; the first failure stops the rest."""
-        stopped = threading.Event()
-        with ThreadPoolExecutor(self.in_flight) as pool:
-            # futures are collected in the items' order, and awaited in the order in which they end
-            futures = [pool.submit(function, item, stopped) for item in items]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-            finally:
-                # ends the waits between attempts, so that the failure is raised without waiting for the other retries
-                stopped.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-        return [future.result() for future in futures]
+        stopped, ended = threading.Event(), queue.SimpleQueue[tuple[int, Result | None, BaseException | None]]()
+        todo = iter(enumerate(items))
+        lock = threading.Lock()
 
-    def _choice(self, body: dict[str, Any], stopped: threading.Event) -> dict[str, Any]:
-        answer = self.endpoint.request("/v1/completions", {**PLAIN, "model": self.served_model, **body}, stopped)
+        def work() -> None:
+            while not stopped.is_set():
+                with lock:
+                    place, item = next(todo, (None, None))
+                if place is None:
+                    return
+                try:
+                    ended.put((place, function(cast(Item, item), stopped), None))
+                except BaseException as problem:
+                    ended.put((place, None, problem))
+
+        # daemons: requests that are under way when one fails are not waited for, here or at the end of the process
+        for _ in range(min(self.in_flight, len(items))):
+            threading.Thread(target=work, daemon=True).start()
+        found: dict[int, Any] = {}
+        quiet = 0.0
+        try:
+            while len(found) < len(items):
+                try:
+                    place, result, problem = ended.get(timeout=TOLD_SECONDS)
+                except queue.Empty:
+                    quiet += TOLD_SECONDS
+                    progress.note(f"no answer from {self.endpoint.shown} for {quiet:.0f} s")
+                    continue
+                if problem is not None:
+                    raise problem
+                found[place], quiet = result, 0.0
+        finally:
+            stopped.set()  # ends the waits between attempts
+        return [found[place] for place in range(len(items))]
+
+    def _choice(
+        self, body: dict[str, Any], stopped: threading.Event, values: int, seconds: float | None = None
+    ) -> dict[str, Any]:
+        """The completion of a request whose answer has about `values` tokens or log-probabilities."""
+        body = {**PLAIN, "model": self.served_model, **body}
+        most_bytes = HEAD_BYTES + BYTES_PER_VALUE * values
+        answer = self.endpoint.request("/v1/completions", body, stopped, most_bytes, seconds)
         choices = answer.get("choices")
         if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
             raise self.endpoint.malformed("a completion")
         return choices[0]
 
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        """Raise SettingsError for ids that are no tokens of the declared tokenizer."""
+        wrong = [one for one in ids if one < 0 or (self.vocabulary is not None and one >= self.vocabulary)]
+        if wrong:
+            have = "" if self.vocabulary is None else f", and the declared tokenizer has {self.vocabulary} tokens"
+            there = f"the server at {self.endpoint.shown} answers with token id {wrong[0]}{have}"
+            raise refuse(
+                "teacher.served_model",
+                self.served_model,
+                there,
+                "set teacher.tokenizer to the tokenizer of the model that is served",
+            )
+
     def _answer_ids(self, choice: dict[str, Any], stops: frozenset[int], limit: int) -> tuple[list[int], bool]:
         """Ids of an answer up to its first stop token, and whether they had to be tokenised from its text."""
-        ids, was_text = _ids_of(choice), False
+        ids, was_text = self._ids_of(choice), False
         ended_by = choice.get("stop_reason", choice.get("matched_stop"))
         if ids is None:
             if self.encode is None:
                 raise self.endpoint.malformed("token ids (return_token_ids)", CURRENT)
-            ids, was_text = self.encode(choice.get("text") or ""), True
+            text = choice.get("text") or ""
+            if not isinstance(text, str):
+                raise self.endpoint.malformed("an answer's text or token ids", CURRENT)
+            ids, was_text = self.encode(text), True
             if ended_by is None and len(stops) == 1:
                 (ended_by,) = stops  # the text ends before the stop token
         first = next((place for place, token in enumerate(ids[:limit]) if token in stops), None)
@@ -208,6 +269,19 @@ class CompletionsClient:
         if choice.get("finish_reason") == "stop" and ended_by in stops:
             return [*ids[: limit - 1], int(ended_by)], was_text
         return ids[:limit], was_text
+
+    def _ids_of(self, choice: dict[str, Any]) -> list[int] | None:
+        """Token ids as the server returns them; None where it returns text alone. Raises SettingsError for others."""
+        ids = choice.get("token_ids")
+        if isinstance(ids, list):
+            if not all(type(one) is int for one in ids):
+                raise self.endpoint.malformed("token ids that are whole numbers", CURRENT)
+            return ids
+        logprobs = choice.get("logprobs")
+        tokens = (logprobs.get("tokens") if isinstance(logprobs, dict) else None) or []
+        if tokens and all(re.fullmatch(r"token_id:\d+", str(token)) for token in tokens):
+            return [int(token.removeprefix("token_id:")) for token in tokens]
+        return None
 
     def _scores(self, row: list[int], entries: Any, top_k: int) -> RowScores:
         """Entry i of `prompt_logprobs` scores token i, so it is row i - 1 here; entry 0 scores nothing.
@@ -225,15 +299,19 @@ class CompletionsClient:
             own = entry.get(str(token)) if isinstance(entry, dict) else None
             if own is None:
                 raise self.endpoint.malformed("the log-probability of every token of the row", CURRENT)
-            actual[place] = own["logprob"]
-            # The row's own token comes last: where it ties with one of the top k, their ranks may be equal.
-            for name, value in [*((name, value) for name, value in entry.items() if value is not own), (token, own)]:
-                rank = (value.get("rank") or 0) - 1
-                if 0 <= rank < top_k and ids[place, rank] < 0:
-                    ids[place, rank], logprobs[place, rank] = int(name), value["logprob"]
+            try:
+                actual[place] = own["logprob"]
+                # The row's own token comes last: where it ties with one of the top k, their ranks may be equal.
+                others = [(name, value) for name, value in entry.items() if value is not own]
+                for name, value in [*others, (token, own)]:
+                    rank = (value.get("rank") or 0) - 1
+                    if 0 <= rank < top_k and ids[place, rank] < 0:
+                        ids[place, rank], logprobs[place, rank] = int(name), value["logprob"]
+            except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
+                raise self.endpoint.malformed("log-probabilities by token id, each with its rank", CURRENT) from None
         if (ids < 0).any():
             fewest = int((ids >= 0).sum(1).min())
-            there = f"the server at {self.endpoint.url} gave {fewest} of {top_k} log-probabilities at a position"
+            there = f"the server at {self.endpoint.shown} gave {fewest} of {top_k} log-probabilities at a position"
             raise refuse("signal.top_k", top_k, there, f"start it with --max-logprobs {top_k}, or ask for fewer")
         with np.errstate(over="ignore"):
             # processed log-probabilities (scaled, or of a cut distribution) would be stored as the model's own; their
@@ -261,14 +339,3 @@ def _generation_body(
         "logprobs": 1,
         "return_tokens_as_token_ids": True,
     }
-
-
-def _ids_of(choice: dict[str, Any]) -> list[int] | None:
-    """Token ids as the server returns them; None where it returns text alone."""
-    ids = choice.get("token_ids")
-    if isinstance(ids, list):
-        return list(map(int, ids))
-    tokens = (choice.get("logprobs") or {}).get("tokens") or []
-    if tokens and all(str(token).startswith("token_id:") for token in tokens):
-        return [int(token.removeprefix("token_id:")) for token in tokens]
-    return None

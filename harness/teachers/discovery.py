@@ -19,7 +19,7 @@ from typing import Any
 from harness.config.checks import SettingsError, refuse
 from harness.runtime import preemption
 from harness.store.store import Store, write_json
-from harness.teachers.http_endpoint import BY_SLURM, FIELD, HttpEndpoint, ServerError
+from harness.teachers.http_endpoint import ANSWER_BYTES, BY_SLURM, FIELD, HttpEndpoint, ServerError
 
 LOOK_SECONDS = 2.0
 ANSWER_SECONDS = 10.0
@@ -51,15 +51,17 @@ def write_address(file: Path, **content: Any) -> None:
     write_json(file, {"url": None, **content})
 
 
-def endpoint_at(path: str, api_key_env: str | None = None) -> HttpEndpoint:
-    """The endpoint at an address, or at the one that the address file `path` names, which is waited for.
+def endpoint_at(path: str, api_key_env: str | None = None, **patience: Any) -> HttpEndpoint:
+    """The endpoint at an address, or at the one that the address file `path` names, which is waited for; `patience` as
+    of an `HttpEndpoint`.
 
     Raises SettingsError for a malformed address, ServerError where the job behind an address file has ended, failed,
     or starts later than it may, and Preempted where this process is asked to stop while it waits.
     """
     if path == BY_SLURM:
         raise refuse(FIELD, path, "no cluster serves it here", "send the grid to one with slurm=<cluster>")
-    return DiscoveredEndpoint(Path(path), api_key_env) if path.startswith("/") else HttpEndpoint(path, api_key_env)
+    kind = DiscoveredEndpoint if path.startswith("/") else HttpEndpoint
+    return kind(Path(path) if path.startswith("/") else path, api_key_env, **patience)
 
 
 def answers(url: str, api_key_env: str | None) -> bool:
@@ -81,7 +83,12 @@ class DiscoveredEndpoint(HttpEndpoint):
         super().__init__(_wait_for_address(file, api_key_env, threading.Event()), api_key_env, **patience)
 
     def request(
-        self, path: str, body: dict[str, Any] | None = None, stopped: threading.Event | None = None
+        self,
+        path: str,
+        body: dict[str, Any] | None = None,
+        stopped: threading.Event | None = None,
+        most_bytes: int = ANSWER_BYTES,
+        seconds: float | None = None,
     ) -> dict[str, Any]:
         """As `HttpEndpoint.request`, and a server that is restarted meanwhile is waited for.
 
@@ -91,7 +98,7 @@ class DiscoveredEndpoint(HttpEndpoint):
         while True:
             url = self.url
             try:
-                return super().request(path, body, stopped)
+                return super().request(path, body, stopped, most_bytes, seconds)
             # a server that refuses the request is there, and its SettingsError passes on; this one may come back
             except ServerError:
                 with self._moving:  # one of many threads reads the file

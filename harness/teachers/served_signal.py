@@ -91,7 +91,7 @@ def scored_by_server(
         raise refuse(
             "teacher.tokenizer",
             str(teacher.tokenizer.name_or_path),
-            f"it has {known} tokens and the server at {teacher.server.endpoint.url} names token {ids.max()}",
+            f"it has {known} tokens and the server at {teacher.server.endpoint.shown} names token {ids.max()}",
             "give the tokenizer of the model that is served",
         )
     if own_token:

@@ -10,13 +10,15 @@ fixed prompt is stored by the stage `base`, and compared whenever the server is 
 
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.config.checks import refuse
 from harness.data.chat import end_of_turn_id, prompt_ids
+from harness.models.diverged import TeacherDivergedError
 from harness.models.files import SERVER
+from harness.models.finite import check_weights
 from harness.models.generate import context_of, generate
 from harness.models.loading import count_parameters, load_model, load_tokenizer
 from harness.teachers.completions_client import CompletionsClient, Probe, RowScores
@@ -97,6 +99,7 @@ class ServedTeacher:
     def __init__(self, server: CompletionsClient, tokenizer: "PreTrainedTokenizerBase") -> None:
         self.server, self.tokenizer = server, tokenizer
         self.spent: Counter[str] = Counter()
+        server.vocabulary = len(tokenizer)
         # without special tokens: the text is a part of a conversation
         server.encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -159,27 +162,34 @@ class ServedTeacher:
             raise refuse(
                 "teacher.served_model",
                 self.server.served_model,
-                f"the server at {self.server.endpoint.url} answers the probe as {now.sha256[:12]} and not as "
+                f"the server at {self.server.endpoint.shown} answers the probe as {now.sha256[:12]} and not as "
                 f"{stored.sha256[:12]}, which the store has, so it serves another model now",
                 "serve the earlier model, or give the new one a teacher.revision of its own",
             )
 
 
 def open_teacher(
-    folder: Path, device: str = "cpu", precision: str = "fp32", url: str | None = None
+    folder: Path,
+    device: str = "cpu",
+    precision: str = "fp32",
+    url: str | None = None,
+    access: Mapping[str, Any] | None = None,
 ) -> LocalTeacher | ServedTeacher:
     """The teacher of a model folder: a model in memory, or a client where the folder describes a server.
 
     `device` and `precision` (`fp32`, `bf16`) are for a model in memory. `url`: the server's present address, or the
-    file that states it (`discovery.py`), in place of the stored one. Raises SettingsError where the server is down or
-    serves another model.
+    file that states it (`discovery.py`), in place of the stored one; `access`: the present `api_key_env` and time-outs,
+    which may have changed since the folder was made. Raises SettingsError where the server is down or serves another
+    model, TeacherDivergedError where the weights are not numbers.
     """
     # of a server too: the stage `base` stored the tokenizer that was declared for it
     tokenizer = load_tokenizer(folder)
     if not (folder / SERVER).is_file():
-        return LocalTeacher(load_model(folder, device=device, dtype=precision), tokenizer)
+        model = load_model(folder, device=device, dtype=precision)
+        check_weights(model, "the teacher", TeacherDivergedError)
+        return LocalTeacher(model, tokenizer)
     written = json.loads((folder / SERVER).read_text())
-    endpoint = endpoint_at(url or written["url"], written["api_key_env"])
+    endpoint = endpoint_at(url or written["url"], **(access or {"api_key_env": written["api_key_env"]}))
     teacher = ServedTeacher(CompletionsClient(endpoint, written["served_model"]), tokenizer)
     probe = written["probe"]
     # at every opening: an address may serve another model today, and the stored signal would be of two teachers

@@ -34,6 +34,7 @@ from harness.config.machine import Machine
 from harness.config.recipe import TrainingPhase
 from harness.data.chat import end_of_turn_id
 from harness.data.sequences import IGNORED, Row, Rows, collate, sorted_by_length
+from harness.models.diverged import DivergedError
 from harness.models.flops import forward_flops, train_flops
 from harness.models.fsdp import shard_with_fsdp, uses_fsdp
 from harness.models.loading import count_frozen, count_parameters
@@ -48,10 +49,6 @@ from harness.training.nll import mean_nll
 from harness.training.student_text import Sequences, StepRows, Validation, sequences_for
 from harness.training.trainer_arguments import learning_rate_share, trainer_arguments
 from harness.training.training_report import TrainingReport, find_warnings, outside_warnings
-
-
-class DivergedError(RuntimeError):
-    """Training reached a loss that is not a number."""
 
 
 @dataclass(frozen=True)

@@ -108,10 +108,27 @@ def test_a_served_teacher_is_scored_into_a_cache_of_its_likeliest_tokens_and_not
         check("student=mini", *teacher, "method=logit_kd", "signal.kind=top_k")
 
 
-def test_code_that_a_model_wrote_is_run_only_where_that_was_allowed():
+def test_code_that_a_model_wrote_is_run_only_where_that_was_allowed(tmp_path):
+    student = ["student=hf", f"student.path={save_tiny(tmp_path)}"]
     with pytest.raises(SettingsError, match=r"evals\.names='humaneval'.*evals\.run_code=true"):
-        check("method=untrained", "evals.names=[humaneval]")
-    check("method=untrained", "evals.names=[humaneval]", "evals.run_code=true")
+        check("method=untrained", "evals.names=[humaneval]", *student)
+    check("method=untrained", "evals.names=[humaneval]", "evals.run_code=true", *student)
+
+
+def test_a_benchmark_of_real_text_is_refused_for_a_miniature_that_has_no_tokens_for_it(tmp_path):
+    with pytest.raises(SettingsError, match=r"^evals\.names='gsm8k' .*student=mini is a model of the miniature"):
+        check("method=untrained", "evals.names=[verified,gsm8k]")
+    with pytest.raises(SettingsError, match=r"^evals\.names='gsm8k' .*teacher=weak is a model of the miniature"):
+        student = ["student=hf", f"student.path={save_tiny(tmp_path)}"]
+        check("method=seq_kd", "evals.names=[gsm8k]", *student)
+
+
+def test_more_top_k_tokens_than_the_vocabulary_has_are_refused():
+    check("method=logit_kd", "signal.kind=top_k", "signal.top_k=16")
+    with pytest.raises(
+        SettingsError, match=r"^signal\.top_k=100000 .*student=mini has only \d+ tokens; set it to at most"
+    ):
+        check("method=logit_kd", "signal.kind=top_k", "signal.top_k=100000")
 
 
 def test_a_teacher_whose_licence_forbids_distillation_is_refused_unless_acknowledged():
@@ -225,3 +242,39 @@ def test_a_server_that_cannot_score_given_text_is_refused_before_the_run(tmp_pat
             with pytest.raises(SettingsError, match=r"prompt_logprobs") as refusal:
                 preflight(plan, Machine(device="cpu"))
             assert "\n" not in str(refusal.value)
+
+
+def served(tmp_path, url, *more):
+    path = save_tiny(tmp_path / "tiny")
+    pair = ["student=hf", f"student.path={path}", "teacher=served", f"teacher.tokenizer={path}", "method=seq_kd"]
+    return Plan.of(compose([*pair, f"teacher.path={url}", "teacher.served_model=tiny", *more]).cells)
+
+
+def test_a_server_that_will_be_queried_is_asked_before_the_run_and_one_that_was_queried_is_not(tmp_path):
+    with FakeServer(tiny_llama()) as fake:
+        plan = served(tmp_path, fake.url)
+        preflight(plan, Machine())
+        fake.served = ("other",)
+        with pytest.raises(SettingsError, match=r"teacher\.served_model='tiny'.* serves other"):
+            preflight(plan, Machine())
+        fake.served, fake.key = ("tiny",), "secret-of-the-server"
+        with pytest.raises(SettingsError, match=r"requires an API key .*set teacher\.api_key_env"):
+            preflight(plan, Machine())
+    with pytest.raises(SettingsError, match=r"the server does not answer \(.*; 1 attempt in \d s\)"):
+        preflight(plan, Machine())
+    preflight(plan, Machine(), made=lambda key: True)  # all is done, so nothing is asked of the server that ended
+    preflight(plan)
+
+
+def test_a_key_whose_variable_is_not_set_is_refused_before_a_run_here_or_on_a_cluster(tmp_path, monkeypatch):
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    plan = served(tmp_path, "http://127.0.0.1:9", "teacher.api_key_env=VLLM_API_KEY")
+    for machine in (None, Machine()):
+        with pytest.raises(
+            SettingsError,
+            match="no such environment variable is set here; export",
+        ):
+            preflight(plan, machine, made=lambda key: False)
+    preflight(plan)  # a plan alone needs no key
+    monkeypatch.setenv("VLLM_API_KEY", "k" * 12)
+    preflight(plan, None, made=lambda key: False)

@@ -158,7 +158,7 @@ def test_a_finished_grid_is_one_run_with_its_tables_verdict_claims_and_addresses
         table = json.loads((folder / "files" / row[name]["path"]).read_text())
         tables[name] = pd.DataFrame(table["data"], columns=table["columns"])
     assert tables["summary"]["score"].tolist() == pytest.approx(done.summary["score"].tolist(), nan_ok=True)
-    assert tables["claims"][["name", "verdict"]].to_numpy().tolist() == [["gains", "open"]]
+    assert tables["claims"][["name", "verdict"]].to_numpy().tolist() == [["gains", "undecided"]]
     models = {record.artifact.rpartition("/")[2] for record in done.records}
     assert set(tables["artifacts"]["model"]) == models and all(map(store.done, models))
 

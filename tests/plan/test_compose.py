@@ -17,7 +17,9 @@ def test_commas_make_the_product_of_all_values():
 
 
 def test_one_fraction_written_two_ways_is_one_value():
-    assert [cell.data_frac for cell in compose(["data_frac=1e-2,0.01"]).cells] == [0.01, 0.01]
+    composed = compose(["data_frac=1e-2,0.01"])
+    assert [cell.data_frac for cell in composed.cells] == [0.01]
+    assert composed.notes == ("data_frac repeats a value in its sweep; each counts once",)
 
 
 def test_nested_values_and_groups_sweep_together():

@@ -44,22 +44,41 @@ def receipt(gain=0.05, p=0.001, **changes):
     ],
 )
 def test_the_sentence_says_what_the_interval_allows(gain, p, says):
-    text = verdict(receipt(gain, p))
+    arm = {"seeds": 3, "gain": gain, "low": gain - 0.02, "high": gain + 0.02, "p": p, "covers": "seeds and items"}
+    text = verdict(receipt(-gain, 1.0, arm=arm))  # this model alone has no say
     assert text.startswith(says) and "at 2 times its FLOPs (+1e+09) and +6 s" in text
+    assert f"over the 3 seeds of its arm (seeds and items); this model alone: {-gain:+.3f}" in text
     assert "not counting the training of the teacher (3e+09 FLOPs)" in text
-    assert text.endswith("the interval covers test items, not another seed.")
+    assert text.endswith("its interval covers test items, not another seed.")
+
+
+@pytest.mark.parametrize(
+    ("gain", "p", "says"),
+    [
+        (0.05, 0.0, "hint: ahead of SFT at the same budget (300 steps x 32 rows) in verified accuracy: +0.050 ["),
+        (-0.05, 0.001, "hint: behind SFT at the same budget"),
+        (0.05, 0.2, "hint: no clear difference from SFT at the same budget"),
+        (0.05, None, "hint: no clear difference from SFT at the same budget"),
+    ],
+)
+def test_one_seed_is_a_hint(gain, p, says):
+    text = verdict(receipt(gain, p))
+    assert text.startswith(says) and text.endswith("the interval covers test items, not another seed (one seed).")
+    assert not any(word in text for word in ("Beats", "Loses", "beats", "loses"))
 
 
 def test_of_a_loss_lower_is_better():
     made = receipt(gain=-0.05)
     made["scores"][0] |= {"higher_is_better": False}
+    assert verdict(made).startswith("hint: ahead of SFT")
+    made["arm"] = {"seeds": 2, "gain": -0.05, "low": -0.06, "high": -0.04, "p": 0.01, "covers": "seeds and items"}
     assert verdict(made).startswith("Beats SFT")
 
 
 def test_sft_itself_is_named_as_the_alternative_and_compared_with_its_base():
     text = verdict(receipt(recipe={"name": "sft"}, sft_cost=None))
     assert text.startswith(
-        "Plain fine-tuning, the obvious alternative itself. Beats the pretrained base model in verified"
+        "Plain fine-tuning, the obvious alternative itself. hint: ahead of the pretrained base model in verified"
     )
     assert "FLOPs" not in text
 

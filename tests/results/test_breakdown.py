@@ -79,7 +79,8 @@ def test_a_seed_without_items_of_a_class_is_not_counted_in_it():
     frame = breakdown(records, ["exposure"], told, load_items).set_index("exposure")
     assert frame.loc["student", ["seeds", "score"]].tolist() == pytest.approx([1, 2 / 3])
     assert frame.loc["teacher", "seeds"] == 2
-    assert frame.loc["student", "note"] == "too few items"
+    assert frame.loc["student", "note"] == "hint: not clear (one seed); too few items"
+    assert frame.loc["student", "gain_conclusion"] == "hint: not clear (one seed)"
 
 
 def test_several_names_are_crossed_and_nobody_knows_is_shown_as_unknown():

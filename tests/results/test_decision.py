@@ -5,6 +5,7 @@ import math
 import pandas as pd
 import pytest
 
+from harness.report.tables import decision_sheet
 from harness.results.arms import Metric
 from harness.results.decision import AHEAD, EQUAL, NOT_SHOWN, WORSE, advice, decisions, frame_of
 from harness.results.table import summary
@@ -55,7 +56,8 @@ def row(method="kd", fraction=0.1, gain=math.nan, low=math.nan, high=math.nan, p
 
 
 def decide(*rows, metric=ACCURACY):
-    frame = pd.DataFrame([one | metric._asdict() for one in (row("sft"), *rows)])
+    named = metric._asdict() | {"higher_is_better": metric.higher_is_better}
+    frame = pd.DataFrame([one | named for one in (row("sft"), *rows)])
     (one,) = decisions(frame, metric)
     return one
 
@@ -135,6 +137,35 @@ def test_a_place_without_a_gain_stays_and_says_why():
         "no answer at 10 % (no score: 2 failed (out of memory))."
     ]
     assert decisions(pd.DataFrame(), None) == []
+
+
+@pytest.mark.parametrize(
+    ("gain", "p", "why"),
+    [
+        (0.04, 0.001, "hint: ahead (one seed)"),
+        (-0.04, 0.001, "hint: behind (one seed)"),
+        (0.001, 0.9, "hint: not clear (one seed)"),
+    ],
+)
+def test_one_seed_decides_nothing_whatever_its_p_value(gain, p, why):
+    one = decide(row(gain=gain, low=gain - 0.002, high=gain + 0.002, p=p, paired_seeds=1))
+    assert (one.choice, one.why) == ("undecided", why) and math.isnan(one.per_point("flops")[0])
+    (told,) = advice([one])
+    assert f"undecided at 10 % ({why}: kd " in told
+    assert (
+        decision_sheet([one]).rows[0][2].text == f"undecided; kd: {why}" and not decision_sheet([one]).rows[0][2].mark
+    )
+    # with three replicates of one seed each the interval excludes it too; from five on the replicates contain it
+    assert decide(row(gain=gain, low=0.0, high=0.1, p=p, paired_seeds=1, draws=3)).choice == "undecided"
+    assert decide(row(gain=gain, low=0.0, high=0.1, p=p, paired_seeds=1, draws=5)).choice != "undecided"
+
+
+def test_a_hint_neither_chooses_a_method_nor_hides_one_that_is_shown():
+    hint = row("seq_kd", gain=0.09, low=0.07, high=0.11, p=0.0001, paired_seeds=1)
+    one = decide(row(gain=0.04, low=0.02, high=0.06, p=0.001), hint)
+    assert (one.choice, one.method) == ("distil", "kd")
+    one = decide(row(gain=0.01, low=-0.02, high=0.04, p=0.4), hint)
+    assert (one.choice, one.method, one.why) == ("fine-tune", "kd", NOT_SHOWN)
 
 
 def test_one_seed_and_one_draw_are_said_to_be_so():

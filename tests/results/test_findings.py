@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats as reference
 
 from harness.config.checks import SettingsError
 from harness.plan.claims import Claim, declare, declared, when_declared
 from harness.plan.frozen import FrozenPlan
-from harness.results.arms import Metric
+from harness.report.tables import claims_sheet
+from harness.results.arms import Metric, by_arm
 from harness.results.findings import judge
 from harness.results.power import foresee
 from harness.store.store import Store
@@ -166,7 +168,62 @@ def test_without_a_standard_error_nothing_is_claimed():
     records, _ = grid(GAINS, seeds=1)
     bare = [changed(record, items={}) for record in records]
     (found,) = judge(bare, [Claim.of({"name": "gains", "gain": kd(0.03)})], ACCURACY)
-    assert found.verdict == "open" and math.isnan(found.p)
+    assert found.verdict == "undecided" and math.isnan(found.p)
+
+
+def test_one_seed_leaves_every_claim_undecided_and_five_replicates_of_one_do_not():
+    claims = [
+        {"name": "gains", "gain": kd(0.03)},
+        {"name": "loses", "gain": kd(0.03), "above": 0.5},
+        {"name": "gone", "gain": kd(1.0), "within": 0.2},
+        {"name": "not run", "gain": kd(0.5)},
+    ]
+    found = findings(*claims, seeds=1)
+    assert [one.verdict for one in found] == ["undecided"] * 3 + ["no answer"]
+    assert found[0].p_holm < 1e-6  # so the items alone would have said
+    sheet = claims_sheet(found)
+    assert [row[0].mark for row in sheet.rows] == [""] * 4 and "Undecided: one seed" in sheet.caption
+    assert [one.verdict for one in findings(*claims[:2], seeds=1, worlds=(0, 1, 2, 3, 4))] == ["holds", "does not hold"]
+    assert [one.verdict for one in findings(*claims[:2], seeds=1, worlds=(0, 1))] == ["undecided"] * 2
+
+
+def test_that_a_gain_is_not_equal_to_sft_is_adjusted_like_every_other_claim():
+    alone = {"name": "gone", "gain": kd(0.1), "within": 0.1}
+    records, load_items = grid({"kd": {0.1: 0.13}, "logit_kd": {0.1: 0.0}}, seeds=3, size=480, noise=0.01)
+    claims = [Claim.of(alone)] + [
+        Claim.of({"name": str(n), "gain": {"method": "logit_kd", "data_frac": 0.1}}) for n in range(60)
+    ]
+    (one,) = judge(records, claims[:1], ACCURACY, load_items)
+    one_of_many, *_ = judge(records, claims, ACCURACY, load_items)
+    assert one.verdict == "does not hold" and one.p == one.p_holm < 0.05
+    assert one_of_many.p == one.p and one_of_many.p_holm > 0.05 and one_of_many.verdict == "open"
+    # two one-sided t tests against the margin, of which the larger estimate's side is doubled
+    error = (one.high - one.estimate) / reference.t.ppf(0.975, 2)
+    assert error > 0 and one.low > 0.1
+
+
+def test_a_claim_about_a_teacher_is_about_all_of_its_seeds():
+    records, load_items = grid({("kd", "weak"): {0.1: 0.08}}, seeds=3)
+    second = [changed(one, teacher_seed=1, cell=one.cell + "-second") for one in records if one.method == "kd"]
+    both = [*records, *second]
+    assert {arm.teacher for arm in by_arm(both) if arm.method == "kd"} == {"weak[seed=0]", "weak[seed=1]"}
+    claim = {"name": "gains", "gain": {"method": "kd", "teacher": "weak", "data_frac": 0.1}}
+    (one,), (two,) = (judge(them, [Claim.of(claim)], ACCURACY, load_items) for them in (records, both))
+    # the second teacher's students are copies, so their mean is the first's: no unit was added
+    assert (two.verdict, two.draws, two.seeds) == (one.verdict, 1, 3)
+    assert (two.estimate, two.low, two.high) == pytest.approx((one.estimate, one.low, one.high))
+    named = {**claim, "gain": {**claim["gain"], "teacher": "weak[seed=1]"}}
+    (third,) = judge(both, [Claim.of(named)], ACCURACY, load_items)
+    assert third.estimate == pytest.approx(one.estimate) and third.verdict == one.verdict
+
+
+def test_a_claim_that_fits_two_arms_which_a_setting_tells_apart_has_no_answer_and_says_why():
+    records, load_items = grid({("kd", "weak"): {0.1: 0.08}}, seeds=2)
+    records = [changed(one, settings={"evals": {"shots": 0}}) for one in records]
+    others = [changed(one, settings={"evals": {"shots": 5}}, cell=one.cell + "-5") for one in records]
+    (found,) = judge([*records, *others], [Claim.of({"name": "x", "gain": kd(0.1)})], ACCURACY, load_items)
+    assert found.verdict == "no answer" and "weak, evals.shots=0; weak, evals.shots=5" in found.note
+    assert found.note in claims_sheet([found]).rows[0][2].text
 
 
 def test_before_a_grid_is_run_it_is_told_what_it_can_show():
@@ -182,6 +239,10 @@ def test_before_a_grid_is_run_it_is_told_what_it_can_show():
     assert second.startswith("gone: 5 replicates, sd 0.01: if the true gain is 0, it is shown to lie within 0.02 in 9")
     assert (
         foresee(claims, grid_of(2, 3))[0].startswith("gains: 3 seeds") and "0.065" in foresee(claims, grid_of(2, 3))[0]
+    )
+    # two seeds: the t test has one degree of freedom, and 80 % power needs a gain of 11.6 sd
+    assert foresee(claims, grid_of(1, 2))[0] == (
+        "gains: 2 seeds, sd 0.02: a gain of 0.231 or more is shown in four of five grids"
     )
     assert foresee(claims, grid_of(1, 1))[0].endswith("one unit shows nothing about another; add seeds or replicates")
 

@@ -7,11 +7,13 @@ import pytest
 from scipy import stats as reference
 
 from harness.config.checks import SettingsError
+from harness.results.arms import Metric
 from harness.results.power import detectable, difference_power, equivalence_power
 from harness.results.scaling import scaling
 from harness.results.simultaneous import critical, simultaneous_gains
 from harness.results.stats.intervals import curve
-from harness.results.teacher_gap import halves_of, slope
+from harness.results.teacher_gap import gap_lines, halves_of, slope
+from tests.invented_records import cell, grid, items
 
 FRACTIONS = (0.01, 0.03, 0.1, 0.3, 1.0)
 
@@ -31,8 +33,27 @@ def test_the_detectable_gain_has_the_power_that_was_asked_for():
 
     assert difference_power(0.03, 0.02, 5) == pytest.approx(TTestPower().power(1.5, 5, 0.05), abs=1e-6)
     assert difference_power(detectable(0.02, 5), 0.02, 5) == pytest.approx(0.8)
+    for df in (2, 4, 9):
+        t = reference.t.ppf(0.975, df)
+        shift = 0.7 * math.sqrt(df + 1)
+        exact = reference.nct.sf(t, df, shift) + reference.nct.cdf(-t, df, shift)
+        assert difference_power(0.014, 0.02, df + 1) == pytest.approx(exact, abs=1e-9)
     with pytest.raises(SettingsError, match="replicates=1"):
         detectable(0.02, 1)
+
+
+def test_two_seeds_have_a_detectable_gain():
+    """scipy's noncentral t is NaN there; the power is checked by simulation."""
+    found = detectable(0.02, 2)
+    generator = np.random.default_rng(0)
+    gains = generator.normal(found, 0.02, (40_000, 2))
+    assert (reference.ttest_1samp(gains, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.01)
+
+
+@pytest.mark.parametrize("power", [0.05, 0.01, 0.0, -1, 1.0, 1.5, math.nan])
+def test_a_power_that_no_gain_or_every_gain_has_is_refused(power):
+    with pytest.raises(SettingsError, match="power="):
+        detectable(0.02, 5, power)
 
 
 def test_a_straight_line_is_found_with_its_slope_and_covered_by_its_band():
@@ -93,6 +114,22 @@ def test_all_intervals_of_a_family_hold_together():
     assert 0.02 <= alarms / 300 <= 0.085
 
 
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_one_arm_of_wild_scatter_raises_no_alarm_in_its_family(seeds):
+    generator, alarms, pooled = np.random.default_rng(7), 0, 0
+    scatter = np.array([0.008] * 8 + [0.06])
+    for _ in range(400):
+        scores = generator.normal(0, 1, (9, seeds)) * scatter[:, None]
+        found = simultaneous_gains(scores[0][:, None], {str(n): scores[n][:, None] for n in range(1, 9)})
+        alarms += any(one.p < 0.05 for one in found)
+        rest = scores - scores.mean(1, keepdims=True) - scores.mean(0) + scores.mean()
+        df = (seeds - 1) * 8
+        error = math.sqrt(2 * (rest**2).sum() / df / seeds)
+        pooled += (np.abs(scores[1:].mean(1) - scores[0].mean()) / error).max() > critical(8, float(df))
+        assert all((one.p < 0.05) == (one.low > 0 or one.high < 0) for one in found)
+    assert alarms / 400 <= 0.075 and pooled / 400 > 0.12
+
+
 def test_pooling_over_methods_finds_what_a_method_alone_cannot_at_three_seeds():
     generator, found = np.random.default_rng(3), {"together": 0, "holm": 0}
     for _ in range(100):
@@ -144,6 +181,25 @@ def test_cross_fitting_removes_the_slope_that_shared_items_make():
         crossed.append(found.low <= 0 <= found.high)
     assert np.mean(plain) == pytest.approx(0.5, abs=0.05)  # what a plain regression would report
     assert np.mean(crossed) > 0.85
+
+
+def test_three_teachers_that_tie_on_one_half_of_the_items_have_points_and_no_slope():
+    records, load_items = grid({("kd", name): {0.1: 0.05} for name in ("a", "b", "c")}, seeds=2, references=False)
+    ids = [f"i{n}" for n in range(240)]
+    order = np.argsort([f"{'abcdefghijkl'[n % 12]} {i}" for n, i in enumerate(ids)], kind="stable")
+    teachers, shelf = [], {}
+    for number, name in enumerate("abc"):
+        scores = np.zeros(240)
+        # within a source, items alternate between the halves in the order of their names
+        for source in range(12):
+            mine = [n for n in order if n % 12 == source]
+            scores[mine[1::2][: 3 * number]] = 1
+        told = cell("teacher", None, 0, scores.tolist(), role="teacher", teacher=name, teacher_seed=0, student="t")
+        teachers.append(told)
+        shelf[told.items["verified"]] = items(scores.tolist(), tuple("abcdefghijkl"))
+    load = lambda path: shelf[path] if path in shelf else load_items(path)  # noqa: E731
+    (line,) = gap_lines([*records, *teachers], Metric("verified", "accuracy"), load)
+    assert line.slope is None and len(line.gains) == 3
 
 
 def test_halves_hold_as_many_items_of_each_source():

@@ -1,9 +1,12 @@
 """Verdict: what it says, and what it does not claim."""
 
+import io
 from dataclasses import replace
 
+from rich.console import Console
+
 from harness.results.paired_gains import crossovers
-from harness.results.table import headline, summary
+from harness.results.table import headline, render, summary
 from harness.results.verdict import verdict
 from tests.invented_records import cell, changed, grid
 
@@ -38,7 +41,34 @@ def test_a_loss_is_said():
 
 def test_one_seed_is_said_to_say_nothing_about_seed_variance():
     records, load_items = grid({"kd": {0.01: 0.2, 1.0: 0.0}}, seeds=1)
-    assert "one seed gives no seed variance" in spoken(records, load_items)
+    text = spoken(records, load_items)
+    assert "one seed gives no seed variance, so it shows a hint only" in text
+    assert "hint: kd (weak) is ahead of SFT at 1 % (+0." in text and "(one seed). Certainty: 1 seed" in text
+    assert "beats" not in text and "crossover" not in text
+
+
+def test_a_line_of_hints_comes_after_what_is_shown_and_has_its_own_words():
+    records, load_items = grid({"kd": {0.01: 0.15, 1.0: 0.15}}, seeds=4)
+    mixed = [one for one in records if one.data_frac != 1.0 or one.seed == 0]
+    text = spoken(mixed, load_items)
+    assert "kd (weak) beats SFT at 1 % (" in text and "; hint: kd (weak) is ahead of SFT at 100 % (" in text
+    assert "shows a hint only, where there is only one" in text
+
+
+def test_a_summary_has_the_conclusion_of_each_gain():
+    records, load_items = grid({"kd": {0.01: 0.2, 1.0: 0.0}, "skd": {0.01: -0.15}}, seeds=5)
+    frame = summary(records, load_items).query("role == 'student'").set_index(["method", "data_frac"])
+    shown = frame["gain_conclusion"].to_dict()
+    assert shown["kd", 0.01] == "better" and shown["skd", 0.01] == "worse" and shown["sft", 0.01] == ""
+    assert shown["kd", 1.0] == "not clear"
+    alone = summary([one for one in records if one.seed == 0], load_items).query("method == 'kd'")
+    assert set(alone["gain_conclusion"]) == {"hint: ahead (one seed)", "hint: not clear (one seed)"}
+    table = Console(width=250, file=io.StringIO(), force_terminal=True)
+    table.print(render(summary([one for one in records if one.seed == 0], load_items)))
+    text = table.file.getvalue()
+    assert "hint: ahead (one seed)" in text and "A hint rests on one seed" in text
+    bold = [line for line in text.splitlines() if "\x1b[1m+" in line]
+    assert not bold
 
 
 def test_a_crossover_is_a_range_and_an_open_one_is_not_a_number():

@@ -213,7 +213,13 @@ def test_waits_double_and_end_with_the_attempts(fake):
     assert "500 fault 500" in sentence(refusal) and "4 attempts" in sentence(refusal)
 
 
-@pytest.mark.parametrize("status", [400, 404, 302])
+def test_a_redirect_is_not_followed_and_names_where_it_leads(fake):
+    fake.faults = [302]
+    with pytest.raises(SettingsError, match=r"it redirects to 127\.0\.0\.1:9, which is not followed \(302\)"):
+        complete(client(fake), PROMPTS[:1])
+
+
+@pytest.mark.parametrize("status", [400, 404])
 def test_errors_that_stay_are_not_asked_again_and_are_quoted_shortened(fake, status):
     fake.faults = [status]
     with pytest.raises(SettingsError) as refusal:
@@ -241,7 +247,7 @@ def test_a_server_that_is_down_is_one_sentence_with_its_address_and_what_to_do(m
 
 def test_a_server_that_is_too_slow_is_given_up(fake):
     fake.delay_s = lambda number: 0.4
-    with pytest.raises(SettingsError, match="timed out"):
+    with pytest.raises(SettingsError, match=r"no answer within 0\.1 s"):
         complete(client(fake, timeout_s=0.1, attempts=2), PROMPTS[:1])
 
 

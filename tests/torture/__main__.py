@@ -37,6 +37,7 @@ def tasks(real: Trials) -> list[Task]:
     for act in ("ENOSPC", "EIO", "EROFS", "EDQUOT"):
         points = range(1, len(real.undisturbed("inline", act)[1]) + 1, 4 if act == "EDQUOT" else 1)
         parts.append([(f"storage faults, {act}", "inline", act, at) for at in points])
+    parts.append([("storage faults, EFBIG", "inline", "EFBIG", int(200 * 1.25**step)) for step in range(40)])
     order = random.Random(0)
     for part in parts:
         order.shuffle(part)

@@ -37,7 +37,7 @@ from harness.store.storage_error import StorageError, storage_faults
 from harness.store.store import Store, write_json
 from tests.torture.injector import Fault, arm, disarm
 
-KINDS = ("mixture", "base", "train", "evaluate")
+CHEAP_MAKERS = {kind: ("tests.torture.cells:make", 1) for kind in ("mixture", "base", "train", "evaluate")}
 REAL = (
     "method=sft data_frac=0.1 corpus.rows=240 corpus.heldout_per_source=4 student.init=random student.size=tiny "
     "budget.batch_size=8 budget.kind=steps budget.amount=2 measure.formats=[] machine.checkpoint_minutes=0.000001"
@@ -105,8 +105,7 @@ class Silent:
 
 def cheap(root: Path, launch: Launch, cells: int = 1) -> tuple[dict, list]:
     """Run the cheap cells; the table is the content of every artifact, and failures are (class, reason)."""
-    makers = {kind: ("tests.torture.cells:make", 1) for kind in KINDS}
-    harness.plan.graph.MAKERS = harness.execution.executor.MAKERS = makers
+    harness.plan.graph.MAKERS = harness.execution.executor.MAKERS = CHEAP_MAKERS
     harness.execution.executor.stage_seconds = lambda stage: 1.0
     plan, store = cheap_plan(cells), Store.open(root)
     with storage_faults(root):  # as the doors do
@@ -169,6 +168,7 @@ def run(cell: str, root: Path, launch: str, fault: Fault | None, report: Path, *
         said |= {"ended": "stopped", "sentence": str(error)}
     except Exception:
         said |= {"ended": "traceback", "sentence": traceback.format_exc()}
+    disarm()
     report.write_text(json.dumps(said))
 
 

@@ -13,6 +13,7 @@ import fcntl
 import io
 import mmap
 import os
+import resource
 import signal
 import struct
 import sys
@@ -33,9 +34,10 @@ class Fault:
 
     root: str
     at: int
-    """The operation, counted from 1; 0 for none."""
+    """The operation, counted from 1; 0 for none. For EFBIG the bytes that a file may have."""
     act: str
-    """`kill`, `none`, or the name of an error: one of `ENOSPC`, `EDQUOT` and `EROFS` lasts, `EIO` happens once."""
+    """`kill`, `none`, or the name of an error: one of `ENOSPC`, `EDQUOT` and `EROFS` lasts, `EIO` happens once. `EFBIG`
+    is a limit of the system, which libraries in Rust and C++ meet as well."""
     counter: str
     """A file in which all processes of a run count together; beside it `<counter>.log` names the operations."""
 
@@ -112,7 +114,7 @@ class _Injector:
 
     def _strike(self, number: int, kind: str, path: str) -> None:
         act = self.fault.act
-        if not self.fault.at or act == "none":
+        if not self.fault.at or act in ("none", "EFBIG"):
             return
         if act == "kill":
             if number == self.fault.at:
@@ -137,6 +139,9 @@ def arm(fault: Fault) -> set[int]:
     sys.addaudithook(injector.hook)
     io.open = builtins.open = injector.opened
     os.fsync = injector.synced
+    if fault.act == "EFBIG" and fault.at:
+        injector.inside = True  # the list of operations would meet the limit too
+        resource.setrlimit(resource.RLIMIT_FSIZE, (fault.at, resource.RLIM_INFINITY))
     return {injector.descriptor, injector.log}
 
 
@@ -144,6 +149,7 @@ def disarm() -> None:
     """Neither count nor fail from here on, as while a test reads what came of a run."""
     for injector in _armed:
         injector.inside = True
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 def operations(counter: Path) -> list[str]:

@@ -87,7 +87,7 @@ class Trials:
         """The operation `at` fails, and where the fault lasts all that follow; said in one sentence, or got over."""
         root = self._fresh()
         said = self._run(root, launch, Fault(str(root / "store"), at, act, str(root / "count")))
-        what, wrong = f"{act} at {self._operation(root, at)}", ""
+        what, wrong = f"{act} at {at if act == 'EFBIG' else self._operation(root, at)}", ""
         if said is None:
             wrong = "died"
         elif said["ended"] == "traceback":

@@ -1,12 +1,14 @@
 """Checkpoints: a fit that was stopped and goes on is, number for number, the fit that was not."""
 
+import errno
 import json
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from harness.config.budget import Budget
@@ -94,6 +96,38 @@ def test_a_stopped_fit_goes_on_number_for_number(tmp_path, monkeypatch, objectiv
     assert [line["step"] for line in expected[2]] == list(range(1, STEPS + 1))
     if objective == HALF:
         assert {line["sequences"] for line in expected[2]} == {"given", "student"}
+
+
+@pytest.mark.parametrize("broken", ["tensors", "text", "rename"])
+def test_a_checkpoint_that_cannot_be_written_is_a_warning_and_the_fit_goes_on(tmp_path, monkeypatch, broken):
+    expected = run(tmp_path / "whole")
+
+    def full(*_, **__):
+        error = "Error while serializing: I/O error: No space left on device (os error 28)"
+        raise SafetensorError(error) if broken == "tensors" else OSError(errno.ENOSPC, "No space left on device")
+
+    place = {"tensors": "save_file", "text": "fsync_tree", "rename": "os.rename"}[broken]
+    monkeypatch.setattr(f"harness.training.checkpoints.{place}", full)
+    timed = replace(CPU, checkpoint_minutes=1e-9)  # after every step
+    numbers, weights, log = attempt(tmp_path, monkeypatch, "full", machine=timed)
+    (warning,) = numbers.pop("warnings")
+    assert warning.startswith("no checkpoint: the checkpoint of step 1 could not be written: ")
+    assert "No space left on device" in warning and "MB)" in warning
+    assert expected[0].pop("warnings") == []
+    assert_equal((numbers, weights, log), expected)
+    assert list((tmp_path / "checkpoints").iterdir()) == []  # no torn folder stays
+
+
+def test_a_checkpoint_that_cannot_be_written_before_a_stop_is_named(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("harness.training.checkpoints.fsync_tree", full)
+    monkeypatch.setattr(preemption, "stop_requested", lambda: True)
+    with preemption.stoppable(tmp_path / "checkpoints"), pytest.raises(preemption.Preempted) as stopped:
+        run(tmp_path / "one")
+    assert "after step 1 of 5; the checkpoint of step 1 could not be written" in str(stopped.value)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 def test_who_listens_to_the_log_hears_every_line_once_in_each_attempt(tmp_path, monkeypatch):

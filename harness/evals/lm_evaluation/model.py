@@ -22,6 +22,7 @@ from lm_eval.api.model import TemplateLM
 from harness.data.chat import AFTER_REASONING, end_of_turn_id
 from harness.data.reasoning import CLOSING, MARKS, answer_of, decoded_answer, opened_by, prompt_end
 from harness.data.sequences import Row, collate, longest_first
+from harness.models.diverged import DivergedError
 from harness.models.generate import context_of, evaluating, generate
 from harness.models.logits import logits_at, scored_positions, scored_tokens
 from harness.runtime import progress
@@ -239,7 +240,10 @@ class LmEvalModel(TemplateLM):
         scored = scored_positions(tensors["labels"])  # (B, T)
         assert len(scored_tokens(tensors["labels"])) == sum(spans)
         logits = logits_at(self.model, tensors["input_ids"], tensors["attention_mask"], scored).float()  # (N, V)
-        yield from logits.log_softmax(-1).split(spans)
+        logprobs = logits.log_softmax(-1)
+        if bool(logprobs.isnan().any()):
+            raise DivergedError("the log-probabilities of an item's choices are NaN, so no choice is the most probable")
+        yield from logprobs.split(spans)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Not used by any benchmark here; raises ValueError."""

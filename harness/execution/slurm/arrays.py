@@ -130,7 +130,7 @@ def _job(target: Stage, own: Collection[str], done: Callable[[str], bool]) -> Jo
 def _resources(job: Job, cluster: Cluster) -> Resources:
     """The resources of the most demanding of a job's stages, by GPUs, then processes, memory and time."""
     requested = [cluster.resources_for(stage.kind, stage.name, stage.largest_model) for stage in job.stages]
-    most = max(requested, key=lambda one: (one.nodes * one.gpus, one.count, one.memory_gb, one.minutes))
+    most = max(requested, key=lambda one: (one.nodes * one.gpus, one.count, one.memory_gb or 0, one.minutes))
     # a job without training would leave all processes but rank 0 idle
     return most if any(stage.kind in TOGETHER for stage in job.stages) else replace(most, nodes=1, processes=1)
 

@@ -39,6 +39,8 @@ def publish_code(store: Store) -> Path:
     fsync_tree(written)
     try:
         os.rename(written, target)
-    except OSError:  # another process has published the same code
+    except OSError:
         shutil.rmtree(written)
+        if not target.is_dir():  # there, another process has published the same code
+            raise
     return target

@@ -1,6 +1,7 @@
 """The queue: nodes, limits and jobs of a cluster, read with Slurm's own commands.
 
-Reading it takes one call of `squeue`, one of `sinfo` and one of `scontrol`, whatever the size of the grid.
+Reading it takes one call each of `squeue`, `sinfo` and `scontrol`, whatever the size of the grid, and one more of
+`squeue` where the accounts limit this user's jobs.
 
     queue = Queue.read(); queue.job_id("my_grid.cells.3f2a10.0", task=3)      # "1234_3", or None
 """
@@ -41,9 +42,13 @@ class Queue:
     nodes: Sequence[Node]
     largest_array: int
     most_jobs: int
-    """Jobs that may be in the queue at once: the lower of the cluster's limit and this user's."""
+    """Jobs of all users that may be in the queue at once."""
+    own_limit: int | None = None
+    """Jobs of this user that may be in the queue at once; None: no limit of its own."""
     jobs: dict[tuple[str, int], str] = field(default_factory=dict)
-    """Ids of pending and running jobs, by name and task (0 for a job that is no array)."""
+    """Ids of pending and running jobs of all users, by name and task (0 for a job that is no array)."""
+    own_jobs: int = 0
+    """How many of them are this user's; counted only where `own_limit` is set."""
 
     @classmethod
     def read(cls) -> "Queue":
@@ -57,7 +62,8 @@ class Queue:
         queue = cls(
             _nodes(run_command("sinfo", "-h", "-o", "%R|%c|%m|%G")),
             int(config.get("MaxArraySize", DEFAULT_LARGEST_ARRAY)),
-            min([int(config.get("MaxJobCount", DEFAULT_MOST_JOBS)), *_own_limits()]),
+            int(config.get("MaxJobCount", DEFAULT_MOST_JOBS)),
+            min(_own_limits(), default=None),
         )
         queue.refresh()
         return queue
@@ -65,15 +71,20 @@ class Queue:
     def refresh(self) -> None:
         """Read the jobs in the queue again. Raises SettingsError where the controller does not answer."""
         self.jobs = tasks_of()
+        if self.own_limit is not None:
+            own = run_command("squeue", "-h", "-r", "-o", "%i", f"--user={getpass.getuser()}")
+            self.own_jobs = len(own.splitlines())
 
     @property
     def room(self) -> int:
-        """How many more tasks the queue takes."""
-        return self.most_jobs - len(self.jobs)
+        """How many more tasks the queue takes from this user."""
+        room = self.most_jobs - len(self.jobs)
+        return room if self.own_limit is None else min(room, self.own_limit - self.own_jobs)
 
     def add(self, array: str, jobs: Sequence[str]) -> None:
         """Add tasks that were submitted after the last reading."""
         self.jobs |= {(array, task): job for task, job in enumerate(jobs)}
+        self.own_jobs += len(jobs)
 
     def job_id(self, array: str, task: int) -> str | None:
         """The id of a task that waits or runs, as a dependency names it."""
@@ -86,7 +97,7 @@ class Queue:
         if partition is not None and partition not in names:
             raise refuse("slurm.partition", partition, f"{cluster.name} has {', '.join(names)}")
         nodes = [node for node in self.nodes if partition in (None, node.partition)]
-        requested = {"gpus": rule.gpus, "cpus": rule.cpus * rule.tasks_per_node, "memory_gb": rule.memory_gb}
+        requested = {"gpus": rule.gpus, "cpus": rule.cpus * rule.tasks_per_node, "memory_gb": rule.memory_gb or 0}
         for name, amount in requested.items():
             most = max((getattr(node, name) for node in nodes), default=0)
             if amount > most:

@@ -117,8 +117,7 @@ class Submissions:
         entry = new_entry(submission, array, task)
         for _ in range(2):
             try:
-                with open(self.folder / key, "x") as file:
-                    json.dump(entry, file)
+                self._write(key, entry)
                 return True
             except FileExistsError:
                 if self.job_id(key) is not None:
@@ -128,6 +127,22 @@ class Submissions:
                 with suppress(FileNotFoundError):
                     os.replace(self.folder / key, self.folder / f".{key}.{uuid.uuid4().hex}")
         return False
+
+    def give_back(self, keys: Iterable[str], array: str) -> None:
+        """Remove the entries of an array that was not sent, so that the next submission takes their stages at once."""
+        for key in keys:
+            if (read_entry(self.store, key) or {}).get("array") == array:
+                (self.folder / key).unlink(missing_ok=True)
+
+    def _write(self, key: str, entry: Mapping[str, Any]) -> None:
+        """Write an entry whole or not at all. Raises FileExistsError where there is one."""
+        written = self.folder / f".{key}.{uuid.uuid4().hex}"
+        try:
+            written.write_text(json.dumps(entry))
+            # unlike a rename, a link is refused where the name is taken
+            os.link(written, self.folder / key)
+        finally:
+            written.unlink(missing_ok=True)
 
     def job_id(self, key: str) -> str | None:
         """The id of the job in the queue that makes `key`; waits for one that is being submitted; None without any.

@@ -9,17 +9,20 @@ keeps it from waiting for them on a node.
     submission = submit(plan, store, machine, cluster, "my_grid")
 """
 
+import os
 import shlex
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.config.checks import refuse
+from harness.config.checks import SettingsError, refuse
 from harness.config.cluster import Cluster, Resources
 from harness.config.machine import Machine
+from harness.config.sbatch_options import dashed
 from harness.execution.slurm import server_job
 from harness.execution.slurm.arrays import Batch, Job, batches, check_batch_sizes, own_jobs
 from harness.execution.slurm.code_snapshot import publish_code
@@ -39,6 +42,10 @@ WATCH_SECONDS = 10.0
 SPARE_JOBS = 10
 """Places in the queue that are left for jobs the user submits by hand."""
 LONGEST_PACK_MINUTES = 24 * 60.0
+PROCESS_MANAGERS = ("PMI_", "PMIX_", "PMI2_", "OMPI_COMM_WORLD_", "KMP_AFFINITY", "GOMP_CPU_AFFINITY")
+"""Variables by which a shell inside a job is told its own rank, address and CPUs."""
+FOR_SBATCH = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
+"""Variables by which Slurm's commands find their cluster."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,18 @@ def submit(
     sent: dict[str, list[str]] = {}
 
     def send(array: str, options: Mapping[str, Any], function: Callable[..., None], given: Sequence[Any]) -> None:
-        sent[array] = _send(folder, cluster, options, function, given)
+        from submitit.core.utils import FailedJobError
+
+        try:
+            sent[array] = _send(folder, cluster, options, function, given)
+        except FailedJobError as error:
+            # what was sent makes its stages; the entries of the rest go, so that the next command takes them
+            for unsent, batch in arrays.items():
+                if unsent not in sent:
+                    submissions.give_back((key for task in batch.tasks for key in task), unsent)
+            for server in set(servers) - set(sent):
+                submissions.give_back([servers[server].key], server)
+            raise _refused_by_sbatch(error, array, len(sent), len(arrays) + len(servers)) from None
         write_sent(store, name, array, sent[array])
         # later arrays of this submission find these ids for their dependencies
         queue.add(array, sent[array])
@@ -268,6 +286,32 @@ def _job_id(submissions: Submissions, key: str) -> str:
     return found
 
 
+def _refused_by_sbatch(error: Exception, array: str, sent: int, of: int) -> SettingsError:
+    """What sbatch said in one sentence, what is in the queue already, and what to do."""
+    said = [line.removeprefix("sbatch: ").removeprefix("error: ").strip() for line in str(error).splitlines()]
+    why = "; ".join(dict.fromkeys(line for line in said if line)) or "no reason given"
+    limit = any(word in why for word in ("Limit", "limit", "violates"))
+    when = "run it again when jobs have left the queue" if limit else "correct slurm/*.yaml, then run it again"
+    way_out = f"the same command sends the rest: {when}"
+    left = f"{sent} of {of} arrays were sent and stay in the queue"
+    return SettingsError(f"slurm cannot be used: sbatch refused {array} ({why}); {left}; {way_out}.")
+
+
+@contextmanager
+def clean_environment() -> Iterator[None]:
+    """While the block runs, this process has none of the variables that Slurm and MPI set for a job it may run in.
+
+    sbatch would pass them on, and its own (`SBATCH_*`) would override the cluster's file. What Slurm's commands need to
+    find their cluster stays.
+    """
+    from submitit.helpers import clean_env
+
+    kept = {name: os.environ[name] for name in FOR_SBATCH if name in os.environ}
+    with clean_env([name for name in os.environ if name.startswith(PROCESS_MANAGERS)]):
+        os.environ.update(kept)
+        yield
+
+
 def _send(
     folder: Path, cluster: Cluster, parameters: Mapping[str, Any], function: Callable[..., None], given: Sequence[Any]
 ) -> list[str]:
@@ -277,9 +321,10 @@ def _send(
     executor = SlurmExecutor(folder / "slurm", python=cluster.python)
     executor.update_parameters(**parameters)
     submission = str(folder / "submission.json")
-    if len(given) == 1:
-        return [str(executor.submit(function, given[0], submission).job_id)]
-    return [str(one.job_id) for one in executor.map_array(function, given, [submission] * len(given))]
+    with clean_environment():
+        if len(given) == 1:
+            return [str(executor.submit(function, given[0], submission).job_id)]
+        return [str(one.job_id) for one in executor.map_array(function, given, [submission] * len(given))]
 
 
 def parameters(
@@ -305,7 +350,7 @@ def parameters(
         "cpus_per_task": resources.cpus,
         "gpus_per_node": resources.gpus or None,
         # in MB: `memory_gb` may be a fraction, and sbatch takes whole numbers
-        "mem": f"{int(1024 * resources.memory_gb)}MB",
+        "mem": None if resources.memory_gb is None else f"{int(1024 * resources.memory_gb)}MB",
         "signal_delay_s": cluster.notice_seconds,
         "array_parallelism": cluster.throttle,
         # submitit would charge a key named `submitit`; None, unlike a left-out value, replaces that default
@@ -314,8 +359,14 @@ def parameters(
         # without the condition an empty PYTHONPATH would add an empty entry, which is the current folder
         "setup": [f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}", *cluster.setup],
         # a job whose dependency has failed could never start, and would stay in the queue for good
-        "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"},
+        "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes", **_extra(resources, cluster)},
         # where one of several processes dies, srun ends the others
         "srun_args": ["--kill-on-bad-exit=1"] if resources.count > 1 else None,
     }
     return {name: value for name, value in options.items() if value is not None or name == "wckey"}
+
+
+def _extra(resources: Resources, cluster: Cluster) -> dict[str, Any]:
+    """The options of `extra`, a rule's over the cluster's; null and false leave one out."""
+    found = dashed(cluster.extra) | dashed(resources.extra)
+    return {name: value for name, value in found.items() if value is not None and value is not False}

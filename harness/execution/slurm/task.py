@@ -137,10 +137,7 @@ def _make_stage(
 
 
 def requeue(restarts: int) -> None:
-    """Put this job back into the queue, a bounded number of times.
-
-    Raises FileNotFoundError where there is no scontrol, subprocess.TimeoutExpired where it hangs.
-    """
+    """Put this job back into the queue, a bounded number of times; a scontrol that is away or hangs is reported."""
     job = slurm_job()
     if job is None:
         return
@@ -148,4 +145,7 @@ def requeue(restarts: int) -> None:
         print(f"harness: not queued again after {restarts} restarts; raise slurm.restarts to allow more", flush=True)
         return
     # a refusal is not checked: the checkpoint is kept, and the process ends with its exit code in either case
-    subprocess.run(["scontrol", "requeue", job], timeout=REQUEUE_SECONDS, check=False)
+    try:
+        subprocess.run(["scontrol", "requeue", job], timeout=REQUEUE_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        print(f"harness: not queued again ({type(error).__name__}); send the grid again to continue", flush=True)

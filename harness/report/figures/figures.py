@@ -4,9 +4,10 @@ A picture is an SVG with a title and a description in words for readers who cann
 `(Outcome, folder) -> Picture | None` and put its name into `FIGURES`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -19,6 +20,7 @@ from harness.report.figures.plots import PANEL, crossover_figure, names_of
 from harness.report.figures.scaling import scaling_figure
 from harness.report.figures.settings import along, setting_figure
 from harness.report.figures.training import training_figure
+from harness.results.conclusion import ONE_SEED, is_hint
 from harness.results.outcome import Outcome
 from harness.results.scaling import scalings
 from harness.results.table import interval_text, percent, select
@@ -100,7 +102,7 @@ def where(outcome: Outcome, folder: Path) -> Picture | None:
     if not found:
         return None
     told = [
-        f"{row['source']}, {row['method']} at {percent(row['data_frac'])} {interval_text(row, 'gain')}"
+        f"{row['source']}, {row['method']} at {percent(row['data_frac'])} {interval_text(row, 'gain')}{_hint(row)}"
         for row in rows.sort_values("gain", ascending=False).head(12).to_dict("records")
     ]
     what = "benchmark" if outcome.metric.eval == MACRO_AVERAGE else "source"
@@ -131,6 +133,7 @@ def lead(outcome: Outcome, folder: Path) -> Picture | None:
     told = [
         f"{line.names['method']} at {percent(line.names['data_frac'])}: {line.slope.estimate:+.2f} "
         f"[{line.slope.low:+.2f}, {line.slope.high:+.2f}] per point of lead, teachers {', '.join(line.teachers)}"
+        + (f" {ONE_SEED}" if line.slope.excludes_seed_variance else "")
         for line in lines
         if line.slope is not None
     ]
@@ -203,8 +206,13 @@ def _gains(outcome: Outcome) -> str:
     told, apart = [], _apart(rows)
     for row in rows.sort_values([*apart, "name", "data_frac"]).to_dict("records"):
         line = " ".join([*(str(row[name]) for name in apart), row["name"]])
-        told.append(f"{line} {interval_text(row, 'gain')} at {percent(row['data_frac'])}")
+        told.append(f"{line} {interval_text(row, 'gain')} at {percent(row['data_frac'])}{_hint(row)}")
     return f"gain over SFT with 95 % intervals of {'; '.join(told)}."
+
+
+def _hint(row: Mapping[Any, Any]) -> str:
+    """A gain of one seed is told as a hint."""
+    return f", a hint {ONE_SEED}" if is_hint(row) else ""
 
 
 def _apart(rows: pd.DataFrame) -> list[str]:

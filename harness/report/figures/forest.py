@@ -3,19 +3,22 @@
 A column per data fraction, a row per arm in the order of its mean gain. A dot is the gain over SFT on the same seeds
 and items with its 95 % interval, filled where it differs from zero; the band is the margin of equality. With
 `simultaneous` (`results/simultaneous.py`, Dunnett) the intervals hold for all methods of a column together; without it
-each holds for its own arm, and a dot is filled where the gain differs from zero after Holm.
+each holds for its own arm, and a dot is filled where the gain differs from zero after Holm. A gain of one seed is grey
+and open.
 
     forest_figure(outcome.summary, Path("results/methods"), simultaneous=outcome.simultaneous)
 """
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from harness.report.figures.labels import GREY, colour_of, short_label, subtitle, title
+from harness.report.figures.labels import GREY, HINT, colour_of, short_label, subtitle, title
 from harness.report.figures.plots import PANEL, names_of, save
 from harness.results.arms import Metric
+from harness.results.conclusion import BETTER, WORSE, conclusion, is_hint
 from harness.results.paired_gains import MARGIN
 from harness.results.table import headline, percent, select
 
@@ -26,7 +29,7 @@ LEAST_WIDTH = 7.2
 """Inches that title and note need."""
 MANY = 8
 """With more arms than this, a figure of lines is not readable."""
-ALPHA = 0.05
+HINTS = "grey: a hint (one seed), which excludes the variance between seeds"
 KEYS = [*PANEL, "data_frac", "method", "teacher"]
 
 
@@ -66,9 +69,9 @@ def forest(rows: pd.DataFrame, axes: "list[Axes]") -> "list[Axes]":
         ax.axvspan(-MARGIN, MARGIN, color=GREY, alpha=0.12, lw=0)
         ax.axvline(0, color=GREY, lw=0.8)
         for row in part.to_dict("records"):
-            place, colour = order.index(row["name"]), colour_of(row["method"])
+            place, colour = order.index(row["name"]), HINT if is_hint(row) else colour_of(row["method"])
             ax.plot([row["gain_low"], row["gain_high"]], [place, place], color=colour, lw=1.6, solid_capstyle="butt")
-            face = colour if row["gain_p_holm"] < ALPHA else "white"
+            face = colour if conclusion(row) in (BETTER, WORSE) else "white"
             ax.plot(row["gain"], place, "o", color=colour, markerfacecolor=face, markersize=5.5, markeredgewidth=1.4)
         ax.set_xlim(low - room, high + room)
         ax.set_ylim(-0.7, len(order) - 0.3)
@@ -99,24 +102,27 @@ def forest_figure(
     panels = [part for _, part in rows.groupby(PANEL[:3], dropna=False)]
     aside = 0.3 + 0.068 * rows["name"].str.len().max()  # names stand left of the first column, inches a letter
     columns = max(part["data_frac"].nunique() for part in panels)
-    # inches: room for title and note, and a row for each arm
-    heights = [1.5 + 0.24 * part["name"].nunique() for part in panels]
     # few columns grow wider, until title and note have room
     wide = max(2.3, (LEAST_WIDTH - aside - 0.3) / columns)
     width = aside + wide * columns + 0.3
+    heads = [textwrap.wrap(subtitle(part), int((width - 0.3) / 0.0715)) for part in panels]
+    above = [0.88 + 0.15 * (len(lines) - 1) for lines in heads]
+    # inches: room for title and note, and a row for each arm
+    heights = [0.62 + room + 0.24 * part["name"].nunique() for room, part in zip(above, panels, strict=True)]
     figure = Figure(figsize=(width, sum(heights)), facecolor="white")
     FigureCanvasAgg(figure)
     parts = figure.subfigures(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
-    for part, shown, height in zip(parts, panels, heights, strict=True):
+    for part, shown, height, lines, room in zip(parts, panels, heights, heads, above, strict=True):
         count = shown["data_frac"].nunique()
-        box = (wide - 0.25) / width, 1 - 1.5 / height
+        box = (wide - 0.25) / width, 1 - (0.62 + room) / height
         axes = [part.add_axes(((aside + wide * number) / width, 0.62 / height, *box)) for number in range(count)]
         forest(shown, axes)
         part.text(0.12 / width, 1 - 0.28 / height, title(metric, "by method"), fontsize=12, weight="bold", va="center")
-        part.text(0.12 / width, 1 - 0.55 / height, subtitle(shown), fontsize=8.5, color=GREY, va="center")
+        part.text(0.12 / width, 1 - 0.46 / height, "\n".join(lines), fontsize=8.5, color=GREY, va="top")
         covers = shown["gain_covers"].iloc[0]
         # simultaneous p values hold for all arms already, so Holm is not named with them
         kind = ("simultaneous 95 % intervals", "") if shown["at_once"].all() else ("95 % intervals", " after Holm")
         note = f"{kind[0]} over {covers}; filled: differs from zero{kind[1]}; band: margin of equality, {MARGIN:g}"
+        note += f"; {HINTS}" if shown.apply(is_hint, axis=1).any() else ""
         part.text(0.12 / width, 0.10 / height, note, fontsize=7.5, color=GREY, va="bottom")
     return save(figure, path)

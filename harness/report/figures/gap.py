@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.report.figures.labels import GREY, colour_of
+from harness.report.figures.labels import GREY, HINT, colour_of
 from harness.report.figures.panels import dress, panel_figure
 from harness.report.figures.plots import save
 from harness.results.arms import Metric
@@ -28,7 +28,8 @@ LETTER, HEIGHT = 4.5, 9.0
 def gap(line: GapLine, ax: "Axes") -> "Axes":
     """Gain with interval against the teacher's score less SFT's; a thin line where a slope could be fitted."""
     lead = line.scores - line.sft
-    colour = colour_of(line.names["method"])
+    hint = all(found.excludes_seed_variance for found in line.gains)
+    colour = HINT if hint else colour_of(line.names["method"])
     ax.axhline(0, color="#404040", lw=1)
     ax.axvline(0, color=GREY, lw=0.8, linestyle=(0, (1, 2)))
     for x, found in zip(lead, line.gains, strict=True):
@@ -41,6 +42,7 @@ def gap(line: GapLine, ax: "Axes") -> "Axes":
         ends = np.array([lead.min(), lead.max()])
         ax.plot(ends, middle + line.slope.estimate * (ends - lead.mean()), color=colour, lw=0.9, alpha=0.6)
         told = f"{line.slope.estimate:+.2f} [{line.slope.low:+.2f}, {line.slope.high:+.2f}] per point of lead"
+        told = f"hint: {told} (one seed)" if hint else told
         ax.text(0.02, 0.02, told, transform=ax.transAxes, fontsize=8, color=colour, va="bottom")
     ax.margins(x=0.12, y=0.16)
     dress(ax, heading, "teacher's score minus SFT's", "gain over SFT")

@@ -5,7 +5,8 @@ Used by `plots.py`; heights are in points (1/72 inch) on the page.
     spread([10, 11, 40], gap=12, low=0, high=100)     # [4.5, 16.5, 40]
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +21,53 @@ if TYPE_CHECKING:
 GREY = "#737373"
 
 
+MOST_LETTERS, LINE_INCHES = 64, 2.6
+"""A name in a figure has at most so many letters, and a line of it so many inches."""
+
+
+def figure_names(names: Iterable[str]) -> dict[str, str]:
+    """What each name is called in a figure: on one line, at most 64 letters, and no two alike.
+
+    A longer name keeps its beginning and its end, with three dots between them; line breaks and other signs without a
+    width become spaces.
+    """
+    called: dict[str, str] = {}
+    for name in names:
+        text = " ".join("".join(sign if sign.isprintable() else " " for sign in name).split()) or "(no name)"
+        head = MOST_LETTERS * 2 // 3
+        if len(text) > MOST_LETTERS:
+            text = f"{text[:head]}...{text[head + 3 - MOST_LETTERS :]}"
+        number, taken = 2, set(called.values())
+        while name not in called and text in taken:
+            text = f"{text[: MOST_LETTERS - 5]} ({number})" if number == 2 else f"{text.rpartition(' (')[0]} ({number})"
+            number += 1
+        called.setdefault(name, text)
+    return called
+
+
+def in_lines(name: str, size: float) -> str:
+    """A name on as many lines as it needs in letters of `size` points, broken where its words end."""
+    lines = [""]
+    for word in re.findall(r"[^/_\s-]*[/_\s-]?", name):
+        # a word that is longer than a line is cut
+        for part in [word] if inches(word, size) <= LINE_INCHES else word:
+            if inches(lines[-1] + part.rstrip(), size) > LINE_INCHES:
+                lines.append("")
+            lines[-1] += part
+    return "\n".join(line.strip() for line in lines)
+
+
+def inches(text: str, size: float) -> float:
+    """How wide a line of text is in letters of `size` points."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    return text_to_path.get_text_width_height_descent(text, FontProperties(size=size), False)[0] / 72
+
+
 def title(metric: Metric | None, by: str = "by size of the data") -> str:
     """The figure's title; with the source where it is one of several."""
-    of = f" ({metric.source})" if metric and metric.source != ALL else ""
+    of = f" ({figure_names([metric.source])[metric.source]})" if metric and metric.source != ALL else ""
     return f"Distillation against fine-tuning, {by}{of}"
 
 
@@ -40,10 +85,12 @@ def subtitle(rows: pd.DataFrame) -> str:
     seeds = sorted(students.loc[students["seeds"] > 0, "seeds"].unique())
     count = f"{seeds[0]} seed{'s' if seeds[-1] > 1 else ''}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     draws = int(students["draws"].max())
-    named = f"teacher{'s' if len(teachers) > 1 else ''} {', '.join(teachers)}" if teachers else ""
+    named = (
+        f"teacher{'s' if len(teachers) > 1 else ''} {', '.join(figure_names(teachers).values())}" if teachers else ""
+    )
     drawn = f"{draws} replicates" if draws > 1 else ""
     parts = [
-        f"student {first['student']}",
+        f"student {figure_names([first['student']])[first['student']]}",
         named,
         first["corpus"],
         first["budget"],
@@ -103,7 +150,7 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
 
 def teacher_name(teacher: str) -> str:
     """What a teacher's own score is called."""
-    return f"{teacher} teacher"
+    return f"{figure_names([teacher])[teacher]} teacher"
 
 
 def name_references(ax: "Axes", rows: pd.DataFrame) -> list[tuple[Any, ...]]:
@@ -157,6 +204,8 @@ COLOURS = {
     "self_kd": "#6A51A3",
 }
 OTHERS = "#404040"
+HINT = "#8C8C8C"
+"""A gain of one seed has no colour: it shows nothing about another seed."""
 SPARE = ("#332288", "#44AA99", "#AA4499", "#999933", "#882255", "#117733", "#88CCEE", "#DDCC77")
 
 

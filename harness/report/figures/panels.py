@@ -23,29 +23,41 @@ LETTER = 0.062
 """Inches a letter of the note takes."""
 
 
+BEFORE = 0.72
+"""Inches left of a panel, for its scale."""
+
+
 def panel_figure(
-    panels: int, title: str, subtitle: str, note: str, size: tuple[float, float] = (4.7, 4.2), aside: float = 0.25
+    panels: int,
+    title: str,
+    subtitle: str,
+    note: str,
+    size: tuple[float, float] = (4.7, 4.2),
+    aside: float = 0.25,
+    before: float = BEFORE,
 ) -> "tuple[Figure, list[Axes]]":
-    """A figure and its axes; `size` of a panel and `aside`, the room right of it for names, in inches."""
+    """A figure and its axes; `size` of a panel, `aside`, the room right of it for names, and `before`, the room left of
+    the first for the names of its rows, in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     # long names take room of their own, not the panel's
-    size = (max(size[0], 0.72 + aside + LEAST_PANEL), size[1])
-    width, height = panels * size[0], size[1]
+    size = (max(size[0], BEFORE + aside + LEAST_PANEL), size[1])
+    more = max(0.0, before - BEFORE)
+    width, height = more + panels * size[0], size[1]
     figure = Figure(figsize=(width, height), facecolor="white")
     # without pyplot, which keeps every figure in a global and picks a backend by the display
     FigureCanvasAgg(figure)
-    # heights follow from the wrapped lines, so that no note runs into an axis
+    # heights follow from the wrapped lines, so that no note runs into an axis and no head takes a panel's room
     lines = textwrap.wrap(note, int((width - 0.3) / LETTER))
     heads = textwrap.wrap(subtitle, int((width - 0.3) / (1.15 * LETTER)))
     under, above = 0.66 + 0.14 * len(lines), 0.85 + 0.15 * len(heads)
     axes = [
         figure.add_axes(
             (
-                (number * size[0] + 0.72) / width,
+                (more + number * size[0] + BEFORE) / width,
                 under / height,
-                (size[0] - 0.72 - aside) / width,
+                (size[0] - BEFORE - aside) / width,
                 (height - under - above) / height,
             )
         )

@@ -2,7 +2,8 @@
 
 Left, score against the data fraction; right, gain over SFT with its 95 % band and the confidence set for the crossover
 as a bar under the zero line. A method keeps its colour in every figure, teachers differ by marker and dash; lines are
-named at their ends. One seed has dashed bars, and the note says that they exclude seed variance.
+named at their ends. One seed has dashed bars, and the note says that they exclude seed variance. Its gain is a hint:
+grey, with open markers, and without a set for the crossover.
 
     crossover_figure(summary(records), Path("results/crossover"), crossovers(records, metric))
 """
@@ -21,7 +22,9 @@ from numpy.typing import NDArray
 from harness.report.figures.labels import (
     COLOURS,
     GREY,
+    HINT,
     SPARE,
+    figure_names,
     name_ends,
     name_references,
     short_label,
@@ -30,8 +33,8 @@ from harness.report.figures.labels import (
     title,
 )
 from harness.results.arms import Arm, Metric
+from harness.results.conclusion import one_seed
 from harness.results.stats.crossover import Crossover
-from harness.results.stats.intervals import LEAST_REPLICATES
 from harness.results.table import headline, percent, select
 from harness.store.store import replacing
 
@@ -75,8 +78,9 @@ def crossover_figure(
     for part, names in zip(parts, panels, strict=False):
         shown = rows[_of_panel(rows, names)]
         note = textwrap.wrap(footnote(shown, crossovers), int((width - 1) / 0.058))  # inches a letter
-        under = 0.62 + 0.14 * (len(note) - 1)
-        panel = (width / 2 - 0.75 - aside) / width, 1 - (1 + under) / height
+        heads = textwrap.wrap(subtitle(shown), int((width - 1) / 0.0715))
+        under, above = 0.62 + 0.14 * (len(note) - 1), 1 + 0.15 * (len(heads) - 1)
+        panel = (width / 2 - 0.75 - aside) / width, 1 - (above + under) / height
         left = 0.75 / width
         axes = [part.add_axes((left + half, under / height, *panel)) for half in (0, 0.5)]
         for ax, column in zip(axes, ("score", "gain"), strict=True):
@@ -85,7 +89,7 @@ def crossover_figure(
             ax.update_datalim([(1, y) for y in (ends.min(), ends.max()) if np.isfinite(y)], updatex=False)
         crossover(shown, axes[0], axes[1], crossovers)
         part.text(left, 1 - 0.30 / height, title(metric), fontsize=12, weight="bold", va="center")
-        part.text(left, 1 - 0.58 / height, subtitle(shown), fontsize=8.5, color=GREY, va="center")
+        part.text(left, 1 - 0.50 / height, "\n".join(heads), fontsize=8.5, color=GREY, va="top")
         part.text(left, 0.06 / height, "\n".join(note), fontsize=7.5, color=GREY, va="bottom")
     if not panels:
         figure.text(0.5, 0.5, "No cell has a score", ha="center", color=GREY)
@@ -99,6 +103,7 @@ def save(figure: "Figure", path: Path) -> list[Path]:
     """
     import matplotlib
 
+    _without_math(figure)
     paths = [path.with_name(f"{path.name}.{ending}") for ending in ("png", "svg")]
     path.parent.mkdir(parents=True, exist_ok=True)
     # for the same bytes: ids in an SVG are random without a salt, and files would hold a date or a version
@@ -109,6 +114,23 @@ def save(figure: "Figure", path: Path) -> list[Path]:
         with replacing(paths[1]) as unfinished:
             figure.savefig(unfinished, format="svg", metadata={"Date": None, "Creator": None})
     return paths
+
+
+def _without_math(figure: "Figure") -> None:
+    """Have all texts shown as they are: between two `$` matplotlib reads formulas, and names may hold any sign.
+
+    The ticks of a logarithmic axis are formulas of its own.
+    """
+    from matplotlib.axes import Axes
+    from matplotlib.text import Text
+    from matplotlib.ticker import LogFormatter
+
+    axes = [axis for ax in figure.findobj(Axes) if isinstance(ax, Axes) for axis in (ax.xaxis, ax.yaxis)]
+    own = [axis for axis in axes if isinstance(axis.get_major_formatter(), LogFormatter)]
+    powers = {id(label) for axis in own for label in axis.get_ticklabels(which="both")}
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and id(text) not in powers:
+            text.set_parse_math(False)
 
 
 def crossover(
@@ -145,7 +167,9 @@ def gain_curves(frame: pd.DataFrame, ax: "Axes", crossovers: Mapping[Arm, Crosso
     lines = _lines(rows)
     higher = bool(frame["higher_is_better"].iloc[0])
     what = f"{short_label(frame)}, method minus SFT"
-    _dress(ax, "Gain over SFT, same seeds and items", what + ("" if higher else ", lower is better"))
+    alone = [_alone(part, "paired_seeds").all() for part in lines.values()]
+    hints = " (hint: one seed)" if alone and all(alone) else ""
+    _dress(ax, f"Gain over SFT, same seeds and items{hints}", what + ("" if higher else ", lower is better"))
     if not lines:
         ax.set_axis_off()
         ax.text(
@@ -160,7 +184,7 @@ def gain_curves(frame: pd.DataFrame, ax: "Axes", crossovers: Mapping[Arm, Crosso
     ax.axhline(0, color="#404040", linewidth=1, zorder=1)
     ends = _draw(ax, lines, "gain", band=True)
     _fractions(ax, lines)
-    sets = [(who, f.pieces) for who, part in lines.items() for f in _found(crossovers, part) if f.pieces and f.fits]
+    sets = [(who, f.pieces) for who, part in lines.items() for f in _found(crossovers, part) if _shown(f)]
     for number, (who, pieces) in enumerate(sets):
         # in points below zero, so that sets of several methods lie under one another at any scale
         under = offset_copy(ax.transData, ax.get_figure(root=True), y=-4.0 * (number + 1), units="points")
@@ -185,6 +209,8 @@ def _draw(ax: "Axes", lines: Mapping[Any, pd.DataFrame], column: str, band: bool
         y, low, high = (part[f"{column}{end}"].to_numpy(float) for end in ("", "_low", "_high"))
         alone = _alone(part, "seeds" if column == "score" else "paired_seeds").to_numpy()
         dashes = style.pop("linestyle")
+        if column == "gain" and alone.any():
+            style |= {"color": HINT, "markerfacecolor": "white"}
         ax.plot(x, y, linestyle="", markersize=5.5, zorder=4, **style)
         for run in _runs(part["data_frac"].to_numpy(float), fractions):
             ax.plot(x[run], y[run], color=style["color"], linewidth=1.6, linestyle=dashes, zorder=3)
@@ -247,15 +273,22 @@ def _styles(lines: Mapping[tuple[str, str], pd.DataFrame]) -> dict[tuple[str, st
 def names_of(lines: Mapping[tuple[str, str], Any]) -> dict[tuple[str, str], str]:
     """What a line is called; the teacher only where there are several."""
     several = len({teacher for _, teacher in lines if teacher}) > 1
-    return {
+    whole = {
         (method, teacher): "SFT" if method == "sft" else f"{method} · {teacher}" if several and teacher else method
         for method, teacher in lines
     }
+    called = figure_names(whole.values())
+    return {line: called[name] for line, name in whole.items()}
 
 
 def _alone(rows: pd.DataFrame, seeds: str) -> pd.Series:
     """Rows whose interval excludes seed variance; an interval over enough replicates contains it."""
-    return (rows[seeds] < 2) & (rows["draws"] < LEAST_REPLICATES)
+    return pd.Series([one_seed(*pair) for pair in zip(rows[seeds], rows["draws"], strict=True)], rows.index, dtype=bool)
+
+
+def _shown(found: Crossover) -> bool:
+    """Whether a crossover has a set to draw: one of single seeds excludes their variance."""
+    return bool(found.pieces) and found.fits and not found.excludes_seed_variance
 
 
 def _fractions(ax: "Axes", lines: Mapping[Any, pd.DataFrame]) -> None:
@@ -314,7 +347,9 @@ def footnote(rows: pd.DataFrame, crossovers: Mapping[Arm, Crossover] | None) -> 
     text = f"Bars and bands: 95 % intervals over {', '.join(kinds)}." if kinds else "Bars: 95 % intervals."
     if alone.any():
         text += " Dashed: one seed, test items only; excludes seed variance."
-    if any(found.pieces and found.fits for part in _lines(students).values() for found in _found(crossovers, part)):
+    if _alone(students[students["gain"].notna()], "paired_seeds").any():
+        text += " Grey: hints (one seed)."
+    if any(_shown(found) for part in _lines(students).values() for found in _found(crossovers, part)):
         text += " Thick bar under zero: 95 % confidence set for the crossover."
     if students["diverged"].any() and students["higher_is_better"].all():
         text += " Diverged cells count as 0."

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from harness.methods import load_method
-from harness.report.figures.labels import GREY, SPARE, name_ends, short_label, subtitle
+from harness.report.figures.labels import GREY, HINT, SPARE, name_ends, short_label, subtitle
 from harness.report.figures.panels import dress, largest_panel, panel_figure
 from harness.report.figures.plots import PANEL, save
 from harness.results.arms import Metric
+from harness.results.conclusion import is_hint
 from harness.results.table import headline, percent, select
 
 if TYPE_CHECKING:
@@ -63,7 +64,11 @@ def setting(rows: pd.DataFrame, ax: "Axes", column: str = "score") -> "Axes":
     ends = []
     for number, (fraction, part) in enumerate(rows.groupby("data_frac")):
         part, colour = part.sort_values("x"), SPARE[number % len(SPARE)]
-        ax.plot(part["x"], part[column], "o-", color=colour, markersize=5, lw=1.5)
+        # a gain of one seed is a hint, and has no colour
+        hint = column == "gain" and part.apply(is_hint, axis=1).any()
+        colour = HINT if hint else colour
+        face = "white" if hint else colour
+        ax.plot(part["x"], part[column], "o-", color=colour, markersize=5, lw=1.5, markerfacecolor=face)
         ax.vlines(part["x"], part[f"{column}_low"], part[f"{column}_high"], color=colour, lw=1.1)
         ends.append((part["x"].iloc[-1], part[column].iloc[-1], percent(float(str(fraction))), colour))
     # a value of 0, such as no share at all, has no place on a log axis
@@ -104,7 +109,9 @@ def setting_figure(frame: pd.DataFrame, path: Path, metric: Metric | None = None
     dress(axes[0], "Score", across, f"{metric.eval} {metric.metric}")
     setting(chosen[chosen["gain"].notna()], axes[1], "gain")
     axes[1].axhline(0, color="#404040", lw=1)
-    dress(axes[1], "Gain over SFT", across, f"{short_label(rows)}, method minus SFT")
+    gained = chosen[chosen["gain"].notna()]
+    hints = " (hint: one seed)" if len(gained) and gained.apply(is_hint, axis=1).all() else ""
+    dress(axes[1], f"Gain over SFT{hints}", across, f"{short_label(rows)}, method minus SFT")
     return save(figure, path)
 
 

@@ -60,7 +60,9 @@ def make_synthesize(
     """
     # first, so that a corpus without truth is refused before a teacher is loaded
     truth = _truth(inputs["mixture"], settings["verified"])
-    teacher = open_teacher(inputs["teacher"], device_of(machine), url=settings.get("where", {}).get("teacher_url"))
+    where = settings.get("where", {})
+    url, access = where.get("teacher_url"), where.get("teacher_server")
+    teacher = open_teacher(inputs["teacher"], device_of(machine), url=url, access=access)
     # the rows it keeps are trained by a student with the subset's ids
     student = load_tokenizer(inputs["student"]) if "student" in inputs else teacher.tokenizer
     _check_tokenizer(inputs["subset"], inputs["mixture"], student, "a teacher's rows")
