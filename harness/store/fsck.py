@@ -78,13 +78,14 @@ def leftovers(store: Store) -> Iterator[Path]:
             yield folder
         elif folder.is_dir() and not store.claimed(folder.name):
             yield from (path for path in _entries(folder) if path.name.startswith(".") and _left(path))
-    places = [store.root, *(store.root / name for name in ("attempts", "jobs", "claims", "servers", "quarantine"))]
-    places += _entries(store.root / "attempts")
+    places = [str(store.root), *(str(store.root / name) for name in ("jobs", "claims", "servers", "quarantine"))]
+    places += [f"{store.root}/attempts/{name}" for name in ("", *_names(f"{store.root}/attempts"))]
     for name in ("grids", "submissions", "models"):
-        places += [Path(folder) for folder, _, _ in os.walk(store.root / name)]
+        places += [folder for folder, _, _ in os.walk(store.root / name)]
     for place in places:
-        for path in _entries(place):
-            if UNFINISHED.match(path.name) and _left(path):
+        # names first: there may be tens of thousands of folders, each with a file or two
+        for name in _names(place):
+            if name.startswith(".") and UNFINISHED.match(name) and _left(path := Path(place, name)):
                 yield path
 
 
@@ -188,6 +189,13 @@ def _age(path: Path) -> float:
 def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
 
