@@ -3,7 +3,6 @@
 frozen = run_grid(compose(["method=sft,kd", "data_frac=0.01,1.0"]))
 """
 
-import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -28,7 +27,7 @@ from harness.plan.tuning import Tune
 from harness.plan.unread import unread_lines
 from harness.store.integrity import set_aside_damaged
 from harness.store.status import StageState, stage_state
-from harness.store.store import Store, write_json
+from harness.store.store import DamagedError, Store, read_json, write_json
 
 
 def run_grid(composed: Composed, stream: TextIO | None = None) -> FrozenPlan:
@@ -144,7 +143,12 @@ def _name(settings: Settings, planned: Plan, store: Store) -> str:
     path = store.grid_folder(name) / "plan.json"
     if not path.is_file():
         return name
-    cells = {cell["fingerprint"] for cell in json.loads(path.read_text())["cells"]}
+    try:
+        cells = {cell["fingerprint"] for cell in read_json(path)["cells"]}
+    except (DamagedError, KeyError, TypeError):
+        aside = store.set_file_aside(path, "it is no plan of a grid any more")
+        print(f"warning: {path} could not be read; it is set aside as {aside}, and written anew", file=sys.stderr)
+        return name
     if cells == {cell.fingerprint for cell in planned.cells}:
         return name
     # A name that the user did not choose gets a hash in addition, so two experiments with one slug stay apart.

@@ -152,6 +152,9 @@ def _extra(receipt: Receipt) -> str:
     sft, own = receipt["sft_cost"], receipt["cost"]
     if sft is None:
         return ""
+    if not own["total"]["flops"] or not sft["total"]["flops"]:
+        gone = "the model" if not own["total"]["flops"] else "SFT"
+        return f"; what training {gone} took is not known, because its artifact has left the store"
     more = own["total"]["flops"] - sft["total"]["flops"]
     text = f", at {own['total']['flops'] / sft['total']['flops']:.2g} times its FLOPs ({more:+.2g})"
     text += f" and {own['total']['seconds'] - sft['total']['seconds']:+.3g} s"

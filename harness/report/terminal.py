@@ -11,17 +11,18 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config.checks import refuse
+from harness.config.checks import SettingsError, refuse
 from harness.plan.frozen import FrozenPlan, freeze, frozen_plan, grid_names
 from harness.plan.metrics import MACRO_AVERAGE
 from harness.runtime.processes import visible_gpus
 from harness.store.fingerprint import differences
 from harness.store.status import RECHECKED_CLASSES
-from harness.store.store import Store, write_text
+from harness.store.store import DamagedError, Store, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -302,9 +303,15 @@ def show_gains(frame: "pd.DataFrame", by: Sequence[str]) -> None:
 
 
 def _known_stages(store: Store) -> dict[str, Any]:
-    known = {key: spec for name in grid_names(store) for key, spec in frozen_plan(store, name).stages.items()}
+    known: dict[str, Any] = {}
+    for name in grid_names(store):
+        with suppress(SettingsError):  # a plan that cannot be read hides its own stages alone
+            known |= frozen_plan(store, name).stages
     # plans know stages that are not made yet, the store those of grids whose plans are gone
-    return known | {key: store.manifest(key) for key in store.published()}
+    for key in store.published():
+        with suppress(DamagedError, FileNotFoundError):
+            known[key] = store.manifest(key)
+    return known
 
 
 def _known_cells(store: Store) -> dict[str, str]:
