@@ -316,8 +316,11 @@ def _known_stages(store: Store) -> dict[str, Any]:
 
 def _known_cells(store: Store) -> dict[str, str]:
     """The last stage that makes the student of every cell, by the cell's fingerprint."""
-    cells = [cell for name in grid_names(store) for cell in frozen_plan(store, name).cells]
-    return {cell.fingerprint: cell.train[-1] for cell in cells if cell.train}
+    known: dict[str, str] = {}
+    for name in grid_names(store):
+        with suppress(SettingsError):  # a plan that cannot be read hides its own cells alone
+            known |= {cell.fingerprint: cell.train[-1] for cell in frozen_plan(store, name).cells if cell.train}
+    return known
 
 
 def _find(known: Mapping[str, Any], name: str, cells: Mapping[str, str] | None = None) -> str:
