@@ -1,7 +1,8 @@
-"""The verbs on grids: `python -m harness.grid plan|status|watch|retry|cancel|explain|logs|cost|results|gc`.
+"""The verbs on grids: `python -m harness.grid plan|status|watch|retry|cancel|explain|logs|cost|results|gc|fsck`.
 
 They read the store, and query Slurm for what the store does not record. `retry` submits or makes failed cells, `cancel`
-ends jobs, `results` writes a grid's tables, figures and receipts again, `gc --yes` deletes; other verbs change nothing.
+ends jobs, `results` writes a grid's tables, figures and receipts again, `gc --yes` deletes, `fsck --repair` mends;
+other verbs change nothing.
 
     python -m harness.grid plan data_frac=0.01,1.0 method=sft,kd   what would run, and its cost
     python -m harness.grid status [grid] [--cells]                 cells by state, what runs, and every failure's reason
@@ -13,17 +14,16 @@ ends jobs, `results` writes a grid's tables, figures and receipts again, `gc --y
     python -m harness.grid cost <grid>                             hours of machines, CPUs and GPUs, lost tries too
     python -m harness.grid results <grid>                          table, figure and verdict again
     python -m harness.grid results <grid> --by exposure            gains by what student and teacher had seen
-    python -m harness.grid gc [--yes]                              artifacts no grid needs
+    python -m harness.grid gc [--yes]                              artifacts no grid needs, and leftovers
+    python -m harness.grid fsck [--repair]                         what in the store is not as it was written
     python -m harness.grid cards [name]                            public benchmarks: data, prompt, metric
 """
 
 import argparse
-import os
-import shutil
 import sys
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 
 from harness import notebook_function
 from harness.config.checks import SettingsError, check_folder_name, is_number, refuse
@@ -31,6 +31,8 @@ from harness.execution.slurm.squeue import Queue, run_command
 from harness.execution.slurm.submissions import arrays_of, log_files, read_entry, read_sent
 from harness.execution.status_screen import StatusSnapshot, headline, screen
 from harness.plan.frozen import frozen_plan, grid_names
+from harness.store.fsck import findings, remove
+from harness.store.integrity import VERIFY
 from harness.store.storage_error import storage_faults
 from harness.store.store import Store
 
@@ -47,11 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         with storage_faults(Store.at(given.store or "outputs").root):
-            given.call(given)
+            return given.call(given) or 0
     except SettingsError as error:
         print(f"harness: {error}", file=sys.stderr)
         return 2
-    return 0
+    except KeyboardInterrupt:
+        print("\nharness: stopped", file=sys.stderr)
+        return 130
 
 
 def verb_names() -> tuple[str, ...]:
@@ -68,7 +72,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
     parser.add_argument("--store", help="the store folder (default: outputs; for `plan`, the setting `store`)")
     verbs = parser.add_subparsers(dest="verb", required=True)
 
-    def verb(name: str, call: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+    def verb(name: str, call: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
         one = verbs.add_parser(name, help=text)
         one.set_defaults(call=call)
         return one
@@ -96,8 +100,12 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
     results = verb("results", show_results, "table, figure and verdict of a grid")
     results.add_argument("grid")
     results.add_argument("--by", help="gains by class of held-out item: exposure, source, or exposure,source")
-    gc = verb("gc", collect_garbage, "artifacts no grid needs")
+    gc = verb("gc", collect_garbage, "artifacts no grid needs, and what ended processes left")
     gc.add_argument("--yes", action="store_true", help="delete them; without it they are listed")
+    fsck = verb("fsck", check_store, "what in the store is not as it was written: exit code 1 where something is")
+    fsck.add_argument("--repair", action="store_true", help="set aside what is damaged, clear leftovers, renew tables")
+    fsck.add_argument("--verify", choices=VERIFY, default="full", help="hash every file (full), or compare sizes")
+    fsck.add_argument("--set-aside", metavar="A", help="only set one artifact aside, so that it is made again")
     cards = verb("cards", show_cards, "public benchmarks: data, prompt, metric, floor, an example")
     cards.add_argument("name", nargs="?", help="one of them; without it, a line for each")
     return parser, verbs.choices
@@ -141,7 +149,13 @@ def show_status(given: argparse.Namespace) -> None:
     """
     store = _existing(given.store)
     for name in [given.grid] if given.grid else grid_names(store):
-        frozen = frozen_plan(store, name)
+        try:
+            frozen = frozen_plan(store, name)
+        except SettingsError as error:
+            if given.grid:
+                raise
+            print(f"{name}: {error}")  # one broken plan hides no other grid
+            continue
         # all grids at once are read from the store alone: a call to Slurm for each would take seconds
         snapshot = StatusSnapshot.at(store, frozen, ask_slurm=bool(given.grid))
         print("\n".join(screen(store, frozen, snapshot, given.cells) if given.grid else [headline(name, snapshot)]))
@@ -255,30 +269,61 @@ def show_results(given: argparse.Namespace) -> None:
 
 
 def collect_garbage(given: argparse.Namespace) -> None:
-    """List or delete artifacts that no grid's plan names, and what dead attempts left behind.
+    """List or delete what no plan, live claim or queued job needs, and what ended processes left behind.
 
-    Raises SettingsError where there is no such store, or a plan in it cannot be read; OSError where a folder cannot be
-    moved.
+    Raises SettingsError where there is no such store; OSError where a folder cannot be moved.
     """
+    from harness.execution.garbage import garbage
+
     store = _existing(given.store)
-    named = {key for name in grid_names(store) for key in frozen_plan(store, name).stages}
-    unneeded = [key for key in store.published() if key not in named]
-    # a folder under tmp/ begins with its stage's key; while the stage is claimed, an attempt is writing it
-    left = [path for path in (store.root / "tmp").iterdir() if not store.claimed(path.name.split(".")[0])]
-    stopped = [path for path in (store.root / "checkpoints").glob("*") if not store.claimed(path.name)]
-    # checkpoints of a stage that a grid still needs stay: its next attempt continues from them
-    left += [path for path in stopped if path.name not in named or store.done(path.name)]
-    folders = [store.folder(key) for key in unneeded] + left
-    size = sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
-    for folder in folders:
-        print(folder.relative_to(store.root))
+    found = garbage(store)
+    for note in found.notes:
+        print(f"warning: {note}", file=sys.stderr)
+    paths = found.artifacts + found.leftovers
+    size = sum(file.lstat().st_size for path in paths for file in (path, *path.rglob("*")) if file.is_file())
+    for path in paths:
+        print(path.relative_to(store.root))
         if given.yes:
-            grave = store.root / "tmp" / f"gone.{uuid.uuid4().hex}"
-            os.rename(folder, grave)  # gone at once for readers, then removed file by file
-            shutil.rmtree(grave) if grave.is_dir() else grave.unlink()
-    print(
-        f"{len(folders)} folders, {size / 2**20:.1f} MB {'deleted' if given.yes else 'could go; add --yes to delete'}"
-    )
+            remove(store, path)
+    print(f"{len(paths)} entries, {size / 2**20:.1f} MB {'deleted' if given.yes else 'could go; add --yes to delete'}")
+
+
+def check_store(given: argparse.Namespace) -> int:
+    """Name what is not as it was written; with `--repair` set it aside, clear it or make it again.
+
+    Returns 1 where something was found, with `--repair` where something is left; else 0. Raises SettingsError where
+    there is no such store, or no one artifact of the name given to `--set-aside`; OSError where the store cannot be
+    read.
+    """
+    from harness.report.grid_folder import grid_findings
+    from harness.report.terminal import find_stage
+
+    store = _existing(given.store)
+    if given.set_aside:
+        key = find_stage(store, given.set_aside)
+        aside = store.set_aside(key, "set aside by hand")
+        if aside is None:
+            raise refuse("--set-aside", given.set_aside, f"{key} is not in the store", "nothing needs to be done")
+        print(
+            f"{key} is set aside as quarantine/{aside.name}; the next run that needs it makes it again, or retry=true"
+        )
+        return 0
+    if given.repair:
+        Store.open(store.root)  # marks a store of an earlier version
+    found = left = 0
+    # artifacts first: records and models are written anew from what is whole
+    for finding in chain(findings(store, given.verify), grid_findings(store)):
+        found += 1
+        print(f"{finding.part:<12}{finding.problem}")
+        if given.repair and finding.mend is not None:
+            print(f"{'':<12}{finding.mend()}")
+        else:
+            left += 1
+    kept = len(store.quarantine())
+    said = "nothing found" if not found else f"{found} found, {left} left" if given.repair else f"{found} found"
+    more = "" if given.repair or not found else "; add --repair to set aside what is damaged and clear the rest"
+    print(f"{store.root}: {said}{more}" + (f"; {kept} entries in quarantine/" if kept else ""))
+    return int(left > 0)
 
 
 def _existing(root: str | None) -> Store:
@@ -288,8 +333,8 @@ def _existing(root: str | None) -> Store:
     way_out = "run a grid first, or name another with --store"
     if not store.root.is_dir():
         raise refuse("store", str(store.root), "there is no such folder", way_out)
-    if not (store.root / "objects").is_dir():
-        raise refuse("store", str(store.root), "the folder is no store", way_out)
+    if not store.is_store():
+        raise refuse("store", str(store.root), "this folder is no store", "run a grid first, or name one with --store")
     return store
 
 

@@ -3,7 +3,6 @@
 frozen = run_grid(compose(["method=sft,kd", "data_frac=0.01,1.0"]))
 """
 
-import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -25,9 +24,10 @@ from harness.plan.metrics import grid_metrics, primary_metric
 from harness.plan.phase_steps import short_phases_warning
 from harness.plan.trials import tune_grid
 from harness.plan.tuning import Tune
+from harness.plan.unread import unread_lines
 from harness.store.integrity import set_aside_damaged
 from harness.store.status import StageState, stage_state
-from harness.store.store import Store, write_json
+from harness.store.store import DamagedError, Store, read_json, write_json
 
 
 def run_grid(composed: Composed, stream: TextIO | None = None) -> FrozenPlan:
@@ -40,6 +40,8 @@ def run_grid(composed: Composed, stream: TextIO | None = None) -> FrozenPlan:
     store = Store.open(settings.store)
     planned = Plan.of(composed.cells)
     preflight(planned, settings.machine, store.done)
+    for line in unread_lines(composed, planned):
+        print(f"note: {line}", file=stream or sys.stderr)
     for line in short_phases_warning(planned):
         print(f"warning: {line}", file=stream or sys.stderr)
     with view_of(stream or sys.stderr) as view:
@@ -67,9 +69,10 @@ def submit_grid(composed: Composed, log: Callable[[str], None] = print) -> Froze
     cluster = Cluster.of(settings.slurm)
     store = Store.open(settings.store)
     planned = Plan.of(composed.cells)
-    preflight(
-        planned, made=store.done
-    )  # without a machine: the devices of a login node say nothing about those of the nodes
+    # without a machine: the devices of a login node say nothing about those of the nodes
+    preflight(planned, made=store.done)
+    for line in unread_lines(composed, planned):
+        log(f"note: {line}")
     for line in short_phases_warning(planned):
         log(f"warning: {line}")
 
@@ -140,7 +143,12 @@ def _name(settings: Settings, planned: Plan, store: Store) -> str:
     path = store.grid_folder(name) / "plan.json"
     if not path.is_file():
         return name
-    cells = {cell["fingerprint"] for cell in json.loads(path.read_text())["cells"]}
+    try:
+        cells = {cell["fingerprint"] for cell in read_json(path)["cells"]}
+    except (DamagedError, KeyError, TypeError):
+        aside = store.set_file_aside(path, "it is no plan of a grid any more")
+        print(f"warning: {path} could not be read; it is set aside as {aside}, and written anew", file=sys.stderr)
+        return name
     if cells == {cell.fingerprint for cell in planned.cells}:
         return name
     # A name that the user did not choose gets a hash in addition, so two experiments with one slug stay apart.

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config.cell import Cell, Settings
-from harness.config.checks import SettingsError, check_choice, check_fraction, refuse
+from harness.config.checks import SettingsError, check_choice, check_fraction, check_no_secret, refuse
 from harness.config.cluster import DEFAULTS, Cluster
 from harness.config.cluster_file import read_cluster_file
 from harness.config.model import Member, Teacher, name_of_members
@@ -51,8 +51,8 @@ class Composed:
     """What a person should know of how the words were read, e.g. that a value was given twice."""
     points: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
     """The swept values of each cell; empty where cells and points differ, as in a rehearsal."""
-    given: tuple[str, ...] = ()
-    """The settings that the command line sets to one value."""
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """What the command line sets to one value."""
 
 
 def presets_folder() -> Path:
@@ -90,6 +90,9 @@ def register() -> None:
         _offer("slurm", path.stem, functools.partial(_cluster, path))
 
 
+SECRETS = "leave it out, or name its environment variable where a setting takes one (teacher.api_key_env)"
+
+
 @contextmanager
 def hydra_ready() -> Iterator[None]:
     """Hydra initialised on our presets; inside a Hydra program, that program's own initialisation.
@@ -108,9 +111,13 @@ def hydra_ready() -> Iterator[None]:
 def compose(arguments: Sequence[str], sweep: Mapping[str, Any] | None = None) -> Composed:
     """All cells of the overrides `arguments` (commas and ranges sweep) and of a sweep from a file.
 
-    Raises SettingsError for unknown names and keys, values a setting cannot take, a swept setting of the run, and more
-    cells than `most_cells`.
+    Raises SettingsError for unknown names and keys, values a setting cannot take or that hold a secret, a swept
+    setting of the run, and more cells than `most_cells`.
     """
+    for word in arguments:
+        name, _, value = word.partition("=")
+        check_no_secret(name.lstrip("+~"), value, SECRETS)
+    check_no_secret("sweep", str(sweep or ""), SECRETS)
     with hydra_ready(), plain_errors():
         words = read_words(arguments, _most_cells(arguments))
         fixed = _at_scale(words.fixed)
@@ -134,7 +141,7 @@ def compose(arguments: Sequence[str], sweep: Mapping[str, Any] | None = None) ->
         raise SettingsError("the grid is empty: `exclude` removed every cell; loosen it")
     if first.scale == "rehearsal":
         return _rehearsal(cells, first, tuple(notes))
-    return Composed(cells, first, tuple(notes), tuple(points), tuple(words.fixed))
+    return Composed(cells, first, tuple(notes), tuple(points), words.values)
 
 
 def sweeping_word(arguments: Sequence[str]) -> str | None:

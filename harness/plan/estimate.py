@@ -19,7 +19,7 @@ from harness.evals.benchmarks import load_benchmark
 from harness.models.flops import forward_flops, train_flops
 from harness.plan.graph import Stage, Work
 from harness.store.fingerprint import canonical
-from harness.store.store import Store
+from harness.store.store import DamagedError, Store
 
 DEFAULT_FLOPS_PER_SECOND = 2e10
 OVERHEAD_SECONDS = 2.0
@@ -114,7 +114,10 @@ def measured_speed(store: Store, stages: Iterable[Stage]) -> Mapping[str, float]
     speeds: dict[str, list[float]] = {}
     for stage in stages:
         if store.done(stage.key):
-            facts = store.manifest(stage.key)["facts"]
+            try:
+                facts = store.manifest(stage.key)["facts"]
+            except DamagedError:  # the run sets it aside; here it tells nothing of the speed
+                continue
             if facts.get("seconds") and facts.get("cost", {}).get("flops"):
                 speeds.setdefault(stage.kind, []).append(facts["cost"]["flops"] / facts["seconds"])
     return {kind: statistics.median(found) for kind, found in speeds.items()}

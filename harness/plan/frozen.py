@@ -14,9 +14,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
-from harness.config.checks import SettingsError, check_name, refuse
+from harness.config.checks import NAME, SettingsError, check_name, refuse
 from harness.store.fingerprint import plain
-from harness.store.store import Store, write_json
+from harness.store.store import REPAIR, DamagedError, Store, read_json, write_json
 
 if TYPE_CHECKING:
     from harness.config.cell import Cell
@@ -223,24 +223,29 @@ def keep_plan(store: Store, frozen: FrozenPlan) -> Path:
 
 
 def grid_names(store: Store) -> list[str]:
-    """The grids whose plans a store keeps."""
-    return sorted(path.parent.name for path in (store.root / "grids").glob("*/plan.json"))
+    """The grids whose plans a store keeps; earlier versions took names with a slash, whose plans lie deeper."""
+    grids = store.root / "grids"
+    return sorted(path.parent.relative_to(grids).as_posix() for path in grids.glob("**/plan.json"))
 
 
 def frozen_plan(store: Store, grid: str) -> FrozenPlan:
     """The plan a grid was run with.
 
-    Raises SettingsError for what is no name of a grid, where the store has no such grid, or its plan cannot be read.
+    Raises SettingsError where the store has no such grid, or an older version of this program kept its plan;
+    DamagedError where the plan cannot be read.
     """
-    check_name("grid", grid)  # another might lead out of the store
+    # another name might lead out of the store; earlier versions took names of several parts
+    if not all(NAME.fullmatch(part) for part in grid.split("/")):
+        check_name("grid", grid)
     path = store.grid_folder(grid) / "plan.json"
     if not path.is_file():
         raise refuse("grid", grid, f"the store {store.root} has {', '.join(grid_names(store)) or 'no grid yet'}")
     try:
-        return FrozenPlan.of(json.loads(path.read_text()))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        why = f"{path} is damaged ({type(error).__name__})"
-        raise refuse("grid", grid, why, "run its command again, which writes it anew; artifacts are kept") from None
+        return FrozenPlan.of(read_json(path))
+    except DamagedError:
+        raise
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{path} cannot be read: it is no plan of a grid; {REPAIR}.") from error
     # the stages are in the store under their keys, so planning again costs nothing that is finished
     except SettingsError as error:
         why = f"its plan was kept by an older version of this program ({error})"

@@ -12,8 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from harness.config.cell import Cell
+from harness.config.checks import SettingsError
 from harness.plan.cell_plan import CellPlan, Plan, plan_cell
-from harness.plan.frozen import freeze, keep_plan
+from harness.plan.frozen import FrozenPlan, freeze, frozen_plan, keep_plan, targets_of
 from harness.plan.tuning import Search, Tune, Tuned, search, tuned_cells
 from harness.store.fingerprint import plain
 from harness.store.status import StageState
@@ -40,7 +41,7 @@ def tune_grid(
         plan = Plan.union(plans)
         # the kept plan has the trials of earlier rounds too; `make` gets those of this round alone
         known.update({one.fingerprint: one for one in plans})
-        keep_plan(store, freeze(Plan.union(known.values()), name))
+        keep_plan(store, _with_finished(store, freeze(Plan.union(known.values()), name)))
         states = make(plan, name)
         return [_validation_nll(store, one, states) for one in plans]
 
@@ -52,6 +53,18 @@ def tune_grid(
 def trial_plan(plan: CellPlan) -> CellPlan:
     """The cell's stages up to its trained student, with nothing scored."""
     return replace(plan, evaluations={}, references={}, deployments={}, overlaps=())
+
+
+def _with_finished(store: Store, frozen: FrozenPlan) -> FrozenPlan:
+    """The plan with the finished trials of the plan that the grid has: a run that is stopped early forgets none."""
+    try:
+        before = frozen_plan(store, frozen.grid)
+    except SettingsError:  # none yet, or it cannot be read and is written anew
+        return frozen
+    now = {cell.fingerprint for cell in frozen.cells}
+    kept = [cell for cell in before.cells if cell.fingerprint not in now and all(map(store.done, targets_of(cell)))]
+    stages = {key: before.stages[key] for cell in kept for key in cell.needs}
+    return replace(frozen, stages={**stages, **frozen.stages}, cells=(*frozen.cells, *kept))
 
 
 def _validation_nll(store: Store, plan: CellPlan, states: Mapping[str, StageState]) -> float | str:

@@ -63,8 +63,10 @@ def write_receipts(
         made_from = hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()
         if _made_from(folder) != made_from:
             receipt = {**receipts.of(record, basis["measured"]), "made_from": made_from}
+            card = card_text(receipt)
+            receipt["card_sha256"] = hashlib.sha256(card.encode()).hexdigest()
             _link(artifact, folder)
-            write_text(folder / "RECEIPT.md", card_text(receipt))
+            write_text(folder / "RECEIPT.md", card)
             write_json(folder / "receipt.json", receipt)  # the last, so that a stopped run writes both again
         folders.append(folder)
     return folders
@@ -246,11 +248,14 @@ def _frame(metrics: Sequence[Metric]) -> pd.DataFrame:
 
 
 def _made_from(folder: Path) -> str | None:
-    """What the receipt in a folder was made from; null where there is none, or the one there cannot be read."""
+    """What the receipt in a folder was made from; null where there is none, or a file there was changed since."""
     try:
-        return json.loads((folder / "receipt.json").read_text())["made_from"]
+        receipt = json.loads((folder / "receipt.json").read_text())
+        card = hashlib.sha256((folder / "RECEIPT.md").read_bytes()).hexdigest()
+        whole = card == receipt["card_sha256"] and all(link.exists() for link in folder.iterdir())
+        return receipt["made_from"] if whole else None
     # a receipt that cannot be read is written again; it is no reason to stop
-    except (FileNotFoundError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

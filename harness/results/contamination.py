@@ -30,6 +30,7 @@ from harness.plan.frozen import FrozenCell, FrozenPlan
 from harness.results.arms import Metric
 from harness.results.items import item_values, read_items
 from harness.results.records import MEMORY, RepeatedItems
+from harness.store.integrity import artifact_file
 from harness.store.store import Store
 
 ROWS = ("student_rows", "synthetic_rows", "in_context_rows", "teacher_rows")
@@ -191,12 +192,12 @@ class Contamination:
         return self._store.manifest(evaluated)["facts"]["resolved"]["data_revision"] == resolved
 
     def _pairs_of(self, overlap: str) -> tuple[np.ndarray, np.ndarray]:
-        table = pq.read_table(self._store.folder(overlap) / "pairs.parquet", columns=["row", "item"])
+        table = pq.read_table(artifact_file(self._store, overlap, "pairs.parquet"), columns=["row", "item"])
         return table["row"].to_numpy(), table["item"].to_numpy()
 
     def _items_of(self, overlap: str, name: str) -> tuple[pd.Index, dict[int, str]]:
         """An evaluation's items by key, and the key of each by its number among all."""
-        table = pd.read_parquet(self._store.folder(overlap) / "items.parquet")
+        table = pd.read_parquet(artifact_file(self._store, overlap, "items.parquet"))
         table = table[table["eval"] == name]
         named = keys(table, heldout=name == HELDOUT)
         return pd.Index(named.unique()), dict(zip(table.index, named, strict=True))

@@ -22,8 +22,9 @@ from harness.plan.metrics import MACRO_AVERAGE
 from harness.results.cost import Cost, cell_cost
 from harness.results.suite import lacking, suite_of, with_macro_average
 from harness.stand_ins import LICENSE as STAND_IN
+from harness.store.integrity import artifact_file, suspects
 from harness.store.status import StageState, cell_state, stage_state
-from harness.store.store import Store
+from harness.store.store import DamagedError, Store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 REHEARSAL = "rehearsal: numbers mean nothing"
 """What every result of models with random weights shows (`scale=rehearsal`)."""
 
-LATER_KEYS = ("blamed", "scored_on")
+LATER_KEYS = ("blamed", "realised_frac", "scored_on")
 """Keys that lines of earlier versions lack."""
 MEMORY = "this score measures memory"
 """Words of the warning about an evaluation that is mostly in the training rows: the first of all warnings."""
@@ -102,6 +103,8 @@ class Record:
     """Settings that trials chose, by dotted name."""
     cost: Mapping[str, Cost] = field(default_factory=dict)
     """By purpose, as `cost.cell_cost` gives it."""
+    realised_frac: float | None = None
+    """The share of the rows that `data_frac` took, whole rows and at least one a source; null where it is not known."""
     artifact: str | None = None
     """The folder of the trained model; null in an exported folder."""
     key_order: tuple[str, ...] = field(default=(), repr=False, compare=False)
@@ -153,7 +156,8 @@ def lines_of(records: Iterable[Record]) -> str:
 def records(store: Store, frozen: FrozenPlan) -> list[Record]:
     """One record per cell, then one per reference model (base, teacher), in plan order.
 
-    Raises OSError where a finished stage lacks a file.
+    An evaluation whose files are damaged makes a record that failed, with the file's name. Raises OSError where a file
+    cannot be read, DamagedError where one that is shared by cells is damaged.
     """
     from harness.results.contamination import Contamination  # it reads tables, which planning does without
 
@@ -178,6 +182,9 @@ class _Facts:
         # what several cells use is divided among them in the amortised cost
         self.users = Counter(key for cell in frozen.cells for key in (*cell.teaching, *cell.making_teacher))
         self._read: dict[str, dict[str, Any] | None] = {}
+        self.damaged: dict[str, str] = {}
+        """By key, why the facts of a finished stage cannot be read."""
+        self.suspects = suspects(store)
 
     def of(self, keys: Iterable[str]) -> list[dict[str, Any]]:
         """Facts of those of the stages that are finished."""
@@ -189,7 +196,10 @@ class _Facts:
 
     def _of(self, key: str) -> dict[str, Any] | None:
         if key not in self._read:
-            self._read[key] = self.store.manifest(key)["facts"] if self.store.done(key) else None
+            try:
+                self._read[key] = self.store.manifest(key)["facts"] if self.store.done(key) else None
+            except DamagedError as error:
+                self._read[key], self.damaged[key] = None, str(error)
         return self._read[key]
 
 
@@ -204,11 +214,18 @@ def _record(
     items: dict[str, str] = {}
     scored_on: dict[str, str] = {}
     repeated: dict[str, RepeatedItems] = {}
-    warnings = list(dict.fromkeys(said))  # blocks of one kind warn of the same
+    damaged = [found[key] for found in (facts.suspects, facts.damaged) for key in cell.needs if key in found]
+    # of the first rank, before what stages warn of; blocks of one kind warn of the same
+    warnings = list(dict.fromkeys([*(f"damaged: {why}" for why in damaged), *said]))
     for name, key in cell.evaluations.items():
         if store.done(key):  # an evaluation that failed does not hide the scores of the others
-            scores += [Score(**score) for score in json.loads((store.folder(key) / "scores.json").read_text())]
-            items[name] = str(store.folder(key) / "items.parquet")
+            try:
+                text, path = artifact_file(store, key, "scores.json").read_text(), artifact_file(store, key, ITEMS)
+            except DamagedError as error:
+                state = StageState("failed", "input", str(error), key)
+                continue
+            scores += [Score(**score) for score in json.loads(text)]
+            items[name] = str(path)
             for evaluated in facts.of([key]):
                 scored_on |= _scored_on(name, evaluated)
             counts, more = contamination.repeated(cell, name, scores, items[name])
@@ -250,6 +267,9 @@ def _record(
         warnings=tuple(warnings),
         tuned=cell.tuned or {},
         cost=cell_cost(facts.of(cell.train), facts.shared(cell.teaching), facts.shared(cell.making_teacher)),
+        realised_frac=next((one["realised_frac"] for one in facts.of(own) if "realised_frac" in one), None)
+        if cell.role == "student"
+        else None,
         artifact=str(store.folder(cell.train[-1])) if cell.train else None,
     )
 
@@ -271,6 +291,7 @@ def _scored_on(evaluation: str, evaluated: Mapping[str, Any]) -> dict[str, str]:
     return {evaluation: f"{data} ({'all of it' if splits == [ALL] else 'split ' + ', '.join(splits)})"}
 
 
+ITEMS = "items.parquet"
 LOG = "log.jsonl"
 NAMES = ("method", "teacher", "student", "corpus", "budget", "data_frac", "seed", "world_seed")
 
@@ -286,6 +307,7 @@ def curves(store: Store, frozen: FrozenPlan) -> "pd.DataFrame":
         logs = [store.folder(key) / LOG for key in cell.train]
         if not all(store.done(key) for key in cell.train) or not all(path.is_file() for path in logs):
             continue
+        logs = [artifact_file(store, key, LOG) for key in cell.train]
         names, before = {name: getattr(cell, name) for name in NAMES}, 0
         for number, path in enumerate(logs):
             frame = pd.DataFrame([json.loads(line) for line in path.read_text().splitlines()])

@@ -2,7 +2,8 @@
 
 A stage that queries a teacher for many rows makes its artifact part by part. When it is stopped, its next attempt
 continues after the last complete part. A part is an Arrow file, written under another name, synced and renamed; then
-a JSON file beside it states its size. So a killed process leaves complete parts, and an incomplete one is made again.
+a JSON file beside it states its size and hash. So a killed process leaves complete parts, and one that is incomplete or
+was changed is made again.
 `training/checkpoints.py` does the same for a fit.
 
     00000.arrow    one record batch
@@ -22,6 +23,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from harness.config.file_hash import content_sha256, file_sha256
 from harness.runtime import preemption
 from harness.store.fingerprint import fingerprint
 from harness.store.store import fsync, replacing, write_json
@@ -79,6 +81,7 @@ class PartialOutput:
             counted = dict(self.tally - before)
             seconds = time.perf_counter() - started
             summary = {"belongs": self.stage_fingerprint, "size": size, "tally": counted, "seconds": seconds}
+            summary["sha256"] = file_sha256(path, remember=False)
             write_json(path.with_suffix(".json"), summary)
             fsync(self.folder)
         if preemption.stop_requested():
@@ -90,6 +93,8 @@ class PartialOutput:
         try:
             summary = json.loads(path.with_suffix(".json").read_text())
             whole = summary["belongs"] == self.stage_fingerprint and path.stat().st_size == summary["size"]
+            # a part of an earlier version states no hash
+            whole = whole and content_sha256(path) == summary.get("sha256", content_sha256(path))
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return summary if whole else None

@@ -5,7 +5,7 @@ a whole one or none. It belongs to one fit, named by a fingerprint, and is never
 
     step-120/model.safetensors      weights that are trained, the objective's own among them
              optimizer.safetensors  AdamW's moments
-             state.json             counts, schedule, random states of every process, sizes of the files
+             state.json             counts, schedule, random states of every process, size and sha256 of the files
              trainer_state.json     the same for the Transformers trainer
              log.jsonl              the log so far
 
@@ -41,6 +41,7 @@ from harness.runtime import preemption, progress
 from harness.runtime.processes import process_rank
 from harness.store.liveness import STALE_SECONDS
 from harness.store.store import age_of, fsync, fsync_tree
+from harness.store.whole_checkpoint import read_checkpoint, sealed_state
 from harness.training.losses.objectives import Objective
 from harness.training.student_text import Sequences
 from harness.training.training_report import TrainingReport
@@ -69,9 +70,9 @@ class Checkpoints:
         return TIMED if late else 0.0
 
     def newest(self) -> Path | None:
-        """The newest whole checkpoint of this fit."""
+        """The newest whole checkpoint of this fit; one with a changed byte is passed over for the one before."""
         for path in reversed(self._finished()):
-            if _read(path).get("belongs") == self.belongs:
+            if read_checkpoint(path).get("belongs") == self.belongs:
                 return path
         return None
 
@@ -92,8 +93,7 @@ class Checkpoints:
                 save_file(whole, unfinished / f"{name}.safetensors")
             for name, text in files.items():
                 (unfinished / name).write_text(text)
-            sizes = {path.name: path.stat().st_size for path in unfinished.iterdir()}
-            (unfinished / "state.json").write_text(json.dumps({**state, "belongs": self.belongs, "files": sizes}))
+            (unfinished / "state.json").write_text(sealed_state({**state, "belongs": self.belongs}, unfinished))
             fsync_tree(unfinished)
             path = self.folder / f"step-{step}"
             shutil.rmtree(path, ignore_errors=True)  # a torn one of the same step
@@ -112,13 +112,15 @@ class Checkpoints:
 
     def _finished(self) -> list[Path]:
         found = self.folder.glob("step-*") if self.folder is not None else []
-        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+        steps = {int(number): path for path in found if (number := path.name.removeprefix("step-")).isdecimal()}
+        return [steps[step] for step in sorted(steps)]
 
     def _remove_older(self) -> None:
         assert self.folder is not None
-        whole = [path for path in self._finished() if _read(path).get("belongs") == self.belongs]
+        found = self._finished()
+        whole = [path for path in found if read_checkpoint(path, content=False).get("belongs") == self.belongs]
         torn = [path for path in self.folder.glob(".*") if age_of(path) > STALE_SECONDS]
-        for path in [path for path in self._finished() if path not in whole[-KEPT:]] + torn:
+        for path in [path for path in found if path not in whole[-KEPT:]] + torn:
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -212,7 +214,7 @@ class Resumable(SFTTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
-        state = _read(folder)
+        state = read_checkpoint(folder)
         mine = self._trained_tensors()
         with torch.no_grad(), safe_open(folder / "model.safetensors", "pt") as saved:
             assert saved.keys() == sorted(mine), "a checkpoint of another model"
@@ -234,7 +236,7 @@ class Resumable(SFTTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            state = _read(Path(checkpoint))
+            state = read_checkpoint(Path(checkpoint))
             weights: list[Any] = [weight for group in self.optimizer.param_groups for weight in group["params"]]  # type: ignore[union-attr]
             with safe_open(Path(checkpoint) / "optimizer.safetensors", "pt") as saved:
                 names: list[str] = saved.keys()
@@ -246,7 +248,7 @@ class Resumable(SFTTrainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            set_random_state(_read(Path(checkpoint))["processes"][self.args.process_index]["random"])
+            set_random_state(read_checkpoint(Path(checkpoint))["processes"][self.args.process_index]["random"])
 
     def _trained_tensors(self) -> dict[str, torch.Tensor]:
         """Tensors that training moves, tied ones once: parameters with a gradient, and buffers that are saved.
@@ -301,13 +303,3 @@ def _put_together(tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]) 
         number, name = key.split(".", 1)
         state.setdefault(int(number), {})[name] = value
     return {"state": state, "param_groups": rest["groups"]}
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    """The state of a whole checkpoint; empty where a file is missing or shorter than it was."""
-    try:
-        state = json.loads((folder / "state.json").read_text())
-        whole = all((folder / name).stat().st_size == size for name, size in state["files"].items())
-    except (OSError, ValueError, KeyError):
-        return {}
-    return state if whole else {}
