@@ -39,8 +39,8 @@ def figure(draw: Callable[..., list[Path]], *given: Any, **named: Any) -> "Image
 def scores(outcome: Outcome) -> pd.DataFrame:
     """Every arm and reference model at the metric of the figures.
 
-    Score and gain over SFT with 95 % intervals, adjusted p (Holm), what the gain shows (one seed: a hint), seeds in each
-    replicate, replicates (own corpus and teacher), and the mean cost of a cell in FLOPs with the teacher's share.
+    Score and gain over SFT with 95 % intervals, adjusted p (Holm), what the gain shows (of one seed: a hint), seeds in
+    each replicate, replicates (own corpus and teacher), and the mean cost of a cell in FLOPs with the teacher's share.
     """
     rows = select(outcome.summary, outcome.metric)
     rows = rows.sort_values(

@@ -53,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         print(f"harness: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nharness: stopped", file=sys.stderr)
+        return 130
 
 
 def verb_names() -> tuple[str, ...]:

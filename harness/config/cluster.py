@@ -13,6 +13,7 @@ from typing import Any
 from harness.config.checks import (
     SettingsError,
     check_at_least,
+    check_choice,
     check_known,
     check_name,
     check_no_secret,
@@ -25,14 +26,17 @@ from harness.config.sbatch_options import check_extra, check_word, dashed
 READ_BYTES_PER_SECOND = 1e9
 """Speed at which bf16 weights are read from a shared file system, for the estimate of a plan."""
 
+STAGE_KINDS = tuple("mixture subset base train labels cache synthesize quantise evaluate measure overlap".split())
+"""Kinds of stages; `plan/graph.py` names their makers."""
+
 
 @dataclass(frozen=True)
 class Resources:
     """Resources of a job, by its kind of stage and the largest model in it."""
 
     kinds: Sequence[str] = ()
-    """Kinds of stages the rule is for (mixture, base, train, labels, cache, synthesize, quantise, evaluate, measure,
-    overlap); none: all."""
+    """Kinds of stages the rule is for (mixture, subset, base, train, labels, cache, synthesize, quantise, evaluate,
+    measure, overlap); none: all."""
     names: Sequence[str] = ()
     """Patterns of the names in addresses, to select single cells, e.g. `on_policy-*` or `kd-1-s0`; none: all."""
     parameters: float | None = None
@@ -88,6 +92,8 @@ class Resources:
         check_at_least(f"{where}.parameters", self.parameters, 0)
         for name in ("partition", "constraint"):
             check_word(f"{where}.{name}", getattr(self, name))
+        for kind in self.kinds:
+            check_choice(f"{where}.kinds", kind, STAGE_KINDS)
         check_extra(f"{where}.extra", self.extra)
         if self.memory_gb is not None and (given := {"mem-per-cpu", "mem-per-gpu"} & set(dashed(self.extra))):
             name = sorted(given)[0]

@@ -166,6 +166,11 @@ def prompt_ids_many(tokenizer: "PreTrainedTokenizerBase", conversations: Sequenc
     return [[token for part in parts for token in part] for parts in _tokenise(tokenizer, pieces, end_of_turn)]
 
 
+def rendered_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Ids of a rendered prompt whose messages were cut within control tokens (`control_tokens.Marks.cut_messages`)."""
+    return _tokenise(tokenizer, [[text]], _end_of_turn(tokenizer))[0][0]
+
+
 def answer_ids_many(
     tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], finished: Sequence[bool]
 ) -> list[list[int]]:

@@ -24,6 +24,7 @@ from harness.plan.metrics import grid_metrics, primary_metric
 from harness.plan.phase_steps import short_phases_warning
 from harness.plan.trials import tune_grid
 from harness.plan.tuning import Tune
+from harness.plan.unread import unread_lines
 from harness.store.integrity import set_aside_damaged
 from harness.store.status import StageState, stage_state
 from harness.store.store import DamagedError, Store, read_json, write_json
@@ -39,6 +40,8 @@ def run_grid(composed: Composed, stream: TextIO | None = None) -> FrozenPlan:
     store = Store.open(settings.store)
     planned = Plan.of(composed.cells)
     preflight(planned, settings.machine, store.done)
+    for line in unread_lines(composed, planned):
+        print(f"note: {line}", file=stream or sys.stderr)
     for line in short_phases_warning(planned):
         print(f"warning: {line}", file=stream or sys.stderr)
     with view_of(stream or sys.stderr) as view:
@@ -66,9 +69,10 @@ def submit_grid(composed: Composed, log: Callable[[str], None] = print) -> Froze
     cluster = Cluster.of(settings.slurm)
     store = Store.open(settings.store)
     planned = Plan.of(composed.cells)
-    preflight(
-        planned, made=store.done
-    )  # without a machine: the devices of a login node say nothing about those of the nodes
+    # without a machine: the devices of a login node say nothing about those of the nodes
+    preflight(planned, made=store.done)
+    for line in unread_lines(composed, planned):
+        log(f"note: {line}")
     for line in short_phases_warning(planned):
         log(f"warning: {line}")
 

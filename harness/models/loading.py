@@ -170,7 +170,12 @@ def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", f
         generation.pad_token_id = tokenizer.pad_token_id
         generation.do_sample = False
         generation.temperature = generation.top_p = generation.top_k = None
-    model.save_pretrained(folder)
+    try:
+        model.save_pretrained(folder)
+    except Exception as error:
+        size = sum(tensor.nbytes for tensor in model.state_dict().values())
+        error.add_note(f"{size / 2**20:.1f} MB are needed for the weights")  # which a full disk's sentence states
+        raise
     tokenizer.save_pretrained(folder)
 
 

@@ -94,6 +94,8 @@ class Plan:
 
     cells: tuple[CellPlan, ...]
     stages: tuple[Stage, ...]
+    requested: tuple[str, ...] = ()
+    """The fingerprint of every cell that was asked for, in their order; repeats stay."""
 
     @classmethod
     def of(cls, cells: Iterable[Cell]) -> "Plan":
@@ -104,12 +106,13 @@ class Plan:
     def union(cls, plans: Iterable[CellPlan]) -> "Plan":
         """The plan of cells that are planned already."""
         # a dict keeps the order of its keys, and `stages()` yields inputs before those that use them
-        planned = {plan.fingerprint: plan for plan in plans}
+        asked = [(plan.fingerprint, plan) for plan in plans]
+        planned = dict(asked)
         stages: dict[str, Stage] = {}
         for plan in planned.values():
             for stage in plan.stages():
                 stages.setdefault(stage.key, stage)
-        return cls(tuple(planned.values()), tuple(stages.values()))
+        return cls(tuple(planned.values()), tuple(stages.values()), tuple(name for name, _ in asked))
 
     @cached_property
     def targets(self) -> dict[str, Stage]:

@@ -8,6 +8,7 @@ cells are composed in a second or two. All input errors leave here as `SettingsE
 """
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -23,13 +24,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config.cell import Cell, Settings
-from harness.config.checks import SettingsError, check_choice, check_fraction, refuse
+from harness.config.checks import SettingsError, check_choice, check_fraction, check_no_secret, refuse
 from harness.config.cluster import DEFAULTS, Cluster
 from harness.config.cluster_file import read_cluster_file
 from harness.config.model import Member, Teacher, name_of_members
 from harness.data.corpora import corpus_names, load_corpus
 from harness.methods import load_method, method_names
-from harness.plan.sweep import in_replicates, points_of
+from harness.plan.sweep import in_replicates, points_of, swept_keys
 from harness.plan.words import CELL_FIELDS, is_free, is_group, read_words
 from harness.stand_ins import ensure
 
@@ -50,8 +51,8 @@ class Composed:
     """What a person should know of how the words were read, e.g. that a value was given twice."""
     points: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
     """The swept values of each cell; empty where cells and points differ, as in a rehearsal."""
-    given: tuple[str, ...] = ()
-    """The settings that the command line sets to one value."""
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """What the command line sets to one value."""
 
 
 def presets_folder() -> Path:
@@ -89,6 +90,9 @@ def register() -> None:
         _offer("slurm", path.stem, functools.partial(_cluster, path))
 
 
+SECRETS = "leave it out, or name its environment variable where a setting takes one (teacher.api_key_env)"
+
+
 @contextmanager
 def hydra_ready() -> Iterator[None]:
     """Hydra initialised on our presets; inside a Hydra program, that program's own initialisation.
@@ -107,9 +111,13 @@ def hydra_ready() -> Iterator[None]:
 def compose(arguments: Sequence[str], sweep: Mapping[str, Any] | None = None) -> Composed:
     """All cells of the overrides `arguments` (commas and ranges sweep) and of a sweep from a file.
 
-    Raises SettingsError for unknown names and keys, values a setting cannot take, a swept setting of the run, and more
-    cells than `most_cells`.
+    Raises SettingsError for unknown names and keys, values a setting cannot take or that hold a secret, a swept
+    setting of the run, and more cells than `most_cells`.
     """
+    for word in arguments:
+        name, _, value = word.partition("=")
+        check_no_secret(name.lstrip("+~"), value, SECRETS)
+    check_no_secret("sweep", str(sweep or ""), SECRETS)
     with hydra_ready(), plain_errors():
         words = read_words(arguments, _most_cells(arguments))
         fixed = _at_scale(words.fixed)
@@ -118,7 +126,10 @@ def compose(arguments: Sequence[str], sweep: Mapping[str, Any] | None = None) ->
         if first.slurm is not None:
             Cluster.of(first.slurm)
         notes = list(words.notes)
-        points = points_of(words.swept, {**first.sweep, **(sweep or {})}, first.most_cells, notes)
+        parts = {**first.sweep, **(sweep or {})}
+        # what the command line sets decides over what an experiment's file sweeps, one value as well as several
+        single = {key: [value] for key, value in words.values.items() if key in swept_keys(parts)}
+        points = points_of({**single, **words.swept}, parts, first.most_cells, notes)
         points = in_replicates(points, first.draws)
         if len(points) > first.most_cells:
             way_out = f"sweep fewer values, or set most_cells={len(points)}"
@@ -130,7 +141,7 @@ def compose(arguments: Sequence[str], sweep: Mapping[str, Any] | None = None) ->
         raise SettingsError("the grid is empty: `exclude` removed every cell; loosen it")
     if first.scale == "rehearsal":
         return _rehearsal(cells, first, tuple(notes))
-    return Composed(cells, first, tuple(notes), tuple(points), tuple(words.fixed))
+    return Composed(cells, first, tuple(notes), tuple(points), words.values)
 
 
 def sweeping_word(arguments: Sequence[str]) -> str | None:
@@ -244,6 +255,8 @@ class _Composer:
         self.configs: dict[str, DictConfig] = {}
         self.cells: dict[str, dict[str, Any]] = {}
         self.typed: dict[str, Any] = {}
+        self.plain: DictConfig | None = None
+        """One config on which plain values are typed, one after the other."""
 
     def cell(self, point: Mapping[str, Any]) -> Cell:
         # a group changes what is composed, and a nested value is set on a copy of the config; a plain field of Cell
@@ -280,8 +293,9 @@ class _Composer:
             # a method's and a corpus's own settings tell its arms apart, whatever their defaults are
             if group in ("method", "corpus") or not is_group(group) or len(swept.get(group, ())) < 2:
                 continue
-            pairs = {(repr(point[group]), repr(point[key])) for point in points if {group, key} <= point.keys()}
-            crossed = len(pairs) > len(swept[group])
+            pairs = {(repr(point[key]), repr(point[group])) for point in points if {group, key} <= point.keys()}
+            values, presets_of = (Counter(pair[place] for pair in pairs) for place in (0, 1))
+            crossed = max(values.values(), default=0) > 1 < max(presets_of.values(), default=0)
             presets = dict.fromkeys(point[group] for point in points if group in point)
             preset_values = {repr(OmegaConf.select(self.config({group: preset}), key)) for preset in presets}
             if crossed and len(preset_values) > 1:
@@ -301,9 +315,10 @@ class _Composer:
         """The value as the schema types it (`1` is the fraction 1.0)."""
         name = repr((key, value))
         if name not in self.typed:
-            config = self.config({})
-            OmegaConf.update(config, key, value, force_add=False)
-            self.typed[name] = config[key]
+            if self.plain is None:
+                self.plain = self.config({})
+            OmegaConf.update(self.plain, key, value, force_add=False)
+            self.typed[name] = self.plain[key]
         return self.typed[name]
 
 

@@ -51,9 +51,18 @@ def points_of(
             )
     points = [point for point in points if not any(_matches(point, pattern) for pattern in sweep.get("exclude") or [])]
     # included points come last, so that `exclude` cannot remove them
-    for entry in sweep.get("include") or []:
+    entries = sweep.get("include") or []
+    if kept := sorted({key for entry in entries for key in entry} & given.keys()):
+        notes.append(f"the cells of sweep.include keep their own {', '.join(kept)}; the command line sets all others")
+    for entry in entries:
         points += _product({key: _axis(key, values, notes) for key, values in entry.items()})
     return points
+
+
+def swept_keys(sweep: Mapping[str, Any]) -> set[str]:
+    """The settings that a sweep's product and zips give values. Raises SettingsError as `points_of`."""
+    _check_parts(sweep)
+    return {key for part in (sweep.get("product") or {}, *(sweep.get("zip") or [])) for key in part}
 
 
 def in_replicates(points: list[dict[str, Any]], draws: int | None) -> list[dict[str, Any]]:

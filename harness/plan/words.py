@@ -42,6 +42,8 @@ class Words:
 
     fixed: Mapping[str, str]
     """What is set to one value, by name: the override, as Hydra takes it."""
+    values: Mapping[str, Any]
+    """The value of each of them."""
     swept: Mapping[str, list[Any]]
     """What takes several values, by name."""
     notes: tuple[str, ...]
@@ -57,6 +59,7 @@ def read_words(arguments: Iterable[str], most: int | None = None) -> Words:
     swept and given twice, a value no preset has, and what `axis` refuses.
     """
     fixed: dict[str, str] = {}
+    values: dict[str, Any] = {}
     swept: dict[str, list[Any]] = {}
     notes: list[str] = []
     given: dict[str, str] = {}
@@ -69,7 +72,7 @@ def read_words(arguments: Iterable[str], most: int | None = None) -> Words:
                 both = f"it is given twice: {given[key]} and {word}"
                 raise refuse(key, _typed(word), both, f"give it once, e.g. {key}=a,b with every value")
             notes.append(f"{key} is given twice: {word} counts, {given[key]} does not")
-            for before in (fixed, swept):
+            for before in (fixed, values, swept):
                 before.pop(key, None)
         given[key] = word
         if override.is_sweep_override():
@@ -77,8 +80,8 @@ def read_words(arguments: Iterable[str], most: int | None = None) -> Words:
             check_swept(key, _typed(word))
             swept[key] = axis(key, _values(override, most), notes)
         else:
-            fixed[key] = _fixed(override, notes)
-    return Words(fixed, swept, tuple(notes), first_sweep)
+            fixed[key], values[key] = _fixed(override, notes), exact(override.value())
+    return Words(fixed, values, swept, tuple(notes), first_sweep)
 
 
 def check_swept(key: str, values: Any) -> None:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.config.checks import SettingsError
+from harness.config.checks import SettingsError, check_folder_name, refuse
 from harness.report.page import write_report
 from harness.store.storage_error import storage_faults
 
@@ -30,12 +30,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", help="where to write (default: <store>/reports/<names>)")
     given = parser.parse_args(arguments)
     try:
+        check_folder_name("--store", given.store)
         with storage_faults(Path(given.out or given.store).absolute()):
             written = write_report(*given.grids, store=given.store, out=given.out)
         for path in written:
             print(path)
     except SettingsError as error:
         print(f"harness: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        where = error.filename or given.out or given.store
+        refused = refuse("--out", str(where), f"the report cannot be written there ({error.strerror})", "name a folder")
+        print(f"harness: {refused}", file=sys.stderr)
         return 2
     return 0
 

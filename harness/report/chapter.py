@@ -24,6 +24,7 @@ from harness.results.decision import Decision, advice, decisions, frame_of, plac
 from harness.results.findings import Finding
 from harness.results.outcome import Outcome
 from harness.results.records import REHEARSAL
+from harness.results.spreadsheet import csv_text
 from harness.results.suite import describe_suite
 from harness.results.warning_ranks import Rank, grid_warnings, rank_of, ranked
 from harness.store.store import Store, write_text
@@ -142,7 +143,7 @@ def _write(made: Chapter, outcome: Outcome, found: Sequence[Decision], out: Path
     }
     written = []
     for name, frame in numbers.items():
-        write_text(folder / f"{name}.csv", frame.to_csv(index=False))
+        write_text(folder / f"{name}.csv", csv_text(frame))
         written.append(f"{name}.csv")
     for sheet in made.sheets:
         if sheet.rows:

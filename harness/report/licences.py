@@ -97,5 +97,6 @@ def hub_license(student: str | None, verdict: LicenceVerdict) -> dict[str, str]:
     # the hub takes one licence for a model; a data source or teacher that restricts use goes before the weights' own
     if not verdict.clear:
         return {"license": "other", "license_name": verdict.says.replace(" ", "-"), "license_link": "RECEIPT.md"}
-    name = student.lower().replace(" ", "-")
+    # a text that is no name of a licence stands in the card's table, where it is shown as text
+    name = re.sub(r"[^\w.+-]+", "-", student.lower()).strip("-") or "unknown"
     return {"license": HUB_NAMES.get(name, name)}

@@ -36,7 +36,7 @@ COSTS = {
 
 def card_text(receipt: Receipt) -> str:
     """The whole card: YAML front matter and Markdown. Raises as `metadata`."""
-    parts = [f"---\n{metadata(receipt).to_yaml()}\n---", f"# {receipt['name']}", f"**{verdict(receipt)}**"]
+    parts = [f"---\n{metadata(receipt).to_yaml()}\n---", f"# {receipt['name']}", f"**{inert(verdict(receipt))}**"]
     for title, body in (
         ("Warnings", _listed(receipt["warnings"]) or "None."),
         ("Scores", _scores(receipt)),
@@ -51,6 +51,22 @@ def card_text(receipt: Receipt) -> str:
     ):
         parts += [f"## {title}", body]
     return "\n\n".join(parts) + "\n"
+
+
+def inert(value: object) -> str:
+    """A text that a reader of Markdown shows as it is: one line without HTML, code, links, images or cells' borders."""
+    text = " ".join(str(value).split()).replace("\\", "\\\\")
+    for sign, shown in (
+        ("&", "&amp;"),
+        ("<", "&lt;"),
+        (">", "&gt;"),
+        ("|", "\\|"),
+        ("`", "\\`"),
+        ("](", "]\\("),
+        ("![", "\\!\\["),
+    ):
+        text = text.replace(sign, shown)
+    return text
 
 
 def verdict(receipt: Receipt) -> str:
@@ -122,8 +138,8 @@ def _result(score: Mapping[str, Any], data: Mapping[str, Any]) -> "EvalResult":
     public = score["eval"] in benchmark_names()
     return EvalResult(
         task_type="text-generation",
-        dataset_type=load_benchmark(score["eval"]).data if public else data["data_set"] or data["corpus"],
-        dataset_name=load_benchmark(score["eval"]).title if public else f"held-out rows of {data['corpus']}",
+        dataset_type=load_benchmark(score["eval"]).data if public else data["data_set"] or inert(data["corpus"]),
+        dataset_name=load_benchmark(score["eval"]).title if public else f"held-out rows of {inert(data['corpus'])}",
         dataset_config=score["eval"],
         metric_type=score["metric"],
         metric_name=f"{score['eval']} {score['metric']}",
@@ -253,19 +269,20 @@ def _named(scores: Iterable[Mapping[str, Any]], metric: Mapping[str, str]) -> Ma
 def _data(receipt: Receipt) -> str:
     data, teacher, licences = receipt["data"], receipt["teacher"], receipt["licences"]
     rows = [[one["source"], one["rows"], one["license"] or "", one["flag"]] for one in data["sources"]]
-    written = ", ".join(f"{kind} {count:,}" for kind, count in data["written"].items())
+    written = ", ".join(f"{inert(kind)} {count:,}" for kind, count in data["written"].items())
     lines = [
-        f"{data['rows']:,} rows of {data['corpus']} ({data['data_frac'] * 100:g} % of each source)"
-        + (f" at revision {data['revision']}" if data["revision"] else "")
+        f"{data['rows']:,} rows of {inert(data['corpus'])} ({data['data_frac'] * 100:g} % of each source)"
+        + (f" at revision {inert(data['revision'])}" if data["revision"] else "")
         + f", and {data['validation_rows']:,} for validation.",
         _table(["source", "rows", "licence as stated", ""], rows),
     ]
     lines += [f"Made by the teacher beforehand, in blocks that other cells may share: {written}."] * bool(written)
-    lines.append(f"Start weights: {receipt['student']['license'] or 'no licence stated'}.")
+    lines.append(f"Start weights: {inert(receipt['student']['license'] or 'no licence stated')}.")
     for one in teachers_in(teacher):
         name = f"Teacher {one['name']}{_taught(teacher, one)}" if len(teachers_in(teacher)) > 1 else "Teacher"
         allowed = one["distillation_allowed"]
-        lines.append(f"{name}: {one['license'] or 'no licence stated'}; distillation allowed: {allowed}.")
+        stated = one["license"] or "no licence stated"
+        lines.append(inert(f"{name}: {stated}; distillation allowed: {allowed}."))
     reasons = _listed(licences["reasons"])
     lines.append(f"**By what is stated: {licences['says']}.**" + (f"\n\n{reasons}" if reasons else ""))
     return "\n\n".join(lines) + "\n\nNames of licences are as publishers state them; this is no legal advice."
@@ -286,7 +303,7 @@ def _recipe(receipt: Receipt) -> str:
     parts |= {"method": receipt["recipe"]}
     parts |= {"budget": receipt["budget"], "tuned by trials": receipt["tuned"]}
     parts |= {"seeds": {name: receipt[name] for name in ("data_seed", "train_seed", "world_seed", "teacher_seed")}}
-    lines = [f"- {name}: {_values(values)}" for name, values in parts.items() if values]
+    lines = [f"- {inert(name)}: {inert(_values(values))}" for name, values in parts.items() if values]
     return "\n".join(lines)
 
 
@@ -320,12 +337,11 @@ def _interval(found: Mapping[str, Any], form: str) -> str:
 
 def _table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    # a bar within a value would begin another cell
-    return "\n".join("| " + " | ".join(str(value).replace("|", "\\|") for value in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(inert, line)) + " |" for line in lines)
 
 
 def _listed(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(f"- {inert(line)}" for line in lines)
 
 
 USE = """```python

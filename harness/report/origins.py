@@ -138,12 +138,11 @@ class Origins:
 
     def _written(self, cell: FrozenCell) -> dict[str, int]:
         """How much the teacher wrote or said beforehand, by kind; blocks of rows are shared with other cells."""
-        inputs: dict[str, str] = {}
-        for key in cell.train:
-            inputs |= self._stages[key]["inputs"]
+        # phases may have inputs of one role from different stages; one that several phases read counts once
+        pairs = (pair for stage in cell.train for pair in self._stages[stage]["inputs"].items())
+        inputs = dict.fromkeys((role.partition(":")[0], key) for role, key in pairs)
         found: Counter[str] = Counter()
-        for role, key in inputs.items():
-            kind = role.partition(":")[0]
+        for kind, key in inputs:
             if kind in WRITTEN:
                 found[kind] += self._manifest(key)["facts"]["counts"][WRITTEN[kind]]
         return dict(found)

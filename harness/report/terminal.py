@@ -21,6 +21,7 @@ from harness.plan.frozen import FrozenPlan, freeze, frozen_plan, grid_names
 from harness.plan.metrics import MACRO_AVERAGE
 from harness.runtime.processes import visible_gpus
 from harness.store.fingerprint import differences
+from harness.store.status import RECHECKED_CLASSES
 from harness.store.store import DamagedError, Store, write_text
 
 if TYPE_CHECKING:
@@ -129,8 +130,12 @@ class Finished:
         for record in self.failed:
             told = f"{record.status}: {_who(record)}: {record.reason}"
             console.print(told, style="red", highlight=False, markup=False)
-        if self.failed:
-            console.print("To run the failed cells again, add retry=true to the command; finished cells are kept.")
+        if classes := {record.failure_class for record in self.failed}:
+            # what was refused is looked at again by the same command; what it blocked follows
+            again = not classes <= {*RECHECKED_CLASSES, "blocked", None}
+            way = "To run the failed cells again, add retry=true to the command"
+            refused = "Correct what is refused, then run the same command again"
+            console.print(f"{way if again else refused}; finished cells are kept.", highlight=False)
         console.print(self.verdict, style="bold", highlight=False, markup=False)
         console.print(
             f"{self.folder}: results.parquet, results.csv, summary.csv, crossover.png, crossover.svg, records.jsonl",
@@ -210,6 +215,7 @@ def plan_lines(composed: "Composed", plan: "Plan", store: Store, cluster: "Clust
     from harness.plan.memory import memory_lines
     from harness.plan.metrics import grid_metrics, primary_metric, short_name
     from harness.plan.phase_steps import short_phases_warning
+    from harness.plan.unread import unread_lines
     from harness.results.power import foresee
 
     done = sum(store.done(stage.key) for stage in plan.stages)
@@ -227,6 +233,7 @@ def plan_lines(composed: "Composed", plan: "Plan", store: Store, cluster: "Clust
     if cluster is None and machine.device == "auto" and not visible_gpus():
         machine = replace(machine, device="cpu")
     yield from memory_lines(plan, store, machine, cluster)
+    yield from (f"note: {line}" for line in unread_lines(composed, plan))
     yield from (f"warning: {line}" for line in short_phases_warning(plan))
     if composed.settings.claims:
         yield "claims, without items' variance and before Holm:"
@@ -259,15 +266,19 @@ def cost_lines(grid: str, source: str, table: "pd.DataFrame") -> Iterator[str]:
 def explain_lines(store: Store, one: str, other: str | None = None) -> Iterator[str]:
     """A stage's identity; of two, the leaves in which they differ, their inputs' settings among them.
 
-    Raises SettingsError where a name fits no stage, or several.
+    A cell, or the folder of its model, stands for its last training stage. Raises SettingsError where a name fits no
+    stage, or several.
     """
-    known = _known_stages(store)
-    first = _identity(known, _find(known, one))
-    if other is None:
+    known, cells = _known_stages(store), _known_cells(store)
+    keys = [_find(known, name, cells) for name in (one, other) if name is not None]
+    first, *second = (_identity(known, key) for key in keys)
+    if not second:
         yield json.dumps(first, indent=1, sort_keys=True)
         return
     # inputs by their settings, not their fingerprints: one changed setting upstream would change every key below it
-    leaves = differences(first, _identity(known, _find(known, other)))
+    leaves = differences(first, second[0])
+    if leaves:
+        yield f"{' -> '.join(str(known[key].get('address', key)) for key in keys)}"
     for path, before, after in leaves:
         yield f"{path}: {json.dumps(before)} -> {json.dumps(after)}"
     if not leaves:
@@ -279,7 +290,7 @@ def find_stage(store: Store, name: str) -> str:
 
     Raises SettingsError where it fits no stage of the store and its grids, or several.
     """
-    return _find(_known_stages(store), name)
+    return _find(_known_stages(store), name, _known_cells(store))
 
 
 def show_gains(frame: "pd.DataFrame", by: Sequence[str]) -> None:
@@ -303,10 +314,20 @@ def _known_stages(store: Store) -> dict[str, Any]:
     return known
 
 
-def _find(known: Mapping[str, Any], name: str) -> str:
-    # addresses and keys end with the fingerprint, so its first letters are enough for either
-    digest = name.rsplit("-", 1)[-1]
-    found = sorted(key for key in known if key == name or key.rsplit("-", 1)[-1].startswith(digest))
+def _known_cells(store: Store) -> dict[str, str]:
+    """The last stage that makes the student of every cell, by the cell's fingerprint."""
+    known: dict[str, str] = {}
+    for name in grid_names(store):
+        with suppress(SettingsError):  # a plan that cannot be read hides its own cells alone
+            known |= {cell.fingerprint: cell.train[-1] for cell in frozen_plan(store, name).cells if cell.train}
+    return known
+
+
+def _find(known: Mapping[str, Any], name: str, cells: Mapping[str, str] | None = None) -> str:
+    # addresses, keys and the folders of models end with a fingerprint, so its first letters are enough for each
+    digest = name.rstrip("/").rsplit("-", 1)[-1]
+    found = sorted(key for key in known if key == name or key.rsplit("-", 1)[-1].startswith(digest)) if digest else []
+    found = found or sorted({key for cell, key in (cells or {}).items() if digest and cell.startswith(digest)})
     if not found:
         raise refuse("address", name, "no stage matches", "`grid status <grid> --cells` lists fingerprints")
     if len(found) > 1:

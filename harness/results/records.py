@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 REHEARSAL = "rehearsal: numbers mean nothing"
 """What every result of models with random weights shows (`scale=rehearsal`)."""
 
-LATER_KEYS = ("blamed", "scored_on")
+LATER_KEYS = ("blamed", "realised_frac", "scored_on")
 """Keys that lines of earlier versions lack."""
 MEMORY = "this score measures memory"
 """Words of the warning about an evaluation that is mostly in the training rows: the first of all warnings."""
@@ -103,6 +103,8 @@ class Record:
     """Settings that trials chose, by dotted name."""
     cost: Mapping[str, Cost] = field(default_factory=dict)
     """By purpose, as `cost.cell_cost` gives it."""
+    realised_frac: float | None = None
+    """The share of the rows that `data_frac` took, whole rows and at least one a source; null where it is not known."""
     artifact: str | None = None
     """The folder of the trained model; null in an exported folder."""
     key_order: tuple[str, ...] = field(default=(), repr=False, compare=False)
@@ -265,6 +267,9 @@ def _record(
         warnings=tuple(warnings),
         tuned=cell.tuned or {},
         cost=cell_cost(facts.of(cell.train), facts.shared(cell.teaching), facts.shared(cell.making_teacher)),
+        realised_frac=next((one["realised_frac"] for one in facts.of(own) if "realised_frac" in one), None)
+        if cell.role == "student"
+        else None,
         artifact=str(store.folder(cell.train[-1])) if cell.train else None,
     )
 

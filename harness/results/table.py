@@ -32,6 +32,7 @@ from harness.results.conclusion import BETTER, HINT, WORSE, conclusion
 from harness.results.items import ItemValues, LoadItems, named_once, read_items, values_of
 from harness.results.paired_gains import ArmValues, estimate, gain, gap_closed, scores
 from harness.results.records import Record
+from harness.results.spreadsheet import csv_text
 from harness.results.stats.intervals import holm
 from harness.store.store import replacing
 
@@ -175,7 +176,7 @@ def write(folder: Path, records: Sequence[Record], frame: pd.DataFrame) -> list[
                 if ending == "parquet":
                     table.to_parquet(unfinished, index=False)
                 else:
-                    table.to_csv(unfinished, index=False)
+                    unfinished.write_text(csv_text(table))
             paths.append(path)
     return paths
 
@@ -289,6 +290,9 @@ def _row(
     }
     row |= estimate("score", own) | estimate("gain", gains)
     row |= counts | {"diverged": sum(map(diverged, cells)), "reason": reason}
+    # records of earlier versions do not have it, and their tables stay as they were
+    if realised := [cell.realised_frac for cell in cells if cell.realised_frac is not None]:
+        row["realised_frac"] = sum(realised) / len(realised)
     row |= {"scored_cells": sum(score_of(cell, metric) is not None for cell in cells)}
     # costs are of finished cells: one that failed or still runs has spent only a part of its own
     warnings = dict.fromkeys(w for cell in cells for w in cell.warnings)

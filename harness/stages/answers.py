@@ -111,7 +111,16 @@ def _places(labels: Dataset, numbers: np.ndarray, samples: int) -> np.ndarray:
         wanted[visit] = number * samples + nth[number] % samples
         nth[number] += 1
     found = np.minimum(np.searchsorted(keys[by_key], wanted), len(keys) - 1)
-    assert len(keys) and (keys[by_key[found]] == wanted).all(), "a visited row has no teacher's answer"
+    lost = wanted // samples if not len(keys) else wanted[keys[by_key[found]] != wanted] // samples
+    if len(lost):
+        without, all_rows = len(np.unique(conversation_of(lost))), len(np.unique(conversation_of(numbers)))
+        raise refuse(
+            "corpus.max_length",
+            f"{without} of {all_rows} rows",
+            "these rows have no answer of the teacher: in its tokens no answer begins within max_length, or its chat "
+            "template rejects them",
+            "raise corpus.max_length so that every arm trains on the same rows, or leave the long rows out of the data",
+        )
     return by_key[found].reshape(numbers.shape)
 
 

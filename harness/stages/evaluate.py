@@ -7,6 +7,7 @@ Base models, teachers and students are scored here on the same rows in the same 
     scores.json      [{"eval", "metric", "source" ("all" or a name), "score", "standard_error", "items"}, ...]
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.machine import Machine
-from harness.data.chat import end_of_turn_id
+from harness.data.chat import end_of_turn_id, rejections
+from harness.data.control_tokens import marks_of
 from harness.evals import ALL, UNCLOSED, UNREAD, HeldoutRow, Item, Options, Score, Scored, load_eval
 from harness.evals.benchmarks import load_benchmark
 from harness.evals.subsample import in_proportion
@@ -29,6 +31,7 @@ from harness.store.store import write_json
 from harness.teachers.server_process import serving
 
 CUT_OFF_SHARE = 0.05  # a larger share of answers at the length limit, or without an end of reasoning, is warned about
+REJECTED = "rejected_by_template"
 TOO_TIDY_ITEMS = 20  # at least as many items, all right or all wrong, are warned about
 
 
@@ -72,10 +75,24 @@ def _heldout(
     rows = read_heldout(inputs["mixture"])
     chosen = in_proportion([(row.source, row.id) for row in rows], settings["limit"], settings.get("seed", 0))
     rows = [rows[index] for index in chosen]
+    rows, counted = _renderable(rows, inputs["mixture"], tokenizer)
     options = Options(max_new_tokens=settings.get("max_new_tokens", 0))
     scored = evaluation.score(model, tokenizer, rows, options)
-    counts = {"rows": len(rows), **scored.counts}
+    counts = {"rows": len(rows), **counted, **scored.counts}
     return replace(scored, counts=counts), evaluation.summary(scored.items), {}
+
+
+def _renderable(rows: list[HeldoutRow], mixture: Path, tokenizer: Any) -> tuple[list[HeldoutRow], dict[str, int]]:
+    """The rows without those that the chat template rejects, where the corpus drops bad rows, and counts of these and
+    of control tokens in the texts of the others."""
+    described = json.loads((mixture / "mixture.json").read_text())
+    drop = described["corpus"].get("on_bad_row") == "drop"
+    # where bad rows are refused, such a row is refused when it is rendered
+    rejected = rejections(tokenizer, [row.messages for row in rows]) if drop else {}
+    kept = [row for place, row in enumerate(rows) if place not in rejected]
+    tokens = sum(marks_of(tokenizer).count(row.messages).total() for row in kept)
+    counts = {REJECTED: len(rejected), "control_tokens": tokens}
+    return kept, {name: count for name, count in counts.items() if count}
 
 
 def _benchmark(
@@ -172,6 +189,8 @@ def _warnings(settings: Mapping[str, Any], scores: Sequence[Score], scored: Scor
         )
     if unread := sum(item.parsed == UNREAD for item in items):
         found.append(f"{settings['eval']}: {unread} of {len(items)} answers could not be parsed and count as wrong")
+    if rejected := scored.counts.get(REJECTED):
+        found.append(f"{settings['eval']}: {rejected} held-out rows are not scored: the chat template rejects them")
     if truncated := sum(item.truncated for item in items):
         found.append(
             f"{settings['eval']}: {truncated} of {len(items)} prompts are longer than the model's context, so their "

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from harness.config.machine import Machine
+from harness.data.corpora._rows import prompt_hash, whole_prompt_hash
 from harness.data.ngram_overlap import HELDOUT, ItemIndex, own_words
 from harness.data.text_similarity import words
 from harness.runtime import progress
@@ -79,9 +80,8 @@ def _items(settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> tuple[pa.
             inputs["heldout"] / "heldout.parquet", columns=["source", "id", "prompt_hash", "messages"]
         )
         prompts = [
-            # the item is what the user says; its answer is no part of it
-            " ".join(word for turn in row if turn["role"] == "user" for word in words(turn["content"]))
-            for row in table["messages"].to_pylist()
+            " ".join(word for turn in _asked(row, hash) for word in words(turn["content"]))
+            for row, hash in zip(table["messages"].to_pylist(), table["prompt_hash"].to_pylist(), strict=True)
         ]
         names = pa.array([HELDOUT] * len(table), pa.string())
         columns = [names, table["source"], table["id"], table["prompt_hash"], pa.array(prompts, pa.string())]
@@ -104,6 +104,14 @@ def _items(settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> tuple[pa.
         ]
         tables.append(pa.Table.from_pylist(rows, schema=ITEM))
     return pa.concat_tables(tables), revisions
+
+
+def _asked(row: list[dict[str, str]], hash: str) -> list[dict[str, str]]:
+    """The turns that are the item: what the user says; of a row that is known by its whole prompt, all before its
+    answer, since other rows share what the user says."""
+    if hash == whole_prompt_hash(row) != prompt_hash(row):
+        return row[:-1]
+    return [turn for turn in row if turn["role"] == "user"]
 
 
 def _rows(inputs: Mapping[str, Path]) -> Iterator[tuple[int, list[list[str]]]]:

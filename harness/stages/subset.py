@@ -119,7 +119,8 @@ def make_subset(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path,
         raise refuse(
             "data_frac",
             settings["data_frac"],
-            f"no row is left to train on (dropped: {dict(dropped)})",
+            f"no row is left to train on (dropped: {dict(+dropped)}{'; ' if check.control_tokens else ''}"
+            f"{'; '.join(check.warnings()) if check.control_tokens else ''})",
             "take a larger fraction or a larger corpus.max_length",
         )
     description = _describe(settings, index, train, held, +dropped, loading.tokenizer_hash(tokenizer))

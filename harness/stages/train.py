@@ -229,7 +229,7 @@ def _several(
         assert assignment is not None, "caches have no mean"
         caches = [CachedTeacher(_of_role(one, "cache", phase), signal, tokenizer) for one in own]
         return SeveralCaches(caches, assignment)
-    teachers = []
+    teachers: list[LiveTeacher] = []
     for member, mine in zip(members, own, strict=True):
         folder = _needed(mine, "teacher", phase)
         model, theirs = load_model(folder, device=device, dtype=precision), load_tokenizer(folder)

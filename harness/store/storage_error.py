@@ -1,8 +1,8 @@
 """Storage faults: a full disk, a used-up quota, a read-only or lost file system, a device that fails.
 
 Python, Arrow, safetensors and tokenizers each report them in their own way; here they become one error with one
-sentence: which folder, what the system said, what to do. Nothing that is finished is lost by such a fault, so a stage
-that ended by one is made again by the same command.
+sentence: which folder, what the system said, what to do. What knows how much room it needs adds a note to the error.
+Nothing that is finished is lost by such a fault, so a stage that ended by one is made again by the same command.
 
     with storage_faults(store.root):
         write_json(store.grid_folder(grid) / "plan.json", plan)     # raises StorageError on a full disk
@@ -81,7 +81,8 @@ def storage_error(error: BaseException, folder: Path, artifact: Path | None = No
         number, path = _number(cause), _path(cause)
         way_out = {**FULL, **FAILING}.get(number or 0) or (_way_out_at(number, path, folder) if path else None)
         if number and way_out:
-            return StorageError(_sentence(number, path, folder, artifact, way_out), number)
+            needed = list(getattr(cause, "__notes__", []))
+            return StorageError(_sentence(number, path, folder, artifact, way_out, needed), number)
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return None
 
@@ -111,7 +112,9 @@ def _way_out_at(number: int | None, path: Path, folder: Path) -> str | None:
     return OF_A_PATH[number]
 
 
-def _sentence(number: int, path: Path | None, folder: Path, artifact: Path | None, way_out: str) -> str:
+def _sentence(
+    number: int, path: Path | None, folder: Path, artifact: Path | None, way_out: str, needed: list[str]
+) -> str:
     inside = path is None or path.is_relative_to(folder)
     where = folder if inside else (path or folder).parent
     if path is None and number == errno.ENOSPC and _free(folder) >= LITTLE:
@@ -123,7 +126,7 @@ def _sentence(number: int, path: Path | None, folder: Path, artifact: Path | Non
         said += f" at {path.relative_to(folder) if inside else path.name}"
     facts = []
     if number in (errno.ENOSPC, errno.EDQUOT):
-        facts.append(f"{_free(where) / 2**20:.1f} MB are free")
+        facts += [f"{_free(where) / 2**20:.1f} MB are free", *needed]
         if artifact is not None and (written := _size(artifact)):
             facts.append(f"{written / 2**20:.1f} MB of this artifact were written")
     known = f" ({', '.join(facts)})" if facts else ""

@@ -340,6 +340,8 @@ class Store:
         age = time.time() - beat / 1e9
         try:
             note = json.loads(text)
+            if note["nonce"] in _given_back:
+                return False
             living = runs(note)
             # of an earlier version, whose note of the process's start moves when the clock is set
             living = True if living is False and "ticks" not in note and age < LOST_SECONDS else living
@@ -399,8 +401,10 @@ class Lease:
     def release(self) -> None:
         """Give the lease back; a lease that another process has taken over stays.
 
-        Where the store cannot be written the lease stays too, until this process has ended.
+        Where the store cannot be written the file stays too; it holds nothing for this process any more, nor for
+        others when this process has ended.
         """
+        _given_back.add(self.nonce)
         with suppress(OSError, ValueError):
             # Where the lease is taken over between these two lines, the file of its new holder is removed. Then two
             # processes may make the stage, and one of them publishes it.
@@ -498,6 +502,8 @@ def _rename_into_place(store: Store, key: str, written: Path, target: Path) -> N
         os.rename(written, target)
 
 
+_given_back: set[str] = set()
+"""Nonces of the leases that this process has released, whose files a store that fails may have kept."""
 _scratch_folders: dict[Path, int] = {}
 """Open descriptors of the folders that `Store.scratch` of this process made and has not removed."""
 

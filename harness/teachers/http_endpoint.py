@@ -237,8 +237,9 @@ class HttpEndpoint:
         return text if len(text) <= QUOTED else text[:QUOTED] + "..."
 
     def _without_key(self, text: str) -> str:
-        """The text without the key: a server may repeat the one it received."""
-        key = os.environ.get(self.api_key_env or "", "").strip()
+        """The text without the key and without the address's path: a server may repeat what it received."""
+        key, path = os.environ.get(self.api_key_env or "", "").strip(), urlsplit(self.url).path
+        text = text.replace(path, "/...") if len(path) > 1 else text
         return text.replace(key, "(key)") if key else text
 
 

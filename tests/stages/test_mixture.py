@@ -11,7 +11,7 @@ import pytest
 
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
-from harness.stages.mixture import choose_heldout, make_mixture
+from harness.stages.mixture import _Seen, choose_heldout, make_mixture
 
 DATA = Path(os.environ.get("HARNESS_TEST_DATA") or Path(__file__).parents[2].parent / "shared" / "data")
 
@@ -236,3 +236,70 @@ def test_memory_does_not_grow_with_the_text_of_the_corpus(tmp_path):
         peaks.append(int(done.stdout) / 1024)
     more_text = 4_000 * 12_000 / 2**20  # 46 MB
     assert peaks[1] - peaks[0] < more_text / 3, peaks
+
+
+def system(document, request, answer):
+    first = {"role": "system", "content": document}
+    return {"id": document, "messages": [first, *row(request, answer)["messages"]]}
+
+
+def test_rows_that_share_their_first_turn_are_held_out_by_their_whole_prompts(tmp_path):
+    rows = [system(f"Document {i}.", "Summarise.", f"w{i}") for i in range(100)]
+    out, facts = mixture(tmp_path, rows)
+    assert facts["counts"]["heldout_rows"] == 10 and facts["counts"]["train_rows"] == 90
+    assert json.loads((out / "mixture.json").read_text())["rows_by_whole_prompt"] == 100
+    (train,), (held,) = (columns(out / name, "prompt_hash") for name in ("train.parquet", "heldout.parquet"))
+    assert len({*train, *held}) == 100
+
+
+def test_a_greeting_that_opens_a_conversation_is_no_prompt_by_itself(tmp_path):
+    def greeted(i):
+        turns = [("user", "Hi"), ("assistant", "Hello"), ("user", f"question {i}"), ("assistant", "a")]
+        return {"id": f"g{i}", "messages": [{"role": role, "content": text} for role, text in turns]}
+
+    out, facts = mixture(tmp_path, [greeted(i) for i in range(50)] + [row(f"p{i}", "a") for i in range(50)])
+    (held,) = columns(out / "heldout.parquet", "id")
+    assert facts["counts"]["heldout_rows"] == 10 and {one[0] for one in held} == {"g", "o"}
+
+
+def test_the_branches_of_a_dialogue_stay_together_where_they_are_few(tmp_path):
+    rows = [system(f"Be brief, {i}.", f"p{i // 4}", "a") for i in range(200)]
+    out, _ = mixture(tmp_path, rows, {"heldout_rows": 40})
+    assert "rows_by_whole_prompt" not in json.loads((out / "mixture.json").read_text())
+    (held,) = columns(out / "heldout.parquet", "prompt_hash")
+    assert sorted(held.count(one) for one in set(held)) == [4] * 10
+
+
+@pytest.mark.parametrize(
+    ("rows", "corpus", "said"),
+    [
+        ([row("p", "a")], {}, r"0 of 1 rows \(1 different prompts\)"),
+        ([row("p", "a"), row("q", "a")], {}, "1 of 2 rows"),
+        ([row("p", "a")] * 30, {}, r"0 of 30 rows \(1 different prompts\)"),
+        ([row(f"p{i}", "a") for i in range(60)], {"heldout_rows": 1000}, "12 of 60 rows .* 20 are needed"),
+    ],
+)
+def test_a_corpus_that_holds_out_too_few_rows_to_score_is_refused(tmp_path, rows, corpus, said):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    asked = {"kind": "jsonl", "path": str(path), "heldout_rows": 10, **corpus}
+    settings = {"corpus": asked, "world_seed": 0, "scored": True}
+    with pytest.raises(SettingsError, match=said):
+        make_mixture(settings, {}, tmp_path, Machine())
+    if len(rows) == 60:
+        few = {**settings, "corpus": {**asked, "least_heldout_rows": 12}}
+        assert make_mixture(few, {}, tmp_path, Machine())["counts"]["heldout_rows"] == 12
+
+
+def test_more_sources_than_sixteen_bits_count_are_counted():
+    seen = _Seen()
+    for number in range(66_000):
+        seen.sources.append(number)
+    assert seen.arrays()[2].tolist() == list(range(66_000))
+
+
+def test_the_names_of_many_sources_do_not_fill_a_warning(tmp_path):
+    rows = [row("p", "a", f"https://site.org/{i}") for i in range(30)]
+    _, facts = mixture(tmp_path, rows)
+    (said,) = [one for one in facts["warnings"] if one.startswith("sources without held-out rows")]
+    assert "and 20 more" in said

@@ -5,14 +5,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_from_disk
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.data.sequences import TURN, conversation_of
 from harness.plan.data_stages import block_edges
 from harness.results.contamination import row_numbers
-from harness.stages.subset import choose_rows, choose_validation, make_subset
-from tests.doubles import byte_ids, byte_tokenizer, special_id
+from harness.stages.subset import MANY_SOURCES, SMALL_SOURCE, choose_rows, choose_validation, make_subset
+from tests.doubles import CHAT_TEMPLATE, byte_ids, byte_tokenizer, special_id
 from tests.stages.test_mixture import mixture, row
 from tests.thinking import chat, family_tokenizer
 
@@ -244,3 +246,109 @@ def test_conversations_whose_turns_are_rewritten_become_one_row_a_turn_and_are_c
     assert set(load_from_disk(tmp_path / "plain" / "train")["row"]) == sides["train"]
     assert "turnwise_rows" not in plain["counts"]
     assert set(row_numbers(tmp_path / "subset" / "train").tolist()) == sides["train"]
+
+
+@st.composite
+def corpora(draw):
+    """Sources as they come: a few large ones, and up to 300 of few rows."""
+    sizes = draw(st.lists(st.integers(1, 400), min_size=0, max_size=4))
+    sizes += draw(st.lists(st.integers(1, draw(st.sampled_from([1, 5, 120]))), min_size=1, max_size=300))
+    return np.repeat(np.arange(len(sizes)), sizes), [f"source {i}" for i in range(len(sizes))]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    corpus=corpora(), data_seed=st.integers(0, 99), fractions=st.lists(st.floats(1e-12, 1.0), min_size=2, max_size=4)
+)
+def test_fractions_of_many_small_sources_nest_and_are_fractions(corpus, data_seed, fractions):
+    codes, names = corpus
+    count = np.bincount(codes)
+    small = (count < SMALL_SOURCE) if (count < SMALL_SOURCE).sum() > MANY_SOURCES else np.zeros(len(names), bool)
+    before: set[int] = set()
+    for fraction in sorted([*fractions, 1.0]):
+        rows, place = choose_rows(codes, names, fraction, data_seed)
+        assert before <= set(rows) and len(rows)
+        before = set(rows)
+        taken = np.bincount(codes[rows], minlength=len(names))
+        # the first places of each source's own order, so fractions nest per source too
+        assert all(set(place[codes[rows] == code]) == set(range(taken[code])) for code in set(codes[rows]))
+        assert [max(1, round(fraction * n)) for n in count[~small]] == taken[~small].tolist()
+        if small.any():
+            pool, spread = count[small].sum(), len(set(count[small]))
+            assert abs(taken[small].sum() - fraction * pool) <= max(3.0, 1.5 * spread**0.5, 0.1 * fraction * pool)
+    assert before == set(range(len(codes)))
+
+
+def test_one_per_cent_of_two_hundred_sources_of_one_row_is_one_per_cent(tmp_path, tokenizer):
+    rows = [row(f"p{i}", "a", "big") for i in range(200)] + [row(f"q{i}", "a", f"url {i}") for i in range(200)]
+    made, _ = mixture(tmp_path, rows)
+    for fraction, most in ((0.01, 5), (0.1, 41), (1.0, 395)):
+        facts = subset(tmp_path / f"{fraction}", made, tokenizer, data_frac=fraction)
+        written = json.loads((tmp_path / f"{fraction}" / "subset.json").read_text())
+        taken = written["n_train"] + written["n_validation"]
+        assert abs(taken - fraction * 395) <= 1 and taken <= most
+        assert facts["realised_frac"] == written["realised_frac"] == taken / 395
+        assert any("of the rows here" in said for said in facts["warnings"]) == (abs(taken / 395 / fraction - 1) > 0.1)
+
+
+def test_a_share_that_is_off_by_more_than_a_tenth_is_said(tmp_path, tokenizer):
+    made, _ = mixture(tmp_path, [row(f"p{i}", "a", f"s{i % 5}") for i in range(500)])
+    facts = subset(tmp_path / "none", made, tokenizer, data_frac=1e-12)
+    assert facts["realised_frac"] == 5 / 490
+    assert any(said.startswith("data_frac=1e-12 is 0.0102 of the rows here") for said in facts["warnings"])
+    facts = subset(tmp_path / "half", made, tokenizer, data_frac=0.5)
+    assert not any("of the rows here" in said for said in facts["warnings"])
+
+
+def with_system(i):
+    messages = row(f"p{i}", "a")["messages"]
+    return {"id": f"s{i}", "messages": [{"role": "system", "content": "s"}, *messages]}
+
+
+def test_rows_that_the_template_rejects_are_refused_by_name_or_dropped_and_counted(tmp_path):
+    template = CHAT_TEMPLATE.replace(
+        "{{ '<|'", "{% if message['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ '<|'", 1
+    )
+    byte_tokenizer(template).save_pretrained(tmp_path / "tokenizer")
+    made, _ = mixture(tmp_path, [row(f"q{i}", "a") for i in range(60)] + [with_system(i) for i in range(20)])
+    with pytest.raises(SettingsError, match=r"^row 's\d+' of the corpus cannot be used: .*no system.*on_bad_row=drop"):
+        subset(tmp_path / "refused", made, tmp_path / "tokenizer")
+    facts = subset(tmp_path / "dropped", made, tmp_path / "tokenizer", where={"on_bad_row": "drop"})
+    (held,) = [pq.read_table(made / "heldout.parquet")["id"].to_pylist()]
+    in_train = 20 - sum(one.startswith("s") for one in held)
+    assert f"rows left out: {in_train}, the chat template rejects it" in facts["warnings"]
+    assert facts["counts"]["n_train"] + facts["counts"]["n_validation"] == 70 - in_train
+
+
+def test_control_tokens_in_texts_are_counted_or_refused(tmp_path, tokenizer):
+    made, _ = mixture(tmp_path, [row(f"<|end|> {i}", "a <|end|>" if i % 2 else "a") for i in range(40)])
+    facts = subset(tmp_path / "text", made, tokenizer, validation=0.0)
+    written = json.loads((tmp_path / "text" / "subset.json").read_text())
+    assert written["control_tokens"] == {"<|end|>": facts["counts"]["control_tokens"]} and 30 < 36 + 10 < 60
+    assert any("control tokens in the text of 32 rows" in said for said in facts["warnings"])
+    for one in load_from_disk(tmp_path / "text" / "train"):
+        assert one["input_ids"].count(special_id("<|end|>")) == 1
+    with pytest.raises(SettingsError, match=r"control token of the tokenizer or template \(<\|end\|>\)"):
+        subset(tmp_path / "refused", made, tokenizer, control_tokens="refuse")
+
+
+def test_a_template_that_leaves_system_turns_out_is_warned_of(tmp_path):
+    byte_tokenizer(
+        "{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}<|end|>{% endfor %}"
+    ).save_pretrained(tmp_path / "tokenizer")
+    made, _ = mixture(tmp_path, [with_system(i) for i in range(50)])
+    facts = subset(tmp_path / "rows", made, tmp_path / "tokenizer")
+    assert any(said.startswith("system turns are not rendered") for said in facts["warnings"])
+
+
+def test_a_prompt_that_another_mixture_knows_by_its_whole_is_excluded_too(tmp_path, tokenizer):
+    rows = [{**with_system(0), "id": f"d{i}"} for i in range(60)]
+    for i, one in enumerate(rows):
+        one["messages"] = [{"role": "system", "content": f"document {i}"}, *one["messages"][1:]]
+    scored, _ = mixture(tmp_path / "scored", rows)
+    held = pq.read_table(scored / "heldout.parquet")["id"].to_pylist()
+    # few of the documents, so the other mixture knows its rows by their first turns
+    other, _ = mixture(tmp_path / "other", [row(f"x{i}", "a") for i in range(60)] + rows[:10])
+    facts = subset(tmp_path / "out", other, tokenizer, exclude=scored)
+    train = pq.read_table(other / "train.parquet")["id"].to_pylist()
+    assert facts["counts"]["dropped_rows"] == len(set(held) & set(train)) > 0

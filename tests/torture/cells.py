@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,6 +39,7 @@ from harness.store.store import Store, write_json
 from tests.torture.injector import Fault, arm, disarm
 
 CHEAP_MAKERS = {kind: ("tests.torture.cells:make", 1) for kind in ("mixture", "base", "train", "evaluate")}
+_composed: list = []
 REAL = (
     "method=sft data_frac=0.1 corpus.rows=240 corpus.heldout_per_source=4 student.init=random student.size=tiny "
     "budget.batch_size=8 budget.kind=steps budget.amount=2 measure.formats=[] machine.checkpoint_minutes=0.000001"
@@ -122,8 +124,11 @@ def real(root: Path, launch: Launch) -> tuple[dict, list]:
     from harness.execution.runner import run_grid
     from harness.plan.compose import compose
 
-    words = [*REAL, f"store={root}", f"launch.kind={launch.kind}", f"launch.workers={launch.workers}", "grid=tortured"]
-    composed = compose(words)
+    # composing takes as long as training, and a fork has what its parent composed
+    composed = _composed[0] if _composed else compose(REAL)
+    _composed[:] = [composed]
+    own = replace(composed.settings, store=str(root), launch=launch, grid="tortured")
+    composed = replace(composed, settings=own)
     with storage_faults(root):  # as the doors do
         finished = collect(Store.open(root), run_grid(composed))
     disarm()

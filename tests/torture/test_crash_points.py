@@ -31,9 +31,9 @@ def _taken(trials):
         act, launch = name.split()
         points = range(first, len(trials.undisturbed(launch, act)[1]) + 1, every)
         taken = [trials.crash(launch, at) if act == "kill" else trials.fails(launch, act, at) for at in points]
-        found[name] = [(one.what, one.wrong) for one in taken]
+        found[name] = [(one.what, one.wrong, one.left) for one in taken]
     race = trials.race(0)
-    found["race"] = [(race.what, race.wrong)]
+    found["race"] = [(race.what, race.wrong, race.left)]
     return found
 
 
@@ -50,16 +50,16 @@ def found(forked, tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["kill inline", "kill 1"])
 def test_killed_at_any_operation_the_next_run_ends_in_the_same_table(found, name):
-    assert len(found[name]) >= 20 and all("killed before operation" in what for what, _ in found[name])
+    assert len(found[name]) >= 20 and all("killed before operation" in what for what, *_ in found[name])
     assert [one for one in found[name] if one[1]] == []
 
 
 @pytest.mark.parametrize("name", ["ENOSPC inline", "ENOSPC 1", "EROFS inline", "EIO inline", "EIO 1"])
 def test_a_store_that_fails_at_any_operation_is_named_and_the_same_command_goes_on(found, name):
-    assert len(found[name]) >= 6 and all("not reached" not in what for what, _ in found[name])
+    assert len(found[name]) >= 6 and all("not reached" not in what for what, *_ in found[name])
     assert [one for one in found[name] if one[1]] == []
 
 
 def test_of_eight_racing_processes_none_makes_a_stage_twice(found):
-    ((what, wrong),) = found["race"]
-    assert "8 processes" in what and not wrong
+    ((what, wrong, left),) = found["race"]
+    assert "8 processes" in what and not wrong and not left

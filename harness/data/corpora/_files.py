@@ -94,10 +94,9 @@ def choose_files(setting: str, path: str | Path) -> DataFiles:
         )
     if (place / "state.json").is_file():
         # in the order in which `datasets` wrote them, which the names need not sort into
-        listed = _listing(setting, path, place / "state.json", "_data_files")
-        files = [place / entry["filename"] for entry in listed]
+        files = [place / name for name in _listing(setting, path, place / "state.json", "_data_files")]
         _refuse_absent(setting, path, [file.name for file in files if not file.is_file()])
-        return DataFiles(files, _notes_on_split(place.name, split_of(place.name)))
+        return DataFiles(files, _notes_on_split(place.name, SPLIT_WORDS.get(place.name.lower(), "")))
     found = _data_files_under(place)
     if not found:
         held = sorted({file.suffix.lower() for file in place.iterdir() if file.suffix.lower() in OTHER_FORMS})
@@ -186,6 +185,8 @@ def identity_of(corpus: Any, files: list[Path]) -> dict[str, Any]:
 
 def why_unreadable(file: Path) -> str:
     """What a file without a readable row is instead, and the way out; "" where that is not seen."""
+    if file.suffix != ".jsonl":
+        return ""
     with open(file, "rb") as opened:
         head = opened.read(4096)
     for mark, form in ((b"\x1f\x8b", ".gz"), (b"(\xb5/\xfd", ".zst"), (b"PK", ".zip")):
@@ -262,7 +263,9 @@ def _notes_on_file(file: Path) -> tuple[str, ...]:
     """What to say of one file given by name: that it is named as test data, or is one shard of several."""
     absent = absent_shards([file.name])
     shard = (f"{file.name} alone is read, one of {len(absent) + 1} shards",) if absent else ()
-    return *_notes_on_split(file.name, split_of(file.stem) or split_of(file.parent.name)), *shard
+    # a folder's name counts where it is the split's and nothing else
+    split = split_of(file.stem) or SPLIT_WORDS.get(file.parent.name.lower(), "")
+    return *_notes_on_split(file.name, split), *shard
 
 
 def _notes_on_split(name: str, split: str) -> tuple[str, ...]:
@@ -271,15 +274,17 @@ def _notes_on_split(name: str, split: str) -> tuple[str, ...]:
     return (f"{name} is named as {split} data, and is trained on as it was given by name",)
 
 
-def _listing(setting: str, path: str | Path, file: Path, key: str) -> Any:
-    """A list of a saved data set's description. Raises SettingsError where there is none."""
+def _listing(setting: str, path: str | Path, file: Path, key: str) -> list[str]:
+    """The names that a saved data set's description lists. Raises SettingsError where it lists none."""
     try:
         listed = json.loads(file.read_text())[key]
-        assert isinstance(listed, list) and listed
-    except (ValueError, KeyError, TypeError, AssertionError, OSError) as error:
+        names = [one["filename"] if isinstance(one, dict) else one for one in listed]
+        if not names or not all(isinstance(name, str) and name for name in names):
+            raise ValueError("no names")
+    except (ValueError, KeyError, TypeError, OSError) as error:
         reason = f"its {file.name} has no list of {key.strip('_')} ({type(error).__name__})"
         raise refuse(setting, str(path), reason, "save the data set again") from error
-    return listed
+    return names
 
 
 def _read_jsonl(file: Path) -> Iterator[RawRow]:
@@ -337,8 +342,10 @@ def _arrow_batches(file: Path, columns: list[str] | None) -> Iterator[Any]:
                 rows = batch.select([name for name in names if name in (columns or names)])
                 for start in range(0, batch.num_rows, ROWS_AT_ONCE):
                     yield rows.slice(start, ROWS_AT_ONCE)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise refuse("corpus.path", str(file), f"the file cannot be read ({error})", "fetch it again") from error
+    except (pa.ArrowException, OSError, ValueError) as error:
+        # some of these errors end in a line break, or say where in the library they were found
+        why = " ".join((str(error).strip() or type(error).__name__).splitlines()[0].split())
+        raise refuse("corpus.path", str(file), f"the file cannot be read ({why})", "fetch it again") from error
 
 
 def _row_or_none(batch: Any, index: int) -> dict[str, Any] | None:

@@ -103,10 +103,11 @@ def source_key(name: str) -> str:
 
 
 def _one_line(name: str) -> str:
-    # what is no letter, mark, sign or space moves the cursor or is not seen
-    plain = "".join(
-        " " if one.isspace() else one for one in name if one.isspace() or unicodedata.category(one)[0] != "C"
-    )
+    plain = name
+    if not (name.isascii() and name.isprintable()):
+        # control characters move the cursor or are not seen
+        spaced = (" " if one.isspace() else one for one in name)
+        plain = "".join(one for one in spaced if unicodedata.category(one)[0] != "C")
     plain = " ".join(plain.split())
     if len(plain) <= LONGEST_NAME:
         return plain

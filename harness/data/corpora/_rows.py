@@ -72,13 +72,14 @@ def plain_turns(messages: Any) -> list[dict[str, str]]:
 
 
 def fields_left_out(messages: Any) -> set[str]:
-    """Names of the fields of such messages that are not read, those without a value aside."""
+    """Names of the fields of such messages that are not read; those without a value, or that say what holds anyway,
+    aside."""
     return {
         name
         for turn in messages
         if len(turn) > 2  # most messages have role and content alone
         for name, value in turn.items()
-        if name not in ("role", "content") and _given(value)
+        if name not in ("role", "content", *MEANINGFUL) and _given(value)
     }
 
 
@@ -120,7 +121,7 @@ def bad_turns(messages: Any, answered: bool = True) -> str:
             return f"a message has the field {name}, which is not read"
         if turn["role"] not in ROLES:
             return "a role other than system, user, assistant"
-        if problem := _bad_content(turn["content"]):
+        if problem := _bad_content(turn.get("content")):
             return problem
     if sum(len(_text(turn["content"])) for turn in messages) > MOST_CHARACTERS:
         return f"longer than {MOST_CHARACTERS:,} characters"
@@ -161,7 +162,7 @@ def nothing_to_score() -> SettingsError:
 
 def _meaningful(turn: Mapping[str, Any]) -> str:
     """The first field of a message that changes what is trained; "" where it has none."""
-    if len(turn) == 2:
+    if len(turn) == 2 and "content" in turn:
         return ""
     for name in MEANINGFUL:
         value = turn.get(name)

@@ -29,6 +29,7 @@ from harness.data.corpora._rows import (
     UNANSWERED,
     bad_turns,
     count_or_refuse,
+    encodable,
     fields_left_out,
     is_answered,
     meaningful_field,
@@ -244,6 +245,7 @@ class Corpus(CorpusSettings):
 def _truth(value: Any) -> tuple[str | None, str]:
     """A truth as text, and the problem of one that is none."""
     try:
-        return truth_text(value), ""
+        truth = truth_text(value)
     except NoTruth as problem:
         return None, str(problem)
+    return (truth, "") if truth is None or encodable(truth) else (None, "the truth is not UTF-8")

@@ -220,8 +220,10 @@ def encoded(value: Any, number_of: Callable[[Any], int]) -> Any:
 
     if isinstance(value, Remote):
         return ["object", value._number]
-    if isinstance(value, type | types.BuiltinFunctionType) and getattr(builtins, value.__name__, None) is value:
-        return ["builtin", value.__name__]
+    if isinstance(value, type | types.BuiltinFunctionType):
+        name = str(getattr(value, "__name__", ""))
+        if getattr(builtins, name, None) is value:
+            return ["builtin", name]
     if isinstance(value, dict):
         name = kind.__name__ if kind.__module__ == "collections" and kind.__name__ in COLLECTIONS else "dict"
         return [name, [parts(pair) for pair in value.items()]]

@@ -79,8 +79,8 @@ def main(calls: Any) -> None:
             be_the_program(calls, requests, reply, empty, (request, replies, answer))
         os.close(requests)
         os.close(reply)
-        if problem := calls.receive(replies):
-            raise OSError(problem)
+        if unguarded := calls.receive(replies):
+            raise OSError(unguarded)
         _only_harmless_calls()
     except OSError as problem:
         os.write(answer, str(problem).encode())
@@ -89,11 +89,11 @@ def main(calls: Any) -> None:
     # read after the division: the other process has never held the tests
     job = json.loads(sys.stdin.buffer.read())
     program = calls.Program(replies, request)
-    problem = judge(program, **job)
+    raised = judge(program, **job)
     if program.broken == calls.ENDED:
         os.write(answer, ending_of(inside, seconds))
     else:
-        os.write(answer, verdict_of(program.broken or problem))
+        os.write(answer, verdict_of(program.broken or raised))
     os._exit(0)
 
 

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from lm_eval.api.model import TemplateLM
 
-from harness.data.chat import AFTER_REASONING, end_of_turn_id
+from harness.data.chat import AFTER_REASONING, end_of_turn_id, rendered_ids
+from harness.data.control_tokens import CUT, marks_of
 from harness.data.reasoning import CLOSING, MARKS, answer_of, decoded_answer, opened_by, prompt_end
 from harness.data.sequences import Row, collate, longest_first
 from harness.models.diverged import DivergedError
@@ -92,13 +93,15 @@ class LmEvalModel(TemplateLM):
         if add_special_tokens is None:
             bos = self.tokenizer.bos_token
             add_special_tokens = not self.chat and not (bos and string.startswith(bos))
+        if CUT in string:  # put there by `apply_chat_template`, whose prompts bring their own special tokens
+            return rendered_ids(self.tokenizer, string)
         return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The prompt as the model saw conversations in training."""
+        """The prompt as the model saw conversations in training; cut where an item speaks of a control token."""
         text = str(
             self.tokenizer.apply_chat_template(
-                chat_history,
+                marks_of(self.tokenizer).cut_messages(chat_history),
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt,

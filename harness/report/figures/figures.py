@@ -61,7 +61,8 @@ def crossover(outcome: Outcome, folder: Path) -> Picture | None:
     alt = f"Two panels over the share of the training data. Left: {what} of {_scores(students)}. "
     return Picture(
         "Score and gain over SFT against the share of the data",
-        f"{alt}Right: {_gains(outcome)}",
+        # each arm's own interval, as the lines have it; no simultaneous ones
+        f"{alt}Right: {_gains(arms_of(outcome.summary, outcome.metric))}",
         folder / "crossover.svg",
     )
 
@@ -73,7 +74,8 @@ def methods(outcome: Outcome, folder: Path) -> Picture | None:
     if rows is None or rows["name"].nunique() <= MANY:
         return None
     forest_figure(outcome.summary, folder / "methods", outcome.metric, outcome.simultaneous)
-    alt = f"A row per method, a column per share of the data, dots with 95 % intervals: {_gains(outcome)}"
+    # the same intervals as the dots'
+    alt = f"A row per method, a column per share of the data, dots: {_gains(rows)}"
     return Picture("Gain over SFT of every method", alt, folder / "methods.svg")
 
 
@@ -197,17 +199,16 @@ def _scores(students: pd.DataFrame) -> str:
     return "; ".join(told)
 
 
-def _gains(outcome: Outcome) -> str:
-    """Every gain of the figure in words."""
-    # each arm's own interval, as the figure of lines has it; no simultaneous ones
-    rows = arms_of(outcome.summary, outcome.metric)
+def _gains(rows: pd.DataFrame) -> str:
+    """Every gain of a figure in words; rows as `arms_of` returns them."""
     if rows.empty:
         return "no gain over SFT, because no method and SFT share a seed and a fraction."
     told, apart = [], _apart(rows)
     for row in rows.sort_values([*apart, "name", "data_frac"]).to_dict("records"):
         line = " ".join([*(str(row[name]) for name in apart), row["name"]])
         told.append(f"{line} {interval_text(row, 'gain')} at {percent(row['data_frac'])}{_hint(row)}")
-    return f"gain over SFT with 95 % intervals of {'; '.join(told)}."
+    kind = "simultaneous 95 % intervals" if rows["at_once"].all() else "95 % intervals"
+    return f"gain over SFT with {kind} of {'; '.join(told)}."
 
 
 def _hint(row: Mapping[Any, Any]) -> str:

@@ -8,6 +8,7 @@ grey, with open markers, and without a set for the crossover.
     crossover_figure(summary(records), Path("results/crossover"), crossovers(records, metric))
 """
 
+import math
 import textwrap
 import threading
 from collections import Counter
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.8)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)))
 PANEL = ["student", "corpus", "budget", "variant"]
+OFF_BY = 0.1  # a realised share further from the fraction, relative to it, stands at the axis
 _SAVING = threading.Lock()  # the SVG salt is a global of matplotlib
 
 
@@ -292,7 +294,7 @@ def _shown(found: Crossover) -> bool:
 
 
 def _fractions(ax: "Axes", lines: Mapping[Any, pd.DataFrame]) -> None:
-    """A log axis with ticks at the fractions that were run and nowhere else."""
+    """A log axis with ticks at the fractions that were run and nowhere else, each with the share it really took."""
     from matplotlib.ticker import NullLocator
 
     fractions = sorted({float(f) for part in lines.values() for f in part["data_frac"]})
@@ -301,10 +303,18 @@ def _fractions(ax: "Axes", lines: Mapping[Any, pd.DataFrame]) -> None:
         return
     # labels of more than eight ticks would run together: every second one, the last among them
     shown = [f for n, f in enumerate(fractions) if len(fractions) <= 8 or n % 2 == (len(fractions) - 1) % 2]
-    ax.set_xticks(shown, [percent(f) for f in shown])
+    ax.set_xticks(shown, [_share(f, lines) for f in shown])
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlim(fractions[0] / 1.35, fractions[-1] * 1.35)
     ax.set_xlabel("share of the training data (log scale)", fontsize=8.5, color=GREY)
+
+
+def _share(fraction: float, lines: Mapping[Any, pd.DataFrame]) -> str:
+    """A fraction, and the share of the rows it took where that is off by more than a tenth of it."""
+    rows = pd.concat([part[part["data_frac"] == fraction] for part in lines.values()])
+    realised = rows["realised_frac"].mean() if "realised_frac" in rows else math.nan
+    label = percent(fraction)
+    return f"{label}\n({percent(realised)} of rows)" if abs(realised - fraction) > OFF_BY * fraction else label
 
 
 def _dress(ax: "Axes", title: str, label: str) -> None:

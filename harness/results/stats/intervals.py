@@ -134,7 +134,7 @@ class Curve:
         error = np.where(spread | np.isnan(error), error, 0.0)
         flags = self.seeds < 2, not self.item_df
         columns = (map(float, column) for column in (estimate, estimate - half, estimate + half, df, error, p))
-        found = [Interval(*numbers, *flags) for numbers in zip(*columns, strict=True)]
+        found = [Interval(e, low, high, d, s, q, *flags) for e, low, high, d, s, q in zip(*columns, strict=True)]
         for number in np.flatnonzero(error == 0):
             one = replace(found[number], alike=self._alike(weights[number], found[number].estimate))
             low, high = one.alike.interval(one.estimate, level) if one.alike else (math.nan, math.nan)

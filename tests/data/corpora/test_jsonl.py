@@ -133,7 +133,33 @@ BAD = {
     },
     "not UTF-8": {**GOOD, "messages": turns(("user", "\ud800"), ("assistant", "y"))},
     "not a JSON object": ["x"],
+    "content is a number, not text": {**GOOD, "messages": turns(("user", 3), ("assistant", "y"))},
+    "its messages are text, not a list": {**GOOD, "messages": "[]"},
+    "content has a part of type 'image_url', which is not read": {
+        **GOOD,
+        "messages": turns(("user", [{"type": "image_url"}]), ("assistant", "y")),
+    },
+    "a message with from and value (ShareGPT's form) in place of role and content": {
+        **GOOD,
+        "messages": [{"from": "human", "value": "q"}],
+    },
+    "the row has the field tools, which is not read": {**GOOD, "tools": [{"type": "function"}]},
+    "the row has the field input, which is not read": {"prompt": "Translate.", "completion": "b", "input": "a"},
+    "the source is called 'all', which is a row of every table of scores": {**GOOD, "source": "all"},
 }
+for field, value in (
+    ("tool_calls", [{"id": "c1"}]),
+    ("function_call", {"name": "f"}),
+    ("reasoning_content", "because"),
+    ("name", "Ann"),
+    ("weight", 0),
+    ("train", False),
+    ("loss", 0.0),
+    ("images", ["x.png"]),
+):
+    answer = {"role": "assistant", "content": "y", field: value}
+    BAD[f"a message has the field {field}, which is not read"] = {**GOOD, "messages": [*turns(("user", "x")), answer]}
+BAD["longer than 10,000,000 characters"] = {**GOOD, "messages": turns(("user", "x"), ("assistant", "y" * 10_000_001))}
 
 
 @pytest.mark.parametrize("reason", BAD)
@@ -146,6 +172,52 @@ def test_a_bad_row_is_refused_by_file_line_and_reason_or_dropped_and_counted(tmp
     corpus = Corpus(path=str(path), on_bad_row="drop")
     assert [row.id for row in corpus.examples(0)] == ["a"]
     assert corpus.provenance()["dropped"] == {reason: 1}
+
+
+def test_parts_of_text_are_joined_and_fields_without_meaning_or_value_are_read_over(tmp_path):
+    parts = [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]
+    messages = [
+        {"role": "user", "content": parts, "weight": 0, "time": "now", "tool_calls": []},
+        {"role": "assistant", "content": "4", "weight": 1, "train": True, "reasoning_content": None, "name": ""},
+    ]
+    corpus = Corpus(
+        path=str(write(tmp_path / "rows.jsonl", {**GOOD, "messages": messages, "weight": 1.0, "tools": []}))
+    )
+    assert next(corpus.examples(0)).messages == GOOD["messages"]
+    assert list(corpus.examples(0)) and corpus.provenance()["warnings"] == [
+        "fields of messages that are not read: time (1 rows)"
+    ]
+
+
+def test_a_message_that_calls_a_tool_and_says_nothing_is_refused_by_the_call(tmp_path):
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "c"}]}
+    assert "tool_calls" in bad_turns([*turns(("user", "x")), call])
+    del call["content"]
+    assert "tool_calls" in bad_turns([*turns(("user", "x")), call])
+
+
+def test_what_every_row_has_is_refused_before_anything_runs(tmp_path):
+    path = write(tmp_path / "rows.jsonl", *[{**GOOD, "tools": ["f"]}] * 3)
+    with pytest.raises(SettingsError, match=r"line 1 cannot be used: the row has the field tools"):
+        Corpus(path=str(path)).check()
+    Corpus(path=str(path), on_bad_row="drop").check()
+    share_gpt = write(tmp_path / "gpt.jsonl", {"conversations": [{"from": "human", "value": "q"}]})
+    with pytest.raises(SettingsError, match="ShareGPT's form"):
+        Corpus(path=str(share_gpt)).check()
+
+
+def test_numbers_of_any_size_are_read_or_named(tmp_path):
+    path = write(tmp_path / "rows.jsonl", {**GOOD, "id": 2**200, "truth": 10**60})
+    (row,) = read(path, truth_column="truth")
+    assert (row.id, row.truth) == (str(2**200), str(10**60))
+    path.write_text('{"id": ' + "9" * 5000 + "}\n")
+    with pytest.raises(SettingsError, match="no readable row"):
+        Corpus(path=str(path)).check()
+
+
+def test_a_truth_that_is_an_object_makes_a_bad_row(tmp_path):
+    with pytest.raises(SettingsError, match="the truth is an object"):
+        read(write(tmp_path / "rows.jsonl", {**GOOD, "truth": {"a": 1}}), truth_column="truth")
 
 
 def test_lines_that_are_no_json_or_no_utf8_are_bad_rows_and_blank_lines_are_none(tmp_path):

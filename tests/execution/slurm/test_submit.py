@@ -18,6 +18,7 @@ from harness.execution.slurm.job_accounting import states_of
 from harness.execution.slurm.squeue import Queue
 from harness.execution.slurm.submissions import Submissions
 from harness.execution.slurm.submit import submit
+from harness.execution.slurm.task import requeue
 from harness.plan.cell_plan import Plan
 from harness.plan.compose import compose
 from harness.plan.graph import MAKERS
@@ -300,3 +301,98 @@ def test_the_code_is_published_once_for_each_state_of_it(store):
     assert (first / "harness" / "job.py").is_file()
     assert publish_code(store) == first
     assert len(list((store.root / "code").iterdir())) == 1
+
+
+def test_a_job_that_is_submitted_from_a_job_gets_none_of_its_environment(slurm, store, monkeypatch):
+    inner = {
+        "SLURM_CPU_BIND": "quiet,mask_cpu:0x1",
+        "SLURM_TRES_PER_TASK": "cpu=1",
+        "SLURM_JOB_ID": "7",
+        "SBATCH_PARTITION": "other",
+        "SRUN_CPUS_PER_TASK": "2",
+        "PMI_RANK": "3",
+        "PMIX_RANK": "3",
+        "OMPI_COMM_WORLD_RANK": "3",
+        "KMP_AFFINITY": "compact",
+        "RANK": "3",
+    }
+    outer = {"SLURM_CONF": "/etc/slurm.conf", "HF_HOME": "/models", "OMPI_MCA_btl": "tcp"}
+    for name, value in (inner | outer).items():
+        monkeypatch.setenv(name, value)
+    script = (slurm / "sbatch").read_text()
+    (slurm / "sbatch").write_text(script.replace("#!/bin/sh\n", f"#!/bin/sh\nenv > {slurm}/environment\n"))
+    send(store, plan_of("data_frac=1.0", "method=sft"))
+    seen = dict(line.partition("=")[::2] for line in (slurm / "environment").read_text().splitlines())
+    assert not inner.keys() & seen.keys()
+    assert {name: seen.get(name) for name in outer} == outer
+    assert {name: os.environ[name] for name in inner} == inner, "the shell's own variables stay as they were"
+
+
+def test_more_options_of_sbatch_reach_the_jobs_and_a_rule_decides_over_the_cluster(slurm, store):
+    extra = {"reservation": "course", "exclusive": True, "licenses": "matlab:1", "comment": None, "contiguous": False}
+    rule = {**RULES[0], "memory_gb": None, "extra": {"mem_per_cpu": "4G", "reservation": "own"}}
+    send(store, plan_of("data_frac=1.0", "method=sft"), extra=extra, resources=[rule])
+    for text in sent(slurm):
+        options = re.findall(r"#SBATCH --(\S+)", text)
+        assert {"reservation=own", "exclusive", "licenses=matlab:1", "mem-per-cpu=4G"} <= set(options)
+        assert not [one for one in options if one.startswith(("mem=", "comment", "contiguous"))]
+
+
+def test_a_submit_limit_in_mid_submission_is_one_sentence_and_the_same_command_sends_the_rest(slurm, store):
+    whole = send(Store.open(store.root.with_name("other")), plan_of(), pack_minutes=0)
+    for path in slurm.glob("sent.*"):
+        path.unlink()
+    script = (slurm / "sbatch").read_text()
+    limit = "sbatch: error: AssocMaxSubmitJobLimit\\nsbatch: error: Batch job submission failed: Job violates policy"
+    full = f"test $(ls {slurm}/sent.* 2>/dev/null | wc -l) -ge 2 && {{ printf '{limit}\\n' >&2; exit 1; }}\n"
+    (slurm / "sbatch").write_text(script.replace("#!/bin/sh\n", f"#!/bin/sh\n{full}"))
+    with pytest.raises(SettingsError) as refused:
+        send(store, plan_of(), pack_minutes=0)
+    said = str(refused.value)
+    assert "AssocMaxSubmitJobLimit" in said and "Job violates policy" in said and "\n" not in said
+    assert f"2 of {len(whole.arrays)} arrays were sent" in said and "the same command sends the rest" in said
+    # the two that were sent are in the queue; the stages of all others can be taken at once
+    (name,) = (path.name for path in (store.root / "submissions").iterdir())
+    arrays = {path.stem: json.loads(path.read_text()) for path in (store.root / "submissions" / name).glob("g.*.json")}
+    assert len(arrays) == 2
+    lines = [f"{array}|{task}|{job}" for array, jobs in arrays.items() for task, job in enumerate(jobs)]
+    (slurm / "squeue.txt").write_text("\n".join(lines) + "\n")
+    (slurm / "sbatch").write_text(script)
+    rest = send(store, plan_of(), pack_minutes=0)
+    assert len(rest.arrays) == len(whole.arrays) - 2
+    assert rest.targets + rest.attached == whole.targets
+
+
+def test_the_jobs_of_other_users_leave_this_users_limit_alone(slurm):
+    (slurm / "squeue.txt").write_text("".join(f"other.{n}|N/A|{n}\n" for n in range(30)))
+    (slurm / "limits.txt").write_text("20\n")
+    own = 'case "$*" in *--user=*) printf "1\\n2\\n3\\n";; *) cat {0}/squeue.txt;; esac'
+    (slurm / "squeue").write_text("#!/bin/sh\n" + own.format(slurm) + "\n")
+    assert Queue.read().room == 17
+    (slurm / "config").write_text("MaxJobCount = 40\n")
+    assert Queue.read().room == 10
+    (slurm / "limits.txt").write_text("\n")
+    assert Queue.read().room == 10
+
+
+def test_an_entry_is_written_whole_or_not_at_all(slurm, store, monkeypatch):
+    submissions = Submissions(store, Queue.read())
+    monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        submissions.take("train-1", "a", "a.0", 0)
+    assert list(submissions.folder.iterdir()) == []
+
+
+def test_code_that_cannot_be_published_is_an_error(store, monkeypatch):
+    monkeypatch.setattr(os, "rename", lambda *paths: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        publish_code(store)
+    assert list((store.root / "code").iterdir()) == []
+
+
+def test_a_scontrol_that_hangs_leaves_the_exit_code_as_it_is(slurm, monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr("harness.execution.slurm.task.REQUEUE_SECONDS", 0.1)
+    (slurm / "scontrol").write_text("#!/bin/sh\nexec sleep 5\n")
+    requeue(3)
+    assert "not queued again (TimeoutExpired)" in capsys.readouterr().out
