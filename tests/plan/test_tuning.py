@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import nullcontext
 
 import pytest
 
@@ -14,7 +15,8 @@ from harness.grid import main as grid
 from harness.methods import method_name
 from harness.plan.cell_plan import Plan, plan_cell
 from harness.plan.compose import Composed, compose
-from harness.plan.trials import trial_plan
+from harness.plan.frozen import frozen_plan
+from harness.plan.trials import trial_plan, tune_grid
 from harness.plan.tuning import Tune, plan_searches, search, trial_cell, tuned_cells, with_values
 from harness.report.terminal import Finished
 from harness.store.store import Store
@@ -199,3 +201,27 @@ def test_a_tuned_grid_from_trials_to_table(tmp_path, capsys):
     assert "g-tuning: 6 of 6 cells done" in capsys.readouterr().out
     run_grid(Composed(cells, settings))
     assert len(list(store.published())) == before
+
+
+def test_a_run_of_trials_that_is_stopped_early_keeps_the_finished_ones_in_the_plan(tmp_path):
+    store, cells = Store.open(tmp_path / "store"), cells_of()
+    tune, made = Tune(axes=RATES, rounds=2), []
+
+    def make(plan, grid):
+        made.append(len(plan.targets))
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        for key in plan.targets:
+            if not store.done(key):
+                with store.scratch(key) as out:
+                    nll = 1.0 + 0.1 * len(store.published())
+                    store.publish(key, out, {"facts": {"metrics": {"validation_nll": nll}}, "inputs": {}})
+        return {}
+
+    for key in ("first", "stopped"):
+        with pytest.raises(KeyboardInterrupt) if key == "stopped" else nullcontext():
+            made[:] = [] if key == "first" else [0, 0]  # the second run is stopped in its first round
+            tune_grid(cells, tune, "g", store, make)
+        plan = frozen_plan(store, "g-tuning")
+        finished = {key for key in store.published() if key.startswith("train-")}
+        assert finished <= plan.stages.keys() and len(plan.cells) >= len(finished) > 6

@@ -210,3 +210,11 @@ def test_a_model_without_the_primary_metric_is_not_compared_by_another():
     assert verdict(made) == (
         "This model has no score in the primary metric, macro_average rescaled, so it is not compared with SFT."
     )
+
+
+def test_a_cost_that_left_the_store_is_named_and_not_divided_by():
+    made = receipt()
+    made["sft_cost"] = {name: dict.fromkeys(cost, 0.0) for name, cost in made["cost"].items()}
+    assert "what training SFT took is not known, because its artifact has left the store" in verdict(made)
+    made["cost"], made["sft_cost"] = made["sft_cost"], made["cost"]
+    assert "what training the model took is not known" in verdict(made)

@@ -1,14 +1,18 @@
 """Records: read from a stored line and written again as it was, or refused with the key that is wrong."""
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
 
 from harness.config.checks import SettingsError
+from harness.plan.frozen import FrozenPlan
 from harness.results.cost import Cost
-from harness.results.records import Record, _scored_on, lines_of, read_records
-from tests.invented_records import cell
+from harness.results.records import Record, _scored_on, lines_of, read_records, records
+from harness.store.store import Store
+from tests.invented_records import cell, frozen_cell
 
 STORED = sorted((Path(__file__).parents[2] / "analysis" / "stored").glob("*/records.jsonl"))
 
@@ -52,3 +56,45 @@ def test_a_record_names_the_data_and_the_split_that_was_scored(scored, words):
     assert _scored_on("x", {"resolved": {"lm_eval": "0", "scored": scored}}) == {"x": words}
     # scores that were made before this was recorded
     assert _scored_on("x", {"resolved": {"lm_eval": "0"}}) == {} == _scored_on("x", {})
+
+
+TRAIN, EVALUATE = "train-" + "aa" * 16, "evaluate-" + "bb" * 16
+
+
+@pytest.fixture
+def scored(tmp_path, monkeypatch):
+    """A store with one trained and scored cell, whose rows were not compared with items, and its plan."""
+    monkeypatch.setattr("harness.results.contamination.Contamination.repeated", lambda *given: (None, []))
+    store = Store.open(tmp_path / "store")
+    score = cell("sft", 0.1, 0, [1.0, 0.0]).plain()["scores"][0]
+    for key, name, text in ((TRAIN, "log.jsonl", "{}"), (EVALUATE, "scores.json", json.dumps([score]))):
+        with store.scratch(key) as out:
+            (out / name).write_text(text)
+            (out / "items.parquet").write_bytes(b"PAR1")
+            inputs = {"model": TRAIN} if key == EVALUATE else {}
+            store.publish(key, out, {"facts": {}, "inputs": inputs, "published": time.time()})
+    names = {"method": "sft", "data_frac": 0.1, "student": "mini", "seed": 0}
+    keys = {"needs": (TRAIN, EVALUATE), "train": (TRAIN,), "evaluations": {"verified": EVALUATE}}
+    specs = {
+        key: {"address": key, "kind": key.split("-")[0], "inputs": {}, "settings": {}} for key in (TRAIN, EVALUATE)
+    }
+    return store, FrozenPlan("g", specs, (frozen_cell(**names, **keys),))
+
+
+@pytest.mark.parametrize("name", ["scores.json", "items.parquet"])
+def test_a_damaged_evaluation_is_a_failed_record_that_names_the_file(scored, name):
+    store, frozen = scored
+    assert records(store, frozen)[0].status == "done"
+    os.truncate(store.folder(EVALUATE) / name, 3)
+    (record,) = records(store, frozen)
+    assert (record.status, record.failure_class, record.scores) == ("failed", "input", ())
+    assert f"{name} has 3 bytes" in record.reason and EVALUATE in record.reason
+    assert "run its grid's command again" in record.reason
+
+
+def test_scores_made_from_a_damaged_model_say_so_until_they_are_made_again(scored):
+    store, frozen = scored
+    store.set_aside(TRAIN, "model.safetensors has another content", suspects=[EVALUATE])
+    (record,) = records(store, frozen)
+    assert record.warnings[0].startswith(f"damaged: {EVALUATE} was made from {TRAIN}, which was damaged")
+    assert record.scores  # they stay

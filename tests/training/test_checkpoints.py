@@ -202,7 +202,7 @@ def test_only_what_is_trained_is_kept_and_nothing_is_a_pickle(tmp_path, monkeypa
     assert kept.keys() == {name for name, _ in dropping().named_parameters()}
 
 
-@pytest.mark.parametrize("harm", ["shorter", "missing", "unreadable", "unfinished"])
+@pytest.mark.parametrize("harm", ["shorter", "missing", "unreadable", "unfinished", "zeros", "moments", "schedule"])
 def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tmp_path, monkeypatch, harm):
     def tear(folder):
         if harm == "shorter":
@@ -212,6 +212,15 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tmp_path, monkeypat
             (folder / "optimizer.safetensors").unlink()
         if harm == "unreadable":
             (folder / "state.json").write_text('{"step": 3,')
+        if harm in ("zeros", "moments"):  # of the right size
+            path = folder / ("model.safetensors" if harm == "zeros" else "optimizer.safetensors")
+            content = bytearray(path.read_bytes())
+            content[-64:] = bytes(64)
+            path.write_bytes(content)
+        if harm == "schedule":
+            state = json.loads((folder / "state.json").read_text())
+            state["schedule"]["last_epoch"] += 1
+            (folder / "state.json").write_text(json.dumps(state))
         if harm == "unfinished":  # killed before its last rename
             folder.rename(folder.with_name(".0123"))
 
