@@ -60,8 +60,9 @@ def endpoint_at(path: str, api_key_env: str | None = None, **patience: Any) -> H
     """
     if path == BY_SLURM:
         raise refuse(FIELD, path, "no cluster serves it here", "send the grid to one with slurm=<cluster>")
-    kind = DiscoveredEndpoint if path.startswith("/") else HttpEndpoint
-    return kind(Path(path) if path.startswith("/") else path, api_key_env, **patience)
+    if path.startswith("/"):
+        return DiscoveredEndpoint(Path(path), api_key_env, **patience)
+    return HttpEndpoint(path, api_key_env, **patience)
 
 
 def answers(url: str, api_key_env: str | None) -> bool:
