@@ -26,12 +26,14 @@ from harness.report.figures.labels import (
     HINT,
     SPARE,
     figure_names,
+    inches,
     name_ends,
     name_references,
     short_label,
     subtitle,
     teacher_name,
     title,
+    wrapped,
 )
 from harness.results.arms import Arm, Metric
 from harness.results.conclusion import one_seed
@@ -72,7 +74,7 @@ def crossover_figure(
     # names stand right of each panel, about 0.072 inch a letter
     curves = list(rows.loc[(rows["role"] == "teacher") & rows["data_frac"].notna(), "teacher"]) if panels else []
     named = [*names_of(_lines(students)).values(), *map(teacher_name, curves)] if panels else []
-    aside = 0.35 + 0.072 * max(map(len, named), default=0)
+    aside = 0.35 + max((max(0.072 * len(name), inches(name, 8.5)) for name in named), default=0)
     width, height = max(size[0], 2 * (0.75 + 2.0 + aside)), size[1]
     figure = Figure(figsize=(width, height * max(1, len(panels))), facecolor="white")
     FigureCanvasAgg(figure)
@@ -80,7 +82,7 @@ def crossover_figure(
     for part, names in zip(parts, panels, strict=False):
         shown = rows[_of_panel(rows, names)]
         note = textwrap.wrap(footnote(shown, crossovers), int((width - 1) / 0.058))  # inches a letter
-        heads = textwrap.wrap(subtitle(shown), int((width - 1) / 0.0715))
+        heads = wrapped(subtitle(shown), width - 1, 8.5, 0.0715)
         under, above = 0.62 + 0.14 * (len(note) - 1), 1 + 0.15 * (len(heads) - 1)
         panel = (width / 2 - 0.75 - aside) / width, 1 - (above + under) / height
         left = 0.75 / width
