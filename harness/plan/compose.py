@@ -119,7 +119,7 @@ def compose(arguments: Sequence[str], sweep: Mapping[str, Any] | None = None) ->
             Cluster.of(first.slurm)
         notes = list(words.notes)
         points = points_of(words.swept, {**first.sweep, **(sweep or {})}, first.most_cells, notes)
-        points = in_replicates(points, first.draws)
+        points = in_replicates(points, first.draws, first.first_draw)
         if len(points) > first.most_cells:
             way_out = f"sweep fewer values, or set most_cells={len(points)}"
             raise refuse("most_cells", first.most_cells, f"the grid has {len(points):,} cells", way_out)
