@@ -133,7 +133,7 @@ class Record:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "Record":
-        """From a line of `records.jsonl`. Raises SettingsError for a missing or unknown key or a value of another form."""
+        """From a line of `records.jsonl`. Raises SettingsError for a missing or unknown key or an odd value."""
         if not isinstance(given, Mapping):
             raise refuse("record", given, "a record is an object of keys and values", AGAIN)
         names = {one.name: one for one in fields(cls) if one.name != "key_order"}
