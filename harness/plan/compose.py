@@ -130,7 +130,7 @@ def compose(arguments: Sequence[str], sweep: Mapping[str, Any] | None = None) ->
         # what the command line sets decides over what an experiment's file sweeps, one value as well as several
         single = {key: [value] for key, value in words.values.items() if key in swept_keys(parts)}
         points = points_of({**single, **words.swept}, parts, first.most_cells, notes)
-        points = in_replicates(points, first.draws)
+        points = in_replicates(points, first.draws, first.first_draw)
         if len(points) > first.most_cells:
             way_out = f"sweep fewer values, or set most_cells={len(points)}"
             raise refuse("most_cells", first.most_cells, f"the grid has {len(points):,} cells", way_out)

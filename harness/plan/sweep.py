@@ -65,18 +65,22 @@ def swept_keys(sweep: Mapping[str, Any]) -> set[str]:
     return {key for part in (sweep.get("product") or {}, *(sweep.get("zip") or [])) for key in part}
 
 
-def in_replicates(points: list[dict[str, Any]], draws: int | None) -> list[dict[str, Any]]:
-    """Every point in each replicate (own corpus and teacher); a point that sets one of their seeds stays as it is.
+def in_replicates(points: list[dict[str, Any]], draws: int | None, first: int = 0) -> list[dict[str, Any]]:
+    """Every point in each replicate (own corpus and teacher), from seed `first` on; a point with its own stays.
 
-    Raises SettingsError for fewer than one replicate.
+    Raises SettingsError for fewer than one replicate, a negative `first`, and one without `draws`.
     """
+    check_at_least("first_draw", first, 0)
     if draws is None:
+        if first:
+            raise refuse("first_draw", first, "it is the first of several replicates", "set draws too: draws=5")
         return points
     check_at_least("draws", draws, 1)
     # a replicate sets both seeds and would overwrite a value that was swept
     alone = [point for point in points if {"world_seed", "teacher_seed"} & set(point)]
     rest = [point for point in points if point not in alone]
-    return [{**point, "world_seed": draw, "teacher_seed": draw} for draw in range(draws) for point in rest] + alone
+    seeds = range(first, first + draws)
+    return [{**point, "world_seed": draw, "teacher_seed": draw} for draw in seeds for point in rest] + alone
 
 
 def _check_parts(sweep: Mapping[str, Any]) -> None:

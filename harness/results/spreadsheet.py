@@ -9,6 +9,8 @@ spreadsheets write such a text themselves; so has a text with apostrophes before
 
 import csv
 import re
+from typing import Any
+
 import pandas as pd
 
 MARK = "'"
