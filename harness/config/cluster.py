@@ -25,8 +25,10 @@ from harness.config.sbatch_options import check_extra, check_word, dashed
 READ_BYTES_PER_SECOND = 1e9
 """Speed at which bf16 weights are read from a shared file system, for the estimate of a plan."""
 
-STAGE_KINDS = ("mixture", "subset", "base", "train", "labels", "cache", "synthesize", "quantise", "evaluate", "measure")
-STAGE_KINDS += ("overlap",)
+STAGE_KINDS = (
+    *("mixture", "subset", "base", "train", "labels", "cache", "synthesize", "quantise"),
+    *("evaluate", "measure", "overlap"),
+)
 """Kinds of stages; `plan/graph.py` names their makers."""
 
 
