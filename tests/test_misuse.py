@@ -13,7 +13,6 @@ import pytest
 import harness.api as harness
 from harness import grid
 from harness.config.checks import SettingsError
-from harness.config.machine import Launch
 from harness.plan.compose import compose
 from harness.plan.frozen import freeze, keep_plan
 from harness.report.__main__ import main as report
@@ -215,14 +214,3 @@ def test_a_signal_ends_the_command_with_one_sentence(number, code, after, tmp_pa
     _, said = process.communicate(timeout=60)
     assert process.returncode == code, said
     assert "harness: stopped; what is finished is kept" in said and "Traceback" not in said
-
-
-def test_the_largest_seed_trains_one_step(tmp_path):
-    most = 2**63 - 1
-    seeds = dict.fromkeys(("seed", "data_seed", "train_seed", "world_seed", "teacher_seed"), most)
-    small = {"student": "mini_tiny", "student__init": "random", "student__init_seed": most, "budget__amount": 1}
-    cells = harness.grid(
-        method="sft", data_frac=0.01, evals__limit=5, corpus__rows=400, measure__formats=[[]], **small, **seeds
-    )
-    finished = harness.run(cells, store=str(tmp_path / "store"), launch=Launch(kind="inline"))
-    assert not finished.failed
