@@ -170,9 +170,9 @@ def plain_errors() -> Iterator[None]:
     """Raise Hydra's and OmegaConf's errors as SettingsError: one sentence with the field and what is allowed."""
     try:
         yield
-    # SettingsError is a ValueError, and is a sentence already
-    except SettingsError:
-        raise
+    # a sentence already, but raised where OmegaConf makes objects
+    except SettingsError as error:
+        raise SettingsError(str(error)) from None
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         # without its causes: the sentence has what they say, and Hydra's frames would bury it in a notebook
         raise SettingsError(_sentence(error)) from None

@@ -24,7 +24,9 @@ def points_of(
     _check_parts(sweep)
     notes = [] if notes is None else notes
     listed = sweep.get("product") or {}
-    product = {key: given[key] if key in given else _axis(key, listed[key], notes) for key in listed} | dict(given)
+    product = {key: given[key] if key in given else _axis(key, listed[key], notes, most) for key in listed} | dict(
+        given
+    )
     zips = []
     for zipped in sweep.get("zip") or []:
         # a key of the command line is in the product already, so it leaves its zip
@@ -55,7 +57,7 @@ def points_of(
     if kept := sorted({key for entry in entries for key in entry} & given.keys()):
         notes.append(f"the cells of sweep.include keep their own {', '.join(kept)}; the command line sets all others")
     for entry in entries:
-        points += _product({key: _axis(key, values, notes) for key, values in entry.items()})
+        points += _product({key: _axis(key, values, notes, most) for key, values in entry.items()})
     return points
 
 
@@ -96,8 +98,11 @@ def _check_parts(sweep: Mapping[str, Any]) -> None:
             raise refuse(f"sweep.{name}", part, f"it is {form}", "see experiments/data_scaling.yaml")
 
 
-def _axis(key: str, values: Any, notes: list[str]) -> list[Any]:
+def _axis(key: str, values: Any, notes: list[str], most: int) -> list[Any]:
     values = _listed(values)
+    if len(values) > most:
+        way_out = f"sweep fewer values, or set most_cells={len(values)}"
+        raise refuse("most_cells", most, f"the grid has {len(values):,} cells ({key})", way_out)
     if len(values) > 1:
         check_swept(key, values)
     return axis(key, values, notes)
