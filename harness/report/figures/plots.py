@@ -8,7 +8,6 @@ grey, with open markers, and without a set for the crossover.
     crossover_figure(summary(records), Path("results/crossover"), crossovers(records, metric))
 """
 
-import math
 import textwrap
 import threading
 from collections import Counter
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.8)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)))
 PANEL = ["student", "corpus", "budget", "variant"]
+NAMED = 2  # shares at the axis; the others are in the warnings of their records
 OFF_BY = 0.1  # a realised share further from the fraction, relative to it, stands at the axis
 _SAVING = threading.Lock()  # the SVG salt is a global of matplotlib
 
@@ -296,7 +296,7 @@ def _shown(found: Crossover) -> bool:
 
 
 def _fractions(ax: "Axes", lines: Mapping[Any, pd.DataFrame]) -> None:
-    """A log axis with ticks at the fractions that were run and nowhere else, each with the share it really took."""
+    """A log axis with ticks at the fractions that were run and nowhere else, and the shares that were really taken."""
     from matplotlib.ticker import NullLocator
 
     fractions = sorted({float(f) for part in lines.values() for f in part["data_frac"]})
@@ -305,18 +305,21 @@ def _fractions(ax: "Axes", lines: Mapping[Any, pd.DataFrame]) -> None:
         return
     # labels of more than eight ticks would run together: every second one, the last among them
     shown = [f for n, f in enumerate(fractions) if len(fractions) <= 8 or n % 2 == (len(fractions) - 1) % 2]
-    ax.set_xticks(shown, [_share(f, lines) for f in shown])
+    ax.set_xticks(shown, [percent(f) for f in shown])
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlim(fractions[0] / 1.35, fractions[-1] * 1.35)
-    ax.set_xlabel("share of the training data (log scale)", fontsize=8.5, color=GREY)
+    ax.set_xlabel("share of the training data (log scale)" + _taken(fractions, lines), fontsize=8.5, color=GREY)
 
 
-def _share(fraction: float, lines: Mapping[Any, pd.DataFrame]) -> str:
-    """A fraction, and the share of the rows it took where that is off by more than a tenth of it."""
-    rows = pd.concat([part[part["data_frac"] == fraction] for part in lines.values()])
-    realised = rows["realised_frac"].mean() if "realised_frac" in rows else math.nan
-    label = percent(fraction)
-    return f"{label}\n({percent(realised)} of rows)" if abs(realised - fraction) > OFF_BY * fraction else label
+def _taken(fractions: Sequence[float], lines: Mapping[Any, pd.DataFrame]) -> str:
+    """The shares of the rows that fractions took, where these are off by more than a tenth."""
+    rows = pd.concat(lines.values())
+    if "realised_frac" not in rows:
+        return ""
+    taken = {fraction: rows.loc[rows["data_frac"] == fraction, "realised_frac"].mean() for fraction in fractions}
+    off = [f"{percent(f)} is {percent(share)}" for f, share in taken.items() if abs(share - f) > OFF_BY * f]
+    more = f" and {len(off) - NAMED} more" if len(off) > NAMED else ""
+    return f"; of the rows, {', '.join(off[:NAMED])}{more}" if off else ""
 
 
 def _dress(ax: "Axes", title: str, label: str) -> None:
