@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config.checks import refuse
+from harness.config.checks import SettingsError, refuse
 from harness.evals import ALL, Score
 from harness.models.diverged import TeacherDivergedError
 from harness.plan.frozen import FrozenCell, FrozenPlan, targets_of
@@ -207,7 +208,7 @@ def _record(
     warnings = list(dict.fromkeys(said))  # blocks of one kind warn of the same
     for name, key in cell.evaluations.items():
         if store.done(key):  # an evaluation that failed does not hide the scores of the others
-            scores += [Score(**score) for score in json.loads((store.folder(key) / "scores.json").read_text())]
+            scores += _scores(store.folder(key) / "scores.json")
             items[name] = str(store.folder(key) / "items.parquet")
             for evaluated in facts.of([key]):
                 scored_on |= _scored_on(name, evaluated)
@@ -252,6 +253,20 @@ def _record(
         cost=cell_cost(facts.of(cell.train), facts.shared(cell.teaching), facts.shared(cell.making_teacher)),
         artifact=str(store.folder(cell.train[-1])) if cell.train else None,
     )
+
+
+def _scores(path: Path) -> list[Score]:
+    """The scores that an evaluation left. Raises OSError where they cannot be read, SettingsError where damaged."""
+    try:
+        return [Score(**score) for score in json.loads(path.read_text())]
+    except (ValueError, TypeError) as error:
+        raise damaged(path, error) from None
+
+
+def damaged(path: str | Path, error: Exception) -> SettingsError:
+    """The refusal of a file of the store that is not as its stage left it."""
+    reason = f"the file is damaged ({(str(error).strip().splitlines() or [''])[0]})"
+    return refuse("store", str(path), reason, "see `python -m harness.grid fsck`, then run the grid again")
 
 
 def _blamed(cell: FrozenCell, state: StageState) -> str | None:

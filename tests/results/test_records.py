@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from harness.config.checks import SettingsError
 from harness.results.cost import Cost
-from harness.results.records import Record, _scored_on, lines_of, read_records
+from harness.results.items import read_items
+from harness.results.records import Record, _scored_on, _scores, lines_of, read_records
 from tests.invented_records import cell
 
 STORED = sorted((Path(__file__).parents[2] / "analysis" / "stored").glob("*/records.jsonl"))
@@ -52,3 +54,23 @@ def test_a_record_names_the_data_and_the_split_that_was_scored(scored, words):
     assert _scored_on("x", {"resolved": {"lm_eval": "0", "scored": scored}}) == {"x": words}
     # scores that were made before this was recorded
     assert _scored_on("x", {"resolved": {"lm_eval": "0"}}) == {} == _scored_on("x", {})
+
+
+@pytest.mark.parametrize("content", ["", "[", "3", '[{"nonesuch": 1}]'])
+def test_scores_that_are_damaged_are_named_in_one_sentence(tmp_path, content):
+    (tmp_path / "scores.json").write_text(content)
+    with pytest.raises(SettingsError, match=rf"^store='{tmp_path}/scores\.json' .*the file is damaged") as refusal:
+        _scores(tmp_path / "scores.json")
+    assert "\n" not in str(refusal.value)
+    with pytest.raises(FileNotFoundError, match="nonesuch"):
+        _scores(tmp_path / "nonesuch")
+
+
+def test_items_that_are_damaged_are_named_in_one_sentence(tmp_path):
+    file = tmp_path / "items.parquet"
+    pd.DataFrame({"score": [1.0] * 100}).to_parquet(file)
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(SettingsError, match=rf"^store='{file}' .*the file is damaged"):
+        read_items(str(file))
+    with pytest.raises(FileNotFoundError, match="nonesuch"):
+        read_items(str(tmp_path / "nonesuch"))
