@@ -2,7 +2,7 @@
 
 Pointers from artifacts to folders and hub ids, the files that loading reads, and the fingerprint of a tokenizer, so
 that pairs can be refused. What a model is by these files is `kinds.py`; that the files are there is checked in
-`execution/model_checks.py`; loading is `loading.py`; the stage that builds a model is `stages/base.py`.
+`folder_checks.py`; loading is `loading.py`; the stage that builds a model is `stages/base.py`.
 
     tokenizer_fingerprint_of_folder(local_folder("models/smollm2"))    # a sha256
 """

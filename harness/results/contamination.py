@@ -100,7 +100,7 @@ class Contamination:
         self._store = store
         self._stages = frozen.stages
         self._pairs, self._items = cache(self._pairs_of), cache(self._items_of)
-        self._hit = cache(self._hit_of)
+        self._hit, self._flags = cache(self._hit_of), cache(self._flags_of)
 
     def flags(self, cell: FrozenCell, evaluation: str) -> pd.DataFrame | None:
         """By item (`keys`) whether it is in ROWS (booleans), for a frozen cell, or one of its references.
@@ -127,12 +127,8 @@ class Contamination:
             return None
         if not all(self._usable(key, evaluated, name) for key in compared.values()):
             return None
-        (index, _), *_ = (self._items(key, name) for key in compared.values())
-        flags = {
-            kind: index.isin([item for rows, one in found for item in self._hit(compared[rows], name, one)])
-            for kind, found in parts.items()
-        }
-        return pd.DataFrame(flags, index=index)
+        made_of = tuple(tuple((compared[rows], one) for rows, one in found) for found in parts.values())
+        return self._flags(name, next(iter(compared.values())), made_of)
 
     def repeated(
         self, cell: FrozenCell, evaluation: str, scores: Sequence[Score], items: str
@@ -201,6 +197,18 @@ class Contamination:
         table = table[table["eval"] == name]
         named = keys(table, heldout=name == HELDOUT)
         return pd.Index(named.unique()), dict(zip(table.index, named, strict=True))
+
+    def _flags_of(self, name: str, items: str, made_of: tuple[tuple[tuple[str, str], ...], ...]) -> pd.DataFrame:
+        """By item whether it is in each of ROWS, given for each the keys (overlap, subset or synthetic rows) it is of.
+
+        Cells that train on the same rows share one table, which nobody changes.
+        """
+        index, _ = self._items(items, name)
+        flags = {
+            kind: index.isin([item for overlap, one in keys_of for item in self._hit(overlap, name, one)])
+            for kind, keys_of in zip(ROWS, made_of, strict=True)
+        }
+        return pd.DataFrame(flags, index=index)
 
     def _hit_of(self, overlap: str, name: str, key: str) -> list[str]:
         """Keys of the items of an evaluation that are repeated in a subset, or in synthetic rows."""

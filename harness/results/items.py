@@ -16,7 +16,7 @@ import pandas as pd
 from harness.evals import ALL, CANARY
 from harness.plan.metrics import MACRO_AVERAGE, RAW
 from harness.results.arms import Metric, diverged, score_of
-from harness.results.records import Record
+from harness.results.records import Record, damaged
 from harness.results.stats.intervals import WITHIN, Array
 from harness.results.suite import floor_of, suite_of
 
@@ -42,8 +42,16 @@ ITEM = "item"
 
 
 def read_items(path: str) -> pd.DataFrame:
-    """The scores of single items that an evaluation left on disk. Raises OSError where the file cannot be read."""
-    return pd.read_parquet(Path(path))
+    """The scores of single items that an evaluation left on disk.
+
+    Raises OSError, which names the file, where it cannot be read, SettingsError where it is damaged.
+    """
+    try:
+        return pd.read_parquet(Path(path))
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror or str(error), path) from error
+    except ValueError as error:  # pyarrow's errors of a file that is no parquet
+        raise damaged(path, error) from None
 
 
 def named(items: pd.DataFrame) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache, partial
+from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
@@ -277,11 +278,11 @@ def _record(
     for name, key in cell.evaluations.items():
         if store.done(key):  # an evaluation that failed does not hide the scores of the others
             try:
-                text, path = artifact_file(store, key, "scores.json").read_text(), artifact_file(store, key, ITEMS)
+                found, path = artifact_file(store, key, "scores.json"), artifact_file(store, key, ITEMS)
             except DamagedError as error:
                 state = StageState("failed", "input", str(error), key)
                 continue
-            scores += [Score(**score) for score in json.loads(text)]
+            scores += _scores(found)
             items[name] = str(path)
             for evaluated in facts.of([key]):
                 scored_on |= _scored_on(name, evaluated)
@@ -329,6 +330,20 @@ def _record(
         else None,
         artifact=str(store.folder(cell.train[-1])) if cell.train else None,
     )
+
+
+def _scores(path: Path) -> list[Score]:
+    """The scores that an evaluation left. Raises OSError where they cannot be read, SettingsError where damaged."""
+    try:
+        return [Score(**score) for score in json.loads(path.read_text())]
+    except (ValueError, TypeError) as error:
+        raise damaged(path, error) from None
+
+
+def damaged(path: str | Path, error: Exception) -> SettingsError:
+    """The refusal of a file of the store that is not as its stage left it."""
+    reason = f"the file is damaged ({(str(error).strip().splitlines() or [''])[0]})"
+    return refuse("store", str(path), reason, "see `python -m harness.grid fsck`, then run the grid again")
 
 
 def _blamed(cell: FrozenCell, state: StageState) -> str | None:

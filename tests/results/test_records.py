@@ -5,6 +5,7 @@ import os
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from harness.config.checks import SettingsError
 from harness.plan.frozen import FrozenPlan
 from harness.results.cost import Cost
-from harness.results.records import Record, _scored_on, lines_of, read_records, records
+from harness.results.items import read_items
+from harness.results.records import Record, _scored_on, _scores, lines_of, read_records, records
 from harness.store.store import Store
 from tests.invented_records import cell, frozen_cell
 
@@ -163,3 +165,23 @@ def test_a_value_of_another_form_is_named_with_its_key(change, told):
     with pytest.raises(SettingsError, match=r"records\.jsonl, line 2") as raised:
         read_records(LINE + "\n" + json.dumps(json.loads(LINE) | change))
     assert told in str(raised.value)
+
+
+@pytest.mark.parametrize("content", ["", "[", "3", '[{"nonesuch": 1}]'])
+def test_scores_that_are_damaged_are_named_in_one_sentence(tmp_path, content):
+    (tmp_path / "scores.json").write_text(content)
+    with pytest.raises(SettingsError, match=rf"^store='{tmp_path}/scores\.json' .*the file is damaged") as refusal:
+        _scores(tmp_path / "scores.json")
+    assert "\n" not in str(refusal.value)
+    with pytest.raises(FileNotFoundError, match="nonesuch"):
+        _scores(tmp_path / "nonesuch")
+
+
+def test_items_that_are_damaged_are_named_in_one_sentence(tmp_path):
+    file = tmp_path / "items.parquet"
+    pd.DataFrame({"score": [1.0] * 100}).to_parquet(file)
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(SettingsError, match=rf"^store='{file}' .*the file is damaged"):
+        read_items(str(file))
+    with pytest.raises(FileNotFoundError, match="nonesuch"):
+        read_items(str(tmp_path / "nonesuch"))
