@@ -133,7 +133,8 @@ def real(root: Path, launch: Launch) -> tuple[dict, list]:
         finished = collect(Store.open(root), run_grid(composed))
     disarm()
     scores = finished.summary[["role", "method", "eval", "metric", "source", "score", "score_low", "score_high"]]
-    table = {"scores": scores.to_csv(index=False)}
+    # an arm that failed is a row without a score
+    table = {"scores": scores[scores["score"].notna()].to_csv(index=False)}
     # what a record names is complete: models with their links and receipts, figures
     for path in sorted([*finished.folder.iterdir(), *(file for model in finished.models for file in model.iterdir())]):
         assert path.name.startswith(".") or path.stat().st_size > 0, path
