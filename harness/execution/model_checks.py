@@ -6,10 +6,12 @@ check_model(student)    # SettingsError, from files alone: neither torch nor tra
 import importlib.util
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from harness.config.checks import check_choice, refuse
+from harness.config.file_hash import content_sha256
 from harness.config.hub import check_cached
 from harness.config.model import Model, Teacher
 from harness.data.chat import no_date, no_switch
@@ -22,11 +24,13 @@ from harness.models.files import (
     check_downloaded,
     hub_model,
     local_folder,
+    read_pointer,
     template_of_folder,
     tensor_shapes,
     weight_files,
 )
 from harness.models.kinds import GgufModel, HubModel, MiniModel, ServedModel, chosen_template, model_of
+from harness.store.store import Store
 
 WRAPPERS = {"_orig_mod.": "torch.compile", "module.": "DistributedDataParallel"}
 """What stands before every weight's name where a wrapped model was saved, and what wrapped it."""
@@ -214,3 +218,23 @@ def _check_tokenizer(name: str, model: HubModel | ServedModel, folder: Path, fie
 def _check_layers(name: str, kept: int | None, present: int | None) -> None:
     if kept and present and not 2 <= kept <= present:
         raise refuse(f"{name}.layers", kept, f"it must be 2 to {present} with init=pruned")
+
+
+def check_references(store: Store, spec: Mapping[str, Any]) -> None:
+    """Verify the files of base models that a stage uses where they lie: the store has a reference to their folder.
+
+    Raises SettingsError where one has another content than when it was planned; OSError where one cannot be read.
+    """
+    for key in dict.fromkeys(spec["inputs"].values()):
+        if not key.startswith("base-"):
+            continue
+        planned = store.manifest(key)["settings"].get("files") or {}
+        folder = Path(read_pointer(store.folder(key))[0])
+        if folder == store.folder(key) or not folder.is_dir():
+            continue
+        for name, sha256 in planned.items():
+            file = folder / name
+            if not file.is_file() or content_sha256(file) != sha256:
+                found = "it has another content than when it was planned" if file.is_file() else "it is gone"
+                way_out = "restore the file; to use it as it is, touch it and start the run again"
+                raise refuse("path", str(file), f"{found}, though {key} was made from it", way_out)
