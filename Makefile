@@ -3,7 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 GPU ?= --tiny
-QUICK := $(if $(quick),_quick)
+QUICK := $(if $(quick),_quick)$(if $(again),_again)
+# a replication has new replicates: the same seeds again would repeat the first run's rounding
+DRAWS = $(if $(quick)$(again),draws=$(if $(quick),1,5) first_draw=$(if $(again),5,0) grid=$(1)$(QUICK))
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -24,10 +26,10 @@ $(STAMP): pyproject.toml constraints.txt
 grid: env  ## build the miniature and run the main grid: table, figure, verdict
 	$(BIN)/python -m harness.run -m data_frac=0.01,0.1,1.0 method=sft,kd
 
-study: env  ## the paper's four claims in the miniature, from nothing to a report; `make study quick=1`: one replicate
-	$(BIN)/python -m harness.run -m experiments=data_scaling $(if $(quick),draws=1 grid=data_scaling_quick)
-	$(BIN)/python -m harness.run -m experiments=strong_teacher $(if $(quick),draws=1 grid=strong_teacher_quick)
-	$(BIN)/python -m harness.run -m experiments=two_stage $(if $(quick),draws=1 grid=two_stage_quick)
+study: env  ## the paper's claims in the miniature, from nothing to a report; quick=1: one replicate, again=1: five new ones
+	$(BIN)/python -m harness.run -m experiments=data_scaling $(call DRAWS,data_scaling)
+	$(BIN)/python -m harness.run -m experiments=strong_teacher $(call DRAWS,strong_teacher)
+	$(BIN)/python -m harness.run -m experiments=two_stage $(call DRAWS,two_stage)
 	$(BIN)/python -m harness.report data_scaling$(QUICK) strong_teacher$(QUICK) two_stage$(QUICK)
 
 rehearsal: env  ## every paper experiment end to end with stand-ins of random weights: it runs, its numbers mean nothing

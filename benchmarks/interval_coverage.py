@@ -2,6 +2,7 @@
 
     python benchmarks/interval_coverage.py                      4,000 repetitions, about half an hour on one core
     python benchmarks/interval_coverage.py --repetitions 200
+    python benchmarks/interval_coverage.py --only lucky family  the two tables below, a minute
 
 Every repetition invents a grid with a planted gain curve over the data fractions: replicates with a gain of
 their own, seeds with an intercept and a residual, items that all cells share, less variance at the whole data (where
@@ -9,6 +10,14 @@ no rows are drawn). Scores are normal, or right and wrong. Prints JSON: for ever
 repetitions in which the 95 % interval of the gain at one fraction, of its shrinking from 3 % to 100 %, and the
 crossover set hold the truth, and the same of the pooled t interval. Curves that never cross zero say so in `called`,
 how often each answer was given.
+
+`lucky`: grids whose replicates lie close together by chance, the 5 % with the smallest spread between replicates. For
+each design: how often the interval of the spread alone (t over replicates) and the study's hold the truth, in all grids
+and in the lucky ones; the same with the degrees of freedom of seeds and items, in place of the replicates', where the
+lower bound within replicates applies; and how much wider the study's is.
+
+`family`: how often a family of comparisons with SFT has a false alarm, with equal and unequal scatter of the arms: of
+the pooled critical value alone (Dunnett), and of `simultaneous_gains`.
 """
 
 import argparse
@@ -19,6 +28,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import stats as reference
 
+from harness.results.simultaneous import critical, simultaneous_gains
 from harness.results.stats.crossover import crossover
 from harness.results.stats.intervals import Array, curve_over_replicates
 
@@ -101,13 +111,96 @@ def coverage(repetitions: int, designs: list[str], seed: int = 0) -> list[dict[s
     return rows
 
 
+LUCKY = 0.05
+SPREADS = {
+    # replicates, seeds in each, items, sd of replicates, of seeds, of what is left on one item of one seed
+    "5 x 2, as the miniature's": (5, 2, 1200, 0.01, 0.02, 0.2),
+    "5 x 2, replicates alike": (5, 2, 1200, 0.0, 0.02, 0.2),
+    "5 x 2, few items": (5, 2, 120, 0.02, 0.019, 0.2),
+    "5 x 5": (5, 5, 1200, 0.01, 0.02, 0.2),
+    "5 x 1": (5, 1, 120, 0.0, 0.019, 0.2),
+    "10 x 2": (10, 2, 120, 0.02, 0.019, 0.2),
+    "5 x 2, replicates far apart": (5, 2, 1200, 0.02, 0.005, 0.1),
+}
+ITEM = 0.1
+
+
+def lucky(repetitions: int, seed: int = 0) -> list[dict[str, object]]:
+    """One row per design: coverage of the spread's interval and of the study's, in all grids and in the lucky ones."""
+    rows = []
+    for name, (count, seeds, items, of_replicate, of_seed, rest) in SPREADS.items():
+        generator = np.random.default_rng(seed)
+        found = []
+        for _ in range(repetitions):
+            draws = [
+                generator.normal(0, of_replicate)
+                + generator.normal(0, of_seed, (seeds, 1))
+                + generator.normal(0, ITEM, (1, items))
+                + generator.normal(0, rest, (seeds, items))
+                for _ in range(count)
+            ]
+            measured = curve_over_replicates([draw[:, None, :] for draw in draws], [None] * count)
+            one = measured.intervals(np.ones((1, 1)))[0]
+            spread = float(np.sqrt(measured.seed[0, 0]))
+            assert measured.within is not None
+            _, lower, within_df = (float(part[0]) for part in measured.within.errors(np.ones((1, 1))))
+            df = within_df if lower > spread else count - 1
+            halves = spread * reference.t.ppf(0.975, count - 1), (one.high - one.low) / 2
+            found.append((spread, *halves, one.standard_error * reference.t.ppf(0.975, df), abs(one.estimate)))
+        table = np.array(found)
+        few = table[:, 0] <= np.quantile(table[:, 0], LUCKY)
+        row: dict[str, object] = {"design": name}
+        for column, label in ((1, "the spread alone"), (2, "the study's"), (3, "with the seeds' degrees of freedom")):
+            held = table[:, 4] <= table[:, column]
+            row[label] = [round(float(held.mean()), 3), round(float(held[few].mean()), 3)]
+        rows.append(row | {"times as wide": round(float(table[:, 2].mean() / table[:, 1].mean()), 3)})
+    return rows
+
+
+SCATTERS = {
+    "equal": [0.008] * 9,
+    "one arm of .06": [0.008] * 8 + [0.06],
+    "two arms of .06": [0.008] * 7 + [0.06] * 2,
+    "four arms of .06": [0.008] * 5 + [0.06] * 4,
+    "from .005 to .05": list(np.geomspace(0.005, 0.05, 9)),
+    "SFT of .06": [0.06] + [0.008] * 8,
+    "three arms, one of .06": [0.008] * 3 + [0.06],
+}
+
+
+def family(repetitions: int, seed: int = 0) -> list[dict[str, object]]:
+    """One row per scatter (SFT's first) and number of seeds: the share of families with a false alarm."""
+    rows = []
+    for name, scatter in SCATTERS.items():
+        for seeds in (3, 5, 10):
+            generator, alarms, pooled = np.random.default_rng(seed), 0, 0
+            df = (seeds - 1) * (len(scatter) - 1)
+            limit = critical(len(scatter) - 1, float(df))
+            for _ in range(repetitions):
+                scores = generator.normal(0, 1, (len(scatter), seeds)) * np.array(scatter)[:, None]
+                arms = {str(n): one[:, None] for n, one in enumerate(scores[1:])}
+                alarms += any(one.p < 0.05 for one in simultaneous_gains(scores[0][:, None], arms))
+                rest = scores - scores.mean(1, keepdims=True) - scores.mean(0) + scores.mean()
+                error = np.sqrt(2 * (rest**2).sum() / df / seeds)
+                pooled += bool((np.abs(scores[1:].mean(1) - scores[0].mean()) > limit * error).any())
+            row: dict[str, object] = {"scatter": name, "seeds": seeds}
+            rows.append(row | {"pooled alone": pooled / repetitions, "simultaneous_gains": alarms / repetitions})
+    return rows
+
+
 def main() -> None:
     """Print the table as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=4000)
     parser.add_argument("--designs", nargs="*", default=list(DESIGNS), choices=list(DESIGNS))
+    parts: dict[str, Callable[[], object]] = {
+        "rows": lambda: coverage(given.repetitions, given.designs),
+        "lucky": lambda: lucky(given.repetitions),
+        "family": lambda: family(given.repetitions),
+    }
+    parser.add_argument("--only", nargs="*", default=list(parts), choices=list(parts))
     given = parser.parse_args()
-    print(json.dumps({"repetitions": given.repetitions, "rows": coverage(given.repetitions, given.designs)}, indent=1))
+    print(json.dumps({"repetitions": given.repetitions} | {name: parts[name]() for name in given.only}, indent=1))
 
 
 if __name__ == "__main__":

@@ -104,13 +104,14 @@ def _cells(cells: Iterable[Cell]) -> tuple[Cell, ...]:
     return found
 
 
-def collect(store: Store, frozen: FrozenPlan) -> Finished:
+def collect(store: Store, frozen: FrozenPlan, receipts: bool | None = None) -> Finished:
     """Read what came of a grid by its frozen plan; write table, figures and receipts, and log them if it is tracked.
 
-    Raises OSError where the store cannot be written. A fault of tracking is a warning of what is returned.
+    `receipts` null: those of a large grid are left out (`terminal.MOST_RECEIPTS`). Raises OSError where the store
+    cannot be written. A fault of tracking is a warning of what is returned.
     """
     # tracking comes last: whatever goes wrong with it, table, figures and receipts are in the store
-    finished = Finished.collect(store, frozen)
+    finished = Finished.collect(store, frozen, receipts)
     if (track := frozen.track or "none") == "none":
         return finished
     return replace(finished, warnings=log_grid(store.root, track, finished.grid, finished.outcome.logged()))

@@ -100,6 +100,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
     results = verb("results", show_results, "table, figure and verdict of a grid")
     results.add_argument("grid")
     results.add_argument("--by", help="gains by class of held-out item: exposure, source, or exposure,source")
+    results.add_argument("--receipts", action="store_true", help="the receipts of all models, also of a large grid")
     gc = verb("gc", collect_garbage, "artifacts no grid needs, and what ended processes left")
     gc.add_argument("--yes", action="store_true", help="delete them; without it they are listed")
     fsck = verb("fsck", check_store, "what in the store is not as it was written: exit code 1 where something is")
@@ -265,7 +266,7 @@ def show_results(given: argparse.Namespace) -> None:
         by = given.by.split(",")
         show_gains(gains(given.grid, by, str(store.root)), by)
     else:
-        collect(store, frozen_plan(store, given.grid)).show()
+        collect(store, frozen_plan(store, given.grid), given.receipts or None).show()
 
 
 def collect_garbage(given: argparse.Namespace) -> None:
@@ -285,7 +286,8 @@ def collect_garbage(given: argparse.Namespace) -> None:
         print(path.relative_to(store.root))
         if given.yes:
             remove(store, path)
-    print(f"{len(paths)} folders and files, {size / 2**20:.1f} MB {'deleted' if given.yes else 'could go; add --yes to delete'}")
+    said = "deleted" if given.yes else "could go; add --yes to delete"
+    print(f"{len(paths)} folders and files, {size / 2**20:.1f} MB {said}")
 
 
 def check_store(given: argparse.Namespace) -> int:

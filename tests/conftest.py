@@ -24,6 +24,7 @@ LONG = (
     "test_whole_cell.py",
     "test_real_tokenizers.py",
     "test_executor.py",
+    "test_crash_points.py",
     "test_conventions.py",
     "test_alignment.py",
     "test_own_grid.py",

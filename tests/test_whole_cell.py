@@ -431,3 +431,15 @@ def test_a_teacher_reloaded_in_a_fresh_process_scores_what_it_scored_when_saved(
             env={**os.environ, "PYTHONHASHSEED": seed},
         )
         assert float(answer.stdout) == saved, answer.stderr
+
+
+def test_a_large_grid_has_its_receipts_on_demand(finished, monkeypatch, capsys):
+    outcome, grid = finished.outcome, finished.grid
+    store = Store.at(str(finished.folder.parents[1]))
+    monkeypatch.setattr("harness.report.terminal.MOST_RECEIPTS", 0)
+    large = harness.collect(store, frozen_plan(store, grid))
+    assert not large.models and large.without_receipt == len(finished.models) and large.verdict == outcome.verdict
+    large.show()
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"To write them: python -m harness.grid results {grid} --receipts" in told
+    assert harness.collect(store, frozen_plan(store, grid), receipts=True).models == finished.models

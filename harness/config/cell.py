@@ -129,6 +129,9 @@ class Settings(Cell):
     draws: int | None = None
     """Replicates, each with its own miniature corpus and teacher: the whole grid is run with `world_seed` and
     `teacher_seed` 0, 1, ...; null: the two seeds stay as they are set."""
+    first_draw: int = 0
+    """The seed of the first of `draws` replicates. A replication takes replicates that the first run did not have:
+    `draws=5 first_draw=5` after `draws=5`; the same seeds again would repeat its rounding only."""
     claims: list[Any] = field(default_factory=list)
     """Claims that the grid tests, hashed before its first cell runs (harness/results/findings.py)."""
     primary_metric: str | None = None

@@ -10,6 +10,7 @@ Nothing here loads a tokenizer: plans and the checks before a run read templates
 
 import functools
 import importlib.util
+from collections.abc import Mapping
 from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from typing import Any, ClassVar
 from jinja2 import TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension
 from jinja2.meta import find_undeclared_variables
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
 DEFAULT_DATE = "2024-07-26"
 """Printed by templates that would print today's date: the day that Llama 3.1's template states, and that Llama 3.2's
@@ -122,6 +123,30 @@ def rejects_system(template: str) -> bool:
         except TypeError:  # it needs what only the tokenizer has
             return False
     return refused == [False, True]
+
+
+def rendering_problem(template: str, special_tokens: Mapping[str, str]) -> str | None:
+    """Why a template cannot render a question and its answer, as a phrase; None where it can, as far as can be told."""
+    environment, turns = _environment(), [{"role": "user", "content": "q7Q"}, {"role": "assistant", "content": "a7A"}]
+    environment.globals["raise_exception"] = _raise
+    environment.globals[CLOCK] = datetime.now().strftime
+    values = {"bos_token": "", "eos_token": "", "tools": None, "documents": None, **special_tokens}
+    try:
+        text = environment.from_string(template).render(messages=turns, add_generation_prompt=False, **values)
+    except TemplateSyntaxError as error:
+        return f"cannot be parsed (line {error.lineno}: {error.message})"
+    except SecurityError as error:
+        return f"reads what a template must not ({error})"
+    except TemplateError as error:
+        return f"rejects a question and an answer ({error})"
+    except TypeError as error:
+        if "no loader" in str(error):
+            return "reads other files, which a template must not"
+        return None  # it needs what only the tokenizer has
+    except Exception as error:
+        return f"fails on a question and an answer ({type(error).__name__}: {error})"
+    lost = [role for role, mark in (("question", "q7Q"), ("answer", "a7A")) if mark not in text]
+    return f"leaves out the {' and the '.join(lost)}" if lost else None
 
 
 def _switches(template: str, name: str) -> bool:

@@ -21,7 +21,7 @@ from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.config.secrets import masked
 from harness.execution import wandb_run
-from harness.execution.model_checks import check_references
+from harness.execution.base_references import check_references
 from harness.models.diverged import DivergedError, check_facts
 from harness.runtime import preemption
 from harness.runtime.processes import ProcessError, process_count, slurm_job, threads, visible_gpus

@@ -21,6 +21,9 @@ from harness.config.hub import HubRepository
 POINTER = "model.json"  # in an artifact: {"path": folder or hub id, "revision": hub revision or null}
 SERVER = "server.json"  # in an artifact: the model is served over HTTP; see `teachers.server_description`
 WEIGHTS = (".safetensors", ".bin")
+SINGLE = "model.safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".bin.index.json")
+"""How the names of pickled weights end."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
@@ -48,8 +51,13 @@ def read_pointer(folder: Path) -> tuple[str, str | None]:
     """Where the weights of a model folder are: path (folder or hub id) and hub revision."""
     if not (folder / POINTER).is_file():
         return str(folder), None
-    pointer = json.loads((folder / POINTER).read_text())
-    return pointer["path"], pointer["revision"]
+    try:
+        pointer = json.loads((folder / POINTER).read_text())
+        target, revision = pointer["path"], pointer["revision"]
+    except (ValueError, KeyError, TypeError):
+        why = f"its {POINTER} is no reference to a model"
+        raise refuse("path", str(folder), why, f"remove {POINTER}, or fetch the model's folder again") from None
+    return target, revision
 
 
 def template_of_folder(folder: Path) -> str | None:
@@ -67,7 +75,9 @@ def template_of_folder(folder: Path) -> str | None:
             if isinstance(found, list):
                 found = {one["name"]: one["template"] for one in found}.get("default")
             if found:
-                return str(found)
+                if not isinstance(found, str):
+                    raise ValueError(f"chat_template in {name} is {found!r} and not a text")
+                return found
     return None
 
 
@@ -131,12 +141,39 @@ def _fingerprint_of_file(path: str, mtime_ns: int, size: int) -> str:
 
 
 def weight_files(folder: Path, field: str, path: str | None) -> list[Path]:
-    """Files the weights are in: the shards an index lists, else whatever single file there is."""
-    for index in sorted(folder.glob("*.index.json")):
-        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    found = [file for file in sorted(folder.iterdir()) if file.suffix in WEIGHTS]
-    if not found:
-        raise refuse(field, path, "the folder has no weights (.safetensors or .bin)", "fetch it again")
+    """The .safetensors files that loading reads: the single one, else the shards that an index lists.
+
+    Raises SettingsError, about the setting `field`, where there are none, or none but pickles, which are not read.
+    """
+    single = folder / SINGLE
+    if single.is_file() or single.is_symlink():
+        return [single]
+    if listed := listed_weights(folder, field, path):
+        return [folder / name for name in sorted(set(listed.values()))]
+    pickles = [file.name for file in sorted(folder.iterdir()) if file.name.endswith(PICKLES)]
+    if pickles:
+        why = f"its weights are pickled ({pickles[0]}), which can run code when they are read, so they are not"
+        way_out = "convert the folder to safetensors (model.save_pretrained) where you trust it"
+        raise refuse(field, path, why, way_out)
+    raise refuse(field, path, "the folder has no weights (model.safetensors)", "fetch it again")
+
+
+def listed_weights(folder: Path, field: str, path: str | None) -> dict[str, str]:
+    """The file of each weight, by the folder's index of shards; empty where its weights are in one file.
+
+    Raises SettingsError, about the setting `field`, for an index that does not list files of the folder.
+    """
+    index = folder / f"{SINGLE}.index.json"
+    if (folder / SINGLE).is_file() or not index.is_file():
+        return {}
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = set(found.values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        names = set()
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        why = f"its {index.name} does not list the folder's files of weights"
+        raise refuse(field, path, why, "fetch the model's folder again")
     return found
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
 from harness.config.checks import SettingsError, refuse
 from harness.config.hub import fetch
@@ -112,6 +113,9 @@ def load_config(folder: Path) -> "PretrainedConfig":
     except ValueError as error:  # an unknown model_type, or one whose code would come with the model
         reason = f"transformers has no model for its config.json ({str(error).strip().splitlines()[0]})"
         raise refuse("path", path, reason, way_out) from error
+    except Exception as error:  # what a value of the config makes of the library's own checks
+        reason = f"transformers cannot read its config.json ({type(error).__name__}: {_first_line(error)})"
+        raise refuse("path", path, reason, "fetch the model's folder again") from error
     nested = getattr(config, "text_config", None)
     if isinstance(nested, Mapping):  # this architecture's class does not know the key, and left its own sizes alone
         values, _ = PretrainedConfig.get_config_dict(path)
@@ -283,6 +287,9 @@ def _from_pretrained(folder: Path, device: str, dtype: str, **more: Any) -> "Pre
     loader: Any = AutoModelForCausalLM  # its types do not know that the report is returned beside the model
     try:
         model, loaded = loader.from_pretrained(path, output_loading_info=True, **where, **more)
+    except (KeyError, AttributeError, TypeError, ValueError, ZeroDivisionError, SafetensorError) as error:
+        reason = f"transformers cannot make a model of it ({type(error).__name__}: {_first_line(error)})"
+        raise refuse("path", path, reason, "fetch the model's folder again") from error
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
@@ -292,6 +299,10 @@ def _from_pretrained(folder: Path, device: str, dtype: str, **more: Any) -> "Pre
     if any(found.values()):  # transformers leaves what it misses at random values and goes on
         raise _not_the_models(path, found)
     return _with_plain_kernels(model).eval()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
 
 
 def _not_the_models(path: str, found: Mapping[str, Collection[str]]) -> SettingsError:

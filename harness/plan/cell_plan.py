@@ -21,6 +21,7 @@ from harness.plan.data_stages import CellRows
 from harness.plan.evaluation_stages import Deployment, deployments, evaluate_stages, fingerprint_of
 from harness.plan.graph import Stage
 from harness.plan.model_stages import base_stage, teacher_stage, train_phase
+from harness.plan.models_of_grid import check_models
 from harness.plan.several import check_different, check_several, composition, each_teachers_rows, several_signal
 from harness.plan.signal_stages import check_answers, phase_signal
 from harness.store.fingerprint import fingerprint
@@ -99,7 +100,12 @@ class Plan:
 
     @classmethod
     def of(cls, cells: Iterable[Cell]) -> "Plan":
-        """Plan the cells; cells with one identity (SFT under several teachers) become one. Raises as `plan_cell`."""
+        """Plan the cells; cells with one identity (SFT under several teachers) become one.
+
+        Raises as `plan_cell` and `check_models`.
+        """
+        cells = list(cells)
+        check_models(cells)  # an identity is read from a model's files, which have to be whole
         return cls.union(map(plan_cell, cells))
 
     @classmethod

@@ -130,7 +130,7 @@ def compose(arguments: Sequence[str], sweep: Mapping[str, Any] | None = None) ->
         # what the command line sets decides over what an experiment's file sweeps, one value as well as several
         single = {key: [value] for key, value in words.values.items() if key in swept_keys(parts)}
         points = points_of({**single, **words.swept}, parts, first.most_cells, notes)
-        points = in_replicates(points, first.draws)
+        points = in_replicates(points, first.draws, first.first_draw)
         if len(points) > first.most_cells:
             way_out = f"sweep fewer values, or set most_cells={len(points)}"
             raise refuse("most_cells", first.most_cells, f"the grid has {len(points):,} cells", way_out)
@@ -170,9 +170,9 @@ def plain_errors() -> Iterator[None]:
     """Raise Hydra's and OmegaConf's errors as SettingsError: one sentence with the field and what is allowed."""
     try:
         yield
-    # SettingsError is a ValueError, and is a sentence already
-    except SettingsError:
-        raise
+    # a sentence already, but raised where OmegaConf makes objects
+    except SettingsError as error:
+        raise SettingsError(str(error)) from None
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         # without its causes: the sentence has what they say, and Hydra's frames would bury it in a notebook
         raise SettingsError(_sentence(error)) from None

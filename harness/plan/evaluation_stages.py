@@ -18,7 +18,7 @@ from typing import Any
 from harness.config.model import QUANTISATIONS
 from harness.evals.benchmarks import benchmark_files, benchmark_identity
 from harness.models.kinds import model_of
-from harness.plan.data_stages import CellRows
+from harness.plan.data_stages import BadRows, CellRows
 from harness.plan.graph import Stage
 from harness.plan.model_stages import quantise_stage
 from harness.store.fingerprint import fingerprint
@@ -51,7 +51,8 @@ def _evaluate_stage(rows: CellRows, name: str, model: Stage) -> Stage:
         return Stage("evaluate", f"{model.name}-{name}", settings, {"model": model}, where)
     if name == "verified":
         settings["max_new_tokens"] = cell.corpus.max_new_tokens
-    return Stage("evaluate", f"{model.name}-{name}", settings, {"model": model, "mixture": rows.mixture})
+    inputs = {"model": model, "mixture": rows.mixture}
+    return Stage("evaluate", f"{model.name}-{name}", settings, inputs, BadRows.of(cell.corpus).where)
 
 
 @dataclass(frozen=True)

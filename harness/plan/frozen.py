@@ -287,14 +287,13 @@ def _freeze_cell(plan: "CellPlan", label: Mapping[str, Any], tuned: "Tuned | Non
             data_frac=cell.data_frac if role != "base" and teacher.data_frac == "match" else None,
             budget="",
             student=cell.student.name if role == "base" else "",
-            teacher=None if role == "base" else teacher.name,
+            teacher=None if role == "base" else teacher.name if place else label["teacher"],
             tuned={},
         )
     return FrozenCell(
         fingerprint=plan.fingerprint,
         **label,
         data_frac=cell.data_frac,
-        teacher=plan.teacher_name,
         **{name: getattr(cell, name) for name in SEEDS},
         settings=settings_of(plan) | ({} if plan.taught_by == "given" else {"teacher": plan.taught_by}),
         evaluations={name: stage.key for name, stage in plan.evaluations.items()},
@@ -349,7 +348,7 @@ def _teacher_settings(found: dict[str, Any]) -> dict[str, Any]:
     return told | ({"members": members, "combine": found["combine"]} if members else {})
 
 
-def _labels(plans: "Sequence[CellPlan]", cells: "Sequence[Cell]") -> list[dict[str, str]]:
+def _labels(plans: "Sequence[CellPlan]", cells: "Sequence[Cell]") -> list[dict[str, Any]]:
     """Short names of what varies in the grid: `kd`, and `kd[student_share=1]` where that is not the default."""
     from harness.data.corpora import corpus_name
     from harness.methods import method_name
@@ -362,17 +361,41 @@ def _labels(plans: "Sequence[CellPlan]", cells: "Sequence[Cell]") -> list[dict[s
     methods = _vary(named)
     corpora = _vary([(corpus_name(cell.corpus), cell.corpus) for cell in cells])
     students = _vary([(cell.student.name, cell.student) for cell in cells], leave_out=("init_seed",))
+    # two teachers of one name would be one arm of every table
+    teachers = _vary([(cell.teacher.name, cell.teacher) for cell in cells], leave_out=("init_seed", "members"))
     return [
-        {"method": method, "corpus": corpus, "student": student, "budget": cell.budget.label}
-        for method, corpus, student, cell in zip(methods, corpora, students, cells, strict=True)
+        {
+            "method": method,
+            "corpus": corpus,
+            "student": student,
+            "teacher": teacher if plan.taught_by == "given" else plan.teacher_name,
+            "budget": cell.budget.label,
+        }
+        for method, corpus, student, teacher, plan, cell in zip(
+            methods, corpora, students, teachers, plans, cells, strict=True
+        )
     ]
+
+
+def _leaves(settings: Any) -> dict[str, Any]:
+    """Settings by name, those of a teacher's lessons apart: `lessons.0.budget.amount`."""
+    found: dict[str, Any] = {}
+    for name, value in plain(settings).items():
+        if isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
+            for place, one in enumerate(value):
+                found |= {f"{name}.{place}.{leaf}": inner for leaf, inner in _leaves(one).items()}
+        elif isinstance(value, Mapping) and value:
+            found |= {f"{name}.{leaf}": inner for leaf, inner in _leaves(value).items()}
+        else:
+            found[name] = value
+    return found
 
 
 def _vary(named: list[tuple[str, Any]], leave_out: tuple[str, ...] = ()) -> list[str]:
     # compared by name: `kd` varies in a setting only where two `kd` cells differ in it
     values: dict[str, dict[str, set[str]]] = {}
     for name, settings in named:
-        for setting, value in plain(settings).items():
+        for setting, value in _leaves(settings).items():
             values.setdefault(name, {}).setdefault(setting, set()).add(json.dumps(value))
     labels = []
     for name, settings in named:
@@ -380,8 +403,10 @@ def _vary(named: list[tuple[str, Any]], leave_out: tuple[str, ...] = ()) -> list
         usual = {one.name: one.default for one in fields(settings)}
         varying = [
             f"{setting}={value}"
-            for setting, value in plain(settings).items()
-            if len(values[name][setting]) > 1 and setting not in leave_out and value != usual[setting]
+            for setting, value in _leaves(settings).items()
+            if len(values[name][setting]) > 1
+            and setting.partition(".")[0] not in leave_out
+            and (setting not in usual or value != usual[setting])
         ]
         labels.append(f"{name}[{', '.join(varying)}]" if varying else name)
     return labels

@@ -7,6 +7,7 @@ with such phases is warned of in one line that names them; where `budget.least_s
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from harness.config.checks import refuse
 from harness.methods import method_name
@@ -16,13 +17,18 @@ from harness.plan.graph import Stage
 
 FEW_STEPS = 50
 """Optimizer steps below which a phase is warned of."""
+MARGIN = 2
+"""Times a budget of FLOPs that has to buy a step; lengths are estimated, so a stage decides between one and this."""
 NAMED = 4
 """How many phases a warning names."""
 
 
 def check_phase_steps(plan: Plan) -> None:
-    """Raise SettingsError for the first phase with fewer steps than its cell's `budget.least_steps_per_phase`."""
+    """Raise SettingsError for the first phase with fewer steps than its cell's `budget.least_steps_per_phase`, or for
+    which a budget of FLOPs buys no step by far."""
     for cell in plan.cells:
+        if cell.cell.budget.kind == "flops":
+            _check_flops(cell)
         least = cell.cell.budget.least_steps_per_phase
         if least is None:
             continue
@@ -36,6 +42,20 @@ def check_phase_steps(plan: Plan) -> None:
                     "raise budget.min_steps or budget.amount, make budget.batch_size or a share of the method smaller, "
                     "or set budget.epochs_of=phase where it trains on synthetic rows",
                 )
+
+
+def _check_flops(cell: CellPlan) -> None:
+    """Raise SettingsError where twice the budget would buy no step of a phase, by lengths that are estimated here."""
+    for stage in cell.train:
+        budget = stage.settings["budget"]
+        twice = replace(stage, settings={**stage.settings, "budget": {**budget, "amount": MARGIN * budget["amount"]}})
+        if train_steps(twice) < 1:
+            raise refuse(
+                "budget.amount",
+                budget["amount"],
+                f"so few FLOPs buy not one optimizer step of {_phase(cell, stage)}",
+                "give more: `python -m harness.grid plan` says what a step costs, or take budget=steps",
+            )
 
 
 def short_phases_warning(plan: Plan) -> Iterator[str]:

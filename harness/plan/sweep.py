@@ -24,7 +24,9 @@ def points_of(
     _check_parts(sweep)
     notes = [] if notes is None else notes
     listed = sweep.get("product") or {}
-    product = {key: given[key] if key in given else _axis(key, listed[key], notes) for key in listed} | dict(given)
+    product = {key: given[key] if key in given else _axis(key, listed[key], notes, most) for key in listed} | dict(
+        given
+    )
     zips = []
     for zipped in sweep.get("zip") or []:
         # a key of the command line is in the product already, so it leaves its zip
@@ -55,7 +57,7 @@ def points_of(
     if kept := sorted({key for entry in entries for key in entry} & given.keys()):
         notes.append(f"the cells of sweep.include keep their own {', '.join(kept)}; the command line sets all others")
     for entry in entries:
-        points += _product({key: _axis(key, values, notes) for key, values in entry.items()})
+        points += _product({key: _axis(key, values, notes, most) for key, values in entry.items()})
     return points
 
 
@@ -65,18 +67,22 @@ def swept_keys(sweep: Mapping[str, Any]) -> set[str]:
     return {key for part in (sweep.get("product") or {}, *(sweep.get("zip") or [])) for key in part}
 
 
-def in_replicates(points: list[dict[str, Any]], draws: int | None) -> list[dict[str, Any]]:
-    """Every point in each replicate (own corpus and teacher); a point that sets one of their seeds stays as it is.
+def in_replicates(points: list[dict[str, Any]], draws: int | None, first: int = 0) -> list[dict[str, Any]]:
+    """Every point in each replicate (own corpus and teacher), from seed `first` on; a point with its own stays.
 
-    Raises SettingsError for fewer than one replicate.
+    Raises SettingsError for fewer than one replicate, a negative `first`, and one without `draws`.
     """
+    check_at_least("first_draw", first, 0)
     if draws is None:
+        if first:
+            raise refuse("first_draw", first, "it is the first of several replicates", "set draws too: draws=5")
         return points
     check_at_least("draws", draws, 1)
     # a replicate sets both seeds and would overwrite a value that was swept
     alone = [point for point in points if {"world_seed", "teacher_seed"} & set(point)]
     rest = [point for point in points if point not in alone]
-    return [{**point, "world_seed": draw, "teacher_seed": draw} for draw in range(draws) for point in rest] + alone
+    seeds = range(first, first + draws)
+    return [{**point, "world_seed": draw, "teacher_seed": draw} for draw in seeds for point in rest] + alone
 
 
 def _check_parts(sweep: Mapping[str, Any]) -> None:
@@ -92,8 +98,11 @@ def _check_parts(sweep: Mapping[str, Any]) -> None:
             raise refuse(f"sweep.{name}", part, f"it is {form}", "see experiments/data_scaling.yaml")
 
 
-def _axis(key: str, values: Any, notes: list[str]) -> list[Any]:
+def _axis(key: str, values: Any, notes: list[str], most: int) -> list[Any]:
     values = _listed(values)
+    if len(values) > most:
+        way_out = f"sweep fewer values, or set most_cells={len(values)}"
+        raise refuse("most_cells", most, f"the grid has {len(values):,} cells ({key})", way_out)
     if len(values) > 1:
         check_swept(key, values)
     return axis(key, values, notes)

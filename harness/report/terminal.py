@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 
 NAMED = ["method", "teacher", "student"]
+MOST_RECEIPTS = 500
+"""Receipts that are written without being asked for."""
 LOG_LINES = 40
 """Of a job's log, the last ones are shown."""
 
@@ -51,12 +53,15 @@ class Finished:
     """Folders of the finished students, each with its receipt."""
     warnings: list[str] = field(default_factory=list)
     """About the grid as a whole."""
+    without_receipt: int = 0
+    """Finished students whose receipts were not written, because they are many."""
 
     @classmethod
-    def collect(cls, store: Store, frozen: FrozenPlan) -> "Finished":
-        """Read records from the store; write table, figure and verdict into the grid's folder.
+    def collect(cls, store: Store, frozen: FrozenPlan, receipts: bool | None = None) -> "Finished":
+        """Read records from the store; write table, figure and verdict into the grid's folder, then the receipts.
 
-        Raises SettingsError as `by_arm` does, OSError where files cannot be read or written.
+        `receipts` null: only of a grid with MOST_RECEIPTS finished students or fewer, since each takes a while. Raises
+        SettingsError as `by_arm` does, OSError where files cannot be read or written.
         """
         # imported where they are used: figures and tables load slowly, and most verbs print neither
         from harness.report.figures.forest import MANY, arms_of, forest_figure
@@ -70,14 +75,17 @@ class Finished:
         found, frame = outcome.records, outcome.summary
         folder = store.grid_folder(frozen.grid)
         write(folder, found, frame)
-        models = write_receipts(store, frozen, found)
         crossover_figure(frame, folder / "crossover", outcome.crossovers, outcome.metric)
         # fewer arms are the lines of the crossover figure already
         if arms_of(frame, outcome.metric, outcome.simultaneous)["name"].nunique() > MANY:
             forest_figure(frame, folder / "methods", outcome.metric, outcome.simultaneous)
         write_text(folder / "verdict.txt", outcome.verdict + "\n")
         write_text(folder / "records.jsonl", lines_of(found))
-        return cls(outcome, folder, models)
+        students = sum(one.role == "student" and one.status == "done" and one.artifact is not None for one in found)
+        if receipts is None:
+            receipts = students <= MOST_RECEIPTS
+        models = write_receipts(store, frozen, found) if receipts else []
+        return cls(outcome, folder, models, without_receipt=0 if receipts else students)
 
     @property
     def grid(self) -> str:
@@ -143,6 +151,10 @@ class Finished:
             highlight=False,
             markup=False,
         )
+        if self.without_receipt:
+            told = f"{self.without_receipt} models are without a receipt, since they are more than {MOST_RECEIPTS}. "
+            told += f"To write them: python -m harness.grid results {self.grid} --receipts"
+            console.print(told, soft_wrap=True, highlight=False, markup=False)
         if self.models:
             told = f"{self.models[0].parent}: {len(self.models)} models, each with its RECEIPT.md"
             console.print(told, soft_wrap=True, highlight=False, markup=False)

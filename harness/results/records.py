@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache, partial
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from harness.config.checks import refuse
+from harness.config.checks import SettingsError, refuse
 from harness.evals import ALL, Score
 from harness.models.diverged import TeacherDivergedError
 from harness.plan.frozen import FrozenCell, FrozenPlan, targets_of
@@ -38,6 +39,29 @@ LATER_KEYS = ("blamed", "realised_frac", "scored_on")
 """Keys that lines of earlier versions lack."""
 MEMORY = "this score measures memory"
 """Words of the warning about an evaluation that is mostly in the training rows: the first of all warnings."""
+
+
+AGAIN = "collect the grid again: python -m harness.grid results <grid>"
+SHAPES: Mapping[Any, str] = {
+    str: "a text",
+    Mapping: "an object of keys and values",
+    (list, tuple, NoneType): "a list",
+    (Mapping, NoneType): "an object of keys and values",
+    (str, NoneType): "a text or null",
+    (int, NoneType): "a whole number or null",
+    (int, float, NoneType): "a number or null",
+}
+"""In words, what `FORMS` asks for."""
+FORMS: Mapping[str, Any] = {
+    **dict.fromkeys(("role", "method", "student", "corpus", "budget", "cell", "grid", "status"), str),
+    **dict.fromkeys(("teacher", "reason", "failure_class", "artifact"), (str, NoneType)),
+    **dict.fromkeys(("seed", "data_seed", "train_seed", "world_seed", "teacher_seed"), (int, NoneType)),
+    "data_frac": (int, float, NoneType),
+    "settings": Mapping,
+    **dict.fromkeys(("scores", "warnings"), (list, tuple, NoneType)),
+    **dict.fromkeys(("items", "contamination", "tuned", "cost"), (Mapping, NoneType)),
+}
+"""By key of a record, the type of its value."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +136,9 @@ class Record:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "Record":
-        """From a line of `records.jsonl`. Raises SettingsError where a key is missing or unknown."""
+        """From a line of `records.jsonl`. Raises SettingsError for a missing or unknown key or an odd value."""
+        if not isinstance(given, Mapping):
+            raise refuse("record", given, "a record is an object of keys and values", AGAIN)
         names = {one.name: one for one in fields(cls) if one.name != "key_order"}
         if unknown := [name for name in given if name not in names]:
             why = f"a record has no such key; the keys are {', '.join(names)}"
@@ -120,13 +146,16 @@ class Record:
         needed = [name for name, one in names.items() if one.default is MISSING and one.default_factory is MISSING]
         if missing := [name for name in needed if name not in given]:
             why = f"the record of cell {given.get('cell')} lacks this key"
-            raise refuse("record", missing[0], why, "collect the grid again: python -m harness.grid results <grid>")
+            raise refuse("record", missing[0], why, AGAIN)
+        for name, kind in FORMS.items():
+            if name in given and not isinstance(given[name], kind):
+                raise refuse(f"record.{name}", given[name], f"it is {SHAPES[kind]}", AGAIN)
         found = dict(given)
-        found["scores"] = tuple(Score(**score) for score in given.get("scores") or ())
+        found["scores"] = tuple(_part(Score, "scores", one) for one in given.get("scores") or ())
         found["warnings"] = tuple(given.get("warnings") or ())
-        found["cost"] = {purpose: Cost(**cost) for purpose, cost in (given.get("cost") or {}).items()}
+        found["cost"] = {name: _part(Cost, "cost", one) for name, one in (given.get("cost") or {}).items()}
         repeated = (given.get("contamination") or {}).items()
-        found["contamination"] = {name: RepeatedItems(**counts) for name, counts in repeated}
+        found["contamination"] = {name: _part(RepeatedItems, "contamination", counts) for name, counts in repeated}
         return cls(**found, key_order=tuple(given))
 
     def plain(self) -> dict[str, Any]:
@@ -143,9 +172,37 @@ class Record:
         return {name: found[name] for name in dict.fromkeys((*self.key_order, *found))}
 
 
+def _part(kind: Any, name: str, given: Any) -> Any:
+    """A score, a cost or counts from plain JSON. Raises SettingsError for other keys, and for a text as a number."""
+    known = {one.name: one for one in fields(kind)}
+    if not isinstance(given, Mapping) or set(given) - set(known):
+        raise refuse(f"record.{name}", given, f"each has the keys {', '.join(known)}", AGAIN)
+    numbers = [one for one, field_ in known.items() if "float" in str(field_.type) or "int" in str(field_.type)]
+    for one in numbers:
+        if one in given and isinstance(given[one], str | bool | list):
+            raise refuse(f"record.{name}.{one}", given[one], "it is a number", AGAIN)
+    try:
+        return kind(**given)
+    except TypeError:
+        missing = [one for one in known if one not in given]
+        raise refuse(f"record.{name}", given, f"it lacks {', '.join(missing)}", AGAIN) from None
+
+
 def read_records(text: str) -> list[Record]:
-    """The records of a `records.jsonl`. Raises SettingsError as `Record.of` does, ValueError for a line not in JSON."""
-    return [Record.of(json.loads(line)) for line in text.splitlines()]
+    """The records of a `records.jsonl`. Raises SettingsError as `Record.of` does, naming the line."""
+    found = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            given = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise refuse(f"records.jsonl, line {number}", line[:60], f"it is not JSON ({error})", AGAIN) from None
+        try:
+            found.append(Record.of(given))
+        except SettingsError as error:
+            raise SettingsError(f"records.jsonl, line {number}: {error}") from None
+    return found
 
 
 def lines_of(records: Iterable[Record]) -> str:

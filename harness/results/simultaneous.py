@@ -85,8 +85,11 @@ def simultaneous_gains(
     for name, parts in curves.items():
         item, overlap = float(parts.item[0, 0]), float(parts.overlap[0, 0])
         # item and overlap as in `intervals.Curve.errors`: the residual contains both, and neither may be undercut
-        lower = 0.0 if parts.within is None else float(np.nan_to_num(parts.within.errors(np.ones((1, 1)))[1][0]))
-        variance = max(pooled + item - overlap, pooled, item, lower**2)
+        # where blocks are replicates, the gain's own variance is at least that within them
+        seed = float(parts.seed[0, 0])
+        own_variance = 0.0 if parts.within is None else float(parts.errors(np.ones((1, 1)))[1][0]) ** 2
+        lower = own_variance if own_variance > seed else 0.0
+        variance = max(pooled + item - overlap, pooled, item, lower)
         item_df = max(parts.item_df, 1)
         spread = pooled**2 / seed_df + item**2 / item_df + overlap**2 / (seed_df * item_df)
         df = variance**2 / spread if spread else math.inf

@@ -22,8 +22,8 @@ def csv_text(frame: pd.DataFrame) -> str:
     texts = {str(name): column.map(_marked) for name, column in frame.items() if column.dtype.kind not in "biufmM"}
     # pandas puts no quotes round a carriage return, which readers take for a row's end
     returns = any("\r" in text for column in texts.values() for text in column if isinstance(text, str))
-    quoting: Any = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
-    return str(frame.assign(**texts).to_csv(index=False, quoting=quoting))
+    marked = frame.assign(**texts)
+    return marked.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC) if returns else marked.to_csv(index=False)
 
 
 def without_marks(frame: pd.DataFrame) -> pd.DataFrame:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, Value, concatenate_datasets, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
-from harness.config.checks import refuse
+from harness.config.checks import SettingsError, refuse
 from harness.config.recipe import TrainingPhase
 from harness.data.chat import answer_ids_many
 from harness.data.reasoning import answer_of
@@ -114,12 +114,10 @@ def _places(labels: Dataset, numbers: np.ndarray, samples: int) -> np.ndarray:
     lost = wanted // samples if not len(keys) else wanted[keys[by_key[found]] != wanted] // samples
     if len(lost):
         without, all_rows = len(np.unique(conversation_of(lost))), len(np.unique(conversation_of(numbers)))
-        raise refuse(
-            "corpus.max_length",
-            f"{without} of {all_rows} rows",
-            "these rows have no answer of the teacher: in its tokens no answer begins within max_length, or its chat "
-            "template rejects them",
-            "raise corpus.max_length so that every arm trains on the same rows, or leave the long rows out of the data",
+        raise SettingsError(
+            f"{without} of {all_rows} rows to train on have no teacher's answer: in its tokens no answer begins within "
+            "corpus.max_length, or its chat template rejects them; raise corpus.max_length, or leave these rows out of "
+            "the data, so that every arm trains on the same ones."
         )
     return by_key[found].reshape(numbers.shape)
 

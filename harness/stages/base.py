@@ -85,6 +85,7 @@ def make_base(settings: dict[str, Any], inputs: Mapping[str, Path], out: Path, m
     tokenizer = load_tokenizer(out, fixed=False)
     if settings["init"] == "pretrained":
         folder = weights_folder(out)
+        load_model(out, device="meta", dtype="auto")  # reads no weights, and names those that are not the model's
         check_weight_files(weight_files(folder, "path", str(folder)), str(where["path"]))
         return _reference(settings, tokenizer, out)
     fresh = settings["init"] == "random"
@@ -153,7 +154,8 @@ def _reference(settings: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase"
     if tokenizer.chat_template != before or "template_date" in settings:
         tokenizer.save_pretrained(out)
     chat.end_of_turn_id(tokenizer)  # raises where the template cannot be trained on, before anything is computed
-    return {"counts": {"vocabulary": len(tokenizer)}, "tokenizer_hash": tokenizer_hash(tokenizer)}
+    facts = {"counts": {"vocabulary": len(tokenizer)}, "tokenizer_hash": tokenizer_hash(tokenizer)}
+    return facts | _without_eos(tokenizer)
 
 
 def _served(settings: Mapping[str, Any], where: Mapping[str, Any], out: Path) -> Facts:
@@ -193,7 +195,17 @@ def _save(settings: Mapping[str, Any], model: Any, tokenizer: "PreTrainedTokeniz
     return {
         "counts": {"parameters": count_parameters(model), "vocabulary": len(tokenizer)},
         "tokenizer_hash": tokenizer_hash(tokenizer),
+        **_without_eos(tokenizer),
     }
+
+
+def _without_eos(tokenizer: "PreTrainedTokenizerBase") -> Facts:
+    """A warning where a tokenizer names no end of a text: what ends a turn is the template's alone."""
+    if tokenizer.eos_token is not None:
+        return {}
+    end = tokenizer.convert_ids_to_tokens(chat.end_of_turn_id(tokenizer))
+    said = f"no EOS token: the tokenizer names none; a turn ends with {end!r}, as the chat template writes it"
+    return {"warnings": [said]}
 
 
 def _set_template(tokenizer: "PreTrainedTokenizerBase", settings: Mapping[str, Any]) -> None:

@@ -7,7 +7,6 @@ Base models, teachers and students are scored here on the same rows in the same 
     scores.json      [{"eval", "metric", "source" ("all" or a name), "score", "standard_error", "items"}, ...]
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -75,18 +74,16 @@ def _heldout(
     rows = read_heldout(inputs["mixture"])
     chosen = in_proportion([(row.source, row.id) for row in rows], settings["limit"], settings.get("seed", 0))
     rows = [rows[index] for index in chosen]
-    rows, counted = _renderable(rows, inputs["mixture"], tokenizer)
+    rows, counted = _renderable(rows, tokenizer, settings.get("where", {}).get("on_bad_row") == "drop")
     options = Options(max_new_tokens=settings.get("max_new_tokens", 0))
     scored = evaluation.score(model, tokenizer, rows, options)
     counts = {"rows": len(rows), **counted, **scored.counts}
     return replace(scored, counts=counts), evaluation.summary(scored.items), {}
 
 
-def _renderable(rows: list[HeldoutRow], mixture: Path, tokenizer: Any) -> tuple[list[HeldoutRow], dict[str, int]]:
+def _renderable(rows: list[HeldoutRow], tokenizer: Any, drop: bool) -> tuple[list[HeldoutRow], dict[str, int]]:
     """The rows without those that the chat template rejects, where the corpus drops bad rows, and counts of these and
     of control tokens in the texts of the others."""
-    described = json.loads((mixture / "mixture.json").read_text())
-    drop = described["corpus"].get("on_bad_row") == "drop"
     # where bad rows are refused, such a row is refused when it is rendered
     rejected = rejections(tokenizer, [row.messages for row in rows]) if drop else {}
     kept = [row for place, row in enumerate(rows) if place not in rejected]

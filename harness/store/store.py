@@ -73,12 +73,12 @@ class Store:
                 (store.root / name).mkdir(parents=True, exist_ok=True)
             store.mark()
             # mkdir succeeds on folders that exist; only a new file shows that the store can be written
-            probe = store.root / "tmp" / f"probe-{uuid.uuid4().hex}"
-            probe.write_text("")
+            probe = store.root / "tmp" / f"probe-{uuid.uuid4().hex}.{owner()}"
             try:
+                probe.write_text("")
                 store._check_file_systems(probe)
             finally:
-                probe.unlink()
+                probe.unlink(missing_ok=True)
         except OSError as error:
             dangling = store.root.is_symlink() and not store.root.exists()
             why = f"it is a link to {os.readlink(store.root)}, which is absent" if dangling else error.strerror
@@ -113,7 +113,7 @@ class Store:
                     f"{name}/ and tmp/ lie on different file systems, and artifacts are renamed from one to the other",
                     "keep both on one, or choose another with store=<folder>",
                 )
-        link = probe.with_name(f"{probe.name}.link")
+        link = probe.with_name(f"probe-{uuid.uuid4().hex}.{owner()}")
         try:
             os.link(probe, link)
             link.unlink()

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 PROBE_PROMPT = [{"role": "user", "content": "Name three rivers, and say of each where it ends."}]
 ROWS_AT_ONCE = 256
+ALL_EMPTY = 8
+"""Answers of one call from which on it is refused that every one is empty; fewer may be so by chance."""
 
 
 class GeneratingTeacher(Protocol):
@@ -115,6 +117,11 @@ class ServedTeacher:
             f"{self.server.served_model} is served over HTTP and its size is unknown: its FLOPs are not counted, so "
             "compare costs with it by tokens"
         ]
+        if self.spent["empty"]:
+            found.append(
+                f"{self.spent['empty']} answers of {self.server.served_model} are empty, and students are trained on "
+                "them; look at the server's log and at the chat template of teacher.tokenizer"
+            )
         # text does not say how it was tokenised: the same text may have other ids
         if self.spent["reencoded"]:
             found.append(
@@ -133,7 +140,7 @@ class ServedTeacher:
     ) -> list[list[int]]:
         """New token ids for each prompt; see `CompletionsClient.complete`.
 
-        Raises SettingsError where the server fails.
+        Raises SettingsError where the server fails, or answers many prompts and all with nothing.
         """
         # the client counts over its whole life, a teacher's answers are counted here call by call
         before = self.server.reencoded
@@ -141,6 +148,18 @@ class ServedTeacher:
         self.spent.update(
             read=sum(map(len, prompts)), written=sum(map(len, found)), reencoded=self.server.reencoded - before
         )
+        # a prompt that fills the context has no room for an answer, which is not the server's doing
+        room = [self.server.context is None or len(prompt) < self.server.context for prompt in prompts]
+        empty = [fits and not set(ids) - set(stop_ids) for ids, fits in zip(found, room, strict=True)]
+        if len(empty) >= ALL_EMPTY and all(empty):
+            raise refuse(
+                "teacher.served_model",
+                self.server.served_model,
+                f"the server at {self.server.endpoint.shown} answers {len(empty)} prompts, and every answer is empty",
+                "look at the server's log and at the chat template of teacher.tokenizer",
+            )
+        if any(empty):
+            self.spent.update(empty=sum(empty))
         return found
 
     def score(self, rows: Sequence[Sequence[int]], top_k: int) -> list[RowScores]:

@@ -72,6 +72,20 @@ def test_draws_repeat_the_whole_grid_and_leave_a_draw_that_is_named_alone():
     assert drawn == [(0, 0, 0), (0, 0, 1), (0, 0, 0), (1, 1, 0), (1, 1, 1), (1, 1, 0), (7, 0, 0)]
 
 
+def test_a_replication_has_replicates_that_the_first_run_did_not_have():
+    sweep = {"product": {"seed": [0]}}
+    first, again = (compose(words, sweep).cells for words in (["draws=2"], ["draws=2", "first_draw=2"]))
+    drawn = [[(cell.world_seed, cell.teacher_seed) for cell in cells] for cells in (first, again)]
+    assert drawn == [[(0, 0), (1, 1)], [(2, 2), (3, 3)]]
+
+
+def test_the_first_of_no_replicates_is_refused():
+    with pytest.raises(SettingsError, match=r"first_draw=5.*set draws too"):
+        compose(["first_draw=5"], {"product": {"seed": [0]}})
+    with pytest.raises(SettingsError, match="first_draw=-1"):
+        compose(["draws=2", "first_draw=-1"], {"product": {"seed": [0]}})
+
+
 def test_an_experiment_at_the_papers_scale_is_another_file():
     mini, paper = (compose(["experiments=data_scaling", *words]) for words in ([], ["scale=paper"]))
     assert {cell.student.name for cell in mini.cells} == {"mini"}

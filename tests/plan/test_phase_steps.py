@@ -58,3 +58,8 @@ def test_a_phase_below_the_least_steps_is_refused_before_anything_is_computed():
     with pytest.raises(SettingsError, match=r"least_steps_per_phase=50.*phase 1 of 2 has 26 optimizer steps"):
         preflight(short)
     check_phase_steps(plan("method=sft,kd", *TULU, "budget.least_steps_per_phase=50", "budget.min_steps=250"))
+
+
+def test_flops_that_buy_no_step_are_refused_before_anything_is_computed():
+    with pytest.raises(SettingsError, match=r"^budget.amount=1000.0 .*buy not one optimizer step of method=sft"):
+        check_phase_steps(plan("budget=flops", "budget.amount=1000", "corpus.rows=1200", "method=sft"))

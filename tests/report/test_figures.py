@@ -11,9 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from harness.plan.frozen import FrozenPlan
+from harness.report.figures import by_source
 from harness.report.figures.by_source import gains_by_source, source_figure
 from harness.report.figures.costs import pareto_figure
 from harness.report.figures.gap import gap, gap_figure, name_teachers
+from harness.report.figures.plots import save
 from harness.report.figures.scaling import scaling_figure
 from harness.report.figures.settings import along, setting_figure, settings_of
 from harness.report.figures.training import training_figure
@@ -64,6 +66,47 @@ def test_gains_by_source_speak_of_every_source_but_the_canary(tmp_path):
     drawn(paths, lambda: source_figure(rows, tmp_path / "s"))
     bare = [changed(record, scores=record.plain()["scores"][:1]) for record in records]
     assert source_figure(gains_by_source(bare, load_items, ACCURACY), tmp_path / "none") == []
+
+
+NAMES = [
+    "ai2-adapt-dev/tulu_v3.9_personahub_math_interm_algebra_20k",
+    "ai2-adapt-dev/personahub_math_v5_regen_149960",
+    "$\\input{/etc/passwd}$ at $5 and $6",
+    "W" * 200,
+    "x" * 10_000,
+    "x" * 9_999,
+    "line\nbreak/slash, comma <b>\t\u202e",
+    " ",
+]
+
+
+def test_names_of_sources_lie_within_the_figure_and_on_no_panel_whatever_they_are(tmp_path, monkeypatch):
+    records, load_items = grid({("kd", "weak"): {0.1: 0.05, 1.0: 0.0}}, seeds=2, size=60)
+    for number, record in enumerate(records):
+        (score,) = record.plain()["scores"]
+        scores = [{**score, "source": name} for name in ("all", *"abcdefgh")]
+        records[number] = changed(record, scores=scores, student="s" * 100, corpus="c" * 90)
+    rows = gains_by_source(records, load_items, ACCURACY)
+    rows = rows.assign(source=rows["source"].map(dict(zip("abcdefgh", NAMES, strict=True))))
+    figures = []
+    monkeypatch.setattr(by_source, "save", lambda figure, path: [figures.append(figure), *save(figure, path)][1:])
+    source_figure(rows, tmp_path / "s")
+    (figure,) = figures
+    figure.canvas.draw()
+    whole, panels = figure.bbox, [ax.get_window_extent() for ax in figure.axes]
+    labels = [label for label in figure.axes[0].get_yticklabels() if label.get_text()]
+    assert len({label.get_text() for label in labels}) == len(NAMES)
+    assert {name.replace("\n", "") for name in map(Text.get_text, labels)} >= {NAMES[0], NAMES[1]}
+    boxes = [label.get_window_extent() for label in labels]
+    for box in boxes:
+        assert whole.x0 <= box.x0 and box.x1 <= panels[0].x0 and whole.y0 <= box.y0 and box.y1 <= whole.y1
+    for upper, lower in zip(
+        sorted(boxes, key=lambda box: -box.y0), sorted(boxes, key=lambda box: -box.y0)[1:], strict=False
+    ):
+        assert lower.y1 <= upper.y0
+    assert not any(label.get_text() for label in figure.axes[1].get_yticklabels())
+    assert all(text.get_window_extent().x1 <= whole.x1 for text in figure.texts)
+    assert figure.get_size_inches()[0] < 12
 
 
 def test_a_settings_curve_takes_the_setting_that_varies_with_its_default(tmp_path):

@@ -1,11 +1,12 @@
 """The sentence at the top says what was found and no more; the front matter is one the hub reads."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 
-from harness.report.model_card import card_text, verdict
+from harness.report.model_card import card_text, inert, verdict
 
 COST = {"seconds": 10.0, "flops": 2e9, "tokens": 1e5}
 SMALL = {"seconds": 4.0, "flops": 1e9, "tokens": 1e5}
@@ -218,3 +219,22 @@ def test_a_cost_that_left_the_store_is_named_and_not_divided_by():
     assert "what training SFT took is not known, because its artifact has left the store" in verdict(made)
     made["cost"], made["sft_cost"] = made["sft_cost"], made["cost"]
     assert "what training the model took is not known" in verdict(made)
+
+
+def test_names_and_texts_are_shown_as_they_are_and_not_read_as_html_or_markdown():
+    hostile = "<script>x</script> a|b `c` [d](javascript:e) ![f](g) \\|\nh & <img src=x onerror=y>"
+    shown = inert(hostile)
+    assert shown == (
+        "&lt;script&gt;x&lt;/script&gt; a\\|b \\`c\\` [d]\\(javascript:e) \\!\\[f]\\(g) \\\\\\| h &amp; "
+        "&lt;img src=x onerror=y&gt;"
+    )
+    made = receipt(**FULL) | {"warnings": [hostile], "missing": [hostile], "budget": {"label": hostile}}
+    made |= {"teacher": PART | {"name": hostile, "license": hostile, "distillation_allowed": "no", "quantise": None}}
+    made |= {"student": PART | {"name": hostile, "license": hostile}, "recipe": {"name": "kd", "text": hostile}}
+    made["data"] = FULL["data"] | {"corpus": hostile, "revision": hostile, "written": {hostile: 1}}
+    made["data"] |= {"sources": [{"source": hostile, "rows": 1, "license": hostile, "flag": hostile}]}
+    made["licences"] = {"says": "nothing stated stands against use", "reasons": []}
+    card = card_text(made)
+    assert "<script" not in card and "<img" not in card and "](javascript" not in card
+    rows = [line for line in card.splitlines() if line.startswith("| &lt;script")]
+    assert [len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) for row in rows] == [5]

@@ -1,6 +1,7 @@
 """Plots: axes come back with what was given, labels do not overlap, files repeat to the byte."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -149,3 +150,16 @@ def test_both_panels_name_the_metric_and_the_narrow_one_without_its_version():
         assert (left.get_ylabel(), right.get_ylabel()) == (metric.label, gain)
     (axis,) = forest(arms_of(frame, Metric("macro_average", "raw")).query("data_frac == 1"), [Figure().subplots()])
     assert axis.get_xlabel() == "gain in macro_average raw over SFT"
+
+
+def test_a_share_that_is_off_by_more_than_a_tenth_stands_at_the_axis():
+    records, load_items = grid({"kd": {0.01: 0.1, 0.1: 0.05}})
+    took = {0.01: 0.51, 0.1: 0.105}
+    records = [replace(one, realised_frac=took.get(one.data_frac)) for one in records]
+    frame = summary(records, load_items)
+    left, right = Figure().subplots(1, 2)
+    crossover(select(frame), left, right)
+    for ax in (left, right):
+        assert ax.get_xlabel() == "share of the training data (log scale); of the rows, 1 % is 51 %"
+    crossover(select(small()[0]), *(axes := Figure().subplots(1, 2)))
+    assert axes[0].get_xlabel() == "share of the training data (log scale)"

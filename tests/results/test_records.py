@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from harness.config.checks import SettingsError
 from harness.plan.frozen import FrozenPlan
@@ -98,3 +100,66 @@ def test_scores_made_from_a_damaged_model_say_so_until_they_are_made_again(score
     (record,) = records(store, frozen)
     assert record.warnings[0].startswith(f"damaged: {EVALUATE} was made from {TRAIN}, which was damaged")
     assert record.scores  # they stay
+
+
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+LINE = json.dumps(cell("kd", 0.1, 0, [1.0, 0.0]).plain())
+
+
+def read_or_refused(text):
+    """Odd lines are refused in one sentence that names the line; anything else that is raised fails the test."""
+    try:
+        return read_records(text)
+    except SettingsError as error:
+        assert str(error).startswith("records.jsonl, line ") and "\n" not in str(error)
+        return None
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, len(LINE) - 1))
+def test_a_line_that_was_cut_off_is_named(end):
+    found = read_or_refused(LINE + "\n" + LINE[:end])
+    assert found is None or (end == 0 and len(found) == 1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_a_record_with_an_odd_value_is_read_or_named_and_never_a_traceback(data):
+    plain = json.loads(LINE)
+    place, name = plain, data.draw(st.sampled_from(sorted(plain)))
+    if plain[name] and isinstance(plain[name], dict | list) and data.draw(st.booleans()):
+        place = plain[name]
+        name = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+        if isinstance(place[name], dict) and place[name]:
+            place = place[name]
+            name = data.draw(st.sampled_from(sorted(place)))
+    place[name] = data.draw(ODD)
+    found = read_or_refused(json.dumps(plain))
+    if found:
+        lines_of(found)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ODD | st.text(max_size=40))
+def test_a_line_that_is_no_record_is_named(given):
+    text = given if isinstance(given, str) else json.dumps(given)
+    assert read_or_refused(text) in (None, [])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"scores": "0.5"}, "record.scores='0.5' cannot be run: it is a list"),
+        ({"scores": [{"eval": "x"}]}, "it lacks metric, source, score"),
+        ({"cost": {"total": 3}}, "each has the keys tokens, flops, seconds"),
+        ({"seed": "0"}, "record.seed='0' cannot be run: it is a whole number or null"),
+    ],
+)
+def test_a_value_of_another_form_is_named_with_its_key(change, told):
+    with pytest.raises(SettingsError, match=r"records\.jsonl, line 2") as raised:
+        read_records(LINE + "\n" + json.dumps(json.loads(LINE) | change))
+    assert told in str(raised.value)

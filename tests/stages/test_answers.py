@@ -79,8 +79,8 @@ def test_every_visit_gets_its_own_rows_answer_from_whichever_block_holds_it(tmp_
     assert texts_of(*answered(TEACHER, folders)) == ["three", "five", "eight", "three"]
 
 
-def test_a_row_without_an_answer_is_an_error(tmp_path):
-    with pytest.raises(AssertionError, match="no teacher's answer"):
+def test_a_row_without_an_answer_is_refused_with_how_many_there_are(tmp_path):
+    with pytest.raises(SettingsError, match=r"1 of 3 rows .* no teacher's answer: .* raise corpus\.max_length"):
         answered(TEACHER, [labels(tmp_path / "a", ["three", "eight"], [3, 8])])
 
 

@@ -6,10 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.models.loading import save_model
 from harness.stages.evaluate import make_evaluate
-from tests.doubles import save_tiny, tiny_llama
+from tests.doubles import CHAT_TEMPLATE, byte_tokenizer, save_tiny, tiny_llama
 from tests.thinking import family_tokenizer
 
 COLUMNS = [
@@ -99,3 +100,25 @@ def test_answers_that_end_within_their_reasoning_are_warned_about(inputs, tmp_pa
     assert {item["prediction"] for item in items} == {""}
     (warning,) = [one for one in facts["warnings"] if "within their reasoning" in one]
     assert "15 answers to 15 items" in warning and "raise corpus.max_new_tokens" in warning
+
+
+def test_heldout_rows_that_the_template_rejects_are_left_out_and_counted_where_bad_rows_are_dropped(tmp_path):
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+    tokenizer = byte_tokenizer(refusing + CHAT_TEMPLATE)
+    save_model(tiny_llama(len(tokenizer)), tokenizer, tmp_path / "model")
+    rows = []
+    for i in range(8):
+        turns = [{"role": "user", "content": f"q{i} <|end|>"}, {"role": "assistant", "content": "a"}]
+        first = [{"role": "system", "content": "s"}] if i < 3 else []
+        rows.append({"id": f"r{i}", "source": "one", "prompt_hash": f"p{i}", "messages": first + turns, "truth": None})
+    (tmp_path / "mixture").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "mixture" / "heldout.parquet")
+    inputs = {"model": tmp_path / "model", "mixture": tmp_path / "mixture"}
+    (tmp_path / "dropped").mkdir()
+    asked = {**SETTINGS["heldout"], "where": {"on_bad_row": "drop"}}
+    facts = make_evaluate(asked, inputs, tmp_path / "dropped", Machine(device="cpu"))
+    assert facts["counts"]["heldout.rejected_by_template"] == 3 and facts["counts"]["heldout.rows"] == 5
+    assert facts["counts"]["heldout.control_tokens"] == 5
+    assert any("3 held-out rows are not scored" in said for said in facts["warnings"])
+    with pytest.raises(SettingsError, match="no system turns"):
+        make_evaluate(SETTINGS["heldout"], inputs, tmp_path / "dropped", Machine(device="cpu"))

@@ -132,7 +132,7 @@ def test_a_server_that_serves_another_model_now_is_refused(served, tmp_path):
 
 
 def test_a_server_that_names_tokens_its_declared_tokenizer_lacks_is_refused(world, tmp_path):
-    with FakeServer(tiny_llama(vocab_size=320, seed=1)) as fake:
+    with FakeServer(tiny_llama(vocab_size=320, seed=2)) as fake:
         folder, _ = adopt(fake, world["teacher"], tmp_path / "served")
         signal = Signal(kind="top_k", top_k=262)
         refused(world | {"teacher": folder}, tmp_path, r"has 262 tokens and the server .* names token", signal=signal)

@@ -70,3 +70,28 @@ def test_the_key_is_in_no_file_fact_or_message(folder, fake, tmp_path):
         open_teacher(served)
     texts = [file.read_text() for file in served.iterdir()] + [json.dumps(facts), str(refusal.value)]
     assert not any("secret" in text for text in texts)
+
+
+def test_a_key_that_is_set_after_the_server_was_adopted_is_the_one_that_is_sent(folder, tmp_path, monkeypatch):
+    with FakeServer(tiny_llama()) as fake:
+        served, _ = adopt(fake, folder, tmp_path / "served")
+        fake.key = "asked-for-later"
+        with pytest.raises(SettingsError, match=r"requires an API key .*set teacher\.api_key_env"):
+            open_teacher(served)
+        monkeypatch.setenv("LATER_KEY", "asked-for-later")
+        access = {"api_key_env": "LATER_KEY", "connect_timeout_s": 1.0, "timeout_s": 20.0}
+        assert open_teacher(served, access=access).answers(PROMPTS, **ASKED)
+
+
+def test_empty_answers_are_counted_and_refused_where_all_of_many_are_empty(folder, fake, tmp_path):
+    served, _ = adopt(fake, folder, tmp_path / "served", "FAKE_KEY")
+    teacher = open_teacher(served)
+    fake.body = {"choices": [{"token_ids": [5], "finish_reason": "stop"}]}
+    assert teacher.answers(PROMPTS, **ASKED) == [[5], [5]]
+    assert teacher.spent["empty"] == 2 and "2 answers of tiny are empty" in teacher.warnings[1]
+    many = {**ASKED, "seeds": range(16)}
+    with pytest.raises(SettingsError, match=r"answers 16 prompts, and every answer is empty; look at"):
+        teacher.answers(PROMPTS * 8, **many)
+    fake.body = {"choices": [{"token_ids": [], "finish_reason": "length"}]}
+    with pytest.raises(SettingsError, match=r"every answer is empty"):
+        teacher.answers(PROMPTS * 8, **many)

@@ -115,6 +115,12 @@ def test_a_fit_is_the_loop_written_out(tmp_path, objective, turns):
     torch.testing.assert_close(parameters(model), parameters(expected), rtol=1e-3, atol=1e-3)
 
 
+def test_the_largest_seed_trains_a_step(tmp_path):
+    most = 2**63 - 1
+    report, _ = train(tmp_path, batches=visits(12, 1, 4, seed=most), seed=most)
+    assert report.steps == 1
+
+
 @pytest.mark.parametrize("objective", [TrainingPhase(), FORWARD, STUDENT])
 def test_splitting_a_batch_moves_neither_loss_nor_parameters(tmp_path, objective):
     batches = visits(12, 1, 4, seed=0)

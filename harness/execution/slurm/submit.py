@@ -9,12 +9,13 @@ keeps it from waiting for them on a node.
     submission = submit(plan, store, machine, cluster, "my_grid")
 """
 
+import io
 import os
 import shlex
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -321,7 +322,8 @@ def _send(
     executor = SlurmExecutor(folder / "slurm", python=cluster.python)
     executor.update_parameters(**parameters)
     submission = str(folder / "submission.json")
-    with clean_environment():
+    # submitit prints what sbatch says, which the sentence of a refusal has
+    with clean_environment(), redirect_stderr(io.StringIO()):
         if len(given) == 1:
             return [str(executor.submit(function, given[0], submission).job_id)]
         return [str(one.job_id) for one in executor.map_array(function, given, [submission] * len(given))]

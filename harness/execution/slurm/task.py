@@ -19,6 +19,7 @@ from harness.plan.graph import MAKERS, TOGETHER
 from harness.runtime import preemption
 from harness.runtime.processes import slurm_job
 from harness.store.status import STUCK_AFTER, stuck
+from harness.store.storage_error import StorageError, storage_faults
 from harness.store.store import Store
 
 BUSY_SECONDS = 5.0
@@ -69,7 +70,7 @@ def _make_all(
     jobs = {written["stages"][key]["address"]: keys for key, keys in written["jobs"].items()} | written["jobs"]
     failed: dict[str, str] = {}
     try:
-        with preemption.stoppable_between():
+        with preemption.stoppable_between(), storage_faults(store.root):
             for address in addresses:
                 if failed.keys() & jobs[address]:
                     continue  # a stage that it needs has just failed, and that was reported
@@ -86,6 +87,9 @@ def _make_all(
         if preemption.received() == signal.SIGUSR2:
             requeue(written["cluster"]["restarts"])
         return preemption.EXIT_CODE
+    except StorageError as fault:
+        print(f"harness: {fault}", flush=True)
+        return 1
     for line in failed.values():
         print(f"harness: {line}", flush=True)
     return 1 if failed else 0

@@ -9,13 +9,12 @@ and open.
     forest_figure(outcome.summary, Path("results/methods"), simultaneous=outcome.simultaneous)
 """
 
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from harness.report.figures.labels import GREY, HINT, colour_of, short_label, subtitle, title
+from harness.report.figures.labels import GREY, HINT, colour_of, inches, short_label, subtitle, title, wrapped
 from harness.report.figures.plots import PANEL, names_of, save
 from harness.results.arms import Metric
 from harness.results.conclusion import BETTER, WORSE, conclusion, is_hint
@@ -100,12 +99,13 @@ def forest_figure(
     if not len(rows):
         return []
     panels = [part for _, part in rows.groupby(PANEL[:3], dropna=False)]
-    aside = 0.3 + 0.068 * rows["name"].str.len().max()  # names stand left of the first column, inches a letter
+    # names stand left of the first column, inches a letter
+    aside = 0.3 + max(max(0.068 * len(name), inches(name, 8)) for name in rows["name"].unique())
     columns = max(part["data_frac"].nunique() for part in panels)
     # few columns grow wider, until title and note have room
     wide = max(2.3, (LEAST_WIDTH - aside - 0.3) / columns)
     width = aside + wide * columns + 0.3
-    heads = [textwrap.wrap(subtitle(part), int((width - 0.3) / 0.0715)) for part in panels]
+    heads = [wrapped(subtitle(part), width - 0.3, 8.5, 0.0715) for part in panels]
     above = [0.88 + 0.15 * (len(lines) - 1) for lines in heads]
     # inches: room for title and note, and a row for each arm
     heights = [0.62 + room + 0.24 * part["name"].nunique() for room, part in zip(above, panels, strict=True)]

@@ -6,6 +6,7 @@ Used by `plots.py`; heights are in points (1/72 inch) on the page.
 """
 
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,12 @@ GREY = "#737373"
 
 MOST_LETTERS, LINE_INCHES = 64, 2.6
 """A name in a figure has at most so many letters, and a line of it so many inches."""
+RULE_LETTERS = 32
+"""A teacher's name on the rule of its score, within a panel, has at most so many letters."""
 
 
-def figure_names(names: Iterable[str]) -> dict[str, str]:
-    """What each name is called in a figure: on one line, at most 64 letters, and no two alike.
+def figure_names(names: Iterable[str], most: int = MOST_LETTERS) -> dict[str, str]:
+    """What each name is called in a figure: on one line, at most `most` letters, and no two alike.
 
     A longer name keeps its beginning and its end, with three dots between them; line breaks and other signs without a
     width become spaces.
@@ -34,12 +37,12 @@ def figure_names(names: Iterable[str]) -> dict[str, str]:
     called: dict[str, str] = {}
     for name in names:
         text = " ".join("".join(sign if sign.isprintable() else " " for sign in name).split()) or "(no name)"
-        head = MOST_LETTERS * 2 // 3
-        if len(text) > MOST_LETTERS:
-            text = f"{text[:head]}...{text[head + 3 - MOST_LETTERS :]}"
+        head = most * 2 // 3
+        if len(text) > most:
+            text = f"{text[:head]}...{text[head + 3 - most :]}"
         number, taken = 2, set(called.values())
         while name not in called and text in taken:
-            text = f"{text[: MOST_LETTERS - 5]} ({number})" if number == 2 else f"{text.rpartition(' (')[0]} ({number})"
+            text = f"{text[: most - 5]} ({number})" if number == 2 else f"{text.rpartition(' (')[0]} ({number})"
             number += 1
         called.setdefault(name, text)
     return called
@@ -55,6 +58,15 @@ def in_lines(name: str, size: float) -> str:
                 lines.append("")
             lines[-1] += part
     return "\n".join(line.strip() for line in lines)
+
+
+def wrapped(text: str, width: float, size: float, letter: float) -> list[str]:
+    """Lines of a text in letters of `size` points, none wider than `width` inches; `letter`: inches a letter takes as a
+    rule."""
+    count = int(width / letter)
+    while count > 10 and any(inches(line, size) > width for line in textwrap.wrap(text, count)):
+        count -= 1 + count // 20  # wide letters, such as capitals
+    return textwrap.wrap(text, count)
 
 
 def inches(text: str, size: float) -> float:
@@ -150,7 +162,7 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
 
 def teacher_name(teacher: str) -> str:
     """What a teacher's own score is called."""
-    return f"{figure_names([teacher])[teacher]} teacher"
+    return f"{figure_names([teacher], RULE_LETTERS)[teacher]} teacher"
 
 
 def name_references(ax: "Axes", rows: pd.DataFrame) -> list[tuple[Any, ...]]:

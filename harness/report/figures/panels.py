@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from harness.report.figures.labels import GREY
+from harness.report.figures.labels import GREY, wrapped
 from harness.report.figures.plots import PANEL
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def panel_figure(
     FigureCanvasAgg(figure)
     # heights follow from the wrapped lines, so that no note runs into an axis and no head takes a panel's room
     lines = textwrap.wrap(note, int((width - 0.3) / LETTER))
-    heads = textwrap.wrap(subtitle, int((width - 0.3) / (1.15 * LETTER)))
+    heads = wrapped(subtitle, width - 0.3, 8.5, 1.15 * LETTER)
     under, above = 0.66 + 0.14 * len(lines), 0.85 + 0.15 * len(heads)
     axes = [
         figure.add_axes(

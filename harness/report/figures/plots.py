@@ -8,7 +8,6 @@ grey, with open markers, and without a set for the crossover.
     crossover_figure(summary(records), Path("results/crossover"), crossovers(records, metric))
 """
 
-import math
 import textwrap
 import threading
 from collections import Counter
@@ -26,12 +25,14 @@ from harness.report.figures.labels import (
     HINT,
     SPARE,
     figure_names,
+    inches,
     name_ends,
     name_references,
     short_label,
     subtitle,
     teacher_name,
     title,
+    wrapped,
 )
 from harness.results.arms import Arm, Metric
 from harness.results.conclusion import one_seed
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.8)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)))
 PANEL = ["student", "corpus", "budget", "variant"]
+NAMED = 2  # shares at the axis; the others are in the warnings of their records
 OFF_BY = 0.1  # a realised share further from the fraction, relative to it, stands at the axis
 _SAVING = threading.Lock()  # the SVG salt is a global of matplotlib
 
@@ -72,7 +74,7 @@ def crossover_figure(
     # names stand right of each panel, about 0.072 inch a letter
     curves = list(rows.loc[(rows["role"] == "teacher") & rows["data_frac"].notna(), "teacher"]) if panels else []
     named = [*names_of(_lines(students)).values(), *map(teacher_name, curves)] if panels else []
-    aside = 0.35 + 0.072 * max(map(len, named), default=0)
+    aside = 0.35 + max((max(0.072 * len(name), inches(name, 8.5)) for name in named), default=0)
     width, height = max(size[0], 2 * (0.75 + 2.0 + aside)), size[1]
     figure = Figure(figsize=(width, height * max(1, len(panels))), facecolor="white")
     FigureCanvasAgg(figure)
@@ -80,7 +82,7 @@ def crossover_figure(
     for part, names in zip(parts, panels, strict=False):
         shown = rows[_of_panel(rows, names)]
         note = textwrap.wrap(footnote(shown, crossovers), int((width - 1) / 0.058))  # inches a letter
-        heads = textwrap.wrap(subtitle(shown), int((width - 1) / 0.0715))
+        heads = wrapped(subtitle(shown), width - 1, 8.5, 0.0715)
         under, above = 0.62 + 0.14 * (len(note) - 1), 1 + 0.15 * (len(heads) - 1)
         panel = (width / 2 - 0.75 - aside) / width, 1 - (above + under) / height
         left = 0.75 / width
@@ -294,7 +296,7 @@ def _shown(found: Crossover) -> bool:
 
 
 def _fractions(ax: "Axes", lines: Mapping[Any, pd.DataFrame]) -> None:
-    """A log axis with ticks at the fractions that were run and nowhere else, each with the share it really took."""
+    """A log axis with ticks at the fractions that were run and nowhere else, and the shares that were really taken."""
     from matplotlib.ticker import NullLocator
 
     fractions = sorted({float(f) for part in lines.values() for f in part["data_frac"]})
@@ -303,18 +305,21 @@ def _fractions(ax: "Axes", lines: Mapping[Any, pd.DataFrame]) -> None:
         return
     # labels of more than eight ticks would run together: every second one, the last among them
     shown = [f for n, f in enumerate(fractions) if len(fractions) <= 8 or n % 2 == (len(fractions) - 1) % 2]
-    ax.set_xticks(shown, [_share(f, lines) for f in shown])
+    ax.set_xticks(shown, [percent(f) for f in shown])
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlim(fractions[0] / 1.35, fractions[-1] * 1.35)
-    ax.set_xlabel("share of the training data (log scale)", fontsize=8.5, color=GREY)
+    ax.set_xlabel("share of the training data (log scale)" + _taken(fractions, lines), fontsize=8.5, color=GREY)
 
 
-def _share(fraction: float, lines: Mapping[Any, pd.DataFrame]) -> str:
-    """A fraction, and the share of the rows it took where that is off by more than a tenth of it."""
-    rows = pd.concat([part[part["data_frac"] == fraction] for part in lines.values()])
-    realised = rows["realised_frac"].mean() if "realised_frac" in rows else math.nan
-    label = percent(fraction)
-    return f"{label}\n({percent(realised)} of rows)" if abs(realised - fraction) > OFF_BY * fraction else label
+def _taken(fractions: Sequence[float], lines: Mapping[Any, pd.DataFrame]) -> str:
+    """The shares of the rows that fractions took, where these are off by more than a tenth."""
+    rows = pd.concat(lines.values())
+    if "realised_frac" not in rows:
+        return ""
+    taken = {fraction: rows.loc[rows["data_frac"] == fraction, "realised_frac"].mean() for fraction in fractions}
+    off = [f"{percent(f)} is {percent(share)}" for f, share in taken.items() if abs(share - f) > OFF_BY * f]
+    more = f" and {len(off) - NAMED} more" if len(off) > NAMED else ""
+    return f"; of the rows, {', '.join(off[:NAMED])}{more}" if off else ""
 
 
 def _dress(ax: "Axes", title: str, label: str) -> None:

@@ -153,13 +153,8 @@ class Curve:
 
     def errors(self, weights: Array) -> tuple[Array, Array, Array]:
         """Estimates, standard errors and Satterthwaite degrees of freedom of `weights @ mean`, each (X,)."""
-        seed, item, overlap = (
-            # quadratic forms of covariances, (X,) each: below 0 by rounding only
-            np.clip(np.einsum("xf,fg,xg->x", weights, part, weights), 0, None)
-            for part in (self.seed, self.item, self.overlap)
-        )
-        # each part alone is a lower bound of the variance: with few seeds the estimated seed part can be far too small
-        variance = np.maximum(seed + item - overlap, np.maximum(seed, item))  # (X,)
+        seed, item, overlap = self._parts(weights)
+        variance = _bounded(seed, item, overlap)
         seed_df = max(self.seed_df, 1)
         item_df = max(self.item_df, 1)
         # Satterthwaite: each part has its own df, and the overlap that of the residual of a two-way layout
@@ -173,12 +168,28 @@ class Curve:
         error = np.sqrt(variance) if self.seeds > 1 or self.item_df else np.full(len(weights), math.nan)
         df = np.maximum(df, least)
         if self.within is not None:
-            lower = np.nan_to_num(self.within.errors(weights)[1])
+            # what is not known of a replicate of one seed is left out: the bound is only lower then
+            lower = np.sqrt(_bounded(*self.within._parts(weights)))
             # the degrees of freedom stay those of the replicates: with those of the seeds, which are more, the grids
             # whose replicates lie close together by chance are covered less often
             df = np.where(lower > error, seed_df, df)
             error = np.maximum(error, lower)
         return weights @ self.mean, error, df
+
+    def _parts(self, weights: Array) -> tuple[Array, Array, Array]:
+        """What seeds, items and their overlap add to the variance of `weights @ mean`, each (X,)."""
+        # quadratic forms of covariances: below 0 by rounding only
+        seed, item, overlap = (
+            np.clip(np.einsum("xf,fg,xg->x", weights, part, weights), 0, None)
+            for part in (self.seed, self.item, self.overlap)
+        )
+        return seed, item, overlap
+
+
+def _bounded(seed: Array, item: Array, overlap: Array) -> Array:
+    """The variance of a mean from its parts, (X,)."""
+    # each part alone is a lower bound of the variance: with few seeds the estimated seed part can be far too small
+    return np.maximum(seed + item - overlap, np.maximum(seed, item))
 
 
 def curve(values: ArrayLike, strata: Sequence[Any] | None = None, limits: tuple[float, float] | None = None) -> Curve:

@@ -338,7 +338,7 @@ def test_more_options_of_sbatch_reach_the_jobs_and_a_rule_decides_over_the_clust
         assert not [one for one in options if one.startswith(("mem=", "comment", "contiguous"))]
 
 
-def test_a_submit_limit_in_mid_submission_is_one_sentence_and_the_same_command_sends_the_rest(slurm, store):
+def test_a_submit_limit_in_mid_submission_is_one_sentence_and_the_same_command_sends_the_rest(slurm, store, capsys):
     whole = send(Store.open(store.root.with_name("other")), plan_of(), pack_minutes=0)
     for path in slurm.glob("sent.*"):
         path.unlink()
@@ -349,6 +349,7 @@ def test_a_submit_limit_in_mid_submission_is_one_sentence_and_the_same_command_s
     with pytest.raises(SettingsError) as refused:
         send(store, plan_of(), pack_minutes=0)
     said = str(refused.value)
+    assert capsys.readouterr().err == ""
     assert "AssocMaxSubmitJobLimit" in said and "Job violates policy" in said and "\n" not in said
     assert f"2 of {len(whole.arrays)} arrays were sent" in said and "the same command sends the rest" in said
     # the two that were sent are in the queue; the stages of all others can be taken at once

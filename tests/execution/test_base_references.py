@@ -10,7 +10,7 @@ from harness.config import file_hash
 from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.execution.attempt import attempt
-from harness.execution.model_checks import check_references
+from harness.execution.base_references import check_references
 from harness.store.store import Store
 
 BASE = "base-" + "aa" * 16
