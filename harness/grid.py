@@ -286,7 +286,8 @@ def collect_garbage(given: argparse.Namespace) -> None:
         print(path.relative_to(store.root))
         if given.yes:
             remove(store, path)
-    print(f"{len(paths)} entries, {size / 2**20:.1f} MB {'deleted' if given.yes else 'could go; add --yes to delete'}")
+    said = "deleted" if given.yes else "could go; add --yes to delete"
+    print(f"{len(paths)} folders and files, {size / 2**20:.1f} MB {said}")
 
 
 def check_store(given: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ from harness.config.checks import SettingsError
 from harness.config.machine import Machine
 from harness.config.secrets import masked
 from harness.execution import wandb_run
+from harness.execution.base_references import check_references
 from harness.models.diverged import DivergedError, check_facts
 from harness.runtime import preemption
 from harness.runtime.processes import ProcessError, process_count, slurm_job, threads, visible_gpus
@@ -98,6 +99,8 @@ def attempt(
                     listener(progress)
 
                 check_inputs(store, spec, spec.get("verify", "full"))
+                if spec.get("verify", "full") == "full":
+                    check_references(store, spec)
                 # Tracking ends before publication: what went wrong with it is a warning in the published manifest.
                 with store.scratch(key) as out, storage_faults(store.root, out):
                     with wandb_run.curve(store, spec) as curve, others(key, lease):

@@ -203,7 +203,7 @@ def test_one_broken_plan_hides_no_other_grid_and_stops_gc(store, capsys, text):
     capsys.readouterr()
     assert verb(store, "gc", "--yes") == 0
     said = capsys.readouterr()
-    assert "0 entries" in said.out and "that grid may need any of them" in said.err and store.done(BASE)
+    assert "0 folders and files" in said.out and "that grid may need any of them" in said.err and store.done(BASE)
 
 
 def test_a_folder_that_is_no_store_is_refused_and_one_of_an_earlier_version_is_marked(store, tmp_path, capsys):
