@@ -12,7 +12,7 @@ import pytest
 from harness.config.machine import Launch
 from harness.execution.runner import run_grid
 from harness.new_student import main
-from harness.plan.compose import compose
+from harness.plan.compose import Composed, compose
 from harness.report.terminal import Finished
 from harness.store.store import Store
 from tests import real
@@ -41,7 +41,7 @@ def arms(tmp_path_factory):
     words += [f"student.path={root / 'student'}", "data_frac=1.0", "budget.amount=60", "budget.batch_size=4"]
     composed = compose([*words, "budget.learning_rate=5e-3", f"store={root / 'store'}"])
     cells = tuple(cell for cell in composed.cells if cell.seed == 0 and arm_of(cell) in ARMS)
-    frozen = run_grid(replace(composed, cells=cells, settings=replace(composed.settings, launch=Launch("inline"))))
+    frozen = run_grid(Composed(cells, replace(composed.settings, launch=Launch("inline"))))
     store = Store.open(root / "store")
     finished = Finished.collect(store, frozen)
     assert not finished.failed, finished.failed

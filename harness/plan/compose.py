@@ -122,7 +122,12 @@ def compose(arguments: Sequence[str], sweep: Mapping[str, Any] | None = None) ->
         words = read_words(arguments, _most_cells(arguments))
         fixed = _at_scale(words.fixed)
         chosen = [f"{key}={values[0]}" for key, values in words.swept.items() if is_group(key)]
-        first = _settings(hydra_compose(CONFIG, [*fixed, *chosen]))
+        config = hydra_compose(CONFIG, [*fixed, *chosen])
+        # a kind of model may need what is swept, as `student=hf` needs a path
+        for key, values in words.swept.items():
+            if not is_group(key):
+                OmegaConf.update(config, key, values[0], force_add=is_free(key))
+        first = _settings(config)
         if first.slurm is not None:
             Cluster.of(first.slurm)
         notes = list(words.notes)

@@ -32,6 +32,11 @@ def test_nested_values_and_groups_sweep_together():
     ]
 
 
+def test_what_a_kind_of_model_needs_may_be_swept():
+    found = compose(["student=hf", "student.path=models/a,models/b", "student.name=q"]).cells
+    assert [cell.student.path for cell in found] == ["models/a", "models/b"]
+
+
 def test_a_sweep_file_multiplies_zips_includes_and_excludes():
     sweep = {
         "product": {"method": ["sft", "kd"], "seed": [0, 1]},
