@@ -21,7 +21,7 @@ def check_references(store: Store, spec: Mapping[str, Any]) -> None:
     for key in dict.fromkeys(spec["inputs"].values()):
         if not key.startswith("base-"):
             continue
-        planned = store.manifest(key)["settings"].get("files") or {}
+        planned = (store.manifest(key).get("settings") or {}).get("files") or {}
         folder = Path(read_pointer(store.folder(key))[0])
         if folder == store.folder(key) or not folder.is_dir():
             continue
