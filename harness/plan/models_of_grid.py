@@ -12,8 +12,9 @@ from harness.models.files import local_folder
 from harness.models.folder_checks import check_folder
 from harness.models.kinds import HubModel, model_of
 
-WHICH = ("kind", "path", "revision", "served_model", "size", "family")
-"""Settings that say which model it is; the others (a seed, a template) are of one model."""
+WHICH = ("kind", "path", "revision", "served_model")
+"""Settings that say whose weights they are. Models of one name that differ in others are told apart by the labels of
+arms: `mini[size=large]`."""
 
 
 def check_models(cells: Iterable[Cell]) -> None:
@@ -30,7 +31,8 @@ def check_models(cells: Iterable[Cell]) -> None:
             one, two = getattr(other, field, None), getattr(model, field, None)
             if one != two:
                 reason = f"two models have this name ({field}={one}, {field}={two}), and no table could tell them apart"
-                raise refuse(f"{model.setting}.name", model.name, reason, f"give each its own {model.setting}.name")
+                way_out = f"give each its own {model.setting}.name, paired in a file's `sweep.zip`"
+                raise refuse(f"{model.setting}.name", model.name, reason, way_out)
 
 
 def _models(cells: Iterable[Cell]) -> Iterator[Model]:

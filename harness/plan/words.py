@@ -62,19 +62,19 @@ def read_words(arguments: Iterable[str], most: int | None = None) -> Words:
     values: dict[str, Any] = {}
     swept: dict[str, list[Any]] = {}
     notes: list[str] = []
-    given: dict[str, str] = {}
+    given: set[str] = set()
     first_sweep = ""
     for word in arguments:
         override = _parsed(word)
         key = override.key_or_group
         if key in given:
             if key in swept and override.is_sweep_override():
-                both = f"it is given twice: {given[key]} and {word}"
-                raise refuse(key, _typed(word), both, f"give it once, e.g. {key}=a,b with every value")
-            notes.append(f"{key} is given twice: {word} counts, {given[key]} does not")
+                raise refuse(key, _typed(word), "it is swept twice", f"give it once, e.g. {key}=a,b with every value")
+            # without the values: an address that is refused later may hold a token
+            notes.append(f"{key} is given twice: the last one counts")
             for before in (fixed, values, swept):
                 before.pop(key, None)
-        given[key] = word
+        given.add(key)
         if override.is_sweep_override():
             first_sweep = first_sweep or word
             check_swept(key, _typed(word))

@@ -19,6 +19,7 @@ def test_a_gated_student_and_a_missing_teacher_are_shown_by_status_in_one_senten
         method="logit_kd",
         corpus="jsonl",
         corpus__path=str(tmp_path / "rows.jsonl"),
+        corpus__least_heldout_rows=12,
         student="hf",
         student__path="org/gated",
         teacher="hf",

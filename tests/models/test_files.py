@@ -55,6 +55,7 @@ def test_a_complete_folder_a_hub_id_and_a_mini_pass_and_are_named_by_what_they_a
     assert none == {"kind": "none", "init": "pretrained"}
 
 
+SERVER = {"api_key_env", "connect_timeout_s", "read_timeout_s"}
 TEMPLATE = {"chat_template", "thinking", "template_date"}
 
 
@@ -72,7 +73,16 @@ TEMPLATE = {"chat_template", "thinking", "template_date"}
         (
             {"kind": "http", "path": "http://node7:8000"},
             ServedModel,
-            {"path", "served_model", "revision", "tokenizer", *TEMPLATE, "api_key_env"},
+            {
+                "path",
+                "served_model",
+                "revision",
+                "tokenizer",
+                *TEMPLATE,
+                "api_key_env",
+                "connect_timeout_s",
+                "read_timeout_s",
+            },
         ),
     ],
     ids=lambda value: value.get("kind") if isinstance(value, dict) else "",

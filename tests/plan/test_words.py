@@ -263,8 +263,8 @@ WORDS = {
     "seed=range(0,20001)": ["seed=", "20,001 values"],
     "data_frac=range(0.0001,1,0.0001) seed=range(0,100)": ["most_cells=20000", "999,900 cells", "9,999 of data_frac"],
     "seed=range(0,200) draws=200": ["most_cells=20000", "40,000 cells"],
-    "seed=0,1 seed=2,3": ["seed='2,3'", "given twice", "seed=0,1"],
-    "method=sft,kd method=sft,logit_kd": ["method='sft,logit_kd'", "given twice"],
+    "seed=0,1 seed=2,3": ["seed='2,3'", "swept twice"],
+    "method=sft,kd method=sft,logit_kd": ["method='sft,logit_kd'", "swept twice"],
     "store=a,b": ["store='a,b'", "cannot be swept"],
     "grid=a,b": ["grid='a,b'", "cannot be swept"],
     "retry=true,false": ["retry='true,false'", "cannot be swept"],
@@ -392,8 +392,8 @@ def test_a_word_that_can_be_meant_is_taken(line, value):
 @pytest.mark.parametrize(
     ("line", "note"),
     [
-        ("seed=3 seed=4", "seed is given twice: seed=4 counts, seed=3 does not"),
-        ("method=sft,kd method=kd", "method is given twice: method=kd counts, method=sft,kd does not"),
+        ("seed=3 seed=4", "seed is given twice: the last one counts"),
+        ("method=sft,kd method=kd", "method is given twice: the last one counts"),
         ("method=kd,kd", "method repeats a value in its sweep; each counts once"),
         ("seed=0,1,0,1", "seed repeats 2 values in its sweep; each counts once"),
         ("data_frac=0.3,0.30000000000000004", "data_frac repeats a value in its sweep; each counts once"),

@@ -238,6 +238,7 @@ def stored(tmp_path, primary="macro_average.rescaled", lost=()):
         with store.scratch(key) as folder:
             one = GPQA if name == "gpqa" else GSM8K
             (folder / "scores.json").write_text(json.dumps([vars(one)]))
+            (folder / "items.parquet").write_bytes(b"PAR1")
             store.publish(key, folder, {"facts": {}})
     stages = {key: {"kind": "evaluate", "inputs": {"model": "base-s"}, "address": key} for key in evaluations.values()}
     stages["base-s"] = {"kind": "base", "inputs": {}, "address": "base-s"}
