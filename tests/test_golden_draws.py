@@ -58,6 +58,7 @@ WORLD_GENERATORS = {
 WORLD_DIGESTS = {"mini/split": "555fa22c", "mini/reserved": "e680fc63"}
 SUBSET_GENERATORS = {
     "order": [1533747495, 1288943508, 29192266],
+    "pool": [2530732547, 1887249616, 323856479],
     "validation": [441652086, 1376085247, 3067589533],
 }
 

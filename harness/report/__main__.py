@@ -31,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         check_folder_name("--store", given.store)
-        with storage_faults(Path(given.out or given.store).absolute()):
+        # of a folder that is there: one that cannot be made is no fault of a disk
+        written_to = Path(given.out or given.store).absolute()
+        with storage_faults(next(one for one in (written_to, *written_to.parents) if one.is_dir())):
             written = write_report(*given.grids, store=given.store, out=given.out)
         for path in written:
             print(path)

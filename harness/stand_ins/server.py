@@ -46,15 +46,19 @@ class StandInServer(ThreadingHTTPServer):
         if not isinstance(prompt, list) or not 0 < len(prompt) < CONTEXT:
             raise ValueError(f"the prompt must be 1 to {CONTEXT - 1} token ids")
         with self._computing:
-            choice = _answer(self._model(str(name)), prompt, request)
+            model, tokens = self._model(str(name))
+            choice = _answer(model, tokens, prompt, request)
             if (top_k := request.get("prompt_logprobs")) is not None:
-                choice["prompt_logprobs"] = _prompt_logprobs(self._model(str(name)), prompt, int(top_k))
+                choice["prompt_logprobs"] = _prompt_logprobs(model, tokens, prompt, int(top_k))
         return {"choices": [{"index": 0, **choice}]}
 
-    def _load(self, name: str) -> Any:
-        from harness.models.loading import load_model
+    def _load(self, name: str) -> tuple[Any, int]:
+        """A model and how many tokens it has. A trained one never writes the rows that only fill up its embedding;
+        those of random weights are left out."""
+        from harness.models.loading import load_model, load_tokenizer
 
-        return load_model(self._folder / folder_of(name))
+        folder = self._folder / folder_of(name)
+        return load_model(folder), len(load_tokenizer(folder))
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -83,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
         return None
 
 
-def _answer(model: Any, prompt: list[int], request: dict[str, Any]) -> dict[str, Any]:
+def _answer(model: Any, tokens: int, prompt: list[int], request: dict[str, Any]) -> dict[str, Any]:
     """New tokens after a prompt, greedy or drawn with the request's seed, up to a stop token or the limit."""
     import torch
 
@@ -96,7 +100,7 @@ def _answer(model: Any, prompt: list[int], request: dict[str, Any]) -> dict[str,
     with torch.no_grad():
         while len(ids) < limit and not (ids and ids[-1] in stops):
             out = model(step, past_key_values=past, use_cache=True)
-            past, scores = out.past_key_values, torch.log_softmax(out.logits[0, -1].float(), -1)  # (V,)
+            past, scores = out.past_key_values, torch.log_softmax(out.logits[0, -1, :tokens].float(), -1)  # (V,)
             token = int(scores.argmax())
             if temperature:
                 token = int(torch.multinomial(torch.softmax(scores / temperature, -1), 1, generator=generator))
@@ -108,12 +112,12 @@ def _answer(model: Any, prompt: list[int], request: dict[str, Any]) -> dict[str,
     return {"text": "", "token_ids": ids, "logprobs": logprobs, **ended}
 
 
-def _prompt_logprobs(model: Any, prompt: list[int], top_k: int) -> list[dict[str, Any] | None]:
+def _prompt_logprobs(model: Any, tokens: int, prompt: list[int], top_k: int) -> list[dict[str, Any] | None]:
     """For every token but the first: the `top_k` most probable ones in its place and itself, with ranks from 1."""
     import torch
 
     with torch.no_grad():
-        scores = torch.log_softmax(model(torch.tensor([prompt])).logits[0].float(), -1)  # (T, V)
+        scores = torch.log_softmax(model(torch.tensor([prompt])).logits[0, :, :tokens].float(), -1)  # (T, V)
     found: list[dict[str, Any] | None] = [None]
     for place, token in enumerate(prompt[1:]):
         # ranks by place, since tokens of bf16 weights may tie

@@ -130,7 +130,8 @@ def _sentence(
         if artifact is not None and (written := _size(artifact)):
             facts.append(f"{written / 2**20:.1f} MB of this artifact were written")
     known = f" ({', '.join(facts)})" if facts else ""
-    name = f"store={str(where)!r}" if where == folder else repr(str(where))
+    is_store = where == folder and ((folder / "objects").is_dir() or not folder.exists())
+    name = f"store={str(where)!r}" if is_store else repr(str(where))
     return f"{name} failed: {said}{known}; {way_out}; what is finished is kept, and the same command goes on."
 
 

@@ -46,6 +46,7 @@ def test_a_full_disk_is_one_sentence_whichever_library_writes(tmp_path, write):
 
 
 def test_the_sentence_names_the_file_and_how_much_of_the_artifact_was_written(tmp_path):
+    (tmp_path / "objects").mkdir()
     (tmp_path / "tmp" / "train-1").mkdir(parents=True)
     (tmp_path / "tmp" / "train-1" / "weights").write_bytes(bytes(3 * 2**20))
     with pytest.raises(StorageError) as caught, storage_faults(tmp_path, tmp_path / "tmp" / "train-1"):

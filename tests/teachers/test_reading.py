@@ -214,17 +214,21 @@ def test_a_row_or_turn_that_the_teachers_rendering_lacks_is_refused_by_number():
 
 def test_a_token_that_one_side_lacks_is_refused_with_its_row():
     student, teacher = tokenizer("tulu", "<mine>"), tokenizer("tulu", "<theirs>")
-    rows = dataset([render(student, said("hi", text), 1000) for text in ("fine", "a <mine> b")], numbers=(3, 4))
+    fine, marked = (render(student, said("hi", "fine"), 1000) for _ in range(2))
+    # no text becomes a control token; rows that another program tokenised may have one
+    marked.input_ids[-2] = student.convert_tokens_to_ids("<mine>")
+    rows = dataset([fine, marked], numbers=(3, 4))
     reading = Reading(student, teacher)
     reading.check([rows[0]])
     with pytest.raises(SettingsError, match=r"corpus='row 4'.*the token <mine>, which the student has and the teacher"):
         reading.check(rows)
-    # the teacher's own rendering reads quoted text as a control token
+    # a text that quotes the teacher's token is text in the teacher's own rendering too
     llama, quoted = tokenizer("llama3", "<theirs>"), said("what is <theirs>?", "a mark")
-    own = dataset([render(llama, quoted, 1000)])
-    reading = Reading(tokenizer("tulu"), llama, [own])
+    own, here = render(llama, quoted, 1000), dataset([render(tokenizer("tulu"), quoted, 1000)])
+    Reading(tokenizer("tulu"), llama, [dataset([own])]).check(here)
+    own.input_ids[own.starts[0] - 3] = llama.convert_tokens_to_ids("<theirs>")
     with pytest.raises(SettingsError, match=r"corpus='row 0'.*the token <theirs>, which the teacher has and the"):
-        reading.check(dataset([render(tokenizer("tulu"), quoted, 1000)]))
+        Reading(tokenizer("tulu"), llama, [dataset([own])]).check(here)
 
 
 # ---- distributions ----------------------------------------------------------------------------------------------
