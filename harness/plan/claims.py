@@ -8,14 +8,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from harness.config.checks import check_known, check_positive, refuse
 from harness.plan.frozen import FrozenPlan
 from harness.plan.metrics import earlier_default, full_name
-from harness.store.store import Store, write_json
+from harness.store.store import DamagedError, Store, write_json
 
 COLUMNS = ("method", "teacher", "student", "corpus", "budget", "data_frac")
+
+KEPT = "claims.json"
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,8 @@ def declare(
 
     Of a difference, the arm with the fewer finished cells counts: cells shared with an earlier grid may be SFT's, or
     one side of the difference. Changed claims are kept beside those they replace. Raises SettingsError for a claim that
-    names no arm of the grid or several, or an unknown metric, before anything is computed; OSError where the file
-    cannot be read or written.
+    names no arm of the grid or several, or an unknown metric, before anything is computed, and as `declared`; OSError
+    where the file cannot be written.
     """
     if not given:
         return
@@ -104,8 +107,8 @@ def declare(
                 known = sorted({f"{cell.method} ({cell.teacher or 'no teacher'})" for cell in cells})
                 what = f"names {len(found)} arms of the grid, not one" if found else "names no arm of the grid"
                 raise refuse(f"claims.{claim.name}", dict(side), f"it {what}, which has {', '.join(known)}")
-    path = store.grid_folder(frozen.grid) / "claims.json"
-    kept = json.loads(path.read_text()) if path.is_file() else []
+    path = store.grid_folder(frozen.grid) / KEPT
+    kept = _entries(path)
     said, primary = [claim.plain() for claim in claims], frozen.primary_metric
     # a primary metric that was changed after results were seen is another declaration; the one of earlier versions
     # stays out, so that the hashes of claims that were kept by them stay
@@ -139,10 +142,30 @@ def declared(store: Store, grid: str) -> dict[str, Any] | None:
     """The claims in force of a grid as they were kept: `sha256`, `declared`, `cells`, `cells_finished`, `claims`, and
     `primary_metric` where it was recorded.
 
-    None where none were declared. Raises OSError where they cannot be read.
+    None where none were declared. Raises DamagedError where the file is not what was written, OSError where it cannot
+    be read.
     """
-    path = store.grid_folder(grid) / "claims.json"
-    return json.loads(path.read_text())[-1] if path.is_file() else None
+    kept = _entries(store.grid_folder(grid) / KEPT)
+    return kept[-1] if kept else None
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    """What was declared, oldest first; nothing where there is no file. Raises as `declared`."""
+    try:
+        kept = json.loads(path.read_text(errors="replace"))
+        if all(isinstance(one["claims"], list) for one in kept):
+            return list(kept)
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError):
+        pass
+    way_out = (
+        "put a copy of it back, or set it aside with `python -m harness.grid fsck --repair` and declare them again"
+    )
+    raise DamagedError(
+        f"{path} cannot be read: it is cut off or was changed, and only it says when the claims were "
+        f"declared; {way_out}."
+    )
 
 
 def matches(named: object, side: Mapping[str, Any]) -> bool:

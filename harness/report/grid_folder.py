@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from harness.config.checks import SettingsError
+from harness.plan.claims import KEPT, declared
 from harness.plan.frozen import FrozenPlan, frozen_plan, grid_names
 from harness.store.fsck import Finding
 from harness.store.store import DamagedError, Store
@@ -32,6 +33,10 @@ def grid_findings(store: Store) -> Iterator[Finding]:
         except SettingsError as error:
             yield Finding("grids", str(error))
             continue
+        try:
+            declared(store, name)
+        except DamagedError as error:
+            yield Finding("grids", str(error), partial(_claims_aside, store, path.with_name(KEPT)))
         problem = _problem_of_files(store.grid_folder(name), frozen)
         for folder in sorted(path.parent for path in (store.root / "models" / name).glob("*/receipt.json")):
             if (of_model := _problem_of_model(folder)) is not None:
@@ -79,6 +84,11 @@ def _problem_of_model(folder: Path) -> str | None:
 def _plan_aside(store: Store, path: Path) -> str:
     aside = store.set_file_aside(path, "it is no plan of a grid")
     return f"set aside as {aside}; run the grid's command again, which writes it anew and reuses what is finished"
+
+
+def _claims_aside(store: Store, path: Path) -> str:
+    aside = store.set_file_aside(path, "it says nothing of claims")
+    return f"set aside as {aside}; the grid has no declared claims until its command declares them again"
 
 
 def _collected(store: Store, frozen: FrozenPlan, model: Path | None = None) -> str:

@@ -93,6 +93,8 @@ SPOILED = {
     ),
     "a plan emptied": lambda store: os.truncate(store.grid_folder("g") / "plan.json", 0),
     "a plan that is a list": lambda store: (store.grid_folder("g") / "plan.json").write_text("[]"),
+    "claims cut": lambda store: (store.grid_folder("g") / "claims.json").write_text('[{"cl'),
+    "claims that are a mapping": lambda store: (store.grid_folder("g") / "claims.json").write_text('{"a": 1}'),
     "a submission cut": lambda store: (
         write_json(store.root / "submissions/s/submission.json", {})
         or os.truncate(store.root / "submissions/s/submission.json", 1)
