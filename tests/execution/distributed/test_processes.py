@@ -31,7 +31,7 @@ from harness.models.logits import agrees
 from harness.models.lora import with_adapters
 from harness.plan.graph import Stage
 from harness.runtime import preemption
-from harness.store.status import stage_state
+from harness.store.status import RECHECKED_CLASSES, stage_state
 from harness.store.store import Store
 from harness.training.losses.chunked import CHUNK_ELEMENTS
 from harness.training.trainer import DivergedError
@@ -223,6 +223,21 @@ def submission(root):
     }
     (root / "submission.json").write_text(json.dumps(written))
     return store, stage, then, root / "submission.json"
+
+
+def test_a_job_names_a_damaged_input_and_leaves_it_to_the_next_submission(tmp_path, capsys):
+    store, stage, then, file = submission(tmp_path / "one")
+    start = stage.inputs["start"].key
+    weights = store.folder(start) / "model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(bytes(changed))
+    assert task.make([then.key], file) == 1
+    said = capsys.readouterr().out
+    assert f"{start} is damaged: model.safetensors has another content" in said and "set aside as quarantine/" in said
+    # the submitter sends both again: the one is not made, and the class of the other is one that it tries again
+    assert stage_state(store, start).status == "missing"
+    assert stage_state(store, stage.key).failure_class == "input" and "input" in RECHECKED_CLASSES
 
 
 def one_of_four(rank, start, key, file):
