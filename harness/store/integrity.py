@@ -68,19 +68,10 @@ def damage(store: Store, key: str, largest: float = float("inf")) -> Damage | No
     if not isinstance(files, dict):
         return Damage(key, "manifest.json states no files", inode, time.time())
     for name, stated in files.items():
-        path = folder / name
-        try:
-            stat = path.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return Damage(key, f"{name} is missing", inode, _after(manifest, changed))
-        problem = None
-        if stat.st_size != stated["size"]:
-            has = "is empty" if not stat.st_size else f"has {stat.st_size:,} bytes"
-            problem = f"{name} {has}, not the {stated['size']:,} that were published"
-        elif stat.st_size <= largest and content_sha256(path) != stated["sha256"]:
-            problem = f"{name} has another content than was published (its sha256 differs)"
-        if problem:
-            return Damage(key, problem, inode, _after(manifest, stat.st_mtime))
+        if problem := _problem(folder / name, name, stated, largest):
+            if (folder / name).is_file():
+                changed = (folder / name).stat().st_mtime
+            return Damage(key, problem, inode, _after(manifest, changed))
     return None
 
 
@@ -135,15 +126,7 @@ def artifact_file(store: Store, key: str, name: str) -> Path:
     published; OSError where the file cannot be read.
     """
     path, stated = store.folder(key) / name, (store.manifest(key).get("files") or {}).get(name)
-    problem = None
-    if stated is None:
-        problem = f"its manifest states no {name}"
-    elif not path.is_file():
-        problem = f"{name} is missing"
-    elif path.stat().st_size != stated["size"]:
-        problem = f"{name} has {path.stat().st_size:,} bytes, not the {stated['size']:,} that were published"
-    elif stated["size"] <= SMALL and content_sha256(path) != stated["sha256"]:
-        problem = f"{name} has another content than was published"
+    problem = f"its manifest states no {name}" if stated is None else _problem(path, name, stated, SMALL)
     if problem:
         raise DamagedError(f"{key} in the store {store.root} is damaged: {problem}; {REPAIR}.")
     return path
@@ -183,6 +166,23 @@ def suspects(store: Store) -> dict[str, str]:
 def verifying(verify: str) -> dict[str, str]:
     """The field `verify` of a stage's spec, where its inputs are not verified in full; empty elsewhere."""
     return {} if verify == "full" else {"verify": verify}
+
+
+def _problem(path: Path, name: str, stated: Mapping[str, Any], largest: float) -> str | None:
+    """What is wrong with one file of an artifact, whose content is hashed up to `largest` bytes; None: it is whole.
+
+    Raises OSError where it cannot be read.
+    """
+    try:
+        size = path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return f"{name} is missing"
+    if size != stated["size"]:
+        has = "is empty" if not size else f"has {size:,} bytes"
+        return f"{name} {has}, not the {stated['size']:,} that were published"
+    if size <= largest and content_sha256(path) != stated["sha256"]:
+        return f"{name} has another content than was published (its sha256 differs)"
+    return None
 
 
 def _hashed(verify: str) -> float:
