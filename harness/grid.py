@@ -125,6 +125,7 @@ def show_plan(given: argparse.Namespace) -> None:
     from harness.plan.cell_plan import Plan
     from harness.plan.compose import compose
     from harness.plan.memory import check_memory
+    from harness.plan.tuning import Tune
     from harness.report.terminal import plan_lines
 
     if given.store is not None:
@@ -133,6 +134,7 @@ def show_plan(given: argparse.Namespace) -> None:
     for note in composed.notes:
         print(f"note: {note}", file=sys.stderr)
     settings, plan = composed.settings, Plan.of(composed.cells)
+    Tune.of(settings.tune)
     preflight(plan)
     store = Store.at(given.store or settings.store)
     cluster = None if settings.slurm is None else Cluster.of(settings.slurm)

@@ -35,7 +35,7 @@ class Evals:
     """Precision of the weights while a model is scored: `fp32` or `bf16`."""
 
     def __post_init__(self) -> None:
-        self.names = list(dict.fromkeys(self.names))
+        self.names = _once("evals.names", self.names)
         check_at_least("evals.limit", self.limit, 1)
         check_no_secret("evals.server", self.server, "leave it out: the server listens for this stage alone")
         if self.server is not None and not ("{model}" in self.server and "{port}" in self.server):
@@ -56,6 +56,13 @@ class Measure:
     `nf4`; the last two are scored too. Empty: none."""
 
     def __post_init__(self) -> None:
-        self.formats = list(dict.fromkeys(self.formats))
+        self.formats = _once("measure.formats", self.formats)
         for name in self.formats:
             check_choice("measure.formats", name, FORMATS)
+
+
+def _once(field: str, names: list[str]) -> list[str]:
+    """Each name once. Raises SettingsError for what is no name."""
+    if other := [one for one in names if not isinstance(one, str)]:
+        raise refuse(field, other[0], "it takes a list of names", f"write {field}=[a,b]")
+    return list(dict.fromkeys(names))

@@ -36,6 +36,16 @@ from harness.stand_ins import ensure
 
 CONFIG = "config"
 SCALES = ("mini", "paper", "rehearsal")
+WANTED = {
+    "converted to Integer": "it is a whole number",
+    "converted to Float": "it is a number",
+    "not a valid bool": "it is true or false",
+    "to string": "it is a text",
+    "is not a subclass of": "it has settings of its own, set as {key}.NAME=VALUE",
+    "is not a ListConfig": "it takes a list, e.g. {key}=[a,b]",
+    "is not Optional": "it needs a value",
+}
+"""What a setting takes, by a part of what OmegaConf says of a value that it does not."""
 FRACTION_HINT = "a fraction is a number above 0 and at most 1; try data_frac=0.01"
 
 
@@ -249,7 +259,11 @@ def _refused_key(error: OmegaConfBaseException) -> str:
     # OmegaConf names the type alone, and a fraction has bounds too
     if error.full_key == "data_frac":
         return str(refuse("data_frac", error.value, FRACTION_HINT))
-    return f"{error.full_key}={error.value!r} cannot be run: {str(error).splitlines()[0]}."
+    said = str(error).splitlines()[0]
+    if "is not in struct" in said:
+        return f"{error.full_key} is not a setting."
+    why = next((words for part, words in WANTED.items() if part in said), said)
+    return str(refuse(error.full_key, error.value, why.format(key=error.full_key)))
 
 
 class _Composer:
