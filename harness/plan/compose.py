@@ -259,11 +259,11 @@ def _refused_key(error: OmegaConfBaseException) -> str:
     # OmegaConf names the type alone, and a fraction has bounds too
     if error.full_key == "data_frac":
         return str(refuse("data_frac", error.value, FRACTION_HINT))
-    said = str(error).splitlines()[0]
+    key, said = str(error.full_key), str(error).splitlines()[0]
     if "is not in struct" in said:
-        return f"{error.full_key} is not a setting."
-    why = next((words for part, words in WANTED.items() if part in said), said)
-    return str(refuse(error.full_key, error.value, why.format(key=error.full_key)))
+        return f"{key} is not a setting."
+    why = next((words.format(key=key) for part, words in WANTED.items() if part in said), said)
+    return str(refuse(key, error.value, why))
 
 
 class _Composer:
