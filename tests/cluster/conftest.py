@@ -84,9 +84,11 @@ class Sent:
     settings: list[str] = field(default_factory=lambda: list(GRID))
 
     def start(self, *more, slurm="dev", name="g"):
-        """Begin the command that runs the grid; with `slurm`, there."""
+        """Begin the command that runs the grid; with `slurm`, there. `more` takes the place of its own settings."""
         where = [f"slurm={slurm}"] if slurm else ["launch.kind=inline"]
-        command = [sys.executable, "-m", "harness.run", "-m", *self.settings, *more, *where, f"grid={name}"]
+        named = {one.partition("=")[0] for one in more}
+        own = [one for one in self.settings if one.partition("=")[0] not in named]
+        command = [sys.executable, "-m", "harness.run", "-m", *own, *more, *where, f"grid={name}"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen([*command, f"store={self.store.root}"], cwd=self.store.root, **pipes)
 
