@@ -152,8 +152,9 @@ def check_option(group: str, value: Any) -> None:
 
 @functools.cache
 def is_free(key: str) -> bool:
-    """Whether a name stands inside a setting that takes any names, as `evals.revisions.gsm8k` does."""
-    return key.startswith("slurm.") or (_hint(key.rpartition(".")[0]) or (None,))[0] is dict
+    """Whether a name is, or stands inside, a setting that takes any names: `tune`, `evals.revisions.gsm8k`."""
+    around = (key, key.rpartition(".")[0])
+    return key.startswith("slurm.") or any((_hint(one) or (None,))[0] is dict for one in around)
 
 
 @functools.cache
@@ -306,6 +307,8 @@ def _hint(key: str) -> tuple[Any, Any] | None:
             hint = typing.get_args(hint)[0]
         elif origin is dict:
             hint = typing.get_args(hint)[1]
+            if hint is Any:  # whatever stands inside it is free too
+                return dict, hint
         elif is_dataclass(hint) and isinstance(hint, type):
             hints = typing.get_type_hints(hint)
             if part not in hints:

@@ -409,6 +409,16 @@ def test_what_is_left_out_is_noted(line, note):
     assert compose(line.split(" ")).notes == (note,)
 
 
+def test_a_setting_that_takes_any_names_is_given_whole_or_name_by_name():
+    axes = {"budget.learning_rate": [0.001, 0.002]}
+    for word in ("tune={axes: {budget.learning_rate: [1e-3, 2e-3]}}", "tune.axes={budget.learning_rate: [1e-3, 2e-3]}"):
+        for plus in ("", "+"):
+            assert compose([plus + word]).settings.tune == {"axes": axes}
+    assert compose(["evals.revisions={gsm8k: main}"]).settings.evals.revisions == {"gsm8k": "main"}
+    with pytest.raises(SettingsError, match=r"^method\.foo is not a setting"):
+        compose(["+method.foo=1"])
+
+
 def test_what_the_command_line_sets_decides_over_an_experiments_sweep():
     file = {"product": {"seed": [0, 1, 2]}, "zip": [{"data_frac": [0.1, 1.0], "train_seed": [3, 4]}]}
     cells = compose(["seed=5", "train_seed=7"], file).cells
