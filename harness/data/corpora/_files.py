@@ -41,6 +41,11 @@ LONGEST_LINE = 1 << 26
 """Bytes of a line that is read; a longer one is a bad row."""
 LISTED_FILES = 5
 ROWS_AT_ONCE = 1000
+RULES = 2
+"""Version of how rows of files become training rows; raised where some file gives others.
+
+2: many small sources form a pool; a first turn that many rows share is no prompt by itself; control tokens in a text
+are text; numbers and lists are truths of their own kind; sources that differ by case or white space are one."""
 CHANGE_NO_ROW = ("path", "max_length", "max_new_tokens", "license", "least_heldout_rows", "control_tokens")
 """Settings that are no part of a corpus's identity."""
 
@@ -180,7 +185,8 @@ def identity_of(corpus: Any, files: list[Path]) -> dict[str, Any]:
     if corpus.answers == "given":
         del kept["answers"]  # identities made before this setting existed stay the same
     kept["sources"] = None if corpus.sources is None else sorted(set(corpus.sources))
-    return {"kind": corpus_name(corpus), **kept, "files": [file_sha256(file) for file in files]}
+    files_read = {"files": [file_sha256(file) for file in files], "rules": RULES}
+    return {"kind": corpus_name(corpus), **kept, **files_read}
 
 
 def why_unreadable(file: Path) -> str:
