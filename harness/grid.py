@@ -338,7 +338,7 @@ def _existing(root: str | None) -> Store:
     if not store.root.is_dir():
         raise refuse("store", str(store.root), "there is no such folder", way_out)
     if not store.is_store():
-        raise refuse("store", str(store.root), "this folder is no store", "run a grid first, or name one with --store")
+        raise refuse("store", str(store.root), "this folder is no store", way_out)
     return store
 
 

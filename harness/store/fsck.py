@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness.store.integrity import Damage, damage, set_aside, suspects
+from harness.store.integrity import Damage, damage, largest_hashed, set_aside, suspects
 from harness.store.liveness import STALE_SECONDS, owner_runs
 from harness.store.store import Store
 from harness.store.whole_checkpoint import read_checkpoint
@@ -106,7 +106,7 @@ def _objects(store: Store, verify: str) -> Iterator[Finding]:
                 yield _aside(store, "objects", folder, f"{name} is no artifact of this store")
                 continue
             try:
-                found = damage(store, key, float("inf") if verify == "full" else -1)
+                found = damage(store, key, largest_hashed(verify))
             except OSError as error:
                 found = Damage(key, f"it cannot be read ({error.strerror or error})", folder.stat().st_ino)
             if found is not None:

@@ -83,7 +83,7 @@ def check_inputs(store: Store, spec: Mapping[str, Any], verify: str = "full") ->
     """
     told = []
     for key in dict.fromkeys(spec["inputs"].values()):
-        found = damage(store, key, _hashed(verify))
+        found = damage(store, key, largest_hashed(verify))
         if found is not None:
             told.append(set_aside(store, found))
         elif not store.done(key):
@@ -115,7 +115,7 @@ def set_aside_damaged(store: Store, keys: Iterable[str], verify: str = "full") -
     Sizes are compared, and with `verify=full` files of up to `SMALL` bytes are hashed: larger ones are, before a stage
     uses them. Raises OSError where a file cannot be read.
     """
-    largest = SMALL if verify == "full" else -1
+    largest = min(SMALL, largest_hashed(verify))
     return {key: set_aside(store, found) for key in keys if (found := damage(store, key, largest)) is not None}
 
 
@@ -185,7 +185,8 @@ def _problem(path: Path, name: str, stated: Mapping[str, Any], largest: float) -
     return None
 
 
-def _hashed(verify: str) -> float:
+def largest_hashed(verify: str) -> float:
+    """Bytes up to which `verify` has a file hashed: any number for `full`, none at all for `size`."""
     return float("inf") if verify == "full" else -1
 
 
